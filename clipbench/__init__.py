@@ -1,0 +1,35 @@
+"""clipbench: what gradient clipping does, compared with another optimizer or another learning rate."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipbench import metrics, trees
+    from clipbench.registry import Count, NonNegative, Positive, Unit, UsageError, clip, optimizer, workload
+
+__version__ = "0.1.0"
+__all__ = [
+    "Count",
+    "NonNegative",
+    "Positive",
+    "Unit",
+    "UsageError",
+    "clip",
+    "metrics",
+    "optimizer",
+    "trees",
+    "workload",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562), so that ``clipbench --help`` does not wait for torch."""
+    if name in ("metrics", "trees"):
+        return import_module(f"clipbench.{name}")
+    if name in __all__:
+        return getattr(import_module("clipbench.registry"), name)
+    raise AttributeError(f"module 'clipbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,133 @@
+"""A cell: one run of the matrix, and its identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from clipbench import registry
+
+RELATIVE = "relative"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component as a study wrote it: its name, version and settings (those at their defaults left out).
+
+    ``threshold`` names a clip's first setting, None for other components and for clips without settings.
+    """
+
+    name: str
+    version: int | str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    threshold: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        return {"name": self.name, "version": self.version, "settings": dict(self.settings)}
+
+    @property
+    def label(self) -> str:
+        """``momentum(weight_decay=0.01)``: the name, and the settings other than the threshold."""
+        others = [
+            f"{name}={plain(value)}" for name, value in sorted(self.settings.items()) if name not in (RELATIVE, self.threshold)
+        ]
+        return f"{self.name}({', '.join(others)})" if others else self.name
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything one training run is made of.
+
+    ``role`` and ``extended`` say who asked for the cell; they are recorded, and no part of the identity.
+    """
+
+    workload: Part
+    optimizer: Part
+    clip: Part
+    lr: float
+    seed: int
+    steps: int
+    batch: int
+    device: str = "cpu"
+    dtype: str = "float32"
+    evaluations: int = 20
+    events: Mapping[str, float] = field(default_factory=dict)
+    role: str = field(default="select", compare=False)
+    extended: bool = field(default=False, compare=False)
+
+    def document(self) -> dict[str, Any]:
+        """What the identity is the hash of. A field added to the format later is left out at its default, so old cells keep their ids."""
+        document: dict[str, Any] = {
+            "workload": self.workload.document(),
+            "optimizer": self.optimizer.document(),
+            "clip": self.clip.document(),
+            "lr": self.lr,
+            "seed": self.seed,
+            "steps": self.steps,
+            "batch": self.batch,
+            "device": self.device,
+            "dtype": self.dtype,
+            "evaluations": self.evaluations,
+            "events": dict(self.events),
+        }
+        return document
+
+    @property
+    def canonical(self) -> str:
+        """The document as canonical JSON: sorted keys, no spaces, shortest floats."""
+        return json.dumps(self.document(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    @property
+    def id(self) -> str:
+        """The first 16 hex digits of SHA-256 over the canonical JSON."""
+        return identity(self.canonical)
+
+    @property
+    def problem(self) -> str:
+        """The workload with its settings, as tables and figures name it."""
+        return self.workload.label
+
+    @property
+    def arm(self) -> str:
+        """The optimizer and the clip, without lr and threshold: what a comparison compares."""
+        return self.optimizer.label if self.clip.name == "none" else f"{self.optimizer.label} + {self.clip.label}"
+
+    @property
+    def relative(self) -> float | None:
+        """The threshold as a multiple of the pilot's median size, where the study gave it so."""
+        return self.clip.settings.get(RELATIVE)
+
+    def clip_settings(self, median_size: float | None = None) -> dict[str, Any]:
+        """The clip's settings with a relative threshold resolved: ``relative × median_size`` to three digits."""
+        settings = dict(self.clip.settings)
+        if RELATIVE in settings:
+            if median_size is None or self.clip.threshold is None:
+                raise ValueError(f"a relative threshold of {self.clip.name} needs the pilot's median size")
+            settings[self.clip.threshold] = float(f"{settings.pop(RELATIVE) * median_size:.3g}")
+        return settings
+
+
+def identity(canonical: str) -> str:
+    """The id that belongs to a canonical JSON document."""
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def from_json(canonical: str, role: str = "select") -> Cell:
+    """The cell that a stored row's ``settings`` describe."""
+    document = json.loads(canonical)
+    clip = document["clip"]
+    threshold = registry.threshold_field(registry.find("clip", clip["name"]))
+    parts = {
+        "workload": Part(**document.pop("workload")),
+        "optimizer": Part(**document.pop("optimizer")),
+        "clip": Part(**document.pop("clip"), threshold=threshold),
+    }
+    return Cell(**parts, **document, role=role)
+
+
+def plain(value: Any) -> str:
+    """A setting's value as a label shows it: ``0.01``, ``inf``."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,337 @@
+"""The command line: list, plan, run, report, verify, throughput, conform.
+
+Exit codes: 0 done, 1 a finding, 2 wrong use, 130 interrupted with everything finished kept. Commands import what they need when they
+are called, so that help, report and verify never wait for torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from tqdm import tqdm
+
+from clipbench import __version__
+from clipbench.registry import UsageError
+
+if TYPE_CHECKING:
+    from clipbench.engines import Record
+    from clipbench.protocol import Plan
+    from clipbench.store import Store
+    from clipbench.study import Study
+
+FINDING, WRONG_USE, INTERRUPTED = 1, 2, 130
+RESULTS = Path("results")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def main() -> None:
+    """The entry point of the ``clipbench`` command."""
+    warnings.showwarning = _warn  # type: ignore[assignment]
+    cli(prog_name="clipbench")
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    if issubclass(category, UserWarning):
+        click.echo(f"clipbench: warning: {message}", err=True)
+
+
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Every error a user can cause is one sentence and exit code 2."""
+
+    @wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except UsageError as error:
+            _leave(str(error), WRONG_USE)
+        except OSError as error:
+            if error.filename is None and error.errno not in (*FULL, errno.EROFS):
+                raise
+            reason = "the disk is full" if error.errno in FULL else (error.strerror or str(error)).lower()
+            place = f"{error.filename}: " if error.filename else ""
+            _leave(f"{place}{reason}; nothing that was stored is lost.", WRONG_USE)
+        except KeyboardInterrupt:
+            _leave("interrupted; every cell that ended is kept, and `run` goes on from there.", INTERRUPTED)
+
+    return wrapped
+
+
+def _leave(sentence: str, code: int) -> None:
+    click.echo(f"clipbench: {sentence}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="clipbench")
+def cli() -> None:
+    """What gradient clipping does, compared with another optimizer or another learning rate."""
+
+
+@cli.command("list")
+@click.argument("kind", type=click.Choice(["workloads", "optimizers", "clips", "studies"]), required=False)
+@command
+def list_(kind: str | None) -> None:
+    """The workloads, optimizers, clips and packaged studies there are."""
+    import inspect
+    import tomllib
+
+    from clipbench import registry, study
+
+    if kind != "studies":
+        registry.load_packaged()
+    for number, section in enumerate([kind] if kind else ["workloads", "optimizers", "clips", "studies"]):
+        if number:
+            click.echo()
+        if not kind:
+            click.echo(section)
+        if section == "studies":
+            rows = [(name, tomllib.loads(text).get("title", "")) for name, text in study.packaged().items()]
+        else:
+            singular: Any = section.removesuffix("s")
+            classes = [registry.find(singular, name) for name in registry.names(singular)]
+            rows = [
+                (cls.name, f"{(inspect.getdoc(cls) or '').partition(chr(10))[0]} [{registry.settings_in_words(cls)}]")
+                for cls in classes
+            ]  # type: ignore[attr-defined]
+        width = max(len(name) for name, _ in rows)
+        for name, about in rows:
+            click.echo(f"  {name:<{width}}  {about}")
+
+
+STUDY = click.argument("study", metavar="STUDY")
+DEVICE = click.option(
+    "--device", type=click.Choice(["cpu", "cuda", "auto"]), default=None, help="Run every cell here, whatever the page says."
+)
+OUT = click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; results/NAME where not given.")
+
+
+@cli.command()
+@STUDY
+@OUT
+@DEVICE
+@command
+def plan(study: str, out: Path | None, device: str | None) -> None:
+    """Cells, what is stored already, and the predicted time; runs no cell."""
+    from clipbench import protocol
+    from clipbench.study import read
+
+    page = read(study)
+    asked = protocol.plan(page, device or "study")
+    folder = out or RESULTS / page.name
+    store = _open(folder, page)
+    outlook = protocol.predict(page, asked, store)
+    click.echo(f"{page.name}: {page.document.title}")
+    width = max(len(row["task"]) for row in outlook)
+    click.echo(f"  {'':<{width}}   select  stored   report at most  ms a step")
+    for row in outlook:
+        click.echo(
+            f"  {row['task']:<{width}}  {row['select']:>7} {row['stored']:>7}  {row['report']:>15} {1000 * row['step_seconds']:>10.3g}"
+        )
+    click.echo(f"  selection: {sum(row['select'] for row in outlook)} cells; report settings: to be chosen.")
+    for entry in asked.not_run:
+        click.echo(f"  not run: {entry['cells']} {entry['device']} cells, because {entry['reason']}.")
+    seconds = sum(row["seconds"] for row in outlook) / protocol.cores()
+    click.echo(
+        f"  predicted: about {_duration(seconds)} on {protocol.cores()} workers for what is missing, timings and extended axes apart."
+    )
+
+
+def _open(folder: Path, page: Study) -> Store | None:
+    from clipbench.store import Store
+
+    if not (folder / "study.toml").is_file():
+        return None
+    store = Store(folder)
+    if store.name != page.name:
+        raise UsageError(f'{folder}: this folder holds the study "{store.name}", not "{page.name}"; choose another with --out.')
+    return store
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@cli.command()
+@STUDY
+@OUT
+@DEVICE
+@click.option("--workers", type=click.IntRange(1), default=None, help="Worker processes; one per core where not given.")
+@click.option(
+    "--curves",
+    type=click.Choice(["all", "report"]),
+    default="all",
+    help="Which curves to keep: all, or of report and diverged cells.",
+)
+@click.option("--anew", is_flag=True, help="Start from nothing; the old folder is renamed, not deleted.")
+@click.option("--no-throughput", is_flag=True, help="Leave out the timing of the methods.")
+@command
+def run(
+    study: str, out: Path | None, device: str | None, workers: int | None, curves: str, anew: bool, no_throughput: bool
+) -> None:
+    """Run what is missing of a study; a second run says that everything is stored."""
+    from clipbench import protocol
+    from clipbench.store import Store, set_old_aside
+    from clipbench.study import read
+
+    page = read(study)
+    page.cells()  # whatever is wrong with the page is said before a folder is touched
+    folder = out or RESULTS / page.name
+    if anew and (old := _open(folder, page)) is not None:
+        with old.claim():
+            renamed = set_old_aside(folder)
+        click.echo(f"{folder}: the old results are now {renamed}.")
+    store = Store.create(folder, page.name, page.text)
+    with store.claim(), Bars() as bars:
+        counts = protocol.run(
+            page,
+            store,
+            device=device or "study",
+            workers=workers,
+            curves=curves,
+            with_throughput=not no_throughput,
+            watcher=bars,
+        )
+    total = counts["kept"] + counts["ran"]
+    spoiled = f"{counts['diverged']} diverged, {counts['collapsed']} collapsed, {counts['failed']} failed"
+    if counts["ran"]:
+        click.echo(f"{folder}: {total} cells, {counts['kept']} kept, {counts['ran']} run; {spoiled}.")
+    else:
+        click.echo(f"{folder}: everything is stored, all {total} cells kept; {spoiled}.")
+    for entry in store.page("plan")["not_run"]:
+        click.echo(f"not run: {entry['cells']} {entry['device']} cells, because {entry['reason']}.")
+    click.echo(f"`clipbench report {folder}` draws the figures and tables.")
+    if counts["failed"]:
+        sys.exit(FINDING)
+
+
+class Bars:
+    """Progress on stderr, one bar a phase; silent where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm[Any] | None = None
+        self.diverged = self.failed = 0
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def phase(self, name: str, cells: int) -> None:
+        self._close()
+        if cells:
+            self.bar = tqdm(
+                total=cells, desc=f"{name:<10}", unit="cell", file=sys.stderr, disable=not sys.stderr.isatty(), mininterval=0.5
+            )
+
+    def record(self, record: Record) -> None:
+        self.failed += record.failure is not None
+        self.diverged += record.verdict is not None and record.verdict.status == "diverged"
+        if self.bar is not None:
+            self.bar.set_postfix(diverged=self.diverged, failed=self.failed, refresh=False)
+            self.bar.update()
+
+    def tick(self) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def note(self, sentence: str) -> None:
+        click.echo(f"clipbench: {sentence}", err=True)
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--format", "formats", default="html,md,csv", help="Comma-separated: html, md, csv.")
+@command
+def report(folder: Path, formats: str) -> None:
+    """Draw the figures and tables of a results folder; the same store gives the same bytes."""
+    from clipbench import report as report_
+    from clipbench.store import Store
+
+    store = Store(folder)
+    written = report_.write(store, tuple(name.strip() for name in formats.split(",") if name.strip()))
+    for file, damage in sorted(store.bad.items()):
+        click.echo(f"clipbench: warning: {folder}/{file} {damage}; its rows are left out.", err=True)
+    page = next((path for path in written if path.name.startswith("report.")), written[0])
+    click.echo(f"{page} and {len(written) - 1} files beside it.")
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@command
+def verify(folder: Path) -> None:
+    """Check every file and every promise of a results folder; exit 1 with a list of what is broken."""
+    from clipbench.store import Store
+
+    store = Store(folder)
+    found = store.problems()
+    for sentence in found:
+        click.echo(sentence)
+    if found:
+        _leave(f"{folder}: {len(found)} broken promises.", FINDING)
+    click.echo(f"{folder}: {len(store.read('cells'))} cells, every file and every promise holds.")
+
+
+@cli.command()
+@STUDY
+@OUT
+@DEVICE
+@command
+def throughput(study: str, out: Path | None, device: str | None) -> None:
+    """Time every method of a study's workloads again, alone on the machine, beside the timings stored."""
+    from clipbench import protocol
+    from clipbench.study import read
+
+    page = read(study)
+    folder = out or RESULTS / page.name
+    store = _open(folder, page)
+    if store is None:
+        raise UsageError(f"{folder}: there are no results of {page.name}; run the study first, or say where with --out.")
+    with store.claim(), Bars() as bars:
+        benches = protocol.time_again(page, store, device or "study", bars)
+    click.echo(f"{folder}: {benches} optimizers timed on their workloads, with every clip.")
+
+
+@cli.command()
+@click.argument("component", metavar="NAME|FILE.py")
+@command
+def conform(component: str) -> None:
+    """Test a component, a stranger's file included, against what every component must satisfy; exit 1 with the broken promises."""
+    from clipbench import conformance, registry
+
+    registry.load_packaged()
+    known = {(kind, name) for kind in registry.KINDS for name in registry.names(kind)}
+    if component.endswith(".py"):
+        registry.load_file(Path(component), "conform")
+        chosen = sorted({(kind, name) for kind in registry.KINDS for name in registry.names(kind)} - known)
+        if not chosen:
+            raise UsageError(f"conform: {component} registers no component; decorate a class with @clip, @optimizer or @workload.")
+    else:
+        chosen = sorted((kind, name) for kind, name in known if name == component)
+        if not chosen:
+            names = sorted(name for _, name in known)
+            raise UsageError(
+                f'conform: there is no component "{component}".{registry.nearest(component, names)} There are: {", ".join(names)}.'
+            )
+    broken = 0
+    for kind, name in chosen:
+        click.echo(f"{kind} {name}")
+        for check in conformance.conform(kind, name):
+            broken += not check.passed
+            click.echo(f"  {'holds ' if check.passed else 'BROKEN'}  {check.claim}{f': {check.detail}' if check.detail else ''}")
+    if broken:
+        _leave(f"{broken} broken promises.", FINDING)

@@ -1,0 +1,192 @@
+"""What happened in a run: events, status and outcome, derived from its recorded curve by one function for every engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clipbench import schema
+
+COLUMNS = ("loss", "grad_norm", "kept", "cosine", "changed", "update_norm")
+LOSS, GRAD_NORM, KEPT, COSINE, CHANGED, UPDATE_NORM = range(len(COLUMNS))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The event thresholds, settings of a study. Losses are measured from the optimum where it is known, from zero elsewhere."""
+
+    blow_up: float = 10.0
+    """A run blows up above this multiple of max(first loss, reference loss) …"""
+    blow_up_steps: int = 10
+    """… for this many steps running."""
+    spike: float = 5.0
+    """A spike is above this multiple of the median of the steps before, and above it by more than the reference loss."""
+    spike_window: int = 50
+    """Steps that median looks back on."""
+    tail: float = 0.05
+    """Share of the steps whose median loss says how a run ended."""
+    left_below: float = 0.9
+    """A loss below this multiple of the reference has learned something …"""
+    left_above: float = 1.2
+    """… and one above this multiple has left it the other way: back at the reference after either is a collapse."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event: the step it began, its kind, the value the rule looked at, and the rule in words."""
+
+    step: int
+    kind: str
+    value: float
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A run's status and outcome, the event that spoiled it and that event's first step."""
+
+    status: str
+    outcome: str
+    reason: str | None = None
+    diverged_at: int | None = None
+
+
+def ends(rows: np.ndarray) -> np.ndarray:
+    """Which steps of a curve end it: those with a loss, gradient or parameter that is not finite (``rows``: steps × 6)."""
+    return ~np.isfinite(rows[:, LOSS]) | np.isnan(rows[:, GRAD_NORM]) | np.isnan(rows[:, UPDATE_NORM])
+
+
+def derive(
+    rows: np.ndarray,
+    reference: float | None,
+    optimum: float | None = None,
+    unbounded: bool = False,
+    rules: Rules | None = None,
+) -> list[Event]:
+    """The events of one curve, in the order of their steps.
+
+    :param rows: steps × 6 in the order of ``COLUMNS``; a step that ends the curve is its last.
+    :param reference: the loss of the best constant prediction; None means the first loss (an analytic function).
+    :param optimum: the loss's infimum, or None where it is unknown.
+    :param unbounded: a loss unbounded below gets the rules on non-finite values only.
+    """
+    rules = rules or Rules()
+    found = [*_nonfinite(rows), *_overflows(rows)]
+    if not unbounded and len(rows):
+        level, base = _level(rows, reference, optimum)
+        found += _blow_ups(level, base, rules)
+        found += _spikes(level, base, rules)
+    return sorted(found, key=lambda event: (event.step, schema.KINDS.index(event.kind)))
+
+
+def judge(
+    rows: np.ndarray,
+    events: Sequence[Event],
+    reference: float | None,
+    optimum: float | None = None,
+    unbounded: bool = False,
+    validation_loss: float | None = None,
+    rules: Rules | None = None,
+) -> Verdict:
+    """Status and outcome of a run that was not cut short.
+
+    :param validation_loss: of the last evaluation, where there was one.
+    """
+    rules = rules or Rules()
+    kinds = {event.kind: event for event in reversed(events)}  # the first of each kind
+    broken = [kinds[kind] for kind in schema.NONFINITE if kind in kinds]
+    if broken:
+        first = min(broken, key=lambda event: event.step)
+        return Verdict("diverged", "diverged", first.kind, first.step)
+    if "blow_up" in kinds and "recovered" not in kinds:
+        return Verdict("diverged", "diverged", "blow_up", kinds["blow_up"].step)
+    if unbounded:
+        return Verdict("completed", "learned")
+    level, base = _level(rows, reference, optimum)
+    last = validation_loss - (optimum or 0.0) if validation_loss is not None else -math.inf
+    if _tail(level, rules) < base and last < base:
+        return Verdict("completed", "learned")
+    left = np.any((level < rules.left_below * base) | (level > rules.left_above * base))
+    return Verdict("completed", "collapsed" if left else "stalled")
+
+
+def _level(rows: np.ndarray, reference: float | None, optimum: float | None) -> tuple[np.ndarray, float]:
+    loss = rows[:, LOSS]
+    shift = optimum or 0.0
+    return loss - shift, (float(loss[0]) if reference is None else reference) - shift
+
+
+def _tail(level: np.ndarray, rules: Rules) -> float:
+    return float(np.median(level[-max(1, math.ceil(rules.tail * len(level))) :]))
+
+
+def _nonfinite(rows: np.ndarray) -> list[Event]:
+    found = []
+    for kind, column, broken in (
+        ("nonfinite_loss", LOSS, ~np.isfinite(rows[:, LOSS])),
+        ("nonfinite_grad", GRAD_NORM, np.isnan(rows[:, GRAD_NORM])),
+        ("nonfinite_param", UPDATE_NORM, np.isnan(rows[:, UPDATE_NORM])),
+    ):
+        if broken.any():
+            step = int(np.argmax(broken))
+            noun = kind.removeprefix("nonfinite_").replace("grad", "gradient").replace("param", "parameter")
+            found.append(Event(step, kind, float(rows[step, column]), f"{noun} is not finite"))
+    return found
+
+
+def _overflows(rows: np.ndarray) -> list[Event]:
+    detail = "the gradient is finite and its norm is not: a norm clip makes it zero"
+    return [
+        Event(step, "norm_overflow", float(rows[step, GRAD_NORM]), detail)
+        for step, _ in _excursions(np.isposinf(rows[:, GRAD_NORM]))
+    ]
+
+
+def _blow_ups(level: np.ndarray, base: float, rules: Rules) -> list[Event]:
+    line = rules.blow_up * max(float(level[0]), base)
+    if not math.isfinite(line) or line <= 0:
+        return []
+    long = [(first, last) for first, last in _excursions(level > line) if last - first >= rules.blow_up_steps]
+    if not long:
+        return []
+    words = (
+        f"above {line:.6g}, {rules.blow_up:g} times the larger of first and reference loss, for {rules.blow_up_steps} steps running"
+    )
+    found = [Event(first, "blow_up", float(level[first]), words) for first, _ in long]
+    end = long[-1][1]
+    if end < len(level) and _tail(level, rules) < line:
+        found.append(Event(end, "recovered", float(level[end]), f"back below {line:.6g}, and there at the end"))
+    return found
+
+
+def _spikes(level: np.ndarray, base: float, rules: Rules) -> list[Event]:
+    window = rules.spike_window
+    if len(level) <= window:
+        return []
+    before = np.median(np.lib.stride_tricks.sliding_window_view(level, window)[:-1], axis=1)
+    now = level[window:]
+    with np.errstate(invalid="ignore"):
+        high = np.isfinite(now) & (now > rules.spike * before) & (now - before > base)
+    return [
+        Event(
+            window + first,
+            "spike",
+            float(now[first]),
+            f"above {rules.spike:g} times the median of the {window} steps before ({before[first]:.6g}) by more than the reference",
+        )
+        for first, _ in _excursions(high)
+    ]
+
+
+def _excursions(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Half-open spans of consecutive True steps."""
+    edge = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])).astype(np.int8)))
+    return [(int(first), int(last)) for first, last in zip(edge[::2], edge[1::2], strict=True)]
+
+
+def rules_from(settings: Mapping[str, float]) -> Rules:
+    """The rules with a study's changes."""
+    return Rules(**settings)  # type: ignore[arg-type]

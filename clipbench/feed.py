@@ -1,0 +1,91 @@
+"""What a workload gives to one cell: weights, batches and evaluation data, each from a seeded stream of its own.
+
+A stream depends on the workload's name, the seed and the stream's name only. So every method meets the same weights and the same
+batches, in every process and in every engine.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipbench import trees
+from clipbench.registry import UsageError
+
+Batch = tuple[Tensor, Tensor]
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def model(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
+    """The workload's module with the seed's weights: drawn in float32 on the CPU, then moved."""
+    with trees.seeded(workload.name, seed, "weights"):
+        return workload.model().to(device=device, dtype=dtype)
+
+
+@lru_cache(maxsize=32)
+def splits(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str, Batch]:
+    """Split name → ``(inputs, targets)``, floating tensors in ``dtype``; empty for a workload without data.
+
+    ``data(self)`` is called once per process and the same for every seed; ``data(self, generator)`` draws the split of each seed.
+    """
+    if not hasattr(workload, "data"):
+        return {}
+    if _takes(workload.data, "generator"):
+        drawn = workload.data(trees.generator(workload.name, seed, "split"))
+    else:
+        drawn = _once(workload)
+    return {name: (cast(inputs, dtype, device), cast(targets, dtype, device)) for name, (inputs, targets) in drawn.items()}
+
+
+@lru_cache(maxsize=8)
+def _once(workload: Any) -> dict[str, Batch]:
+    return workload.data()
+
+
+def batches(
+    workload: Any, seed: int, batch: int, steps: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Iterator[Batch]:
+    """The ``steps`` training batches of one seed, in order.
+
+    Data is visited in shuffled epochs without the last, short batch; a workload with ``sample`` draws every batch anew.
+
+    :raises UsageError: the training split is smaller than one batch.
+    """
+    stream = trees.generator(workload.name, seed, "batches")
+    if hasattr(workload, "sample"):
+        sized = {"batch": batch} if _takes(workload.sample, "batch") else {}
+        for _ in range(steps):
+            inputs, targets = workload.sample(stream, **sized)
+            yield cast(inputs, dtype, device), cast(targets, dtype, device)
+        return
+    inputs, targets = splits(workload, seed, dtype, device)["train"]
+    for index in order(len(inputs), batch, steps, stream, workload.name).to(device):
+        yield inputs[index], targets[index]
+
+
+def order(examples: int, batch: int, steps: int, stream: torch.Generator, name: str) -> Tensor:
+    """The examples of every batch, an index of shape ``(steps, batch)``."""
+    per_epoch = examples // batch
+    if per_epoch == 0:
+        raise UsageError(f'workload "{name}": a batch of {batch} is larger than its {examples} training examples.')
+    epochs = [torch.randperm(examples, generator=stream)[: per_epoch * batch] for _ in range(-(-steps // per_epoch))]
+    return torch.cat(epochs).reshape(-1, batch)[:steps] if epochs else torch.empty(0, batch, dtype=torch.long)
+
+
+def loss_of(workload: Any, output: Tensor, target: Tensor) -> Tensor:
+    """The workload's loss; of a workload without one, the module's output itself."""
+    return workload.loss(output, target) if hasattr(workload, "loss") else output
+
+
+def cast(tensor: Tensor, dtype: torch.dtype, device: str) -> Tensor:
+    """``tensor`` on ``device``, in ``dtype`` where it is floating (labels and token numbers stay whole numbers)."""
+    return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+
+def _takes(function: Any, name: str) -> bool:
+    return name in inspect.signature(function).parameters

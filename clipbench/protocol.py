@@ -1,0 +1,388 @@
+"""The protocol of a run: calibrate, select, extend, report, time. Each phase is a list of cells, and runs what is missing of it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipbench import engines, metrics, registry, schedule, selection, throughput
+from clipbench.cell import RELATIVE, Cell, Part
+from clipbench.engines import Job, Record
+from clipbench.registry import UsageError
+from clipbench.store import Store
+from clipbench.study import Study, part
+
+HEADLINE = {
+    "plain SGD": "sgd",
+    "momentum": "momentum",
+    "RMSprop": "rmsprop",
+    "value clip": "sgd + value",
+    "norm clip": "sgd + norm",
+}
+LIBRARIES = ("clipbench", "torch", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn")
+
+
+class Watcher:
+    """What a caller may follow; the command line draws progress bars from it."""
+
+    def phase(self, name: str, cells: int) -> None:
+        """A phase begins with so many cells to run."""
+
+    def record(self, record: Record) -> None:
+        """A cell has ended."""
+
+    def tick(self) -> None:
+        """A step of a phase without cells is done."""
+
+    def note(self, sentence: str) -> None:
+        """Something worth a line."""
+
+
+@dataclass
+class Plan:
+    """The cells a study asks for here, by phase, and those it cannot have."""
+
+    cells: list[Cell]
+    not_run: list[dict[str, Any]]
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> dict[str, Cell]:
+        """One cell for every workload, batch, device and dtype."""
+        return {task_key(cell): cell for cell in self.cells}
+
+
+def task_key(cell: Cell) -> str:
+    """Where the calibration of a cell is filed: ``wdbc, batch 32, cpu, float32``."""
+    return f"{cell.problem}, batch {cell.batch}, {cell.device}, {cell.dtype}"
+
+
+def plan(study: Study, device: str = "study") -> Plan:
+    """The selection cells of a study; those for a device this machine lacks, or that ``device`` leaves out, are listed as not run.
+
+    :param device: ``study`` (what the page says), ``cpu``, ``cuda``, or ``auto`` (CUDA where there is one, the CPU elsewhere).
+    """
+    cells, not_run = study.cells(), []
+    if device in ("cpu", "cuda", "auto"):
+        wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        if wanted == "cuda" and not torch.cuda.is_available():
+            raise UsageError("--device cuda: this machine has no CUDA device; leave --device out, or say cpu.")
+        cells = list({cell.id: cell for cell in (replace(cell, device=wanted) for cell in cells)}.values())
+    if not torch.cuda.is_available():
+        absent = sum(cell.device == "cuda" for cell in cells)
+        if absent:
+            not_run.append({"device": "cuda", "cells": absent, "reason": "this machine has no CUDA device"})
+        cells = [cell for cell in cells if cell.device != "cuda"]
+    return Plan(cells, not_run)
+
+
+def run(
+    study: Study,
+    store: Store,
+    *,
+    device: str = "study",
+    workers: int | None = None,
+    curves: str = "all",
+    with_throughput: bool = True,
+    watcher: Watcher | None = None,
+) -> dict[str, int]:
+    """Run what is missing of a study into a claimed store; returns counts for a closing sentence.
+
+    :returns: ``kept`` and ``ran`` cells, ``diverged`` and ``failed`` among all, ``not_run``.
+    """
+    watcher = watcher or Watcher()
+    for moved in store.sweep():
+        watcher.note(f"set aside: {moved}")
+    asked = plan(study, device)
+    if not asked.cells:
+        raise UsageError(f"{study.where}: every cell is for an absent device ({asked.not_run[0]['reason']}).")
+    environment = _settle(study, store, asked, curves)
+    campaign = _Campaign(study, store, asked, environment, workers or cores(), watcher)
+    campaign.calibrate()
+    campaign.phase("select", asked.cells)
+    campaign.phase("extend", campaign.extension())
+    campaign.phase("report", campaign.report())
+    if with_throughput:
+        campaign.time()
+    cells = store.read("cells")
+    wanted = cells[cells["cell"].isin(campaign.ids)]
+    return {
+        "kept": campaign.kept,
+        "ran": campaign.ran,
+        "diverged": int((wanted["status"] == "diverged").sum()),
+        "collapsed": int((wanted["outcome"] == "collapsed").sum()),
+        "failed": int((wanted["status"] == "failed").sum()),
+        "not_run": sum(entry["cells"] for entry in asked.not_run),
+    }
+
+
+def predict(study: Study, asked: Plan, store: Store | None) -> list[dict[str, Any]]:
+    """What a run will cost, a row per task: cells to select and stored, report cells at most, seconds a step and for what is missing.
+
+    Seconds a step come from stored cells of the task where there are any, from a few steps taken here elsewhere.
+    """
+    stored = store.read("cells") if store is not None else None
+    rows = []
+    for key, template in asked.tasks.items():
+        cells = [cell for cell in asked.cells if task_key(cell) == key]
+        arms = {cell.arm for cell in cells}
+        readings = [2 + (arm in HEADLINE.values()) for arm in arms]
+        report = sum(readings) * study.seeds(template.workload.name).report
+        have, step_seconds = 0, None
+        if stored is not None:
+            mine = stored[stored["cell"].isin({cell.id for cell in cells}) & (stored["status"] != "failed")]
+            have = len(mine)
+            step_seconds = float((mine["seconds"] / mine["steps"]).median()) if have else None
+        step_seconds = step_seconds or schedule.call(_step_seconds, (template,), study.used, template.device)
+        missing = sum(cell.steps for cell in cells) - have * template.steps + report * template.steps * (have < len(cells))
+        rows.append(
+            {
+                "task": key,
+                "select": len(cells),
+                "stored": have,
+                "report": report,
+                "step_seconds": step_seconds,
+                "seconds": step_seconds * missing,
+            }
+        )
+    return rows
+
+
+def _step_seconds(cell: Cell) -> float:
+    """Seconds a step of one cell, evaluations included, from a short run without a clip."""
+    steps = min(cell.steps, 40)
+    none = Cell(cell.workload, cell.optimizer, Part("none", 1), cell.lr, 0, steps, cell.batch, cell.device, cell.dtype, 2)
+    engines.run(Job(replace(none, steps=min(steps, 4)), {}))
+    record = engines.run(Job(none, {}))
+    if record.failure is not None:
+        raise UsageError(f'"{cell.problem}" with {cell.optimizer.label} does not run: {record.failure}.')
+    return record.seconds / steps
+
+
+def time_again(study: Study, store: Store, device: str, watcher: Watcher) -> int:
+    """Time every method once more, beside the timings stored; returns how many benches."""
+    asked = plan(study, device)
+    campaign = _Campaign(study, store, asked, _settle(study, store, asked, store.page("environment")["curves"]), 1, watcher)
+    campaign.calibrate()
+    return campaign.time(again=True)
+
+
+def cores() -> int:
+    """Workers a run starts where nobody says how many."""
+    return os.cpu_count() or 1
+
+
+class _Campaign:
+    """One call of ``run``: what the phases share."""
+
+    def __init__(self, study: Study, store: Store, asked: Plan, environment: str, workers: int, watcher: Watcher) -> None:
+        self.study, self.store, self.asked, self.environment = study, store, asked, environment
+        self.workers, self.watcher = workers, watcher
+        self.templates = {group_of(cell): cell for cell in asked.cells}
+        self.pilots: dict[str, dict[str, float]] = {}
+        self.kept = self.ran = 0
+        self.ids: set[str] = set()
+
+    def calibrate(self) -> None:
+        """The pilots of relative thresholds: run once, stored before the first shard, and kept for good."""
+        page = self.store.page("calibration")
+        self.pilots = page.setdefault("pilots", {})
+        missing = [
+            (key, cell, clips) for key, (cell, clips) in self._gauges().items() if set(clips) - set(self.pilots.get(key, {}))
+        ]
+        self.watcher.phase("calibrate", len(missing))
+        for key, cell, clips in missing:
+            # In a worker of one thread, as the cells are: the thread count changes bits.
+            self.pilots[key] = self.pilots.get(key, {}) | schedule.call(_pilot, (cell, clips), self.study.used, cell.device)
+            self.watcher.tick()
+        self.store.write_page("calibration", page)
+
+    def _gauges(self) -> dict[str, tuple[Cell, dict[str, tuple[str, dict[str, Any]]]]]:
+        """Task → a cell of it, and the clips with a relative threshold: label → (name, other settings)."""
+        gauges: dict[str, tuple[Cell, dict[str, tuple[str, dict[str, Any]]]]] = {}
+        for cell in self.asked.cells:
+            if cell.relative is not None:
+                settings = {name: value for name, value in cell.clip.settings.items() if name != RELATIVE}
+                gauges.setdefault(task_key(cell), (cell, {}))[1][cell.clip.label] = (cell.clip.name, settings)
+        return gauges
+
+    def job(self, cell: Cell) -> Job:
+        size = self.pilots[task_key(cell)][cell.clip.label] if cell.relative is not None else None
+        return Job(cell, cell.clip_settings(size))
+
+    def phase(self, name: str, cells: Sequence[Cell]) -> None:
+        """Run the cells of one phase that are not stored; a failed one is tried again."""
+        page = self.store.page("plan")
+        page["cells"] = {**page.get("cells", {}), name: [cell.id for cell in cells]}
+        self.store.write_page("plan", page)
+        self.ids.update(cell.id for cell in cells)
+        stored = self.store.read("cells")
+        done = set(stored.loc[stored["status"] != "failed", "cell"])
+        missing = [cell for cell in cells if cell.id not in done]
+        self.kept += len(cells) - len(missing)
+        self.ran += len(missing)
+        self.watcher.phase(name, len(missing))
+        jobs = [self.job(cell) for cell in missing]
+        schedule.run(
+            jobs,
+            self.store,
+            name,
+            self.environment,
+            use=self.study.used,
+            workers=self.workers,
+            on_record=self.watcher.record,
+        )
+
+    def scores(self) -> Any:
+        """The selection scores of the cells this study asks for now."""
+        cells = self.store.read("cells")
+        return selection.score(cells[cells["cell"].isin(self.ids)])
+
+    def extension(self) -> list[Cell]:
+        """The cells beyond an edge at which a choice lies."""
+        return [
+            replace(self.place(row), seed=seed, extended=True)
+            for row in selection.extend(self.scores()).to_dict("records")
+            for seed in range(self.study.seeds(self.templates[group_of_row(row)].workload.name).select)
+        ]
+
+    def report(self) -> list[Cell]:
+        """The chosen settings on fresh seeds, at every reading."""
+        protocol = self.store.page("plan")["protocol"]
+        seeds = {problem: count["report"] for problem, count in protocol["seeds"].items()}
+        rows = selection.readings(self.scores(), seeds, protocol["untuned"], protocol["headline"].values())
+        cells = (replace(self.place(row), seed=int(row["seed"]), role="report") for row in rows.to_dict("records"))
+        return list({cell.id: cell for cell in cells}.values())
+
+    def place(self, row: Mapping[str, Any]) -> Cell:
+        """The cell at a row's lr and threshold, otherwise like the study's own cells of that arm."""
+        template = self.templates[group_of_row(row)]
+        clip = template.clip
+        if clip.threshold is not None:
+            others = {name: value for name, value in clip.settings.items() if name not in (RELATIVE, clip.threshold)}
+            given = {clip.threshold: row["threshold"]} if math.isnan(row["relative"]) else {RELATIVE: row["relative"]}
+            clip = part("clip", registry.find("clip", clip.name), {**others, **given}, self.study.where)
+        return replace(template, clip=clip, lr=float(row["lr"]))
+
+    def time(self, again: bool = False) -> int:
+        """Time every method, unless this environment's timings are stored; returns how many benches."""
+        stored = self.store.read("throughput")
+        timed = set() if again else set(stored.loc[stored["environment"] == self.environment, "problem"])
+        benches = throughput.benches(cell for cell in self.asked.cells if cell.problem not in timed)
+        tasks = [list(group) for _, group in groupby(benches, key=lambda bench: task_key(bench[0]))]
+        self.watcher.phase("throughput", len(tasks))
+        for task in tasks:
+            jobs = [[self.job(cell) for cell in bench] for bench in task]
+            rows = schedule.call(throughput.measure, (jobs,), self.study.used, task[0][0].device)
+            self.store.add_throughput([{**row, "environment": self.environment} for row in rows])
+            self.watcher.tick()
+        return len(benches)
+
+
+def _pilot(cell: Cell, clips: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, float]:
+    """A pilot in its worker: the clips are built there, with a threshold that nothing reads."""
+    built = {}
+    for label, (name, settings) in clips.items():
+        threshold = registry.threshold_field(registry.find("clip", name))
+        built[label] = registry.build("clip", name, {**settings, str(threshold): 1.0})
+    return engines.pilot(cell, built)
+
+
+def group_of(cell: Cell) -> tuple[Any, ...]:
+    """What ``selection.GROUP`` names, of a cell."""
+    return (cell.problem, cell.batch, cell.device, cell.dtype, cell.arm)
+
+
+def group_of_row(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What ``selection.GROUP`` names, of a row."""
+    return tuple(row[name] for name in selection.GROUP)
+
+
+# ---------------------------------------------------------------------------------------------------------- what is written down
+
+
+def _settle(study: Study, store: Store, asked: Plan, curves: str) -> str:
+    """Write the environment, components and plan pages before the first cell; returns the environment's key."""
+    here = environment(asked.cells)
+    key = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:8]
+    page = store.page("environment")
+    page["environments"] = {**page.get("environments", {}), key: here}
+    page["curves"] = curves if page.get("curves", curves) == curves else "report"
+    store.write_page("environment", page)
+    store.write_page("components", components(asked.cells))
+    problems = {cell.problem: study.seeds(cell.workload.name).model_dump() for cell in asked.cells}
+    untuned = study.document.untuned.model_dump()
+    plan_page = store.page("plan")
+    plan_page["protocol"] = {"seeds": problems, "untuned": untuned, "headline": HEADLINE}
+    plan_page["not_run"] = asked.not_run
+    store.write_page("plan", plan_page)
+    return key
+
+
+def environment(cells: Iterable[Cell]) -> dict[str, Any]:
+    """The machine and the libraries, as recorded beside every cell; nothing that names a person or a place."""
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            versions[library] = "not installed"
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "libraries": versions,
+    }
+    if any(cell.device == "cuda" for cell in cells):
+        found["cuda"] = {"device": torch.cuda.get_device_name(), "version": torch.version.cuda}
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def components(cells: Iterable[Cell]) -> dict[str, Any]:
+    """What a report must know of the components, so that it needs neither them nor torch."""
+    page: dict[str, dict[str, Any]] = {"workloads": {}, "optimizers": {}, "clips": {}}
+    for cell in cells:
+        if cell.problem not in page["workloads"]:
+            workload = registry.build("workload", cell.workload.name, cell.workload.settings)
+            page["workloads"][cell.problem] = {
+                **_named(type(workload)),
+                "settings": dict(cell.workload.settings),
+                "metric": metrics.name_of(workload.metric),
+                "higher_is_better": metrics.direction(workload.metric),
+                "other_metrics": {metrics.name_of(one): metrics.direction(one) for one in getattr(workload, "other_metrics", ())},
+                "target": getattr(workload, "target", None),
+                "reference_loss": workload.reference_loss,
+                "optimum": getattr(workload, "optimum", None),
+                "success": getattr(workload, "success", None),
+            }
+        page["optimizers"].setdefault(cell.optimizer.label, _named(registry.find("optimizer", cell.optimizer.name)))
+        page["clips"].setdefault(
+            cell.clip.label, _named(registry.find("clip", cell.clip.name)) | {"threshold": cell.clip.threshold}
+        )
+    return page
+
+
+def _named(cls: Any) -> dict[str, Any]:
+    return {"name": cls.name, "version": cls.version, "about": (inspect.getdoc(cls) or "").partition("\n")[0]}

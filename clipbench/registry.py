@@ -1,0 +1,268 @@
+"""Three tables of components, filled by three decorators.
+
+A component is a class: its annotated fields are its settings. The decorators make it a frozen dataclass and enter it under its
+name; nothing is validated when a component is built (under ``torch.func.vmap`` a float field is a tensor), everything is validated
+here, before. This module never imports torch, so that a component's name can be checked without waiting for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import re
+import sys
+import typing
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+Positive = Annotated[float, Field(gt=0, description="positive number")]
+NonNegative = Annotated[float, Field(ge=0, description="number of at least 0")]
+Unit = Annotated[float, Field(ge=0, le=1, description="number from 0 to 1")]
+Count = Annotated[int, Field(ge=1, description="whole number of at least 1")]
+
+Kind = Literal["workload", "optimizer", "clip"]
+KINDS: tuple[Kind, ...] = ("workload", "optimizer", "clip")
+PACKAGED = ("clipbench.clips", "clipbench.optimizers", "clipbench.workloads")
+ENTRY_POINTS = "clipbench.components"
+
+# Words of the study's own language: a setting of that name could never be reached from a study.
+RESERVED = ("name", "torch", "relative", "lr", "steps", "batch", "seeds", "device", "dtype")
+
+C = TypeVar("C", bound=type)
+
+
+class UsageError(Exception):
+    """Something the user can mend, told in one sentence: where, what came, what was wanted, the nearest name."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean X?`` for the closest of ``known``, or nothing when none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------- the tables
+
+_tables: dict[str, dict[str, type]] = {kind: {} for kind in KINDS}
+_used: dict[Path, str] = {}
+
+
+@dataclass_transform(frozen_default=True)
+def workload(name: str) -> Callable[[C], C]:
+    """Register a learning problem under ``name``."""
+    return _decorator("workload", name)
+
+
+@dataclass_transform(frozen_default=True)
+def optimizer(name: str) -> Callable[[C], C]:
+    """Register an update rule under ``name``."""
+    return _decorator("optimizer", name)
+
+
+@dataclass_transform(frozen_default=True)
+def clip(name: str) -> Callable[[C], C]:
+    """Register a transformation of gradients under ``name``; its first field is its threshold."""
+    return _decorator("clip", name)
+
+
+def _decorator(kind: Kind, name: str) -> Callable[[C], C]:
+    def register(cls: C) -> C:
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+            raise UsageError(f'@{kind}("{name}"): a name is lower-case words and digits joined by hyphens, such as "my-{kind}".')
+        for field in inspect.get_annotations(cls):
+            if field in RESERVED:
+                raise UsageError(f'@{kind}("{name}"): a setting cannot be called `{field}`, which means something else in a study.')
+        metric = vars(cls).get("metric")
+        if isinstance(metric, FunctionType):  # as a plain attribute it would be bound to the workload
+            cls.metric = staticmethod(metric)  # type: ignore[attr-defined]
+        component = dataclasses.dataclass(frozen=True)(cls)
+        component.kind, component.name = kind, name
+        component.version = _version(component)
+        taken = _tables[kind].get(name)
+        if taken is not None and _origin(taken) != _origin(component):
+            raise UsageError(f'{_origin(component)}: the {kind} name "{name}" is taken by {_origin(taken)}; choose another.')
+        _tables[kind][name] = component
+        return component
+
+    return register
+
+
+def _origin(cls: type) -> str:
+    module = sys.modules.get(cls.__module__)
+    file = getattr(module, "__file__", None)
+    return str(file or cls.__module__)
+
+
+def _version(cls: type) -> int | str:
+    """A packaged component counts its own versions; anybody else's is known by the hash of its file."""
+    if cls.__module__.partition(".")[0] == __package__:
+        return int(vars(cls).get("version", 1))
+    file = Path(_origin(cls))
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else "interactive"
+
+
+# --------------------------------------------------------------------------------------------------- loading what is not ours
+
+
+def load_packaged() -> None:
+    """Import the packaged components, then those of installed packages; a broken package is a warning."""
+    for module in PACKAGED:
+        importlib.import_module(module)
+    for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+        try:
+            entry.load()
+        except Exception as error:  # a stranger's package may fail in any way; ours goes on
+            warnings.warn(
+                f'the entry point "{entry.name}" ({entry.value}) failed to load and was left out: {type(error).__name__}: {error}',
+                stacklevel=2,
+            )
+
+
+def load_file(path: Path, where: str = "use") -> ModuleType:
+    """Import a stranger's file of components, once.
+
+    :raises UsageError: the file is missing, is no Python file, or fails to import.
+    """
+    path = path.resolve()
+    if not path.is_file():
+        raise UsageError(f"{where}: there is no file {path}.")
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    module_name = f"clipbench_use_{digest}_{path.stem if path.stem.isidentifier() else 'file'}"
+    if path in _used and module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{where}: {path.name} is not a Python file (its name must end in .py).")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up while the file runs
+    try:
+        spec.loader.exec_module(module)
+    except UsageError:
+        del sys.modules[module_name]
+        raise
+    except (Exception, SystemExit) as error:
+        del sys.modules[module_name]
+        line = _last_line(error, str(path))
+        raise UsageError(f"{where}: {path.name} failed to import{line}: {type(error).__name__}: {error}.") from error
+    _used[path] = digest
+    return module
+
+
+def _last_line(error: BaseException, file: str) -> str:
+    if isinstance(error, SyntaxError):
+        return f" at line {error.lineno}" if error.lineno else ""
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == file:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f" at line {line}" if line else ""
+
+
+# ------------------------------------------------------------------------------------------------------- finding and building
+
+
+def names(kind: Kind) -> list[str]:
+    """The registered names of one kind, sorted."""
+    return sorted(_tables[kind])
+
+
+def find(kind: Kind, name: str, where: str = "") -> type:
+    """The component class called ``name``.
+
+    :raises UsageError: no such component; the nearest name is offered.
+    """
+    try:
+        return _tables[kind][name]
+    except KeyError:
+        prefix = f"{where}: " if where else ""
+        known = ", ".join(names(kind))
+        raise UsageError(f'{prefix}there is no {kind} "{name}".{nearest(name, names(kind))} There are: {known}.') from None
+
+
+def fields(cls: type) -> dict[str, Any]:
+    """Setting name → annotation, in the order of the class body (a clip's threshold first)."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def threshold_field(cls: type) -> str | None:
+    """The name of a clip's threshold, its first setting, or None for a clip without settings."""
+    return next(iter(fields(cls)), None)
+
+
+def lane_fields(cls: type) -> list[str]:
+    """The settings that may differ between lanes of one batch: the floats."""
+    return [name for name, annotation in fields(cls).items() if _plain(annotation) is float]
+
+
+def _plain(annotation: Any) -> Any:
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+
+
+def describe(annotation: Any) -> str:
+    """What a setting wants, in words."""
+    if typing.get_origin(annotation) is Annotated:
+        for extra in typing.get_args(annotation)[1:]:
+            if getattr(extra, "description", None):
+                return str(extra.description)
+        return describe(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) is Literal:
+        return " or ".join(repr(value) for value in typing.get_args(annotation))
+    return {float: "number", int: "whole number", str: "text", bool: "true or false"}.get(annotation, str(annotation))
+
+
+def settings_in_words(cls: type) -> str:
+    """``max_norm (positive number), norm_type (2 or 'inf')``, or ``no settings``."""
+    return ", ".join(f"{name} ({describe(annotation)})" for name, annotation in fields(cls).items()) or "no settings"
+
+
+def validated(cls: type, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``settings`` in their declared types, those at their default left out, so that equal settings compare equal.
+
+    :raises UsageError: an unknown, missing or unfit setting.
+    """
+    declared = fields(cls)
+    for name in settings:
+        if name not in declared:
+            hint = nearest(name, declared)
+            raise UsageError(f'{where}: "{cls.name}" has no setting `{name}`. It has: {settings_in_words(cls)}.{hint}')
+    clean: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        annotation = declared[field.name]
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if field.name not in settings:
+            if required:
+                raise UsageError(f'{where}: "{cls.name}" needs `{field.name}` ({describe(annotation)}).')
+            continue
+        value = fit(settings[field.name], annotation, f'{where}: "{cls.name}" setting `{field.name}`')
+        if required or value != field.default:
+            clean[field.name] = value
+    return clean
+
+
+def fit(value: Any, annotation: Any, what: str) -> Any:
+    """``value`` in the type ``annotation`` asks for (an int becomes a float where a float is wanted; a string never a number).
+
+    :raises UsageError: it does not fit.
+    """
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError:
+        raise UsageError(f"{what} is {value!r}, and must be a {describe(annotation)}.") from None
+
+
+def build(kind: Kind, name: str, settings: Mapping[str, Any]) -> Any:
+    """An instance of a registered component; ``settings`` are taken as they are."""
+    return find(kind, name)(**settings)

@@ -1,0 +1,127 @@
+"""Every column of the store: its name, type, unit and meaning; and the words that status, outcome and kind may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+STATUSES = ("completed", "diverged", "failed")
+OUTCOMES = ("learned", "stalled", "collapsed", "diverged")
+UNSTABLE = ("diverged", "collapsed")
+ROLES = ("select", "report")
+NONFINITE = ("nonfinite_loss", "nonfinite_grad", "nonfinite_param")
+KINDS = (*NONFINITE, "norm_overflow", "blow_up", "recovered", "spike")
+
+TEXT, INT, FLOAT, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of one table; ``unit`` is empty for a bare number or a word."""
+
+    name: str
+    type: pa.DataType
+    unit: str
+    meaning: str
+
+
+CELLS = (
+    Column("cell", TEXT, "", "identity: the first 16 hex digits of SHA-256 over the canonical JSON in `settings`"),
+    Column("workload", TEXT, "", "registered name of the learning problem"),
+    Column("optimizer", TEXT, "", "registered name of the update rule, or the dotted path of a torch class"),
+    Column("clip", TEXT, "", "registered name of the clip"),
+    Column("threshold", FLOAT, "gradient", "the clip's first setting, resolved to a number; null for none"),
+    Column("relative", FLOAT, "median raw size", "the multiple of the pilot's median size the study gave; null for a plain number"),
+    Column("lr", FLOAT, "", "learning rate"),
+    Column("seed", INT, "", "selection seeds count from 0, report seeds from 1000"),
+    Column("role", TEXT, "", "select or report: which phase of the protocol asked for the cell"),
+    Column("extended", FLAG, "", "true where the cell lies beyond the study's own axes, on a once-extended edge"),
+    Column("problem", TEXT, "", "the workload with the settings that are not at their defaults"),
+    Column("arm", TEXT, "", "the optimizer and the clip with their settings other than lr and threshold"),
+    Column("batch", INT, "examples", "batch size"),
+    Column("device", TEXT, "", "cpu or cuda"),
+    Column("dtype", TEXT, "", "float32 or float64"),
+    Column("engine", TEXT, "", "which engine made the row"),
+    Column("status", TEXT, "", "completed, diverged or failed"),
+    Column("outcome", TEXT, "", "learned, stalled, collapsed or diverged; null for a failed cell"),
+    Column("reason", TEXT, "", "the event that ended or spoiled the run, or why it failed; null where nothing did"),
+    Column("diverged_at", INT, "step", "first step of the event named in `reason`; null where the run did not diverge"),
+    Column("steps", INT, "steps", "rows of the curve: steps taken"),
+    Column("initial_loss", FLOAT, "loss", "training loss of step 0"),
+    Column("final_loss", FLOAT, "loss", "training loss of the last step"),
+    Column("best_loss", FLOAT, "loss", "smallest training loss of any step"),
+    Column("metric", TEXT, "", "name of the workload's metric"),
+    Column("metric_value", FLOAT, "metric", "the metric on the test split after the last step; null where a value was not finite"),
+    Column("validation_value", FLOAT, "loss", "best validation loss over the evaluations: what selection judges by"),
+    Column("steps_to_target", INT, "steps", "updates until the validation loss first met the target; null where it never did"),
+    Column("clipped_fraction", FLOAT, "share of steps", "share of steps in which the clip altered at least one element"),
+    Column("grad_norm_median", FLOAT, "gradient", "median over the steps of the raw gradient's 2-norm"),
+    Column("seconds", FLOAT, "s", "wall time of the cell in its worker; says nothing of a method's cost"),
+    Column("settings", TEXT, "", "canonical JSON of everything the identity is made of"),
+    Column("attempt", INT, "", "counts from 1; the highest attempt of a cell wins"),
+    Column("threads", INT, "threads", "torch threads of the worker"),
+    Column("worker", INT, "", "which worker of the run made the row"),
+    Column("environment", TEXT, "", "key into environment.json: machine and library versions"),
+    Column("created", TEXT, "UTC", "when the cell ended, ISO 8601"),
+)
+CURVES = (
+    Column("cell", TEXT, "", "the cell's identity"),
+    Column("step", INT, "step", "counts from 0"),
+    Column("loss", FLOAT, "loss", "training loss of the batch, before the update"),
+    Column(
+        "grad_norm",
+        FLOAT,
+        "gradient",
+        "2-norm of the raw gradient; inf where finite elements overflow it, NaN where an element is not finite",
+    ),
+    Column("kept", FLOAT, "ratio", "norm of the clipped gradient over the norm of the raw one; 1 for a zero gradient"),
+    Column(
+        "cosine",
+        FLOAT,
+        "ratio",
+        "cosine between clipped and raw gradient; 1 for a zero gradient, NaN where only the clipped one is zero",
+    ),
+    Column("changed", FLOAT, "share of elements", "share of gradient elements the clip altered"),
+    Column("update_norm", FLOAT, "parameter", "2-norm of the parameters' change; NaN where a parameter is not finite"),
+)
+EVALS = (
+    Column("cell", TEXT, "", "the cell's identity"),
+    Column("step", INT, "updates", "updates made before the evaluation: 0 is the untrained model"),
+    Column("split", TEXT, "", "validation, or test (after the last step only)"),
+    Column("metric", TEXT, "", "loss, or a metric's name"),
+    Column("value", FLOAT, "", "its value over the whole split"),
+)
+EVENTS = (
+    Column("cell", TEXT, "", "the cell's identity"),
+    Column("step", INT, "step", "first step of the event"),
+    Column("kind", TEXT, "", "nonfinite_loss, nonfinite_grad, nonfinite_param, norm_overflow, blow_up, recovered or spike"),
+    Column("value", FLOAT, "", "the quantity the rule looked at, at that step"),
+    Column("detail", TEXT, "", "the rule in words, with its line"),
+)
+THROUGHPUT = (
+    Column("workload", TEXT, "", "registered name of the learning problem"),
+    Column("problem", TEXT, "", "the workload with the settings that are not at their defaults"),
+    Column("optimizer", TEXT, "", "the optimizer with the settings that are not at their defaults"),
+    Column("clip", TEXT, "", "the clip with its settings other than the threshold"),
+    Column("threshold", FLOAT, "gradient", "the threshold the timed step used; null for none"),
+    Column("implementation", TEXT, "", "which code path was timed, such as torch"),
+    Column("device", TEXT, "", "cpu or cuda"),
+    Column("dtype", TEXT, "", "float32 or float64"),
+    Column("batch", INT, "examples", "batch size"),
+    Column("block", INT, "", "number of the timed block; blocks of the same number ran side by side"),
+    Column("seconds", FLOAT, "s", "wall time of the block"),
+    Column("steps", INT, "steps", "training steps in the block"),
+    Column("peak_bytes", INT, "bytes", "peak memory: of the device on CUDA, the process's growth on CPU; null where not measured"),
+    Column("valid", FLAG, "", "false where the block cannot be trusted; the report leaves it out and counts it"),
+    Column("environment", TEXT, "", "key into environment.json: machine and library versions"),
+    Column("created", TEXT, "UTC", "when the block was timed, ISO 8601"),
+)
+TABLES = {"cells": CELLS, "curves": CURVES, "evals": EVALS, "events": EVENTS, "throughput": THROUGHPUT}
+
+
+def arrow(table: str) -> pa.Schema:
+    """The Parquet schema of one table, its columns' units and meanings in the field metadata."""
+    return pa.schema(
+        [pa.field(column.name, column.type, metadata={"unit": column.unit, "meaning": column.meaning}) for column in TABLES[table]]
+    )

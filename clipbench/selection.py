@@ -1,0 +1,228 @@
+"""The protocol's choices, from the cells of the selection phase: which setting speaks for an arm, and at which budget.
+
+An *arm* is an optimizer with a clip; a *setting* of it is a pair of learning rate and threshold. Everything here is a function of
+stored rows, so that a resumed run, a report and a reader with pandas all come to the same choice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from clipbench import schema
+
+TASK = ["problem", "batch", "device", "dtype"]
+GROUP = [*TASK, "arm"]
+POINT = ["lr", "threshold", "relative"]
+READINGS = ("all", "equal", "untuned")
+FIRST_REPORT_SEED = 1000
+FIRED = 0.01  # a clip that fired in a smaller share of steps is the same as none
+GOLDEN = (math.sqrt(5) - 1) / 2
+HALF_DECADE = math.sqrt(10)
+
+
+def score(cells: pd.DataFrame) -> pd.DataFrame:
+    """One row per setting: the mean best validation loss over the selection seeds, ∞ where a seed was unstable or failed.
+
+    Columns: ``GROUP``, ``POINT``, ``score``, ``error`` (standard error), ``seeds``, ``unstable``, ``finite`` (mean over the stable
+    seeds), ``clipped_fraction``, ``extended``.
+    """
+    frame = cells[cells["role"] == "select"]
+    value = frame["validation_value"].to_numpy(dtype=float, na_value=np.nan)
+    spoiled = (frame["outcome"].isin(schema.UNSTABLE) | (frame["status"] == "failed")).to_numpy(dtype=bool) | ~np.isfinite(value)
+    plain = pd.DataFrame(
+        {
+            **{name: frame[name].to_numpy(dtype=object) for name in GROUP},
+            **{name: frame[name].to_numpy(dtype=float, na_value=np.nan) for name in POINT},
+            "value": np.where(spoiled, np.inf, value),
+            "kept": np.where(spoiled, np.nan, value),
+            "unstable": spoiled,
+            "clipped_fraction": frame["clipped_fraction"].to_numpy(dtype=float, na_value=np.nan),
+            "extended": frame["extended"].to_numpy(dtype=bool),
+        }
+    )
+    groups = plain.groupby([*GROUP, *POINT], dropna=False, sort=True)
+    table = groups.agg(
+        score=("value", "mean"),
+        finite=("kept", "mean"),
+        deviation=("kept", "std"),
+        seeds=("value", "size"),
+        unstable=("unstable", "sum"),
+        clipped_fraction=("clipped_fraction", "mean"),
+        extended=("extended", "any"),
+    ).reset_index()
+    table["error"] = (table.pop("deviation") / np.sqrt(table["seeds"])).fillna(0.0)
+    return table
+
+
+def choose(scores: pd.DataFrame) -> pd.DataFrame:
+    """The setting of every arm: within one standard error of the best score, the one with the best neighbours on the grid.
+
+    Adds to the chosen rows of ``score``: ``edge``, the axes at whose end the choice lies (``lr low``, ``threshold high``, …), and
+    ``settings``, how many the arm tried.
+    """
+    chosen = []
+    for _, arm in scores.groupby(GROUP, sort=True):
+        rows = arm.to_dict("records")
+        rows.sort(key=_rank)
+        best = rows[0]
+        near = [row for row in rows if row["score"] <= best["score"] + best["error"]] if math.isfinite(best["score"]) else [best]
+        pick = min(near, key=lambda row: (*_neighbourhood(row, rows), *_rank(row)))
+        chosen.append({**pick, "edge": ", ".join(edges(pick, rows)), "settings": len(rows)})
+    return pd.DataFrame(chosen, columns=[*scores.columns, "edge", "settings"])
+
+
+def _rank(row: Mapping[str, Any]) -> tuple[float, float, float, float, float]:
+    """Best first; settings with unstable seeds last, those with the fewest of them first."""
+    finite = row["finite"] if math.isfinite(row["finite"]) else math.inf
+    return (row["unstable"] / row["seeds"], row["score"] if math.isfinite(row["score"]) else finite, row["lr"], *_threshold(row))
+
+
+def _threshold(row: Mapping[str, Any]) -> tuple[float, float]:
+    return (0.0, 0.0) if math.isnan(row["threshold"]) else (1.0, row["threshold"])
+
+
+def _neighbourhood(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """Share of the grid neighbours that are unstable, and the mean score of the others."""
+    scores = [other["score"] for other in rows if _adjacent(row, other, rows)]
+    finite = [value for value in scores if math.isfinite(value)]
+    return (1 - len(finite) / len(scores), sum(finite) / len(finite) if finite else math.inf) if scores else (0.0, 0.0)
+
+
+def _adjacent(row: Mapping[str, Any], other: Mapping[str, Any], rows: list[dict[str, Any]]) -> bool:
+    steps = []
+    for axis in ("lr", "threshold"):
+        values = _axis(rows, axis)
+        if values:
+            steps.append(abs(values.index(row[axis]) - values.index(other[axis])))
+    return sum(steps) == 1
+
+
+def _axis(rows: Iterable[Mapping[str, Any]], name: str) -> list[float]:
+    return sorted({row[name] for row in rows if not math.isnan(row[name])})
+
+
+def edges(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """The ends of axes at which a choice lies: there, a better setting may lie beyond.
+
+    An axis of one value has no ends, and a threshold too large to fire has nothing beyond it.
+    """
+    found = []
+    for axis in ("lr", "threshold"):
+        values = _axis(rows, axis)
+        if len(values) > 1 and row[axis] == values[0]:
+            found.append(f"{axis} low")
+        if len(values) > 1 and row[axis] == values[-1] and (axis == "lr" or row["clipped_fraction"] >= FIRED):
+            found.append(f"{axis} high")
+    return found
+
+
+def extend(scores: pd.DataFrame) -> pd.DataFrame:
+    """The settings by which arms whose choice lies at an edge of the study's own axes are extended: two half-decades, once.
+
+    Columns ``GROUP`` and ``lr``, ``threshold``, ``relative``; of the last two the one that the study gave.
+    """
+    base = scores[~scores["extended"]]
+    new = []
+    for choice in choose(base).to_dict("records"):
+        rows = base[_same(base, choice)].to_dict("records")
+        given = "threshold" if math.isnan(choice["relative"]) else "relative"
+        lrs, points = _axis(rows, "lr"), _axis(rows, given)
+        for edge in filter(None, choice["edge"].split(", ")):
+            axis, _, end = edge.partition(" ")
+            values = lrs if axis == "lr" else points
+            outermost, factor = (values[0], 1 / HALF_DECADE) if end == "low" else (values[-1], HALF_DECADE)
+            values += [snap(outermost * factor), snap(outermost * factor * factor)]
+        known = {(row["lr"], row[given]) for row in rows}
+        for lr in lrs:
+            for point in points or [math.nan]:
+                if points and (lr, point) in known or not points and lr in {row["lr"] for row in rows}:
+                    continue
+                blank = {"threshold": math.nan, "relative": math.nan}
+                new.append({**{name: choice[name] for name in GROUP}, **blank, "lr": lr, given: point})
+    return pd.DataFrame(new, columns=[*GROUP, *POINT])
+
+
+def snap(value: float) -> float:
+    """A half-decade as people write it: 9.49 is 10, 0.316 is 0.3; other values to two digits."""
+    for mantissa in (1, 3):
+        exponent = round(math.log10(value / mantissa))
+        if abs(math.log10(value / mantissa) - exponent) < 0.03:
+            return float(f"{mantissa}e{exponent}")
+    return float(f"{value:.2g}")
+
+
+def readings(
+    scores: pd.DataFrame, seeds: Mapping[str, int], untuned: Mapping[str, float] | None, arms: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """Which settings stand for an arm on which report seeds: a row per arm, reading and seed.
+
+    ``all``: the arm's choice. ``equal``: the choice at the budget of the smallest arm, k settings: each seed draws, by a
+    low-discrepancy sequence, which setting the best of k random ones would have been, so that the mean over the seeds estimates the
+    expected best of k. ``untuned``: one fixed lr and threshold, whatever the workload, for the named ``arms``.
+
+    Columns: ``GROUP``, ``reading``, ``seed``, ``lr``, ``threshold``, ``relative``, ``budget`` (settings tried).
+    """
+    rows = []
+    chosen = choose(scores)
+    for task, arms_of_task in chosen.groupby(TASK, sort=True):
+        budget = int(arms_of_task["settings"].min())
+        for choice in arms_of_task.to_dict("records"):
+            group = {name: choice[name] for name in GROUP}
+            settings = ranked(scores[_same(scores, choice)], choice)
+            for number in range(seeds[task[0]]):
+                seed = FIRST_REPORT_SEED + number
+                drawn = settings[best_of(budget, len(settings), lottery(group, number))]
+                rows.append({**group, "reading": "all", "seed": seed, **_point(choice), "budget": len(settings)})
+                rows.append({**group, "reading": "equal", "seed": seed, **_point(drawn), "budget": budget})
+                if untuned and (arms is None or choice["arm"] in arms):
+                    threshold = math.nan if math.isnan(choice["threshold"]) else untuned["threshold"]
+                    point = {"lr": untuned["lr"], "threshold": threshold, "relative": math.nan}
+                    rows.append({**group, "reading": "untuned", "seed": seed, **point, "budget": 0})
+    return pd.DataFrame(rows, columns=[*GROUP, "reading", "seed", *POINT, "budget"])
+
+
+def ranked(settings: pd.DataFrame, choice: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """An arm's settings, its choice first, then by score."""
+    rows = sorted(settings.to_dict("records"), key=_rank)
+    first = [row for row in rows if _key(row) == _key(choice)]
+    return first + [row for row in rows if _key(row) != _key(choice)]
+
+
+def best_of(budget: int, settings: int, draw: float) -> int:
+    """The rank (0 is best) of the best of ``budget`` settings drawn without replacement from ``settings``, at quantile ``draw``.
+
+    ``P(rank = i) = C(settings − 1 − i, budget − 1) / C(settings, budget)``.
+    """
+    total, reached = math.comb(settings, budget), 0
+    for rank in range(settings - budget + 1):
+        reached += math.comb(settings - 1 - rank, budget - 1)
+        if draw * total < reached:
+            return rank
+    return settings - budget
+
+
+def lottery(group: Mapping[str, Any], number: int) -> float:
+    """The ``number``-th point of a golden-ratio sequence in [0, 1), which starts elsewhere for every arm and can always grow."""
+    digest = hashlib.sha256("\0".join(str(group[name]) for name in GROUP).encode()).digest()
+    return (int.from_bytes(digest[:6], "big") / 2**48 + number * GOLDEN) % 1.0
+
+
+def _same(frame: pd.DataFrame, row: Mapping[str, Any]) -> pd.Series:
+    mask = pd.Series(True, index=frame.index)
+    for name in GROUP:
+        mask &= frame[name] == row[name]
+    return mask
+
+
+def _key(row: Mapping[str, Any]) -> tuple[float, ...]:
+    return (row["lr"], *_threshold(row))
+
+
+def _point(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: row[name] for name in POINT}

@@ -1,0 +1,87 @@
+"""One training step, measured before and after the clip.
+
+The observer is the step, not the clip: every clip, a stranger's too, is measured in the same way. A step's measures are the row
+``loss, grad_norm, kept, cosine, changed, update_norm``. On the device only inner products are taken, each a single pass; the ratios
+between them are worked out later, for many steps at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# What a step leaves on the device. ``raw_broken`` and ``update_broken`` are products with zeros: 0, or NaN where an element is not
+# finite. They tell a gradient with an infinite element from a finite one whose norm overflows.
+PRODUCTS = ("loss", "raw_raw", "raw_broken", "clipped_clipped", "raw_clipped", "changed", "update_update", "update_broken")
+
+
+class Meter:
+    """Measures the steps of one module; nothing waits for the device until ``rows`` is called.
+
+    Flat buffers serve every measure: the raw gradient, the clipped one, and the parameters before and after the step.
+    """
+
+    def __init__(self, params: Sequence[nn.Parameter]) -> None:
+        self._params = [param.detach() for param in params]
+        self._leaves = list(params)
+        self._before = torch.cat([param.reshape(-1) for param in self._params])
+        self._after, self._raw, self._clipped, self._zeros = (torch.zeros_like(self._before) for _ in range(4))
+        self._differs = torch.empty_like(self._before, dtype=torch.bool)
+        self._none = torch.zeros((), dtype=torch.long, device=self._before.device)
+        self._pending: list[tuple[Tensor, ...]] = []
+
+    def raw(self) -> None:
+        """Keep the gradient as it is, before the clip."""
+        torch.cat(self._gradient(), out=self._raw)
+
+    def step(self, loss: Tensor, clip_ran: bool) -> None:
+        """Measure the step that was just taken: ``clip_ran=False`` says that no clip touched the gradient."""
+        raw, clipped = self._raw, self._raw
+        changed = self._none
+        if clip_ran:
+            clipped = torch.cat(self._gradient(), out=self._clipped)
+            changed = torch.count_nonzero(torch.ne(raw, clipped, out=self._differs))
+        torch.cat([param.reshape(-1) for param in self._params], out=self._after)
+        update = self._before.sub_(self._after)
+        raw_raw = torch.dot(raw, raw)
+        self._pending.append(
+            (
+                loss.detach(),
+                raw_raw,
+                torch.dot(raw, self._zeros),
+                torch.dot(clipped, clipped) if clip_ran else raw_raw,
+                torch.dot(raw, clipped) if clip_ran else raw_raw,
+                changed,
+                torch.dot(update, update),
+                torch.dot(update, self._zeros),
+            )
+        )
+        self._before, self._after = self._after, self._before
+
+    def _gradient(self) -> list[Tensor]:
+        return [leaf.grad.reshape(-1) if leaf.grad is not None else torch.zeros_like(leaf).reshape(-1) for leaf in self._leaves]
+
+    def rows(self) -> np.ndarray:
+        """The rows of the steps since the last call, a float64 array of steps × 6: the one moment that waits for the device."""
+        columns = [torch.stack(column).double().cpu().numpy() for column in zip(*self._pending, strict=True)]
+        self._pending = []
+        return derive(dict(zip(PRODUCTS, columns, strict=True)), self._before.numel())
+
+
+def derive(products: dict[str, np.ndarray], elements: int) -> np.ndarray:
+    """Rows from the products of some steps, each an array of one value a step (or of steps × lanes).
+
+    ``kept`` and ``cosine`` are 1 for a zero gradient and where the clip changed nothing; ``cosine`` is NaN where only the clipped
+    gradient is zero: it has no direction.
+    """
+    grad_norm = np.sqrt(products["raw_raw"]) + products["raw_broken"]
+    clipped_norm = np.sqrt(products["clipped_clipped"])
+    update_norm = np.sqrt(products["update_update"]) + products["update_broken"]
+    same = (products["raw_raw"] == 0) | (products["changed"] == 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kept = np.where(same, 1.0, clipped_norm / grad_norm)
+        cosine = np.where(same, 1.0, np.clip(products["raw_clipped"] / (grad_norm * clipped_norm), -1.0, 1.0))
+    return np.stack([products["loss"], grad_norm, kept, cosine, products["changed"] / elements, update_norm], axis=-1)

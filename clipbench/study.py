@@ -1,0 +1,341 @@
+"""A study: one TOML page that declares a matrix, and the cells it stands for."""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clipbench import registry
+from clipbench.cell import RELATIVE, Cell, Part
+from clipbench.events import Rules
+from clipbench.registry import UsageError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+DEVICE_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, description="positive number")]
+Whole = Annotated[int, Field(ge=1, description="whole number of at least 1")]
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["float32", "float64"]
+
+
+class Page(BaseModel):
+    """What every table of a study page shares: strict types, and no word it does not know."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Seeds(Page):
+    """How many seeds each phase of the protocol runs."""
+
+    select: Annotated[int, Field(ge=1, description="whole number of at least 1")] = 3
+    report: Annotated[int, Field(ge=0, description="whole number of at least 0")] = 10
+
+
+class Untuned(Page):
+    """The row nobody tuned: one learning rate and one threshold for every workload."""
+
+    lr: Rate = 0.01
+    threshold: Rate = 1.0
+
+
+class Run(Page):
+    """The ``[run]`` table."""
+
+    steps: Whole
+    batch: Whole = 32
+    device: Device | list[Device] = "cpu"
+    dtype: Dtype | list[Dtype] = "float32"
+    lr: Rate | list[Rate] | None = None
+    seeds: Seeds = Seeds()
+    engine: Literal["auto", "loop"] = "auto"
+    evaluations: Whole = 20
+    events: dict[str, float] = Field(default_factory=dict)
+
+
+class Table(BaseModel):
+    """A ``[[workload]]``, ``[[optimizer]]`` or ``[[clip]]`` table: reserved words, and the component's own settings beside them."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    name: str
+    steps: Whole | None = None
+    batch: Whole | list[Whole] | None = None
+    lr: Rate | list[Rate] | dict[str, Rate | list[Rate]] | None = None
+    seeds: Seeds | None = None
+    relative: Rate | list[Rate] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Document(Page):
+    """The whole page."""
+
+    title: str = ""
+    use: list[str] = Field(default_factory=list)
+    run: Run
+    untuned: Untuned = Untuned()
+    workload: Annotated[list[Table], Field(min_length=1)]
+    optimizer: Annotated[list[Table], Field(min_length=1)]
+    clip: Annotated[list[Table], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A parsed study page: its name (the file's stem), its text, and the folder its ``use`` files are relative to."""
+
+    name: str
+    text: str
+    folder: Path
+    document: Document
+
+    @property
+    def where(self) -> str:
+        """How an error names the page."""
+        return f"{self.name}.toml"
+
+    @property
+    def used(self) -> list[Path]:
+        """The strangers' files the study loads."""
+        return [self.folder / file for file in self.document.use]
+
+    def cells(self) -> list[Cell]:
+        """The cells of the selection phase: the whole grid on the selection seeds 0, 1, ….
+
+        :raises UsageError: an unknown component, an unfit or empty axis, or two tables that give the same cell.
+        """
+        found: dict[str, Cell] = {}
+        for template in self._grid():
+            for seed in range(self.seeds(template.workload.name).select):
+                cell = replace(template, seed=seed)
+                if cell.id in found:
+                    point = f"{cell.problem}, {cell.arm}, lr {cell.lr:g}"
+                    raise UsageError(
+                        f"{self.where}: the same cell is asked for twice ({point}); two tables or two values repeat each other."
+                    )
+                found[cell.id] = cell
+        return list(found.values())
+
+    def seeds(self, workload: str) -> Seeds:
+        """How many seeds each phase runs on one workload."""
+        own = [table.seeds for table in self.document.workload if table.name == workload and table.seeds]
+        return own[0] if own else self.document.run.seeds
+
+    def _grid(self) -> Iterator[Cell]:
+        run = self.document.run
+        events = self._events(run.events)
+        workloads = list(self._parts("workload", self.document.workload))
+        optimizers = list(self._parts("optimizer", self.document.optimizer))
+        clips = list(self._parts("clip", self.document.clip))
+        for (w, workload), (o, optimizer), (c, clip) in product(workloads, optimizers, clips):
+            steps = c.steps or o.steps or w.steps or run.steps
+            batches = _axis(c.batch or o.batch or w.batch or run.batch, f"{self.where}: `batch`")
+            devices = _axis(run.device, f"{self.where}, [run]: `device`")
+            dtypes = _axis(run.dtype, f"{self.where}, [run]: `dtype`")
+            for batch, device, dtype, lr in product(batches, devices, dtypes, self._rates(w, o, c)):
+                yield Cell(workload, optimizer, clip, float(lr), 0, steps, batch, device, dtype, run.evaluations, events)
+
+    def _events(self, changes: Mapping[str, float]) -> dict[str, float]:
+        known = {field.name: field for field in fields(Rules)}
+        for name, value in changes.items():
+            if name not in known:
+                raise UsageError(f"{self.where}, [run] events: there is no rule `{name}`.{registry.nearest(name, known)}")
+            if not value > 0 or (isinstance(known[name].default, int) and value != int(value)):
+                raise UsageError(f"{self.where}, [run] events: `{name}` is {value!r}, and must be a positive number.")
+        kinds = {name: type(field.default) for name, field in known.items()}
+        return {name: kinds[name](value) for name, value in changes.items() if value != known[name].default}
+
+    def _rates(self, w: Table, o: Table, c: Table) -> list[float]:
+        """The lr axis of one workload, optimizer and clip: the most particular one given."""
+        named = [table.lr.get(other) for table, other in ((w, o.name), (o, w.name)) if isinstance(table.lr, dict)]
+        plain = [table.lr for table in (o, w) if not isinstance(table.lr, dict)]
+        for lr in (c.lr, *named, *plain, self.document.run.lr):
+            if lr is not None and not isinstance(lr, dict):
+                return _axis(lr, f"{self.where}: `lr`")
+        raise UsageError(f'{self.where}: no lr is given for "{o.name}" on "{w.name}"; set `lr` in [run], or in either table.')
+
+    def _parts(self, kind: registry.Kind, tables: Sequence[Table]) -> Iterator[tuple[Table, Part]]:
+        others = {"workload": self.document.optimizer, "optimizer": self.document.workload, "clip": []}[kind]
+        for number, table in enumerate(tables):
+            where = f"{self.where}, {ordinal(number)} [[{kind}]]"
+            cls = registry.find(kind, table.name, where)
+            if isinstance(table.lr, dict):
+                for name in table.lr:
+                    if name not in (names := [other.name for other in others]):
+                        hint = registry.nearest(name, names)
+                        raise UsageError(f'{where}: `lr` names "{name}", which the study does not run.{hint}')
+            if table.relative is not None and not hasattr(cls, "size"):
+                raise UsageError(
+                    f'{where}: "{table.name}" has no size that `relative` could be a multiple of; give its setting a number.'
+                )
+            settings = dict(table.settings)
+            if table.relative is not None:
+                settings[RELATIVE] = table.relative
+            axes = {name: _axis(value, f"{where}: `{name}`") for name, value in settings.items()}
+            for point in product(*axes.values()):
+                yield table, part(kind, cls, dict(zip(axes, point, strict=True)), where)
+
+
+def part(kind: registry.Kind, cls: Any, settings: Mapping[str, Any], where: str) -> Part:
+    """One component with validated settings, a relative threshold left as the study wrote it."""
+    threshold = registry.threshold_field(cls) if kind == "clip" else None
+    if RELATIVE not in settings:
+        return Part(cls.name, cls.version, registry.validated(cls, settings, where), threshold)
+    if threshold is None or threshold in settings:
+        raise UsageError(f"{where}: give `relative` or `{threshold}`, not both.")
+    others = {name: value for name, value in settings.items() if name != RELATIVE}
+    clean = registry.validated(cls, {**others, threshold: 1.0}, where)
+    clean.pop(threshold, None)
+    return Part(cls.name, cls.version, {**clean, RELATIVE: float(settings[RELATIVE])}, threshold)
+
+
+def ordinal(number: int) -> str:
+    """0 → first."""
+    return ORDINALS[number] if number < len(ORDINALS) else f"{number + 1}th"
+
+
+def _axis(value: Any, what: str) -> list[Any]:
+    values = list(value) if isinstance(value, list) else [value]
+    if not values:
+        raise UsageError(f"{what} is an empty list, and must have at least one value.")
+    for index, one in enumerate(values):
+        if one in values[:index]:
+            raise UsageError(f"{what} has {one!r} twice.")
+        if isinstance(one, float) and math.isnan(one):
+            raise UsageError(f"{what} is nan, and must be a number.")
+    return values
+
+
+# ---------------------------------------------------------------------------------------------------------------- finding one
+
+
+def packaged() -> dict[str, str]:
+    """Name → text of the studies that come with clipbench."""
+    folder = resources.files("clipbench") / "studies"
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
+    return {file.name.removesuffix(".toml"): file.read_text(encoding="utf-8") for file in files}
+
+
+def read(study: str) -> Study:
+    """The study named on the command line: a path ending in ``.toml``, or the name of a packaged one. Its ``use`` files are loaded.
+
+    :raises UsageError: no such study, a name no folder can bear, or a page that is not a study.
+    """
+    if study.endswith(".toml"):
+        path = Path(study)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UsageError(f"{study}: there is no such file.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{study}: this file cannot be read ({error}).") from None
+        return parse(path.stem, text, path.resolve().parent)
+    known = packaged()
+    if study not in known:
+        if "/" in study or "\\" in study or study.startswith("."):
+            raise UsageError(f'"{study}" is no study: give the name of a packaged study, or a path ending in .toml.')
+        hint = registry.nearest(study, known)
+        raise UsageError(
+            f'there is no packaged study "{study}".{hint} There are: {", ".join(known)}; or give a path ending in .toml.'
+        )
+    return parse(study, known[study], Path.cwd())
+
+
+def parse(name: str, text: str, folder: Path) -> Study:
+    """A study from its page.
+
+    :raises UsageError: one sentence on the first thing that is wrong.
+    """
+    if not NAME.fullmatch(name) or name.lower() in DEVICE_NAMES:
+        raise UsageError(
+            f'"{name}.toml": a study\'s name is up to 64 letters, digits, - and _, starts with a letter or digit, and is not reserved.'
+        )
+    where = f"{name}.toml"
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{where}: this is not TOML: {error}.") from None
+    for number, table in enumerate(raw.get("optimizer", []) if isinstance(raw.get("optimizer", []), list) else []):
+        if isinstance(table, dict) and "torch" in table:
+            if "name" in table:
+                raise UsageError(f"{where}, {ordinal(number)} [[optimizer]]: give `name` or `torch`, not both.")
+            table["name"] = table.pop("torch")
+    try:
+        document = Document.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError(_sentence(where, raw, error)) from None
+    study = Study(name, text, folder, document)
+    registry.load_packaged()
+    for path in study.used:
+        registry.load_file(path, f"{where}: use")
+    return study
+
+
+WANTED = {
+    "steps": "a whole number of at least 1",
+    "batch": "a whole number of at least 1, or a list of them",
+    "evaluations": "a whole number of at least 1",
+    "lr": "a positive number, a list of them, or a table of lists by name",
+    "relative": "a positive number, or a list of them",
+    "seeds": "a table such as { select = 3, report = 10 }",
+    "select": "a whole number of at least 1",
+    "report": "a whole number of at least 0",
+    "device": '"cpu", "cuda", or a list of them',
+    "dtype": '"float32", "float64", or a list of them',
+    "engine": '"auto" or "loop"',
+    "threshold": "a positive number",
+    "name": "text",
+    "title": "text",
+    "use": "a list of file names",
+    "events": "a table of numbers",
+    "run": "a table with at least `steps`",
+    "untuned": "a table with `lr` and `threshold`",
+    "workload": "at least one [[workload]] table",
+    "optimizer": "at least one [[optimizer]] table",
+    "clip": "at least one [[clip]] table",
+}
+
+
+def _sentence(where: str, raw: Mapping[str, Any], error: ValidationError) -> str:
+    """The first error of the validation library, as a sentence of ours."""
+    first = error.errors()[0]
+    place = [step for step in first["loc"] if isinstance(step, int) or step in WANTED or first["type"] == "extra_forbidden"]
+    section = str(place[0])
+    if section in registry.KINDS and len(place) > 1 and isinstance(place[1], int):
+        where, path = f"{where}, {ordinal(place[1])} [[{section}]]", place[2:]
+    elif section in ("run", "untuned") and len(place) > 1:
+        where, path = f"{where}, [{section}]", place[1:]
+    else:
+        path = place
+    names = [str(step) for step in path if not isinstance(step, int)]
+    name = names[-1] if names else section
+    if first["type"] == "extra_forbidden":
+        known = {"run": Run, "untuned": Untuned}.get(section, Seeds if "seeds" in names else Document).model_fields
+        hint = registry.nearest(name, known)
+        return f"{where}: there is no setting `{name}`. There are: {', '.join(known)}.{hint}"
+    wanted = WANTED.get(name, "something else")
+    if first["type"] == "missing":
+        return f"{where}: `{name}` is missing; it must be {wanted}."
+    return f"{where}: `{name}` is {_given(raw, first)}, and must be {wanted}."
+
+
+def _given(raw: Mapping[str, Any], first: Any) -> str:
+    value: Any = raw
+    for step in first["loc"]:  # a union's own words are no step of the page
+        if isinstance(value, dict) and step in value:
+            value = value[step]
+        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+            value = value[step]
+    return repr(value)

@@ -1,0 +1,77 @@
+"""Arithmetic on trees: plain dictionaries from a parameter's name to its tensor; and generators with a name and a seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+Tree = dict[str, Tensor]
+
+
+def map(function: Callable[..., Tensor], *trees: Tree) -> Tree:
+    """``function`` applied leaf by leaf over trees of the same names."""
+    return {name: function(*(tree[name] for tree in trees)) for name in trees[0]}
+
+
+def zeros_like(tree: Tree) -> Tree:
+    """A tree of zeros in the shapes of ``tree``."""
+    return {name: torch.zeros_like(leaf) for name, leaf in tree.items()}
+
+
+def zero(tree: Tree) -> Tensor:
+    """A scalar zero of the tree's dtype and device: the start of a running mean or a step count."""
+    return next(iter(tree.values())).new_zeros(())
+
+
+def dot(left: Tree, right: Tree) -> Tensor:
+    """The inner product of two trees, a scalar."""
+    return torch.stack([(left[name] * right[name]).sum() for name in left]).sum()
+
+
+def norm(tree: Tree, order: float = 2.0) -> Tensor:
+    """The vector norm over all leaves together, a scalar: a norm of norms, as ``torch.nn.utils.get_total_norm`` takes it."""
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(leaf, order) for leaf in tree.values()]), order)
+
+
+def scale(tree: Tree, factor: Tensor | float) -> Tree:
+    """Every leaf times ``factor``."""
+    return {name: leaf * factor for name, leaf in tree.items()}
+
+
+def scale_to(tree: Tree, limit: Tensor | float, size: Tensor) -> Tree:
+    """``tree``, whose norm is ``size``, shortened to ``limit`` where it is longer.
+
+    Exact: unchanged where ``size <= limit``, zero stays zero, no epsilon. A NaN size changes nothing, so that NaN stays visible.
+    """
+    return scale(tree, torch.where(size > limit, limit / size, torch.ones_like(size)))
+
+
+def flatten(tree: Tree, out: Tensor | None = None) -> Tensor:
+    """The leaves as one vector of ``sum(leaf.numel())`` elements, written into ``out`` where given."""
+    return torch.cat([leaf.reshape(-1) for leaf in tree.values()], out=out)
+
+
+# ------------------------------------------------------------------------------------------------------------- paired seeds
+
+
+def seed_of(workload: str, seed: int, stream: str) -> int:
+    """A 63-bit seed from the workload, the cell's seed and the stream's name, the same in every process and on every machine."""
+    digest = hashlib.sha256(f"{workload}\0{seed}\0{stream}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(workload: str, seed: int, stream: str) -> torch.Generator:
+    """A CPU generator for one named stream of one workload and seed: every method that asks gets the same luck."""
+    return torch.Generator().manual_seed(seed_of(workload, seed, stream))
+
+
+@contextmanager
+def seeded(workload: str, seed: int, stream: str) -> Iterator[None]:
+    """The global CPU random state, forked and seeded: the only place it may be drawn from (layers draw their own weights)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(workload, seed, stream))
+        yield

@@ -1,0 +1,67 @@
+"""What makes the suite strict: no test may leave a trace in the process, and every test meets the same luck."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from clipbench import registry
+
+torch.set_num_threads(1)  # the number of threads changes the last bits of a sum
+
+settings.register_profile("clipbench", derandomize=True, deadline=None, database=None, print_blob=False)
+settings.load_profile("clipbench")
+
+
+@pytest.fixture(autouse=True)
+def _process_unchanged():
+    """Fail a test that draws from a global generator, or that leaves torch set up differently than it found it."""
+    before = _process_state()
+    yield
+    after = _process_state()
+    changed = [what for what in before if before[what] != after[what]]
+    assert not changed, f"the test changed {', '.join(changed)} of the whole process"
+
+
+def _process_state() -> dict[str, object]:
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002  (the state that must not move)
+    subnormal = sys.float_info.min
+    return {
+        "Python's random state": random.getstate(),
+        "NumPy's random state": (name, keys.tobytes(), *rest),
+        "torch's random state": torch.get_rng_state().numpy().tobytes(),
+        "the number of torch threads": torch.get_num_threads(),
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's gradient mode": torch.is_grad_enabled(),
+        "torch's deterministic mode": torch.are_deterministic_algorithms_enabled(),
+        "the flushing of denormals": subnormal * 0.5 == 0,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _registry_unchanged():
+    """Take what a test registered out of the tables again; the packaged components stay, for they are imported only once."""
+    tables = {kind: dict(table) for kind, table in registry._tables.items()}
+    used, modules = dict(registry._used), set(sys.modules)
+    yield
+    for kind, table in registry._tables.items():
+        kept = tables[kind] | {name: cls for name, cls in table.items() if cls.__module__.startswith("clipbench.")}
+        table.clear()
+        table.update(kept)
+    registry._used.clear()
+    registry._used.update(used)
+    for module in set(sys.modules) - modules:
+        if module.startswith("clipbench_use_"):
+            del sys.modules[module]
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The folder with pyproject.toml, README.md and tox.ini."""
+    return Path(__file__).resolve().parents[1]

@@ -1,0 +1,171 @@
+"""Metrics against scikit-learn, which is never asked at run time, and against their definitions."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
+
+from clipbench import metrics
+from clipbench.registry import UsageError
+
+GUARDED = [metrics.roc_auc, metrics.accuracy, metrics.dice, metrics.bits, metrics.log10_gap]
+
+
+def draw(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@st.composite
+def scored(draw):
+    """Labels of both classes with scores from a handful of values, so that ties are the rule."""
+    labels = draw(st.lists(st.integers(0, 1), min_size=2, max_size=60).filter(lambda labels: 0 < sum(labels) < len(labels)))
+    scores = draw(st.lists(st.integers(-3, 3), min_size=len(labels), max_size=len(labels)))
+    return scores, labels
+
+
+@given(scored())
+@settings(deadline=None, max_examples=200)
+def test_roc_auc_is_scikit_learns_with_any_ties(case):
+    """Midranks are exact, whatever is tied with whatever."""
+    scores, labels = case
+    ours = metrics.roc_auc(torch.tensor(scores, dtype=torch.float32), torch.tensor(labels))
+    assert ours == pytest.approx(roc_auc_score(labels, scores), abs=1e-14)
+
+
+@given(scored())
+@settings(deadline=None, max_examples=50)
+def test_roc_auc_is_the_share_of_pairs_in_order(case):
+    """The definition itself, pair by pair, a tie counting one half."""
+    scores, labels = (torch.tensor(values, dtype=torch.float64) for values in case)
+    ahead = scores[labels == 1][:, None] - scores[labels == 0]
+    share = ((ahead > 0).double() + (ahead == 0).double() / 2).mean().item()
+    assert metrics.roc_auc(scores, labels) == pytest.approx(share, abs=1e-14)
+
+
+def test_roc_auc_of_two_logits_is_that_of_their_softmax():
+    logits, labels = torch.randn(400, 2, generator=draw(0)), torch.randint(2, (400,), generator=draw(1))
+    expected = roc_auc_score(labels.numpy(), logits.double().softmax(1)[:, 1].numpy())
+    assert metrics.roc_auc(logits, labels) == pytest.approx(expected, abs=1e-14)
+
+
+def test_roc_auc_tells_confident_logits_apart():
+    """The difference is taken in float64: in float32 these two would be rounded to the same score."""
+    logits = torch.tensor([[0.0, 2.0**24], [-1.0, 2.0**24]])
+    assert metrics.roc_auc(logits, torch.tensor([0, 1])) == 1.0
+
+
+def test_roc_auc_takes_a_column_as_it_takes_a_vector():
+    scores, labels = torch.randn(50, generator=draw(2)), torch.randint(2, (50,), generator=draw(3))
+    assert metrics.roc_auc(scores[:, None], labels[:, None]) == metrics.roc_auc(scores, labels)
+
+
+def test_roc_auc_is_one_half_for_a_constant_output():
+    assert metrics.roc_auc(torch.zeros(7, 2), torch.tensor([0, 1, 1, 0, 1, 0, 0])) == 0.5
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_roc_auc_of_one_class_alone_is_nan(label):
+    assert math.isnan(metrics.roc_auc(torch.arange(4.0), torch.full((4,), label)))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 1, 2), ()])
+def test_roc_auc_refuses_other_shapes(shape):
+    with pytest.raises(UsageError, match="must be N, N×1 or N×2"):
+        metrics.roc_auc(torch.zeros(shape), torch.zeros(4, dtype=torch.long))
+
+
+def test_roc_auc_refuses_a_label_too_many():
+    with pytest.raises(UsageError, match="4 scores came with 5 labels"):
+        metrics.roc_auc(torch.zeros(4), torch.zeros(5, dtype=torch.long))
+
+
+def test_roc_auc_sorts_and_does_not_compare_pairs():
+    """A quarter of a million scores, whose pairs would fill 100 GB."""
+    scores = torch.randint(1000, (250_000,), generator=draw(4)).double()
+    labels = (torch.rand(250_000, generator=draw(5)) < 0.3).long()
+    assert metrics.roc_auc(scores, labels) == pytest.approx(roc_auc_score(labels.numpy(), scores.numpy()), abs=1e-12)
+
+
+def test_accuracy_is_scikit_learns():
+    logits, labels = torch.randn(300, 5, generator=draw(6)), torch.randint(5, (300,), generator=draw(7))
+    assert metrics.accuracy(logits, labels) == pytest.approx(accuracy_score(labels, logits.argmax(1)), abs=1e-15)
+
+
+def test_accuracy_counts_every_place_of_a_sequence():
+    logits, labels = torch.randn(20, 15, 5, generator=draw(8)), torch.randint(5, (20, 15), generator=draw(9))
+    assert metrics.accuracy(logits, labels) == metrics.accuracy(logits.flatten(0, 1), labels.flatten())
+
+
+def test_accuracy_refuses_labels_that_would_broadcast():
+    """N×1 labels against N predictions would compare every one with every other and say nothing."""
+    with pytest.raises(UsageError, match=r"\(4, 2\) came with labels of \(4, 1\)"):
+        metrics.accuracy(torch.zeros(4, 2), torch.zeros(4, 1, dtype=torch.long))
+
+
+def test_dice_of_one_region_is_the_f1_score_of_its_pixels():
+    logits, truth = torch.randn(6, 1, 5, 7, generator=draw(10)), torch.randint(2, (6, 5, 7), generator=draw(11))
+    pairs = zip(truth.flatten(1), (logits[:, 0] > 0).flatten(1), strict=True)
+    expected = sum(f1_score(true, predicted, zero_division=1) for true, predicted in pairs) / 6
+    assert metrics.dice(logits, truth) == pytest.approx(expected, abs=1e-14)
+    assert metrics.dice(logits, truth[:, None]) == metrics.dice(logits, truth)
+
+
+def test_dice_of_classes_is_the_mean_f1_score_without_the_background():
+    logits, truth = torch.randn(6, 3, 5, 7, generator=draw(12)), torch.randint(3, (6, 5, 7), generator=draw(13))
+    pairs = zip(truth.flatten(1), logits.argmax(1).flatten(1), strict=True)
+    expected = sum(f1_score(true, predicted, labels=[1, 2], average="macro", zero_division=1) for true, predicted in pairs) / 6
+    assert metrics.dice(logits, truth) == pytest.approx(expected, abs=1e-14)
+
+
+def test_dice_of_two_empty_regions_is_one():
+    assert metrics.dice(torch.full((2, 1, 3, 3), -1.0), torch.zeros(2, 3, 3, dtype=torch.long)) == 1.0
+
+
+def test_bits_are_the_log_loss_to_base_two():
+    logits, labels = torch.randn(40, 9, 6, generator=draw(14)), torch.randint(6, (40, 9), generator=draw(15))
+    probabilities = logits.double().softmax(-1).flatten(0, 1).numpy()
+    expected = log_loss(labels.flatten().numpy(), probabilities, labels=range(6)) / math.log(2)
+    assert metrics.bits(logits, labels) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("gap", "decades"), [(100.0, 2.0), (1.0, 0.0), (2.0**-20, -6.0205999), (0.0, -16.0), (-1.0, -16.0)])
+def test_the_gap_is_in_decades_and_never_below_minus_sixteen(gap, decades):
+    """Rounding may carry a value below the optimum: that is as near as can be told, not an error."""
+    optimum = torch.tensor([8.0], dtype=torch.float64)
+    assert metrics.log10_gap(optimum + gap, optimum) == pytest.approx(decades, abs=1e-7)
+    assert metrics.log10_gap((optimum + gap).squeeze(), optimum) == metrics.log10_gap(optimum + gap, optimum)
+
+
+@pytest.mark.parametrize("metric", GUARDED, ids=metrics.name_of)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=str)
+def test_an_output_that_is_not_finite_has_no_metric(metric, bad):
+    """A NaN has an argmax, a rank and a sign: without the guard a dead network would be graded."""
+    output, target = torch.randn(8, 2, generator=draw(16)), torch.arange(8) % 2
+    output[3, 1] = bad
+    assert math.isnan(metric(output, target))
+
+
+@pytest.mark.parametrize("metric", GUARDED, ids=metrics.name_of)
+def test_a_metric_is_a_float_and_knows_its_name(metric):
+    target = torch.zeros(1) if metric is metrics.log10_gap else torch.arange(8) % 2
+    value = metric(torch.randn(8, 2, generator=draw(17)), target)
+    assert type(value) is float
+    assert metric is getattr(metrics, metrics.name_of(metric))
+
+
+def test_directions_are_as_the_field_has_them():
+    assert {metrics.name_of(metric): metrics.direction(metric) for metric in GUARDED} == {
+        "roc_auc": True, "accuracy": True, "dice": True, "bits": False, "log10_gap": False,
+    }  # fmt: skip
+
+
+def test_a_strangers_function_is_named_after_itself_and_counts_up():
+    def kappa(output, target):
+        return 0.0
+
+    assert (metrics.name_of(kappa), metrics.direction(kappa)) == ("kappa", True)
+    kappa.higher_is_better = False
+    assert not metrics.direction(kappa)

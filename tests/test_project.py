@@ -1,0 +1,103 @@
+"""What the project's own files promise each other: README, tox.ini, constraints, changelog."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import sys
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import clipbench
+
+IMPORTED_AS = {"scikit-learn": "sklearn"}
+
+
+@pytest.fixture(scope="module")
+def project(checkout):
+    return tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture(scope="module")
+def readme(checkout):
+    return (checkout / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def environments(checkout):
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(checkout / "tox.ini", encoding="utf-8")
+    return {section.partition(":")[2] for section in tox.sections() if section.startswith("testenv:")}
+
+
+@pytest.fixture(scope="module")
+def pins(checkout):
+    lines = [line.partition("#")[0].strip() for line in (checkout / "constraints.txt").read_text(encoding="utf-8").splitlines()]
+    return {canonicalize_name(pin.name): pin for pin in map(Requirement, filter(None, lines))}
+
+
+def requirements(project):
+    return [Requirement(text) for some in (project["dependencies"], *project["optional-dependencies"].values()) for text in some]
+
+
+def test_readme_and_contributing_name_environments_that_exist(checkout, readme, environments):
+    text = readme + (checkout / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {name for some in re.findall(r"\btox -e ([\w,-]+)", text) for name in some.split(",")}
+    assert {"quick", "tests"} <= named <= environments
+
+
+def test_ci_runs_the_readmes_test_command(checkout, readme):
+    [command] = {line.strip() for line in readme.splitlines() if line.strip().endswith("tox -e tests")}
+    assert command in (checkout / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_every_requirement_has_a_pin_that_satisfies_it(project, pins):
+    for requirement in requirements(project):
+        pin = pins[canonicalize_name(requirement.name)]
+        version = re.fullmatch(r"==([\w.]+)", str(pin.specifier))[1]  # no local label such as +cpu: that is the machine's choice
+        assert requirement.specifier.contains(version), f"{requirement} against {pin}"
+
+
+def test_every_pin_is_bare(pins):
+    """A pin names no place to fetch from and no single platform."""
+    assert all(not pin.url and not pin.marker and not pin.extras for pin in pins.values())
+
+
+def test_every_library_that_is_imported_is_declared(checkout, project):
+    declared = {IMPORTED_AS.get(one.name, one.name.replace("-", "_")) for one in requirements(project)}
+    imported = set()
+    for path in (checkout / "clipbench").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.partition(".")[0])
+    assert imported - sys.stdlib_module_names - {"clipbench"} <= declared
+
+
+def test_the_changelog_has_this_version(checkout):
+    headings = re.findall(r"^## (\S+)", (checkout / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert headings[0] == clipbench.__version__
+    assert headings == sorted(headings, key=Version, reverse=True)
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(clipbench, name) is not None for name in clipbench.__all__)
+    assert set(clipbench.__all__) <= set(dir(clipbench))
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'clipp'"):
+        clipbench.clipp  # noqa: B018  (that it raises is the point)
+
+
+def test_every_packaged_study_is_a_page_with_a_title(checkout):
+    pages = sorted((checkout / "clipbench" / "studies").glob("*.toml"))
+    assert {"smoke", "quick", "full", "origin"} <= {page.stem for page in pages}
+    for page in pages:
+        assert tomllib.loads(page.read_text(encoding="utf-8"))["title"].strip(), page.name
