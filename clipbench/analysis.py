@@ -25,7 +25,14 @@ CLAIMED = ("norm", "value")
 TIMED = ["problem", "optimizer", "batch", "device", "dtype", "implementation"]
 METHODS = ("plain SGD", "momentum", "RMSprop", "value clip", "norm clip")
 CURVE_POINTS = 150
-DEFAULTS: dict[str, Any] = {"metric": "metric", "higher_is_better": True, "optimum": None, "success": None, "target": None, "reference_loss": None}
+DEFAULTS: dict[str, Any] = {
+    "metric": "metric",
+    "higher_is_better": True,
+    "optimum": None,
+    "success": None,
+    "target": None,
+    "reference_loss": None,
+}
 
 Components = Mapping[str, Any]
 
@@ -91,12 +98,24 @@ def arms(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
         optimizer = Part(**document["optimizer"]).label
         if row["clip"] == "none":
             unclipped[(*place, optimizer)] = row["arm"]
-        labels = {"optimizer_label": optimizer, "clip_label": Part(**document["clip"], threshold=threshold).label}
+        momentum = _momentum(document["optimizer"])
+        labels = {
+            "momentum": momentum,
+            "optimizer_label": optimizer,
+            "clip_label": Part(**document["clip"], threshold=threshold).label,
+        }
         rows.append({**{name: row[name] for name in GROUP}, "optimizer": row["optimizer"], "clip": row["clip"], **labels})
     for row in rows:
         partner = unclipped.get((*(row[name] for name in TASK), row["optimizer_label"]))
         row["partner"] = None if row["clip"] == "none" else partner
-    return pd.DataFrame(rows, columns=[*GROUP, "optimizer", "clip", "optimizer_label", "clip_label", "partner"])
+    return pd.DataFrame(rows, columns=[*GROUP, "optimizer", "clip", "optimizer_label", "clip_label", "momentum", "partner"])
+
+
+def _momentum(optimizer: Mapping[str, Any]) -> float:
+    """μ of a momentum rule; at its default (.9) a stored document leaves it out."""
+    if optimizer["name"] not in ("momentum", "nesterov"):
+        return math.nan
+    return float(optimizer["settings"].get("momentum", 0.9))
 
 
 def counts(cells: pd.DataFrame) -> dict[str, int]:
@@ -198,7 +217,19 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
                 "reached": int(target.notna().sum()),
             }
         )
-    columns = [*GROUP, "reading", "n", *COUNTS, "statistic", "estimate", "low", "high", "successes", "clipped_fraction", "never_fired"]
+    columns = [
+        *GROUP,
+        "reading",
+        "n",
+        *COUNTS,
+        "statistic",
+        "estimate",
+        "low",
+        "high",
+        "successes",
+        "clipped_fraction",
+        "never_fired",
+    ]
     columns += [*POINT, "settings", "budget", "edge", "steps_to_target", "reached"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -376,6 +407,29 @@ def _stretch(axis: Sequence[float], stable_lrs: Iterable[float]) -> dict[str, An
     }
 
 
+def effective(ranges: pd.DataFrame, arms_table: pd.DataFrame) -> pd.DataFrame:
+    """The ranges of momentum arms with ``factor`` = 1/(1 − μ): a steady gradient moves them by lr times that a step."""
+    factors = arms_table.loc[arms_table["momentum"].notna(), [*GROUP, "momentum"]]
+    found = ranges[ranges["basis"] != "one threshold"].merge(factors, on=GROUP, how="inner", sort=False)
+    return found.assign(factor=1 / (1 - found["momentum"].astype(float)))
+
+
+def notes(arms_table: pd.DataFrame) -> list[str]:
+    """What a reader of learning rates must know of the optimizers compared."""
+    told = []
+    for value in sorted(arms_table["momentum"].dropna().unique()):
+        told.append(
+            f"Momentum with μ = {value:g} moves by lr/(1 − μ) = {1 / (1 - value):.3g} × lr a step in a steady direction, so that its learning rates sit lower than those "
+            f"of plain SGD by about that factor; its ranges are drawn against lr/(1 − μ) as well."
+        )
+    if (arms_table["optimizer"] == "rmsprop").any():
+        told.append(
+            "RMSprop has no bias correction: its running mean of squares starts at zero, so that with α = 0.99 its first step is ten times lr for every weight. "
+            "Clipping before that division cannot shorten it."
+        )
+    return told
+
+
 def fired(cells: pd.DataFrame) -> pd.DataFrame:
     """Share of steps clipped against the threshold: a row per task, arm and threshold, over the selection cells of all learning rates."""
     frame = plain(cells[(cells["role"] == "select") & (cells["clip"] != "none")])
@@ -458,7 +512,9 @@ def event_counts(found: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 def failures(cells: pd.DataFrame) -> pd.DataFrame:
     """Every failed cell with its reason."""
     frame = plain(cells[cells["status"] == "failed"])
-    return frame.sort_values([*GROUP, "role", "lr", "threshold", "seed"])[[*GROUP, "role", *POINT, "seed", "attempt", "reason", "cell"]]
+    return frame.sort_values([*GROUP, "role", "lr", "threshold", "seed"])[
+        [*GROUP, "role", *POINT, "seed", "attempt", "reason", "cell"]
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------------- curves

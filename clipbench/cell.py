@@ -59,7 +59,7 @@ class Cell:
     extended: bool = field(default=False, compare=False)
 
     def document(self) -> dict[str, Any]:
-        """What the identity is the hash of. A field added to the format later is left out at its default, so old cells keep their ids."""
+        """What the identity is the hash of. A field added later is left out at its default, so that old cells keep their ids."""
         document: dict[str, Any] = {
             "workload": self.workload.document(),
             "optimizer": self.optimizer.document(),
@@ -120,12 +120,13 @@ def from_json(canonical: str, role: str = "select") -> Cell:
     document = json.loads(canonical)
     clip = document["clip"]
     threshold = registry.threshold_field(registry.find("clip", clip["name"]))
-    parts = {
-        "workload": Part(**document.pop("workload")),
-        "optimizer": Part(**document.pop("optimizer")),
-        "clip": Part(**document.pop("clip"), threshold=threshold),
-    }
-    return Cell(**parts, **document, role=role)
+    return Cell(
+        Part(**document.pop("workload")),
+        Part(**document.pop("optimizer")),
+        Part(**document.pop("clip"), threshold=threshold),
+        **document,
+        role=role,
+    )
 
 
 def plain(value: Any) -> str:

@@ -1,7 +1,7 @@
 """The command line: list, plan, run, report, verify, throughput, conform.
 
-Exit codes: 0 done, 1 a finding, 2 wrong use, 130 interrupted with everything finished kept. Commands import what they need when they
-are called, so that help, report and verify never wait for torch.
+Exit codes: 0 done, 1 a finding, 2 wrong use, 130 interrupted with everything finished kept. Commands import what they need when
+they are called, so that help, report and verify never wait for torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 from tqdm import tqdm
@@ -22,7 +22,6 @@ from clipbench.registry import UsageError
 
 if TYPE_CHECKING:
     from clipbench.engines import Record
-    from clipbench.protocol import Plan
     from clipbench.store import Store
     from clipbench.study import Study
 
@@ -79,7 +78,6 @@ def cli() -> None:
 @command
 def list_(kind: str | None) -> None:
     """The workloads, optimizers, clips and packaged studies there are."""
-    import inspect
     import tomllib
 
     from clipbench import registry, study
@@ -95,11 +93,8 @@ def list_(kind: str | None) -> None:
             rows = [(name, tomllib.loads(text).get("title", "")) for name, text in study.packaged().items()]
         else:
             singular: Any = section.removesuffix("s")
-            classes = [registry.find(singular, name) for name in registry.names(singular)]
-            rows = [
-                (cls.name, f"{(inspect.getdoc(cls) or '').partition(chr(10))[0]} [{registry.settings_in_words(cls)}]")
-                for cls in classes
-            ]  # type: ignore[attr-defined]
+            classes: list[Any] = [registry.find(singular, name) for name in registry.names(singular)]
+            rows = [(cls.name, f"{registry.about(cls)} [{registry.settings_in_words(cls)}]") for cls in classes]
         width = max(len(name) for name, _ in rows)
         for name, about in rows:
             click.echo(f"  {name:<{width}}  {about}")
@@ -107,7 +102,7 @@ def list_(kind: str | None) -> None:
 
 STUDY = click.argument("study", metavar="STUDY")
 DEVICE = click.option(
-    "--device", type=click.Choice(["cpu", "cuda", "auto"]), default=None, help="Run every cell here, whatever the page says."
+    "--device", type=click.Choice(["cpu", "cuda", "auto"]), default=None, help="Run every cell there, whatever the page says."
 )
 OUT = click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; results/NAME where not given.")
 
@@ -132,14 +127,14 @@ def plan(study: str, out: Path | None, device: str | None) -> None:
     click.echo(f"  {'':<{width}}   select  stored   report at most  ms a step")
     for row in outlook:
         click.echo(
-            f"  {row['task']:<{width}}  {row['select']:>7} {row['stored']:>7}  {row['report']:>15} {1000 * row['step_seconds']:>10.3g}"
+            f"  {row['task']:<{width}}  {row['select']:>7} {row['stored']:>7}  {row['report']:>15} {1e3 * row['step_seconds']:>10.3g}"
         )
     click.echo(f"  selection: {sum(row['select'] for row in outlook)} cells; report settings: to be chosen.")
     for entry in asked.not_run:
         click.echo(f"  not run: {entry['cells']} {entry['device']} cells, because {entry['reason']}.")
     seconds = sum(row["seconds"] for row in outlook) / protocol.cores()
     click.echo(
-        f"  predicted: about {_duration(seconds)} on {protocol.cores()} workers for what is missing, timings and extended axes apart."
+        f"  predicted: about {_duration(seconds)} on {protocol.cores()} workers for what is missing, besides timings and extended axes."
     )
 
 
@@ -169,7 +164,7 @@ def _duration(seconds: float) -> str:
     "--curves",
     type=click.Choice(["all", "report"]),
     default="all",
-    help="Which curves to keep: all, or of report and diverged cells.",
+    help="Curves to keep: all, or of report and diverged cells.",
 )
 @click.option("--anew", is_flag=True, help="Start from nothing; the old folder is renamed, not deleted.")
 @click.option("--no-throughput", is_flag=True, help="Leave out the timing of the methods.")
@@ -220,7 +215,7 @@ class Bars:
         self.bar: tqdm[Any] | None = None
         self.diverged = self.failed = 0
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

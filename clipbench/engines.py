@@ -79,7 +79,7 @@ def run(job: Job) -> Record:
         _loop(record, Components.of(job))
     except torch.OutOfMemoryError:
         record.failure = f"out of memory on {job.cell.device}"
-    except Exception as error:  # a stranger's component may raise anything; the matrix goes on
+    except Exception as error:  # noqa: BLE001 - a stranger's component may raise anything; the matrix goes on
         record.failure = f"{type(error).__name__}: {error}".replace("\n", " ")[:500]
     record.seconds = time.perf_counter() - start
     return record
@@ -192,8 +192,8 @@ def evaluate(
         outputs = torch.cat([torch.atleast_1d(module(part)) for part in inputs.split(chunk)])
         loss = feed.loss_of(workload, outputs, targets)
         found.append((updates, split, "loss", float(loss.mean())))
-        for metric in (workload.metric, *getattr(workload, "other_metrics", ())):
-            found.append((updates, split, metrics.name_of(metric), float(metric(outputs, targets))))
+        named = {metrics.name_of(metric): metric for metric in (workload.metric, *getattr(workload, "other_metrics", ()))}
+        found += [(updates, split, name, float(metric(outputs, targets))) for name, metric in named.items()]
     module.train()
     return found
 

@@ -28,7 +28,14 @@ from clipbench.selection import READINGS, TASK
 
 P = ParamSpec("P")
 
-OPTIMIZERS = {"sgd": "#4d4d4d", "momentum": "#0072b2", "nesterov": "#56b4e9", "rmsprop": "#009e73", "adam": "#cc79a7", "adamw": "#882255"}
+OPTIMIZERS = {
+    "sgd": "#4d4d4d",
+    "momentum": "#0072b2",
+    "nesterov": "#56b4e9",
+    "rmsprop": "#009e73",
+    "adam": "#cc79a7",
+    "adamw": "#882255",
+}
 CLIPS = {"none": "#4d4d4d", "value": "#e69f00", "norm": "#d55e00", "layer": "#56b4e9", "adaptive": "#009e73"}
 STRANGERS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#cc6677", "#aa4499", "#661100")
 MARKERS = {"sgd": "o", "momentum": "s", "nesterov": "D", "rmsprop": "^", "adam": "v", "adamw": "P"}
@@ -143,7 +150,9 @@ def _decades(axes: Axes, axis: str = "y") -> None:
 
 
 @_styled
-def headline(results: pd.DataFrame, drawn: pd.DataFrame, panels: Sequence[Mapping[str, Any]], methods: Mapping[str, str], footer: str) -> Figure:
+def headline(
+    results: pd.DataFrame, drawn: pd.DataFrame, panels: Sequence[Mapping[str, Any]], methods: Mapping[str, str], footer: str
+) -> Figure:
     """The named methods per task: three readings with their intervals, every seed a faint dot.
 
     ``panels``: ``task`` (values of ``TASK``), ``title``, ``label``, ``success``, ``higher_is_better``. ``methods``: name → arm.
@@ -159,7 +168,16 @@ def headline(results: pd.DataFrame, drawn: pd.DataFrame, panels: Sequence[Mappin
     for place in list(grid.flat)[len(panels) :]:
         place.set_axis_off()
     handles = [
-        Line2D([], [], marker=READING_MARKERS[name], color=INK, markerfacecolor=INK if name != "untuned" else "white", lw=1.2, ms=5, label=word)
+        Line2D(
+            [],
+            [],
+            marker=READING_MARKERS[name],
+            color=INK,
+            markerfacecolor=INK if name != "untuned" else "white",
+            lw=1.2,
+            ms=5,
+            label=word,
+        )
         for name, word in READING_WORDS.items()
         if name in used
     ]
@@ -171,7 +189,12 @@ def headline(results: pd.DataFrame, drawn: pd.DataFrame, panels: Sequence[Mappin
 
 
 def _headline_panel(
-    axes: Axes, panel: Mapping[str, Any], results: pd.DataFrame, drawn: pd.DataFrame, methods: Mapping[str, str], tints: Mapping[str, str]
+    axes: Axes,
+    panel: Mapping[str, Any],
+    results: pd.DataFrame,
+    drawn: pd.DataFrame,
+    methods: Mapping[str, str],
+    tints: Mapping[str, str],
 ) -> set[str]:
     here, seeds = _task(results, panel["task"]), _task(drawn, panel["task"])
     here, seeds = here[here["arm"].isin(list(methods.values()))], seeds[seeds["arm"].isin(list(methods.values()))]
@@ -209,7 +232,9 @@ def _headline_panel(
                 if not np.isnan(bounds).any():
                     axes.plot(bounds, [y, y], "-", color=tints[arm], lw=1.6, solid_capstyle="butt")
                 face = "white" if reading == "untuned" else tints[arm]
-                axes.plot([result["estimate"]], [y], READING_MARKERS[reading], ms=5.5, color=tints[arm], mfc=face, mew=1.1, zorder=4)
+                axes.plot(
+                    [result["estimate"]], [y], READING_MARKERS[reading], ms=5.5, color=tints[arm], mfc=face, mew=1.1, zorder=4
+                )
     baseline = here[(here["arm"] == next(iter(methods.values()), None)) & (here["reading"] == "equal")]["estimate"]
     if len(baseline) and np.isfinite(baseline.iloc[0]):
         axes.axvline(baseline.iloc[0], color=FAINT, lw=0.8, ls=(0, (4, 3)), zorder=0)
@@ -259,7 +284,9 @@ def _task(frame: pd.DataFrame, task: Sequence[Any]) -> pd.DataFrame:
 
 
 @_styled
-def curves(lines: pd.DataFrame, arms: pd.DataFrame, chosen: pd.DataFrame, label: str, reference: float | None, footer: str) -> Figure:
+def curves(
+    lines: pd.DataFrame, arms: pd.DataFrame, chosen: pd.DataFrame, label: str, reference: float | None, footer: str
+) -> Figure:
     """Training loss at the chosen settings: a panel per arm, every seed a thin line, the median thick, diverged ends a cross."""
     optimizers, clips = _order(arms["optimizer_label"]), _order(arms["clip_label"])
     figure = _figure(2.45 * len(clips) + 0.7, 1.75 * len(optimizers) + 0.5, footer)
@@ -319,8 +346,18 @@ def _order(labels: Iterable[str]) -> list[str]:
     return sorted(set(labels), key=lambda label: (known.index(label) if label in known else len(known), label))
 
 
+def ordered(arms: pd.DataFrame) -> list[str]:
+    """The arms by optimizer, then clip, in the order of the survey."""
+    optimizers, clips = _order(arms["optimizer_label"]), _order(arms["clip_label"])
+    rows = arms.drop_duplicates("arm").to_dict("records")
+    rows.sort(key=lambda row: (optimizers.index(row["optimizer_label"]), clips.index(row["clip_label"])))
+    return [row["arm"] for row in rows]
+
+
 @_styled
-def heat(settings: pd.DataFrame, arms: pd.DataFrame, chosen: pd.DataFrame, label: str, higher_is_better: bool, footer: str) -> Figure:
+def heat(
+    settings: pd.DataFrame, arms: pd.DataFrame, chosen: pd.DataFrame, label: str, higher_is_better: bool, footer: str
+) -> Figure:
     """The metric over lr × threshold, a panel per clipped arm, with the unclipped optimizer as the lowest row.
 
     Colour is the mean over the selection seeds. Where a seed diverged, collapsed, stalled or failed, a letter and a hatch say so; a cell
@@ -352,14 +389,21 @@ def heat(settings: pd.DataFrame, arms: pd.DataFrame, chosen: pd.DataFrame, label
         row[0].set_ylabel("threshold")
     if len(valued):
         ends = "min" if higher_is_better else "max"
-        scale = figure.colorbar(matplotlib.cm.ScalarMappable(norm=norm, cmap=paint), ax=grid, shrink=0.7, pad=0.02, aspect=28, extend=ends)
+        scale = figure.colorbar(
+            matplotlib.cm.ScalarMappable(norm=norm, cmap=paint), ax=grid, shrink=0.7, pad=0.02, aspect=28, extend=ends
+        )
         scale.set_label(label)
         scale.outline.set_visible(False)  # type: ignore[operator]
         scale.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(float(f"{value:.3g}"))))
         scale.ax.yaxis.set_minor_locator(NullLocator())
     words = {"diverged": "diverged", "collapsed": "collapsed", "stalled": "stalled", "failed": "failed"}
     handles = [
-        Patch(facecolor="#d9d9d9" if name in ("diverged", "failed") else "white", edgecolor="#555555", hatch=HATCHES[name], label=f"{LETTERS[name]} {word}")
+        Patch(
+            facecolor="#d9d9d9" if name in ("diverged", "failed") else "white",
+            edgecolor="#555555",
+            hatch=HATCHES[name],
+            label=f"{LETTERS[name]} {word}",
+        )
         for name, word in words.items()
         if settings[name].sum()
     ]
@@ -380,7 +424,9 @@ def _norm(values: pd.Series[float]) -> Normalize:
 def _levels(rows: pd.DataFrame) -> list[tuple[float, float]]:
     """The thresholds of an arm, small to large, as (threshold, relative)."""
     pairs = rows[["threshold", "relative"]].drop_duplicates().itertuples(index=False)
-    return sorted({(pair.threshold, pair.relative) for pair in pairs}, key=lambda pair: tuple(-1.0 if math.isnan(x) else x for x in pair))
+    return sorted(
+        {(pair.threshold, pair.relative) for pair in pairs}, key=lambda pair: tuple(-1.0 if math.isnan(x) else x for x in pair)
+    )
 
 
 def _heat_panel(axes: Axes, rows: pd.DataFrame, partner: pd.DataFrame, pick: pd.DataFrame, norm: Normalize, paint: Any) -> None:
@@ -423,7 +469,11 @@ def _heat_panel(axes: Axes, rows: pd.DataFrame, partner: pd.DataFrame, pick: pd.
             continue
         if choice["lr"] in lrs:
             height = 0 if unclipped else _level_index(levels, choice)
-            axes.add_patch(Rectangle((lrs.index(choice["lr"]) - 0.46, height - 0.45), 0.92, 0.9, fill=False, edgecolor="#d00000", lw=1.6, zorder=6))
+            axes.add_patch(
+                Rectangle(
+                    (lrs.index(choice["lr"]) - 0.46, height - 0.45), 0.92, 0.9, fill=False, edgecolor="#d00000", lw=1.6, zorder=6
+                )
+            )
     if len(partner):
         axes.axhline(0.5, color="white", lw=2.5)
     axes.set_xticks(range(len(lrs)), [number(lr) for lr in lrs])
@@ -435,7 +485,9 @@ def _heat_panel(axes: Axes, rows: pd.DataFrame, partner: pd.DataFrame, pick: pd.
 
 def _level_index(levels: Sequence[tuple[float, float] | None], cell: Mapping[str, Any]) -> int:
     for index, level in enumerate(levels):
-        if level is not None and all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(level, (cell["threshold"], cell["relative"]), strict=True)):
+        if level is not None and all(
+            a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(level, (cell["threshold"], cell["relative"]), strict=True)
+        ):
             return index
     return 0
 
@@ -447,10 +499,15 @@ def _level_name(level: tuple[float, float] | None) -> str:
 
 
 @_styled
-def stable(ranges: pd.DataFrame, arms: pd.DataFrame, footer: str) -> Figure:
-    """The learning rates at which every seed learned: a bar per arm; inside a clipped arm's, the bar of its best single threshold."""
+def stable(ranges: pd.DataFrame, arms: pd.DataFrame, steady: pd.DataFrame, footer: str) -> Figure:
+    """The learning rates at which every seed learned: a bar per arm; inside a clipped arm's, the bar of its best single threshold.
+
+    ``steady`` has the ranges of momentum arms with ``factor``: they are drawn once more as lr/(1 − μ).
+    """
     optimizers, clips = _order(arms["optimizer_label"]), _order(arms["clip_label"])
-    ordered = sorted(arms.to_dict("records"), key=lambda row: (optimizers.index(row["optimizer_label"]), clips.index(row["clip_label"])))
+    ordered = sorted(
+        arms.to_dict("records"), key=lambda row: (optimizers.index(row["optimizer_label"]), clips.index(row["clip_label"]))
+    )
     figure = _figure(6.6, 0.27 * len(ordered) + 1.0, footer)
     axes, tints = figure.subplots(), arm_colours(arms)
     tried: set[float] = set()
@@ -468,9 +525,25 @@ def stable(ranges: pd.DataFrame, arms: pd.DataFrame, footer: str) -> Figure:
             height = 0.56 if outer or one["basis"] == "no clip" else 0.24
             low, high = one["low"] / 1.12, one["high"] * 1.12
             alpha = 0.4 if outer else 1.0
-            axes.barh(row, high - low, left=low, height=height, color=tints[arm["arm"]], alpha=alpha, lw=0, zorder=2 if outer else 3)
+            axes.barh(
+                row, high - low, left=low, height=height, color=tints[arm["arm"]], alpha=alpha, lw=0, zorder=2 if outer else 3
+            )
             if one["above"] and one["basis"] != "one threshold":
                 axes.annotate("", (high * 1.35, row), (high, row), arrowprops={"arrowstyle": "->", "color": INK, "lw": 0.9})
+    for one in steady.to_dict("records"):
+        place = [arm["arm"] for arm in ordered].index(one["arm"]) + 0.4
+        if not math.isnan(one["low"]):
+            axes.plot(
+                [one["low"] * one["factor"], one["high"] * one["factor"]],
+                [place, place],
+                "-",
+                marker="|",
+                ms=4,
+                lw=0.9,
+                color=INK,
+                zorder=6,
+            )
+            tried.add(one["high"] * one["factor"])
     axes.set_yticks(range(len(ordered)), [arm["arm"] for arm in ordered])
     axes.set_ylim(len(ordered) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -483,12 +556,14 @@ def stable(ranges: pd.DataFrame, arms: pd.DataFrame, footer: str) -> Figure:
         axes.tick_params(axis="x", rotation=45 if len(tried) > 9 else 0)
     axes.set_xlabel("learning rate (an arrow: stable up to the largest one tried)")
     handles = [
-        Patch(facecolor="#777777", label="no clip, or the one threshold with the widest range"),
+        Patch(facecolor="#777777", label="no clip, or one threshold"),
         Patch(facecolor="#777777", alpha=0.4, label="best threshold at each lr"),
         Line2D([], [], marker="o", mfc="white", mec=INK, lw=0, ms=3.2, label="stable"),
         Line2D([], [], marker="|", color="#bdbdbd", lw=0, ms=5, label="tried"),
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=4, columnspacing=1.2)
+    if len(steady):
+        handles.append(Line2D([], [], marker="|", color=INK, lw=0.9, ms=4, label="as lr/(1 − μ)"))
+    figure.legend(handles=handles, loc="outside upper left", ncols=5, columnspacing=1.2)
     return figure
 
 
@@ -508,7 +583,9 @@ def fired(shares: pd.DataFrame, arms: pd.DataFrame, footer: str) -> Figure:
             places |= set(line["place"])
             tint, marker = tints[arm["optimizer"]], _among(arm["optimizer"], arms["optimizer"], MARKERS, OTHER_MARKERS)
             axes.fill_between(line["place"], line["low"], line["high"], color=tint, alpha=0.1, lw=0)
-            drawn = axes.plot(line["place"], line["median"], "-", marker=marker, ms=4, lw=1.2, color=tint, label=arm["optimizer_label"])
+            drawn = axes.plot(
+                line["place"], line["median"], "-", marker=marker, ms=4, lw=1.2, color=tint, label=arm["optimizer_label"]
+            )
             handles.setdefault(arm["optimizer_label"], drawn[0])
         if places:
             _log_ticks(axes, sorted(places))

@@ -340,7 +340,9 @@ def torch_class(path: str, where: str = "optimizer") -> type[Optimizer]:
         raise UsageError(f'{where}: "{path}" is no subclass of torch.optim.Optimizer.{nearest(path, _torch_names())}')
     closure = inspect.signature(found.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        raise UsageError(f'{where}: "{path}" evaluates the loss several times a step, by a closure, and so has no place beside the others.')
+        raise UsageError(
+            f'{where}: "{path}" evaluates the loss several times a step, by a closure, and so has no place beside the others.'
+        )
     if "lr" not in inspect.signature(found).parameters:
         raise UsageError(f'{where}: "{path}" takes no `lr`, which every cell must set.')
     return found
@@ -371,7 +373,9 @@ def validate_torch(path: str, settings: Mapping[str, Any], where: str) -> dict[s
 
 
 def _torch_names() -> list[str]:
-    return [f"torch.optim.{name}" for name, item in vars(torch.optim).items() if isinstance(item, type) and issubclass(item, Optimizer)]
+    return [
+        f"torch.optim.{name}" for name, item in vars(torch.optim).items() if isinstance(item, type) and issubclass(item, Optimizer)
+    ]
 
 
 def _defaults(cls: type[Optimizer]) -> dict[str, Any]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -34,7 +33,7 @@ HEADLINE = {
 LIBRARIES = ("clipbench", "torch", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn")
 
 
-class Watcher:
+class Watcher(Protocol):
     """What a caller may follow; the command line draws progress bars from it."""
 
     def phase(self, name: str, cells: int) -> None:
@@ -50,13 +49,28 @@ class Watcher:
         """Something worth a line."""
 
 
+class Silent:
+    """Follows nothing."""
+
+    def phase(self, name: str, cells: int) -> None:
+        """Say nothing."""
+
+    def record(self, record: Record) -> None:
+        """Say nothing."""
+
+    def tick(self) -> None:
+        """Say nothing."""
+
+    def note(self, sentence: str) -> None:
+        """Say nothing."""
+
+
 @dataclass
 class Plan:
     """The cells a study asks for here, by phase, and those it cannot have."""
 
     cells: list[Cell]
     not_run: list[dict[str, Any]]
-    calibration: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tasks(self) -> dict[str, Cell]:
@@ -70,7 +84,7 @@ def task_key(cell: Cell) -> str:
 
 
 def plan(study: Study, device: str = "study") -> Plan:
-    """The selection cells of a study; those for a device this machine lacks, or that ``device`` leaves out, are listed as not run.
+    """The selection cells of a study; those for a device this machine lacks are listed as not run.
 
     :param device: ``study`` (what the page says), ``cpu``, ``cuda``, or ``auto`` (CUDA where there is one, the CPU elsewhere).
     """
@@ -102,7 +116,7 @@ def run(
 
     :returns: ``kept`` and ``ran`` cells, ``diverged`` and ``failed`` among all, ``not_run``.
     """
-    watcher = watcher or Watcher()
+    watcher = watcher or Silent()
     for moved in store.sweep():
         watcher.note(f"set aside: {moved}")
     asked = plan(study, device)
@@ -129,7 +143,7 @@ def run(
 
 
 def predict(study: Study, asked: Plan, store: Store | None) -> list[dict[str, Any]]:
-    """What a run will cost, a row per task: cells to select and stored, report cells at most, seconds a step and for what is missing.
+    """What a run will cost, a row per task: cells to select, cells stored, report cells at most, seconds a step, seconds in all.
 
     Seconds a step come from stored cells of the task where there are any, from a few steps taken here elsewhere.
     """
@@ -385,4 +399,4 @@ def components(cells: Iterable[Cell]) -> dict[str, Any]:
 
 
 def _named(cls: Any) -> dict[str, Any]:
-    return {"name": cls.name, "version": cls.version, "about": (inspect.getdoc(cls) or "").partition("\n")[0]}
+    return {"name": cls.name, "version": cls.version, "about": registry.about(cls)}

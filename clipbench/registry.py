@@ -223,6 +223,11 @@ def describe(annotation: Any) -> str:
     return {float: "number", int: "whole number", str: "text", bool: "true or false"}.get(annotation, str(annotation))
 
 
+def about(cls: type) -> str:
+    """The first line of a component's docstring."""
+    return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
 def settings_in_words(cls: type) -> str:
     """``max_norm (positive number), norm_type (2 or 'inf')``, or ``no settings``."""
     return ", ".join(f"{name} ({describe(annotation)})" for name, annotation in fields(cls).items()) or "no settings"

@@ -1,7 +1,7 @@
 """Cells onto worker processes, and what comes back into the store.
 
-The supervisor alone writes. Workers are long-lived, have one torch thread and one short list of cells in hand, and a pipe each; they
-send a record the moment a cell ends. So a worker's death costs the cell it was at, which is recorded ``failed``, and no other.
+The supervisor alone writes. Workers are long-lived, have one torch thread, a short list of cells in hand and a pipe each; they send
+a record the moment a cell ends. So a worker's death costs the cell it was at, which is recorded ``failed``, and no other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHARD_CELLS = 64
 SHARD_SECONDS = 30.0
 PATIENCE = 60.0  # seconds an interrupted run waits for the cells under way
 
-OnRecord = Callable[[Record], None]
+OnRecord = Callable[[Record], object]
 
 
 def prepare(threads: int) -> None:
@@ -48,7 +48,7 @@ def context(device: str) -> ForkServerContext | SpawnContext:
     if device == "cuda":
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
-    # torch._dynamo is what the first optimizer built in a process imports, sklearn.datasets what the first data set does: 2 s together.
+    # The first optimizer built in a process imports torch._dynamo, the first data set sklearn.datasets: 2 s together.
     server.set_forkserver_preload(["torch._dynamo", "sklearn.datasets", "clipbench.schedule", *registry.PACKAGED])
     return server
 
@@ -109,7 +109,7 @@ def run(
     use: Sequence[Path] = (),
     workers: int = 2,
     threads: int = 1,
-    on_record: OnRecord = lambda record: None,
+    on_record: OnRecord | None = None,
 ) -> None:
     """Run every job and commit its record.
 
@@ -150,7 +150,7 @@ def _call(pipe: connection.Connection, function: Callable[..., Any], arguments: 
         registry.load_file(path)
     try:
         pipe.send((True, function(*arguments)))
-    except Exception as error:  # a stranger's component may raise anything
+    except Exception as error:  # noqa: BLE001 - a stranger's component may raise anything
         said = (
             str(error) if isinstance(error, registry.UsageError) else f"{function.__name__} failed: {type(error).__name__}: {error}"
         )
@@ -159,16 +159,20 @@ def _call(pipe: connection.Connection, function: Callable[..., Any], arguments: 
 
 class _Supervisor:
     def __init__(
-        self, jobs: Sequence[Job], archive: _Archive, use: Sequence[Path], workers: int, threads: int, on_record: OnRecord
+        self, jobs: Sequence[Job], archive: _Archive, use: Sequence[Path], workers: int, threads: int, on_record: OnRecord | None
     ) -> None:
         self.queue = deque(jobs)
         self.archive, self.on_record = archive, on_record
         self.device = "cuda" if any(job.cell.device == "cuda" for job in jobs) else "cpu"
         self.stop = context(self.device).Event()
-        self.start = lambda number: Worker(number, use, threads, self.device, self.stop)
+        self.use, self.threads = use, threads
         self.crew = [self.start(number) for number in range(min(workers, len(jobs)))]
 
+    def start(self, number: int) -> Worker:
+        return Worker(number, self.use, self.threads, self.device, self.stop)
+
     def run(self) -> None:
+        """Until every job has ended, or an interrupt has been served."""
         try:
             self._supervise()
         except KeyboardInterrupt:
@@ -204,7 +208,8 @@ class _Supervisor:
 
     def _keep(self, record: Record, worker: Worker) -> None:
         self.archive.add(record, worker.number)
-        self.on_record(record)
+        if self.on_record is not None:
+            self.on_record(record)
 
     def _bury(self, worker: Worker) -> None:
         """A worker died: the cell it was at has failed, the others in its hand go back, and another worker takes its place."""

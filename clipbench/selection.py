@@ -138,10 +138,10 @@ def extend(scores: pd.DataFrame) -> pd.DataFrame:
             values = lrs if axis == "lr" else points
             outermost, factor = (values[0], 1 / HALF_DECADE) if end == "low" else (values[-1], HALF_DECADE)
             values += [snap(outermost * factor), snap(outermost * factor * factor)]
-        known = {(row["lr"], row[given]) for row in rows}
+        known = {(row["lr"], row[given] if points else None) for row in rows}
         for lr in lrs:
             for point in points or [math.nan]:
-                if points and (lr, point) in known or not points and lr in {row["lr"] for row in rows}:
+                if (lr, point if points else None) in known:
                     continue
                 blank = {"threshold": math.nan, "relative": math.nan}
                 new.append({**{name: choice[name] for name in GROUP}, **blank, "lr": lr, given: point})

@@ -1,6 +1,6 @@
 """The folder that holds what the cells did: atomic, checksummed, resumable.
 
-``study.toml``, ``environment.json``, ``components.json``, ``calibration.json`` and ``plan.json``, then one folder per table with one
+``study.toml``, ``environment.json``, ``components.json``, ``calibration.json`` and ``plan.json``, then a folder per table with one
 immutable Parquet file per shard. A file's name ends in a prefix of its own SHA-256. The shard's ``cells`` file is written last and
 names its companions: it is the commit. What no commit names does not exist, for a reader.
 """
@@ -275,38 +275,42 @@ class Store:
         return found + self._row_problems()
 
     def _row_problems(self) -> list[str]:
+        cells, environment, plan = self.read("cells"), self.page("environment"), self.page("plan")
         found: list[str] = []
-        cells = self.read("cells")
-        environment, plan = self.page("environment"), self.page("plan")
         stored = set(cells["cell"])
         for phase, asked in plan.get("cells", {}).items():
             missing = [cell for cell in asked if cell not in stored]
             if missing:
                 found.append(f"{len(missing)} of the {len(asked)} {phase} cells are missing, {missing[0]} first")
-        failed = cells[cells["status"] == "failed"]
-        found += [f"cell {row.cell} failed: {row.reason}" for row in failed.itertuples()]
-        evals = self.read("evals").groupby("cell").size()
+        evaluated = set(self.read("evals")["cell"])
         curves = self.read("curves").groupby("cell")["step"].agg(["size", "min", "max"])
+        spans = dict(zip(curves.index, curves.itertuples(index=False, name=None), strict=True))
         for row in cells.itertuples():
-            if identity(row.settings) != row.cell:
-                found.append(f"cell {row.cell}: its settings hash to {identity(row.settings)}")
-            if row.status not in schema.STATUSES or (row.status != "failed") != (row.outcome in schema.OUTCOMES):
-                found.append(f"cell {row.cell}: status {row.status} and outcome {row.outcome} do not go together")
-            if row.environment not in environment["environments"]:
-                found.append(f"cell {row.cell}: its environment {row.environment} is not in environment.json")
-            if row.status == "diverged" and pd.isna(row.diverged_at):
-                found.append(f"cell {row.cell}: diverged, without the step")
-            if row.status == "failed":
-                continue
-            if row.cell not in evals.index:
-                found.append(f"cell {row.cell}: no evaluation is stored")
-            if row.cell in curves.index:
-                size, first, last = curves.loc[row.cell]
-                if (size, first, last) != (row.steps, 0, row.steps - 1):
-                    found.append(f"cell {row.cell}: its curve has {size} steps from {first} to {last}, not {row.steps}")
-            elif keeps_curve(environment, row.role, row.status):
-                found.append(f"cell {row.cell}: its curve is missing")
+            found += [
+                f"cell {row.cell}: {broken}" for broken in _broken(row, environment, row.cell in evaluated, spans.get(row.cell))
+            ]
         return found
+
+
+def _broken(row: Any, environment: Mapping[str, Any], evaluated: bool, span: tuple[int, int, int] | None) -> Iterator[str]:
+    """What is wrong with one row of ``cells``; ``span`` is its curve's size, first and last step, None where it has none."""
+    if identity(row.settings) != row.cell:
+        yield f"its settings hash to {identity(row.settings)}"
+    if row.status not in schema.STATUSES or (row.status != "failed") != (row.outcome in schema.OUTCOMES):
+        yield f"status {row.status} and outcome {row.outcome} do not go together"
+    if row.environment not in environment["environments"]:
+        yield f"its environment {row.environment} is not in environment.json"
+    if row.status == "failed":
+        yield f"it failed: {row.reason}"
+        return
+    if row.status == "diverged" and pd.isna(row.diverged_at):
+        yield "it diverged, and nothing says at which step"
+    if not evaluated:
+        yield "no evaluation is stored"
+    if span is not None and span != (row.steps, 0, row.steps - 1):
+        yield f"its curve has {span[0]} steps from {span[1]} to {span[2]}, not {row.steps}"
+    if span is None and keeps_curve(environment, row.role, row.status):
+        yield "its curve is missing"
 
 
 def keeps_curve(environment: Mapping[str, Any], role: str, status: str) -> bool:

@@ -6,7 +6,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -148,14 +148,16 @@ class Study:
                 yield Cell(workload, optimizer, clip, float(lr), 0, steps, batch, device, dtype, run.evaluations, events)
 
     def _events(self, changes: Mapping[str, float]) -> dict[str, float]:
-        known = {field.name: field for field in fields(Rules)}
+        """The event thresholds that differ from the rules' own."""
+        rules, changed = vars(Rules()), {}
         for name, value in changes.items():
-            if name not in known:
-                raise UsageError(f"{self.where}, [run] events: there is no rule `{name}`.{registry.nearest(name, known)}")
-            if not value > 0 or (isinstance(known[name].default, int) and value != int(value)):
+            if name not in rules:
+                raise UsageError(f"{self.where}, [run] events: there is no rule `{name}`.{registry.nearest(name, rules)}")
+            if not value > 0 or (isinstance(rules[name], int) and value != int(value)):
                 raise UsageError(f"{self.where}, [run] events: `{name}` is {value!r}, and must be a positive number.")
-        kinds = {name: type(field.default) for name, field in known.items()}
-        return {name: kinds[name](value) for name, value in changes.items() if value != known[name].default}
+            if value != rules[name]:
+                changed[name] = type(rules[name])(value)
+        return changed
 
     def _rates(self, w: Table, o: Table, c: Table) -> list[float]:
         """The lr axis of one workload, optimizer and clip: the most particular one given."""
@@ -260,7 +262,7 @@ def parse(name: str, text: str, folder: Path) -> Study:
     """
     if not NAME.fullmatch(name) or name.lower() in DEVICE_NAMES:
         raise UsageError(
-            f'"{name}.toml": a study\'s name is up to 64 letters, digits, - and _, starts with a letter or digit, and is not reserved.'
+            f'"{name}.toml": a study\'s name is up to 64 letters, digits, - and _, begins with a letter or digit, and is free.'
         )
     where = f"{name}.toml"
     try:
@@ -322,7 +324,8 @@ def _sentence(where: str, raw: Mapping[str, Any], error: ValidationError) -> str
     names = [str(step) for step in path if not isinstance(step, int)]
     name = names[-1] if names else section
     if first["type"] == "extra_forbidden":
-        known = {"run": Run, "untuned": Untuned}.get(section, Seeds if "seeds" in names else Document).model_fields
+        pages: dict[str, type[Page]] = {"run": Run, "untuned": Untuned}
+        known = (Seeds if "seeds" in names else pages.get(section, Document)).model_fields
         hint = registry.nearest(name, known)
         return f"{where}: there is no setting `{name}`. There are: {', '.join(known)}.{hint}"
     wanted = WANTED.get(name, "something else")
@@ -334,8 +337,8 @@ def _sentence(where: str, raw: Mapping[str, Any], error: ValidationError) -> str
 def _given(raw: Mapping[str, Any], first: Any) -> str:
     value: Any = raw
     for step in first["loc"]:  # a union's own words are no step of the page
-        if isinstance(value, dict) and step in value:
-            value = value[step]
-        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
-            value = value[step]
+        inside = (
+            step in value if isinstance(value, dict) else isinstance(value, list) and isinstance(step, int) and step < len(value)
+        )
+        value = value[step] if inside else value
     return repr(value)

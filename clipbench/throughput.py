@@ -30,7 +30,7 @@ BATCHES = 16
 
 
 def benches(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """The benches of a study: per workload, batch, device, dtype and optimizer, one cell for every clip, at its middle threshold."""
+    """A study's benches: per workload, batch, device, dtype and optimizer, one cell for every clip, at its middle threshold."""
 
     def bench(cell: Cell) -> tuple[Any, ...]:
         return (cell.problem, cell.batch, cell.device, cell.dtype, cell.optimizer.label)
@@ -103,9 +103,7 @@ class Step:
         with _silent(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             self.once()
         changes = [
-            (event.start_ns(), event.nbytes())
-            for event in profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-            if event.name() == "[memory]"
+            (event.start_ns(), event.nbytes()) for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"
         ]
         level = peak = 0
         for _, change in sorted(changes, key=lambda pair: pair[0]):

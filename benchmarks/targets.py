@@ -1,0 +1,67 @@
+"""The targets of the packaged workloads: what a good unclipped arm has reached after three quarters of its steps.
+
+``python benchmarks/targets.py quick wdbc digits temporal-order cosh`` runs the unclipped arms of the study ``quick``, and prints for
+each workload the median, over 20 report seeds, of the validation loss at 75 % of the steps of the arm that is best at the end.
+The numbers go into the workloads' ``target``.
+"""
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from clipbench import protocol, selection, study
+from clipbench.store import Store
+
+SEEDS = 20
+
+
+def unclipped(name: str, workloads: list[str]) -> study.Study:
+    """The study without its clips, on some of its workloads, with 20 report seeds."""
+    page = study.read(name)
+    tables = [table for table in page.document.workload if table.name in workloads]
+    seeds = page.document.run.seeds.model_copy(update={"report": SEEDS})
+    changes = {
+        "run": page.document.run.model_copy(update={"seeds": seeds}),
+        "workload": [
+            table.model_copy(update={"seeds": table.seeds and table.seeds.model_copy(update={"report": SEEDS})}) for table in tables
+        ],
+        "clip": [table for table in page.document.clip if table.name == "none"],
+    }
+    return replace(page, document=page.document.model_copy(update=changes))
+
+
+def main(name: str, workloads: list[str]) -> None:
+    page = unclipped(name, workloads)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.create(Path(folder) / "targets", "targets", page.text)
+        with store.claim():
+            protocol.run(page, store, with_throughput=False)
+        cells, evals = store.read("cells"), store.read("evals")
+        seeds = dict.fromkeys(cells["problem"].unique(), SEEDS)
+        chosen = selection.readings(selection.score(cells), seeds, None)
+        chosen = chosen[chosen["reading"] == "all"][["problem", "arm", "lr"]].drop_duplicates()
+        losses = evals[(evals["split"] == "validation") & (evals["metric"] == "loss")]
+        for problem, arms in chosen.groupby("problem"):
+            ends, targets = {}, {}
+            for arm in arms.itertuples():
+                runs = cells[
+                    (cells["role"] == "report")
+                    & (cells["problem"] == problem)
+                    & (cells["arm"] == arm.arm)
+                    & (cells["lr"] == arm.lr)
+                ]
+                mine = losses[losses["cell"].isin(runs["cell"])]
+                last = mine["step"].max()
+                early = mine["step"].unique()[abs(mine["step"].unique() - 0.75 * last).argmin()]
+                ends[arm.arm] = mine.loc[mine["step"] == last, "value"].median()
+                targets[arm.arm] = mine.loc[mine["step"] == early, "value"].median()
+                sys.stdout.write(
+                    f"  {problem}: {arm.arm} at lr {arm.lr:g} ends at {ends[arm.arm]:.4g}, {targets[arm.arm]:.4g} at 75 %\n"
+                )
+            best = min(ends, key=ends.__getitem__)
+            sys.stdout.write(f"{problem}: target {targets[best]:.3g} ({best}, {SEEDS} seeds)\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

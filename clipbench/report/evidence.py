@@ -1,0 +1,109 @@
+"""Everything the report is drawn from, read once."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from clipbench import analysis, selection
+from clipbench.report.words import census
+from clipbench.selection import TASK
+from clipbench.store import Store
+
+TASK_WORDS = {"batch": "batch {}", "device": "{}", "dtype": "{}"}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything the report is drawn from, read once."""
+
+    store: Store
+    cells: pd.DataFrame
+    kept: Mapping[str, int]
+    components: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    arms: pd.DataFrame
+    drawn: pd.DataFrame
+    results: pd.DataFrame
+    tasks: Sequence[tuple[Any, ...]]
+    labels: Mapping[tuple[Any, ...], str]
+    choices: pd.DataFrame
+    throughput: pd.DataFrame
+    names: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The study's title, or its name."""
+        try:
+            return str(tomllib.loads(self.store.study).get("title", self.store.name))
+        except tomllib.TOMLDecodeError:
+            return self.store.name
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """The named methods that the study holds, method → arm."""
+        held = set(self.arms["arm"])
+        named = analysis.named(self.plan.get("protocol", {}).get("headline", {}))
+        return {name: arm for name, arm in named.items() if arm in held}
+
+    def about(self, task: Sequence[Any]) -> dict[str, Any]:
+        """What the components page says of the task's workload."""
+        return analysis.workload(self.components, task[0])
+
+    def of(self, frame: pd.DataFrame, task: Sequence[Any]) -> pd.DataFrame:
+        """The rows of one task."""
+        mask = pd.Series(True, index=frame.index)
+        for name, value in zip(TASK, task, strict=True):
+            mask &= frame[name] == value
+        return frame[mask]
+
+    def name(self, *words: str) -> str:
+        """A file name for these words that no other part of the report has."""
+        slug = "-".join(filter(None, (re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)))[:80] or "part"
+        self.names[slug] = self.names.get(slug, 0) + 1
+        return slug if self.names[slug] == 1 else f"{slug}-{self.names[slug]}"
+
+    def footer(self, cells: pd.DataFrame) -> str:
+        """What stands under every figure: the study's hash, and how its cells ended."""
+        return f"study {self.store.study_hash} · {census(analysis.counts(cells))}"
+
+
+def read(store: Store) -> Evidence:
+    """Read and merge what the report needs."""
+    cells, kept = analysis.current(store)
+    components, plan = store.page("components"), store.page("plan")
+    protocol = plan.get("protocol", {})
+    drawn = analysis.draws(cells, protocol)
+    timed = store.read("throughput")
+    tasks = sorted({tuple(row) for row in cells[TASK].drop_duplicates().itertuples(index=False)})
+    return Evidence(
+        store=store,
+        cells=cells,
+        kept=kept,
+        components=components,
+        plan=plan,
+        environment=store.page("environment"),
+        arms=analysis.arms(cells, components),
+        drawn=drawn,
+        results=analysis.results(drawn, components),
+        tasks=tasks,
+        labels=_labels(tasks),
+        choices=selection.choose(selection.score(cells)),
+        throughput=timed,
+    )
+
+
+def _labels(tasks: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
+    """A task's problem, and of batch, device and dtype only what varies within the study."""
+    varied = [index for index in range(1, len(TASK)) if len({(task[0], task[index]) for task in tasks}) > len({task[0] for task in tasks})]
+    labels = {}
+    for task in tasks:
+        extra = [TASK_WORDS[TASK[index]].format(task[index]) for index in varied]
+        labels[task] = ", ".join([str(task[0]), *extra])
+    return labels

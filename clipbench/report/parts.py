@@ -1,0 +1,94 @@
+"""What a page is made of; a template knows how each kind looks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; ``**bold**`` is the only markup it knows."""
+
+    words: str
+    kind: str = "text"
+
+    @property
+    def runs(self) -> list[tuple[bool, str]]:
+        """The words as (bold, text) runs."""
+        return [(index % 2 == 1, part) for index, part in enumerate(self.words.split("**")) if part]
+
+
+@dataclass(frozen=True)
+class List:
+    """A bulleted list of paragraphs."""
+
+    items: Sequence[Text]
+    kind: str = "list"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as the page shows it, and the frame that its CSV holds."""
+
+    name: str
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    data: pd.DataFrame
+    words: int = 1  # how many columns at the left hold words
+    kind: str = "table"
+
+    @property
+    def grouped(self) -> bool:
+        """Whether an empty first column continues the row above."""
+        return any(not row[0] for row in self.rows)
+
+    @property
+    def csv(self) -> str:
+        """All of its numbers, with every digit that counts."""
+        return self.data.to_csv(index=False, lineterminator="\n", float_format="%.10g")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its caption; ``svg`` and ``png`` are its bytes."""
+
+    name: str
+    caption: str
+    alt: str
+    svg: str
+    png: bytes
+    kind: str = "picture"
+
+    @property
+    def inlined(self) -> str:
+        """The SVG for the inside of a page: no prolog, no fixed size, ids that no other figure has."""
+        body = self.svg[self.svg.index("<svg") :]
+        body = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", body, count=1)
+        body = re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
+        body = re.sub(r'(?<= id=")', f"{self.name}-", body)
+        return re.sub(r'(url\(#|href="#)', rf"\g<1>{self.name}-", body)
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading below a section's."""
+
+    words: str
+    kind: str = "heading"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with an anchor."""
+
+    anchor: str
+    title: str
+    parts: Sequence[Text | List | Table | Picture | Heading]
+
+
+Part = Text | List | Table | Picture | Heading

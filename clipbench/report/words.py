@@ -1,0 +1,106 @@
+"""Numbers → words, with a true minus, ∞ for what was never reached, and a dash for nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from clipbench import figures
+from clipbench.statistics import Interval
+
+DASH, MINUS, INFINITY = "–", "−", "∞"
+METRICS = {"roc_auc": "ROC AUC"}
+
+Row = Mapping[str, Any]
+
+
+def decimals(values: Iterable[float]) -> int:
+    """How many decimals a column of such numbers needs: three digits at the largest, more where the values are close to zero."""
+    finite = [abs(value) for value in values if math.isfinite(value) and value]
+    if not finite:
+        return 3
+    return max(0, min(8, 2 - math.floor(math.log10(max(finite)))))
+
+
+def fixed(value: float, places: int) -> str:
+    """A number with so many decimals, with a true minus, ∞ and a dash for nothing."""
+    if math.isnan(value):
+        return DASH
+    if math.isinf(value):
+        return INFINITY if value > 0 else MINUS + INFINITY
+    text = f"{value:.{places}f}"
+    if not text.strip("-0."):
+        text = text.lstrip("-")
+    return text.replace("-", MINUS)
+
+
+def signed(value: float, places: int) -> str:
+    """A difference: its sign always shown."""
+    text = fixed(value, places)
+    return f"+{text}" if value > 0 and text.strip("0.") else text
+
+
+def short(value: float) -> str:
+    """A number with up to three digits, as settings are written."""
+    if not math.isfinite(value):
+        return fixed(value, 0)
+    return figures.number(float(f"{value:.3g}"))
+
+
+def percent(value: float) -> str:
+    """A share in percent."""
+    if math.isnan(value):
+        return DASH
+    return "<1 %" if 0 < value < 0.005 else ">99 %" if 0.995 <= value < 1 else f"{100 * value:.0f} %"
+
+
+def between(interval: Interval, places: int, sign: bool = False) -> str:
+    """``[low, high]``, or nothing where there are no bounds."""
+    show = signed if sign else fixed
+    return f"[{show(interval.low, places)}, {show(interval.high, places)}]" if interval.bounded else ""
+
+
+def seconds(value: float) -> str:
+    """A duration in the unit that suits it."""
+    if not math.isfinite(value):
+        return DASH
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if value >= size:
+            break
+    return f"{figures.number(float(f'{value / size:.3g}'))} {unit}"
+
+
+def number_of_bytes(value: float) -> str:
+    """A size in the unit that suits it."""
+    if not math.isfinite(value):
+        return DASH
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0)):
+        if abs(value) >= size:
+            break
+    return f"{figures.number(float(f'{value / size:.3g}'))} {unit}"
+
+
+def census(ended: Mapping[str, int]) -> str:
+    """``2,400 cells: 31 diverged, 120 collapsed, 80 stalled, 0 failed``."""
+    others = ", ".join(f"{ended[name]:,} {name}" for name in ("diverged", "collapsed", "stalled", "failed"))
+    return f"{ended['cells']:,} cell{'s' * (ended['cells'] != 1)}: {others}"
+
+
+def metric_words(about: Row) -> str:
+    """The metric and its better direction."""
+    name = str(about["metric"])
+    return METRICS.get(name, name.replace("_", " "))
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
+
+
+def interval_of(row: Row) -> Interval:
+    return Interval(row["estimate"], row["low"], row["high"])
