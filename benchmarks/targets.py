@@ -1,4 +1,4 @@
-"""The targets of the packaged workloads: what a good unclipped arm has reached after three quarters of its steps.
+"""The targets of the packaged workloads: what the best unclipped arm has reached after three quarters of its steps.
 
 ``python benchmarks/targets.py quick wdbc digits temporal-order cosh`` runs the unclipped arms of the study ``quick``, and prints for
 each workload the median, over 20 report seeds, of the validation loss at 75 % of the steps of the arm that is best at the end.
@@ -60,7 +60,7 @@ def main(name: str, workloads: list[str]) -> None:
                     f"  {problem}: {arm.arm} at lr {arm.lr:g} ends at {ends[arm.arm]:.4g}, {targets[arm.arm]:.4g} at 75 %\n"
                 )
             best = min(ends, key=ends.__getitem__)
-            sys.stdout.write(f"{problem}: target {targets[best]:.3g} ({best}, {SEEDS} seeds)\n")
+            sys.stdout.write(f"{problem}: target {targets[best]:.6g} ({best}, {SEEDS} seeds)\n")
 
 
 if __name__ == "__main__":

@@ -394,6 +394,7 @@ def heat(
         )
         scale.set_label(label)
         scale.outline.set_visible(False)  # type: ignore[operator]
+        scale.solids.set_edgecolor("face")
         scale.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(float(f"{value:.3g}"))))
         scale.ax.yaxis.set_minor_locator(NullLocator())
     words = {"diverged": "diverged", "collapsed": "collapsed", "stalled": "stalled", "failed": "failed"}
@@ -630,22 +631,18 @@ def cost(table: pd.DataFrame, footer: str) -> Figure:
 # ------------------------------------------------------------------------------------------------------------------------ bytes
 
 
-def svg(figure: Figure) -> str:
-    """The figure as SVG text: no date, no version, coordinates to a hundredth of a point."""
-    buffer = io.StringIO()
+def render(figure: Figure, dpi: int = 150) -> tuple[str, bytes]:
+    """The figure as SVG text and PNG: no date, no version, coordinates to a hundredth of a point."""
+    vector, pixels = io.StringIO(), io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = re.sub(r'(?<= d=")[^"]*', lambda path: _rounded(path[0]), buffer.getvalue())
-    return text.replace("'DejaVu Sans', sans-serif", "'DejaVu Sans', Verdana, sans-serif")
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, for both
+        figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(pixels, format="png", dpi=dpi, metadata={"Software": None})
+    text = re.sub(r'(?<= d=")[^"]*', lambda path: _rounded(path[0]), vector.getvalue())
+    text = re.sub(r'(?<=transform="rotate\()[^"]*', lambda turn: _rounded(turn[0]), text)
+    return text.replace("'DejaVu Sans', sans-serif", "'DejaVu Sans', Verdana, sans-serif"), pixels.getvalue()
 
 
 def _rounded(path: str) -> str:
     return re.sub(r"-?\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), path)
-
-
-def png(figure: Figure, dpi: int = 150) -> bytes:
-    """The figure as PNG: no date, no version."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()

@@ -53,7 +53,7 @@ class Run(Page):
     """The ``[run]`` table."""
 
     steps: Whole
-    batch: Whole = 32
+    batch: Whole | list[Whole] = 32
     device: Device | list[Device] = "cpu"
     dtype: Dtype | list[Dtype] = "float32"
     lr: Rate | list[Rate] | None = None
@@ -141,7 +141,8 @@ class Study:
         clips = list(self._parts("clip", self.document.clip))
         for (w, workload), (o, optimizer), (c, clip) in product(workloads, optimizers, clips):
             steps = c.steps or o.steps or w.steps or run.steps
-            batches = _axis(c.batch or o.batch or w.batch or run.batch, f"{self.where}: `batch`")
+            size = next(given for given in (c.batch, o.batch, w.batch, run.batch) if given is not None)
+            batches = _axis(size, f"{self.where}, [run]: `batch`")
             devices = _axis(run.device, f"{self.where}, [run]: `device`")
             dtypes = _axis(run.dtype, f"{self.where}, [run]: `dtype`")
             for batch, device, dtype, lr in product(batches, devices, dtypes, self._rates(w, o, c)):
@@ -153,8 +154,10 @@ class Study:
         for name, value in changes.items():
             if name not in rules:
                 raise UsageError(f"{self.where}, [run] events: there is no rule `{name}`.{registry.nearest(name, rules)}")
-            if not value > 0 or (isinstance(rules[name], int) and value != int(value)):
-                raise UsageError(f"{self.where}, [run] events: `{name}` is {value!r}, and must be a positive number.")
+            whole = isinstance(rules[name], int)
+            if not value > 0 or (whole and not value.is_integer()):
+                wanted = "positive whole number" if whole else "positive number"
+                raise UsageError(f"{self.where}, [run] events: `{name}` is {value!r}, and must be a {wanted}.")
             if value != rules[name]:
                 changed[name] = type(rules[name])(value)
         return changed
@@ -165,7 +168,7 @@ class Study:
         plain = [table.lr for table in (o, w) if not isinstance(table.lr, dict)]
         for lr in (c.lr, *named, *plain, self.document.run.lr):
             if lr is not None and not isinstance(lr, dict):
-                return _axis(lr, f"{self.where}: `lr`")
+                return _axis(lr, f"{self.where}, [run]: `lr`")
         raise UsageError(f'{self.where}: no lr is given for "{o.name}" on "{w.name}"; set `lr` in [run], or in either table.')
 
     def _parts(self, kind: registry.Kind, tables: Sequence[Table]) -> Iterator[tuple[Table, Part]]:
@@ -173,6 +176,13 @@ class Study:
         for number, table in enumerate(tables):
             where = f"{self.where}, {ordinal(number)} [[{kind}]]"
             cls = registry.find(kind, table.name, where)
+            for word, given in (("batch", table.batch), ("lr", table.lr)):
+                for axis in given.values() if isinstance(given, dict) else [given]:
+                    _axis(axis, f"{where}: `{word}`")
+            if kind != "workload" and table.seeds is not None:
+                raise UsageError(f"{where}: `seeds` belongs in [run] or in a [[workload]], not here.")
+            if kind == "workload" and (table.seeds or self.document.run.seeds) != self.seeds(table.name):
+                raise UsageError(f'{where}: another table of "{table.name}" gives other `seeds`; a workload has the same in all its tables.')
             if isinstance(table.lr, dict):
                 for name in table.lr:
                     if name not in (names := [other.name for other in others]):

@@ -9,10 +9,9 @@ from typing import TypeVar
 import jinja2
 
 from clipbench.registry import UsageError, nearest
-from clipbench.report.answer import answer
+from clipbench.report import answer, sections
 from clipbench.report.evidence import read
 from clipbench.report.parts import Picture, Section, Table
-from clipbench.report.sections import sections, subtitle
 from clipbench.store import Store
 
 FORMATS = ("html", "md", "csv")
@@ -31,8 +30,8 @@ def write(store: Store, formats: Iterable[str] = FORMATS, folder: Path | None = 
             raise UsageError(f'--format: there is no format "{name}".{nearest(name, FORMATS)} There are: {", ".join(FORMATS)}.')
     folder = folder or store.folder / "report"
     evidence = read(store)
-    opening, told = answer(evidence), sections(evidence)
-    page = {"title": evidence.title, "subtitle": subtitle(evidence), "answer": opening, "sections": told, "study": store.name}
+    opening, told = answer.told(evidence), sections.told(evidence)
+    page = {"title": evidence.title, "subtitle": sections.subtitle(evidence), "answer": opening, "sections": told, "csv": "csv" in wanted}
     files: dict[Path, bytes] = {}
     for name in ("html", "md"):
         if name in wanted:
@@ -43,8 +42,8 @@ def write(store: Store, formats: Iterable[str] = FORMATS, folder: Path | None = 
     for table in _all(told, Table):
         if "csv" in wanted:
             files[folder / "tables" / f"{table.name}.csv"] = table.csv.encode()
-        if "md" in wanted:
-            files[folder / "tables" / f"{table.name}.md"] = render("table.md.j2", {"table": table}).encode()
+        if "md" in wanted and table.rows:
+            files[folder / "tables" / f"{table.name}.md"] = render("table.md.j2", {"table": table, "csv": False}).encode()
     _replace(folder, files)
     return list(files)
 

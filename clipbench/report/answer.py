@@ -12,11 +12,22 @@ import pandas as pd
 from clipbench import analysis, schema, selection
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import List, Text
-from clipbench.report.words import Row, between, decimals, fixed, interval_of, listed, metric_words, percent, plural, short, signed
+from clipbench.report.words import Row, between, fixed, gap_places, interval_of, listed, metric_words, percent, plural, short, signed
+from clipbench.selection import TASK
 from clipbench.statistics import Interval
 
+CLIPS = ("value clip", "norm clip")
+ENDINGS = {
+    "better": "was better on",
+    "worse": "was worse on",
+    "same": "made no difference that could be seen on",
+    "never fired": "never fired, as chosen, on",
+    "incomplete": "has seeds missing or failed on",
+    "too few": "ran on too few seeds on",
+}
 
-def answer(evidence: Evidence) -> list[Text | List]:
+
+def told(evidence: Evidence) -> list[Text | List]:
     """The reader's question, answered from the numbers, task by task."""
     if not len(evidence.cells):
         return [Text("**Nothing has been run yet.** No cell of this study is stored; `clipbench run` fills this folder.")]
@@ -32,7 +43,35 @@ def answer(evidence: Evidence) -> list[Text | List]:
     ranges, costs = analysis.stable(evidence.cells), analysis.cost(evidence.throughput)
     claimed = analysis.claims(evidence.drawn, evidence.arms, evidence.components)
     items = [Text(_task_answer(evidence, task, compared, ranges, costs, claimed)) for task in evidence.tasks]
-    return [List([item for item in items if item.words])]
+    brackets = Text("In brackets: 95 % intervals. n: report seeds, each run by both methods. Stable: every selection seed learned.")
+    return [*_summary(evidence, compared), List([item for item in items if item.words]), brackets]
+
+
+def _summary(evidence: Evidence, compared: pd.DataFrame) -> list[Text]:
+    """How often each clip won, lost, or made no difference that could be seen."""
+    rows = compared[compared["reading"] == "equal"]
+    sentences = []
+    for clip in CLIPS:
+        found = rows[rows["arm"] == evidence.methods.get(clip)].to_dict("records")
+        if not found:
+            continue
+        ends: dict[str, list[str]] = {}
+        for row in found:
+            ends.setdefault(_ending(row), []).append(evidence.labels[tuple(row[name] for name in TASK)])
+        words = [f"{ENDINGS[end]} {listed(ends[end])}" for end in ENDINGS if end in ends]
+        sentences.append(f"**{clip.capitalize()}ping** {', '.join(words)}.")
+    if not sentences:
+        return []
+    return [Text("Against plain SGD, at equal tuning budget: " + " ".join(sentences))]
+
+
+def _ending(row: Row) -> str:
+    interval = interval_of(row)
+    if row["note"]:
+        return str(row["note"])
+    if not interval.bounded:
+        return "too few"
+    return {1: "better", -1: "worse", 0: "same"}[interval.sign]
 
 
 def _task_answer(
@@ -41,20 +80,19 @@ def _task_answer(
     about, methods = evidence.about(task), evidence.methods
     sentences = []
     rows = evidence.of(compared, task)
+    places = gap_places(rows)
     rows = rows[rows["reading"] == "equal"]
-    places = decimals(rows[["estimate", "low", "high"]].abs().min(axis=1))
-    places = min(places, 4) if len(rows) else 3
-    for clip in ("value clip", "norm clip"):
+    for clip in CLIPS:
         found = rows[rows["arm"] == methods.get(clip)]
         if len(found):
             sentences.append(_verdict(clip, found.iloc[0].to_dict(), about, places))
-    for clip in ("value clip", "norm clip"):
+    for clip in CLIPS:
         if clip in methods and "plain SGD" in methods:
             sentences.append(_range_sentence(clip, evidence.of(ranges, task), methods))
     sentences.append(_cost_sentence(task, costs))
     sentences.append(_claims_sentence(evidence.of(claimed, task)))
-    told = " ".join(filter(None, sentences))
-    return f"**{evidence.labels[task]}** ({_metric_note(about)}). {told}" if told else ""
+    words = " ".join(filter(None, sentences))
+    return f"**{evidence.labels[task]}** ({_metric_note(about)}). {words}" if words else ""
 
 
 def _metric_note(about: Row) -> str:
@@ -71,18 +109,15 @@ def _verdict(clip: str, row: Row, about: Row, places: int) -> str:
     if row["note"] == "incomplete":
         return f"{name}: seeds failed or are missing, so nothing is concluded."
     interval = interval_of(row)
-    unit = "success rate" if about["success"] is not None else metric_words(about)
-    if not interval.bounded:
-        return f"{name}: {plural(n, 'seed')}, too few for an interval; nothing is concluded."
-    shown = f"{signed(interval.estimate, places)} {between(interval, places, sign=True)}"
-    kind = {"mean": "", "median": ", median with diverged seeds as the worst", "share": ""}[row["statistic"]]
     # The paired difference counts improvement as positive, whatever the metric's direction.
-    gain = f"{unit}" if about["higher_is_better"] or about["success"] is not None else f"{unit} lower by"
+    unit = "gain in success rate" if about["success"] is not None else f"gain in {metric_words(about)}"
+    shown = f"{signed(interval.estimate, places)} {between(interval, places, sign=True)}"
+    kind = "median, diverged seeds as the worst; " if row["statistic"] == "median" else ""
     if interval.sign > 0:
-        return f"**{name} is better than plain SGD** at equal budget: {gain} {shown}{kind} (n = {n})."
+        return f"**{name} is better than plain SGD** at equal budget: {unit} {shown} ({kind}n = {n})."
     if interval.sign < 0:
-        return f"**{name} is worse than plain SGD** at equal budget: {gain} {shown}{kind} (n = {n})."
-    return f"{name}: no difference from plain SGD seen at equal budget; {gain} {shown}{kind} (n = {n})."
+        return f"**{name} is worse than plain SGD** at equal budget: {unit} {shown} ({kind}n = {n})."
+    return f"{name}: no difference from plain SGD seen at equal budget, {unit} {shown} ({kind}n = {n})."
 
 
 def _range_sentence(clip: str, ranges: pd.DataFrame, methods: Mapping[str, str]) -> str:
@@ -122,5 +157,5 @@ def _claims_sentence(claimed: pd.DataFrame) -> str:
     better, worse = int((held["estimate"] > 0).sum()), int((held["estimate"] < 0).sum())
     names = listed(sorted(set(others["baseline"])))
     if not better and not worse:
-        return f"On {names}, none of {plural(len(others), 'comparison')} with and without a clip survives Holm's correction."
-    return f"On {names}, of {plural(len(others), 'comparison')} with and without a clip {better} gain and {worse} lose after Holm's correction."
+        return f"On {names}, none of {plural(len(others), 'comparison')} between clipped and unclipped survives Holm's correction."
+    return f"On {names}, clipping gains in {better} and loses in {worse} of {plural(len(others), 'comparison')} after Holm's correction."

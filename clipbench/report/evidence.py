@@ -35,7 +35,7 @@ class Evidence:
     labels: Mapping[tuple[Any, ...], str]
     choices: pd.DataFrame
     throughput: pd.DataFrame
-    names: dict[str, int] = field(default_factory=dict)
+    names: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -63,11 +63,11 @@ class Evidence:
             mask &= frame[name] == value
         return frame[mask]
 
-    def name(self, *words: str) -> str:
-        """A file name for these words that no other part of the report has."""
+    def name(self, kind: str, *words: str) -> str:
+        """A file name for these words that no other part of this ``kind`` has (``tables``, ``figures``)."""
         slug = "-".join(filter(None, (re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)))[:80] or "part"
-        self.names[slug] = self.names.get(slug, 0) + 1
-        return slug if self.names[slug] == 1 else f"{slug}-{self.names[slug]}"
+        self.names[kind, slug] = self.names.get((kind, slug), 0) + 1
+        return slug if self.names[kind, slug] == 1 else f"{slug}-{self.names[kind, slug]}"
 
     def footer(self, cells: pd.DataFrame) -> str:
         """What stands under every figure: the study's hash, and how its cells ended."""

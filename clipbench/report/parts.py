@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 
+SCALE = 1.45  # CSS pixels per point of a figure: its 8 point letters are as large as the page's small print
+
+
 @dataclass(frozen=True)
 class Text:
     """A paragraph; ``**bold**`` is the only markup it knows."""
@@ -68,7 +71,7 @@ class Picture:
     def inlined(self) -> str:
         """The SVG for the inside of a page: no prolog, no fixed size, ids that no other figure has."""
         body = self.svg[self.svg.index("<svg") :]
-        body = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", body, count=1)
+        body = re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', lambda size: f'width="{SCALE * float(size[1]):.0f}"', body, count=1)
         body = re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
         body = re.sub(r'(?<= id=")', f"{self.name}-", body)
         return re.sub(r'(url\(#|href="#)', rf"\g<1>{self.name}-", body)

@@ -20,6 +20,7 @@ from clipbench.report.words import (
     census,
     decimals,
     fixed,
+    gap_places,
     interval_of,
     listed,
     metric_words,
@@ -48,11 +49,11 @@ def subtitle(evidence: Evidence) -> str:
     return f"Study {store.name} ({store.study_hash}) · {census(ended)}"
 
 
-def sections(evidence: Evidence) -> list[Section]:
+def told(evidence: Evidence) -> list[Section]:
     """All sections that this store can fill."""
     if not len(evidence.cells):
         return [_not_run(evidence), _provenance(evidence)]
-    told = [
+    parts = [
         _headline(evidence),
         _stable(evidence),
         _clips(evidence),
@@ -65,13 +66,13 @@ def sections(evidence: Evidence) -> list[Section]:
         _methods(evidence),
         _provenance(evidence),
     ]
-    return [section for section in told if section.parts]
+    return [section for section in parts if section.parts]
 
 
 def picture(evidence: Evidence, figure: Figure, caption: str, cells: pd.DataFrame, *name: str) -> Picture:
     """A figure with its caption, which counts the cells it draws and how they ended."""
     counted = f"{caption} Drawn from {census(analysis.counts(cells))}; study {evidence.store.study_hash}."
-    return Picture(evidence.name(*name), counted, caption, figures.svg(figure), figures.png(figure))
+    return Picture(evidence.name("figures", *name), counted, caption, *figures.render(figure))
 
 
 def _headed(evidence: Evidence, task: Task, parts: Sequence[Part]) -> list[Part]:
@@ -97,7 +98,12 @@ def _headline(evidence: Evidence) -> Section:
             "**Equal budget** asks what each method reaches when it may try only as many settings as the method with the fewest: a clip has a "
             "threshold to tune, and must not win by five times as many tries. **All settings** lets each method use its whole grid. "
             "**Untuned** is one fixed learning rate and threshold. Intervals are 95 %."
-        )
+        ),
+        Text(
+            "A run ends in one of four ways. **Diverged**: a value stopped being finite, or the loss blew up and stayed there. **Collapsed**: finite, but back at the "
+            "loss of a constant prediction after having left it, which is how most runs of small networks fail. **Stalled**: still at that loss, too slow. "
+            "**Learned**: none of these."
+        ),
     ]
     panels = [
         {
@@ -135,7 +141,7 @@ def _headline_table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> T
     about, methods = evidence.about(task), evidence.methods
     results, gaps = evidence.of(evidence.results, task), evidence.of(compared, task)
     results = results[results["arm"].isin(methods.values())]
-    places, gap_places = decimals(results["estimate"]), _gap_places(gaps)
+    places, digits = decimals(results["estimate"]), gap_places(gaps)
     rows, frames = [], []
     for method, arm in methods.items():
         first = True
@@ -151,7 +157,7 @@ def _headline_table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> T
                     method if first else "",
                     READING_WORDS[reading],
                     estimate(row, places),
-                    difference(against, gap_places) if against else "baseline" if method == "plain SGD" else DASH,
+                    difference(against, digits) if against else "baseline" if method == "plain SGD" else DASH,
                     *_ends(row),
                     percent(row["clipped_fraction"]) if "clip" in method else DASH,
                     _target(row),
@@ -165,7 +171,7 @@ def _headline_table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> T
         f"better than plain SGD. n seeds; div., coll., stall., failed: how many of them ended so."
     )
     head = ["method", "reading", _value_head(about), "better than plain SGD by", "n", *END_HEAD, "steps clipped", "steps to target", "chosen setting"]
-    return Table(evidence.name("headline", evidence.labels[task]), caption, head, rows, pd.DataFrame(frames), words=2)
+    return Table(evidence.name("tables", "headline", evidence.labels[task]), caption, head, rows, pd.DataFrame(frames), words=2)
 
 
 def metric_note(about: Row) -> str:
@@ -178,13 +184,6 @@ def metric_note(about: Row) -> str:
 
 def _value_head(about: Row) -> str:
     return "succeeded" if about["success"] is not None else metric_words(about)
-
-
-def _gap_places(gaps: pd.DataFrame) -> int:
-    """Decimals for differences: two digits of the typical half width."""
-    half = ((gaps["high"] - gaps["low"]) / 2).to_numpy(dtype=float)
-    half = half[np.isfinite(half) & (half > 0)]
-    return decimals([float(np.median(half))]) - 1 if len(half) else 3
 
 
 def estimate(row: Row, places: int) -> str:
@@ -234,7 +233,7 @@ def _target(row: Row) -> str:
 def setting(row: Row) -> str:
     """The setting behind a result, or how many settings the seeds drew."""
     if row["settings"] > 1:
-        return f"{int(row['settings'])} drawn settings (best of {int(row['budget'])})"
+        return f"{int(row['settings'])} settings, best of {int(row['budget'])}"
     words = [f"lr {short(row['lr'])}"]
     if not math.isnan(row["threshold"]) or not math.isnan(row["relative"]):
         multiple = "" if math.isnan(row["relative"]) else f" ({short(row['relative'])}×)"
@@ -278,7 +277,7 @@ def _clip_table(evidence: Evidence, task: Task, mine: pd.DataFrame, compared: pd
     about, results = evidence.about(task), evidence.of(evidence.results, task)
     gaps, tested = evidence.of(compared, task), evidence.of(claimed, task)
     arms = evidence.of(evidence.arms, task)
-    places, gap_places = decimals(results["estimate"]), _gap_places(gaps)
+    places, digits = decimals(results["estimate"]), gap_places(gaps)
     order = figures.ordered(arms[arms["arm"].isin([*mine["arm"], *mine["baseline"]])])
     rows, frames = [], []
     for arm in order:
@@ -292,7 +291,7 @@ def _clip_table(evidence: Evidence, task: Task, mine: pd.DataFrame, compared: pd
             [
                 arm,
                 estimate(row, places),
-                *(difference(by_reading[name], gap_places) if name in by_reading else "unclipped" for name in ("all", "equal")),
+                *(difference(by_reading[name], digits) if name in by_reading else "unclipped" for name in ("all", "equal")),
                 *_ends(row),
                 percent(row["clipped_fraction"]) if arm in set(mine["arm"]) else DASH,
                 _target(row),
@@ -304,7 +303,7 @@ def _clip_table(evidence: Evidence, task: Task, mine: pd.DataFrame, compared: pd
     head = ["arm", f"{_value_head(about)}, all settings", "gain, all settings", "gain, equal budget", "n", *END_HEAD, "steps clipped"]
     head += ["steps to target", "chosen setting", "p (Holm)"]
     caption = f"{evidence.labels[task]}: {metric_note(about)}, on report seeds. Gains are paired differences from the same optimizer without a clip."
-    return Table(evidence.name("clips", evidence.labels[task]), caption, head, rows, pd.DataFrame(frames))
+    return Table(evidence.name("tables", "clips", evidence.labels[task]), caption, head, rows, pd.DataFrame(frames))
 
 
 def p_value(p: float) -> str:
@@ -368,18 +367,11 @@ def _heat(evidence: Evidence) -> Section:
             f"the survivors would flatter it. The red frame is the setting that was chosen, by validation loss."
         )
         table = Table(
-            evidence.name("grid", evidence.labels[task]), "", [], [], mine.reset_index(drop=True)
+            evidence.name("tables", "grid", evidence.labels[task]), "", [], [], mine.reset_index(drop=True)
         )  # too long for the page: its CSV is the table
         parts += _headed(evidence, task, [picture(evidence, figure, caption, cells, "heat", evidence.labels[task]), table])
     if parts:
-        parts.insert(
-            0,
-            Text(
-                "Every setting of the selection phase. **Diverged**: a value stopped being finite, or the loss blew up and stayed there. **Collapsed**: finite, but "
-                "back at the loss of a constant prediction after having left it, which is how most runs of small networks fail. **Stalled**: still at that loss, too "
-                "slow. **Learned**: none of these."
-            ),
-        )
+        parts.insert(0, Text("Every setting of the selection phase: how good it was, and how its seeds ended."))
     return Section("grid", "Learning rate × threshold", parts)
 
 
@@ -434,7 +426,7 @@ def _stable_table(evidence: Evidence, task: Task, mine: pd.DataFrame, arms: pd.D
     )
     caption = f"{evidence.labels[task]}: the longest unbroken stretch of stable learning rates. ≤ and ≥: it reaches the end of what was tried."
     head = ["arm", "threshold", "from", "to", "decades", "stable lrs"]
-    return Table(evidence.name("stable", evidence.labels[task]), caption, head, rows, data, words=2)
+    return Table(evidence.name("tables", "stable", evidence.labels[task]), caption, head, rows, data, words=2)
 
 
 def _fired(evidence: Evidence) -> Section:
@@ -451,7 +443,7 @@ def _fired(evidence: Evidence) -> Section:
             f"{evidence.labels[task]}: share of steps in which the clip altered at least one element, by threshold: the median over learning rates and selection "
             f"seeds; the band is the whole range. At 0 the clip does nothing, at 1 it sets the length of every step."
         )
-        table = Table(evidence.name("fired", evidence.labels[task]), "", [], [], mine.reset_index(drop=True))
+        table = Table(evidence.name("tables", "fired", evidence.labels[task]), "", [], [], mine.reset_index(drop=True))
         parts += _headed(evidence, task, [picture(evidence, figure, caption, cells, "fired", evidence.labels[task]), table])
     return Section("fired", "How often a clip fires", parts)
 
@@ -479,7 +471,7 @@ def _cost(evidence: Evidence) -> Section:
             figure = figures.cost(mine, f"study {evidence.store.study_hash} · {blocks}")
             caption = f"{label}: step time with a clip over the step time without, and its 95 % interval."
             full = f"{caption} Drawn from {blocks} and left out; no training cell, none diverged, none failed; study {evidence.store.study_hash}."
-            shown.append(Picture(evidence.name("cost", label), full, caption, figures.svg(figure), figures.png(figure)))
+            shown.append(Picture(evidence.name("figures", "cost", label), full, caption, *figures.render(figure)))
         shown.append(_cost_table(evidence, label, mine))
         parts += [Heading(label), *shown] if len(costs[places].drop_duplicates()) > 1 else shown
     return Section("cost", title, parts)
@@ -503,7 +495,7 @@ def _cost_table(evidence: Evidence, label: str, mine: pd.DataFrame) -> Table:
         for row in mine.to_dict("records")
     ]
     head = ["optimizer", "clip", "ratio to no clip", "step, 5 %", "median", "95 %", "samples/s", "peak memory", "blocks", "invalid"]
-    return Table(evidence.name("throughput", label), f"{label}: cost of a training step.", head, rows, mine.reset_index(drop=True), words=2)
+    return Table(evidence.name("tables", "throughput", label), f"{label}: cost of a training step.", head, rows, mine.reset_index(drop=True), words=2)
 
 
 def _events(evidence: Evidence) -> Section:
@@ -521,7 +513,7 @@ def _events(evidence: Evidence) -> Section:
         for row in counted.to_dict("records")
     ]
     head = ["workload", "arm", "cells", *schema.OUTCOMES, "failed", *(kind.replace("_", " ") for kind in kinds)]
-    parts.append(Table(evidence.name("outcomes"), "How the cells ended.", head, rows, counted, words=2))
+    parts.append(Table(evidence.name("tables", "outcomes"), "How the cells ended.", head, rows, counted, words=2))
     if found.empty:
         parts.append(Text("No event was recorded."))
         return Section("events", "Divergence and other events", parts)
@@ -541,7 +533,7 @@ def _events(evidence: Evidence) -> Section:
     ]
     head = ["event", "workload", "arm and setting", "seed", "step", "value", "rule", "cell ended", "cell"]
     caption = f"The first {min(LISTED, len(found))} of {plural(len(found), 'event')}, worst kinds first; the CSV holds all."
-    parts.append(Table(evidence.name("events"), caption, head, rows, found, words=9))
+    parts.append(Table(evidence.name("tables", "events"), caption, head, rows, found, words=9))
     return Section("events", "Divergence and other events", parts)
 
 
@@ -580,7 +572,7 @@ def _not_run(evidence: Evidence) -> Section:
             for row in lost.head(LISTED).to_dict("records")
         ]
         caption = f"{plural(len(lost), 'failed cell')} (the first {min(LISTED, len(lost))}); the next run tries them again."
-        parts.append(Table(evidence.name("failed"), caption, ["workload", "arm and setting", "seed", "attempt", "reason", "cell"], rows, lost, words=6))
+        parts.append(Table(evidence.name("tables", "failed"), caption, ["workload", "arm and setting", "seed", "attempt", "reason", "cell"], rows, lost, words=6))
     return Section("missing", "What was not run, or is not compared", parts)
 
 
@@ -637,7 +629,7 @@ def _workload_table(evidence: Evidence) -> list[Part]:
         return []
     head = ["workload", "what it is", "judged by", "constant prediction's loss", "target", "optimum"]
     frame = pd.DataFrame([{"problem": problem, **_flat(entries[problem])} for problem in sorted(set(problems) & set(entries))])
-    return [Table(evidence.name("workloads"), "The workloads.", head, rows, frame, words=3)]
+    return [Table(evidence.name("tables", "workloads"), "The workloads.", head, rows, frame, words=3)]
 
 
 def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -655,7 +647,7 @@ def _provenance(evidence: Evidence) -> Section:
         rows = [[key, f"{int(used.get(key, 0)):,}", *(str(environments[key].get(name, "")) for name in fields)] for key in sorted(environments)]
         frame = pd.DataFrame([{"environment": key, **_flat(environments[key])} for key in sorted(environments)])
         turned = [[name, *(row[index] for row in rows)] for index, name in enumerate(["environment", "cells", *fields])]
-        parts.append(Table(evidence.name("environments"), "Where the cells were made.", ["", *[""] * len(rows)], turned, frame, words=1 + len(rows)))
+        parts.append(Table(evidence.name("tables", "environments"), "Where the cells were made.", ["", *[""] * len(rows)], turned, frame, words=1 + len(rows)))
     versions = [f"{entry['name']} {entry['version']}" for kind in ("workloads", "optimizers") for entry in evidence.components.get(kind, {}).values()]
     versions += [f"{name} {entry['version']}" for name, entry in evidence.components.get("clips", {}).items()]
     if versions:

@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from clipbench import figures
 from clipbench.statistics import Interval
 
@@ -21,6 +24,13 @@ def decimals(values: Iterable[float]) -> int:
     if not finite:
         return 3
     return max(0, min(8, 2 - math.floor(math.log10(max(finite)))))
+
+
+def gap_places(gaps: pd.DataFrame) -> int:
+    """Decimals for differences: two digits of the typical half width."""
+    half = ((gaps["high"] - gaps["low"]) / 2).to_numpy(dtype=float)
+    half = half[np.isfinite(half) & (half > 0)]
+    return decimals([float(np.median(half))]) - 1 if len(half) else 3
 
 
 def fixed(value: float, places: int) -> str:
@@ -52,7 +62,7 @@ def percent(value: float) -> str:
     """A share in percent."""
     if math.isnan(value):
         return DASH
-    return "<1 %" if 0 < value < 0.005 else ">99 %" if 0.995 <= value < 1 else f"{100 * value:.0f} %"
+    return "<1 %" if 0 < value < 0.01 else ">99 %" if 0.99 < value < 1 else f"{100 * value:.0f} %"
 
 
 def between(interval: Interval, places: int, sign: bool = False) -> str:

@@ -42,8 +42,8 @@ class Cosh:
 
     @property
     def target(self) -> float:
-        """One above the optimum, whatever the dimension."""
-        return self.optimum + 1
+        """What the best unclipped arm has at 75 % of its steps, at the default settings."""
+        return self.optimum + 0.0174
 
     def data(self) -> dict[str, tuple[Tensor, Tensor]]:
         still = torch.zeros(1, self.dimension), torch.tensor([self.optimum])

@@ -29,7 +29,7 @@ class Digits:
     width: Count = 8
 
     metric = metrics.accuracy
-    target = 0.2
+    target = 0.133
     reference_loss = math.log(10)
     version = 1
 

@@ -1,0 +1,363 @@
+"""The report is a pure function of the store, says nothing its numbers do not bear out, and never loses a run."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import synthetic
+
+from clipbench import report
+from clipbench.cell import Cell, Part
+from clipbench.registry import UsageError
+from clipbench.store import Store
+
+HOSTILE = '<script>alert(1)</script>$\\frac{$ & "|"'
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A finished study of two workloads, one of them bimodal, with its report."""
+    store = synthetic.build(
+        tmp_path_factory.mktemp("results") / "small",
+        problems=("digits", "temporal-order"),
+        optimizers=("sgd", "momentum"),
+        relative=(0.1, 1.0),
+        untuned={"lr": 0.01, "threshold": 1.0},
+    )
+    report.write(store)
+    return store
+
+
+def page(store: Store) -> str:
+    report.write(store, ("html",))
+    return (store.folder / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class Reader(html.parser.HTMLParser):
+    """Counts tags, and notices those left open."""
+
+    VOID = frozenset({"meta", "br", "hr", "img", "link", "input"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.faults, self.ids = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append(tag)
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(tag)
+
+
+def test_same_store_same_bytes_in_another_process_with_another_hash_seed(small, tmp_path):
+    for seed in ("1", "2"):
+        script = f"from pathlib import Path; from clipbench import report, store; report.write(store.Store(Path({str(small.folder)!r})), folder=Path('r{seed}'))"
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(report.__file__).parents[2]), "TZ": "Asia/Tokyo", "OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, timeout=120)
+    first, second = digest(tmp_path / "r1"), digest(tmp_path / "r2")
+    assert first == second == digest(small.folder / "report")
+
+
+def test_the_report_imports_no_torch():
+    script = "import sys; import clipbench.report; assert 'torch' not in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": str(Path(report.__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=60)
+
+
+def test_formats_are_written_as_asked_and_figures_always(small, tmp_path):
+    written = report.write(small, ("md",), tmp_path / "r")
+    assert {path.suffix for path in written} == {".md", ".svg", ".png"}
+    assert written[0].name == "report.md"
+    assert all(path.is_file() for path in written)
+
+
+def test_an_unknown_format_names_the_nearest(small):
+    with pytest.raises(UsageError, match=r'no format "htlm"\. Did you mean html\? There are: html, md, csv\.'):
+        report.write(small, ("htlm",))
+
+
+def test_a_second_report_leaves_no_figure_of_the_first(small, tmp_path):
+    report.write(small, ("csv",), tmp_path)
+    (tmp_path / "figures" / "old.svg").write_text("old")
+    (tmp_path / "figures" / "notes.txt").write_text("mine")
+    report.write(small, ("csv",), tmp_path)
+    assert not (tmp_path / "figures" / "old.svg").exists()
+    assert (tmp_path / "figures" / "notes.txt").exists()
+
+
+def test_the_page_is_self_contained_well_formed_and_its_ids_are_unique(small):
+    text = page(small)
+    reader = Reader()
+    reader.feed(text)
+    assert not reader.faults
+    assert not reader.open
+    assert len(reader.ids) == len(set(reader.ids))
+    assert "script" not in reader.seen
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in text
+    links = set(re.findall(r'(?:href|src)="([^#"][^"]*)"', text))
+    assert all(link.startswith("tables/") and (small.folder / "report" / link).is_file() or link.startswith("data:") for link in links if link)
+
+
+def test_no_page_links_to_a_table_that_was_not_asked_for(small, tmp_path):
+    report.write(small, ("html", "md"), tmp_path)
+    assert ".csv" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ".csv" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_no_path_of_the_machine_and_no_date_of_today_is_in_any_file(small):
+    for path in (small.folder / "report").rglob("*"):
+        if path.suffix in (".html", ".md", ".svg", ".csv"):
+            text = path.read_text(encoding="utf-8")
+            assert str(small.folder.parent) not in text
+            assert "matplotlib.org" not in text
+
+
+def test_every_caption_names_the_study_and_counts_cells_diverged_and_failed(small):
+    text = page(small)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text, re.DOTALL)
+    assert len(captions) >= 9
+    for caption in captions:
+        assert small.study_hash in caption
+        assert re.search(r"Drawn from [\d,]+ (cells|timed blocks)", caption)
+        assert "diverged" in caption
+        assert "failed" in caption
+
+
+def test_every_table_of_the_page_is_a_csv_that_pandas_reads(small):
+    files = sorted((small.folder / "report" / "tables").glob("*.csv"))
+    assert {"headline-digits.csv", "clips-digits.csv", "grid-digits.csv", "throughput-digits.csv", "events.csv", "outcomes.csv"} <= {path.name for path in files}
+    for path in files:
+        assert len(pd.read_csv(path))
+    headline = pd.read_csv(small.folder / "report" / "tables" / "headline-digits.csv")
+    assert (headline[["learned", "stalled", "collapsed", "diverged", "failed", "missing"]].sum(axis=1) == headline["n"]).all()
+
+
+def test_all_or_nothing_outcomes_are_success_rates_and_never_means(small):
+    headline = pd.read_csv(small.folder / "report" / "tables" / "headline-temporal-order.csv")
+    assert set(headline["statistic"]) == {"share"}
+    assert "share of seeds" in page(small)
+
+
+def test_markdown_tables_have_equal_columns_in_every_row(small):
+    text = (small.folder / "report" / "report.md").read_text(encoding="utf-8")
+    width = 0
+    for line in text.splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        assert not cells or not width or cells == width
+        width = cells
+    assert "\n\n\n" not in text
+
+
+def test_hostile_names_are_text_in_every_file(tmp_path):
+    def renamed(one: Cell):
+        parts = synthetic.rows(one, "learned")
+        if one.optimizer.name == "momentum":
+            parts["cells"][0]["arm"] = one.arm.replace("momentum", HOSTILE)
+        return parts
+
+    store = synthetic.build(tmp_path / "hostile", optimizers=("sgd", "momentum"), relative=(1.0,), report=2, change=renamed)
+    plan = store.page("plan")
+    store.write_page("plan", {**plan, "not_run": [{"device": HOSTILE, "cells": 1, "reason": HOSTILE}]})
+    report.write(store)
+    text = (store.folder / "report" / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert "<script" not in (store.folder / "report" / "report.md").read_text(encoding="utf-8")
+    for picture in (store.folder / "report" / "figures").glob("*.svg"):
+        assert "<script" not in picture.read_text(encoding="utf-8")
+
+
+def test_hostile_workload_settings_make_safe_file_names(tmp_path):
+    store = synthetic.build(tmp_path / "paths", relative=(1.0,), optimizers=("sgd",), report=0, change=lambda one: moved(one, "../../x y(path='/etc')"))
+    written = report.write(store)
+    assert all(store.folder / "report" in path.parents for path in written)
+    assert all(re.fullmatch(r"[a-z0-9-]+\.(svg|png|csv|md|html)", path.name) for path in written)
+
+
+def moved(one: Cell, problem: str):
+    parts = synthetic.rows(one, "learned")
+    parts["cells"][0]["problem"] = problem
+    return parts
+
+
+# --------------------------------------------------------------------------------------------- stores that are not what one hopes
+
+
+def test_an_empty_store_says_that_nothing_was_run(tmp_path):
+    store = Store.create(tmp_path / "empty", "empty", 'title = "Nothing"\n')
+    assert "Nothing has been run yet" in page(store)
+
+
+def test_before_the_report_phase_the_page_says_so_and_shows_the_grid(tmp_path):
+    store = synthetic.build(tmp_path / "early", optimizers=("sgd",), report=0, with_throughput=False)
+    text = page(store)
+    assert "No answer yet" in text
+    assert "The report phase has not run yet" in text
+    assert "Throughput was not measured" in text
+    assert "heat" in {path.stem.partition("-")[0] for path in (store.folder / "report" / "figures").glob("*.svg")}
+
+
+def test_a_report_phase_that_stopped_early_is_incomplete_and_claims_nothing(tmp_path):
+    store = synthetic.build(tmp_path / "partial", optimizers=("sgd",), relative=(0.1, 1.0))
+    plan = store.page("plan")
+    protocol = {**plan["protocol"], "seeds": {"digits": {"select": 3, "report": 12}}}
+    store.write_page("plan", {**plan, "protocol": protocol})
+    text = page(store)
+    assert "incomplete" in text
+    assert "is better than" not in text
+    assert "seeds failed or are missing, so nothing is concluded" in text
+
+
+@pytest.mark.parametrize("kind", ["failed", "diverged", "collapsed", "stalled", "learned"])
+def test_a_study_that_ends_one_way_renders(tmp_path, kind):
+    change = synthetic.failed if kind == "failed" else functools.partial(synthetic.rows, kind=kind)
+    store = synthetic.build(tmp_path / kind, optimizers=("sgd",), relative=(0.1, 1.0), report=3, change=change)
+    text = page(store)
+    assert f"0 {kind}" not in re.search(r'class="sub">(.*?)</p>', text)[1]
+    if kind == "failed":
+        assert "out of memory" in text
+
+
+def test_a_failed_cell_is_listed_with_its_reason_and_a_reader_sees_it_is_not_a_divergence(tmp_path):
+    def change(one: Cell):
+        return synthetic.failed(one, "killed by signal 9") if one.seed == 1000 and one.arm == "sgd" else None
+
+    store = synthetic.build(tmp_path / "failed", optimizers=("sgd",), relative=(1.0,), change=change)
+    text = page(store)
+    assert "killed by signal 9" in text
+    assert "median of 9 of 10 seeds, incomplete" in text
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"clips": ("none",)},
+        {"clips": ("norm",)},
+        {"optimizers": ("adam",)},
+        {"optimizers": ("sgd",), "clips": ("none", "norm"), "relative": (1.0,), "select": 1, "report": 1},
+        {"clips": ("none", "ema"), "optimizers": ("sgd",), "relative": (1.0, 3.0)},
+    ],
+    ids=["no clips", "no unclipped arm", "no headline optimizer", "one seed", "a stranger's clip"],
+)
+def test_an_unusual_matrix_renders(tmp_path, choice):
+    store = synthetic.build(tmp_path / "odd", **{"optimizers": ("sgd", "momentum"), "relative": (0.1, 1.0), "report": 2, **choice})
+    assert "Should I clip?" in page(store)
+
+
+def test_a_single_cell_renders(tmp_path):
+    store = Store.create(tmp_path / "one", "one", 'title = "One"\n')
+    one = synthetic.cell("digits", "sgd", "none", 0.1, 0)
+    synthetic.commit(store, "a", [synthetic.rows(one, "learned")])
+    store.write_page("plan", {"cells": {"select": [one.id]}, "protocol": {}, "not_run": []})
+    assert "1 cell:" in page(store)
+
+
+def test_a_workload_with_one_seed_says_n_is_one(tmp_path):
+    store = synthetic.build(tmp_path / "one", problems=("cosh",), optimizers=("sgd",), relative=(0.1,), select=1, report=1)
+    assert "(n = 1, no interval)" in page(store)
+
+
+def test_curves_of_report_cells_alone_are_enough(tmp_path):
+    whole = synthetic.build(tmp_path / "a" / "same", optimizers=("sgd",), relative=(1.0,), report=3)
+    light = synthetic.build(tmp_path / "b" / "same", optimizers=("sgd",), relative=(1.0,), report=3, curves="report")
+    report.write(whole)
+    report.write(light)
+    assert digest(whole.folder / "report" / "figures") == digest(light.folder / "report" / "figures")
+    assert "keeps the curves of report cells only" in (light.folder / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def test_devices_and_batches_are_sections_of_their_own_and_their_labels_show_what_varies(tmp_path):
+    store = synthetic.build(
+        tmp_path / "two", optimizers=("sgd",), relative=(1.0,), report=2, variants=({"batch": 32}, {"batch": 128}), with_throughput=False
+    )
+    text = page(store)
+    assert "<h3>digits, batch 32</h3>" in text
+    assert "<h3>digits, batch 128</h3>" in text
+    assert "float32" not in re.sub(r"<table>.*?</table>", "", text, flags=re.DOTALL)
+
+
+def test_a_mixture_of_engines_is_labelled(tmp_path):
+    def change(one: Cell):
+        return synthetic.rows(one, "learned", engine="batched") if one.seed == 1000 else None
+
+    store = synthetic.build(tmp_path / "mixed", optimizers=("sgd",), relative=(1.0,), report=3, change=change)
+    assert "come from more than one engine: batched" in page(store)
+
+
+def test_cells_of_another_version_are_kept_but_not_compared(tmp_path):
+    store = synthetic.build(tmp_path / "old", optimizers=("sgd",), relative=(1.0,), report=2)
+    old = Cell(Part("digits", 1), Part("sgd", 1), Part("norm", 0, {"relative": 1.0}, "max_norm"), 0.1, 0, 60, 32)
+    gone = synthetic.cell("digits", "sgd", "none", 77.0, 0)
+    synthetic.commit(store, "old", [synthetic.rows(old, "learned"), synthetic.rows(gone, "learned")])
+    text = page(store)
+    assert "1 stored cell kept but not compared: written by version 0 of &#34;norm&#34; (now 1)." in text
+    assert "1 stored cell kept but not compared: no longer asked for by the study." in text
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    store = synthetic.build(tmp_path / "hurt", optimizers=("sgd",), relative=(1.0,), report=2)
+    file = next((store.folder / "events").glob("*.parquet"))
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "Damaged file left out: events/" in page(Store(store.folder))
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(small, tmp_path):
+    (tmp_path / "report").write_text("a file")
+    with pytest.raises(UsageError, match="the report cannot be written here"):
+        report.write(small, ("md",), tmp_path / "report")
+
+
+# -------------------------------------------------------------------------------------------------------------- what a reader sees
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def chromium(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    switches = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
+    switches += " --disable-sync --enable-logging=stderr --v=0"
+    command = [CHROMIUM, *switches.split(), f"--user-data-dir={folder}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=90)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_browser_shows_the_page_without_a_complaint(small, tmp_path):
+    """The page as it lies on disk, read by a frame whose script measures it; the page itself has no script."""
+    page(small)
+    path = small.folder / "report" / "report.html"
+    seen = chromium(tmp_path / "a", "--window-size=1200,2000", "--dump-dom", path.as_uri())
+    assert "CONSOLE" not in seen.stderr
+    assert seen.stdout.count("<table>") == path.read_text(encoding="utf-8").count("<table>") > 5
+    assert seen.stdout.count("<svg") > 5
+    probe = tmp_path / "probe.html"
+    body = path.read_text(encoding="utf-8").replace("default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';")
+    script = """<script>addEventListener('load', () => {
+      const shown = (name) => [...document.querySelectorAll(name)].map((e) => e.getBoundingClientRect()).every((r) => r.width > 50 && r.height > 20);
+      document.title = JSON.stringify({tables: shown('table'), figures: shown('figure svg'), overflow: document.documentElement.scrollWidth > innerWidth + 1});
+    })</script>"""
+    probe.write_text(body.replace("</body>", script + "</body>"), encoding="utf-8")
+    for width in (400, 1200):
+        title = re.search(r"<title>(.*?)</title>", chromium(tmp_path / f"p{width}", f"--window-size={width},900", "--dump-dom", probe.as_uri()).stdout)
+        assert json.loads(title[1]) == {"tables": True, "figures": True, "overflow": False}
