@@ -24,7 +24,7 @@ def one_thread():
 
 @pytest.fixture
 def ratio(request):
-    """``ratio(name, numerator, denominator)``: the two in turn, and the quotient of each pair; the median goes into the comparison."""
+    """``ratio(name, numerator, denominator)``: the two in turn, the quotient of each pair, and their median for the comparison."""
 
     def take(name, numerator, denominator, pairs=25):
         numerator(), denominator()

@@ -1,8 +1,8 @@
 """The targets of the packaged workloads: what the best unclipped arm has reached after three quarters of its steps.
 
-``python benchmarks/targets.py quick wdbc digits temporal-order cosh`` runs the unclipped arms of the study ``quick``, and prints for
-each workload the median, over 20 report seeds, of the validation loss at 75 % of the steps of the arm that is best at the end.
-The numbers go into the workloads' ``target``.
+``python benchmarks/targets.py quick wdbc digits temporal-order cosh`` runs the unclipped arms of the study ``quick``. For each
+workload it prints the median, over 20 report seeds, of the validation loss at 75 % of the steps, for the arm that is best at the
+end. The numbers go into the workloads' ``target``.
 """
 
 import sys

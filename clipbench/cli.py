@@ -126,16 +126,14 @@ def plan(study: str, out: Path | None, device: str | None) -> None:
     width = max(len(row["task"]) for row in outlook)
     click.echo(f"  {'':<{width}}   select  stored   report at most  ms a step")
     for row in outlook:
-        click.echo(
-            f"  {row['task']:<{width}}  {row['select']:>7} {row['stored']:>7}  {row['report']:>15} {1e3 * row['step_seconds']:>10.3g}"
-        )
+        counts = f"{row['select']:>7} {row['stored']:>7}  {row['report']:>15}"
+        click.echo(f"  {row['task']:<{width}}  {counts} {1000 * row['step_seconds']:>10.3g}")
     click.echo(f"  selection: {sum(row['select'] for row in outlook)} cells; report settings: to be chosen.")
     for entry in asked.not_run:
         click.echo(f"  not run: {entry['cells']} {entry['device']} cells, because {entry['reason']}.")
-    seconds = sum(row["seconds"] for row in outlook) / protocol.cores()
-    click.echo(
-        f"  predicted: about {_duration(seconds)} on {protocol.cores()} workers for what is missing, besides timings and extended axes."
-    )
+    workers = protocol.cores()
+    time = _duration(sum(row["seconds"] for row in outlook) / workers)
+    click.echo(f"  predicted: about {time} on {workers} workers for what is missing, besides timings and extended axes.")
 
 
 def _open(folder: Path, page: Study) -> Store | None:

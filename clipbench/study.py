@@ -300,6 +300,8 @@ WANTED = {
     "batch": "a whole number of at least 1, or a list of them",
     "evaluations": "a whole number of at least 1",
     "lr": "a positive number, a list of them, or a table of lists by name",
+    "run.lr": "a positive number, or a list of them",
+    "untuned.lr": "a positive number",
     "relative": "a positive number, or a list of them",
     "seeds": "a table such as { select = 3, report = 10 }",
     "select": "a whole number of at least 1",
@@ -338,7 +340,7 @@ def _sentence(where: str, raw: Mapping[str, Any], error: ValidationError) -> str
         known = (Seeds if "seeds" in names else pages.get(section, Document)).model_fields
         hint = registry.nearest(name, known)
         return f"{where}: there is no setting `{name}`. There are: {', '.join(known)}.{hint}"
-    wanted = WANTED.get(name, "something else")
+    wanted = WANTED.get(f"{section}.{name}") or WANTED.get(name, "something else")
     if first["type"] == "missing":
         return f"{where}: `{name}` is missing; it must be {wanted}."
     return f"{where}: `{name}` is {_given(raw, first)}, and must be {wanted}."

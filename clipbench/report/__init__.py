@@ -44,7 +44,7 @@ def write(store: Store, formats: Iterable[str] = FORMATS, folder: Path | None = 
             files[folder / "tables" / f"{table.name}.csv"] = table.csv.encode()
         if "md" in wanted and table.rows:
             files[folder / "tables" / f"{table.name}.md"] = render("table.md.j2", {"table": table, "csv": False}).encode()
-    _replace(folder, files)
+    _replace(folder, files, {".svg", ".png", *(f".{name}" for name in wanted)})
     return list(files)
 
 
@@ -67,15 +67,15 @@ def _all(told: Iterable[Section], kind: type[P]) -> list[P]:
     return [part for section in told for part in section.parts if isinstance(part, kind)]
 
 
-def _replace(folder: Path, files: dict[Path, bytes]) -> None:
-    """Write the files, and remove figures and tables that an earlier report left and this one lacks."""
+def _replace(folder: Path, files: dict[Path, bytes], kinds: set[str]) -> None:
+    """Write the files, and remove figures and tables of these ``kinds`` that an earlier report left and this one lacks."""
     try:
         for path, content in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         stale = [*(folder / "figures").glob("*.*"), *(folder / "tables").glob("*.*")]
         for path in stale:
-            if path not in files and path.suffix in (".svg", ".png", ".csv", ".md"):
+            if path not in files and path.suffix in kinds:
                 path.unlink()
     except OSError as error:
         raise UsageError(f"{error.filename or folder}: the report cannot be written here ({error.strerror}).") from error
