@@ -63,7 +63,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _leave(sentence: str, code: int) -> None:
-    click.echo(f"clipbench: {sentence}", err=True)
+    click.echo(f"clipbench: {' '.join(sentence.split())}", err=True)  # a name or an exception's text may hold line breaks
     sys.exit(code)
 
 
@@ -136,14 +136,20 @@ def plan(study: str, out: Path | None, device: str | None) -> None:
     click.echo(f"  predicted: about {time} on {workers} workers for what is missing, besides timings and extended axes.")
 
 
-def _open(folder: Path, page: Study) -> Store | None:
+def _open(folder: Path, page: Study, anew: bool = False) -> Store | None:
     from clipbench.store import Store
 
     if not (folder / "study.toml").is_file():
         return None
     store = Store(folder)
-    if store.name != page.name:
-        raise UsageError(f'{folder}: this folder holds the study "{store.name}", not "{page.name}"; choose another with --out.')
+    try:
+        held = store.name
+    except UsageError:
+        if not anew:
+            raise
+        held = page.name  # a damaged page is what --anew is there for
+    if held != page.name:
+        raise UsageError(f'{folder}: this folder holds the study "{held}", not "{page.name}"; choose another with --out.')
     return store
 
 
@@ -178,7 +184,7 @@ def run(
     page = read(study)
     page.cells()  # whatever is wrong with the page is said before a folder is touched
     folder = out or RESULTS / page.name
-    if anew and (old := _open(folder, page)) is not None:
+    if anew and (old := _open(folder, page, anew)) is not None:
         with old.claim():
             renamed = set_old_aside(folder)
         click.echo(f"{folder}: the old results are now {renamed}.")

@@ -47,9 +47,6 @@ class Unclipped:
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
         return grads, state
 
-    def clip_(self, params: Iterable[Tensor]) -> None:
-        """Nothing, as the loop without a clip does."""
-
 
 @clip("value")
 class Value:
@@ -115,16 +112,16 @@ class Norm:
 
 @clip("layer")
 class Layer:
-    r"""Shorten each parameter's gradient to length ``c`` where it is longer: within a tensor the direction stays, overall it changes.
+    r"""Shorten each tensor's gradient to length ``c`` where it is longer: its direction stays, that of the whole changes.
 
-    .. math:: g^{(l)} \leftarrow g^{(l)} \min\Bigl(1,\ \frac{c}{\lVert g^{(l)} \rVert + 10^{-6}}\Bigr) \quad\text{for every tensor } l
+    .. math:: g^{(l)} \leftarrow g^{(l)} \min\Bigl(1,\ \frac{c}{\lVert g^{(l)} \rVert + 10^{-6}}\Bigr), \quad l = 1, 2, \dots
 
     :param max_norm: c, in units of the gradient, (0, ∞].
     :param norm_type: 2, or ``"inf"`` for the largest absolute element.
 
-    **Shapes**: any, kept. **Errors**: none is raised; NaN, infinity and overflow act as in ``norm``, but only within their own tensor.
+    **Shapes**: any, kept. **Errors**: none is raised; NaN, infinity and overflow act as in ``norm``, within their own tensor only.
 
-    **Source**: Keras' ``clipnorm`` (Chollet et al. 2015), here with torch's epsilon, so that one tensor alone is clipped as by ``norm``.
+    **Source**: Keras' ``clipnorm`` (Chollet et al. 2015), with torch's epsilon: one tensor alone is clipped as by ``norm``.
 
     >>> grads = {"w": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.5])}
     >>> Layer(max_norm=1.0).update(grads, {}, {})[0]

@@ -31,6 +31,13 @@ class Job:
     cell: Cell
     clip_settings: Mapping[str, Any]
 
+    @property
+    def threshold(self) -> float | None:
+        """The clip's first setting, its default where none is given; None for a clip without settings."""
+        cls = registry.find("clip", self.cell.clip.name)
+        name = registry.threshold_field(cls)
+        return None if name is None else float(self.clip_settings[name] if name in self.clip_settings else getattr(cls, name))
+
 
 @dataclass
 class Record:
@@ -76,6 +83,7 @@ def run(job: Job) -> Record:
     start = time.perf_counter()
     record = Record(job, threads=torch.get_num_threads())
     try:
+        record.threshold = job.threshold
         _loop(record, Components.of(job))
     except torch.OutOfMemoryError:
         record.failure = f"out of memory on {job.cell.device}"
@@ -87,8 +95,6 @@ def run(job: Job) -> Record:
 
 def _loop(record: Record, components: Components) -> None:
     cell, workload = record.job.cell, components.workload
-    name = registry.threshold_field(type(components.clip))
-    record.threshold = None if name is None else float(getattr(components.clip, name))
     record.metric = metrics.name_of(workload.metric)
     trainer = Trainer(components, cell)
     batches = feed.batches(workload, cell.seed, cell.batch, cell.steps, trainer.dtype, cell.device)
@@ -98,10 +104,16 @@ def _loop(record: Record, components: Components) -> None:
     record.evaluations += evaluate(workload, trainer.module, cell, 0, ("validation",))
     done, blocks = 0, []
     for stop in stops[1:]:
-        for _ in range(done, stop):
-            trainer.step(*next(batches))
+        raised = None
+        try:
+            for _ in range(done, stop):
+                trainer.step(*next(batches))
+        except Exception as error:  # noqa: BLE001 - steps after a non-finite one may raise anything; the run ended before them
+            raised = error
         rows = trainer.meter.rows()
         ended = events.ends(rows)
+        if raised is not None and not ended.any():
+            raise raised
         blocks.append(rows[: int(np.argmax(ended)) + 1] if ended.any() else rows)
         if ended.any():
             break
@@ -228,7 +240,7 @@ def pilot(cell: Cell, clips: Mapping[str, Any]) -> dict[str, float]:
     trainer = Trainer(Components(workload, registry.build("optimizer", "adam", {}), gauge), adam)
     for batch in feed.batches(workload, PILOT_SEED, cell.batch, PILOT_STEPS, trainer.dtype, cell.device):
         trainer.step(*batch)
-    medians = {label: float(torch.stack(sizes).median()) for label, sizes in gauge.sizes.items()}
+    medians = {label: float(torch.stack(sizes).double().quantile(0.5)) for label, sizes in gauge.sizes.items()}
     unfit = [label for label, size in medians.items() if not (math.isfinite(size) and size > 0)]
     if unfit:
         raise registry.UsageError(

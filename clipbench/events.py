@@ -13,6 +13,8 @@ from clipbench import schema
 COLUMNS = ("loss", "grad_norm", "kept", "cosine", "changed", "update_norm")
 LOSS, GRAD_NORM, KEPT, COSINE, CHANGED, UPDATE_NORM = range(len(COLUMNS))
 
+SILENT = np.errstate(over="ignore", invalid="ignore")  # a loss near the largest number may overflow its own multiples
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -59,6 +61,7 @@ def ends(rows: np.ndarray) -> np.ndarray:
     return ~np.isfinite(rows[:, LOSS]) | np.isnan(rows[:, GRAD_NORM]) | np.isnan(rows[:, UPDATE_NORM])
 
 
+@SILENT
 def derive(
     rows: np.ndarray,
     reference: float | None,
@@ -82,6 +85,7 @@ def derive(
     return sorted(found, key=lambda event: (event.step, schema.KINDS.index(event.kind)))
 
 
+@SILENT
 def judge(
     rows: np.ndarray,
     events: Sequence[Event],
@@ -105,6 +109,8 @@ def judge(
         return Verdict("diverged", "diverged", "blow_up", kinds["blow_up"].step)
     if unbounded:
         return Verdict("completed", "learned")
+    if not len(rows):
+        return Verdict("completed", "stalled")
     level, base = _level(rows, reference, optimum)
     last = validation_loss - (optimum or 0.0) if validation_loss is not None else -math.inf
     if _tail(level, rules) < base and last < base:
@@ -164,12 +170,11 @@ def _blow_ups(level: np.ndarray, base: float, rules: Rules) -> list[Event]:
 
 def _spikes(level: np.ndarray, base: float, rules: Rules) -> list[Event]:
     window = rules.spike_window
-    if len(level) <= window:
+    if len(level) <= window or not base > 0:
         return []
     before = np.median(np.lib.stride_tricks.sliding_window_view(level, window)[:-1], axis=1)
     now = level[window:]
-    with np.errstate(invalid="ignore"):
-        high = np.isfinite(now) & (now > rules.spike * before) & (now - before > base)
+    high = np.isfinite(now) & (now > rules.spike * before) & (now - before > base)
     return [
         Event(
             window + first,

@@ -1,8 +1,8 @@
 """Optimizers: each an update rule as pure functions of trees, and the ``torch.optim`` object that says the same.
 
-``init(params) -> state``; ``update(grads, state, params) -> (direction, state)``; and p ← p − lr · direction, where the learning rate
-belongs to the cell. ``torch(params, lr)`` builds what a user's loop would step. The two are witnesses of each other: a stranger's
-rule may have either, and one without ``torch`` runs in the loop as a `Rule`.
+``init(params) -> state``; ``update(grads, state, params) -> (direction, state)``; and p ← p − lr · direction, where the learning
+rate belongs to the cell. ``torch(params, lr)`` builds what a user's loop would step. The two are witnesses of each other: a
+stranger's rule may have either, and one without ``torch`` runs in the loop as a `Rule`.
 
 Under ``torch.func.vmap`` a float setting is a tensor, one number a lane: no rule branches on one. So weight decay is always added,
 and momentum always kept, at 0 as well.
@@ -15,27 +15,18 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from annotated_types import Ge, Lt
 from torch import Tensor
 from torch.optim import Optimizer
 
 from clipbench import registry, trees
-from clipbench.registry import NonNegative, UsageError, nearest, optimizer
+from clipbench.registry import Decay, NonNegative, UsageError, nearest, optimizer
 from clipbench.trees import Tree
 
 State = dict[str, Any]
 
-
-@dataclasses.dataclass(frozen=True)
-class _Wanted:
-    description: str
-
-
-# The share of a running average that stays from one step to the next: at 1 it would never learn of a gradient.
-Decay = Annotated[float, Ge(0), Lt(1), _Wanted("number from 0 up to, but not including, 1")]
 
 # ------------------------------------------------------------------------------------------------------------------ the rules
 
@@ -145,8 +136,8 @@ class RMSprop:
     **Shapes**: any, kept. **Errors**: none. **Source**: Tieleman & Hinton 2012; ``torch.optim.RMSprop``.
 
     >>> rule, params = RMSprop(), {"w": torch.tensor([2.0])}
-    >>> rule.update({"w": torch.tensor([-3.0])}, rule.init(params), params)[0]
-    {'w': tensor([-10.0000])}
+    >>> rule.update({"w": torch.tensor([-3.0])}, rule.init(params), params)[0]["w"].round(decimals=3)
+    tensor([-10.])
     """
 
     alpha: Decay = 0.99
@@ -180,8 +171,8 @@ class Adam:
     **Shapes**: any, kept. **Errors**: none. **Source**: Kingma & Ba 2015; ``torch.optim.Adam``.
 
     >>> rule, params = Adam(), {"w": torch.tensor([2.0])}
-    >>> rule.update({"w": torch.tensor([-3.0])}, rule.init(params), params)[0]
-    {'w': tensor([-1.])}
+    >>> rule.update({"w": torch.tensor([-3.0])}, rule.init(params), params)[0]["w"].round(decimals=3)
+    tensor([-1.])
     """
 
     beta1: Decay = 0.9
@@ -214,8 +205,8 @@ class AdamW:
     **Shapes**: any, kept. **Errors**: none. **Source**: Loshchilov & Hutter 2019; ``torch.optim.AdamW``.
 
     >>> rule, params = AdamW(weight_decay=0.5), {"w": torch.tensor([2.0])}
-    >>> rule.update({"w": torch.tensor([3.0])}, rule.init(params), params)[0]
-    {'w': tensor([2.])}
+    >>> rule.update({"w": torch.tensor([3.0])}, rule.init(params), params)[0]["w"].round(decimals=3)
+    tensor([2.])
     """
 
     beta1: Decay = 0.9
@@ -277,7 +268,7 @@ class Rule(Optimizer):
         return {name: leaf(param) for name, param in zip(group["param_names"], group["params"], strict=True)}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter; the loss, where a ``closure`` computes one."""
         loss = None
         if closure is not None:
@@ -314,9 +305,29 @@ class TorchOptimizer:
         return cls(params, lr=lr, **_keywords(cls, self.settings))
 
 
-def build(name: str, settings: Mapping[str, Any]) -> Any:
-    """The optimizer called ``name``: a dotted path to a torch class, or a registered component."""
-    return TorchOptimizer(name, dict(settings)) if "." in name else registry.build("optimizer", name, settings)
+@dataclasses.dataclass(frozen=True)
+class TorchComponent:
+    """Any optimizer class of torch, or made like one, as it is."""
+
+    name: str
+
+    version = 1
+
+    def validated(self, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+        return validate_torch(self.name, settings, where)
+
+    def __call__(self, **settings: Any) -> TorchOptimizer:
+        return TorchOptimizer(self.name, settings)
+
+
+@registry.dotted("optimizer")
+def at_path(path: str, where: str) -> TorchComponent:
+    """What the registry finds at a dotted path such as ``torch.optim.NAdam``.
+
+    :raises UsageError: no optimizer class is there, or none that the loop could step.
+    """
+    torch_class(path, where)
+    return TorchComponent(path)
 
 
 def torch_optimizer(
@@ -326,7 +337,7 @@ def torch_optimizer(
     return component.torch(params, lr) if hasattr(component, "torch") else Rule(component, dict(named).items(), lr)
 
 
-def torch_class(path: str, where: str = "optimizer") -> type[Optimizer]:
+def torch_class(path: str, where: str = "optimizer") -> Callable[..., Optimizer]:
     """The optimizer class at a dotted path.
 
     :raises UsageError: nothing is there, it is no such class, or the loop could not step it.
@@ -334,8 +345,10 @@ def torch_class(path: str, where: str = "optimizer") -> type[Optimizer]:
     module_name, _, class_name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError):
+    except (ModuleNotFoundError, AttributeError, TypeError, ValueError):  # the last two of a path such as ".NAdam"
         raise UsageError(f'{where}: there is no optimizer class "{path}".{nearest(path, _torch_names())}') from None
+    except Exception as error:  # a stranger's module may fail in any way
+        raise UsageError(f"{where}: {module_name} failed to import: {type(error).__name__}: {error}.") from error
     if not (isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer):
         raise UsageError(f'{where}: "{path}" is no subclass of torch.optim.Optimizer.{nearest(path, _torch_names())}')
     closure = inspect.signature(found.step).parameters.get("closure")
@@ -360,9 +373,9 @@ def validate_torch(path: str, settings: Mapping[str, Any], where: str) -> dict[s
         if name not in defaults:
             known = ", ".join(defaults) or "no settings"
             raise UsageError(f'{where}: "{path}" has no setting `{name}`. It has: {known}.{nearest(name, defaults)}')
-        value = _fit(value, defaults[name], f'{where}: "{path}" setting `{name}`')
-        if value != defaults[name] or type(value) is not type(defaults[name]):
-            clean[name] = value
+        fitting = _fit(value, defaults[name], f'{where}: "{path}" setting `{name}`')
+        if fitting != defaults[name]:
+            clean[name] = fitting
     try:
         # Two by two, because some classes take matrices only.
         cls([torch.nn.Parameter(torch.zeros(2, 2))], lr=0.1, **_keywords(cls, clean))
@@ -373,12 +386,11 @@ def validate_torch(path: str, settings: Mapping[str, Any], where: str) -> dict[s
 
 
 def _torch_names() -> list[str]:
-    return [
-        f"torch.optim.{name}" for name, item in vars(torch.optim).items() if isinstance(item, type) and issubclass(item, Optimizer)
-    ]
+    classes = {name: item for name, item in vars(torch.optim).items() if isinstance(item, type) and issubclass(item, Optimizer)}
+    return [f"torch.optim.{name}" for name, item in classes.items() if item is not Optimizer]
 
 
-def _defaults(cls: type[Optimizer]) -> dict[str, Any]:
+def _defaults(cls: Callable[..., Optimizer]) -> dict[str, Any]:
     """Setting → default, ``inspect.Parameter.empty`` where it has none; a pair of betas as two settings."""
     defaults: dict[str, Any] = {}
     for parameter in list(inspect.signature(cls).parameters.values())[1:]:
@@ -391,7 +403,7 @@ def _defaults(cls: type[Optimizer]) -> dict[str, Any]:
     return defaults
 
 
-def _keywords(cls: type[Optimizer], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _keywords(cls: Callable[..., Optimizer], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the class is called with: ``beta1`` and ``beta2`` joined again."""
     keywords = dict(settings)
     if "betas" in inspect.signature(cls).parameters and not keywords.keys().isdisjoint({"beta1", "beta2"}):
@@ -406,11 +418,14 @@ def _fit(value: Any, default: Any, what: str) -> Any:
         raise UsageError(f"{what} is nan, and must be a number.")
     if isinstance(default, bool):
         return registry.fit(value, bool, what)
-    if isinstance(default, (int, float, str)):
-        # A whole default may stand for any number, as `weight_decay=0` does; a float default makes 1 the same setting as 1.0.
-        return registry.fit(value, float if isinstance(default, float) or isinstance(value, float) else type(default), what)
+    if isinstance(default, int | float):
+        # torch writes `weight_decay=0` and means any number; and 1 and 1.0 are one setting.
+        number = registry.fit(value, float, what)
+        return int(number) if isinstance(default, int) and number.is_integer() else number
+    if isinstance(default, str):
+        return registry.fit(value, str, what)
     if isinstance(default, tuple):
         raise UsageError(f"{what} is a tuple of {len(default)} in torch, which a study cannot give: there a list is an axis.")
-    if not isinstance(value, (bool, int, float, str)):
+    if not isinstance(value, bool | int | float | str):
         raise UsageError(f"{what} is {value!r}, and must be a number, true, false or text.")
     return value

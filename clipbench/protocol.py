@@ -293,14 +293,20 @@ class _Campaign:
     def time(self, again: bool = False) -> int:
         """Time every method, unless this environment's timings are stored; returns how many benches."""
         stored = self.store.read("throughput")
-        timed = set() if again else set(stored.loc[stored["environment"] == self.environment, "problem"])
-        benches = throughput.benches(cell for cell in self.asked.cells if cell.problem not in timed)
+        names = ["problem", "batch", "device", "dtype", "optimizer", "clip"]
+        rows = stored.loc[stored["environment"] == self.environment, names]
+        timed = set() if again else set(rows.itertuples(index=False, name=None))
+        # Whole benches: a clip that joins a study is timed beside its neighbours, not alone.
+        benches = [bench for bench in throughput.benches(self.asked.cells) if not {_method(cell) for cell in bench} <= timed]
+        # Numbers go on from those stored: blocks of the same number ran side by side.
+        first = int(stored["block"].max()) + 1 if len(stored) else 0
         tasks = [list(group) for _, group in groupby(benches, key=lambda bench: task_key(bench[0]))]
         self.watcher.phase("throughput", len(tasks))
         for task in tasks:
             jobs = [[self.job(cell) for cell in bench] for bench in task]
             rows = schedule.call(throughput.measure, (jobs,), self.study.used, task[0][0].device)
-            self.store.add_throughput([{**row, "environment": self.environment} for row in rows])
+            here = {"environment": self.environment}
+            self.store.add_throughput([{**row, **here, "block": first + row["block"]} for row in rows])
             self.watcher.tick()
         return len(benches)
 
@@ -312,6 +318,10 @@ def _pilot(cell: Cell, clips: Mapping[str, tuple[str, Mapping[str, Any]]]) -> di
         threshold = registry.threshold_field(registry.find("clip", name))
         built[label] = registry.build("clip", name, {**settings, str(threshold): 1.0})
     return engines.pilot(cell, built)
+
+
+def _method(cell: Cell) -> tuple[Any, ...]:
+    return (cell.problem, cell.batch, cell.device, cell.dtype, cell.optimizer.label, cell.clip.label)
 
 
 def group_of(cell: Cell) -> tuple[Any, ...]:

@@ -28,6 +28,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 Positive = Annotated[float, Field(gt=0, description="positive number")]
 NonNegative = Annotated[float, Field(ge=0, description="number of at least 0")]
 Unit = Annotated[float, Field(ge=0, le=1, description="number from 0 to 1")]
+# The share of a running average that stays from one step to the next: at 1 it would never learn of a gradient.
+Decay = Annotated[float, Field(ge=0, lt=1, description="number from 0 up to, but not including, 1")]
 Count = Annotated[int, Field(ge=1, description="whole number of at least 1")]
 
 Kind = Literal["workload", "optimizer", "clip"]
@@ -55,6 +57,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 _tables: dict[str, dict[str, type]] = {kind: {} for kind in KINDS}
 _used: dict[Path, str] = {}
+_dotted: dict[str, Callable[[str, str], Any]] = {}
 
 
 @dataclass_transform(frozen_default=True)
@@ -73,6 +76,19 @@ def optimizer(name: str) -> Callable[[C], C]:
 def clip(name: str) -> Callable[[C], C]:
     """Register a transformation of gradients under ``name``; its first field is its threshold."""
     return _decorator("clip", name)
+
+
+def dotted(kind: Kind) -> Callable[[Callable[[str, str], Any]], Callable[[str, str], Any]]:
+    """Register what finds the components of a kind that have no name but a dotted path: ``finder(path, where)``.
+
+    What it returns has ``name`` and ``version``, builds a component when called with settings, and checks them in ``validated``.
+    """
+
+    def register(finder: Callable[[str, str], Any]) -> Callable[[str, str], Any]:
+        _dotted[kind] = finder
+        return finder
+
+    return register
 
 
 def _decorator(kind: Kind, name: str) -> Callable[[C], C]:
@@ -178,11 +194,13 @@ def names(kind: Kind) -> list[str]:
     return sorted(_tables[kind])
 
 
-def find(kind: Kind, name: str, where: str = "") -> type:
-    """The component class called ``name``.
+def find(kind: Kind, name: str, where: str = "") -> Any:
+    """The component class called ``name``, or what stands at a dotted path where the kind has such.
 
     :raises UsageError: no such component; the nearest name is offered.
     """
+    if "." in name and kind in _dotted:
+        return _dotted[kind](name, where or kind)
     try:
         return _tables[kind][name]
     except KeyError:
@@ -223,7 +241,7 @@ def describe(annotation: Any) -> str:
     return {float: "number", int: "whole number", str: "text", bool: "true or false"}.get(annotation, str(annotation))
 
 
-def about(cls: type) -> str:
+def about(cls: Any) -> str:
     """The first line of a component's docstring."""
     return (inspect.getdoc(cls) or "").partition("\n")[0]
 
@@ -233,11 +251,13 @@ def settings_in_words(cls: type) -> str:
     return ", ".join(f"{name} ({describe(annotation)})" for name, annotation in fields(cls).items()) or "no settings"
 
 
-def validated(cls: type, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+def validated(cls: Any, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     """``settings`` in their declared types, those at their default left out, so that equal settings compare equal.
 
     :raises UsageError: an unknown, missing or unfit setting.
     """
+    if hasattr(cls, "validated"):
+        return dict(cls.validated(settings, where))
     declared = fields(cls)
     for name in settings:
         if name not in declared:

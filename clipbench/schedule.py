@@ -12,7 +12,8 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from multiprocessing import connection
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -91,7 +92,8 @@ class Worker:
     def give(self, jobs: Iterable[Job]) -> None:
         """Put more cells into the worker's hand."""
         self.jobs.extend(jobs)
-        self.pipe.send(list(self.jobs))
+        with suppress(BrokenPipeError):  # it died just now: its end of the pipe says so next
+            self.pipe.send(list(self.jobs))
 
     def death(self) -> str:
         """Why the process ended, in words."""
@@ -173,23 +175,26 @@ class _Supervisor:
 
     def run(self) -> None:
         """Until every job has ended, or an interrupt has been served."""
-        try:
-            self._supervise()
-        except KeyboardInterrupt:
-            self.stop.set()
-            self.queue.clear()
-            self._supervise(time.monotonic() + PATIENCE)
-            raise
-        finally:
-            self.archive.flush()
-            for worker in self.crew:
-                worker.process.terminate()
-            for worker in self.crew:
-                worker.process.join()
+        with _interrupts() as interrupts:
+            try:
+                self._supervise(interrupts)
+            finally:
+                for worker in self.crew:
+                    worker.process.terminate()
+                for worker in self.crew:
+                    worker.process.join()
+                self.archive.flush()
+        if interrupts:
+            raise KeyboardInterrupt
 
-    def _supervise(self, until: float = float("inf")) -> None:
+    def _supervise(self, interrupts: Sequence[int]) -> None:
+        until = float("inf")
         while any(worker.jobs or not worker.ready for worker in self.crew) or self.queue:
-            for pipe in connection.wait([worker.pipe for worker in self.crew], timeout=1.0):
+            if interrupts and not self.stop.is_set():
+                self.stop.set()
+                self.queue.clear()
+                until = time.monotonic() + PATIENCE
+            for pipe in connection.wait([worker.pipe for worker in self.crew], timeout=0.2):
                 worker = next(worker for worker in self.crew if worker.pipe is pipe)
                 try:
                     record = worker.pipe.recv()
@@ -220,9 +225,29 @@ class _Supervisor:
         if not worker.ready:
             raise RuntimeError(f"{reason} before its first cell")
         if worker.jobs:
-            self._keep(Record(worker.jobs.popleft(), failure=reason), worker)
+            job = worker.jobs.popleft()
+            self._keep(Record(job, threshold=job.threshold, failure=reason), worker)
             self.queue.extendleft(reversed(worker.jobs))
         self.crew.append(self.start(worker.number))
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Notes an interrupt instead of raising it: none tears a record or a shard apart half way. A second one does not wait."""
+    found: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        found.append(number)
+        if len(found) > 1:
+            raise KeyboardInterrupt
+
+    heard = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    before = signal.signal(signal.SIGINT, note) if heard else None
+    try:
+        yield found
+    finally:
+        if heard:
+            signal.signal(signal.SIGINT, before)
 
 
 class _Archive:
@@ -247,9 +272,11 @@ class _Archive:
         if not self.records:
             return
         self.number += 1
+        # Taken before they are written: where the disk fails behind the commit, a second try would store them twice.
+        records, self.records = self.records, []
         tables: dict[str, Any] = {"cells": [], "evals": [], "events": []}
         curves: list[Record] = []
-        for record, worker in self.records:
+        for record, worker in records:
             cell = record.job.cell
             row = cell_row(record, worker, self.environment, int(self.attempts.get(cell.id, 0)) + 1)
             tables["cells"].append(row)
@@ -263,7 +290,6 @@ class _Archive:
         if curves:
             tables["curves"] = curve_columns(curves)
         self.store.commit(f"{self.role}-{self.number:04d}", tables)
-        self.records = []
 
 
 def cell_row(record: Record, worker: int, environment: str, attempt: int) -> dict[str, Any]:

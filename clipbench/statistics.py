@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -86,7 +87,10 @@ def share_interval(successes: int, trials: int, confidence: float = CONFIDENCE) 
 
 
 def share_difference(first: int, second: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
-    """Share of ``first`` minus share of ``second``, with Newcombe's score interval; the pairing is not used, which errs on the wide side."""
+    """Share of ``first`` minus share of ``second``, with Newcombe's score interval.
+
+    The pairing is not used, which errs on the wide side.
+    """
     a, b = share_interval(first, trials, confidence), share_interval(second, trials, confidence)
     if trials == 0:
         return NOTHING
@@ -106,7 +110,10 @@ def differences(first: ArrayLike, second: ArrayLike) -> Array:
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
-    """Mean paired difference with its t interval; where a pair holds an infinite outcome, the median with its order-statistic interval."""
+    """Mean paired difference with its t interval.
+
+    Where a pair holds an infinite outcome, the median with its order-statistic interval.
+    """
     gaps = differences(first, second)
     return mean_interval(gaps, confidence) if np.isfinite(gaps).all() else median_interval(gaps, confidence)
 
@@ -130,7 +137,7 @@ def paired_p(gaps: ArrayLike) -> float:
 
 
 def _signed_rank_p(signs: Array, ranks: Array) -> float:
-    """Wilcoxon's test with ties, by the exact distribution over the sign flips (ranks are halves, so that doubled ones are integers)."""
+    """Wilcoxon's test with ties, by the exact distribution over the sign flips; ranks are halves: doubled, they are integers."""
     doubled = np.rint(2 * ranks).astype(int)
     ways = np.zeros(int(doubled.sum()) + 1)
     ways[0] = 1.0
@@ -163,11 +170,14 @@ def holm(p_values: ArrayLike) -> Array:
 
 
 def block_medians(values: ArrayLike, blocks: int) -> tuple[Array, Array]:
-    """``(positions, medians)`` of at most ``blocks`` stretches of a curve; a stretch's position is its middle. ±∞ take part, NaN counts as +∞."""
+    """``(positions, medians)`` of at most ``blocks`` stretches of a curve; a stretch's position is its middle.
+
+    ±∞ take part, NaN counts as +∞.
+    """
     curve = np.asarray(values, dtype=float)
     curve = np.where(np.isnan(curve), np.inf, curve)
     if curve.size <= blocks:
         return np.arange(curve.size, dtype=float), curve
     cuts = np.linspace(0, curve.size, blocks + 1).round().astype(int)
-    medians = [_median(np.sort(curve[start:end])) for start, end in zip(cuts[:-1], cuts[1:], strict=True)]
+    medians = [_median(np.sort(curve[start:end])) for start, end in itertools.pairwise(cuts)]
     return (cuts[:-1] + cuts[1:] - 1) / 2, np.asarray(medians)

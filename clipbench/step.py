@@ -16,6 +16,7 @@ from torch import Tensor, nn
 # What a step leaves on the device. ``raw_broken`` and ``update_broken`` are products with zeros: 0, or NaN where an element is not
 # finite. They tell a gradient with an infinite element from a finite one whose norm overflows.
 PRODUCTS = ("loss", "raw_raw", "raw_broken", "clipped_clipped", "raw_clipped", "changed", "update_update", "update_broken")
+BITS = {4: torch.int32, 8: torch.int64}
 
 
 class Meter:
@@ -29,6 +30,8 @@ class Meter:
         self._leaves = list(params)
         self._before = torch.cat([param.reshape(-1) for param in self._params])
         self._after, self._raw, self._clipped, self._zeros = (torch.zeros_like(self._before) for _ in range(4))
+        # Compared bit for bit, so that a NaN which stays as it is does not count as changed.
+        self._raw_bits, self._clipped_bits = (flat.view(BITS[flat.itemsize]) for flat in (self._raw, self._clipped))
         self._differs = torch.empty_like(self._before, dtype=torch.bool)
         self._none = torch.zeros((), dtype=torch.long, device=self._before.device)
         self._pending: list[tuple[Tensor, ...]] = []
@@ -43,7 +46,7 @@ class Meter:
         changed = self._none
         if clip_ran:
             clipped = torch.cat(self._gradient(), out=self._clipped)
-            changed = torch.count_nonzero(torch.ne(raw, clipped, out=self._differs))
+            changed = torch.count_nonzero(torch.ne(self._raw_bits, self._clipped_bits, out=self._differs))
         torch.cat([param.reshape(-1) for param in self._params], out=self._after)
         update = self._before.sub_(self._after)
         raw_raw = torch.dot(raw, raw)
@@ -66,6 +69,8 @@ class Meter:
 
     def rows(self) -> np.ndarray:
         """The rows of the steps since the last call, a float64 array of steps × 6: the one moment that waits for the device."""
+        if not self._pending:
+            return np.empty((0, 6))
         columns = [torch.stack(column).double().cpu().numpy() for column in zip(*self._pending, strict=True)]
         self._pending = []
         return derive(dict(zip(PRODUCTS, columns, strict=True)), self._before.numel())

@@ -57,16 +57,20 @@ class Store:
             held = cls(folder).page("environment").get("study")
             if held is not None and held != name:
                 raise UsageError(f'{folder}: this folder holds the study "{held}", not "{name}"; choose another with --out.')
-        elif folder.is_dir() and any(folder.iterdir()):
+        elif folder.is_dir() and any(not path.name.startswith(TEMPORARY) for path in folder.iterdir()):
             raise UsageError(f"{folder}: this folder is not empty and holds no study; choose an empty one with --out.")
-        for table in schema.TABLES:
-            (folder / table).mkdir(parents=True, exist_ok=True)
-        environment = folder / "environment.json"
-        if not environment.exists():
-            _replace_text(environment, _json({"study": name, "environments": {}}))
-        if not (folder / "study.toml").exists() or (folder / "study.toml").read_text(encoding="utf-8") != study:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "study.toml").is_file():  # first of all: with it a folder that was begun and not finished is known as ours
             _replace_text(folder / "study.toml", study)
-        return cls(folder)
+        store = cls(folder)
+        for table in schema.TABLES:
+            (folder / table).mkdir(exist_ok=True)
+        if not (folder / "environment.json").exists():
+            store.write_page("environment", {"study": name, "environments": {}})
+        if store.study != study:
+            with store.claim():  # not under the hands of a run of the page as it was
+                _replace_text(folder / "study.toml", study)
+        return store
 
     # ------------------------------------------------------------------------------------------------------------- pages
 
@@ -208,7 +212,13 @@ class Store:
             return (
                 cells.sort_values("attempt", kind="stable").drop_duplicates("cell", keep="last").sort_index().reset_index(drop=True)
             )
-        return self._frame(table, [path for file in commits for path in self._companions(file) if path.parent.name == table])
+        paths: list[Path] = []
+        for file in commits:
+            if damage := self._damage(file):
+                self.bad[f"cells/{file.name}"] = damage  # what commits nothing has no companions either
+            else:
+                paths += [path for path in self._companions(file) if path.parent.name == table]
+        return self._frame(table, paths)
 
     def _frame(self, table: str, paths: Sequence[Path]) -> pd.DataFrame:
         tables = [schema.arrow(table).empty_table()]
@@ -285,7 +295,7 @@ class Store:
         evaluated = set(self.read("evals")["cell"])
         curves = self.read("curves").groupby("cell")["step"].agg(["size", "min", "max"])
         spans = dict(zip(curves.index, curves.itertuples(index=False, name=None), strict=True))
-        for row in cells.itertuples():
+        for row in cells.astype(object).where(cells.notna(), None).itertuples():  # pandas' NA cannot be asked whether it is a word
             found += [
                 f"cell {row.cell}: {broken}" for broken in _broken(row, environment, row.cell in evaluated, spans.get(row.cell))
             ]

@@ -182,7 +182,9 @@ class Study:
             if kind != "workload" and table.seeds is not None:
                 raise UsageError(f"{where}: `seeds` belongs in [run] or in a [[workload]], not here.")
             if kind == "workload" and (table.seeds or self.document.run.seeds) != self.seeds(table.name):
-                raise UsageError(f'{where}: another table of "{table.name}" gives other `seeds`; a workload has the same in all its tables.')
+                raise UsageError(
+                    f'{where}: another table of "{table.name}" gives other `seeds`; a workload has the same in all its tables.'
+                )
             if isinstance(table.lr, dict):
                 for name in table.lr:
                     if name not in (names := [other.name for other in others]):

@@ -39,7 +39,7 @@ def benches(cells: Iterable[Cell]) -> list[list[Cell]]:
     for _, group in groupby(sorted(cells, key=bench), key=bench):
         clips: dict[str, dict[float, Cell]] = {}
         for cell in group:
-            strength = cell.relative if cell.relative is not None else cell.clip.settings.get(cell.clip.threshold or "", 0.0)
+            strength = cell.relative if cell.relative is not None else Job(cell, cell.clip.settings).threshold or 0.0
             clips.setdefault(cell.clip.label, {})[strength] = cell
         chosen = [points[sorted(points)[len(points) // 2]] for _, points in sorted(clips.items())]
         found.append([replace(cell, lr=LR, seed=0) for cell in chosen])
@@ -153,7 +153,7 @@ def _measure(jobs: Sequence[Job]) -> list[dict[str, Any]]:
             "problem": job.cell.problem,
             "optimizer": job.cell.optimizer.label,
             "clip": job.cell.clip.label,
-            "threshold": job.clip_settings.get(job.cell.clip.threshold or ""),
+            "threshold": job.threshold,
             "implementation": "torch",
             "device": job.cell.device,
             "dtype": job.cell.dtype,

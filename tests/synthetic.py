@@ -1,4 +1,4 @@
-"""A results folder without a training run: rows as plausible as the first grid of FACTS, made by arithmetic and a seeded generator."""
+"""A results folder without a training run: rows as plausible as the first grid of FACTS, made by arithmetic and seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from clipbench import selection
 from clipbench.cell import Cell, Part
 from clipbench.store import Store
 
-HEADLINE = {"plain SGD": "sgd", "momentum": "momentum", "RMSprop": "rmsprop", "value clip": "sgd + value", "norm clip": "sgd + norm"}
+HEADLINE = {
+    "plain SGD": "sgd",
+    "momentum": "momentum",
+    "RMSprop": "rmsprop",
+    "value clip": "sgd + value",
+    "norm clip": "sgd + norm",
+}
 ENVIRONMENT = {
     "python": "3.11.9",
     "torch": "2.13.0",
@@ -33,8 +39,24 @@ LRS = {
 }
 LIMIT = {"sgd": 0.5, "momentum": 0.08, "rmsprop": 0.05, "adam": 0.05}
 WORKLOADS: dict[str, dict[str, Any]] = {
-    "wdbc": {"metric": "roc_auc", "higher_is_better": True, "reference_loss": 0.66, "optimum": None, "size": 0.5, "steps": 60, "best": 0.985},
-    "digits": {"metric": "accuracy", "higher_is_better": True, "reference_loss": 2.303, "optimum": None, "size": 0.3, "steps": 60, "best": 0.93},
+    "wdbc": {
+        "metric": "roc_auc",
+        "higher_is_better": True,
+        "reference_loss": 0.66,
+        "optimum": None,
+        "size": 0.5,
+        "steps": 60,
+        "best": 0.985,
+    },
+    "digits": {
+        "metric": "accuracy",
+        "higher_is_better": True,
+        "reference_loss": 2.303,
+        "optimum": None,
+        "size": 0.3,
+        "steps": 60,
+        "best": 0.93,
+    },
     "temporal-order": {
         "metric": "accuracy",
         "higher_is_better": True,
@@ -45,7 +67,15 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         "best": 1.0,
         "success": 0.99,
     },
-    "cosh": {"metric": "gap", "higher_is_better": False, "reference_loss": 800.0, "optimum": 10.0, "size": 90.0, "steps": 50, "best": 1e-3},
+    "cosh": {
+        "metric": "gap",
+        "higher_is_better": False,
+        "reference_loss": 800.0,
+        "optimum": 10.0,
+        "size": 90.0,
+        "steps": 50,
+        "best": 1e-3,
+    },
 }
 
 
@@ -196,7 +226,9 @@ def rows(one: Cell, kind: str | None = None, **overrides: Any) -> dict[str, list
     evals = [{"cell": one.id, "step": steps, "split": "validation", "metric": "loss", "value": validation}]
     events = []
     if not finite:
-        events = [{"cell": one.id, "step": steps - 1, "kind": "nonfinite_loss", "value": float("inf"), "detail": "the loss is not finite"}]
+        events = [
+            {"cell": one.id, "step": steps - 1, "kind": "nonfinite_loss", "value": float("inf"), "detail": "the loss is not finite"}
+        ]
     elif kind == "collapsed":
         events = [{"cell": one.id, "step": steps // 2, "kind": "blow_up", "value": 50.0, "detail": "above 10 × the reference"}]
     return {"cells": [row], "curves": curves, "evals": evals, "events": events}
@@ -205,7 +237,15 @@ def rows(one: Cell, kind: str | None = None, **overrides: Any) -> dict[str, list
 def failed(one: Cell, reason: str = "out of memory") -> dict[str, list[dict[str, Any]]]:
     """The row of a cell that never finished."""
     row = {**rows(one, "learned")["cells"][0], "status": "failed", "outcome": None, "reason": reason}
-    blank = ("final_loss", "best_loss", "metric_value", "validation_value", "steps_to_target", "clipped_fraction", "grad_norm_median")
+    blank = (
+        "final_loss",
+        "best_loss",
+        "metric_value",
+        "validation_value",
+        "steps_to_target",
+        "clipped_fraction",
+        "grad_norm_median",
+    )
     return {"cells": [{**row, **dict.fromkeys(blank), "steps": 0}], "curves": [], "evals": [], "events": []}
 
 
@@ -245,7 +285,7 @@ def timing(problem: str, optimizer: str, clips: Mapping[str, float], blocks: int
     return rows
 
 
-def build(
+def build(  # noqa: PLR0913, PLR0917
     folder: Path,
     problems: Sequence[str] = ("digits",),
     optimizers: Sequence[str] = ("sgd", "momentum", "rmsprop"),
@@ -255,12 +295,17 @@ def build(
     report: int = 10,
     untuned: Mapping[str, float] | None = None,
     curves: str = "all",
-    change: Callable[[Cell], dict[str, list[dict[str, Any]]] | None] = lambda one: None,
+    change: Callable[[Cell], dict[str, list[dict[str, Any]]] | None] = lambda _: None,
     with_throughput: bool = True,
     variants: Sequence[Mapping[str, Any]] = ({},),
 ) -> Store:
-    """A finished study. ``change`` may return other rows for a cell; ``variants`` repeat the matrix with other batches or devices."""
-    store = Store.create(folder, folder.name, 'title = "Does clipping widen the range of learning rates that work?"\n\n[run]\nsteps = 60\n')
+    """A finished study.
+
+    ``change`` may return other rows for a cell; ``variants`` repeat the matrix with other batches or devices.
+    """
+    store = Store.create(
+        folder, folder.name, 'title = "Does clipping widen the range of learning rates that work?"\n\n[run]\nsteps = 60\n'
+    )
     store.write_page("environment", {"study": folder.name, "curves": curves, "environments": {"e1": ENVIRONMENT}})
     store.write_page("components", components(problems, clips))
     store.write_page("calibration", {problem: {"2": WORKLOADS[problem]["size"]} for problem in problems})
@@ -285,7 +330,7 @@ def build(
     commit(store, "select", [made(one) for one in grid(range(select))])
     if report:
         scores = selection.score(store.read("cells"))
-        wanted = selection.readings(scores, dict.fromkeys(problems, report), untuned, [arm for arm in HEADLINE.values()])
+        wanted = selection.readings(scores, dict.fromkeys(problems, report), untuned, list(HEADLINE.values()))
         parts: dict[str, Any] = {}
         kinds = {one.arm: (one.optimizer.name, one.clip.name) for one in grid(range(1))}
         for row in wanted.to_dict("records"):
@@ -306,7 +351,12 @@ def build(
     if with_throughput:
         costs = {"none": 1.0, "value": 1.06, "norm": 1.12, "ema": 1.3}
         store.add_throughput(
-            [row for problem in problems for name in optimizers for row in timing(problem, name, {clip: costs[clip] for clip in clips})]
+            [
+                row
+                for problem in problems
+                for name in optimizers
+                for row in timing(problem, name, {clip: costs[clip] for clip in clips})
+            ]
         )
     return store
 

@@ -31,7 +31,13 @@ def write(store: Store, formats: Iterable[str] = FORMATS, folder: Path | None = 
     folder = folder or store.folder / "report"
     evidence = read(store)
     opening, told = answer.told(evidence), sections.told(evidence)
-    page = {"title": evidence.title, "subtitle": sections.subtitle(evidence), "answer": opening, "sections": told, "csv": "csv" in wanted}
+    page = {
+        "title": evidence.title,
+        "subtitle": sections.subtitle(evidence),
+        "answer": opening,
+        "sections": told,
+        "csv": "csv" in wanted,
+    }
     files: dict[Path, bytes] = {}
     for name in ("html", "md"):
         if name in wanted:
@@ -58,7 +64,9 @@ def render(template: str, page: dict[str, object]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = lambda text: str(text).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+    environment.filters["cell"] = lambda text: (
+        str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    )
     environment.filters["flat"] = lambda text: " ".join(str(text).split()).replace("<", "&lt;")
     return environment.get_template(template).render(page)
 

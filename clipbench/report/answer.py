@@ -12,7 +12,19 @@ import pandas as pd
 from clipbench import analysis, schema, selection
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import List, Text
-from clipbench.report.words import Row, between, fixed, gap_places, interval_of, listed, metric_words, percent, plural, short, signed
+from clipbench.report.words import (
+    Row,
+    between,
+    fixed,
+    gap_places,
+    interval_of,
+    listed,
+    metric_words,
+    percent,
+    plural,
+    short,
+    signed,
+)
 from clipbench.selection import TASK
 from clipbench.statistics import Interval
 
@@ -34,7 +46,8 @@ def told(evidence: Evidence) -> list[Text | List]:
     if not evidence.drawn["ended"].isin(schema.OUTCOMES).any():
         return [
             Text(
-                "**No answer yet.** The report phase, which runs each method's chosen setting on fresh seeds, has no finished cell in this "
+                "**No answer yet.** The report phase, which runs each method's chosen setting on fresh seeds, has no "
+                "finished cell in this "
                 "folder. What the selection phase showed is below; it chose the settings, so that its numbers flatter every method."
             )
         ]
@@ -75,7 +88,12 @@ def _ending(row: Row) -> str:
 
 
 def _task_answer(
-    evidence: Evidence, task: tuple[Any, ...], compared: pd.DataFrame, ranges: pd.DataFrame, costs: pd.DataFrame, claimed: pd.DataFrame
+    evidence: Evidence,
+    task: tuple[Any, ...],
+    compared: pd.DataFrame,
+    ranges: pd.DataFrame,
+    costs: pd.DataFrame,
+    claimed: pd.DataFrame,
 ) -> str:
     about, methods = evidence.about(task), evidence.methods
     sentences = []
@@ -86,9 +104,8 @@ def _task_answer(
         found = rows[rows["arm"] == methods.get(clip)]
         if len(found):
             sentences.append(_verdict(clip, found.iloc[0].to_dict(), about, places))
-    for clip in CLIPS:
-        if clip in methods and "plain SGD" in methods:
-            sentences.append(_range_sentence(clip, evidence.of(ranges, task), methods))
+    if "plain SGD" in methods:
+        sentences += [_range_sentence(clip, evidence.of(ranges, task), methods) for clip in CLIPS if clip in methods]
     sentences.append(_cost_sentence(task, costs))
     sentences.append(_claims_sentence(evidence.of(claimed, task)))
     words = " ".join(filter(None, sentences))
@@ -97,7 +114,8 @@ def _task_answer(
 
 def _metric_note(about: Row) -> str:
     if about["success"] is not None:
-        return f"share of seeds that succeed: {metric_words(about)} {'≥' if about['higher_is_better'] else '≤'} {short(about['success'])}"
+        sign = "≥" if about["higher_is_better"] else "≤"
+        return f"share of seeds that succeed: {metric_words(about)} {sign} {short(about['success'])}"
     return f"{metric_words(about)}, {'higher' if about['higher_is_better'] else 'lower'} is better"
 
 
@@ -110,7 +128,7 @@ def _verdict(clip: str, row: Row, about: Row, places: int) -> str:
         return f"{name}: seeds failed or are missing, so nothing is concluded."
     interval = interval_of(row)
     # The paired difference counts improvement as positive, whatever the metric's direction.
-    unit = "gain in success rate" if about["success"] is not None else f"gain in {metric_words(about)}"
+    unit = "improvement in success rate" if about["success"] is not None else f"improvement in {metric_words(about)}"
     shown = f"{signed(interval.estimate, places)} {between(interval, places, sign=True)}"
     kind = "median, diverged seeds as the worst; " if row["statistic"] == "median" else ""
     if interval.sign > 0:
@@ -120,7 +138,9 @@ def _verdict(clip: str, row: Row, about: Row, places: int) -> str:
     return f"{name}: no difference from plain SGD seen at equal budget, {unit} {shown} ({kind}n = {n})."
 
 
-def _range_sentence(clip: str, ranges: pd.DataFrame, methods: Mapping[str, str]) -> str:
+def _range_sentence(  # noqa: PLR0911 - a sentence for every case
+    clip: str, ranges: pd.DataFrame, methods: Mapping[str, str]
+) -> str:
     base = ranges[(ranges["arm"] == methods["plain SGD"]) & (ranges["basis"] == "no clip")]
     best = ranges[(ranges["arm"] == methods[clip]) & (ranges["basis"] == "best threshold")]
     if base.empty or best.empty:
@@ -130,22 +150,29 @@ def _range_sentence(clip: str, ranges: pd.DataFrame, methods: Mapping[str, str])
         return f"No learning rate was stable for plain SGD or with {clip}ping."
     at_least = "at least " if after["above"] else ""
     if math.isnan(before["high"]):
-        return f"{clip.capitalize()}ping makes learning rates up to {at_least}{short(after['high'])} stable, where plain SGD has none."
+        return (
+            f"{clip.capitalize()}ping makes learning rates up to {at_least}{short(after['high'])} stable, where plain SGD has none."
+        )
     if math.isnan(after["high"]):
         return f"With {clip}ping no learning rate was stable; plain SGD holds to {short(before['high'])}."
+    if before["above"] and after["high"] >= before["high"]:
+        return f"Plain SGD was stable up to the largest learning rate it was tried at, {short(before['high'])}, as was {clip}ping."
     if after["high"] > before["high"]:
-        return f"With {clip}ping the largest stable learning rate rises from {short(before['high'])} to {at_least}{short(after['high'])}."
+        highs = f"{short(before['high'])} to {at_least}{short(after['high'])}"
+        return f"With {clip}ping the largest stable learning rate rises from {highs}."
     if after["high"] < before["high"]:
         return f"With {clip}ping the largest stable learning rate falls from {short(before['high'])} to {short(after['high'])}."
-    edge = ", the largest tried" if before["above"] else ""
-    return f"{clip.capitalize()}ping leaves the largest stable learning rate where it is ({short(before['high'])}{edge})."
+    return f"{clip.capitalize()}ping leaves the largest stable learning rate where it is ({short(before['high'])})."
 
 
 def _cost_sentence(task: tuple[Any, ...], costs: pd.DataFrame) -> str:
     problem, batch, device, dtype = task
     mask = (costs["problem"] == problem) & (costs["batch"] == batch) & (costs["device"] == device) & (costs["dtype"] == dtype)
     rows = costs[mask & (costs["optimizer"] == "sgd") & costs["clip"].isin(["value", "norm"]) & np.isfinite(costs["ratio"])]
-    said = [f"×{fixed(row['ratio'], 2)} {between(Interval(row['ratio'], row['low'], row['high']), 2)} with {row['clip']}" for row in rows.to_dict("records")]
+    said = [
+        f"×{fixed(row['ratio'], 2)} {between(Interval(row['ratio'], row['low'], row['high']), 2)} with {row['clip']}"
+        for row in rows.to_dict("records")
+    ]
     return f"A step costs {listed(said)} clipping." if said else ""
 
 
@@ -158,4 +185,5 @@ def _claims_sentence(claimed: pd.DataFrame) -> str:
     names = listed(sorted(set(others["baseline"])))
     if not better and not worse:
         return f"On {names}, none of {plural(len(others), 'comparison')} between clipped and unclipped survives Holm's correction."
-    return f"On {names}, clipping gains in {better} and loses in {worse} of {plural(len(others), 'comparison')} after Holm's correction."
+    total = plural(len(others), "comparison")
+    return f"On {names}, clipping gains in {better} and loses in {worse} of {total} after Holm's correction."

@@ -15,6 +15,8 @@ from clipbench.report.words import census
 from clipbench.selection import TASK
 from clipbench.store import Store
 
+Task = tuple[Any, ...]
+
 TASK_WORDS = {"batch": "batch {}", "device": "{}", "dtype": "{}"}
 
 
@@ -101,7 +103,9 @@ def read(store: Store) -> Evidence:
 
 def _labels(tasks: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
     """A task's problem, and of batch, device and dtype only what varies within the study."""
-    varied = [index for index in range(1, len(TASK)) if len({(task[0], task[index]) for task in tasks}) > len({task[0] for task in tasks})]
+    varied = [
+        index for index in range(1, len(TASK)) if len({(task[0], task[index]) for task in tasks}) > len({task[0] for task in tasks})
+    ]
     labels = {}
     for task in tasks:
         extra = [TASK_WORDS[TASK[index]].format(task[index]) for index in varied]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-
 SCALE = 1.45  # CSS pixels per point of a figure: its 8 point letters are as large as the page's small print
 
 

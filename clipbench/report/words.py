@@ -75,9 +75,7 @@ def seconds(value: float) -> str:
     """A duration in the unit that suits it."""
     if not math.isfinite(value):
         return DASH
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if value >= size:
-            break
+    unit, size = next((pair for pair in (("s", 1.0), ("ms", 1e-3)) if value >= pair[1]), ("µs", 1e-6))
     return f"{figures.number(float(f'{value / size:.3g}'))} {unit}"
 
 
@@ -85,9 +83,7 @@ def number_of_bytes(value: float) -> str:
     """A size in the unit that suits it."""
     if not math.isfinite(value):
         return DASH
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0)):
-        if abs(value) >= size:
-            break
+    unit, size = next((pair for pair in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if abs(value) >= pair[1]), ("B", 1.0))
     return f"{figures.number(float(f'{value / size:.3g}'))} {unit}"
 
 
@@ -104,6 +100,7 @@ def metric_words(about: Row) -> str:
 
 
 def plural(count: int, noun: str) -> str:
+    """``1 cell``, ``2 cells``."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
@@ -113,4 +110,19 @@ def listed(words: Sequence[str]) -> str:
 
 
 def interval_of(row: Row) -> Interval:
+    """The interval in a row's ``estimate``, ``low`` and ``high``."""
     return Interval(row["estimate"], row["low"], row["high"])
+
+
+def metric_note(about: Row) -> str:
+    """What the numbers of a task are."""
+    if about["success"] is not None:
+        sign = "≥" if about["higher_is_better"] else "≤"
+        goal = f"{metric_words(about)} {sign} {short(about['success'])}"
+        return f"share of seeds with {goal} (its outcome is all or nothing, so that a mean would mislead)"
+    return f"{metric_words(about)}, {'higher' if about['higher_is_better'] else 'lower'} is better"
+
+
+def p_value(p: float) -> str:
+    """A p value as papers write it."""
+    return DASH if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"

@@ -1,0 +1,53 @@
+"""DataFrame → DataFrame: from the cells of a study to what the report says about them.
+
+Two rules hold everywhere. A diverged seed is an outcome: it is counted, and where it has no value it
+takes part as the worst possible one. A failed or missing seed is unknown: nothing is concluded without it.
+"""
+
+from clipbench.analysis.cells import Components, arms, counts, current, mixtures, plain, workload
+from clipbench.analysis.outcomes import (
+    COUNTS,
+    METHODS,
+    claims,
+    clip_pairs,
+    compare,
+    draws,
+    headline_pairs,
+    named,
+    results,
+    succeeded,
+    worst_filled,
+)
+from clipbench.analysis.records import cost, curves, event_counts, events, failures
+from clipbench.analysis.settings import effective, fired, grid, notes, stable
+
+__all__ = [
+    "COUNTS",
+    "METHODS",
+    "Components",
+    "arms",
+    "claims",
+    "clip_pairs",
+    "compare",
+    "cost",
+    "counts",
+    "current",
+    "curves",
+    "draws",
+    "effective",
+    "event_counts",
+    "events",
+    "failures",
+    "fired",
+    "grid",
+    "headline_pairs",
+    "mixtures",
+    "named",
+    "notes",
+    "plain",
+    "results",
+    "stable",
+    "succeeded",
+    "workload",
+    "worst_filled",
+]

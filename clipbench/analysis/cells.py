@@ -1,0 +1,156 @@
+"""The cells that are compared, and what they are."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from clipbench import schema
+from clipbench.cell import Part
+from clipbench.selection import GROUP, TASK
+from clipbench.store import Store
+
+WORDS = frozenset(
+    (
+        *TASK,
+        "arm",
+        "reading",
+        "statistic",
+        "baseline",
+        "note",
+        "basis",
+        "lrs",
+        "tried",
+        "edge",
+        "optimizer",
+        "clip",
+        "optimizer_label",
+        "clip_label",
+        "partner",
+    )
+) | {"implementation", "ended", "cell"}
+DEFAULTS: dict[str, Any] = {
+    "metric": "metric",
+    "higher_is_better": True,
+    "optimum": None,
+    "success": None,
+    "target": None,
+    "reference_loss": None,
+}
+
+Components = Mapping[str, Any]
+
+
+def plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Arrow columns as numpy's: numbers as floats with NaN for null, words as objects with None for null."""
+    columns: dict[str, Any] = {}
+    for name in frame.columns:
+        kind = str(frame[name].dtype)
+        if kind.startswith("int") and not frame[name].isna().any():
+            columns[name] = frame[name].to_numpy(dtype=np.int64)
+        elif kind.startswith(("double", "int", "float")):
+            columns[name] = frame[name].to_numpy(dtype=float, na_value=np.nan)
+        elif kind.startswith("bool"):
+            columns[name] = frame[name].to_numpy(dtype=bool, na_value=False)
+        else:
+            words = frame[name].to_numpy(dtype=object).copy()
+            words[frame[name].isna().to_numpy(dtype=bool)] = None
+            columns[name] = pd.Series(words, index=frame.index, dtype=object)  # pandas would make strings of it, and NaN of None
+    return pd.DataFrame(columns, index=frame.index)
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """A frame with these columns; without rows, the numbers among them are still numbers."""
+    if rows:
+        return pd.DataFrame(rows, columns=list(columns))
+    return pd.DataFrame({name: pd.Series(dtype=object if name in WORDS else float) for name in columns})
+
+
+def current(store: Store) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The cells that the study's plan asks for, and how many others are stored but not compared, by reason."""
+    cells = store.read("cells")
+    phases = store.page("plan").get("cells", {})
+    asked = {cell for ids in phases.values() for cell in ids}
+    inside = cells["cell"].isin(asked).to_numpy(dtype=bool)
+    components, kept = store.page("components"), dict[str, int]()
+    for settings in cells["settings"][~inside]:
+        reason = _why_not_compared(json.loads(settings), components)
+        kept[reason] = kept.get(reason, 0) + 1
+    return cells[inside].reset_index(drop=True), dict(sorted(kept.items()))
+
+
+def _why_not_compared(document: Mapping[str, Any], components: Components) -> str:
+    known = {
+        "workload": {entry["name"]: entry for entry in components.get("workloads", {}).values()},
+        "optimizer": {entry["name"]: entry for entry in components.get("optimizers", {}).values()},
+        "clip": components.get("clips", {}),
+    }
+    for kind, entries in known.items():
+        part = document[kind]
+        now = entries.get(part["name"], {}).get("version", part["version"])
+        if now != part["version"]:
+            return f'written by version {part["version"]} of "{part["name"]}" (now {now})'
+    return "no longer asked for by the study"
+
+
+def workload(components: Components, problem: str) -> dict[str, Any]:
+    """What the store's components page says of a problem, with neutral words where it says nothing."""
+    return {**DEFAULTS, **components.get("workloads", {}).get(problem, {})}
+
+
+def arms(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
+    """A row per arm: ``GROUP``, ``optimizer``, ``clip`` (registered names), their labels, ``partner``: the arm unclipped."""
+    rows, unclipped = [], dict[tuple[Any, ...], str]()
+    for row in cells.drop_duplicates(GROUP).sort_values(GROUP).to_dict("records"):
+        document = json.loads(row["settings"])
+        threshold = components.get("clips", {}).get(row["clip"], {}).get("threshold")
+        place = tuple(row[name] for name in TASK)
+        optimizer = Part(**document["optimizer"]).label
+        if row["clip"] == "none":
+            unclipped[(*place, optimizer)] = row["arm"]
+        momentum = _momentum(document["optimizer"])
+        labels = {
+            "momentum": momentum,
+            "optimizer_label": optimizer,
+            "clip_label": Part(**document["clip"], threshold=threshold).label,
+        }
+        rows.append({**{name: row[name] for name in GROUP}, "optimizer": row["optimizer"], "clip": row["clip"], **labels})
+    for row in rows:
+        partner = unclipped.get((*(row[name] for name in TASK), row["optimizer_label"]))
+        row["partner"] = None if row["clip"] == "none" else partner
+    return table_of(rows, [*GROUP, "optimizer", "clip", "optimizer_label", "clip_label", "momentum", "partner"])
+
+
+def _momentum(optimizer: Mapping[str, Any]) -> float:
+    """μ of a momentum rule; at its default (.9) a stored document leaves it out."""
+    if optimizer["name"] not in ("momentum", "nesterov"):
+        return math.nan
+    return float(optimizer["settings"].get("momentum", 0.9))
+
+
+def counts(cells: pd.DataFrame) -> dict[str, int]:
+    """How many cells there are, and how they ended; failed cells have no outcome."""
+    found = cells["outcome"].value_counts()
+    ended = {name: int(found.get(name, 0)) for name in schema.OUTCOMES}
+    return {"cells": len(cells), **ended, "failed": int((cells["status"] == "failed").sum())}
+
+
+def mixtures(cells: pd.DataFrame) -> list[dict[str, Any]]:
+    """Where one comparison holds cells of several engines, environments or thread counts, and how many of each."""
+    found = []
+    for task, rows in plain(cells).groupby([*TASK, "role"], sort=True):
+        for column in ("environment", "engine", "threads"):
+            values = rows[column].value_counts().sort_index()
+            if len(values) > 1:
+                shown = {_text(value): int(number) for value, number in values.items()}
+                found.append({**dict(zip([*TASK, "role"], task, strict=True)), "column": column, "values": shown})
+    return found
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

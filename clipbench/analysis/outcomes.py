@@ -1,0 +1,214 @@
+"""The report phase: how the chosen settings did, and against each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from clipbench import selection, statistics
+from clipbench.analysis.cells import Components, plain, table_of, workload
+from clipbench.selection import FIRED, GROUP, POINT, READINGS, TASK
+from clipbench.statistics import Interval
+
+COUNTS = ("learned", "stalled", "collapsed", "diverged", "failed", "missing")
+METHODS = ("plain SGD", "momentum", "RMSprop", "value clip", "norm clip")
+CLAIMED = ("norm", "value")
+
+
+def draws(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
+    """A row per task, arm, reading and report seed: the setting that stands for the arm, and how its run ended.
+
+    ``ended`` is an outcome, ``failed`` or ``missing``; ``value`` is NaN for both, and also where a diverged run has none.
+    """
+    asked = _asked(cells, protocol)
+    keys = [*GROUP, "seed", "lr", "relative", "absolute"]
+    runs = plain(cells[cells["role"] == "report"])
+    # A relative threshold identifies the setting by itself: a cell that failed early has no resolved one.
+    for frame in (asked, runs):
+        frame["absolute"] = np.where(frame["relative"].isna(), frame["threshold"], np.nan).astype(float)
+    taken = [
+        *("cell", "status", "outcome", "reason", "diverged_at", "steps", "metric_value", "validation_value"),
+        *("steps_to_target", "clipped_fraction", "grad_norm_median", "engine", "environment"),
+    ]
+    merged = asked.merge(runs[[*keys, *taken]], on=keys, how="left", sort=False).drop(columns="absolute")
+    absent, broken = merged["cell"].isna(), (merged["status"] == "failed").fillna(False)
+    merged["ended"] = np.where(absent, "missing", np.where(broken, "failed", merged["outcome"].astype(object)))
+    value = merged["metric_value"].astype(float)
+    merged["value"] = np.where(np.isfinite(value) & (merged["ended"] != "diverged"), value, np.nan)
+    return merged
+
+
+def _asked(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
+    seeds = dict.fromkeys(cells["problem"].unique(), 0)
+    seeds |= {problem: int(phases["report"]) for problem, phases in protocol.get("seeds", {}).items()}
+    headline = list(named(protocol.get("headline", {})).values())
+    scores = selection.score(cells)
+    asked = selection.readings(scores, seeds, protocol.get("untuned"), headline)
+    asked = asked.astype({"batch": np.int64, "seed": np.int64, **dict.fromkeys(POINT, float)})
+    edges = selection.choose(scores)[[*GROUP, "edge"]]
+    return asked.merge(edges, on=GROUP, how="left", sort=False)
+
+
+def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
+    """A row per task, arm and reading: how its seeds ended, and its metric with an interval.
+
+    ``statistic`` says what ``estimate`` is: ``mean``; ``median`` where a seed diverged, which counts as the worst value;
+    ``share`` of successes where the outcome is all or nothing; ``incomplete`` where a seed failed or is missing: no interval then.
+    """
+    rows = []
+    for key, seeds in drawn.groupby([*GROUP, "reading"], sort=True):
+        place = dict(zip([*GROUP, "reading"], key, strict=True))
+        about = workload(components, place["problem"])
+        ended = seeds["ended"].value_counts()
+        statistic, interval, successes = _estimate(seeds, about)
+        fired = seeds["clipped_fraction"].astype(float)
+        target = seeds["steps_to_target"].astype(float)
+        known = ~seeds["ended"].isin(["failed", "missing"])
+        points = seeds.drop_duplicates(POINT)
+        one = points.iloc[0] if len(points) == 1 else dict.fromkeys(POINT, math.nan)
+        rows.append(
+            {
+                **place,
+                "n": len(seeds),
+                **{name: int(ended.get(name, 0)) for name in COUNTS},
+                "statistic": statistic,
+                "estimate": interval.estimate,
+                "low": interval.low,
+                "high": interval.high,
+                "successes": successes,
+                "clipped_fraction": float(fired.mean()),
+                "never_fired": bool(seeds["threshold"].notna().any() and fired.notna().any() and fired.mean() < FIRED),
+                "lr": one["lr"],
+                "threshold": one["threshold"],
+                "relative": one["relative"],
+                "settings": len(points),
+                "budget": int(seeds["budget"].iloc[0]),
+                "edge": (seeds["edge"].iloc[0] or "") if place["reading"] == "all" else "",
+                "steps_to_target": statistics.median_interval(target[known].fillna(math.inf)).estimate,
+                "reached": int(target.notna().sum()),
+            }
+        )
+    columns = [
+        *GROUP,
+        "reading",
+        "n",
+        *COUNTS,
+        "statistic",
+        "estimate",
+        "low",
+        "high",
+        "successes",
+        "clipped_fraction",
+        "never_fired",
+    ]
+    columns += [*POINT, "settings", "budget", "edge", "steps_to_target", "reached"]
+    return table_of(rows, columns)
+
+
+def _estimate(seeds: pd.DataFrame, about: Mapping[str, Any]) -> tuple[str, Interval, float]:
+    complete = not seeds["ended"].isin(["failed", "missing"]).any()
+    values = worst_filled(seeds, about)
+    if about["success"] is not None:
+        known = ~seeds["ended"].isin(["failed", "missing"])
+        successes = int(succeeded(seeds, about).sum())
+        share = statistics.share_interval(successes, int(known.sum()))
+        return ("share", share, successes) if complete else ("incomplete", Interval(share.estimate, np.nan, np.nan), successes)
+    if not complete:
+        known_values = values[~np.isnan(values)]
+        return "incomplete", Interval(statistics.median_interval(known_values).estimate, np.nan, np.nan), math.nan
+    if np.isfinite(values).all():
+        return "mean", statistics.mean_interval(values), math.nan
+    return "median", statistics.median_interval(values), math.nan
+
+
+def worst_filled(seeds: pd.DataFrame, about: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The metric of every seed.
+
+    The worst possible one where a run ended without a value, NaN where the run failed or is missing.
+    """
+    worst = -math.inf if about["higher_is_better"] else math.inf
+    values = seeds["value"].to_numpy(dtype=float)
+    unknown = seeds["ended"].isin(["failed", "missing"]).to_numpy(dtype=bool)
+    return np.where(unknown, np.nan, np.where(np.isnan(values), worst, values))
+
+
+def succeeded(seeds: pd.DataFrame, about: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which seeds met the workload's criterion of success; a run without a value did not."""
+    values = worst_filled(seeds, about)
+    met = values >= about["success"] if about["higher_is_better"] else values <= about["success"]
+    return np.asarray(met & ~np.isnan(values), dtype=bool)
+
+
+def compare(drawn: pd.DataFrame, pairs: pd.DataFrame, components: Components) -> pd.DataFrame:
+    """Paired differences, arm minus baseline, on the same report seeds; positive is better, whatever the metric's direction.
+
+    ``pairs`` has ``GROUP`` and ``baseline``. ``note`` says why there is no difference to give: ``never fired``, ``incomplete``.
+    """
+    sides = dict(iter(drawn.groupby([*GROUP, "reading"], sort=True)))
+    rows = []
+    for pair in pairs.to_dict("records"):
+        task, about = [pair[name] for name in TASK], workload(components, pair["problem"])
+        for reading in READINGS:
+            arm, baseline = sides.get((*task, pair["arm"], reading)), sides.get((*task, pair["baseline"], reading))
+            if arm is None or baseline is None:
+                continue
+            place = {**{name: pair[name] for name in GROUP}, "baseline": pair["baseline"], "reading": reading}
+            rows.append({**place, **_difference(arm, baseline, about)})
+    columns = [*GROUP, "baseline", "reading", "n", "statistic", "estimate", "low", "high", "p", "note"]
+    return table_of(rows, columns)
+
+
+def _difference(arm: pd.DataFrame, baseline: pd.DataFrame, about: Mapping[str, Any]) -> dict[str, Any]:
+    both = arm.merge(baseline, on="seed", suffixes=("", "_baseline"), sort=True)
+    first, second = (both[arm.columns], both[["seed", *(f"{name}_baseline" for name in baseline.columns if name != "seed")]])
+    second = second.rename(columns=lambda name: name.removesuffix("_baseline"))
+    nothing = {"n": len(both), "statistic": "", "estimate": np.nan, "low": np.nan, "high": np.nan, "p": np.nan}
+    a, b = worst_filled(first, about), worst_filled(second, about)
+    if np.isnan(a).any() or np.isnan(b).any() or len(both) < len(arm):
+        return {**nothing, "note": "incomplete"}
+    fired = first["clipped_fraction"].astype(float)
+    if first["threshold"].notna().any() and fired.notna().any() and fired.mean() < FIRED:
+        return {**nothing, "p": 1.0, "note": "never fired"}
+    if about["success"] is not None:
+        won, lost = succeeded(first, about), succeeded(second, about)
+        interval = statistics.share_difference(int(won.sum()), int(lost.sum()), len(both))
+        return {**nothing, "statistic": "share", **interval._asdict(), "p": statistics.discordant_p(won, lost), "note": ""}
+    gaps = statistics.differences(a, b) * (1 if about["higher_is_better"] else -1)
+    interval = statistics.paired_difference(gaps, np.zeros_like(gaps))
+    statistic = "mean" if np.isfinite(gaps).all() else "median"
+    return {**nothing, "statistic": statistic, **interval._asdict(), "p": statistics.paired_p(gaps), "note": ""}
+
+
+def named(headline: Mapping[str, str]) -> dict[str, str]:
+    """The protocol's named methods, method → arm, in the order people name them (a JSON page knows no order)."""
+    rank = {name: number for number, name in enumerate(METHODS)}
+    return dict(sorted(headline.items(), key=lambda item: (rank.get(item[0], len(rank)), item[0])))
+
+
+def headline_pairs(arms_table: pd.DataFrame, headline: Mapping[str, str]) -> pd.DataFrame:
+    """The named methods, each against the first of them, plain SGD."""
+    if not headline:
+        return pd.DataFrame(columns=[*GROUP, "baseline"])
+    first, *others = named(headline).values()
+    return arms_table[arms_table["arm"].isin(others)][GROUP].assign(baseline=first)
+
+
+def clip_pairs(arms_table: pd.DataFrame) -> pd.DataFrame:
+    """Every clipped arm against the same optimizer unclipped."""
+    clipped = arms_table[arms_table["partner"].notna()]
+    return clipped[GROUP].assign(baseline=clipped["partner"])
+
+
+def claims(drawn: pd.DataFrame, arms_table: pd.DataFrame, components: Components) -> pd.DataFrame:
+    """The declared family, {norm, value} × optimizer × workload at all settings, with Holm-corrected p (``holm``).
+
+    A clip that never fired stays in the family with p = 1: it was declared. What is incomplete is not testable.
+    """
+    family = clip_pairs(arms_table[arms_table["clip"].isin(CLAIMED)])
+    table = compare(drawn[drawn["reading"] == "all"], family, components)
+    table["holm"] = statistics.holm(table["p"].to_numpy(dtype=float))
+    return table

@@ -1,0 +1,113 @@
+"""What was recorded beside the results: cost, events, failures, curves."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from clipbench import schema, statistics
+from clipbench.analysis.cells import Components, counts, plain, table_of, workload
+from clipbench.selection import GROUP, POINT
+
+TIMED = ["problem", "optimizer", "batch", "device", "dtype", "implementation"]
+CURVE_POINTS = 150
+
+
+def cost(throughput: pd.DataFrame) -> pd.DataFrame:
+    """What each clip costs: the median over blocks of its step time over the unclipped one's beside it, with its interval.
+
+    Invalid blocks are counted (``invalid``) and left out. Also step time quantiles, samples per second and peak memory.
+    """
+    frame = plain(throughput)
+    timed = [*TIMED, "clip", "threshold"]
+    frame["step_seconds"] = frame["seconds"] / frame["steps"]
+    # Timings taken twice number their blocks from the start again: the n-th occurrence of a block pairs with the n-th.
+    frame = frame.sort_values("created", kind="stable")
+    frame["repeat"] = frame.groupby([*timed, "block"], dropna=False, sort=False).cumcount()
+    pairing = [*TIMED, "block", "repeat", "environment"]
+    usable = frame[frame["valid"] & (frame["step_seconds"] > 0)]
+    base = usable[usable["clip"] == "none"].drop_duplicates(pairing)[[*pairing, "step_seconds"]]
+    paired = usable.merge(base.rename(columns={"step_seconds": "base_seconds"}), on=pairing, how="left", sort=False)
+    rows = []
+    for key, blocks in frame.groupby(timed, dropna=False, sort=True):
+        place = dict(zip(timed, key, strict=True))
+        mask = pd.Series(True, index=paired.index)
+        for name in timed:
+            mask &= paired[name].isna() if name == "threshold" and math.isnan(place[name]) else paired[name] == place[name]
+        here = paired[mask]
+        ratio = here["step_seconds"] / here["base_seconds"]
+        interval = statistics.median_interval(ratio.dropna()) if place["clip"] != "none" else statistics.NOTHING
+        quantiles = here["step_seconds"].quantile([0.05, 0.5, 0.95]).to_numpy() if len(here) else np.full(3, np.nan)
+        rows.append(
+            {
+                **place,
+                "blocks": len(here),
+                "invalid": int(len(blocks) - len(here)),
+                "ratio": interval.estimate,
+                "low": interval.low,
+                "high": interval.high,
+                "step_5": quantiles[0],
+                "step_50": quantiles[1],
+                "step_95": quantiles[2],
+                "samples_per_second": place["batch"] / quantiles[1],
+                "peak_bytes": float(here["peak_bytes"].median()) if len(here) else np.nan,
+            }
+        )
+    measures = ["blocks", "invalid", "ratio", "low", "high", "step_5", "step_50", "step_95", "samples_per_second", "peak_bytes"]
+    return table_of(rows, [*timed, *measures])
+
+
+def events(store_events: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """Every event of the compared cells, with the cell's place, worst kinds first."""
+    found = plain(store_events).merge(
+        plain(cells)[["cell", *GROUP, "role", "seed", *POINT, "status", "outcome"]], on="cell", how="inner", sort=False
+    )
+    found["rank"] = found["kind"].map({kind: rank for rank, kind in enumerate(schema.KINDS)}).fillna(len(schema.KINDS))
+    order = ["rank", *GROUP, "role", "lr", "threshold", "seed", "step"]
+    columns = [*GROUP, "role", "seed", *POINT, "step", "kind", "value", "detail", "outcome", "cell"]
+    return found.sort_values(order, kind="stable")[columns].reset_index(drop=True)
+
+
+def event_counts(found: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells with at least one event of each kind, by task and arm.
+
+    ``cells`` is how many the arm has in all phases, with their outcomes.
+    """
+    keys = plain(cells)[[*GROUP, "outcome", "status", "cell"]]
+    rows = []
+    for key, arm in keys.groupby(GROUP, sort=True):
+        mine = found[found["cell"].isin(arm["cell"])]
+        touched = mine.groupby("kind")["cell"].nunique()
+        ended = counts(arm)
+        rows.append({**dict(zip(GROUP, key, strict=True)), **ended, **{kind: int(touched.get(kind, 0)) for kind in schema.KINDS}})
+    return table_of(rows, [*GROUP, "cells", *schema.OUTCOMES, "failed", *schema.KINDS])
+
+
+def failures(cells: pd.DataFrame) -> pd.DataFrame:
+    """Every failed cell with its reason."""
+    frame = plain(cells[cells["status"] == "failed"])
+    return frame.sort_values([*GROUP, "role", "lr", "threshold", "seed"])[
+        [*GROUP, "role", *POINT, "seed", "attempt", "reason", "cell"]
+    ]
+
+
+def curves(recorded: pd.DataFrame, drawn: pd.DataFrame, components: Components, points: int = CURVE_POINTS) -> pd.DataFrame:
+    """Loss curves of the chosen settings' report seeds, thinned by block medians; loss above the optimum where that is known.
+
+    Columns ``GROUP``, ``seed``, ``cell``, ``ended``, ``step``, ``gap``. Values that are not finite are kept, as ∞.
+    """
+    chosen = drawn[(drawn["reading"] == "all") & drawn["cell"].notna()].drop_duplicates("cell")
+    wanted = recorded[recorded["cell"].isin(chosen["cell"])][["cell", "step", "loss"]]
+    lines = dict(iter(plain(wanted).sort_values(["cell", "step"]).groupby("cell", sort=True)))
+    parts = []
+    for row in chosen.sort_values([*GROUP, "seed"]).to_dict("records"):
+        line = lines.get(row["cell"])
+        if line is None:
+            continue
+        optimum = workload(components, row["problem"])["optimum"]
+        position, gap = statistics.block_medians(line["loss"].to_numpy(dtype=float) - (optimum or 0.0), points)
+        place = {name: row[name] for name in [*GROUP, "seed", "cell", "ended"]}
+        parts.append(pd.DataFrame({**{name: [value] * len(gap) for name, value in place.items()}, "step": position, "gap": gap}))
+    return pd.concat(parts, ignore_index=True) if parts else table_of([], [*GROUP, "seed", "cell", "ended", "step", "gap"])

@@ -1,0 +1,88 @@
+"""What every component must satisfy, a stranger's included: a claim a line, each kept or broken, never a crash.
+
+Inputs are small and random, from seeded generators; every claim hands the component copies, so that one fault breaks one claim.
+Numbers are compared in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from clipbench import registry, trees
+from clipbench.conformance import rules, workloads
+from clipbench.conformance.findings import Fault, told
+from clipbench.conformance.settings import settings_validate
+from clipbench.registry import Kind
+
+Test = Callable[[type[Any]], str | None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim about one component; ``detail`` says how it is broken, or what is worth knowing although it is kept."""
+
+    claim: str
+    passed: bool
+    detail: str = ""
+
+
+PURE: dict[str, Test] = {
+    "no global random state": rules.draws_nothing,
+    "no in-place change of its inputs": rules.changes_nothing_in_place,
+    "update under vmap equals the loop": rules.lanes_agree,
+}
+CLAIMS: dict[Kind, dict[str, Test]] = {
+    "clip": {
+        "settings validate": settings_validate,
+        "shapes and dtypes kept": rules.shapes_kept,
+        "never lengthens": rules.never_lengthens,
+        "zero stays zero and finite": rules.zero_stays_zero,
+        **PURE,
+        "clip_ equals update": rules.in_place_equals_update,
+        "size is one number": rules.size_is_a_number,
+    },
+    "optimizer": {
+        "settings validate": settings_validate,
+        "shapes and dtypes kept": rules.shapes_kept,
+        "finite on a zero gradient": rules.finite_on_zero,
+        **PURE,
+        "torch equals update": rules.torch_equals_update,
+    },
+    "workload": {
+        "settings validate": settings_validate,
+        "hooks present": workloads.hooks_present,
+        "no global random state": workloads.draws_nothing,
+        "splits present, inputs and targets alike in number": workloads.splits_match,
+        "loss and gradient finite at the start": workloads.finite_start,
+        "the seed decides weights and batches": workloads.seeds_decide,
+        "the metric is a number": workloads.metric_is_a_number,
+        "reference_loss declared": workloads.reference_declared,
+        "runs in lanes, or says why not": workloads.lanes_or_not,
+    },
+}
+OPTIONAL = {"clip_ equals update": "clip_", "size is one number": "size", "torch equals update": "torch"}  # claim → hook
+
+
+def conform(kind: Kind, name: str) -> list[Check]:
+    """Every claim that the component must keep, in order.
+
+    :raises UsageError: no such component.
+    """
+    cls = registry.find(kind, name)
+    asked = {claim: test for claim, test in CLAIMS[kind].items() if claim not in OPTIONAL or hasattr(cls, OPTIONAL[claim])}
+    if kind == "optimizer" and hasattr(cls, "torch") and not hasattr(cls, "update"):
+        asked = {claim: asked[claim] for claim in ("settings validate", "torch equals update")}
+    # Seeded and put back: a component that draws from the global random state does not move the caller's.
+    with trees.seeded("conformance", 0, name):
+        return [_judged(claim, test, cls) for claim, test in asked.items()]
+
+
+def _judged(claim: str, test: Callable[[type[Any]], str | None], cls: type[Any]) -> Check:
+    try:
+        return Check(claim, passed=True, detail=test(cls) or "")
+    except Fault as fault:
+        return Check(claim, passed=False, detail=str(fault))
+    except Exception as error:  # noqa: BLE001 - a stranger's component may raise anything
+        return Check(claim, passed=False, detail=told(error))

@@ -1,0 +1,253 @@
+"""The claims about clips and optimizers: pure functions over several steps, and what torch does in their place."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipbench import registry, trees
+from clipbench.conformance.findings import TOLERANCE, Fault, distance, no_draw, no_fallback, under, word
+from clipbench.conformance.settings import candidates, examples
+from clipbench.trees import Tree
+
+# A convolution, a vector, a matrix and a scalar: the shapes a clip per unit or per tensor has to tell apart.
+SHAPES: dict[str, tuple[int, ...]] = {"conv.weight": (4, 2, 3, 3), "conv.bias": (4,), "head.weight": (3, 5), "scale": ()}
+SIZES = (1.0, 30.0, 1e-3, 1.0, 3e3, 0.1)  # of the gradients, step by step
+DTYPES = (torch.float32, torch.float64)
+STEPS = 50
+LR = 0.01
+
+
+def _tree(stream: str, dtype: torch.dtype, size: float = 1.0, lanes: tuple[int, ...] = ()) -> Tree:
+    draw = trees.generator("conformance", 0, stream)
+    return {
+        name: (size * torch.randn((*lanes, *shape), generator=draw, dtype=torch.float64)).to(dtype)
+        for name, shape in SHAPES.items()
+    }
+
+
+def _start(component: Any, params: Tree) -> Any:
+    return component.init(params) if hasattr(component, "init") else {}
+
+
+def _update(component: Any, grads: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+    returned = component.update(grads, state, params)
+    if not (isinstance(returned, tuple) and len(returned) == 2):
+        raise Fault(f"update returned {word(returned)}, not a pair of a tree and a state")
+    result, state = returned
+    if not isinstance(result, dict) or result.keys() != SHAPES.keys():
+        raise Fault(f"update returned {word(result)}, not a tree of the parameters' names")
+    _leaves(result, "update")
+    return result, state
+
+
+def _leaves(value: Any, path: str) -> dict[str, Tensor]:
+    """Path → tensor of nested dictionaries, lists and tuples."""
+    if isinstance(value, Tensor):
+        return {path: value}
+    if not isinstance(value, dict | list | tuple):
+        raise Fault(f"{path} is a {type(value).__name__}, not a tensor")
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {at: leaf for key, item in items for at, leaf in _leaves(item, f"{path}[{key!r}]").items()}
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copy(item) for item in value)
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _lane(tree: Tree, lane: int) -> Tree:
+    return {name: leaf[lane].clone() for name, leaf in tree.items()}
+
+
+def _parameters(stream: str) -> dict[str, nn.Parameter]:
+    return {name: nn.Parameter(leaf) for name, leaf in _tree(stream, torch.float64).items()}
+
+
+def _walk(
+    cls: type[Any], settings: Mapping[str, Any], dtype: torch.dtype, sizes: tuple[float, ...] = SIZES
+) -> Iterator[tuple[Tree, Tree, Any]]:
+    """``grads, result, state`` of some steps, the state threaded; before them ``{}, {}`` and the first state."""
+    component, params = cls(**settings), _tree("params", dtype)
+    state = _start(component, _copy(params))
+    yield {}, {}, state
+    for step, size in enumerate(sizes):
+        grads = _tree(f"grads {step}", dtype, size)
+        result, state = _update(component, _copy(grads), state, _copy(params))
+        yield grads, result, state
+
+
+def shapes_kept(cls: type[Any]) -> None:
+    """Result and state keep names, shapes and dtypes, in float32 and float64."""
+    for settings, dtype in itertools.product(examples(cls), DTYPES):
+        with under(settings):
+            first: dict[str, tuple[Any, ...]] = {}
+            for grads, result, state in _walk(cls, settings, dtype):
+                kept = {name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(state, "state").items()}
+                first = first or kept
+                for what, came, wanted in (
+                    *((name, (result[name].shape, result[name].dtype), (leaf.shape, leaf.dtype)) for name, leaf in grads.items()),
+                    *((name, kept.get(name), first.get(name)) for name in kept | first),
+                ):
+                    if came != wanted:
+                        raise Fault(f"{what} became {_shape(came)} from {_shape(wanted)}")
+
+
+def _shape(kind: tuple[Any, ...] | None) -> str:
+    return f"{tuple(kind[0])} {kind[1]}" if kind else "nothing"
+
+
+def never_lengthens(cls: type[Any]) -> str | None:
+    """The whole gradient leaves no longer than it came, unless the clip says ``lengthens = True``."""
+    if getattr(cls, "lengthens", False):
+        return "it may, and says so"
+    for settings in examples(cls):
+        with under(settings):
+            for grads, result, _ in itertools.islice(_walk(cls, settings, torch.float64), 1, None):
+                before, after = float(trees.norm(grads)), float(trees.norm(result))
+                if not after <= before * (1 + TOLERANCE):
+                    raise Fault(f"a gradient of norm {before:.6g} left with {after:.6g}")
+    return None
+
+
+def zero_stays_zero(cls: type[Any]) -> None:
+    """A zero gradient stays zero, first or after others, and what follows it is finite."""
+    for settings in examples(cls):
+        with under(settings):
+            for grads, result, _ in itertools.islice(_walk(cls, settings, torch.float64, (0.0, 0.0, 1.0, 0.0)), 1, None):
+                for name, leaf in result.items():
+                    if not leaf.isfinite().all():
+                        raise Fault(f"{name} is not finite")
+                    if not grads[name].any() and leaf.any():
+                        raise Fault(f"{name} is not zero after a zero gradient")
+
+
+def finite_on_zero(cls: type[Any]) -> None:
+    """A zero gradient gives a finite direction, first or after others."""
+    for settings in examples(cls):
+        with under(settings):
+            for _, result, _ in _walk(cls, settings, torch.float64, (0.0, 0.0, 1.0, 0.0)):
+                for name, leaf in result.items():
+                    if not leaf.isfinite().all():
+                        raise Fault(f"the direction of {name} is not finite")
+
+
+def draws_nothing(cls: type[Any]) -> None:
+    """``init`` and ``update`` draw from no global random state."""
+    for settings in examples(cls):
+        with under(settings), no_draw():
+            for _ in _walk(cls, settings, torch.float64):
+                pass
+
+
+def changes_nothing_in_place(cls: type[Any]) -> None:
+    """``init`` and ``update`` leave gradients, state and parameters as they were."""
+    for settings in examples(cls):
+        with under(settings):
+            component, params = cls(**settings), _tree("params", torch.float64)
+            handed = {"params": _copy(params)}
+            state = _start(component, handed["params"])
+            _compare_inputs(handed, {"params": params}, "init")
+            for step, size in enumerate(SIZES):
+                handed = {"grads": _tree(f"grads {step}", torch.float64, size), "state": state, "params": params}
+                before = _copy(handed)
+                _, state = _update(component, handed["grads"], handed["state"], handed["params"])
+                _compare_inputs(handed, before, "update")
+
+
+def _compare_inputs(handed: Mapping[str, Any], before: Mapping[str, Any], hook: str) -> None:
+    now, then = _leaves(dict(handed), hook), _leaves(dict(before), hook)
+    for path in now | then:
+        if path not in now or path not in then or distance(now[path], then[path]) > 0:
+            raise Fault(f"{path.replace(hook, f'{hook} changed its ', 1)}")
+
+
+def lanes_agree(cls: type[Any]) -> None:
+    """Under vmap, every float setting a tensor and the state threaded, each lane is what the loop is alone."""
+    floats = {name: candidates(cls, name) for name in registry.lane_fields(cls)}
+    count = max([2, *map(len, floats.values())])
+    lanes = {name: [values[lane % len(values)] for lane in range(count)] for name, values in floats.items()}
+    stacked = {name: torch.tensor(values, dtype=torch.float64) for name, values in lanes.items()}
+    others = [{name: value for name, value in settings.items() if name not in floats} for settings in examples(cls)]
+    for fixed in [settings for position, settings in enumerate(others) if settings not in others[:position]]:
+        plain = [cls(**fixed, **{name: values[lane] for name, values in lanes.items()}) for lane in range(count)]
+
+        def start(settings: dict[str, Tensor], params: Tree, fixed: dict[str, Any] = fixed) -> Any:
+            return _start(cls(**fixed, **settings), params)
+
+        def update(settings: dict[str, Tensor], grads: Tree, state: Any, params: Tree, fixed: dict[str, Any] = fixed) -> Any:
+            return _update(cls(**fixed, **settings), grads, state, params)
+
+        with under(fixed), no_fallback():
+            params = _tree("params", torch.float64, lanes=(count,))
+            states = [_start(component, _lane(params, lane)) for lane, component in enumerate(plain)]
+            together = torch.vmap(start, randomness="different")(stacked, _copy(params))
+            for step, size in enumerate(SIZES):
+                grads = _tree(f"grads {step}", torch.float64, size, (count,))
+                result, together = torch.vmap(update, randomness="different")(stacked, _copy(grads), together, _copy(params))
+                for lane, component in enumerate(plain):
+                    alone, states[lane] = _update(component, _lane(grads, lane), states[lane], _lane(params, lane))
+                    for path, leaf in _leaves({"grads": alone, "state": states[lane]}, "").items():
+                        apart = distance(_leaves({"grads": result, "state": together}, "")[path][lane], leaf)
+                        if apart > TOLERANCE:
+                            given = {name: values[lane] for name, values in lanes.items()}
+                            raise Fault(f"step {step}, lane {given}: {path} is {apart:.2g} from the loop's")
+
+
+def in_place_equals_update(cls: type[Any]) -> None:
+    """``clip_`` leaves in ``.grad`` what the first ``update`` returns."""
+    for settings, (step, size) in itertools.product(examples(cls), enumerate(SIZES)):
+        with under(settings):
+            component, params = cls(**settings), _parameters("params")
+            grads = _tree(f"grads {step}", torch.float64, size)
+            for name, param in params.items():
+                param.grad = grads[name].clone()
+            component.clip_(list(params.values()))
+            weights = {name: param.detach().clone() for name, param in params.items()}
+            clipped, _ = _update(component, grads, _start(component, weights), weights)
+            for name, param in params.items():
+                apart = math.inf if param.grad is None else distance(param.grad, clipped[name])
+                if apart > TOLERANCE:
+                    raise Fault(f"the gradient of {name} is {apart:.2g} from update's")
+
+
+def size_is_a_number(cls: type[Any]) -> None:
+    """``size`` is a positive, finite scalar."""
+    for settings, size in itertools.product(examples(cls), SIZES):
+        with under(settings):
+            found = cls(**settings).size(_tree("grads", torch.float64, size))
+            if not isinstance(found, Tensor) or found.shape != ():
+                came = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else word(found)
+                raise Fault(f"size returned {came}, not a scalar tensor")
+            if not (found.isfinite() and found > 0):
+                raise Fault(f"the size of a gradient is {float(found)}")
+
+
+def torch_equals_update(cls: type[Any]) -> str | None:
+    """The torch object and the pure rule move the weights alike."""
+    if not hasattr(cls, "update"):
+        return "it has no update, so it runs in the loop only"
+    for settings in examples(cls):
+        with under(settings):
+            component, stepped = cls(**settings), _parameters("params")
+            params = {name: param.detach().clone() for name, param in stepped.items()}
+            optimizer, state = component.torch(list(stepped.values()), LR), _start(component, _copy(params))
+            for step in range(STEPS):
+                grads = _tree(f"grads {step}", torch.float64)
+                for name, param in stepped.items():
+                    param.grad = grads[name].clone()
+                optimizer.step()
+                direction, state = _update(component, grads, state, params)
+                params = trees.map(lambda param, along: param - LR * along, params, direction)
+                apart = max(distance(param.detach(), params[name]) for name, param in stepped.items())
+                if apart > TOLERANCE:
+                    raise Fault(f"after {step + 1} steps a weight is {apart:.2g} from update's")
+    return None

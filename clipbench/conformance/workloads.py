@@ -1,0 +1,151 @@
+"""The claims about workloads: what feed and the engines ask of one."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipbench import feed, trees
+from clipbench.conformance.findings import TOLERANCE, Fault, distance, no_draw, no_fallback, told
+from clipbench.conformance.settings import examples
+from clipbench.trees import Tree
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def _built(cls: type[Any]) -> Any:
+    return cls(**examples(cls)[0])
+
+
+def _batch(workload: Any, seed: int = 0, dtype: torch.dtype = torch.float32) -> feed.Batch:
+    """A first, small batch of training."""
+    train = feed.splits(workload, seed, dtype).get("train")
+    size = 8 if train is None else min(8, len(train[0]))
+    return next(feed.batches(workload, seed, size, 1, dtype))
+
+
+def hooks_present(cls: type[Any]) -> str | None:
+    """``model``, ``data`` and ``metric`` are there to be called."""
+    workload = _built(cls)
+    for hook in ("model", "data", "metric"):
+        if not callable(getattr(workload, hook, None)):
+            raise Fault(f"there is no `{hook}`")
+    return None if hasattr(workload, "loss") else "without a `loss`, the module's output is the loss"
+
+
+def splits_match(cls: type[Any]) -> None:
+    """Validation and test are there, and train unless batches are sampled, each with a target for every input."""
+    workload = _built(cls)
+    wanted = ("validation", "test") if hasattr(workload, "sample") else ("train", "validation", "test")
+    found = feed.splits(workload, 0)
+    for name in wanted:
+        if name not in found:
+            raise Fault(f'data has no split "{name}" (it has {", ".join(found) or "none"})')
+        inputs, targets = found[name]
+        if not len(inputs) or len(inputs) != len(targets):
+            raise Fault(f'split "{name}" has {len(inputs)} inputs and {len(targets)} targets')
+
+
+def finite_start(cls: type[Any]) -> None:
+    """At the seeded start loss and gradient are finite, in float32 and float64."""
+    workload = _built(cls)
+    for dtype in DTYPES:
+        module, (inputs, targets) = feed.model(workload, 0, dtype), _batch(workload, 0, dtype)
+        loss = feed.loss_of(workload, module(inputs), targets)
+        if loss.shape != () or loss.dtype != dtype or not loss.isfinite():
+            raise Fault(f"the first loss in {dtype} is {tuple(loss.shape)} {loss.dtype}, {loss.detach().flatten()[:3].tolist()}")
+        loss.backward()
+        grads = {name: param.grad for name, param in module.named_parameters() if param.grad is not None}
+        broken = [name for name, grad in grads.items() if not grad.isfinite().all()]
+        if broken or not grads:
+            raise Fault(f"the first gradient in {dtype} is not finite: {', '.join(broken)}" if grads else "nothing has a gradient")
+
+
+def seeds_decide(cls: type[Any]) -> str | None:
+    """The same seed gives the same weights and first batch, another seed others."""
+    workload = _built(cls)
+
+    def drawn(seed: int) -> dict[str, Tensor]:
+        inputs, targets = _batch(workload, seed)
+        return {**feed.model(workload, seed).state_dict(), "the first inputs": inputs, "the first targets": targets}
+
+    first, again, other = drawn(0), drawn(0), drawn(1)
+    for name, tensor in first.items():
+        if distance(tensor, again[name]) > 0:
+            raise Fault(f"the same seed gave another {name}")
+    same = all(distance(tensor, other[name]) == 0 for name, tensor in first.items())
+    return "no randomness: every seed is the same run, n = 1" if same else None
+
+
+@torch.no_grad()
+def metric_is_a_number(cls: type[Any]) -> str:
+    """The metric of the untrained module on the test split is finite."""
+    workload = _built(cls)
+    module = feed.model(workload, 0).eval()
+    inputs, targets = feed.splits(workload, 0)["test"]
+    outputs = torch.cat([torch.atleast_1d(module(part)) for part in inputs.split(512)])
+    value = float(workload.metric(outputs, targets))
+    if not math.isfinite(value):
+        raise Fault(f"on the test split it is {value}")
+    return f"{value:.3g} before training"
+
+
+def reference_declared(cls: type[Any]) -> str | None:
+    """``reference_loss`` is declared, and lies above the least that the loss can be."""
+    workload = _built(cls)
+    if not hasattr(workload, "reference_loss"):
+        raise Fault("there is no `reference_loss`, the loss of the best constant prediction")
+    found = {name: getattr(workload, name, None) for name in ("reference_loss", "optimum", "target")}
+    for name, value in found.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
+            raise Fault(f"`{name}` is {value!r}, and must be a number or None")
+    reference, floor = found["reference_loss"], found["optimum"] or 0.0
+    if reference is None:
+        return "none: it is compared with its own first loss"
+    if reference <= floor and not getattr(workload, "unbounded", False):
+        raise Fault(f"`reference_loss` is {reference}, and must be above {floor}, the least that the loss can be")
+    return None
+
+
+def draws_nothing(cls: type[Any]) -> None:
+    """Data, batches, weights and loss draw from no global random state but the forked one that weights are drawn in."""
+    workload = _built(cls)
+    with no_draw():
+        # Not through feed, which remembers the data of an earlier call.
+        given = [trees.generator(workload.name, 0, "split")] if inspect.signature(workload.data).parameters else []
+        workload.data(*given)
+        module = feed.model(workload, 0)
+        inputs, targets = _batch(workload)
+    with torch.no_grad():
+        outputs = module.eval()(inputs)
+    with no_draw():
+        feed.loss_of(workload, outputs, targets)
+
+
+def lanes_or_not(cls: type[Any]) -> str | None:
+    """Whether two seeds can train as lanes of one program: worth knowing, and no fault."""
+    workload, seeds = _built(cls), (0, 1)
+    modules = [feed.model(workload, seed, torch.float64) for seed in seeds]
+    batches = [_batch(workload, seed, torch.float64) for seed in seeds]
+
+    def loss(params: Tree, buffers: Tree, inputs: Tensor, targets: Tensor) -> Tensor:
+        return feed.loss_of(workload, torch.func.functional_call(modules[0], (params, buffers), (inputs,)), targets)
+
+    try:
+        with no_fallback():
+            params, buffers = torch.func.stack_module_state(modules)
+            inputs, targets = (torch.stack(tensors) for tensors in zip(*batches, strict=True))
+            together = torch.vmap(torch.func.grad(loss))(params, buffers, inputs, targets)
+    except Exception as error:  # noqa: BLE001 - a module may refuse lanes in any way: the loop runs it
+        return f"no lanes: {told(error)}"
+    for lane, (module, (alone, wanted)) in enumerate(zip(modules, batches, strict=True)):
+        feed.loss_of(workload, module(alone), wanted).backward()
+        for name, param in module.named_parameters():
+            apart = distance(together[name][lane], torch.zeros_like(param) if param.grad is None else param.grad)
+            if apart > TOLERANCE:
+                return f"no lanes: the gradient of {name} is {apart:.2g} from the loop's"
+    return None

@@ -1,0 +1,172 @@
+"""One look for every figure, and its bytes: no pyplot, no global style, no dates."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from clipbench.selection import TASK
+
+P = ParamSpec("P")
+
+OPTIMIZERS = {
+    "sgd": "#4d4d4d",
+    "momentum": "#0072b2",
+    "nesterov": "#56b4e9",
+    "rmsprop": "#009e73",
+    "adam": "#cc79a7",
+    "adamw": "#882255",
+}
+CLIPS = {"none": "#4d4d4d", "value": "#e69f00", "norm": "#d55e00", "layer": "#56b4e9", "adaptive": "#009e73"}
+STRANGERS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#cc6677", "#aa4499", "#661100")
+MARKERS = {"sgd": "o", "momentum": "s", "nesterov": "D", "rmsprop": "^", "adam": "v", "adamw": "P"}
+OTHER_MARKERS = ("X", "p", "h", "*")
+INK, FAINT = "#222222", "#9a9a9a"
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#666666",
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.5,
+    "text.parse_math": False,  # a name such as $\frac{$ is a name
+    "svg.fonttype": "none",
+    "svg.hashsalt": "clipbench",
+    "path.simplify": True,
+    "figure.constrained_layout.use": False,
+}
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in our style, whatever the process's own is."""
+
+    @functools.wraps(draw)
+    def styled(*arguments: P.args, **named: P.kwargs) -> Figure:
+        with mpl.rc_context({**mpl.rcParamsDefault, "backend": mpl.rcParams["backend"], **STYLE}):
+            return draw(*arguments, **named)
+
+    return styled
+
+
+def colours(names: Iterable[str], known: Mapping[str, str]) -> dict[str, str]:
+    """A colour for every name: its own, or one of the strangers' in the order of their names."""
+    strangers = sorted(set(names) - set(known))
+    return {**known, **{name: STRANGERS[number % len(STRANGERS)] for number, name in enumerate(strangers)}}
+
+
+def arm_colours(arms: pd.DataFrame) -> dict[str, str]:
+    """Arm → colour: its clip's, or its optimizer's where nothing is clipped."""
+    optimizers, clips = colours(arms["optimizer"], OPTIMIZERS), colours(arms["clip"], CLIPS)
+    return {row.arm: optimizers[row.optimizer] if row.clip == "none" else clips[row.clip] for row in arms.itertuples()}
+
+
+def among(name: str, names: Iterable[str], known: Mapping[str, Any], others: Sequence[Any]) -> Any:
+    """A known name's value, or one of ``others`` in the order of the unknown names."""
+    return known[name] if name in known else others[sorted(set(names) - set(known)).index(name) % len(others)]
+
+
+def number(value: float) -> str:
+    """A tick's number, short."""
+    return f"{value:g}".replace("-", "−").replace("e−0", "e−").replace("e+0", "e")
+
+
+def setting(row: Mapping[str, Any]) -> str:
+    """``lr 0.1, 0.3×``: a setting as a title names it; the threshold as a multiple where the study gave it so."""
+    words = [f"lr {number(row['lr'])}"]
+    if not math.isnan(row["relative"]):
+        words.append(f"clip {number(row['relative'])}×")
+    elif not math.isnan(row["threshold"]):
+        words.append(f"clip {number(row['threshold'])}")
+    return ", ".join(words)
+
+
+def order(labels: Iterable[str]) -> list[str]:
+    """Known names first, in the order of the survey; strangers by name."""
+    known = [*OPTIMIZERS, *CLIPS]
+    return sorted(set(labels), key=lambda label: (known.index(label) if label in known else len(known), label))
+
+
+def ordered(arms: pd.DataFrame) -> list[str]:
+    """The arms by optimizer, then clip, in the order of the survey."""
+    optimizers, clips = order(arms["optimizer_label"]), order(arms["clip_label"])
+    rows = arms.drop_duplicates("arm").to_dict("records")
+    rows.sort(key=lambda row: (optimizers.index(row["optimizer_label"]), clips.index(row["clip_label"])))
+    return [row["arm"] for row in rows]
+
+
+def of_task(frame: pd.DataFrame, task: Sequence[Any]) -> pd.DataFrame:
+    """The rows of one task."""
+    mask = pd.Series(True, index=frame.index)
+    for name, value in zip(TASK, task, strict=True):
+        mask &= frame[name] == value
+    return frame[mask]
+
+
+def blank(width: float, height: float, footer: str) -> Figure:
+    """An empty figure with its footer."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)  # type: ignore[union-attr]
+    figure.supxlabel(footer, x=0.008, ha="left", fontsize=6, color="#777777")
+    return figure
+
+
+def log_ticks(axes: Axes, values: Sequence[float], axis: str = "x") -> None:
+    """A logarithmic axis whose ticks are the values tried."""
+    one = getattr(axes, f"{axis}axis")
+    getattr(axes, f"set_{axis}scale")("log")
+    one.set_major_locator(FixedLocator(sorted(set(values))))
+    one.set_minor_locator(NullLocator())
+    one.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+
+
+def decades(axes: Axes, axis: str = "y") -> None:
+    """A logarithmic axis with a tick a decade."""
+    one = getattr(axes, f"{axis}axis")
+    getattr(axes, f"set_{axis}scale")("log")
+    one.set_major_locator(LogLocator(numticks=6))
+    one.set_minor_locator(NullLocator())
+    one.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+
+
+def render(figure: Figure, dpi: int = 150) -> tuple[str, bytes]:
+    """The figure as SVG text and PNG: no date, no version, coordinates to a hundredth of a point."""
+    vector, pixels = io.StringIO(), io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, for both
+        figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(pixels, format="png", dpi=dpi, metadata={"Software": None})
+    text = re.sub(r'(?<= d=")[^"]*', lambda path: _rounded(path[0]), vector.getvalue())
+    text = re.sub(r'(?<=transform="rotate\()[^"]*', lambda turn: _rounded(turn[0]), text)
+    return text.replace("'DejaVu Sans', sans-serif", "'DejaVu Sans', Verdana, sans-serif"), pixels.getvalue()
+
+
+def _rounded(path: str) -> str:
+    return re.sub(r"-?\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), path)

@@ -1,0 +1,460 @@
+"""What the report says about the cells: nothing vanishes, nothing is made up."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+
+from clipbench import analysis
+from clipbench.cell import Cell
+
+INF, NAN = math.inf, math.nan
+build = functools.partial(synthetic.build, optimizers=("sgd",), relative=(1.0,), with_throughput=False)
+
+
+def learned(metric: float, **others):
+    """Rows of every cell: learned, with this metric."""
+    return lambda one: synthetic.rows(
+        one, "learned", metric_value=metric, validation_value=one.lr, clipped_fraction=0.5 if one.clip.threshold else 0.0, **others
+    )
+
+
+def read(store):
+    cells, _ = analysis.current(store)
+    components, protocol = store.page("components"), store.page("plan")["protocol"]
+    drawn = analysis.draws(cells, protocol)
+    return cells, components, protocol, drawn, analysis.results(drawn, components)
+
+
+def one(frame: pd.DataFrame, arm: str, reading: str = "all") -> pd.Series:
+    found = frame[(frame["arm"] == arm) & (frame["reading"] == reading)]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+# ----------------------------------------------------------------------------------------------- the mistakes of others, planted
+
+
+def with_report_seed(kind: str | None, seed: int = 1003, arm: str = "sgd", problem_metric=0.9):
+    """Every run learned, but for one report seed of one arm."""
+
+    def change(cell: Cell):
+        if cell.seed == seed and cell.arm == arm:
+            return synthetic.failed(cell) if kind is None else synthetic.rows(cell, kind)
+        return learned(problem_metric + 0.001 * (cell.seed % 10))(cell)
+
+    return change
+
+
+def test_a_diverged_seed_is_counted_and_makes_the_result_a_median_with_the_worst_outcome(tmp_path):
+    """benchopt drops diverged runs: the mean of the other nine would be .9046."""
+    *_, result = read(build(tmp_path / "s", change=with_report_seed("diverged")))
+    row = one(result, "sgd")
+    assert (row["n"], row["learned"], row["diverged"], row["statistic"]) == (10, 9, 1, "median")
+    assert row["estimate"] == pytest.approx(np.median([-INF, 0.9, 0.901, 0.902, 0.904, 0.905, 0.906, 0.907, 0.908, 0.909]))
+    assert row["low"] == 0.9
+
+
+def test_three_diverged_seeds_of_ten_reach_the_interval(tmp_path):
+    def change(cell: Cell):
+        return synthetic.rows(cell, "diverged") if cell.seed in (1001, 1004, 1007) else learned(0.9)(cell)
+
+    *_, result = read(build(tmp_path / "s", change=change))
+    assert one(result, "sgd")["low"] == -INF
+    assert one(result, "sgd")["diverged"] == 3
+
+
+def test_for_a_lower_better_metric_the_worst_is_plus_infinity(tmp_path):
+    def change(cell: Cell):
+        return synthetic.rows(cell, "diverged") if cell.seed >= 1004 else learned(1e-3)(cell)
+
+    *_, result = read(build(tmp_path / "s", problems=("cosh",), change=change))
+    assert one(result, "sgd")["estimate"] == INF
+
+
+def test_a_blow_up_with_a_finite_metric_is_still_a_divergence(tmp_path):
+    def change(cell: Cell):
+        if cell.seed == 1000:
+            return synthetic.rows(cell, "diverged", metric_value=0.99, status="completed", reason="blow_up")
+        return learned(0.9)(cell)
+
+    *_, drawn, result = read(build(tmp_path / "s", change=change))
+    assert one(result, "sgd")["statistic"] == "median"
+    assert drawn.loc[drawn["seed"] == 1000, "value"].isna().all()
+
+
+@pytest.mark.parametrize("value", [NAN, None, INF])
+def test_a_metric_that_is_not_finite_is_never_a_number(tmp_path, value):
+    """AlgoPerf's parser turns ``nan`` into 0, the best of losses."""
+
+    def change(cell: Cell):
+        return synthetic.rows(cell, "collapsed", metric_value=value) if cell.seed == 1000 else learned(0.5)(cell)
+
+    *_, result = read(build(tmp_path / "s", problems=("cosh",), change=change))
+    row = one(result, "sgd")
+    assert (row["statistic"], row["collapsed"]) == ("median", 1)
+    assert row["estimate"] == 0.5
+    assert row["high"] == 0.5
+
+
+def test_a_failed_seed_is_unknown_and_leaves_no_interval(tmp_path):
+    *_, result = read(build(tmp_path / "s", change=with_report_seed(None)))
+    row = one(result, "sgd")
+    assert (row["failed"], row["diverged"], row["missing"], row["statistic"]) == (1, 0, 0, "incomplete")
+    assert math.isnan(row["low"])
+
+
+def test_a_missing_seed_is_counted_as_missing(tmp_path):
+    store = build(tmp_path / "s", change=learned(0.9))
+    plan = store.page("plan")
+    store.write_page("plan", {**plan, "protocol": {**plan["protocol"], "seeds": {"digits": {"select": 3, "report": 12}}}})
+    *_, result = read(store)
+    assert set(result["missing"]) == {2}
+    assert (result[list(analysis.COUNTS)].sum(axis=1) == result["n"]).all()
+
+
+def test_a_diverged_curve_ends_where_it_ended(tmp_path):
+    """DeepOBS fills a diverged curve with its first loss."""
+    store = build(tmp_path / "s", change=with_report_seed("diverged"))
+    _, components, _, drawn, _ = read(store)
+    lines = analysis.curves(store.read("curves"), drawn, components)
+    lost = lines[(lines["seed"] == 1003) & (lines["arm"] == "sgd")]
+    steps = int(drawn.loc[(drawn["seed"] == 1003) & (drawn["arm"] == "sgd"), "steps"].iloc[0])
+    assert lost["step"].max() == steps - 1
+    assert lost["gap"].iloc[-1] == INF
+    assert set(lost["ended"]) == {"diverged"}
+
+
+def test_curves_are_losses_above_the_optimum_in_at_most_150_points(tmp_path):
+    store = build(tmp_path / "s", problems=("cosh",), change=learned(1e-3), report=2)
+    _, components, _, drawn, _ = read(store)
+    lines = analysis.curves(store.read("curves"), drawn, components, points=10)
+    assert lines.groupby("cell").size().max() == 10
+    assert lines["gap"].min() < 10.0
+    assert analysis.curves(store.read("curves").iloc[:0], drawn, components).empty
+
+
+# ------------------------------------------------------------------------------------------------------------------- the results
+
+
+def test_means_have_the_t_interval_of_their_seeds(tmp_path):
+    *_, result = read(build(tmp_path / "s", change=with_report_seed("learned", seed=-1)))
+    row = one(result, "sgd")
+    assert row["statistic"] == "mean"
+    assert row["estimate"] == pytest.approx(0.9045)
+    assert row["high"] - row["estimate"] == pytest.approx(2.262157 * 0.00302765 / math.sqrt(10), rel=1e-4)
+
+
+def test_all_or_nothing_workloads_are_success_rates_with_wilsons_interval(tmp_path):
+    def change(cell: Cell):
+        return learned(1.0 if cell.seed % 2 or cell.clip.threshold else 0.5)(cell)
+
+    store = build(tmp_path / "s", problems=("temporal-order",), change=change)
+    _, components, protocol, drawn, result = read(store)
+    row = one(result, "sgd")
+    assert (row["statistic"], row["successes"], row["estimate"]) == ("share", 5, 0.5)
+    assert row["low"] == pytest.approx(0.2366, abs=1e-4)
+    pairs = analysis.headline_pairs(analysis.arms(analysis.current(store)[0], components), protocol["headline"])
+    gap = one(analysis.compare(drawn, pairs, components), "sgd + norm")
+    assert gap["estimate"] == 0.5
+    assert gap["p"] == pytest.approx(0.0625)
+
+
+def test_a_diverged_run_of_an_all_or_nothing_workload_is_no_success(tmp_path):
+    def change(cell: Cell):
+        return synthetic.rows(cell, "diverged") if cell.seed == 1002 else learned(1.0)(cell)
+
+    *_, result = read(build(tmp_path / "s", problems=("temporal-order",), change=change))
+    assert one(result, "sgd")["successes"] == 9
+
+
+def test_a_target_never_reached_stays_in_the_median_as_infinity(tmp_path):
+    def change(cell: Cell):
+        return learned(0.9, **({"steps_to_target": None} if cell.seed % 10 < 6 else {}))(cell)
+
+    *_, result = read(build(tmp_path / "s", change=change))
+    assert one(result, "sgd")["steps_to_target"] == INF
+    assert one(result, "sgd")["reached"] == 4
+
+
+def test_two_settings_that_resolve_to_the_same_number_are_not_mixed_up(tmp_path):
+    """A multiple of .3 … of a median size of 1 / .3 is the untuned threshold, 1: a cell each."""
+    size = synthetic.WORKLOADS["digits"]["size"]
+    store = build(tmp_path / "s", relative=(1 / size,), untuned={"lr": 0.01, "threshold": 1.0}, change=learned(0.9))
+    _, _, _, drawn, result = read(store)
+    assert len(drawn) == 10 * (3 * 3)
+    assert drawn["cell"].notna().all()
+    assert set(result["n"]) == {10}
+
+
+def test_a_failed_cell_without_a_resolved_threshold_is_still_found(tmp_path):
+    def change(cell: Cell):
+        if cell.seed == 1000 and cell.arm == "sgd + norm":
+            parts = synthetic.failed(cell)
+            parts["cells"][0]["threshold"] = None
+            return parts
+        return learned(0.9)(cell)
+
+    *_, result = read(build(tmp_path / "s", change=change))
+    assert one(result, "sgd + norm")["failed"] == 1
+    assert one(result, "sgd + norm")["missing"] == 0
+
+
+# ------------------------------------------------------------------------------------------------------------------- differences
+
+
+def shifted(gain: float):
+    """A clip that gains so much, seed by seed, over noise that both share."""
+
+    def change(cell: Cell):
+        noise = np.random.default_rng(cell.seed).normal(0, 0.05) + np.random.default_rng([cell.seed, len(cell.arm)]).normal(
+            0, 0.001
+        )
+        return learned(0.8 + noise + (gain if cell.clip.threshold else 0.0))(cell)
+
+    return change
+
+
+def test_pairing_takes_the_luck_of_the_seed_out(tmp_path):
+    store = build(tmp_path / "s", change=shifted(0.01))
+    cells, components, protocol, drawn, result = read(store)
+    gap = one(
+        analysis.compare(drawn, analysis.headline_pairs(analysis.arms(cells, components), protocol["headline"]), components),
+        "sgd + norm",
+    )
+    assert gap["low"] > 0.007
+    assert gap["high"] < 0.013
+    assert one(result, "sgd")["high"] - one(result, "sgd")["low"] > 0.03
+
+
+def test_a_gain_is_positive_whatever_the_metrics_direction(tmp_path):
+    store = build(tmp_path / "s", problems=("cosh",), change=shifted(-0.01))
+    cells, components, _, drawn, _ = read(store)
+    gaps = analysis.compare(drawn, analysis.clip_pairs(analysis.arms(cells, components)), components)
+    assert one(gaps, "sgd + norm")["low"] > 0
+
+
+def test_a_clip_that_never_fired_is_the_same_as_none(tmp_path):
+    def change(cell: Cell):
+        return (
+            learned(0.9 if cell.clip.threshold else 0.8)(cell)
+            if cell.seed < 1000
+            else synthetic.rows(
+                cell,
+                "learned",
+                metric_value=0.9 if cell.clip.threshold else 0.8,
+                clipped_fraction=0.005 if cell.clip.threshold else 0.0,
+            )
+        )
+
+    store = build(tmp_path / "s", change=change)
+    cells, components, _, drawn, result = read(store)
+    assert one(result, "sgd + norm")["never_fired"]
+    assert not one(result, "sgd")["never_fired"]
+    claimed = analysis.claims(drawn, analysis.arms(cells, components), components)
+    assert set(claimed["note"]) == {"never fired"}
+    assert claimed["low"].isna().all()
+    assert (claimed["holm"] == 1.0).all()
+
+
+def test_claims_are_the_declared_family_holm_corrected(tmp_path):
+    store = build(
+        tmp_path / "s",
+        problems=("digits", "cosh"),
+        optimizers=("sgd", "adam"),
+        clips=("none", "norm", "value", "ema"),
+        change=shifted(0.01),
+    )
+    cells, components, _, drawn, _ = read(store)
+    claimed = analysis.claims(drawn, analysis.arms(cells, components), components)
+    assert len(claimed) == 2 * 2 * 2
+    assert not claimed["arm"].str.contains("ema").any()
+    assert claimed["holm"].min() == pytest.approx(claimed["p"].min() * 8)
+    assert (claimed["holm"] >= claimed["p"]).all()
+
+
+def test_a_difference_with_a_failed_seed_is_incomplete_and_not_testable(tmp_path):
+    store = build(tmp_path / "s", change=with_report_seed(None))
+    cells, components, _, drawn, _ = read(store)
+    claimed = analysis.claims(drawn, analysis.arms(cells, components), components)
+    assert set(claimed["note"]) == {"incomplete"}
+    assert claimed["holm"].isna().all()
+
+
+def test_a_difference_with_a_diverged_seed_is_a_median(tmp_path):
+    store = build(tmp_path / "s", change=with_report_seed("diverged"))
+    cells, components, _, drawn, _ = read(store)
+    gap = one(analysis.compare(drawn, analysis.clip_pairs(analysis.arms(cells, components)), components), "sgd + norm")
+    assert gap["statistic"] == "median"
+    assert gap["high"] >= 0
+
+
+def test_methods_come_in_the_order_people_name_them_though_json_sorts_them():
+    named = analysis.named(dict(sorted(synthetic.HEADLINE.items())))
+    assert list(named) == ["plain SGD", "momentum", "RMSprop", "value clip", "norm clip"]
+
+
+# ----------------------------------------------------------------------------------------------------------------- the whole grid
+
+
+def at(table: dict[tuple[float, float | None], str]):
+    """Outcomes by lr and multiple; learned elsewhere."""
+    return lambda cell: synthetic.rows(cell, table.get((cell.lr, cell.relative), "learned") if cell.seed == 1 else "learned")
+
+
+def test_a_lr_is_stable_where_every_seed_learned_and_a_range_has_no_holes(tmp_path):
+    bad = {
+        (0.1, None): "stalled",
+        (3.0, None): "diverged",
+        (3.0, 0.1): "diverged",
+        (0.01, 0.1): "stalled",
+        (1.0, 1.0): "collapsed",
+        (3.0, 1.0): "collapsed",
+    }
+    cells, _ = analysis.current(build(tmp_path / "s", clips=("none", "norm"), relative=(0.1, 1.0), report=0, change=at(bad)))
+    ranges = analysis.stable(cells).set_index(["arm", "basis"])
+    plain = ranges.loc[("sgd", "no clip")]
+    assert (plain["low"], plain["high"], plain["above"], plain["below"]) == (0.3, 1.0, False, False)
+    assert plain["lrs"] == (0.01, 0.03, 0.3, 1.0)
+    best = ranges.loc[("sgd + norm", "best threshold")]
+    assert (best["low"], best["high"], best["below"], best["above"]) == (0.01, 1.0, True, False)
+    fixed = ranges.loc[("sgd + norm", "one threshold")]
+    assert (fixed["relative"], fixed["low"], fixed["high"]) == (0.1, 0.03, 1.0)
+
+
+def test_where_no_lr_is_stable_there_is_no_range(tmp_path):
+    cells, _ = analysis.current(build(tmp_path / "s", report=0, change=lambda one: synthetic.rows(one, "collapsed")))
+    ranges = analysis.stable(cells)
+    assert ranges["low"].isna().all()
+    assert not ranges["above"].any()
+
+
+def test_the_grid_counts_every_seed_and_averages_only_those_with_a_value(tmp_path):
+    def change(cell: Cell):
+        return (
+            synthetic.rows(cell, "diverged") if cell.seed == 0 else synthetic.failed(cell) if cell.seed == 1 else learned(0.7)(cell)
+        )
+
+    cells, _ = analysis.current(build(tmp_path / "s", report=0, change=change))
+    table = analysis.grid(cells)
+    assert (table[["learned", "stalled", "collapsed", "diverged", "failed"]].sum(axis=1) == table["seeds"]).all()
+    assert set(table["valued"]) == {1}
+    assert table["value"].tolist() == pytest.approx([0.7] * len(table))
+
+
+def test_momentum_is_given_as_lr_over_one_minus_mu_too(tmp_path):
+    cells, components, *_ = read(build(tmp_path / "s", optimizers=("sgd", "momentum", "rmsprop"), report=1))
+    arms = analysis.arms(cells, components)
+    steady = analysis.effective(analysis.stable(cells), arms)
+    assert set(steady["arm"]) == {"momentum", "momentum + norm", "momentum + value"}
+    assert steady["factor"].tolist() == pytest.approx([10.0] * 3)
+    assert len(analysis.notes(arms)) == 2
+
+
+def test_partners_are_found_from_settings_and_not_from_names(tmp_path):
+    cells, components, *_ = read(build(tmp_path / "s", optimizers=("sgd", "adam"), report=1))
+    cells["arm"] = cells["arm"].astype(object).str.replace("adam", "a + b")
+    arms = analysis.arms(cells, components).set_index("arm")
+    assert arms.loc["a + b + norm", "partner"] == "a + b"
+    assert pd.isna(arms.loc["a + b", "partner"])
+
+
+def test_share_of_steps_clipped_is_by_threshold_over_all_learning_rates(tmp_path):
+    cells, _ = analysis.current(build(tmp_path / "s", relative=(0.1, 1.0, 3.0), report=0))
+    shares = analysis.fired(cells)
+    norm = shares[shares["arm"] == "sgd + norm"].sort_values("place")
+    assert norm["place"].tolist() == [0.1, 1.0, 3.0]
+    assert norm["median"].is_monotonic_decreasing
+    assert (norm["cells"] == 18).all()
+
+
+# ---------------------------------------------------------------------------------------------------- cost, events, bookkeeping
+
+
+def timed(rows) -> pd.DataFrame:
+    return analysis.cost(pd.DataFrame(rows))
+
+
+def test_a_clip_costs_the_median_ratio_to_the_block_beside_it():
+    rows = synthetic.timing("digits", "sgd", {"none": 1.0, "norm": 1.1})
+    for row in rows:  # load that both sides of a block share
+        row["seconds"] = (1.1 if row["clip"] == "norm" else 1.0) * (1 + row["block"])
+    table = timed(rows).set_index("clip")
+    assert table.loc["norm", ["ratio", "low", "high"]].tolist() == pytest.approx([1.1] * 3)
+    assert math.isnan(table.loc["none", "ratio"])
+    assert table["blocks"].tolist() == [19, 19]
+    assert table["invalid"].tolist() == [1, 1]
+
+
+def test_a_second_timing_run_pairs_with_itself():
+    first = synthetic.timing("digits", "sgd", {"none": 1.0, "norm": 1.0}, seconds=1.0)
+    second = synthetic.timing("digits", "sgd", {"none": 1.0, "norm": 1.0}, seconds=100.0, created="2026-02-01T00:00:00Z")
+    table = timed([*second, *first]).set_index("clip")
+    assert table.loc["norm", "ratio"] == 1.0
+    assert table.loc["norm", "blocks"] == 38
+
+
+def test_a_block_whose_partner_is_invalid_has_no_ratio_and_no_blocks_is_no_crash():
+    rows = synthetic.timing("digits", "sgd", {"none": 1.0, "norm": 1.0}, valid=False)
+    table = timed(rows)
+    assert table["ratio"].isna().all()
+    assert set(table["invalid"]) == {20}
+    assert timed(rows).iloc[:0].empty
+
+
+def test_cost_is_apart_for_every_implementation_and_batch():
+    rows = [
+        row
+        for batch in (32, 64)
+        for code in ("torch", "loop")
+        for row in synthetic.timing("digits", "sgd", {"none": 1, "norm": 2}, batch=batch, implementation=code)
+    ]
+    assert len(timed(rows)) == 8
+
+
+def test_events_are_those_of_compared_cells_worst_first(tmp_path):
+    store = build(tmp_path / "s", report=0, change=at({(3.0, None): "diverged", (1.0, None): "collapsed"}))
+    cells, _ = analysis.current(store)
+    found = analysis.events(store.read("events"), cells)
+    assert found["kind"].tolist() == ["nonfinite_loss", "blow_up"]
+    counted = analysis.event_counts(found, cells).set_index("arm")
+    assert counted.loc["sgd", ["cells", "learned", "collapsed", "diverged", "nonfinite_loss", "blow_up"]].tolist() == [
+        18,
+        16,
+        1,
+        1,
+        1,
+        1,
+    ]
+    assert analysis.events(store.read("events"), cells.iloc[:0]).empty
+
+
+def test_cells_outside_the_plan_are_kept_but_not_compared(tmp_path):
+    store = build(tmp_path / "s", report=0)
+    synthetic.commit(store, "more", [synthetic.rows(synthetic.cell("digits", "sgd", "none", 9.0, 0), "learned")])
+    cells, kept = analysis.current(store)
+    assert kept == {"no longer asked for by the study": 1}
+    assert 9.0 not in set(cells["lr"])
+
+
+def test_two_environments_in_one_comparison_are_found(tmp_path):
+    def change(cell: Cell):
+        return synthetic.rows(cell, "learned", environment="e2") if cell.seed == 1001 else None
+
+    cells, _ = analysis.current(build(tmp_path / "s", report=3, change=change))
+    (mixture,) = analysis.mixtures(cells)
+    assert (mixture["role"], mixture["column"], set(mixture["values"])) == ("report", "environment", {"e1", "e2"})
+
+
+def test_null_and_nan_are_told_apart_until_they_are_numbers(tmp_path):
+    store = build(tmp_path / "s", report=0)
+    plain = analysis.plain(store.read("cells"))
+    assert plain["threshold"].dtype == float
+    assert plain["seed"].dtype == np.int64
+    assert plain["extended"].dtype == bool
+    assert set(plain.loc[plain["outcome"] == "learned", "reason"]) == {None}

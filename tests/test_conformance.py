@@ -1,0 +1,492 @@
+"""Conformance finds what is planted and nothing else; what the house packs, and shows to strangers, keeps every claim."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+from clipbench import registry
+from clipbench.conformance import CLAIMS, conform
+
+registry.load_packaged()
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """Source of a stranger's file, kind and name → the claims it breaks, with what was said."""
+
+    def judge(source, kind, name):
+        (tmp_path / "stranger.py").write_text(textwrap.dedent(source))
+        registry.load_file(tmp_path / "stranger.py")
+        return {check.claim: check.detail for check in conform(kind, name) if not check.passed}
+
+    return judge
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in registry.KINDS for name in registry.names(kind)])
+def test_every_packaged_component_keeps_every_claim(kind, name):
+    assert [check for check in conform(kind, name) if not check.passed] == []
+
+
+def test_an_unknown_component_is_the_callers_mistake():
+    with pytest.raises(registry.UsageError, match='no clip "nrom"'):
+        conform("clip", "nrom")
+
+
+# ------------------------------------------------------------------------------------------- the house's own pages for strangers
+
+EMA = '''
+"""Clip at a multiple of the running mean of past norms."""
+
+from clipbench import Positive, Unit, clip, trees
+
+
+@clip("ema")
+class Ema:
+    r"""Scale the gradient to at most ``ratio`` times its usual length.
+
+    .. math:: m_t = \\beta m_{t-1} + (1 - \\beta)\\lVert g_t \\rVert, \\qquad
+              g_t \\leftarrow g_t \\min\\bigl(1,\\ \\rho\\, \\hat m_t / \\lVert g_t \\rVert\\bigr)
+    """
+
+    ratio: Positive = 1.0
+    beta: Unit = 0.95
+
+    def init(self, params):
+        return {"mean": trees.zero(params), "step": trees.zero(params)}
+
+    def update(self, grads, state, params):
+        norm, step = trees.norm(grads), state["step"] + 1
+        mean = self.beta * state["mean"] + (1 - self.beta) * norm
+        limit = self.ratio * mean / (1 - self.beta**step)
+        return trees.scale_to(grads, limit, norm), {"mean": mean, "step": step}
+'''
+
+SIGNUM = '''
+"""Sign descent with momentum."""
+
+import torch
+
+from clipbench import Unit, optimizer, trees
+
+
+@optimizer("signum")
+class Signum:
+    """Step by the sign of an exponential average of gradients (Bernstein et al. 2018)."""
+
+    beta: Unit = 0.9
+
+    def init(self, params):
+        return {"mean": trees.zeros_like(params)}
+
+    def update(self, grads, state, params):
+        mean = trees.map(lambda m, g: self.beta * m + (1 - self.beta) * g, state["mean"], grads)
+        return trees.map(torch.sign, mean), {"mean": mean}
+'''
+
+LINE = '''
+import torch
+from torch import nn
+from clipbench import metrics, workload
+
+
+def mean_error(output, target):
+    return float((output - target).abs().mean())
+
+
+@workload("line")
+class Line:
+    """A straight line through noisy points."""
+
+    points: int = 40
+
+    metric = mean_error
+    target = 0.1
+    reference_loss = 1.0
+
+    def data(self, generator):
+        x = torch.randn(3 * self.points, 2, generator=generator)
+        y = x.sum(1, keepdim=True)
+        return {name: (x[at :: 3], y[at :: 3]) for at, name in enumerate(("train", "validation", "test"))}
+
+    def model(self):
+        return nn.Linear(2, 1)
+
+    def loss(self, output, target):
+        return nn.functional.mse_loss(output, target)
+'''
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "name"), [(EMA, "clip", "ema"), (SIGNUM, "optimizer", "signum"), (LINE, "workload", "line")]
+)
+def test_a_strangers_page_keeps_every_claim(judged, source, kind, name):
+    assert judged(source, kind, name) == {}
+
+
+def test_what_is_not_there_is_not_asked_for(judged):
+    judged(EMA, "clip", "ema")
+    assert [check.claim for check in conform("clip", "ema")] == [
+        "settings validate",
+        "shapes and dtypes kept",
+        "never lengthens",
+        "zero stays zero and finite",
+        "no global random state",
+        "no in-place change of its inputs",
+        "update under vmap equals the loop",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------- planted faults
+
+FIRST = """
+import torch
+from torch import nn
+from clipbench import NonNegative, Positive, Unit, clip, optimizer, trees
+
+
+def shortened(grads, limit):
+    return trees.scale_to(grads, limit, trees.norm(grads))
+
+"""
+
+# name: (claim that must break, words of its detail, class body)
+CLIPS = {
+    "a default outside its own range": ("settings validate", "default of `limit` is 0.0", """
+        limit: Positive = 0.0
+        def update(self, grads, state, params):
+            return shortened(grads, self.limit), state
+    """),
+    "another dtype": ("shapes and dtypes kept", "float64 from", """
+        limit: Positive
+        def update(self, grads, state, params):
+            return trees.map(torch.Tensor.double, shortened(grads, self.limit)), state
+    """),
+    "a state that grows": ("shapes and dtypes kept", "state['seen']", """
+        limit: Positive
+        def init(self, params):
+            return {"seen": trees.zero(params).reshape(1)}
+        def update(self, grads, state, params):
+            return shortened(grads, self.limit), {"seen": torch.cat([state["seen"], state["seen"]])}
+    """),
+    "one that lengthens": ("never lengthens", "a gradient of norm", """
+        limit: Positive
+        def update(self, grads, state, params):
+            return trees.scale(grads, 1.001), state
+    """),
+    "one that lengthens the short": ("never lengthens", "a gradient of norm", """
+        limit: Positive
+        def update(self, grads, state, params):
+            return trees.scale(grads, torch.clamp(self.limit / trees.norm(grads).clamp(min=1e-9), min=0.0, max=1.05)), state
+    """),
+    "NaN for zero": ("zero stays zero and finite", "is not finite", """
+        limit: Positive
+        def update(self, grads, state, params):
+            norm = trees.norm(grads)
+            return trees.scale(grads, torch.clamp(self.limit / norm * (norm / norm), max=1.0)), state
+    """),
+    "a floor under every element": ("zero stays zero and finite", "is not zero", """
+        limit: Positive
+        def update(self, grads, state, params):
+            norm = trees.norm(grads)
+            return trees.map(lambda g: torch.where(norm == 0, torch.full_like(g, 1e-30), g), grads), state
+    """),
+    "global random state": ("no global random state", "drew from torch's", """
+        limit: Positive
+        def update(self, grads, state, params):
+            torch.rand(())
+            return shortened(grads, self.limit), state
+    """),
+    "gradients changed in place": ("no in-place change of its inputs", "update changed its ['grads']['conv.weight']", """
+        limit: Positive
+        def update(self, grads, state, params):
+            short = shortened(grads, self.limit)
+            for name, grad in grads.items():
+                grad.copy_(short[name])
+            return short, state
+    """),
+    "a state changed in place": ("no in-place change of its inputs", "update changed its ['state']['step']", """
+        limit: Positive
+        def init(self, params):
+            return {"step": trees.zero(params)}
+        def update(self, grads, state, params):
+            state["step"] += 1
+            return shortened(grads, self.limit), state
+    """),
+    "a branch on the threshold": ("update under vmap equals the loop", "RuntimeError", """
+        limit: Positive
+        def update(self, grads, state, params):
+            return (grads if self.limit > 5 else shortened(grads, self.limit)), state
+    """),
+    "a branch on another setting": ("update under vmap equals the loop", "", """
+        limit: Positive
+        slack: NonNegative = 0.0
+        def update(self, grads, state, params):
+            return (shortened(grads, self.limit) if self.slack else grads), state
+    """),
+    "an operation without lanes": ("update under vmap equals the loop", "performance drop", """
+        limit: Positive
+        def update(self, grads, state, params):
+            torch.quantile(trees.flatten(grads), 0.5)
+            return shortened(grads, self.limit), state
+    """),
+    "another in-place path": ("clip_ equals update", "from update's", """
+        limit: Positive
+        def update(self, grads, state, params):
+            return shortened(grads, self.limit), state
+        def clip_(self, params):
+            nn.utils.clip_grad_value_(params, self.limit)
+    """),
+    "a size of many numbers": ("size is one number", "a tensor of shape (4,)", """
+        limit: Positive
+        def update(self, grads, state, params):
+            return shortened(grads, self.limit), state
+        def size(self, grads):
+            return torch.stack([grad.norm() for grad in grads.values()])
+    """),
+}  # fmt: skip
+
+OPTIMIZERS = {
+    "a direction of another shape": ("shapes and dtypes kept", "became (1, 4) torch.float32 from (4,)", """
+        def init(self, params):
+            return {}
+        def update(self, grads, state, params):
+            return grads | {"conv.bias": grads["conv.bias"][None]}, state
+    """),
+    "0/0 on a zero gradient": ("finite on a zero gradient", "is not finite", """
+        def init(self, params):
+            return {}
+        def update(self, grads, state, params):
+            return trees.map(lambda g: g / g.abs(), grads), state
+    """),
+    "global random state": ("no global random state", "drew from torch's", """
+        def init(self, params):
+            return {"start": torch.rand(()) * 0}
+        def update(self, grads, state, params):
+            return grads, state
+    """),
+    "weights changed in place": ("no in-place change of its inputs", "update changed its ['params']", """
+        def init(self, params):
+            return {}
+        def update(self, grads, state, params):
+            for param in params.values():
+                param.mul_(0.5)
+            return grads, state
+    """),
+    "weights changed by init": ("no in-place change of its inputs", "init changed its ['params']", """
+        def init(self, params):
+            trees.map(torch.Tensor.zero_, params)
+            return {}
+        def update(self, grads, state, params):
+            return grads, state
+    """),
+    "a branch on a setting": ("update under vmap equals the loop", "RuntimeError", """
+        decay: NonNegative = 0.0
+        def init(self, params):
+            return {}
+        def update(self, grads, state, params):
+            if self.decay != 0:
+                grads = trees.map(lambda g, p: g + self.decay * p, grads, params)
+            return grads, state
+    """),
+    "another object in torch": ("torch equals update", "after 2 steps a weight is", """
+        momentum: Unit = 0.9
+        def init(self, params):
+            return {"sum": trees.zeros_like(params)}
+        def update(self, grads, state, params):
+            total = trees.map(lambda b, g: self.momentum * b + g, state["sum"], grads)
+            return total, {"sum": total}
+        def torch(self, params, lr):
+            return torch.optim.SGD(params, lr=lr, momentum=self.momentum, dampening=0.1)
+    """),
+    "a setting that torch is not given": ("torch equals update", "with decay=0.01", """
+        decay: NonNegative = 0.0
+        def init(self, params):
+            return {}
+        def update(self, grads, state, params):
+            return trees.map(lambda g, p: g + self.decay * p, grads, params), state
+        def torch(self, params, lr):
+            return torch.optim.SGD(params, lr=lr)
+    """),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("claim", "words", "body"), CLIPS.values(), ids=CLIPS)
+def test_a_fault_in_a_clip_breaks_its_claim_and_no_other(judged, claim, words, body):
+    broken = judged(
+        FIRST + '@clip("planted")\nclass Planted:\n' + textwrap.indent(textwrap.dedent(body), "    "), "clip", "planted"
+    )
+    assert list(broken) == [claim], broken
+    assert words in broken[claim]
+
+
+@pytest.mark.parametrize(("claim", "words", "body"), OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_fault_in_an_optimizer_breaks_its_claim_and_no_other(judged, claim, words, body):
+    source = FIRST + '@optimizer("planted")\nclass Planted:\n' + textwrap.indent(textwrap.dedent(body), "    ")
+    broken = judged(source, "optimizer", "planted")
+    assert list(broken) == [claim], broken
+    assert words in broken[claim]
+
+
+def test_a_clip_that_may_lengthen_says_so(judged):
+    body = """
+        lengthens = True
+        size_wanted: Positive
+        def update(self, grads, state, params):
+            norm = trees.norm(grads)
+            return trees.scale(grads, 2 * torch.ones_like(norm)), state
+    """
+    source = FIRST + '@clip("planted")\nclass Planted:\n' + textwrap.indent(textwrap.dedent(body), "    ")
+    assert judged(source, "clip", "planted") == {}
+    assert {check.claim: check.detail for check in conform("clip", "planted")}["never lengthens"] == "it may, and says so"
+
+
+def test_an_optimizer_with_torchs_object_only_is_told_that_it_has_no_lanes(judged):
+    body = """
+        def torch(self, params, lr):
+            return torch.optim.Adagrad(params, lr=lr)
+    """
+    source = FIRST + '@optimizer("planted")\nclass Planted:\n' + textwrap.indent(textwrap.dedent(body), "    ")
+    assert judged(source, "optimizer", "planted") == {}
+    details = {check.claim: check.detail for check in conform("optimizer", "planted")}
+    assert details["torch equals update"] == "it has no update, so it runs in the loop only"
+
+
+RETURNS = {
+    "nothing": ("return None", "update returned a NoneType, not a pair of a tree and a state"),
+    "the tree alone": ("return grads", "update returned a dict of 'conv.weight', 'conv.bias'"),
+    "a list of tensors": ("return list(grads.values()), state", "update returned a list, not a tree"),
+    "other names": ("return {'w': grads['scale']}, state", "update returned a dict of 'w', not a tree of the parameters' names"),
+    "numbers": ("return {name: 0.0 for name in grads}, state", "update['conv.weight'] is a float, not a tensor"),
+    "a state that is none": ("return grads, None", "state is a NoneType, not a tensor"),
+    "an exception": ("raise KeyError('moment')", "KeyError: 'moment'"),
+}
+
+
+@pytest.mark.parametrize("kind", ["clip", "optimizer"])
+@pytest.mark.parametrize(("statement", "sentence"), RETURNS.values(), ids=RETURNS)
+def test_whatever_update_returns_is_judged_and_never_a_crash(judged, kind, statement, sentence):
+    source = f'{FIRST}@{kind}("planted")\nclass Planted:\n    def update(self, grads, state, params):\n        {statement}\n'
+    broken = judged(source, kind, "planted")
+    assert sentence in broken["shapes and dtypes kept"]
+    assert "settings validate" not in broken
+
+
+def test_a_setting_without_an_example_is_asked_to_have_a_default(judged):
+    source = f'{FIRST}@clip("planted")\nclass Planted:\n    path: str\n    def update(self, grads, state, params):\n        return grads, state\n'
+    broken = judged(source, "clip", "planted")
+    assert broken["settings validate"] == "there is no example of `path` (text) to try; give it a default"
+
+
+OWN_LUCK = """net = nn.Linear(2, 1)
+        own = torch.Generator()
+        own.seed()
+        nn.init.normal_(net.weight, generator=own)
+        return net"""
+
+ONE_START = """net = nn.Linear(2, 1)
+        nn.init.ones_(net.weight)
+        nn.init.ones_(net.bias)
+        return net"""
+
+# fault: (claim, words, what to replace in LINE, by what)
+WORKLOADS = {
+    "no model": ("hooks present", "there is no `model`", "def model", "def net"),
+    "no test split": ("splits present, inputs and targets alike in number", 'no split "test"', '"test")', '"spare")'),
+    "targets missing": (
+        "splits present, inputs and targets alike in number",
+        "40 inputs and 20 targets",
+        "y[at :: 3]) for",
+        "y[at :: 6]) for",
+    ),
+    "an infinite start": (
+        "loss and gradient finite at the start",
+        "the first loss in torch.float32",
+        "mse_loss(output, target)",
+        "mse_loss(output / 0, target)",
+    ),
+    "a loss for each example": (
+        "loss and gradient finite at the start",
+        "(8, 1)",
+        "mse_loss(output, target)",
+        "mse_loss(output, target, reduction='none')",
+    ),
+    "a loss in one dtype": (
+        "loss and gradient finite at the start",
+        "in torch.float64",
+        "mse_loss(output, target)",
+        "mse_loss(output.float(), target.float())",
+    ),
+    "luck of its own": (
+        "the seed decides weights and batches",
+        "the same seed gave another weight",
+        "return nn.Linear(2, 1)",
+        OWN_LUCK,
+    ),
+    "global random state": (
+        "no global random state",
+        "drew from torch's",
+        "y = x.sum(1, keepdim=True)",
+        "y = x.sum(1, keepdim=True) + 0 * torch.rand(1)",
+    ),
+    "a random loss": (
+        "no global random state",
+        "drew from torch's",
+        "mse_loss(output, target)",
+        "mse_loss(output + 0 * torch.rand(1).to(output), target)",
+    ),
+    "a metric of NaN": ("the metric is a number", "it is nan", "float((output", "float('nan') * float((output"),
+    "no reference": ("reference_loss declared", "there is no `reference_loss`", "reference_loss = 1.0", ""),
+    "a reference below the optimum": (
+        "reference_loss declared",
+        "`reference_loss` is 1.0, and must be above 2.0",
+        "target = 0.1",
+        "optimum = 2.0",
+    ),
+    "a target in words": ("reference_loss declared", "`target` is 'low', and must be a number", "target = 0.1", "target = 'low'"),
+}
+
+
+@pytest.mark.parametrize(("claim", "words", "old", "new"), WORKLOADS.values(), ids=WORKLOADS)
+def test_a_fault_in_a_workload_breaks_its_claim(judged, claim, words, old, new):
+    assert LINE.count(old) == 1
+    broken = judged(LINE.replace(old, new), "workload", "line")
+    assert words in broken[claim]
+    # without a model or a split other claims have nothing to look at
+    assert list(broken) == [claim] or claim.startswith(("hooks", "splits")), broken
+
+
+LANES = {
+    "dropout": "nn.Sequential(nn.Linear(2, 4), nn.Dropout(), nn.Linear(4, 1))",
+    "a branch on a value": "Branching(2, 1)",
+}
+
+
+@pytest.mark.parametrize("model", LANES.values(), ids=LANES)
+def test_a_module_without_lanes_says_why_and_keeps_the_claim(judged, model):
+    branching = textwrap.dedent("""
+        class Branching(nn.Linear):
+            def forward(self, x):
+                return super().forward(x) if x.sum() > 0 else super().forward(x)
+    """)
+    assert judged(LINE.replace("nn.Linear(2, 1)", model) + branching, "workload", "line") == {}
+    detail = {check.claim: check.detail for check in conform("workload", "line")}["runs in lanes, or says why not"]
+    assert detail.startswith("no lanes: ")
+
+
+def test_a_workload_without_randomness_says_that_it_has_one_seed(judged):
+    still = LINE.replace("data(self, generator)", "data(self)").replace("return nn.Linear(2, 1)", ONE_START)
+    still = still.replace("torch.randn(3 * self.points, 2, generator=generator)", "torch.ones(3 * self.points, 2)")
+    assert judged(still, "workload", "line") == {}
+    details = {check.claim: check.detail for check in conform("workload", "line")}
+    assert details["the seed decides weights and batches"] == "no randomness: every seed is the same run, n = 1"
+
+
+def test_every_planted_claim_is_one_of_the_battery_and_every_claim_is_planted():
+    planted = {
+        "clip": {claim for claim, *_ in CLIPS.values()},
+        "optimizer": {claim for claim, *_ in OPTIMIZERS.values()} | {"settings validate"},
+        "workload": {claim for claim, *_ in WORKLOADS.values()} | {"settings validate", "runs in lanes, or says why not"},
+    }
+    assert planted == {kind: set(claims) for kind, claims in CLAIMS.items()}

@@ -1,0 +1,649 @@
+"""The loop is the loop a user would write, to the bit; what it records is what happened; and every method meets the same luck."""
+
+import hashlib
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+from clipbench import clip, clips, engines, events, feed, metrics, optimizer, optimizers, registry, trees, workload, workloads
+from clipbench.cell import Cell, Part
+from clipbench.engines import Components, Job, Trainer, pilot, run
+from clipbench.events import CHANGED, COSINE, GRAD_NORM, KEPT, LOSS, UPDATE_NORM
+
+__all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
+
+# What a user writes for each packaged optimizer and clip.
+BY_HAND = {
+    "sgd": lambda params: torch.optim.SGD(params, lr=0.05),
+    "momentum": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
+    "nesterov": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, nesterov=True),
+    "rmsprop": lambda params: torch.optim.RMSprop(params, lr=0.05),
+    "adam": lambda params: torch.optim.Adam(params, lr=0.05),
+    "adamw": lambda params: torch.optim.AdamW(params, lr=0.05),
+}
+CLIPPED = {
+    "none": ({}, list),
+    "value": ({"max_value": 0.01}, lambda params: clip_grad_value_(params, 0.01)),
+    "norm": ({"max_norm": 0.1}, lambda params: clip_grad_norm_(params, 0.1)),
+    "layer": ({"max_norm": 0.05}, lambda params: [clip_grad_norm_([param], 0.05) for param in params]),
+}
+NAMES = ["wdbc", "digits", "temporal-order", "cosh"]  # origin is digits, enlarged: too slow to be worth its turn everywhere
+ALL = [*NAMES, "origin"]
+
+
+def part(kind, name, **settings):
+    cls = registry.find(kind, name)
+    return Part(name, cls.version, settings, registry.threshold_field(cls) if kind == "clip" else None)
+
+
+def cell(problem="wdbc", rule="sgd", method="none", *, lr=0.05, seed=0, steps=30, batch=20, **others):
+    """A cell of packaged or registered components; a component with settings is given as (name, settings)."""
+    parts = [
+        part(kind, *([one] if isinstance(one, str) else one[:1]), **({} if isinstance(one, str) else one[1]))
+        for kind, one in zip(registry.KINDS, (problem, rule, method), strict=True)
+    ]
+    return Cell(*parts, lr, seed, steps, batch, **others)
+
+
+def record(*args, **others):
+    """The record of a cell that must not fail."""
+    one = cell(*args, **others)
+    made = run(Job(one, one.clip_settings()))
+    assert made.failure is None
+    return made
+
+
+def losses(*args, **others):
+    return record(*args, **others).rows[:, LOSS].tolist()
+
+
+@pytest.fixture
+def quadratic():
+    """A stranger's analytic function, ‖x‖²/2 from x = 1 in one dimension: every number of a descent is known by hand."""
+
+    @workload("quadratic")
+    class Quadratic:
+        """Half a square."""
+
+        start: float = 1.0
+
+        metric = metrics.log10_gap
+        reference_loss = None
+        optimum = 0.0
+        target = 0.125
+
+        def data(self):
+            still = torch.zeros(1, 1), torch.zeros(1)
+            return {"validation": still, "test": still}
+
+        def sample(self, generator):
+            return torch.zeros(1, 1), torch.zeros(1)
+
+        def model(self):
+            return HalfSquare(self.start)
+
+    return Quadratic
+
+
+class HalfSquare(nn.Module):
+    def __init__(self, start):
+        super().__init__()
+        self.x = nn.Parameter(torch.tensor([start]))
+
+    def forward(self, inputs):
+        return (self.x * self.x).sum() / 2
+
+
+# ------------------------------------------------------------------------------------------------------------------ the loop itself
+
+
+@pytest.mark.parametrize("rule", BY_HAND)
+@pytest.mark.parametrize("method", CLIPPED)
+def test_the_loop_is_what_a_user_would_write(rule, method):
+    """torch's own class, torch's own clip, ``loss.item()``: thirty losses on wdbc, bit for bit."""
+    settings, clip_by_hand = CLIPPED[method]
+    work = registry.build("workload", "wdbc", {})
+    model = feed.model(work, 3)
+    steps = BY_HAND[rule](model.parameters())
+    expected = []
+    for inputs, targets in feed.batches(work, 3, 20, 30):
+        steps.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        clip_by_hand([*model.parameters()])
+        steps.step()
+        expected.append(loss.item())
+    assert losses("wdbc", rule, (method, settings), seed=3) == expected
+
+
+def test_every_packaged_optimizer_and_clip_has_its_loop_by_hand():
+    """So that a new one is not forgotten above."""
+    for kind, known in (("optimizer", BY_HAND), ("clip", CLIPPED)):
+        ours = {name for name in registry.names(kind) if registry.find(kind, name).__module__.startswith("clipbench.")}
+        assert ours == set(known)
+
+
+def test_any_optimizer_of_torch_runs_as_it_is():
+    work = registry.build("workload", "wdbc", {})
+    model = feed.model(work, 0)
+    steps = torch.optim.NAdam(model.parameters(), lr=0.05, momentum_decay=0.01)
+    expected = []
+    for inputs, targets in feed.batches(work, 0, 20, 10):
+        steps.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        steps.step()
+        expected.append(loss.item())
+    named = replace(cell(steps=10), optimizer=Part("torch.optim.NAdam", 1, {"momentum_decay": 0.01}))
+    made = run(Job(named, {}))
+    assert made.failure is None
+    assert made.rows[:, LOSS].tolist() == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_step_of_every_workload_is_recorded(name, dtype):
+    made = record(name, "momentum", ("norm", {"max_norm": 0.1}), lr=1e-3, steps=12, dtype=dtype)
+    assert made.rows.shape == (12, len(events.COLUMNS))
+    assert np.isfinite(made.rows).all()
+    assert made.verdict.status == "completed"
+    assert {split for _, split, _, _ in made.evaluations} == {"validation", "test"}
+    assert (made.threshold, made.metric) == (0.1, metrics.name_of(registry.find("workload", name).metric))
+
+
+# ---------------------------------------------------------------------------------------------------------------- the same luck
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_method_has_other_weights_or_data(name):
+    """At a learning rate too small to move a weight, ten losses in a row are the same bits, whatever the optimizer and clip."""
+    points = product(BY_HAND, [(method, settings) for method, (settings, _) in CLIPPED.items()])
+    found = {tuple(losses(name, rule, method, lr=1e-30, steps=10)) for rule, method in points}
+    assert len(found) == 1
+    assert name == "cosh" or len({*found.pop()}) > 1  # cosh's noise is on its gradient alone
+
+
+def test_another_seed_is_other_luck():
+    assert losses(steps=1) != losses(seed=1, steps=1)
+
+
+def digest(name):
+    """A cell's curve and evaluations, down to the bit."""
+    steps, batch = (3, 8) if name == "origin" else (40, 20)
+    made = record(name, "adam", ("norm", {"max_norm": 0.1}), lr=0.01, steps=steps, batch=batch, evaluations=2)
+    values = np.array([value for *_, value in made.evaluations])
+    return hashlib.sha256(made.rows.tobytes() + values.tobytes()).hexdigest()
+
+
+def test_two_processes_record_the_same_bits():
+    """One cell of every workload; the second process runs them the other way round, with another salt for its hashes."""
+    answers = []
+    for salt, order in (("1", "list"), ("2", "reversed")):
+        program = f"import test_engines as t; found = {{n: t.digest(n) for n in {order}(t.ALL)}}; print(*(found[n] for n in t.ALL))"
+        places = os.pathsep.join(place for place in [str(Path(__file__).parent), *sys.path] if place)
+        environment = {**os.environ, "PYTHONPATH": places, "PYTHONHASHSEED": salt, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+        answers.append(done.stdout.split())
+    assert answers[0] == answers[1]
+    assert len(set(answers[0])) == len(ALL)
+
+
+# -------------------------------------------------------------------------------------------------------- divergence and failure
+
+
+def test_descent_with_lr_3_on_a_quadratic_diverges_and_keeps_its_curve(quadratic):
+    """x doubles at every step: 4ⁿ/2 passes the largest float32 at step 64, which is the last row; its norm overflows there too."""
+    made = record("quadratic", lr=3.0, steps=200)
+    assert made.rows[:64, LOSS].tolist() == [4.0**step / 2 for step in range(64)]
+    assert len(made.rows) == 65
+    assert made.rows[64, LOSS] == math.inf
+    assert (made.verdict.status, made.verdict.outcome) == ("diverged", "diverged")
+    assert (made.verdict.reason, made.verdict.diverged_at) == ("nonfinite_loss", 64)
+    assert [(event.step, event.kind) for event in made.events] == [
+        (2, "blow_up"), (50, "spike"), (64, "nonfinite_loss"), (64, "norm_overflow"),
+    ]  # fmt: skip
+
+
+def test_a_run_that_blows_up_and_stays_finite_runs_to_its_end(quadratic):
+    """Only a value that is not finite ends a cell early."""
+    made = record("quadratic", lr=3.0, steps=40)
+    assert len(made.rows) == 40
+    assert (made.verdict.status, made.verdict.reason, made.verdict.diverged_at) == ("diverged", "blow_up", 2)
+    assert made.evaluations[-1][:2] == (40, "test")
+
+
+def test_a_diverged_run_has_no_evaluation_after_it(quadratic):
+    made = record("quadratic", lr=3.0, steps=200)
+    assert {step for step, *_ in made.evaluations} == {0, 10, 20, 30, 40, 50, 60}
+    assert {split for _, split, *_ in made.evaluations} == {"validation"}
+
+
+@pytest.mark.parametrize("evaluations", [1, 3, 20])
+def test_the_curve_ends_with_its_first_non_finite_step_however_rarely_one_looks(quadratic, evaluations):
+    assert len(record("quadratic", lr=3.0, steps=100, evaluations=evaluations).rows) == 65
+
+
+def test_changed_rules_reach_the_run(quadratic):
+    made = record("quadratic", lr=3.0, steps=40, events={"blow_up": 100.0, "blow_up_steps": 5})
+    assert made.verdict.diverged_at == 4
+
+
+@pytest.mark.parametrize("method", [("none", {}), ("value", {"max_value": 1.0})], ids=["none", "value"])
+def test_the_last_step_of_a_diverged_run_is_not_clipped_by_its_nan(method):
+    """NaN stays NaN: neither changes an element where there is nothing else to change."""
+    made = record("wdbc", "sgd", method, lr=1e20)
+    assert made.verdict.status == "diverged"
+    assert math.isnan(made.rows[-1, GRAD_NORM])
+    assert made.rows[-1, CHANGED] == 0
+
+
+def broken(hook, *, at=0):
+    """Registers components of which one raises in one of its hooks, at one of its calls."""
+    calls = []
+
+    def raises(name):
+        if name == hook:
+            calls.append(name)
+            if len(calls) > at:
+                raise ValueError(f"no {name}\ntoday")
+
+    @workload("breaking")
+    class Breaking:
+        metric = metrics.log10_gap
+        reference_loss = 1.0
+
+        def data(self):
+            raises("data")
+            return dict.fromkeys(("train", "validation", "test"), (torch.ones(8, 1), torch.ones(8)))
+
+        def model(self):
+            raises("model")
+            return nn.Linear(1, 1)
+
+        def loss(self, output, target):
+            raises("loss")
+            return (output.flatten() - target).square().mean()
+
+    @optimizer("breaking")
+    class BreakingRule:
+        def init(self, params):
+            raises("init")
+            return {}
+
+        def update(self, grads, state, params):
+            raises("update")
+            return grads, state
+
+    @clip("breaking")
+    class BreakingClip:
+        def update(self, grads, state, params):
+            raises("clip")
+            return grads, state
+
+    return cell("breaking", "breaking", "breaking", steps=10, batch=4)
+
+
+@pytest.mark.parametrize("hook", ["data", "model", "loss", "init", "update", "clip"])
+@pytest.mark.parametrize("at", [0, 5])
+def test_a_component_that_raises_makes_a_record_that_says_so(hook, at):
+    """On one line, with the exception's name; the matrix goes on."""
+    one = broken(hook, at=at)
+    made = run(Job(one, {}))
+    if at and hook in ("data", "model", "init"):  # called once
+        assert made.failure is None
+    else:
+        assert made.failure == f"ValueError: no {hook} today"
+        assert made.verdict is None
+
+
+def test_a_component_that_is_not_there_makes_a_record_that_says_so():
+    made = run(Job(replace(cell(), workload=Part("gone", 1)), {}))
+    assert made.failure.startswith('UsageError: there is no workload "gone"')
+
+
+def test_a_batch_larger_than_the_data_makes_a_record_that_says_so():
+    assert "a batch of 9999 is larger than its" in run(Job(cell(batch=9999), {})).failure
+
+
+def test_what_a_model_raises_after_it_diverged_is_no_failure():
+    """The steps that follow a non-finite one, until somebody looks, may raise anything: the run had ended before them."""
+
+    @workload("touchy")
+    class Touchy:
+        metric = metrics.log10_gap
+        reference_loss = None
+
+        def data(self):
+            return {"validation": (torch.zeros(1, 1), torch.zeros(1)), "test": (torch.zeros(1, 1), torch.zeros(1))}
+
+        def sample(self, generator):
+            return torch.zeros(1, 1), torch.zeros(1)
+
+        def model(self):
+            return TouchySquare(1.0)
+
+    made = record("touchy", lr=3.0, steps=200, evaluations=2)
+    assert (len(made.rows), made.verdict.reason, made.verdict.diverged_at) == (65, "nonfinite_loss", 64)
+
+
+class TouchySquare(HalfSquare):
+    def forward(self, inputs):
+        if self.x.abs().item() > 2.0**64:
+            raise ValueError("the weights are too large")
+        return super().forward(inputs)
+
+
+# -------------------------------------------------------------------------------------------------------------------- evaluations
+
+
+@pytest.mark.parametrize(
+    ("steps", "evaluations", "at"),
+    [
+        (100, 20, [*range(0, 101, 5)]),
+        (7, 20, [*range(8)]),
+        (1, 20, [0, 1]),
+        (30, 1, [0, 30]),
+        (10, 3, [0, 3, 7, 10]),
+        (300, 20, [*range(0, 301, 15)]),
+        (50, 20, [0, 2, 5, 8, 10, 12, 15, 18, 20, 22, 25, 28, 30, 32, 35, 38, 40, 42, 45, 48, 50]),
+    ],
+)
+def test_evaluations_are_first_last_and_as_many_as_were_asked_for(quadratic, steps, evaluations, at):
+    """The untrained model, then at most so many, evenly spread; the test split at the last alone."""
+    made = record("quadratic", lr=0.5, steps=steps, evaluations=evaluations)
+    seen = [(step, split) for step, split, metric, _ in made.evaluations if metric == "loss"]
+    assert seen == [*((step, "validation") for step in at), (steps, "test")]
+
+
+def test_how_often_one_evaluates_changes_no_step():
+    assert losses("digits", "adam", evaluations=1) == losses("digits", "adam", evaluations=20)
+
+
+def test_an_evaluation_is_of_the_whole_split_and_of_every_metric():
+    """wdbc: the loss, ROC AUC and accuracy of the trained model, taken again from its weights."""
+    one = cell(steps=25, evaluations=5)
+    made = record(steps=25, evaluations=5)
+    trainer = Trainer(Components.of(Job(one, {})), one)
+    for inputs, targets in feed.batches(trainer.workload, 0, 20, 25):
+        trainer.step(inputs, targets)
+    for split in ("validation", "test"):
+        inputs, targets = feed.splits(trainer.workload, 0)[split]
+        with torch.no_grad():
+            output = trainer.module(inputs)
+        expected = {
+            "loss": nn.functional.cross_entropy(output, targets).item(),
+            "roc_auc": metrics.roc_auc(output, targets),
+            "accuracy": metrics.accuracy(output, targets),
+        }
+        found = {metric: value for step, name, metric, value in made.evaluations if (step, name) == (25, split)}
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_model_is_evaluated_as_one_evaluates_and_trained_as_one_trains():
+    """Dropout and batch statistics are switched off and on again."""
+    modes = []
+
+    class Watched(nn.Linear):
+        def forward(self, inputs):
+            modes.append((self.training, len(inputs)))
+            return super().forward(inputs)
+
+    @workload("watched")
+    class Watching:
+        metric = metrics.log10_gap
+        reference_loss = 1.0
+
+        def data(self):
+            return {
+                "train": (torch.ones(8, 1), torch.ones(8)),
+                **dict.fromkeys(("validation", "test"), (torch.ones(3, 1), torch.ones(3))),
+            }
+
+        def model(self):
+            return Watched(1, 1)
+
+        def loss(self, output, target):
+            return (output.flatten() - target).square().mean()
+
+    record("watched", steps=4, batch=2, evaluations=2)
+    assert modes == [(False, 3), *[(True, 2)] * 2, (False, 3), *[(True, 2)] * 2, (False, 3), (False, 3)]
+
+
+@pytest.mark.parametrize(("evaluations", "steps_to_target"), [(8, 2), (4, 2), (2, 4), (1, 8)])
+def test_steps_to_target_are_the_updates_before_the_first_evaluation_that_met_it(quadratic, evaluations, steps_to_target):
+    """With lr 1/2 the loss is 2/4ⁿ, and meets .125 exactly after two updates; a coarser look finds it later."""
+    made = record(("quadratic", {"start": 2.0}), lr=0.5, steps=8, evaluations=evaluations)
+    assert made.steps_to_target == steps_to_target
+
+
+def test_a_target_never_met_is_none_and_one_met_at_the_start_takes_no_step(quadratic):
+    assert record(("quadratic", {"start": 2.0}), lr=1e-6, steps=8).steps_to_target is None
+    assert record(("quadratic", {"start": 0.5}), lr=1e-6, steps=8).steps_to_target == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------- thresholds
+
+
+def gradient_sizes(name, batch, seed):
+    """The sizes that clips measure, over a hundred Adam steps at lr 1e-3, by hand and in float64."""
+    work = registry.build("workload", name, {})
+    model = feed.model(work, seed)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+    sizes = {"norm": [], "value": [], "layer": []}
+    for inputs, targets in feed.batches(work, seed, batch, 100):
+        adam.zero_grad()
+        feed.loss_of(work, model(inputs), targets).backward()
+        leaves = [param.grad.double().numpy().ravel() for param in model.parameters()]
+        whole = np.concatenate(leaves)
+        sizes["norm"].append(np.linalg.norm(whole))
+        sizes["value"].append(np.abs(whole).max())
+        sizes["layer"].append(max(np.linalg.norm(leaf) for leaf in leaves))
+        adam.step()
+    return {label: float(f"{np.median(some):.3g}") for label, some in sizes.items()}
+
+
+@pytest.mark.parametrize("name", ["wdbc", "temporal-order"])
+def test_a_pilot_takes_the_median_size_over_a_hundred_adam_steps(name):
+    """To three digits, as each clip measures size: 2-norm, largest element, largest tensor. All clips from one run."""
+    built = {"norm": clips.Norm(1.0), "value": clips.Value(1.0), "layer": clips.Layer(1.0)}
+    assert pilot(cell(name), built) == gradient_sizes(name, 20, engines.PILOT_SEED)
+
+
+def test_a_pilot_has_a_seed_of_its_own():
+    """Neither the cell's nor one that a study could ever use, and nothing else of the cell matters but what it is trained on."""
+    one = {"norm": clips.Norm(1.0)}
+    expected = pilot(cell(), one)
+    assert pilot(cell("wdbc", "adam", ("value", {"max_value": 1e-9}), lr=9.0, seed=5, steps=3), one) == expected
+    assert pilot(cell(batch=5), one) != expected
+    assert gradient_sizes("wdbc", 20, 0)["norm"] != expected["norm"]
+    assert engines.PILOT_SEED > 1_000_000
+
+
+def test_a_pilot_without_a_usable_size_is_refused(quadratic):
+    """A zero gradient has no multiples."""
+    with pytest.raises(
+        registry.UsageError, match=r'the pilot of "quadratic\(start=0\)" met gradients of size 0; give norm a plain'
+    ):
+        pilot(cell(("quadratic", {"start": 0.0})), {"norm": clips.Norm(1.0)})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_clip_nothing_is_changed(name):
+    rows = record(name, lr=1e-3).rows
+    assert (rows[:, [KEPT, COSINE]] == 1).all()
+    assert (rows[:, CHANGED] == 0).all()
+
+
+@pytest.mark.parametrize("method", [("value", "max_value"), ("norm", "max_norm"), ("layer", "max_norm")], ids=lambda pair: pair[0])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_infinite_threshold_is_no_clip_to_the_bit(name, method):
+    unclipped = record(name, "momentum", lr=1e-3)
+    clipped = record(name, "momentum", (method[0], {method[1]: math.inf}), lr=1e-3)
+    np.testing.assert_array_equal(clipped.rows, unclipped.rows)
+
+
+def test_a_relative_threshold_is_trained_with_and_recorded_as_the_number_it_resolved_to():
+    one = cell("wdbc", "sgd", ("norm", {"relative": 0.3}))
+    made = run(Job(one, one.clip_settings(0.5)))
+    assert (made.failure, made.threshold) == (None, 0.15)
+    assert made.rows[:, LOSS].tolist() == losses("wdbc", "sgd", ("norm", {"max_norm": 0.15}))
+
+
+def test_with_the_origins_setting_no_weight_moves_more_than_a_thousandth_a_step():
+    """lr·c/(1−μ) with lr .01, c .01, μ .9; without the clip some weight does move further."""
+
+    def furthest(method):
+        one = cell("wdbc", "momentum", method, lr=0.01, steps=300, dtype="float64")
+        trainer = Trainer(Components.of(Job(one, one.clip_settings())), one)
+        moved, before = 0.0, nn.utils.parameters_to_vector(trainer.module.parameters()).detach()
+        for inputs, targets in feed.batches(trainer.workload, 0, 20, 300, torch.float64):
+            trainer.step(inputs, targets)
+            after = nn.utils.parameters_to_vector(trainer.module.parameters()).detach()
+            moved, before = max(moved, (after - before).abs().max().item()), after
+        return moved
+
+    assert furthest(("value", {"max_value": 0.01})) <= 1e-3 * (1 + 1e-9)
+    assert furthest("none") > 1e-3
+
+
+# -------------------------------------------------------------------------------------------------------- a stranger's components
+
+EMA = '''"""Clip at a multiple of the running mean of past norms."""
+
+from clipbench import Positive, Unit, clip, trees
+
+
+@clip("ema")
+class Ema:
+    """Scale the gradient to at most ``ratio`` times its usual length."""
+
+    ratio: Positive = 1.0
+    beta: Unit = 0.95
+
+    def init(self, params):
+        return {"mean": trees.zero(params), "step": trees.zero(params)}
+
+    def update(self, grads, state, params):
+        norm, step = trees.norm(grads), state["step"] + 1
+        mean = self.beta * state["mean"] + (1 - self.beta) * norm
+        limit = self.ratio * mean / (1 - self.beta**step)
+        return trees.scale_to(grads, limit, norm), {"mean": mean, "step": step}
+'''
+
+SIGNUM = '''"""Sign descent with momentum."""
+
+import torch
+
+from clipbench import Unit, optimizer, trees
+
+
+@optimizer("signum")
+class Signum:
+    """Step by the sign of an exponential average of gradients (Bernstein et al. 2018)."""
+
+    beta: Unit = 0.9
+
+    def init(self, params):
+        return {"mean": trees.zeros_like(params)}
+
+    def update(self, grads, state, params):
+        mean = trees.map(lambda m, g: self.beta * m + (1 - self.beta) * g, state["mean"], grads)
+        return trees.map(torch.sign, mean), {"mean": mean}
+'''
+
+
+def test_a_strangers_clip_with_a_memory_runs_in_the_loop(tmp_path):
+    """Its mean of past norms is carried from step to step: what is kept is what the recorded norms say."""
+    (tmp_path / "ema.py").write_text(EMA)
+    registry.load_file(tmp_path / "ema.py")
+    rows = record("digits", "momentum", ("ema", {"ratio": 0.9}), lr=0.03, dtype="float64").rows
+    mean, expected = 0.0, []
+    for step, norm in enumerate(rows[:, GRAD_NORM], 1):
+        mean = 0.95 * mean + 0.05 * norm
+        expected.append(min(1.0, 0.9 * mean / (1 - 0.95**step) / norm))
+    np.testing.assert_allclose(rows[:, KEPT], expected, rtol=1e-12)
+    np.testing.assert_allclose(rows[:, COSINE], 1.0, rtol=1e-12)
+    assert 0 < (rows[:, CHANGED] > 0).mean() < 1
+
+
+def test_a_strangers_pure_rule_runs_in_the_loop(tmp_path):
+    """Its mean of past gradients is carried from step to step: the losses are those of the rule written out."""
+    (tmp_path / "signum.py").write_text(SIGNUM)
+    registry.load_file(tmp_path / "signum.py")
+    made = record("temporal-order", "signum", lr=0.01, dtype="float64")
+    work = registry.build("workload", "temporal-order", {})
+    model = feed.model(work, 0, torch.float64)
+    means, expected = [torch.zeros_like(param) for param in model.parameters()], []
+    for inputs, targets in feed.batches(work, 0, 20, 30, torch.float64):
+        model.zero_grad()
+        loss = work.loss(model(inputs), targets)
+        loss.backward()
+        with torch.no_grad():
+            for param, mean in zip(model.parameters(), means, strict=True):
+                mean.mul_(0.9).add_(param.grad, alpha=0.1)
+                param.sub_(mean.sign(), alpha=0.01)
+        expected.append(loss.item())
+    np.testing.assert_allclose(made.rows[:, LOSS], expected, rtol=1e-9)
+    weights = sum(param.numel() for param in model.parameters())
+    np.testing.assert_allclose(made.rows[:, UPDATE_NORM], 0.01 * math.sqrt(weights), rtol=1e-6)
+
+
+def test_a_strangers_rule_and_clip_run_together(tmp_path):
+    for name, text in (("ema", EMA), ("signum", SIGNUM)):
+        (tmp_path / f"{name}.py").write_text(text)
+        registry.load_file(tmp_path / f"{name}.py")
+    together = record("wdbc", "signum", "ema").rows
+    assert (together[:, KEPT] < 1).any()
+    assert len(together) == 30
+
+
+def test_weights_that_are_not_trained_are_left_alone():
+    """A frozen layer is neither stepped nor measured."""
+
+    @workload("frozen")
+    class Frozen:
+        metric = metrics.log10_gap
+        reference_loss = 1.0
+
+        def data(self):
+            return dict.fromkeys(("train", "validation", "test"), (torch.ones(8, 2), torch.ones(8)))
+
+        def model(self):
+            model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+            model[0].requires_grad_(requires_grad=False)
+            return model
+
+        def loss(self, output, target):
+            return (output.flatten() - target).square().mean()
+
+    one = cell("frozen", "adam", ("value", {"max_value": 1e-9}), steps=5, batch=4)
+    made = run(Job(one, one.clip_settings()))
+    assert made.failure is None
+    assert set(made.rows[:, CHANGED]) == {1.0}
+
+
+def test_state_of_one_run_does_not_reach_the_next():
+    """The same cell twice in one process, with another between them."""
+    first = record("digits", "adam", ("norm", {"max_norm": 0.1}))
+    record("digits", "rmsprop", seed=1)
+    again = record("digits", "adam", ("norm", {"max_norm": 0.1}))
+    np.testing.assert_array_equal(first.rows, again.rows)
+    assert first.evaluations == again.evaluations
+
+
+def test_trees_of_one_stream_are_forked_for_every_run():
+    """Nothing is drawn from the global generator, not even by a model that draws its weights there."""
+    before = torch.random.get_rng_state()
+    record("digits", steps=2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert trees.seed_of("digits", 0, "weights") != trees.seed_of("digits", 0, "batches")

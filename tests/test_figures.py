@@ -1,0 +1,240 @@
+"""Figures: the same bytes each time, colours that stay with their method, and no run left out of sight."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from clipbench import analysis, figures, selection
+from clipbench.cell import Cell
+from clipbench.figures import outcomes
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    """Every frame a figure is drawn from, of a study with diverged, collapsed and stalled seeds."""
+
+    def change(cell: Cell):
+        return synthetic.rows(cell, "diverged") if cell.arm == "sgd" and cell.seed == 1001 else None
+
+    store = synthetic.build(
+        tmp_path_factory.mktemp("f") / "s",
+        problems=("digits",),
+        optimizers=("sgd", "momentum"),
+        clips=("none", "norm", "ema"),
+        relative=(0.1, 1.0),
+        report=3,
+        change=change,
+    )
+    cells, _ = analysis.current(store)
+    components, protocol = store.page("components"), store.page("plan")["protocol"]
+    drawn = analysis.draws(cells, protocol)
+    results, arms = analysis.results(drawn, components), analysis.arms(cells, components)
+    return {
+        "arms": arms,
+        "drawn": drawn,
+        "results": results.merge(arms, on=selection.GROUP),
+        "chosen": results[results["reading"] == "all"],
+        "grid": analysis.grid(cells),
+        "stable": analysis.stable(cells),
+        "steady": analysis.effective(analysis.stable(cells), arms),
+        "fired": analysis.fired(cells),
+        "cost": analysis.cost(store.read("throughput")),
+        "curves": analysis.curves(store.read("curves"), drawn, components),
+    }
+
+
+def draw(name: str, frames) -> Figure:
+    panel = {
+        "task": ("digits", 32, "cpu", "float32"),
+        "title": "digits",
+        "label": "accuracy",
+        "success": False,
+        "higher_is_better": True,
+    }
+    methods = {"plain SGD": "sgd", "momentum": "momentum", "norm clip": "sgd + norm"}
+    f = frames
+    return {
+        "headline": lambda: figures.headline(f["results"], f["drawn"], [panel], methods, "foot"),
+        "curves": lambda: figures.curves(f["curves"], f["arms"], f["chosen"], "loss", 2.3, "foot"),
+        "heat": lambda: figures.heat(f["grid"], f["arms"], f["chosen"], "accuracy", True, "foot"),
+        "stable": lambda: figures.stable(f["stable"], f["arms"], f["steady"], "foot"),
+        "fired": lambda: figures.fired(f["fired"], f["arms"], "foot"),
+        "cost": lambda: figures.cost(f["cost"], "foot"),
+    }[name]()
+
+
+KINDS = ("headline", "curves", "heat", "stable", "fired", "cost")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_same_frame_gives_the_same_bytes_and_none_of_them_is_a_date_or_a_version(frames, name):
+    svg, png = figures.render(draw(name, frames))
+    again = figures.render(draw(name, frames))
+    assert (svg, png) == again
+    assert svg.startswith("<?xml")
+    assert png.startswith(PNG)
+    assert mpl.__version__ not in svg
+    assert b"matplotlib" not in png
+    assert "foot" in svg
+    assert "base64" not in svg
+
+
+def test_the_global_style_is_left_alone_and_has_no_influence(frames):
+    plain = figures.render(draw("stable", frames))
+    with mpl.rc_context({"font.size": 33, "axes.facecolor": "red", "lines.linewidth": 9}):
+        before = dict(mpl.rcParams)
+        assert figures.render(draw("stable", frames)) == plain
+        assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_name_that_looks_like_mathematics_is_a_name(frames, name):
+    hostile = {}
+    for key, frame in frames.items():
+        renamed = frame.copy()
+        for column in ("arm", "clip", "clip_label", "optimizer_label", "partner"):
+            if column in frame:
+                renamed[column] = (
+                    frame[column]
+                    .astype(object)
+                    .map(lambda word: word.replace("norm", r"$\frac{$ <b> norm") if isinstance(word, str) else word)
+                )
+        hostile[key] = renamed
+    svg, _ = figures.render(draw(name, hostile))
+    assert "<b>" not in svg
+
+
+def luminance(colour: str) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+
+def deuteranope(colour: str) -> np.ndarray:
+    """Machado et al. 2009, full deuteranopia, in linear RGB."""
+    linear = np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)])
+    return np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]) @ linear
+
+
+def test_the_five_methods_have_five_colours_that_stay_apart_without_red_and_green():
+    five = [
+        figures.OPTIMIZERS["sgd"],
+        figures.OPTIMIZERS["momentum"],
+        figures.OPTIMIZERS["rmsprop"],
+        figures.CLIPS["value"],
+        figures.CLIPS["norm"],
+    ]
+    for number, first in enumerate(five):
+        for second in five[number + 1 :]:
+            assert np.abs(deuteranope(first) - deuteranope(second)).max() > 0.08
+            assert first != second
+
+
+def test_every_colour_is_dark_enough_for_paper():
+    for colour in (*figures.OPTIMIZERS.values(), *figures.CLIPS.values(), *figures.STRANGERS):
+        assert luminance(colour) < 0.55
+
+
+def test_a_stranger_keeps_its_colour_whatever_comes_with_it():
+    alone = figures.colours(["ema"], figures.CLIPS)
+    beside = figures.colours(["norm", "ema", "none"], figures.CLIPS)
+    assert alone["ema"] == beside["ema"] == figures.STRANGERS[0]
+    assert figures.colours(["zeta", "ema"], figures.CLIPS) == figures.colours(["ema", "zeta"], figures.CLIPS)
+    assert {figures.CLIPS[name] for name in ("value", "norm")} == {
+        figures.colours(["value", "norm", "x"], figures.CLIPS)[name] for name in ("value", "norm")
+    }
+
+
+def test_an_arm_has_its_clips_colour_or_its_optimizers(frames):
+    tints = figures.arm_colours(frames["arms"])
+    assert tints["momentum"] == figures.OPTIMIZERS["momentum"]
+    assert tints["momentum + norm"] == tints["sgd + norm"] == figures.CLIPS["norm"]
+
+
+def test_a_diverged_seed_is_marked_where_it_has_no_value(frames):
+    axes = draw("headline", frames).axes[0]
+    notes = [text.get_text() for text in axes.texts]
+    assert "1 of 3" in notes
+    assert any(line.get_marker() == "x" for line in axes.lines)
+
+
+def test_a_diverged_curve_ends_in_a_cross_and_every_seed_has_its_line(frames):
+    axes = draw("curves", frames).axes[0]
+    assert sum(line.get_marker() == "x" for line in axes.lines) == 1
+    assert sum(line.get_linewidth() == 0.5 for line in axes.lines) == 3
+    assert "3 seeds, 1 diverged" in [text.get_text() for text in axes.texts]
+
+
+def test_the_median_of_two_diverged_of_three_ends_where_the_second_did():
+    rows = [
+        {"arm": "sgd", "seed": seed, "ended": "diverged" if seed else "learned", "step": float(step), "gap": 1.0}
+        for seed, steps in enumerate((100, 40, 30))
+        for step in range(steps)
+    ]
+    figure = Figure()
+    axes = figure.subplots()
+    outcomes._curve_panel(axes, pd.DataFrame(rows), "black")
+    (middle,) = [line for line in axes.lines if line.get_linewidth() == 1.5 and line.get_marker() == "None"]
+    assert max(middle.get_xdata()) == 39
+
+
+def test_seeds_far_outside_are_marked_at_the_edge_with_their_number():
+    values = pd.Series([0.9 + 0.001 * number for number in range(40)] + [0.1])
+    fenced = outcomes._fenced(values, pd.Series([0.92]))
+    assert fenced.min() == pytest.approx(0.9)
+    assert len(fenced) == 40
+
+
+def test_heat_map_cells_are_told_apart_by_letter_and_hatch_and_not_by_colour_alone():
+    place = {
+        "problem": "digits",
+        "batch": 32,
+        "device": "cpu",
+        "dtype": "float32",
+        "arm": "sgd",
+        "threshold": math.nan,
+        "relative": math.nan,
+    }
+    none = {"learned": 0, "stalled": 0, "collapsed": 0, "diverged": 0, "failed": 0}
+    kinds = ["learned", "stalled", "collapsed", "diverged", "failed"]
+    rows = [
+        {**place, "lr": 10.0**number, "seeds": 3, **none, kind: 3, "value": math.nan if kind in ("diverged", "failed") else 0.5}
+        for number, kind in enumerate(kinds)
+    ]
+    rows.append({**place, "lr": 1e5, "seeds": 3, **none, "learned": 1, "diverged": 2, "value": 0.9})
+    arms = pd.DataFrame(
+        [{**place, "optimizer": "sgd", "clip": "none", "optimizer_label": "sgd", "clip_label": "none", "partner": None}]
+    )
+    figure = figures.heat(
+        pd.DataFrame(rows), arms, pd.DataFrame(columns=["arm", "lr", "threshold", "relative"]), "accuracy", True, ""
+    )
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ["S", "C", "D", "F", "D2"]
+    assert len({patch.get_hatch() for patch in axes.patches[:4]}) == 4
+    colours = axes.collections[0].get_array()
+    assert np.ma.getmaskarray(colours).ravel().tolist() == [False, False, False, True, True, True]
+
+
+def test_numbers_on_axes_are_short_and_have_a_true_minus():
+    assert [figures.number(value) for value in (0.001, 30.0, 1e-5, -2.0, 1e6)] == ["0.001", "30", "1e−5", "−2", "1e6"]
+
+
+def test_svg_paths_are_rounded_and_text_is_text(frames):
+    svg, png = figures.render(draw("stable", frames))
+    assert ">learning rate" in svg
+    assert "<text" in svg
+    assert len(svg) < 60_000
+    assert all(len(part.rpartition(".")[2]) <= 2 for part in svg.split(' d="')[1].partition('"')[0].split() if "." in part)
+    width, height = np.frombuffer(io.BytesIO(png).getvalue()[16:24], dtype=">u4")
+    assert width > 600
+    assert height > 200

@@ -1,0 +1,127 @@
+"""The first losses of every packaged component, as they were when its version was counted last.
+
+The numbers lie in golden.json. Where one moves, the component's version has to move with it, or stored cells would be compared with
+cells of another mathematics under the same name. `python tests/test_golden.py` records them anew; it refuses to do so for a
+component whose numbers moved and whose version did not.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipbench import clips, feed, optimizers, registry, workloads
+from clipbench.cell import Cell, Part
+from clipbench.engines import Components, Job, Trainer
+from clipbench.events import LOSS
+
+__all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
+
+FILE = Path(__file__).with_name("golden.json")
+STEPS, FEW = 20, 3  # origin takes 40 ms a step
+TOLERANCE = 1e-9  # processors round differently in the last digits
+
+# workload, optimizer, clip, lr, steps: every workload under something typical, every optimizer and every clip at least once
+CASES = {
+    "wdbc, rmsprop": ("wdbc", "rmsprop", ("none", {}), 0.003, STEPS),
+    "wdbc, adam + norm": ("wdbc", "adam", ("norm", {"max_norm": 0.3}), 0.01, STEPS),
+    "digits, momentum + value": ("digits", "momentum", ("value", {"max_value": 0.01}), 0.03, STEPS),
+    "digits, adamw + layer": ("digits", "adamw", ("layer", {"max_norm": 0.1}), 0.01, STEPS),
+    "temporal-order, sgd + norm": ("temporal-order", "sgd", ("norm", {"max_norm": 0.3, "norm_type": "inf"}), 0.3, STEPS),
+    "cosh, nesterov + norm": ("cosh", "nesterov", ("norm", {"max_norm": 100.0}), 0.003, STEPS),
+    "origin, momentum + value": ("origin", "momentum", ("value", {"max_value": 0.01}), 0.01, FEW),
+}
+
+
+def cell(case):
+    problem, rule, (method, settings), lr, steps = CASES[case]
+    threshold = registry.threshold_field(registry.find("clip", method))
+    return Cell(
+        Part(problem, registry.find("workload", problem).version),
+        Part(rule, registry.find("optimizer", rule).version),
+        Part(method, registry.find("clip", method).version, settings, threshold),
+        lr, seed=0, steps=steps, batch=16, dtype="float64", evaluations=1,
+    )  # fmt: skip
+
+
+def losses(case):
+    one = cell(case)
+    trainer = Trainer(Components.of(Job(one, one.clip_settings())), one)
+    for batch in feed.batches(trainer.workload, one.seed, one.batch, one.steps, trainer.dtype):
+        trainer.step(*batch)
+    return trainer.meter.rows()[:, LOSS].tolist()
+
+
+def differences(case, stored):
+    """What is wrong with one case, as sentences: another cell than the stored one, or other losses."""
+    document, found = cell(case).document(), losses(case)
+    if stored is None:
+        return [f"{case}: nothing is recorded; run `python tests/test_golden.py`."]
+    if document != stored["cell"]:
+        return [f"{case}: the recorded cell is another one; if that is meant, run `python tests/test_golden.py`."]
+    pairs = zip(found, stored["losses"], strict=True)
+    moved = [step for step, (new, old) in enumerate(pairs) if new != pytest.approx(old, rel=TOLERANCE)]
+    if not moved:
+        return []
+    step, names = moved[0], ", ".join(document[kind]["name"] for kind in registry.KINDS)
+    sentence = (
+        f"{case}: from step {step} on the losses moved ({stored['losses'][step]!r} became {found[step]!r}). Undo the change, or "
+        f"raise `version` of the component whose mathematics changed ({names}) and run `python tests/test_golden.py`."
+    )
+    return [sentence]
+
+
+def recorded():
+    return json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_first_losses_are_those_of_this_version(case):
+    """In float64, to nine digits."""
+    wrong = differences(case, recorded().get(case))
+    assert not wrong, wrong[0]
+
+
+def test_every_packaged_component_is_recorded():
+    cells = [cell(case).document() for case in CASES]
+    for kind in registry.KINDS:
+        ours = {name for name in registry.names(kind) if registry.find(kind, name).__module__.startswith("clipbench.")}
+        assert {document[kind]["name"] for document in cells} == ours
+
+
+def test_nothing_is_recorded_that_no_case_asks_for():
+    assert recorded().keys() == CASES.keys()
+
+
+def test_losses_that_moved_are_told_with_the_way_out():
+    """By a billionth and a bit, at one step only."""
+    case = "cosh, nesterov + norm"
+    stored = recorded()[case]
+    stored["losses"][7] *= 1 + 3 * TOLERANCE
+    [sentence] = differences(case, stored)
+    assert "from step 7 on" in sentence
+    assert "Undo the change, or raise `version` of the component whose mathematics changed (cosh, nesterov, norm)" in sentence
+
+
+def test_a_new_version_asks_to_be_recorded():
+    case = "cosh, nesterov + norm"
+    stored = recorded()[case]
+    stored["cell"]["optimizer"]["version"] -= 1
+    assert "run `python tests/test_golden.py`" in differences(case, stored)[0]
+
+
+def main():
+    """Record anew what is new, has another version, or another cell; refuse where only the numbers moved."""
+    torch.set_num_threads(1)
+    old = recorded()
+    moved = [one for case in CASES if case in old for one in differences(case, old[case]) if "losses moved" in one]
+    if moved:
+        sys.exit("\n".join(moved))
+    page = {case: {"cell": cell(case).document(), "losses": losses(case)} for case in CASES}
+    FILE.write_text(json.dumps(page, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

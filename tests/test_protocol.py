@@ -1,0 +1,358 @@
+"""The phases of a run: what each asks for, what a second run keeps, and what an edited study adds."""
+
+import hashlib
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+
+from clipbench import protocol, registry, schedule, selection, store, study
+from clipbench.registry import UsageError
+from clipbench.store import Store
+
+PAGE = """
+[run]
+steps = 12
+batch = 8
+evaluations = 2
+device = "cpu"
+lr = [0.01, 0.1]
+seeds = { select = 1, report = 2 }
+
+[[workload]]
+name = "cosh"
+
+[[optimizer]]
+name = "sgd"
+
+[[clip]]
+name = "none"
+
+[[clip]]
+name = "norm"
+relative = [0.1, 0.3]
+"""
+TASK = "cosh, batch 8, cpu, float32"
+
+EMA = '''
+"""Clip at a multiple of the running mean of past norms."""
+
+from clipbench import Positive, Unit, clip, trees
+
+
+@clip("ema")
+class Ema:
+    """Scale the gradient to at most ``ratio`` times its usual length."""
+
+    ratio: Positive = 1.0
+    beta: Unit = 0.95
+
+    def init(self, params):
+        return {"mean": trees.zero(params), "step": trees.zero(params)}
+
+    def update(self, grads, state, params):
+        norm, step = trees.norm(grads), state["step"] + 1
+        mean = self.beta * state["mean"] + (1 - self.beta) * norm
+        limit = self.ratio * mean / (1 - self.beta**step)
+        return trees.scale_to(grads, limit, norm), {"mean": mean, "step": step}
+'''
+
+
+def parsed(text, folder):
+    registry.load_packaged()
+    return study.parse("tiny", text, folder)
+
+
+def carried_out(text, folder, **options):
+    """``run`` of a page into ``folder``: the counts, and the store as a reader opens it."""
+    asked = parsed(text, folder.parent)
+    made = Store.create(folder, asked.name, asked.text)
+    with made.claim():
+        counts = protocol.run(asked, made, **{"workers": 2, "with_throughput": False, **options})
+    return counts, Store(folder)
+
+
+def rows(frame):
+    """Rows in an order of their own, to compare tables whose shards differ."""
+    return frame.sort_values("cell").reset_index(drop=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("protocol") / "tiny"
+    counts, done = carried_out(PAGE, folder)
+    assert counts["kept"] == 0
+    return done
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy of the finished store to go on with."""
+    return shutil.copytree(whole.folder, tmp_path / "tiny")
+
+
+def goes_on(copy, whole, *changes):
+    """Run an edited page over a copy; asserts that every stored row and file is kept. The counts and the new cells."""
+    text = PAGE
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    counts, done = carried_out(text, copy)
+    before, after = rows(whole.read("cells")), rows(done.read("cells"))
+    pd.testing.assert_frame_equal(after[after["cell"].isin(before["cell"])].reset_index(drop=True), before)
+    assert {path.relative_to(whole.folder) for path in whole.folder.glob("*/*")} <= {
+        path.relative_to(copy) for path in copy.glob("*/*")
+    }
+    assert done.problems() == []
+    new = after[~after["cell"].isin(before["cell"])]
+    assert counts["ran"] == len(new)
+    return counts, new
+
+
+# ---------------------------------------------------------------------------------------------------------------- one run
+
+
+def test_every_phase_is_written_down_and_every_cell_of_it_stored(whole):
+    cells = whole.read("cells")
+    phases = whole.page("plan")["cells"]
+    assert list(phases) == ["extend", "report", "select"]
+    assert all(phases.values())
+    assert set(cells["cell"]) == {cell for phase in phases.values() for cell in phase}
+    role = dict(zip(cells["cell"], cells["role"], strict=True))
+    assert {role[cell] for cell in (*phases["select"], *phases["extend"])} == {"select"}
+    assert {role[cell] for cell in phases["report"]} == {"report"}
+    assert len(phases["select"]) == 6
+    assert whole.problems() == []
+
+
+def test_report_cells_are_the_choices_on_seeds_of_their_own(whole):
+    cells = whole.read("cells")
+    report, select = cells[cells["role"] == "report"], cells[cells["role"] == "select"]
+    assert set(report["seed"]) == {1000, 1001}
+    assert set(select["seed"]) == {0}
+    chosen = selection.choose(selection.score(cells))
+    assert len(chosen) == 2
+    for choice in chosen.to_dict("records"):
+        mine = report[(report["arm"] == choice["arm"]) & (report["lr"] == choice["lr"])]
+        if choice["arm"] != "sgd":
+            mine = mine[mine["relative"] == choice["relative"]]
+        assert set(mine["seed"]) == {1000, 1001}
+
+
+def test_the_untuned_row_is_run_beside_the_choices(whole):
+    cells = whole.read("cells")
+    report = cells[(cells["role"] == "report") & (cells["lr"] == 0.01)]
+    assert set(report.loc[report["arm"] == "sgd + norm", "threshold"]) >= {1.0}
+
+
+def test_an_edge_is_extended_by_two_half_decades_once_and_flagged(whole):
+    """The choice of 0.01 … 0.1 can only be at an end of the axis."""
+    cells = whole.read("cells")
+    flagged = cells[cells["extended"]]
+    assert set(flagged["cell"]) == set(whole.page("plan")["cells"]["extend"])
+    plain = cells[(cells["role"] == "select") & (cells["arm"] == "sgd")]
+    new = set(plain.loc[plain["extended"], "lr"])
+    assert new in ({0.003, 0.001}, {0.3, 1.0})
+    assert set(plain.loc[~plain["extended"], "lr"]) == {0.01, 0.1}
+    assert set(flagged["role"]) == {"select"}
+    assert set(flagged["relative"].dropna()) <= {0.01, 0.03, 0.1, 0.3, 1.0, 3.0}
+
+
+def test_relative_thresholds_are_resolved_with_the_stored_pilot(whole):
+    """To three digits; the multiple stays beside the number, and in the identity."""
+    size = whole.page("calibration")["pilots"][TASK]["norm"]
+    cells = whole.read("cells")
+    clipped = cells[cells["relative"].notna()]
+    assert len(clipped) >= 4
+    assert all(row.threshold == float(f"{row.relative * size:.3g}") for row in clipped.itertuples())
+    assert all(f'"relative":{row.relative}' in row.settings for row in clipped.itertuples())
+    assert cells.loc[cells["arm"] == "sgd", "threshold"].isna().all()
+
+
+def test_the_environment_names_the_machine_and_no_person(whole):
+    page = whole.page("environment")
+    [key] = page["environments"]
+    assert set(whole.read("cells")["environment"]) == {key}
+    assert page["environments"][key]["libraries"]["torch"]
+    assert str(whole.folder.parent) not in (whole.folder / "environment.json").read_text()
+
+
+def test_the_same_study_elsewhere_gives_the_same_rows(whole, tmp_path):
+    _, again = carried_out(PAGE, tmp_path / "tiny", workers=1)
+    columns = [name for name in whole.read("cells") if name not in ("seconds", "worker", "created")]
+    pd.testing.assert_frame_equal(rows(again.read("cells"))[columns], rows(whole.read("cells"))[columns])
+    for table in ("plan", "calibration", "components", "environment"):
+        assert again.page(table) == whole.page(table)
+
+
+# ---------------------------------------------------------------------------------------------------------------- the next run
+
+
+def test_a_second_run_runs_nothing_and_starts_nothing(whole, copy, monkeypatch):
+    """No worker, no pilot; not a file changes."""
+    monkeypatch.setattr(schedule, "context", None)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".claim"}
+    counts, _ = carried_out(PAGE, copy)
+    assert counts["ran"] == 0
+    assert counts["kept"] == len(whole.read("cells"))
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".claim"} == before
+
+
+def test_more_report_seeds_run_the_new_seeds_only(whole, copy):
+    counts, new = goes_on(copy, whole, ("report = 2", "report = 4"))
+    assert set(new["seed"]) == {1002, 1003}
+    assert counts["kept"] == len(whole.read("cells"))
+
+
+def test_more_selection_seeds_keep_what_is_stored(whole, copy):
+    _, new = goes_on(copy, whole, ("select = 1", "select = 2"))
+    assert len(new[(new["seed"] == 1) & ~new["extended"]]) == 6
+    assert new.loc[new["role"] == "select", "seed"].isin([0, 1]).all()
+
+
+def test_an_edited_study_runs_what_is_missing(whole, copy):
+    _, new = goes_on(copy, whole, ("lr = [0.01, 0.1]", "lr = [0.01, 0.03, 0.1]"))
+    assert len(new[(new["lr"] == 0.03) & (new["role"] == "select") & ~new["extended"]]) == 3
+
+
+def test_a_shard_that_was_damaged_is_run_again_and_nothing_else(whole, copy):
+    lost = min((copy / "cells").glob("select-*"))
+    cells = set(store._read(lost)["cell"].to_pylist())
+    lost.write_bytes(lost.read_bytes()[:-1])
+
+    class Notes(protocol.Silent):
+        said = ()
+
+        def note(self, sentence):
+            self.said = (*self.said, sentence)
+
+    notes = Notes()
+    counts, done = carried_out(PAGE, copy, watcher=notes)
+    assert counts["ran"] == len(cells)
+    assert notes.said == (f"set aside: cells/{lost.name}: does not match the hash in its name",)
+    columns = [name for name in whole.read("cells") if name not in ("seconds", "worker", "created")]
+    pd.testing.assert_frame_equal(rows(done.read("cells"))[columns], rows(whole.read("cells"))[columns])
+    assert done.problems() == []
+
+
+def test_a_stored_pilot_is_used_and_never_run_again(tmp_path, monkeypatch):
+    """Another number than a pilot would give, planted before the first cell."""
+    page = PAGE.replace("[0.01, 0.1]", "0.01").replace("report = 2", "report = 0")
+    planted = {"pilots": {TASK: {"norm": 12.3}}}
+    Store.create(tmp_path / "tiny", "tiny", page).write_page("calibration", planted)
+    monkeypatch.setattr(schedule, "call", None)
+    _, done = carried_out(page, tmp_path / "tiny")
+    cells = done.read("cells")
+    assert {(row.relative, row.threshold) for row in cells[cells["relative"].notna() & ~cells["extended"]].itertuples()} == {
+        (0.1, 1.23),
+        (0.3, 3.69),
+    }
+    assert done.page("calibration") == planted
+
+
+def test_no_report_seeds_mean_no_report_cells(tmp_path):
+    page = PAGE.replace("[0.01, 0.1]", "0.01").replace("report = 2", "report = 0").replace("[0.1, 0.3]", "0.3")
+    counts, done = carried_out(page, tmp_path / "tiny")
+    assert counts["ran"] == 2
+    assert done.page("plan")["cells"]["report"] == []
+    assert done.problems() == []
+
+
+def test_curves_of_report_and_diverged_cells_only_where_that_is_asked_for(tmp_path):
+    """And it stays so: a later run that would keep all cannot bring the others back."""
+    page = PAGE.replace("[0.01, 0.1]", "[0.1, 3.0]")
+    counts, done = carried_out(page, tmp_path / "tiny", curves="report")
+    assert counts["diverged"]
+    cells = done.read("cells").set_index("cell")
+    kept = set(done.read("curves")["cell"])
+    assert kept == set(cells.index[(cells["role"] == "report") | (cells["status"] == "diverged")])
+    assert kept != set(cells.index)
+    assert done.problems() == []
+    _, again = carried_out(page, tmp_path / "tiny", curves="all")
+    assert again.page("environment")["curves"] == "report"
+    assert again.problems() == []
+
+
+# ---------------------------------------------------------------------------------------------------------------- devices
+
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+
+
+@without_cuda
+def test_cells_for_an_absent_device_are_listed_with_the_reason(tmp_path):
+    page = PAGE.replace('device = "cpu"', 'device = ["cpu", "cuda"]').replace("[0.01, 0.1]", "0.01")
+    page = page.replace("report = 2", "report = 1")
+    asked = protocol.plan(parsed(page, tmp_path))
+    absent = [{"device": "cuda", "cells": 3, "reason": "this machine has no CUDA device"}]
+    assert asked.not_run == absent
+    assert {cell.device for cell in asked.cells} == {"cpu"}
+    counts, done = carried_out(page, tmp_path / "tiny")
+    assert counts["not_run"] == 3
+    assert done.page("plan")["not_run"] == absent
+    assert set(done.read("cells")["device"]) == {"cpu"}
+    assert done.problems() == []
+
+
+@without_cuda
+def test_a_study_for_absent_devices_alone_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="every cell is for an absent device"):
+        carried_out(PAGE.replace('device = "cpu"', 'device = "cuda"'), tmp_path / "tiny")
+    with pytest.raises(UsageError, match="--device cuda: this machine has no CUDA device"):
+        protocol.plan(parsed(PAGE, tmp_path), "cuda")
+
+
+def test_a_device_on_the_command_line_takes_every_cell_there_once(tmp_path):
+    both = parsed(PAGE.replace('device = "cpu"', 'device = ["cpu", "cuda"]'), tmp_path)
+    asked = protocol.plan(both, "cpu")
+    assert {cell.id for cell in asked.cells} == {cell.id for cell in protocol.plan(parsed(PAGE, tmp_path)).cells}
+    assert asked.not_run == []
+
+
+# ---------------------------------------------------------------------------------------------------------------- a stranger's clip
+
+
+def test_a_strangers_clip_joins_the_matrix_under_its_files_hash(tmp_path):
+    (tmp_path / "ema.py").write_text(EMA)
+    page = 'use = ["ema.py"]\n' + PAGE.replace('name = "norm"\nrelative = [0.1, 0.3]', 'name = "ema"\nratio = [0.5, 1.0]')
+    counts, done = carried_out(page, tmp_path / "tiny")
+    assert counts["failed"] == 0
+    cells = done.read("cells")
+    ema = cells[cells["clip"] == "ema"]
+    assert set(ema["arm"]) == {"sgd + ema"}
+    assert {0.5, 1.0} <= set(ema["threshold"])
+    assert set(ema["role"]) == {"select", "report"}
+    assert (ema["clipped_fraction"] > 0).any()
+    version = hashlib.sha256(EMA.encode()).hexdigest()[:16]
+    assert ema["settings"].str.contains(f'"version":"{version}"').all()
+    assert done.page("components")["clips"]["ema"]["version"] == version
+    assert done.problems() == []
+
+    before = {cell.id for cell in parsed(page, tmp_path).cells()}
+    (tmp_path / "ema.py").write_text(EMA + "\n# another thought\n")
+    after = {cell.id for cell in parsed(page, tmp_path).cells()}
+    stay = {cell.id for cell in parsed(PAGE, tmp_path).cells() if cell.clip.name == "none"}
+    assert before & after == stay
+    assert len(after - before) == 4
+
+
+def test_the_default_threshold_of_a_clip_is_stored_as_a_number(tmp_path):
+    (tmp_path / "ema.py").write_text(EMA)
+    page = 'use = ["ema.py"]\n' + PAGE.replace('name = "norm"\nrelative = [0.1, 0.3]', 'name = "ema"')
+    _, done = carried_out(page.replace("[0.01, 0.1]", "0.01").replace("report = 2", "report = 0"), tmp_path / "tiny")
+    cells = done.read("cells")
+    assert set(cells.loc[cells["clip"] == "ema", "threshold"]) == {1.0}
+
+
+# ---------------------------------------------------------------------------------------------------------------- outlook
+
+
+def test_the_outlook_counts_what_is_stored(whole, tmp_path):
+    asked = parsed(PAGE, tmp_path)
+    [row] = protocol.predict(asked, protocol.plan(asked), whole)
+    assert (row["task"], row["select"], row["stored"]) == (TASK, 6, 6)
+    assert row["seconds"] == 0
+    [row] = protocol.predict(asked, protocol.plan(asked), None)
+    assert row["stored"] == 0
+    assert row["seconds"] > 0
+    assert row["report"] >= len(whole.page("plan")["cells"]["report"])

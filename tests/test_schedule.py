@@ -1,0 +1,385 @@
+"""Workers may die, raise, be interrupted or be orphaned: a cell is lost at most, and never what was stored."""
+
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from clipbench import protocol, registry, schedule, selection, study
+from clipbench.engines import Job, Record
+from clipbench.store import Store
+
+PATIENCE = 120  # seconds for what takes one: a busy machine is no finding
+
+TROUBLE = '''
+"""A clip that does something else at every threshold."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+from clipbench import Positive, clip
+
+HERE = Path(__file__).parent
+
+
+@clip("trouble")
+class Trouble:
+    """What the threshold says; at 1 nothing."""
+
+    kind: Positive
+
+    def update(self, grads, state, params):
+        if self.kind == 2 and not (HERE / "killed").exists():
+            (HERE / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.kind == 3:
+            raise ValueError("no,\\nthanks")
+        if self.kind == 4:
+            tiny = torch.full((64,), 1e-310, dtype=torch.float64) * 1.0
+            raise RuntimeError(f"{torch.get_num_threads()} threads, {torch.count_nonzero(tiny)} denormals")
+        if self.kind == 5 and not (HERE / "go").exists():
+            (HERE / "reached.writing").write_text(str(os.getpid()))
+            os.replace(HERE / "reached.writing", HERE / "reached")
+            while not (HERE / "go").exists():
+                time.sleep(0.01)
+        return grads, state
+'''
+
+PAGE = """
+use = ["trouble.py"]
+
+[run]
+steps = 8
+batch = 8
+evaluations = 2
+lr = 0.01
+seeds = {{ select = {seeds}, report = 1 }}
+
+[untuned]
+lr = 0.003
+
+[[workload]]
+name = "{workload}"
+
+[[optimizer]]
+name = "sgd"
+
+[[clip]]
+name = "trouble"
+kind = {kinds}
+"""
+
+
+def page(folder, kinds, seeds=1, workload="cosh", name="tiny"):
+    """The study page in ``folder``, beside the stranger's file."""
+    folder.mkdir(exist_ok=True)
+    (folder / "trouble.py").write_text(TROUBLE)
+    text = PAGE.format(kinds=kinds, seeds=seeds, workload=workload)
+    (folder / f"{name}.toml").write_text(text)
+    return study.parse(name, text, folder)
+
+
+def jobs(asked):
+    return [Job(cell, cell.clip_settings()) for cell in asked.cells()]
+
+
+def new_store(folder):
+    made = Store.create(folder, "tiny", "")
+    made.write_page("environment", {"study": "tiny", "environments": {"here": {}}})
+    return made
+
+
+def supervise(asked, store, **options):
+    schedule.run(jobs(asked), store, "select", "here", use=asked.used, **{"workers": 2, **options})
+    return Store(store.folder)
+
+
+def outcomes(cells):
+    """Rows by (threshold, seed)."""
+    return cells.set_index(["threshold", "seed"]).sort_index()
+
+
+def gone(pid):
+    """Whether a process has ended, a zombie counting as ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"
+
+
+def wait_for(condition, what):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s in vain for {what}"
+        time.sleep(0.02)
+
+
+def curves(store):
+    """All curves, in an order that does not depend on who wrote them."""
+    frame = store.read("curves").sort_values(["cell", "step"]).reset_index(drop=True)
+    return {name: column.to_numpy().tobytes() if name != "cell" else list(column) for name, column in frame.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------- troubles
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory):
+    """Two runs of eight cells; in the first one worker is killed."""
+    registry.load_packaged()
+    folder = tmp_path_factory.mktemp("troubled")
+    asked, store = page(folder, [1.0, 2.0, 3.0, 4.0], seeds=2), new_store(folder / "out")
+    ended = []
+    first = supervise(asked, store, on_record=ended.append)
+    again = [job for job in jobs(asked) if job.cell.id in set(first.read("cells").query("status == 'failed'")["cell"])]
+    cells = first.read("cells")
+    schedule.run(again, store, "select", "here", use=asked.used, workers=2)
+    return {"first": outcomes(cells), "second": outcomes(Store(store.folder).read("cells")), "ended": ended, "store": store}
+
+
+def test_a_killed_worker_costs_the_cell_it_was_at_and_no_other(troubled):
+    first = troubled["first"]
+    killed = first[first["reason"].fillna("").str.contains("SIGKILL")]
+    assert len(first) == 8
+    assert list(killed["status"]) == ["failed"]
+    assert killed.index[0][0] == 2.0
+    assert list(killed["reason"]) == ["the worker was killed by SIGKILL"]
+    assert killed["outcome"].isna().all()
+    others = first.drop(killed.index).loc[[1.0, 2.0]]
+    assert list(others["status"]) == ["completed"] * 3
+    assert set(troubled["store"].read("curves")["cell"]) >= set(others["cell"])
+
+
+def test_the_next_run_tries_a_failed_cell_again(troubled):
+    second = troubled["second"]
+    failed_first = troubled["first"]["status"] == "failed"
+    assert len(second) == 8
+    assert list(second["attempt"]) == [2 if failed else 1 for failed in failed_first]
+    assert set(second.loc[[1.0, 2.0], "status"]) == {"completed"}
+
+
+def test_a_component_that_raises_is_a_failed_cell_with_the_reason_in_one_line(troubled):
+    assert set(troubled["second"].loc[[3.0, 4.0], "status"]) == {"failed"}
+    assert set(troubled["second"].loc[3.0, "reason"]) == {"ValueError: no, thanks"}
+
+
+def test_workers_have_one_thread_and_flush_denormals(troubled):
+    assert set(troubled["second"].loc[4.0, "reason"]) == {"RuntimeError: 1 threads, 0 denormals"}
+
+
+def test_a_failed_cell_has_its_settings_and_no_numbers(troubled):
+    """Its threshold above all: rows of one setting must stay together, or a lost seed would go unnoticed."""
+    failed = troubled["first"].reset_index().query("status == 'failed'")
+    assert failed["threshold"].isin([2.0, 3.0, 4.0]).all()
+    assert failed[["outcome", "final_loss", "metric_value", "diverged_at"]].isna().all(axis=None)
+    assert (failed["steps"] == 0).all()
+
+
+def test_a_setting_that_lost_a_seed_counts_as_unstable(troubled):
+    scores = selection.score(troubled["first"].reset_index()).set_index("threshold")
+    assert list(scores.index) == [1.0, 2.0, 3.0, 4.0]
+    assert list(scores["seeds"]) == [2, 2, 2, 2]
+    assert list(scores["unstable"]) == [0, 1, 2, 2]
+
+
+def test_who_watches_hears_of_every_cell_once(troubled):
+    assert len({record.job.cell.id for record in troubled["ended"]}) == len(troubled["ended"]) == 8
+
+
+def test_verify_lists_failed_cells(troubled):
+    problems = Store(troubled["store"].folder)._row_problems()
+    assert len([problem for problem in problems if "it failed: ValueError: no, thanks" in problem]) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------- sameness
+
+
+@pytest.mark.parametrize("workload", ["wdbc", "cosh"])
+def test_one_worker_or_two_give_the_same_bits(tmp_path, workload):
+    registry.load_packaged()
+    asked = page(tmp_path, [1.0, 6.0], seeds=2, workload=workload)
+    one = supervise(asked, new_store(tmp_path / "one"), workers=1)
+    two = supervise(asked, new_store(tmp_path / "two"), workers=2)
+    assert curves(one) == curves(two)
+    values = ["cell", "validation_value", "metric_value", "final_loss", "threads"]
+    pd.testing.assert_frame_equal(
+        one.read("cells")[values].sort_values("cell").reset_index(drop=True),
+        two.read("cells")[values].sort_values("cell").reset_index(drop=True),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- interruptions
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A whole run of the study that others interrupt."""
+    registry.load_packaged()
+    folder = tmp_path_factory.mktemp("gated")
+    asked = page(folder, [1.0, 5.0, 6.0])
+    (folder / "go").touch()
+    store = Store.create(folder / "undisturbed", asked.name, asked.text)
+    with store.claim():
+        protocol.run(asked, store, workers=2, with_throughput=False)
+    return folder, asked, Store(store.folder)
+
+
+@pytest.fixture
+def underway(undisturbed, tmp_path):
+    """``clipbench run`` as a process of its own, its one worker at the second cell of three and kept there."""
+    folder, _, _ = undisturbed
+    (folder / "go").unlink(missing_ok=True)
+    (folder / "reached").unlink(missing_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clipbench", "run", "tiny.toml", "--out", tmp_path / "out", "--workers", "1", "--no-throughput"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  (a shell's background jobs ignore it)
+    )
+    wait_for(lambda: (folder / "reached").exists() or process.poll() is not None, "the worker")
+    assert process.poll() is None, process.communicate()
+    yield process, int((folder / "reached").read_text()), Store(tmp_path / "out")
+    (folder / "go").touch()
+    process.kill()
+    process.communicate()
+
+
+def completed_like(undisturbed, store):
+    """Complete an interrupted run; what it kept, and whether the tables are those of the undisturbed one."""
+    folder, asked, whole = undisturbed
+    (folder / "go").touch()
+    with store.claim():
+        counts = protocol.run(asked, store, workers=2, with_throughput=False)
+    done = Store(store.folder)
+    assert done.problems() == []
+    assert curves(done) == curves(whole)
+    columns = ["cell", "role", "status", "outcome", "threshold", "validation_value", "metric_value", "steps", "attempt"]
+    pd.testing.assert_frame_equal(
+        done.read("cells")[columns].sort_values("cell").reset_index(drop=True),
+        whole.read("cells")[columns].sort_values("cell").reset_index(drop=True),
+    )
+    return counts
+
+
+def test_an_interrupt_keeps_every_cell_that_ended_and_the_next_run_goes_on(undisturbed, underway):
+    """The cell under way is waited for. ^C at a terminal reaches the whole process group: the workers leave the decision to one."""
+    process, worker, store = underway
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(1)  # for the supervisor to hear of it; were it late, the worker would go further, and the claim would hold
+    (undisturbed[0] / "go").touch()
+    said, complained = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert complained == "clipbench: interrupted; every cell that ended is kept, and `run` goes on from there.\n"
+    assert said == ""
+    assert gone(worker)
+    kept = store.read("cells")
+    assert {1.0, 5.0} <= set(kept["threshold"])
+    assert set(kept["status"]) == {"completed"}
+    assert completed_like(undisturbed, store)["kept"] == len(kept)
+
+
+def test_workers_whose_supervisor_was_killed_exit_and_the_next_run_goes_on(undisturbed, underway):
+    """Killed alone, not with its group: nobody is left to tell the worker."""
+    process, worker, store = underway
+    assert not gone(worker)
+    process.kill()
+    process.wait()
+    wait_for(lambda: gone(worker), "the orphan's end")
+    assert completed_like(undisturbed, store)["kept"] == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------- faults
+
+
+def test_a_full_disk_ends_the_run_and_leaves_no_worker(tmp_path, monkeypatch):
+    registry.load_packaged()
+    asked, store = page(tmp_path, [1.0, 6.0]), new_store(tmp_path / "out")
+    before = {process.pid for process in multiprocessing.active_children()}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "commit", full)
+        with pytest.raises(OSError, match="No space left"):
+            supervise(asked, store)
+    assert {process.pid for process in multiprocessing.active_children()} <= before
+    assert len(store.read("cells")) == 0
+    assert len(supervise(asked, store).read("cells")) == 2
+
+
+def test_a_disk_that_fails_behind_the_commit_stores_no_cell_twice(tmp_path, monkeypatch):
+    registry.load_packaged()
+    asked, store = page(tmp_path, [1.0, 6.0]), new_store(tmp_path / "out")
+    commit, calls = Store.commit, []
+
+    def failing(*arguments):
+        commit(*arguments)
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "commit", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            supervise(asked, store)
+    assert not store.read("curves").duplicated(["cell", "step"]).any()
+    assert len(store.read("cells")) == 2
+
+
+def test_workers_killed_between_two_cells_are_replaced(tmp_path):
+    """They have nothing in hand, and the supervisor is about to give them more."""
+    registry.load_packaged()
+    asked, store = page(tmp_path, [1.0, *(6.0 + number for number in range(schedule.IN_HAND + 2))]), new_store(tmp_path / "out")
+    ended: list[Record] = []
+
+    def kill(record):
+        ended.append(record)
+        if len(ended) == schedule.IN_HAND:  # the hand is empty now
+            for process in multiprocessing.active_children():
+                if process.name.startswith("clipbench-"):
+                    process.kill()
+                    process.join()
+
+    done = supervise(asked, store, workers=1, on_record=kill)
+    assert len(done.read("cells")) == len(asked.cells()) == len(ended)
+    assert (done.read("cells")["status"] == "failed").sum() <= 1
+
+
+def test_a_cell_is_committed_before_the_run_is_over(tmp_path, monkeypatch):
+    """A shard closes at 64 cells, here at two."""
+    registry.load_packaged()
+    monkeypatch.setattr(schedule, "SHARD_CELLS", 2)
+    asked, store = page(tmp_path, [1.0, 6.0, 7.0, 8.0, 9.0]), new_store(tmp_path / "out")
+    seen = []
+    supervise(asked, store, workers=1, on_record=lambda _: seen.append(len(Store(store.folder).read("cells"))))
+    assert seen == [0, 2, 2, 4, 4]
+    assert len(list((store.folder / "cells").iterdir())) == 3
+
+
+def test_nothing_to_do_starts_no_worker(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "Worker", None)
+    schedule.run([], new_store(tmp_path / "out"), "select", "here")
+
+
+def test_a_call_in_a_worker_returns_its_value_or_one_sentence():
+    """What pilots and timings run in."""
+    assert schedule.call(pow, (2, 5), (), "cpu") == 32
+    with pytest.raises(registry.UsageError, match=r"^pow failed: ZeroDivisionError: "):
+        schedule.call(pow, (0, -1), (), "cpu")

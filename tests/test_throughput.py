@@ -1,0 +1,174 @@
+"""What a clip costs is timed on the real step, side by side with no clip."""
+
+import pytest
+import torch
+
+from clipbench import engines, feed, protocol, registry, schedule, study, throughput
+from clipbench.cell import Cell, Part
+from clipbench.engines import Components, Job
+from clipbench.store import Store
+from clipbench.throughput import Step
+
+PAGE = """
+[run]
+steps = 4
+batch = 16
+evaluations = 1
+lr = 0.01
+seeds = { select = 1, report = 0 }
+
+[[workload]]
+name = "wdbc"
+
+[[optimizer]]
+name = "sgd"
+
+[[clip]]
+name = "none"
+
+[[clip]]
+name = "norm"
+max_norm = [0.1, 1.0, 10.0]
+"""
+
+CLIPS = {"none": {}, "value": {"max_value": 0.01}, "norm": {"max_norm": 0.1}, "layer": {"max_norm": 0.1}}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _packaged():
+    registry.load_packaged()
+
+
+def job(optimizer="sgd", clip="none", workload="wdbc", dtype="float32"):
+    threshold = next(iter(CLIPS[clip]), None)
+    parts = (Part(workload, 1), Part(optimizer, 1), Part(clip, 1, CLIPS[clip], threshold))
+    return Job(Cell(*parts, throughput.LR, 0, 10, 16, dtype=dtype), CLIPS[clip])
+
+
+def weights(module):
+    return [param.detach().clone() for param in module.parameters()]
+
+
+@pytest.fixture(scope="module")
+def rows(_packaged):
+    """A bench of three methods and one of two, timed in a worker as ``run`` does it."""
+    bench = [job(clip=clip) for clip in ("none", "norm", "value")]
+    return schedule.call(throughput.measure, ([bench, [job("adam"), job("adam", "norm")]],), (), "cpu")
+
+
+def of(rows, optimizer, clip):
+    return [row for row in rows if (row["optimizer"], row["clip"]) == (optimizer, clip)]
+
+
+def test_every_method_has_a_row_a_block_and_no_clip_is_one_of_them(rows):
+    for optimizer, clips in (("sgd", ("none", "norm", "value")), ("adam", ("none", "norm"))):
+        for clip in clips:
+            assert [row["block"] for row in of(rows, optimizer, clip)] == list(range(throughput.ROUNDS))
+    assert len(rows) == 5 * throughput.ROUNDS
+
+
+def test_blocks_side_by_side_are_as_long_as_each_other(rows):
+    """So that the ratio to no clip can be taken within a round, and is a number."""
+    for clip in ("norm", "value"):
+        for plain, clipped in zip(of(rows, "sgd", "none"), of(rows, "sgd", clip), strict=True):
+            assert (plain["block"], plain["steps"]) == (clipped["block"], clipped["steps"])
+            assert clipped["seconds"] / plain["seconds"] > 0
+
+
+def test_rows_name_the_method_and_its_threshold(rows):
+    assert {row["threshold"] for row in of(rows, "sgd", "none")} == {None}
+    assert {row["threshold"] for row in of(rows, "sgd", "norm")} == {0.1}
+    assert {(row["problem"], row["device"], row["dtype"], row["batch"], row["implementation"]) for row in rows} == {
+        ("wdbc", "cpu", "float32", 16, "torch")
+    }
+
+
+def test_peak_memory_holds_weights_gradients_and_the_optimizers_state(rows):
+    model = feed.model(registry.build("workload", "wdbc", {}), 0)
+    size = sum(param.numel() * param.element_size() for param in model.parameters())
+    peak = {method: {row["peak_bytes"] for row in of(rows, *method)} for method in (("sgd", "none"), ("sgd", "norm"), ("adam", "none"))}
+    assert all(len(values) == 1 for values in peak.values())
+    [plain], [clipped], [adam] = peak.values()
+    assert plain >= 2 * size
+    assert clipped >= plain
+    assert adam >= 4 * size
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw"])
+def test_the_timed_step_is_the_step_the_curves_are_made_of(optimizer, clip):
+    """Bit by bit, after every one of ten steps: what is timed is what was measured."""
+    asked = job(optimizer, clip, dtype="float64")
+    timed, trainer = Step(asked), engines.Trainer(Components.of(asked), asked.cell)
+    workload = trainer.workload
+    batches = list(feed.batches(workload, 0, asked.cell.batch, throughput.BATCHES, torch.float64))
+    for inputs, targets in batches[:10]:
+        with torch.no_grad():
+            losses = [feed.loss_of(workload, module(inputs), targets) for module in (timed.module, trainer.module)]
+        assert torch.equal(*losses)
+        timed.once()
+        trainer.step(inputs, targets)
+        assert all(torch.equal(a, b) for a, b in zip(weights(timed.module), weights(trainer.module), strict=True))
+
+
+def test_the_cycle_of_batches_begins_again():
+    step = Step(job())
+    drawn = [next(step.batches)[0] for _ in range(2 * throughput.BATCHES)]
+    assert all(torch.equal(drawn[n], drawn[n + throughput.BATCHES]) for n in range(throughput.BATCHES))
+
+
+def test_a_block_that_something_else_slowed_is_not_valid(monkeypatch):
+    """One planted outlier, at three times its method's median; twice the median is still believed."""
+    calls = {}
+
+    def block(step, steps):
+        calls[step] = calls.get(step, 0) + 1
+        number = calls[step] - 3  # after the warm-up and the guess of a step's length
+        return {7: 3.0, 9: 2.0}.get(number, 1.0) if step.clip is None else 1.5
+
+    monkeypatch.setattr(Step, "block", block)
+    monkeypatch.setattr(Step, "peak_bytes", lambda _: 1)
+    rows = throughput.measure([[job(), job(clip="norm")]])
+    assert [(row["clip"], row["block"]) for row in rows if not row["valid"]] == [("none", 7)]
+    assert {row["seconds"] for row in of(rows, "sgd", "norm")} == {1.5}
+
+
+def test_the_order_within_a_round_changes(monkeypatch):
+    """Else a method would always meet what its neighbour left behind."""
+    order = []
+    monkeypatch.setattr(Step, "block", lambda step, _: order.append(step) or 1.0)
+    monkeypatch.setattr(Step, "peak_bytes", lambda _: 1)
+    throughput.measure([[job(), job(clip="norm"), job(clip="value")]])
+    rounds = [tuple(order[start : start + 3]) for start in range(6, len(order), 3)]
+    assert len(rounds) == throughput.ROUNDS
+    assert all(len(set(one)) == 3 for one in rounds)
+    assert len(set(rounds)) == 6
+
+
+def test_a_bench_is_every_clip_of_one_optimizer_at_its_middle_threshold():
+    page = PAGE.replace("lr = 0.01", "lr = [0.01, 0.1]").replace('name = "sgd"', 'name = "sgd"\n[[optimizer]]\nname = "adam"')
+    benches = throughput.benches(study.parse("tiny", page, None).cells())
+    assert [[(cell.optimizer.name, cell.clip.name) for cell in bench] for bench in benches] == [
+        [("adam", "none"), ("adam", "norm")],
+        [("sgd", "none"), ("sgd", "norm")],
+    ]
+    assert {cell.clip.settings["max_norm"] for bench in benches for cell in bench[1:]} == {1.0}
+    assert {(cell.lr, cell.seed) for bench in benches for cell in bench} == {(throughput.LR, 0)}
+
+
+def test_a_run_times_once_and_a_clip_that_joins_is_timed_beside_the_others(tmp_path):
+    def run(text):
+        page = study.parse("tiny", text, tmp_path)
+        store = Store.create(tmp_path / "tiny", page.name, page.text)
+        with store.claim():
+            protocol.run(page, store, workers=1)
+        return Store(store.folder).read("throughput")
+
+    first = run(PAGE)
+    assert set(first["clip"]) == {"none", "norm"}
+    assert set(first["environment"]) == set(Store(tmp_path / "tiny").page("environment")["environments"])
+    assert len(run(PAGE)) == len(first)
+    grown = run(PAGE + '\n[[clip]]\nname = "value"\nmax_value = 0.1\n')
+    rounds = [set(block["clip"]) for _, block in grown.groupby("block")]
+    assert len(grown) == len(first) + 3 * throughput.ROUNDS
+    assert rounds == [{"none", "norm"}] * throughput.ROUNDS + [{"none", "norm", "value"}] * throughput.ROUNDS
