@@ -38,7 +38,7 @@ def main() -> None:
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
     if issubclass(category, UserWarning):
-        click.echo(f"clipbench: warning: {message}", err=True)
+        click.echo(f"clipbench: warning: {' '.join(str(message).split())}", err=True)
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -225,6 +225,11 @@ CLIPS = {
         def update(self, grads, state, params):
             return (shortened(grads, self.limit) if self.slack else grads), state
     """),
+    "other numbers in lanes": ("update under vmap equals the loop", "from the loop's", """
+        limit: Positive
+        def update(self, grads, state, params):
+            return shortened(grads, self.limit * (1 + 1e-8 * isinstance(self.limit, torch.Tensor))), state
+    """),
     "an operation without lanes": ("update under vmap equals the loop", "performance drop", """
         limit: Positive
         def update(self, grads, state, params):
@@ -374,7 +379,8 @@ def test_whatever_update_returns_is_judged_and_never_a_crash(judged, kind, state
 
 
 def test_a_setting_without_an_example_is_asked_to_have_a_default(judged):
-    source = f'{FIRST}@clip("planted")\nclass Planted:\n    path: str\n    def update(self, grads, state, params):\n        return grads, state\n'
+    body = "path: str\n    def update(self, grads, state, params):\n        return grads, state\n"
+    source = f'{FIRST}@clip("planted")\nclass Planted:\n    {body}'
     broken = judged(source, "clip", "planted")
     assert broken["settings validate"] == "there is no example of `path` (text) to try; give it a default"
 

@@ -76,8 +76,9 @@ def heat(
         ends = "min" if higher_is_better else "max"
         scale = figure.colorbar(ScalarMappable(norm=norm, cmap=paint), ax=grid, shrink=0.7, pad=0.02, aspect=28, extend=ends)
         scale.set_label(label)
-        scale.outline.set_visible(False)  # type: ignore[operator]
-        scale.solids.set_edgecolor("face")
+        scale.outline.set_visible(False)
+        if scale.solids is not None:
+            scale.solids.set_edgecolor("face")
         scale.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(float(f"{value:.3g}"))))
         scale.ax.yaxis.set_minor_locator(NullLocator())
     words = {"diverged": "diverged", "collapsed": "collapsed", "stalled": "stalled", "failed": "failed"}

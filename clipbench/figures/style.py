@@ -13,6 +13,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from clipbench.selection import TASK
@@ -32,7 +33,7 @@ STRANGERS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#cc6677", "
 MARKERS = {"sgd": "o", "momentum": "s", "nesterov": "D", "rmsprop": "^", "adam": "v", "adamw": "P"}
 OTHER_MARKERS = ("X", "p", "h", "*")
 INK, FAINT = "#222222", "#9a9a9a"
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 8,
@@ -69,7 +70,8 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @functools.wraps(draw)
     def styled(*arguments: P.args, **named: P.kwargs) -> Figure:
-        with mpl.rc_context({**mpl.rcParamsDefault, "backend": mpl.rcParams["backend"], **STYLE}):
+        defaults: Any = mpl.rcParamsDefault
+        with mpl.rc_context({**defaults, "backend": mpl.rcParams["backend"], **STYLE}):
             return draw(*arguments, **named)
 
     return styled
@@ -131,8 +133,7 @@ def of_task(frame: pd.DataFrame, task: Sequence[Any]) -> pd.DataFrame:
 
 def blank(width: float, height: float, footer: str) -> Figure:
     """An empty figure with its footer."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)  # type: ignore[union-attr]
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05))
     figure.supxlabel(footer, x=0.008, ha="left", fontsize=6, color="#777777")
     return figure
 
