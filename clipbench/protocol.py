@@ -152,7 +152,8 @@ def predict(study: Study, asked: Plan, store: Store | None) -> list[dict[str, An
     for key, template in asked.tasks.items():
         cells = [cell for cell in asked.cells if task_key(cell) == key]
         arms = {cell.arm for cell in cells}
-        readings = [2 + (arm in HEADLINE.values()) for arm in arms]
+        untuned = {*HEADLINE.values(), *study.document.untuned.arms}
+        readings = [2 + (arm in untuned) for arm in arms]
         report = sum(readings) * study.seeds(template.workload.name).report
         have, step_seconds = 0, None
         if stored is not None:
@@ -276,7 +277,7 @@ class _Campaign:
         """The chosen settings on fresh seeds, at every reading."""
         protocol = self.store.page("plan")["protocol"]
         seeds = {problem: count["report"] for problem, count in protocol["seeds"].items()}
-        rows = selection.readings(self.scores(), seeds, protocol["untuned"], protocol["headline"].values())
+        rows = selection.readings(self.scores(), seeds, protocol["untuned"], protocol["untuned"]["arms"])
         cells = (replace(self.place(row), seed=int(row["seed"]), role="report") for row in rows.to_dict("records"))
         return list({cell.id: cell for cell in cells}.values())
 
@@ -348,6 +349,7 @@ def _settle(study: Study, store: Store, asked: Plan, curves: str) -> str:
     store.write_page("components", components(asked.cells))
     problems = {cell.problem: study.seeds(cell.workload.name).model_dump() for cell in asked.cells}
     untuned = study.document.untuned.model_dump()
+    untuned["arms"] = [*HEADLINE.values(), *untuned["arms"]]
     plan_page = store.page("plan")
     plan_page["protocol"] = {"seeds": problems, "untuned": untuned, "headline": HEADLINE}
     plan_page["not_run"] = asked.not_run

@@ -14,6 +14,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import math
 import re
 import sys
 import typing
@@ -105,7 +106,7 @@ def _decorator(kind: Kind, name: str) -> Callable[[C], C]:
         component.kind, component.name = kind, name
         component.version = _version(component)
         taken = _tables[kind].get(name)
-        if taken is not None and _origin(taken) != _origin(component):
+        if taken is not None and (_origin(taken), taken.__qualname__) != (_origin(component), component.__qualname__):
             raise UsageError(f'{_origin(component)}: the {kind} name "{name}" is taken by {_origin(taken)}; choose another.')
         _tables[kind][name] = component
         return component
@@ -162,13 +163,14 @@ def load_file(path: Path, where: str = "use") -> ModuleType:
         raise UsageError(f"{where}: {path.name} is not a Python file (its name must end in .py).")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up while the file runs
+    before = {kind: dict(table) for kind, table in _tables.items()}
     try:
         spec.loader.exec_module(module)
-    except UsageError:
-        del sys.modules[module_name]
-        raise
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
+        _tables.update(before)
+        if isinstance(error, UsageError):
+            raise
         line = _last_line(error, str(path))
         raise UsageError(f"{where}: {path.name} failed to import{line}: {type(error).__name__}: {error}.") from error
     _used[path] = digest
@@ -283,9 +285,16 @@ def fit(value: Any, annotation: Any, what: str) -> Any:
     :raises UsageError: it does not fit.
     """
     try:
-        return TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
+        fitted = TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
     except ValidationError:
-        raise UsageError(f"{what} is {value!r}, and must be a {describe(annotation)}.") from None
+        raise UsageError(f"{what} is {value!r}, and must be {_article(annotation)}{describe(annotation)}.") from None
+    if isinstance(fitted, float) and math.isnan(fitted):
+        raise UsageError(f"{what} is nan, and must be a {describe(annotation)}.")
+    return fitted
+
+
+def _article(annotation: Any) -> str:
+    return "" if annotation in (bool, str) or typing.get_origin(annotation) is Literal else "a "
 
 
 def build(kind: Kind, name: str, settings: Mapping[str, Any]) -> Any:

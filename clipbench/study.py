@@ -43,10 +43,14 @@ class Seeds(Page):
 
 
 class Untuned(Page):
-    """The row nobody tuned: one learning rate and one threshold for every workload."""
+    """The row nobody tuned: one learning rate and one threshold for every workload.
+
+    It is run for the five methods of the headline, and for the ``arms`` named here, such as ``momentum + value``.
+    """
 
     lr: Rate = 0.01
     threshold: Rate = 1.0
+    arms: list[str] = Field(default_factory=list)
 
 
 class Run(Page):
@@ -126,6 +130,10 @@ class Study:
                         f"{self.where}: the same cell is asked for twice ({point}); two tables or two values repeat each other."
                     )
                 found[cell.id] = cell
+        arms = {cell.arm for cell in found.values()}
+        for arm in self.document.untuned.arms:
+            if arm not in arms:
+                raise UsageError(f'{self.where}, [untuned]: the study has no arm "{arm}".{registry.nearest(arm, arms)}')
         return list(found.values())
 
     def seeds(self, workload: str) -> Seeds:
@@ -312,6 +320,7 @@ WANTED = {
     "dtype": '"float32", "float64", or a list of them',
     "engine": '"auto" or "loop"',
     "threshold": "a positive number",
+    "arms": 'a list of arms such as "momentum + value"',
     "name": "text",
     "title": "text",
     "use": "a list of file names",

@@ -265,7 +265,7 @@ REFUSED = {
     "betas": ("torch.optim.Adam", {"betas": 0.5}, "has no setting `betas`. It has: beta1, beta2,"),
     "text for a number": ("torch.optim.SGD", {"momentum": "0.9"}, "`momentum` is '0.9', and must be a number."),
     "a flag for a number": ("torch.optim.SGD", {"momentum": True}, "`momentum` is True, and must be a number."),
-    "a number for a flag": ("torch.optim.SGD", {"nesterov": 1}, "`nesterov` is 1, and must be a true or false."),
+    "a number for a flag": ("torch.optim.SGD", {"nesterov": 1}, "`nesterov` is 1, and must be true or false."),
     "NaN": ("torch.optim.SGD", {"momentum": float("nan")}, "`momentum` is nan, and must be a number."),
     "a list where anything goes": (
         "torch.optim.SGD",

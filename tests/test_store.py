@@ -19,14 +19,30 @@ from clipbench.cell import Cell, Part
 from clipbench.registry import UsageError
 from clipbench.store import Store
 
-PAGE = '[run]\nsteps = 3\nlr = 0.1\n[[workload]]\nname = "cosh"\n[[optimizer]]\nname = "sgd"\n[[clip]]\nname = "norm"\nmax_norm = 1.0\n'
+PAGE = """
+[run]
+steps = 3
+lr = 0.1
+
+[[workload]]
+name = "cosh"
+
+[[optimizer]]
+name = "sgd"
+
+[[clip]]
+name = "norm"
+max_norm = 1.0
+"""
 STEPS = 3
 FULL = OSError(errno.ENOSPC, "No space left on device")
 AWKWARD = [None, math.nan, math.inf, -math.inf, 0.0, -0.0, 5e-324, 1e308]
 
 
 def cell_of(seed):
-    return Cell(Part("cosh", 1), Part("sgd", 1), Part("norm", 1, {"max_norm": 1.0}, "max_norm"), 0.1, seed, STEPS, 1, role=role(seed))
+    return Cell(
+        Part("cosh", 1), Part("sgd", 1), Part("norm", 1, {"max_norm": 1.0}, "max_norm"), 0.1, seed, STEPS, 1, role=role(seed)
+    )
 
 
 def role(seed):

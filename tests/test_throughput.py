@@ -86,7 +86,9 @@ def test_rows_name_the_method_and_its_threshold(rows):
 def test_peak_memory_holds_weights_gradients_and_the_optimizers_state(rows):
     model = feed.model(registry.build("workload", "wdbc", {}), 0)
     size = sum(param.numel() * param.element_size() for param in model.parameters())
-    peak = {method: {row["peak_bytes"] for row in of(rows, *method)} for method in (("sgd", "none"), ("sgd", "norm"), ("adam", "none"))}
+    peak = {
+        method: {row["peak_bytes"] for row in of(rows, *method)} for method in (("sgd", "none"), ("sgd", "norm"), ("adam", "none"))
+    }
     assert all(len(values) == 1 for values in peak.values())
     [plain], [clipped], [adam] = peak.values()
     assert plain >= 2 * size

@@ -47,7 +47,8 @@ def _asked(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
     seeds |= {problem: int(phases["report"]) for problem, phases in protocol.get("seeds", {}).items()}
     headline = list(named(protocol.get("headline", {})).values())
     scores = selection.score(cells)
-    asked = selection.readings(scores, seeds, protocol.get("untuned"), headline)
+    untuned = protocol.get("untuned")
+    asked = selection.readings(scores, seeds, untuned, untuned.get("arms", headline) if untuned else headline)
     asked = asked.astype({"batch": np.int64, "seed": np.int64, **dict.fromkeys(POINT, float)})
     edges = selection.choose(scores)[[*GROUP, "edge"]]
     return asked.merge(edges, on=GROUP, how="left", sort=False)

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -20,20 +21,15 @@ from clipbench.selection import TASK
 
 P = ParamSpec("P")
 
-OPTIMIZERS = {
-    "sgd": "#4d4d4d",
-    "momentum": "#0072b2",
-    "nesterov": "#56b4e9",
-    "rmsprop": "#009e73",
-    "adam": "#cc79a7",
-    "adamw": "#882255",
-}
-CLIPS = {"none": "#4d4d4d", "value": "#e69f00", "norm": "#d55e00", "layer": "#56b4e9", "adaptive": "#009e73"}
+BLUE, ORANGE, GREEN, RED, PINK, *_, SKY = sns.color_palette("colorblind").as_hex()
+OPTIMIZERS = {"sgd": "#4d4d4d", "momentum": BLUE, "nesterov": SKY, "rmsprop": GREEN, "adam": PINK, "adamw": "#882255"}
+CLIPS = {"none": "#4d4d4d", "value": ORANGE, "norm": RED, "layer": SKY, "adaptive": GREEN}
 STRANGERS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#cc6677", "#aa4499", "#661100")
 MARKERS = {"sgd": "o", "momentum": "s", "nesterov": "D", "rmsprop": "^", "adam": "v", "adamw": "P"}
 OTHER_MARKERS = ("X", "p", "h", "*")
 INK, FAINT = "#222222", "#9a9a9a"
 STYLE: Any = {
+    **sns.axes_style("ticks"),
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 8,

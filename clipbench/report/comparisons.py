@@ -242,6 +242,9 @@ def _clip_table(evidence: Evidence, task: Task, mine: pd.DataFrame, compared: pd
     arms = evidence.of(evidence.arms, task)
     places, digits = decimals(results["estimate"]), gap_places(gaps)
     order = figures.ordered(arms[arms["arm"].isin([*mine["arm"], *mine["baseline"]])])
+    untuned = {row["arm"]: row for row in results[results["reading"] == "untuned"].to_dict("records")}
+    if not any(arm in untuned for arm in mine["arm"]):
+        untuned = {}
     rows, frames = [], []
     for arm in order:
         found = results[(results["arm"] == arm) & (results["reading"] == "all")]
@@ -254,6 +257,7 @@ def _clip_table(evidence: Evidence, task: Task, mine: pd.DataFrame, compared: pd
             [
                 arm,
                 estimate(row, places),
+                *([estimate(untuned[arm], places) if arm in untuned else DASH] if untuned else []),
                 *(difference(by_reading[name], digits) if name in by_reading else "unclipped" for name in ("all", "equal")),
                 *_ends(row),
                 percent(row["clipped_fraction"]) if arm in set(mine["arm"]) else DASH,
@@ -266,6 +270,7 @@ def _clip_table(evidence: Evidence, task: Task, mine: pd.DataFrame, compared: pd
     head = [
         "arm",
         f"{_value_head(about)}, all settings",
+        *(["untuned"] if untuned else []),
         "gain, all settings",
         "gain, equal budget",
         "n",
