@@ -182,7 +182,7 @@ def run(
     from clipbench.study import read
 
     page = read(study)
-    page.cells()  # whatever is wrong with the page is said before a folder is touched
+    protocol.runnable(page, device or "study")  # whatever is wrong with the page is said before a folder is touched
     folder = out or RESULTS / page.name
     if anew and (old := _open(folder, page, anew)) is not None:
         with old.claim():

@@ -102,6 +102,17 @@ def plan(study: Study, device: str = "study") -> Plan:
     return Plan(cells, not_run)
 
 
+def runnable(study: Study, device: str = "study") -> Plan:
+    """The plan of a study that has a cell to run here.
+
+    :raises UsageError: it has none; or anything is wrong with the study.
+    """
+    asked = plan(study, device)
+    if not asked.cells:
+        raise UsageError(f"{study.where}: every cell is for an absent device ({asked.not_run[0]['reason']}).")
+    return asked
+
+
 def run(
     study: Study,
     store: Store,
@@ -119,9 +130,7 @@ def run(
     watcher = watcher or Silent()
     for moved in store.sweep():
         watcher.note(f"set aside: {moved}")
-    asked = plan(study, device)
-    if not asked.cells:
-        raise UsageError(f"{study.where}: every cell is for an absent device ({asked.not_run[0]['reason']}).")
+    asked = runnable(study, device)
     environment = _settle(study, store, asked, curves)
     campaign = _Campaign(study, store, asked, environment, workers or cores(), watcher)
     campaign.calibrate()

@@ -135,7 +135,9 @@ def call(function: Callable[..., Any], arguments: Sequence[Any], use: Sequence[P
         fine, value = pipe.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(f"a worker ended with code {process.exitcode} in {function.__name__}") from None
+        raise registry.UsageError(
+            f"a worker ended with code {process.exitcode} in {function.__name__.strip('_')}; nothing stored is lost."
+        ) from None
     finally:
         process.terminate()
         process.join()
@@ -223,7 +225,7 @@ class _Supervisor:
         if self.stop.is_set():
             return
         if not worker.ready:
-            raise RuntimeError(f"{reason} before its first cell")
+            raise registry.UsageError(f"{reason} before its first cell; a `use` file may have ended it.")
         if worker.jobs:
             job = worker.jobs.popleft()
             self._keep(Record(job, threshold=job.threshold, failure=reason), worker)

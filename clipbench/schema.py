@@ -63,7 +63,7 @@ CELLS = (
     Column("threads", INT, "threads", "torch threads of the worker"),
     Column("worker", INT, "", "which worker of the run made the row"),
     Column("environment", TEXT, "", "key into environment.json: machine and library versions"),
-    Column("created", TEXT, "UTC", "when the cell ended, ISO 8601"),
+    Column("created", TEXT, "UTC", "when the row was written, ISO 8601"),
 )
 CURVES = (
     Column("cell", TEXT, "", "the cell's identity"),

@@ -169,11 +169,13 @@ class Store:
         """Under a claim: remove what no commit names, and move shards with a damaged file to ``aside``; says what was moved."""
         named: set[Path] = set()
         moved: list[str] = []
+        broken: list[str] = []
         for file in self._files("cells"):
             companions = self._companions(file)
             shard = [file, *companions]
             damaged = [path for path in shard if self._damage(path)]
             if damaged:
+                broken.append(file.stem.rpartition("-")[0])
                 moved += [f"{path.parent.name}/{path.name}: {self._damage(path)}" for path in damaged]
                 self._set_aside(path for path in shard if path.exists())
             else:
@@ -183,7 +185,9 @@ class Store:
                 path.unlink()
         for table in SHARD_TABLES:
             for path in self._files(table):
-                if path not in named:
+                if path not in named and path.stem.rpartition("-")[0] in broken:
+                    self._set_aside([path])  # its commit was there, and can no longer say so
+                elif path not in named:
                     path.unlink()
         for path in self._files("throughput"):
             if self._damage(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +45,9 @@ def _process_state() -> dict[str, object]:
     }
 
 
-@pytest.fixture(autouse=True)
-def _registry_unchanged():
-    """Take what a test registered out of the tables again; the packaged components stay, for they are imported only once."""
+@contextmanager
+def registry_restored():
+    """Take what was registered within out of the tables again; the packaged components stay, for they are imported only once."""
     tables = {kind: dict(table) for kind, table in registry._tables.items()}
     used, modules = dict(registry._used), set(sys.modules)
     yield
@@ -59,6 +60,19 @@ def _registry_unchanged():
     for module in set(sys.modules) - modules:
         if module.startswith("clipbench_use_"):
             del sys.modules[module]
+
+
+@pytest.fixture(autouse=True)
+def _registry_unchanged():
+    with registry_restored():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registry_unchanged_by_the_module():
+    """What the module's own shared runs have registered goes with the module."""
+    with registry_restored():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,7 @@ def test_same_store_same_bytes_in_another_process_with_another_hash_seed(small, 
 
 
 def test_the_report_imports_no_torch():
-    script = "import sys; import clipbench.report; assert 'torch' not in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
+    script = "import sys; import clipbench.report; assert 'torch' not in sys.modules"
     environment = {**os.environ, "PYTHONPATH": str(Path(report.__file__).parents[2])}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=60)
 
