@@ -123,12 +123,13 @@ def plan(study: str, out: Path | None, device: str | None) -> None:
     store = _open(folder, page)
     outlook = protocol.predict(page, asked, store)
     click.echo(f"{page.name}: {page.document.title}")
-    width = max(len(row["task"]) for row in outlook)
+    width = max((len(row["task"]) for row in outlook), default=0)
     click.echo(f"  {'':<{width}}   select  stored   report at most  ms a step")
     for row in outlook:
         counts = f"{row['select']:>7} {row['stored']:>7}  {row['report']:>15}"
         click.echo(f"  {row['task']:<{width}}  {counts} {1000 * row['step_seconds']:>10.3g}")
-    click.echo(f"  selection: {sum(row['select'] for row in outlook)} cells; report settings: to be chosen.")
+    cells = sum(row["select"] for row in outlook)
+    click.echo(f"  selection: {cells} cells in about {protocol.shards(cells)} shards; report settings: to be chosen.")
     for entry in asked.not_run:
         click.echo(f"  not run: {entry['cells']} {entry['device']} cells, because {entry['reason']}.")
     workers = protocol.cores()
@@ -205,6 +206,8 @@ def run(
         click.echo(f"{folder}: {total} cells, {counts['kept']} kept, {counts['ran']} run; {spoiled}.")
     else:
         click.echo(f"{folder}: everything is stored, all {total} cells kept; {spoiled}.")
+    if counts["timed"]:
+        click.echo(f"{counts['timed']} optimizers were timed on their workloads, with every clip.")
     for entry in store.page("plan")["not_run"]:
         click.echo(f"not run: {entry['cells']} {entry['device']} cells, because {entry['reason']}.")
     click.echo(f"`clipbench report {folder}` draws the figures and tables.")

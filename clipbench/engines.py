@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipbench import events, feed, metrics, optimizers, registry
+from clipbench import events, feed, metrics, optimizers, registry, trees
 from clipbench.cell import Cell, Part
 from clipbench.events import Event, Verdict
 from clipbench.step import Meter
@@ -84,7 +84,9 @@ def run(job: Job) -> Record:
     record = Record(job, threads=torch.get_num_threads())
     try:
         record.threshold = job.threshold
-        _loop(record, Components.of(job))
+        components = Components.of(job)
+        with trees.seeded(components.workload.name, job.cell.seed, "training", job.cell.device):  # for dropout and the like
+            _loop(record, components)
     except torch.OutOfMemoryError:
         record.failure = f"out of memory on {job.cell.device}"
     except Exception as error:  # noqa: BLE001 - a stranger's component may raise anything; the matrix goes on
@@ -98,9 +100,7 @@ def _loop(record: Record, components: Components) -> None:
     record.metric = metrics.name_of(workload.metric)
     trainer = Trainer(components, cell)
     batches = feed.batches(workload, cell.seed, cell.batch, cell.steps, trainer.dtype, cell.device)
-    stops = (
-        np.unique(np.linspace(0, cell.steps, cell.evaluations + 1).round().astype(int)) if cell.evaluations > 1 else [0, cell.steps]
-    )
+    stops = np.unique(np.linspace(0, cell.steps, max(2, cell.evaluations)).round().astype(int))  # the first, the last, between
     record.evaluations += evaluate(workload, trainer.module, cell, 0, ("validation",))
     done, blocks = 0, []
     for stop in stops[1:]:
@@ -180,12 +180,14 @@ def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
     @torch.no_grad()
     def pure() -> bool:
         nonlocal state
-        grads = {name: param.grad for name, param in named.items() if param.grad is not None}
+        # A parameter without a gradient counts as one whose gradient is zero, and stays without one.
+        grads = {name: torch.zeros_like(param) if param.grad is None else param.grad for name, param in named.items()}
         clipped, state = clip.update(grads, state, weights)
         if clipped is grads:
             return False
-        for name, grad in clipped.items():
-            named[name].grad = grad
+        for name, param in named.items():
+            if param.grad is not None:
+                param.grad = clipped[name]
         return True
 
     return pure
@@ -238,8 +240,9 @@ def pilot(cell: Cell, clips: Mapping[str, Any]) -> dict[str, float]:
     )
     workload = registry.build("workload", cell.workload.name, cell.workload.settings)
     trainer = Trainer(Components(workload, registry.build("optimizer", "adam", {}), gauge), adam)
-    for batch in feed.batches(workload, PILOT_SEED, cell.batch, PILOT_STEPS, trainer.dtype, cell.device):
-        trainer.step(*batch)
+    with trees.seeded(workload.name, PILOT_SEED, "training", cell.device):
+        for batch in feed.batches(workload, PILOT_SEED, cell.batch, PILOT_STEPS, trainer.dtype, cell.device):
+            trainer.step(*batch)
     medians = {label: float(torch.stack(sizes).double().quantile(0.5)) for label, sizes in gauge.sizes.items()}
     unfit = [label for label, size in medians.items() if not (math.isfinite(size) and size > 0)]
     if unfit:

@@ -18,6 +18,7 @@ from clipbench import trees
 from clipbench.registry import UsageError
 
 Batch = tuple[Tensor, Tensor]
+EVALUATED = 256  # examples of a split that is sampled
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -29,13 +30,14 @@ def model(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: 
 
 @lru_cache(maxsize=12)  # the seeds of one arm; of origin 14 MB each
 def splits(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str, Batch]:
-    """Split name → ``(inputs, targets)``, floating tensors in ``dtype``; empty for a workload without data.
+    """Split name → ``(inputs, targets)``, floating tensors in ``dtype``.
 
-    ``data(self)`` is called once per process and the same for every seed; ``data(self, generator)`` draws the split of each seed.
+    ``data(self)`` is called once per process and the same for every seed; ``data(self, generator)`` draws the split of each seed. A
+    workload that only samples is evaluated on one sampled batch per split.
     """
     if not hasattr(workload, "data"):
-        return {}
-    if _takes(workload.data, "generator"):
+        drawn = {name: _sampled(workload, trees.generator(workload.name, seed, name), EVALUATED) for name in ("validation", "test")}
+    elif _takes(workload.data, "generator"):
         drawn = workload.data(trees.generator(workload.name, seed, "split"))
     else:
         drawn = _once(workload)
@@ -58,14 +60,17 @@ def batches(
     """
     stream = trees.generator(workload.name, seed, "batches")
     if hasattr(workload, "sample"):
-        sized = {"batch": batch} if _takes(workload.sample, "batch") else {}
         for _ in range(steps):
-            inputs, targets = workload.sample(stream, **sized)
+            inputs, targets = _sampled(workload, stream, batch)
             yield cast(inputs, dtype, device), cast(targets, dtype, device)
         return
     inputs, targets = splits(workload, seed, dtype, device)["train"]
     for index in order(len(inputs), batch, steps, stream, workload.name).to(device):
         yield inputs[index], targets[index]
+
+
+def _sampled(workload: Any, stream: torch.Generator, batch: int) -> Batch:
+    return workload.sample(stream, batch) if _takes(workload.sample, "batch") else workload.sample(stream)
 
 
 def order(examples: int, batch: int, steps: int, stream: torch.Generator, name: str) -> Tensor:

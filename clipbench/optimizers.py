@@ -15,6 +15,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -311,7 +312,11 @@ class TorchComponent:
 
     name: str
 
-    version = 1
+    @property
+    def version(self) -> int | str:
+        """1 for torch's own classes; for anybody else's the hash of the file."""
+        cls = torch_class(self.name)
+        return 1 if cls.__module__.startswith("torch.") else registry.digest_of(Path(inspect.getfile(cls)))
 
     def validated(self, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
         return validate_torch(self.name, settings, where)

@@ -30,6 +30,7 @@ HEADLINE = {
     "value clip": "sgd + value",
     "norm clip": "sgd + norm",
 }
+PHASES = ("select", "extend", "report")
 LIBRARIES = ("clipbench", "torch", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn")
 
 
@@ -79,8 +80,18 @@ class Plan:
 
 
 def task_key(cell: Cell) -> str:
-    """Where the calibration of a cell is filed: ``wdbc, batch 32, cpu, float32``."""
+    """What a cell's runs are compared within: ``wdbc, batch 32, cpu, float32``."""
     return f"{cell.problem}, batch {cell.batch}, {cell.device}, {cell.dtype}"
+
+
+def pilot_key(cell: Cell) -> str:
+    """Where a pilot is filed: another version of the workload has a pilot of its own."""
+    return f"{task_key(cell)}, version {cell.workload.version}"
+
+
+def gauge_key(cell: Cell) -> str:
+    """Where a median size is filed within a pilot: a clip's other version may measure size otherwise."""
+    return f"{cell.clip.label}, version {cell.clip.version}"
 
 
 def plan(study: Study, device: str = "study") -> Plan:
@@ -125,7 +136,7 @@ def run(
 ) -> dict[str, int]:
     """Run what is missing of a study into a claimed store; returns counts for a closing sentence.
 
-    :returns: ``kept`` and ``ran`` cells, ``diverged`` and ``failed`` among all, ``not_run``.
+    :returns: ``kept`` and ``ran`` cells, ``diverged``, ``collapsed`` and ``failed`` among all, and optimizers ``timed``.
     """
     watcher = watcher or Silent()
     for moved in store.sweep():
@@ -137,8 +148,7 @@ def run(
     campaign.phase("select", asked.cells)
     campaign.phase("extend", campaign.extension())
     campaign.phase("report", campaign.report())
-    if with_throughput:
-        campaign.time()
+    timed = campaign.time() if with_throughput else 0
     cells = store.read("cells")
     wanted = cells[cells["cell"].isin(campaign.ids)]
     return {
@@ -147,7 +157,7 @@ def run(
         "diverged": int((wanted["status"] == "diverged").sum()),
         "collapsed": int((wanted["outcome"] == "collapsed").sum()),
         "failed": int((wanted["status"] == "failed").sum()),
-        "not_run": sum(entry["cells"] for entry in asked.not_run),
+        "timed": timed,
     }
 
 
@@ -157,6 +167,8 @@ def predict(study: Study, asked: Plan, store: Store | None) -> list[dict[str, An
     Seconds a step come from stored cells of the task where there are any, from a few steps taken here elsewhere.
     """
     stored = store.read("cells") if store is not None else None
+    asked_before = store.page("plan").get("cells", {}) if store is not None else {}
+    chosen = set(asked_before.get("report", []))
     rows = []
     for key, template in asked.tasks.items():
         cells = [cell for cell in asked.cells if task_key(cell) == key]
@@ -164,13 +176,15 @@ def predict(study: Study, asked: Plan, store: Store | None) -> list[dict[str, An
         untuned = {*HEADLINE.values(), *study.document.untuned.arms}
         readings = [2 + (arm in untuned) for arm in arms]
         report = sum(readings) * study.seeds(template.workload.name).report
-        have, step_seconds = 0, None
+        have, step_seconds, unreported = 0, None, report
         if stored is not None:
             mine = stored[stored["cell"].isin({cell.id for cell in cells}) & (stored["status"] != "failed")]
             have = len(mine)
             step_seconds = float((mine["seconds"] / mine["steps"]).median()) if have else None
+            if chosen and chosen <= set(stored["cell"]):
+                unreported = 0
         step_seconds = step_seconds or schedule.call(_step_seconds, (template,), study.used, template.device)
-        missing = sum(cell.steps for cell in cells) - have * template.steps + report * template.steps * (have < len(cells))
+        missing = (len(cells) - have + unreported) * template.steps
         rows.append(
             {
                 "task": key,
@@ -201,6 +215,11 @@ def time_again(study: Study, store: Store, device: str, watcher: Watcher) -> int
     campaign = _Campaign(study, store, asked, _settle(study, store, asked, store.page("environment")["curves"]), 1, watcher)
     campaign.calibrate()
     return campaign.time(again=True)
+
+
+def shards(cells: int) -> int:
+    """How many files of the ``cells`` table so many cells make, at least."""
+    return -(-cells // schedule.SHARD_CELLS)
 
 
 def cores() -> int:
@@ -239,18 +258,20 @@ class _Campaign:
         for cell in self.asked.cells:
             if cell.relative is not None:
                 settings = {name: value for name, value in cell.clip.settings.items() if name != RELATIVE}
-                gauges.setdefault(task_key(cell), (cell, {}))[1][cell.clip.label] = (cell.clip.name, settings)
+                gauges.setdefault(pilot_key(cell), (cell, {}))[1][gauge_key(cell)] = (cell.clip.name, settings)
         return gauges
 
     def job(self, cell: Cell) -> Job:
-        size = self.pilots[task_key(cell)][cell.clip.label] if cell.relative is not None else None
+        size = self.pilots[pilot_key(cell)][gauge_key(cell)] if cell.relative is not None else None
         return Job(cell, cell.clip_settings(size))
 
     def phase(self, name: str, cells: Sequence[Cell]) -> None:
         """Run the cells of one phase that are not stored; a failed one is tried again."""
         page = self.store.page("plan")
-        page["cells"] = {**page.get("cells", {}), name: [cell.id for cell in cells]}
+        before = PHASES[: PHASES.index(name)]  # what came after is asked for anew
+        page["cells"] = {**{phase: page["cells"][phase] for phase in before}, name: [cell.id for cell in cells]}
         self.store.write_page("plan", page)
+        cells = [cell for cell in cells if cell.id not in self.ids]
         self.ids.update(cell.id for cell in cells)
         stored = self.store.read("cells")
         done = set(stored.loc[stored["status"] != "failed", "cell"])
@@ -271,8 +292,7 @@ class _Campaign:
 
     def scores(self) -> Any:
         """The selection scores of the cells this study asks for now."""
-        cells = self.store.read("cells")
-        return selection.score(cells[cells["cell"].isin(self.ids)])
+        return selection.score(selection.planned(self.store.read("cells"), self.store.page("plan")["cells"]))
 
     def extension(self) -> list[Cell]:
         """The cells beyond an edge at which a choice lies."""
@@ -307,14 +327,14 @@ class _Campaign:
         rows = stored.loc[stored["environment"] == self.environment, names]
         timed = set() if again else set(rows.itertuples(index=False, name=None))
         # Whole benches: a clip that joins a study is timed beside its neighbours, not alone.
-        benches = [bench for bench in throughput.benches(self.asked.cells) if not {_method(cell) for cell in bench} <= timed]
+        benches = throughput.benches([self.job(cell) for cell in self.asked.cells])
+        benches = [bench for bench in benches if not {_method(job.cell) for job in bench} <= timed]
         # Numbers go on from those stored: blocks of the same number ran side by side.
         first = int(stored["block"].max()) + 1 if len(stored) else 0
-        tasks = [list(group) for _, group in groupby(benches, key=lambda bench: task_key(bench[0]))]
+        tasks = [list(group) for _, group in groupby(benches, key=lambda bench: task_key(bench[0].cell))]
         self.watcher.phase("throughput", len(tasks))
         for task in tasks:
-            jobs = [[self.job(cell) for cell in bench] for bench in task]
-            rows = schedule.call(throughput.measure, (jobs,), self.study.used, task[0][0].device)
+            rows = schedule.call(throughput.measure, (task,), self.study.used, task[0][0].cell.device)
             here = {"environment": self.environment}
             self.store.add_throughput([{**row, **here, "block": first + row["block"]} for row in rows])
             self.watcher.tick()
@@ -361,6 +381,7 @@ def _settle(study: Study, store: Store, asked: Plan, curves: str) -> str:
     untuned["arms"] = [*HEADLINE.values(), *untuned["arms"]]
     plan_page = store.page("plan")
     plan_page["protocol"] = {"seeds": problems, "untuned": untuned, "headline": HEADLINE}
+    plan_page["phases"] = list(PHASES)
     plan_page["not_run"] = asked.not_run
     store.write_page("plan", plan_page)
     return key
@@ -380,6 +401,7 @@ def environment(cells: Iterable[Cell]) -> dict[str, Any]:
         "machine": platform.machine(),
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "denormals": "flushed to zero",
         "libraries": versions,
     }
     if any(cell.device == "cuda" for cell in cells):
@@ -411,6 +433,7 @@ def components(cells: Iterable[Cell]) -> dict[str, Any]:
                 "reference_loss": workload.reference_loss,
                 "optimum": getattr(workload, "optimum", None),
                 "success": getattr(workload, "success", None),
+                "deterministic": bool(getattr(workload, "deterministic", False)),
             }
         page["optimizers"].setdefault(cell.optimizer.label, _named(registry.find("optimizer", cell.optimizer.name)))
         page["clips"].setdefault(

@@ -125,7 +125,7 @@ def _version(cls: type) -> int | str:
     if cls.__module__.partition(".")[0] == __package__:
         return int(vars(cls).get("version", 1))
     file = Path(_origin(cls))
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else "interactive"
+    return digest_of(file) if file.is_file() else "interactive"
 
 
 # --------------------------------------------------------------------------------------------------- loading what is not ours
@@ -145,17 +145,24 @@ def load_packaged() -> None:
             )
 
 
-def load_file(path: Path, where: str = "use") -> ModuleType:
+def digest_of(path: Path) -> str:
+    """The first 16 hex digits of a file's SHA-256: a plug-in's version."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def load_file(path: Path, where: str = "use", digest: str | None = None) -> ModuleType:
     """Import a stranger's file of components, once.
 
-    :raises UsageError: the file is missing, is no Python file, or fails to import.
+    :param digest: what its hash must be, where that is known already.
+    :raises UsageError: the file is missing, is no Python file, fails to import, or has changed.
     """
     path = path.resolve()
     if not path.is_file():
         raise UsageError(f"{where}: there is no file {path}.")
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()[:16]
-    module_name = f"clipbench_use_{digest}_{path.stem if path.stem.isidentifier() else 'file'}"
+    found = digest_of(path)
+    if digest is not None and digest != found:
+        raise UsageError(f"{where}: {path.name} was edited while the study ran; run it again.")
+    module_name = f"clipbench_use_{found}_{path.stem if path.stem.isidentifier() else 'file'}"
     if path in _used and module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)
@@ -173,7 +180,7 @@ def load_file(path: Path, where: str = "use") -> ModuleType:
             raise
         line = _last_line(error, str(path))
         raise UsageError(f"{where}: {path.name} failed to import{line}: {type(error).__name__}: {error}.") from error
-    _used[path] = digest
+    _used[path] = found
     return module
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,16 +33,24 @@ SHARD_CELLS = 64
 SHARD_SECONDS = 30.0
 PATIENCE = 60.0  # seconds an interrupted run waits for the cells under way
 
+Used = tuple[Path, str]  # a stranger's file, and the hash it had when the study was read
 OnRecord = Callable[[Record], object]
 
 
-def prepare(threads: int) -> None:
+def prepare(threads: int, use: Sequence[Used] = ()) -> None:
     """What every process that trains does first, before any tensor is made.
 
     Denormals are flushed: decaying moments and dead networks fill memory with them, and each one costs a hundred ordinary numbers.
+
+    :raises UsageError: a file of ``use`` is not what it was when the study was read.
     """
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the supervisor has said it of a broken entry point
+        registry.load_packaged()
+    for path, digest in use:
+        registry.load_file(path, digest=digest)
 
 
 def context(device: str) -> ForkServerContext | SpawnContext:
@@ -54,16 +63,15 @@ def context(device: str) -> ForkServerContext | SpawnContext:
     return server
 
 
-def work(pipe: connection.Connection, use: Sequence[Path], threads: int, stop: Any) -> None:
+def work(pipe: connection.Connection, use: Sequence[Used], threads: int, stop: Any) -> None:
     """A worker's life: receive a list of jobs, send a record for each, until the pipe says None or the supervisor is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides what an interrupt means
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-    prepare(threads)
-    registry.load_packaged()
-    for path in use:
-        registry.load_file(path)
+    _follow()
+    try:
+        prepare(threads, use)
+    except registry.UsageError as error:
+        pipe.send(error)
+        return
     pipe.send(None)  # ready
     while (jobs := pipe.recv()) is not None:
         for job in jobs:
@@ -72,15 +80,22 @@ def work(pipe: connection.Connection, use: Sequence[Path], threads: int, stop: A
             pipe.send(engines.run(job))
 
 
-def _follow(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
+def _follow() -> None:
+    """End this process when its supervisor is gone, however that went."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class Worker:
     """One worker process, the jobs in its hand, and the pipe to it."""
 
-    def __init__(self, number: int, use: Sequence[Path], threads: int, device: str, stop: Any) -> None:
+    def __init__(self, number: int, use: Sequence[Used], threads: int, device: str, stop: Any) -> None:
         server = context(device)
         self.number, self.ready = number, False
         self.jobs: deque[Job] = deque()
@@ -108,7 +123,7 @@ def run(
     role: str,
     environment: str,
     *,
-    use: Sequence[Path] = (),
+    use: Sequence[Used] = (),
     workers: int = 2,
     threads: int = 1,
     on_record: OnRecord | None = None,
@@ -121,7 +136,7 @@ def run(
         _Supervisor(jobs, _Archive(store, role, environment), use, workers, threads, on_record).run()
 
 
-def call(function: Callable[..., Any], arguments: Sequence[Any], use: Sequence[Path], device: str) -> Any:
+def call(function: Callable[..., Any], arguments: Sequence[Any], use: Sequence[Used], device: str) -> Any:
     """``function(*arguments)`` in a fresh worker of one thread, alone: a pilot, or a timing.
 
     :raises UsageError: what the function raised as such.
@@ -146,13 +161,11 @@ def call(function: Callable[..., Any], arguments: Sequence[Any], use: Sequence[P
     raise registry.UsageError(value)
 
 
-def _call(pipe: connection.Connection, function: Callable[..., Any], arguments: Sequence[Any], use: Sequence[Path]) -> None:
+def _call(pipe: connection.Connection, function: Callable[..., Any], arguments: Sequence[Any], use: Sequence[Used]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    prepare(1)
-    registry.load_packaged()
-    for path in use:
-        registry.load_file(path)
+    _follow()
     try:
+        prepare(1, use)
         pipe.send((True, function(*arguments)))
     except Exception as error:  # noqa: BLE001 - a stranger's component may raise anything
         said = (
@@ -163,7 +176,7 @@ def _call(pipe: connection.Connection, function: Callable[..., Any], arguments: 
 
 class _Supervisor:
     def __init__(
-        self, jobs: Sequence[Job], archive: _Archive, use: Sequence[Path], workers: int, threads: int, on_record: OnRecord | None
+        self, jobs: Sequence[Job], archive: _Archive, use: Sequence[Used], workers: int, threads: int, on_record: OnRecord | None
     ) -> None:
         self.queue = deque(jobs)
         self.archive, self.on_record = archive, on_record
@@ -203,13 +216,16 @@ class _Supervisor:
                 except (EOFError, ConnectionResetError):
                     self._bury(worker)
                     continue
+                if isinstance(record, registry.UsageError):
+                    raise record
                 if record is None:
                     worker.ready = True
                 else:
                     worker.jobs.popleft()
                     self._keep(record, worker)
                 if worker.ready and not worker.jobs and self.queue:
-                    worker.give(self.queue.popleft() for _ in range(min(IN_HAND, len(self.queue))))
+                    share = min(IN_HAND, -(-len(self.queue) // len(self.crew)))  # the last cells are shared out
+                    worker.give(self.queue.popleft() for _ in range(share))
             if time.monotonic() > until:
                 return
 

@@ -26,6 +26,16 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 HALF_DECADE = math.sqrt(10)
 
 
+def planned(cells: pd.DataFrame, plan: Mapping[str, Iterable[str]]) -> pd.DataFrame:
+    """The cells a plan asks for (phase → ids), and no others; ``extended`` are those beyond its own selection grid.
+
+    The row says who asked first. An edited study may ask for a once extended cell by itself.
+    """
+    asked = cells[cells["cell"].isin({cell for ids in plan.values() for cell in ids})]
+    own = asked["cell"].isin(set(plan.get("select", ())))
+    return asked.assign(extended=(asked["role"] == "select") & ~own)
+
+
 def score(cells: pd.DataFrame) -> pd.DataFrame:
     """One row per setting: the mean best validation loss over the selection seeds, ∞ where a seed was unstable or failed.
 

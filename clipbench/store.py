@@ -292,6 +292,7 @@ class Store:
         cells, environment, plan = self.read("cells"), self.page("environment"), self.page("plan")
         found: list[str] = []
         stored = set(cells["cell"])
+        found += [f"the {phase} phase has not run" for phase in plan.get("phases", ()) if phase not in plan.get("cells", {})]
         for phase, asked in plan.get("cells", {}).items():
             missing = [cell for cell in asked if cell not in stored]
             if missing:

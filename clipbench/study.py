@@ -111,9 +111,9 @@ class Study:
         return f"{self.name}.toml"
 
     @property
-    def used(self) -> list[Path]:
-        """The strangers' files the study loads."""
-        return [self.folder / file for file in self.document.use]
+    def used(self) -> list[tuple[Path, str]]:
+        """The strangers' files the study loads, each with its hash."""
+        return [(path, registry.digest_of(path)) for path in (self.folder / file for file in self.document.use)]
 
     def cells(self) -> list[Cell]:
         """The cells of the selection phase: the whole grid on the selection seeds 0, 1, ….
@@ -121,7 +121,12 @@ class Study:
         :raises UsageError: an unknown component, an unfit or empty axis, or two tables that give the same cell.
         """
         found: dict[str, Cell] = {}
+        lengths: dict[tuple[str, int], int] = {}
         for template in self._grid():
+            steps = lengths.setdefault((template.problem, template.batch), template.steps)
+            if steps != template.steps:
+                given = f'"{template.problem}" is asked for at {steps} and at {template.steps} steps'
+                raise UsageError(f"{self.where}: {given}; runs of unequal length do not compare.")
             for seed in range(self.seeds(template.workload.name).select):
                 cell = replace(template, seed=seed)
                 if cell.id in found:
@@ -137,7 +142,9 @@ class Study:
         return list(found.values())
 
     def seeds(self, workload: str) -> Seeds:
-        """How many seeds each phase runs on one workload."""
+        """How many seeds each phase runs on one workload: one of each where it says that it has no randomness."""
+        if getattr(registry.find("workload", workload), "deterministic", False):
+            return Seeds(select=1, report=min(1, self.document.run.seeds.report))
         own = [table.seeds for table in self.document.workload if table.name == workload and table.seeds]
         return own[0] if own else self.document.run.seeds
 
@@ -282,7 +289,7 @@ def parse(name: str, text: str, folder: Path) -> Study:
     """
     if not NAME.fullmatch(name) or name.lower() in DEVICE_NAMES:
         raise UsageError(
-            f'"{name}.toml": a study\'s name is up to 64 letters, digits, - and _, begins with a letter or digit, and is free.'
+            f'"{name}.toml": a study\'s name is up to 64 letters, digits, - and _, begins with a letter or digit; no device name.'
         )
     where = f"{name}.toml"
     try:
@@ -300,8 +307,8 @@ def parse(name: str, text: str, folder: Path) -> Study:
         raise UsageError(_sentence(where, raw, error)) from None
     study = Study(name, text, folder, document)
     registry.load_packaged()
-    for path in study.used:
-        registry.load_file(path, f"{where}: use")
+    for file in document.use:
+        registry.load_file(folder / file, f"{where}: use")
     return study
 
 

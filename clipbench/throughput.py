@@ -19,30 +19,32 @@ import torch
 from torch import Tensor
 
 from clipbench import engines, feed, optimizers, trees
-from clipbench.cell import Cell
+from clipbench.cell import Part
 from clipbench.engines import Components, Job
 
-ROUNDS = 40
+ROUNDS = 30
 WARM_UP = 5
-BLOCK_SECONDS = 0.005
+BLOCK_SECONDS = 0.004
 LR = 1e-3  # small enough that no method leaves ordinary numbers while it is timed
 BATCHES = 16
 
 
-def benches(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """A study's benches: per workload, batch, device, dtype and optimizer, one cell for every clip, at its middle threshold."""
+def benches(jobs: Iterable[Job]) -> list[list[Job]]:
+    """A study's benches: per workload, batch, device, dtype and optimizer, no clip, and every clip at its middle threshold."""
 
-    def bench(cell: Cell) -> tuple[Any, ...]:
+    def bench(job: Job) -> tuple[Any, ...]:
+        cell = job.cell
         return (cell.problem, cell.batch, cell.device, cell.dtype, cell.optimizer.label)
 
     found = []
-    for _, group in groupby(sorted(cells, key=bench), key=bench):
-        clips: dict[str, dict[float, Cell]] = {}
-        for cell in group:
-            strength = cell.relative if cell.relative is not None else Job(cell, cell.clip.settings).threshold or 0.0
-            clips.setdefault(cell.clip.label, {})[strength] = cell
+    for _, group in groupby(sorted(jobs, key=bench), key=bench):
+        clips: dict[str, dict[float, Job]] = {}
+        for job in group:
+            clips.setdefault(job.cell.clip.label, {})[job.threshold or 0.0] = job
         chosen = [points[sorted(points)[len(points) // 2]] for _, points in sorted(clips.items())]
-        found.append([replace(cell, lr=LR, seed=0) for cell in chosen])
+        if "none" not in clips:  # every ratio is to no clip, whether the study trains without one or not
+            chosen.insert(0, Job(replace(chosen[0].cell, clip=Part("none", 1)), {}))
+        found.append([replace(job, cell=replace(job.cell, lr=LR, seed=0)) for job in chosen])
     return found
 
 

@@ -70,8 +70,11 @@ def generator(workload: str, seed: int, stream: str) -> torch.Generator:
 
 
 @contextmanager
-def seeded(workload: str, seed: int, stream: str) -> Iterator[None]:
-    """The global CPU random state, forked and seeded: the only place it may be drawn from (layers draw their own weights)."""
-    with torch.random.fork_rng(devices=[]):
+def seeded(workload: str, seed: int, stream: str, device: str = "cpu") -> Iterator[None]:
+    """The global random state, forked and seeded: the only place it may be drawn from (layers draw weights and dropout from it)."""
+    own = [torch.cuda.current_device()] if device == "cuda" else []
+    with torch.random.fork_rng(devices=own):
         torch.default_generator.manual_seed(seed_of(workload, seed, stream))
+        for index in own:
+            torch.cuda.default_generators[index].manual_seed(seed_of(workload, seed, stream))
         yield

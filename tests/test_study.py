@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipbench import registry, study
+from clipbench import registry, study, workload
 from clipbench.cell import Part
 from clipbench.registry import UsageError
 
@@ -168,13 +168,35 @@ def test_a_table_of_lrs_leaves_the_optimizers_it_does_not_name_alone():
     assert [cell.lr for cell in cells(text, clip="none", optimizer="adam")] == [1e-3, 1e-2]
 
 
-@pytest.mark.parametrize(("word", "run", "others"), [("steps", 10, (20, 30, 40)), ("batch", 32, (4, 8, 16))])
-def test_clip_wins_over_optimizer_wins_over_workload_wins_over_run(word, run, others):
-    text, seen = PAGE, [run]
-    for section, value in zip(('"wdbc"', '"sgd"', '"norm"'), others, strict=True):
-        text = with_line(section, f"{word} = {value}", text)
-        seen += [getattr(cell, word) for cell in cells(text, clip="norm")]
-    assert seen == [run, *others]
+def test_clip_wins_over_optimizer_wins_over_workload_wins_over_run():
+    text, seen = PAGE, [32]
+    for section, value in zip(('"wdbc"', '"sgd"', '"norm"'), (4, 8, 16), strict=True):
+        text = with_line(section, f"batch = {value}", text)
+        seen += [cell.batch for cell in cells(text, clip="norm")]
+    assert seen == [32, 4, 8, 16]
+
+
+def test_a_workload_has_steps_of_its_own():
+    text = with_line('"wdbc"', "steps = 20") + '[[workload]]\nname = "digits"\n'
+    assert {(cell.workload.name, cell.steps) for cell in cells(text)} == {("wdbc", 20), ("digits", 10)}
+
+
+@pytest.mark.parametrize("section", ['"sgd"', '"norm"'])
+def test_arms_of_unequal_length_are_refused(section):
+    """Runs of 20 and of 10 steps on one workload would be compared as if they had had the same chance."""
+    text = with_line(section, "steps = 20", PAGE) + '[[optimizer]]\nname = "adam"\n'
+    with pytest.raises(UsageError, match=r'"wdbc" is asked for at (10 and at 20|20 and at 10) steps'):
+        cells(text)
+
+
+def test_a_workload_without_randomness_runs_one_seed():
+    @workload("still")
+    class Still:
+        deterministic = True
+
+    text = PAGE.replace("wdbc", "still")
+    assert parsed(text).seeds("still").select == parsed(text).seeds("still").report == 1
+    assert {cell.seed for cell in cells(text)} == {0}
 
 
 def test_a_workload_has_seeds_of_its_own():

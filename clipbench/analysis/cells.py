@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipbench import schema
+from clipbench import schema, selection
 from clipbench.cell import Part
 from clipbench.selection import GROUP, TASK
 from clipbench.store import Store
@@ -81,7 +81,7 @@ def current(store: Store) -> tuple[pd.DataFrame, dict[str, int]]:
     for settings in cells["settings"][~inside]:
         reason = _why_not_compared(json.loads(settings), components)
         kept[reason] = kept.get(reason, 0) + 1
-    return cells[inside].reset_index(drop=True), dict(sorted(kept.items()))
+    return selection.planned(cells, phases).reset_index(drop=True), dict(sorted(kept.items()))
 
 
 def _why_not_compared(document: Mapping[str, Any], components: Components) -> str:
