@@ -157,6 +157,7 @@ def run(
         "diverged": int((wanted["status"] == "diverged").sum()),
         "collapsed": int((wanted["outcome"] == "collapsed").sum()),
         "failed": int((wanted["status"] == "failed").sum()),
+        "not_run": sum(entry["cells"] for entry in asked.not_run),
         "timed": timed,
     }
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-9  # a spread below this share of the values is rounding
 Array = NDArray[np.float64]
 
 
@@ -35,8 +36,14 @@ class Interval(NamedTuple):
 NOTHING = Interval(np.nan, np.nan, np.nan)
 
 
+def alike(values: ArrayLike) -> bool:
+    """Whether finite values are all the same but for rounding: they show no spread from which to infer anything."""
+    sample = np.asarray(values, dtype=float)
+    return bool(sample.size and np.ptp(sample) <= ROUNDING * np.abs(sample).max())
+
+
 def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
-    """The mean with Student's t interval.
+    """The mean with Student's t interval; no bounds where the values are all alike, for width zero would be certainty.
 
     :raises ValueError: a value is not finite; such samples have a median, not a mean.
     """
@@ -46,7 +53,7 @@ def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval
     if sample.size == 0:
         return NOTHING
     mean = float(sample.mean())
-    if sample.size == 1:
+    if alike(sample):
         return Interval(mean, np.nan, np.nan)
     half = float(stats.t.ppf((1 + confidence) / 2, sample.size - 1) * sample.std(ddof=1) / np.sqrt(sample.size))
     return Interval(mean, mean - half, mean + half)
@@ -121,7 +128,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = C
 def paired_p(gaps: ArrayLike) -> float:
     """Two-sided p of "no difference": the paired t test, or Wilcoxon's signed ranks where a difference is infinite.
 
-    NaN with fewer than two pairs; 1 where every difference is zero.
+    NaN (not testable) with fewer than two pairs, and where all differences are alike; 1 where every difference is zero.
     """
     sample = np.asarray(gaps, dtype=float)
     if sample.size < 2:
@@ -129,8 +136,8 @@ def paired_p(gaps: ArrayLike) -> float:
     if not sample.any():
         return 1.0
     if np.isfinite(sample).all():
-        if np.ptp(sample) == 0.0:
-            return 0.0
+        if alike(sample):
+            return np.nan
         return float(stats.ttest_1samp(sample, 0.0).pvalue)
     moved = sample[sample != 0.0]
     return _signed_rank_p(np.sign(moved), stats.rankdata(np.abs(moved)))

@@ -196,7 +196,8 @@ class Study:
                     _axis(axis, f"{where}: `{word}`")
             if kind != "workload" and table.seeds is not None:
                 raise UsageError(f"{where}: `seeds` belongs in [run] or in a [[workload]], not here.")
-            if kind == "workload" and (table.seeds or self.document.run.seeds) != self.seeds(table.name):
+            seeds = [other.seeds or self.document.run.seeds for other in tables if other.name == table.name]
+            if kind == "workload" and any(one != seeds[0] for one in seeds):
                 raise UsageError(
                     f'{where}: another table of "{table.name}" gives other `seeds`; a workload has the same in all its tables.'
                 )

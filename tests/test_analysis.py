@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 
 import numpy as np
@@ -88,18 +89,41 @@ def test_a_blow_up_with_a_finite_metric_is_still_a_divergence(tmp_path):
     assert drawn.loc[drawn["seed"] == 1000, "value"].isna().all()
 
 
-@pytest.mark.parametrize("value", [NAN, None, INF])
-def test_a_metric_that_is_not_finite_is_never_a_number(tmp_path, value):
-    """AlgoPerf's parser turns ``nan`` into 0, the best of losses."""
+def with_metric(value: float | None, kind: str = "collapsed", seed: int = 1000):
+    """Every run learned with .5, but for one seed of plain SGD, which ended so with this metric."""
 
     def change(cell: Cell):
-        return synthetic.rows(cell, "collapsed", metric_value=value) if cell.seed == 1000 else learned(0.5)(cell)
+        mine = cell.seed == seed and cell.arm == "sgd"
+        return synthetic.rows(cell, kind, metric_value=value) if mine else learned(0.5 + 0.001 * (cell.seed % 10))(cell)
 
-    *_, result = read(build(tmp_path / "s", problems=("cosh",), change=change))
+    return change
+
+
+@pytest.mark.parametrize("value", [NAN, None, -INF])
+def test_a_metric_that_is_none_is_unknown_and_neither_a_number_nor_the_worst(tmp_path, value):
+    """AlgoPerf's parser turns ``nan`` into 0, the best of losses; and a run that did not diverge must not count as one that did."""
+    cells, components, _, drawn, result = read(build(tmp_path / "s", problems=("cosh",), change=with_metric(value)))
     row = one(result, "sgd")
-    assert (row["statistic"], row["collapsed"]) == ("median", 1)
-    assert row["estimate"] == 0.5
-    assert row["high"] == 0.5
+    assert (row["statistic"], row["collapsed"], row["diverged"], row["no_value"]) == ("incomplete", 1, 0, 1)
+    assert row["estimate"] == 0.505
+    assert math.isnan(row["low"])
+    assert set(one(result, "sgd + norm")[["statistic", "no_value"]]) == {"mean", 0}
+    claimed = analysis.claims(drawn, analysis.arms(cells, components), components)
+    assert set(claimed["note"]) == {"no value"}
+    assert claimed["p"].isna().all()
+    lacking = analysis.valueless(drawn, components)
+    assert lacking[["arm", "seed", "ended"]].to_numpy().tolist() == [["sgd", 1000, "collapsed"]]
+
+
+def test_a_metric_that_overflowed_to_the_worse_side_is_known(tmp_path):
+    *_, result = read(build(tmp_path / "s", problems=("cosh",), change=with_metric(INF)))
+    assert one(result, "sgd")[["statistic", "collapsed", "no_value"]].tolist() == ["median", 1, 0]
+
+
+def test_an_all_or_nothing_run_without_a_metric_is_no_failure_to_succeed(tmp_path):
+    *_, result = read(build(tmp_path / "s", problems=("temporal-order",), change=with_metric(None)))
+    assert one(result, "sgd")[["statistic", "no_value"]].tolist() == ["incomplete", 1]
+    assert math.isnan(one(result, "sgd")["low"])
 
 
 def test_a_failed_seed_is_unknown_and_leaves_no_interval(tmp_path):
@@ -294,6 +318,17 @@ def test_a_difference_with_a_diverged_seed_is_a_median(tmp_path):
     assert gap["high"] >= 0
 
 
+def test_a_headline_without_plain_sgd_has_no_pairs(tmp_path):
+    """Momentum, the next in order, must not stand in under its name."""
+    store = build(tmp_path / "s", optimizers=("momentum", "rmsprop"), report=2)
+    cells, components, protocol, *_ = read(store)
+    arms = analysis.arms(cells, components)
+    others = {name: arm for name, arm in protocol["headline"].items() if name != "plain SGD"}
+    assert analysis.headline_pairs(arms, protocol["headline"]).empty
+    assert analysis.headline_pairs(arms, others).empty
+    assert analysis.headline_pairs(arms, {}).empty
+
+
 def test_methods_come_in_the_order_people_name_them_though_json_sorts_them():
     named = analysis.named(dict(sorted(synthetic.HEADLINE.items())))
     assert list(named) == ["plain SGD", "momentum", "RMSprop", "value clip", "norm clip"]
@@ -341,10 +376,43 @@ def test_the_grid_counts_every_seed_and_averages_only_those_with_a_value(tmp_pat
         )
 
     cells, _ = analysis.current(build(tmp_path / "s", report=0, change=change))
-    table = analysis.grid(cells)
+    table = analysis.grid(cells, synthetic.components(("digits",)))
+    assert set(table["statistic"]) == {"mean"}
     assert (table[["learned", "stalled", "collapsed", "diverged", "failed"]].sum(axis=1) == table["seeds"]).all()
     assert set(table["valued"]) == {1}
     assert table["value"].tolist() == pytest.approx([0.7] * len(table))
+
+
+def test_the_grid_of_an_all_or_nothing_workload_holds_shares_and_no_means(tmp_path):
+    def change(cell: Cell):
+        kinds = {
+            0.01: lambda: learned(1.0 if cell.seed == 0 else 0.5)(cell),
+            0.03: lambda: synthetic.rows(cell, "diverged") if cell.seed == 0 else learned(1.0)(cell),
+            0.1: lambda: synthetic.failed(cell) if cell.seed == 0 else learned(1.0)(cell),
+            0.3: lambda: learned(NAN if cell.seed == 0 else 0.5)(cell),
+        }
+        return kinds.get(cell.lr, lambda: learned(1.0)(cell))()
+
+    store = build(tmp_path / "s", problems=("temporal-order",), clips=("none",), report=0, change=change)
+    table = analysis.grid(analysis.current(store)[0], store.page("components")).set_index("lr")
+    assert set(table["statistic"]) == {"share"}
+    assert table["value"].tolist() == pytest.approx([1 / 3, 2 / 3, 1.0, 0.0, 1.0, 1.0])
+    assert table["valued"].tolist() == [3, 3, 2, 2, 3, 3]
+    assert table["no_value"].tolist() == [0, 0, 0, 1, 0, 0]
+
+
+def test_rmsprops_note_has_the_arms_own_alpha(tmp_path):
+    cells, components, *_ = read(build(tmp_path / "s", optimizers=("rmsprop",), report=0))
+    assert "α = 0.99 its first step is 1/√(1 − α) = 10 times" in analysis.notes(analysis.arms(cells, components))[0]
+    cells["settings"] = cells["settings"].astype(object).map(with_alpha)
+    (note,) = analysis.notes(analysis.arms(cells, components))
+    assert "α = 0.9 its first step is 1/√(1 − α) = 3.16 times lr" in note
+
+
+def with_alpha(settings: str) -> str:
+    """The same settings with RMSprop's α at .9."""
+    document = json.loads(settings)
+    return json.dumps({**document, "optimizer": {**document["optimizer"], "settings": {"alpha": 0.9}}})
 
 
 def test_momentum_is_given_as_lr_over_one_minus_mu_too(tmp_path):
@@ -391,12 +459,23 @@ def test_a_clip_costs_the_median_ratio_to_the_block_beside_it():
     assert table["invalid"].tolist() == [1, 1]
 
 
-def test_a_second_timing_run_pairs_with_itself():
+def test_a_second_timing_run_whose_blocks_are_numbered_on_pairs_with_itself():
     first = synthetic.timing("digits", "sgd", {"none": 1.0, "norm": 1.0}, seconds=1.0)
     second = synthetic.timing("digits", "sgd", {"none": 1.0, "norm": 1.0}, seconds=100.0, created="2026-02-01T00:00:00Z")
-    table = timed([*second, *first]).set_index("clip")
+    table = timed([*({**row, "block": 20 + row["block"]} for row in second), *first]).set_index("clip")
     assert table.loc["norm", "ratio"] == 1.0
     assert table.loc["norm", "blocks"] == 38
+
+
+def test_the_timings_of_two_machines_are_never_pooled():
+    clips = {"none": 1.0, "norm": 1.0}
+    fast = synthetic.timing("digits", "sgd", clips, seconds=1.0)
+    slow = synthetic.timing("digits", "sgd", clips, seconds=100.0, environment="e2")
+    table = timed([*fast, *slow]).set_index(["environment", "clip"])
+    assert len(table) == 4
+    assert table.loc[("e1", "norm"), "step_50"] == pytest.approx(1 / 50)
+    assert table.loc[("e2", "norm"), "step_50"] == pytest.approx(2.0)
+    assert set(table["blocks"]) == {19}
 
 
 def test_a_block_whose_partner_is_invalid_has_no_ratio_and_no_blocks_is_no_crash():

@@ -405,7 +405,7 @@ def test_plan_runs_nothing_and_makes_no_folder(done, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = clipbench("plan", page)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "selection: 4 cells; report settings: to be chosen." in result.stdout
+    assert "selection: 4 cells in about 1 shards; report settings: to be chosen." in result.stdout
     assert list(tmp_path.iterdir()) == []
     before = sorted(folder.rglob("*"))
     assert clipbench("plan", page, "--out", folder).exit_code == 0
@@ -421,6 +421,12 @@ def test_cells_for_an_absent_device_are_named_in_plan_and_run(written, tmp_path)
     assert line in clipbench("plan", page).stdout
     assert line in clipbench("run", page, "--out", tmp_path / "out", "--no-throughput").stdout
     assert refused(clipbench("run", page, "--device", "cuda", "--out", tmp_path / "out"), "no CUDA device")
+    alone = written(("batch = 8", 'batch = 8\ndevice = "cuda"'))
+    planned = clipbench("plan", alone)
+    assert planned.exit_code == 0
+    assert line in planned.stdout
+    assert refused(clipbench("run", alone, "--out", tmp_path / "none"), "every cell is for an absent device")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_failed_cell_is_a_finding(written, tmp_path):

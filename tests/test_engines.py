@@ -223,7 +223,7 @@ def test_a_run_that_blows_up_and_stays_finite_runs_to_its_end(quadratic):
 
 
 def test_a_diverged_run_has_no_evaluation_after_it(quadratic):
-    made = record("quadratic", lr=3.0, steps=200)
+    made = record("quadratic", lr=3.0, steps=190)
     assert {step for step, *_ in made.evaluations} == {0, 10, 20, 30, 40, 50, 60}
     assert {split for _, split, *_ in made.evaluations} == {"validation"}
 
@@ -349,13 +349,12 @@ class TouchySquare(HalfSquare):
 @pytest.mark.parametrize(
     ("steps", "evaluations", "at"),
     [
-        (100, 20, [*range(0, 101, 5)]),
+        (95, 20, [*range(0, 96, 5)]),
         (7, 20, [*range(8)]),
         (1, 20, [0, 1]),
         (30, 1, [0, 30]),
-        (10, 3, [0, 3, 7, 10]),
-        (300, 20, [*range(0, 301, 15)]),
-        (50, 20, [0, 2, 5, 8, 10, 12, 15, 18, 20, 22, 25, 28, 30, 32, 35, 38, 40, 42, 45, 48, 50]),
+        (10, 4, [0, 3, 7, 10]),
+        (300, 20, [0, 16, 32, 47, 63, 79, 95, 111, 126, 142, 158, 174, 189, 205, 221, 237, 253, 268, 284, 300]),
     ],
 )
 def test_evaluations_are_first_last_and_as_many_as_were_asked_for(quadratic, steps, evaluations, at):
@@ -415,11 +414,36 @@ def test_a_model_is_evaluated_as_one_evaluates_and_trained_as_one_trains():
         def loss(self, output, target):
             return (output.flatten() - target).square().mean()
 
-    record("watched", steps=4, batch=2, evaluations=2)
+    record("watched", steps=4, batch=2, evaluations=3)
     assert modes == [(False, 3), *[(True, 2)] * 2, (False, 3), *[(True, 2)] * 2, (False, 3), (False, 3)]
 
 
-@pytest.mark.parametrize(("evaluations", "steps_to_target"), [(8, 2), (4, 2), (2, 4), (1, 8)])
+def test_chance_inside_a_model_belongs_to_the_seed_and_not_to_the_worker():
+    """Dropout: the same cell has the same bits whatever ran before it in the process, and every method meets the same luck."""
+
+    @workload("dropping")
+    class Dropping:
+        metric = metrics.accuracy
+        reference_loss = math.log(2)
+
+        def data(self):
+            inputs = torch.linspace(-1, 1, 64).reshape(32, 2)
+            return dict.fromkeys(("train", "validation", "test"), (inputs, (inputs.sum(1) > 0).long()))
+
+        def model(self):
+            return nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2))
+
+        def loss(self, output, target):
+            return nn.functional.cross_entropy(output, target)
+
+    first = losses("dropping", "sgd", lr=0.1, batch=8)
+    losses("dropping", "adam", lr=0.1, batch=8, seed=1)
+    assert losses("dropping", "sgd", lr=0.1, batch=8) == first
+    assert losses("dropping", "adam", lr=0.1, batch=8)[0] == first[0]
+    assert losses("dropping", "sgd", lr=0.1, batch=8, seed=1) != first
+
+
+@pytest.mark.parametrize(("evaluations", "steps_to_target"), [(9, 2), (5, 2), (3, 4), (2, 8), (1, 8)])
 def test_steps_to_target_are_the_updates_before_the_first_evaluation_that_met_it(quadratic, evaluations, steps_to_target):
     """With lr 1/2 the loss is 2/4ⁿ, and meets .125 exactly after two updates; a coarser look finds it later."""
     made = record(("quadratic", {"start": 2.0}), lr=0.5, steps=8, evaluations=evaluations)

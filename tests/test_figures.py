@@ -45,7 +45,7 @@ def frames(tmp_path_factory):
         "drawn": drawn,
         "results": results.merge(arms, on=selection.GROUP),
         "chosen": results[results["reading"] == "all"],
-        "grid": analysis.grid(cells),
+        "grid": analysis.grid(cells, components),
         "stable": analysis.stable(cells),
         "steady": analysis.effective(analysis.stable(cells), arms),
         "fired": analysis.fired(cells),
@@ -188,6 +188,17 @@ def test_the_median_of_two_diverged_of_three_ends_where_the_second_did():
     assert max(middle.get_xdata()) == 39
 
 
+def test_without_plain_sgd_there_is_no_line_of_it(frames):
+    panel = {"task": ("digits", 32, "cpu", "float32"), "title": "", "label": "", "success": False, "higher_is_better": True}
+
+    def dashed(methods: dict[str, str]) -> int:
+        axes = figures.headline(frames["results"], frames["drawn"], [panel], methods, "").axes[0]
+        return sum(line.get_linestyle() == "--" for line in axes.lines)
+
+    assert dashed({"plain SGD": "momentum", "norm clip": "sgd + norm"}) == 1
+    assert dashed({"momentum": "momentum", "norm clip": "sgd + norm"}) == 0
+
+
 def test_seeds_far_outside_are_marked_at_the_edge_with_their_number():
     values = pd.Series([0.9 + 0.001 * number for number in range(40)] + [0.1])
     fenced = outcomes._fenced(values, pd.Series([0.92]))
@@ -205,24 +216,30 @@ def test_heat_map_cells_are_told_apart_by_letter_and_hatch_and_not_by_colour_alo
         "threshold": math.nan,
         "relative": math.nan,
     }
-    none = {"learned": 0, "stalled": 0, "collapsed": 0, "diverged": 0, "failed": 0}
-    kinds = ["learned", "stalled", "collapsed", "diverged", "failed"]
+    none = dict.fromkeys(("learned", "stalled", "collapsed", "diverged", "failed", "no_value"), 0)
+    kinds = list(none)
+    lost = ("diverged", "failed", "no_value")
     rows = [
-        {**place, "lr": 10.0**number, "seeds": 3, **none, kind: 3, "value": math.nan if kind in ("diverged", "failed") else 0.5}
+        {**place, "lr": 10.0**number, "seeds": 3, **none, kind: 3, "value": math.nan if kind in lost else 0.5}
         for number, kind in enumerate(kinds)
     ]
-    rows.append({**place, "lr": 1e5, "seeds": 3, **none, "learned": 1, "diverged": 2, "value": 0.9})
+    rows.append({**place, "lr": 1e6, "seeds": 3, **none, "learned": 1, "diverged": 2, "value": 0.9})
     arms = pd.DataFrame(
         [{**place, "optimizer": "sgd", "clip": "none", "optimizer_label": "sgd", "clip_label": "none", "partner": None}]
     )
-    figure = figures.heat(
-        pd.DataFrame(rows), arms, pd.DataFrame(columns=["arm", "lr", "threshold", "relative"]), "accuracy", True, ""
-    )
+    chosen = pd.DataFrame(columns=["arm", "lr", "threshold", "relative"])
+    figure = figures.heat(pd.DataFrame(rows).assign(statistic="mean"), arms, chosen, "accuracy", True, "")
     axes = figure.axes[0]
-    assert [text.get_text() for text in axes.texts] == ["S", "C", "D", "F", "D2"]
-    assert len({patch.get_hatch() for patch in axes.patches[:4]}) == 4
+    assert [text.get_text() for text in axes.texts] == ["S", "C", "D", "F", "?", "D2"]
+    assert len({patch.get_hatch() for patch in axes.patches[:5]}) == 5
     colours = axes.collections[0].get_array()
-    assert np.ma.getmaskarray(colours).ravel().tolist() == [False, False, False, True, True, True]
+    assert np.ma.getmaskarray(colours).ravel().tolist() == [False, False, False, True, True, True, True]
+    # A share of successes counts its diverged seeds, so that it has a colour, on a scale from none to all.
+    figure = figures.heat(pd.DataFrame(rows).assign(statistic="share"), arms, chosen, "share", False, "")
+    mesh = figure.axes[0].collections[0]
+    assert np.ma.getmaskarray(mesh.get_array()).ravel().tolist() == [False, False, False, True, True, True, False]
+    assert mesh.get_clim() == (0, 1)
+    assert mesh.get_cmap().name == "cividis"
 
 
 def test_numbers_on_axes_are_short_and_have_a_true_minus():

@@ -6,6 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from conftest import registry_restored
 
 from clipbench import protocol, registry, schedule, selection, store, study
 from clipbench.registry import UsageError
@@ -33,7 +34,7 @@ name = "none"
 name = "norm"
 relative = [0.1, 0.3]
 """
-TASK = "cosh, batch 8, cpu, float32"
+PILOT = "cosh, batch 8, cpu, float32, version 1"
 
 EMA = '''
 """Clip at a multiple of the running mean of past norms."""
@@ -57,6 +58,37 @@ class Ema:
         limit = self.ratio * mean / (1 - self.beta**step)
         return trees.scale_to(grads, limit, norm), {"mean": mean, "step": step}
 '''
+
+
+SCALED = """
+import torch
+from torch import nn
+
+from clipbench import metrics, workload
+
+SCALE = 1.0
+
+
+@workload("scaled")
+class Scaled:
+    metric = metrics.log10_gap
+    reference_loss = None
+
+    def sample(self, generator):
+        return torch.randn(1, generator=generator), torch.zeros(1)
+
+    def model(self):
+        return Bowl()
+
+
+class Bowl(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.x = nn.Parameter(torch.full((3,), 5.0))
+
+    def forward(self, noise):
+        return SCALE * (self.x - noise.mean()).square().sum()
+"""
 
 
 def parsed(text, folder):
@@ -161,7 +193,7 @@ def test_an_edge_is_extended_by_two_half_decades_once_and_flagged(whole):
 
 def test_relative_thresholds_are_resolved_with_the_stored_pilot(whole):
     """To three digits; the multiple stays beside the number, and in the identity."""
-    size = whole.page("calibration")["pilots"][TASK]["norm"]
+    size = whole.page("calibration")["pilots"][PILOT]["norm, version 1"]
     cells = whole.read("cells")
     clipped = cells[cells["relative"].notna()]
     assert len(clipped) >= 4
@@ -239,7 +271,7 @@ def test_a_shard_that_was_damaged_is_run_again_and_nothing_else(whole, copy):
 def test_a_stored_pilot_is_used_and_never_run_again(tmp_path, monkeypatch):
     """Another number than a pilot would give, planted before the first cell."""
     page = PAGE.replace("[0.01, 0.1]", "0.01").replace("report = 2", "report = 0")
-    planted = {"pilots": {TASK: {"norm": 12.3}}}
+    planted = {"pilots": {PILOT: {"norm, version 1": 12.3}}}
     Store.create(tmp_path / "tiny", "tiny", page).write_page("calibration", planted)
     monkeypatch.setattr(schedule, "call", None)
     _, done = carried_out(page, tmp_path / "tiny")
@@ -350,9 +382,58 @@ def test_the_default_threshold_of_a_clip_is_stored_as_a_number(tmp_path):
 def test_the_outlook_counts_what_is_stored(whole, tmp_path):
     asked = parsed(PAGE, tmp_path)
     [row] = protocol.predict(asked, protocol.plan(asked), whole)
-    assert (row["task"], row["select"], row["stored"]) == (TASK, 6, 6)
+    assert (row["task"], row["select"], row["stored"]) == (PILOT.removesuffix(", version 1"), 6, 6)
     assert row["seconds"] == 0
     [row] = protocol.predict(asked, protocol.plan(asked), None)
     assert row["stored"] == 0
     assert row["seconds"] > 0
     assert row["report"] >= len(whole.page("plan")["cells"]["report"])
+
+
+# ------------------------------------------------------------------------------------------------------- what must not pass quietly
+
+
+def test_a_run_cut_short_between_its_phases_is_not_called_complete(whole, copy):
+    """As an interrupt leaves it: the selection phase is stored, and the phases after it were never asked for."""
+    plan = whole.page("plan")
+    Store(copy).write_page("plan", {**plan, "cells": {"select": plan["cells"]["select"]}})
+    assert Store(copy).problems() == ["the extend phase has not run", "the report phase has not run"]
+
+
+def test_another_version_of_a_workload_has_a_pilot_of_its_own(tmp_path):
+    """A threshold of once the median gradient must not stay where it was when the loss is a hundred times larger."""
+    page = (
+        'use = ["scaled.py"]\n[run]\nsteps = 4\nlr = 1e-4\nseeds = { select = 1, report = 1 }\n[[workload]]\nname = "scaled"\n'
+        '[[optimizer]]\nname = "sgd"\n[[clip]]\nname = "norm"\nrelative = 1\n'
+    )
+    thresholds = []
+    for scale in ("1.0", "100.0"):
+        (tmp_path / "scaled.py").write_text(SCALED.replace("SCALE = 1.0", f"SCALE = {scale}"))
+        with registry_restored():
+            _, done = carried_out(page, tmp_path / "tiny")
+        planned = done.page("plan")["cells"]["select"]
+        cells = done.read("cells")
+        thresholds += cells.loc[cells["cell"].isin(planned), "threshold"].tolist()
+    assert thresholds[1] == pytest.approx(100 * thresholds[0], rel=0.01)
+
+
+def test_a_file_edited_while_the_study_runs_stops_it(tmp_path):
+    """Its cells would be stored under the hash of the file as it was."""
+    (tmp_path / "ema.py").write_text(EMA)
+    asked = parsed('use = ["ema.py"]\n' + PAGE, tmp_path)
+    used = asked.used
+    (tmp_path / "ema.py").write_text(EMA.replace("0.95", "0.9"))
+    with pytest.raises(UsageError, match=r"ema\.py was edited while the study ran"):
+        schedule.call(abs, (1,), used, "cpu")
+
+
+def test_an_edge_of_an_edited_study_is_extended_beyond_its_new_end(whole, copy):
+    """Cells that were an extension once are the study's own when the page asks for them."""
+    cells = whole.read("cells")
+    lrs = sorted(set(cells.loc[cells["role"] == "select", "lr"]))
+    assert cells["extended"].any()
+    plan = {"select": whole.page("plan")["cells"]["select"] + whole.page("plan")["cells"]["extend"]}
+    scores = selection.score(selection.planned(cells, plan))
+    assert not scores["extended"].any()
+    extended = selection.extend(scores)
+    assert all(row.lr not in lrs or row.relative not in {0.1, 0.3} for row in extended.itertuples())

@@ -39,6 +39,13 @@ def small(tmp_path_factory):
     return store
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A finished study of one workload, one optimizer and one clip, for what needs a store but not its size."""
+    folder = tmp_path_factory.mktemp("results") / "tiny"
+    return synthetic.build(folder, optimizers=("sgd",), clips=("none", "norm"), relative=(1.0,), report=2)
+
+
 @pytest.fixture
 def sketched(monkeypatch):
     """Figures are laid out but not painted, which is where the time goes; the tests above paint them."""
@@ -106,24 +113,33 @@ def test_the_report_imports_no_torch():
 
 
 @pytest.mark.usefixtures("sketched")
-def test_formats_are_written_as_asked_and_figures_always(small, tmp_path):
-    written = report.write(small, ("md",), tmp_path / "r")
+def test_a_store_in_a_folder_of_another_name_gives_the_same_bytes(tiny, tmp_path):
+    shutil.copytree(tiny.folder, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("report"))
+    report.write(tiny, folder=tmp_path / "one")
+    report.write(Store(tmp_path / "elsewhere"), folder=tmp_path / "two")
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+    assert "`clipbench report results/tiny` drew" in (tmp_path / "two" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("sketched")
+def test_formats_are_written_as_asked_and_figures_always(tiny, tmp_path):
+    written = report.write(tiny, ("md",), tmp_path / "r")
     assert {path.suffix for path in written} == {".md", ".svg", ".png"}
     assert written[0].name == "report.md"
     assert all(path.is_file() for path in written)
 
 
-def test_an_unknown_format_names_the_nearest(small):
+def test_an_unknown_format_names_the_nearest(tiny):
     with pytest.raises(UsageError, match=r'no format "htlm"\. Did you mean html\? There are: html, md, csv\.'):
-        report.write(small, ("htlm",))
+        report.write(tiny, ("htlm",))
 
 
 @pytest.mark.usefixtures("sketched")
-def test_a_second_report_leaves_no_figure_of_the_first(small, tmp_path):
-    report.write(small, ("csv",), tmp_path)
+def test_a_second_report_leaves_no_figure_of_the_first(tiny, tmp_path):
+    report.write(tiny, ("csv",), tmp_path)
     (tmp_path / "figures" / "old.svg").write_text("old")
     (tmp_path / "figures" / "notes.txt").write_text("mine")
-    report.write(small, ("csv",), tmp_path)
+    report.write(tiny, ("csv",), tmp_path)
     assert not (tmp_path / "figures" / "old.svg").exists()
     assert (tmp_path / "figures" / "notes.txt").exists()
 
@@ -146,8 +162,8 @@ def test_the_page_is_self_contained_well_formed_and_its_ids_are_unique(small):
 
 
 @pytest.mark.usefixtures("sketched")
-def test_no_page_links_to_a_table_that_was_not_asked_for(small, tmp_path):
-    report.write(small, ("html", "md"), tmp_path)
+def test_no_page_links_to_a_table_that_was_not_asked_for(tiny, tmp_path):
+    report.write(tiny, ("html", "md"), tmp_path)
     assert ".csv" not in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert ".csv" not in (tmp_path / "report.md").read_text(encoding="utf-8")
 
@@ -190,7 +206,13 @@ def test_every_table_of_the_page_is_a_csv_that_pandas_reads(small):
 def test_all_or_nothing_outcomes_are_success_rates_and_never_means(small):
     headline = pd.read_csv(small.folder / "report" / "tables" / "headline-temporal-order.csv")
     assert set(headline["statistic"]) == {"share"}
-    assert "share of seeds" in rendered(small)
+    grid = pd.read_csv(small.folder / "report" / "tables" / "grid-temporal-order.csv")
+    assert set(grid["statistic"]) == {"share"}
+    assert set((grid["value"] * grid["valued"]).round(9)) <= {0.0, 1.0, 2.0, 3.0}
+    text = rendered(small)
+    assert "share of seeds that succeed (accuracy ≥ 0.99) after the last step, on selection seeds" in text
+    assert "temporal-order: accuracy, mean over seeds" not in text
+    assert "digits: accuracy, mean over seeds" in text
 
 
 def test_markdown_tables_have_equal_columns_in_every_row(small):
@@ -280,6 +302,96 @@ def test_a_study_that_ends_one_way_renders(tmp_path, kind):
         assert "out of memory" in text
 
 
+MATRIX = {"optimizers": ("sgd",), "clips": ("none", "norm"), "relative": (1.0,)}
+
+
+def gaining(gain: float, spread: float = 0.0):
+    """Every run learned; the clip gains so much on every seed, give or take ``spread``."""
+
+    def change(one: Cell):
+        clipped = one.clip.name != "none"
+        metric = 0.8 + clipped * (gain + spread * (one.seed % 10)) + 0.01 * (one.seed % 7)
+        return synthetic.rows(one, "learned", metric_value=metric, validation_value=one.lr, clipped_fraction=0.5 * clipped)
+
+    return change
+
+
+@pytest.mark.usefixtures("sketched")
+@pytest.mark.parametrize(("report_seeds", "claimed"), [(2, False), (4, False), (5, True)])
+def test_fewer_than_five_report_seeds_claim_nothing_in_words(tmp_path, report_seeds, claimed):
+    store = synthetic.build(tmp_path / "few", **MATRIX, report=report_seeds, change=gaining(0.1, 0.001))
+    text = page(store)
+    assert ("is better than plain SGD</strong>" in text) == claimed
+    assert ("was better on" in text) == claimed
+    assert (f"too few seeds to claim anything (n = {report_seeds})" in text) != claimed
+
+
+@pytest.mark.usefixtures("sketched")
+@pytest.mark.parametrize(("gain", "words"), [(0.1, "on every seed alike (n = 10)"), (0.0, "as plain SGD on every seed")])
+def test_differences_that_are_alike_on_every_seed_are_no_certainty(tmp_path, gain, words):
+    text = page(synthetic.build(tmp_path / "alike", **MATRIX, change=gaining(gain)))
+    assert words in text
+    assert "(all 10 seeds alike, no interval)" in text
+    assert "n = 1, no interval" not in text
+    assert "is better than plain SGD</strong>" not in text
+
+
+@pytest.mark.usefixtures("sketched")
+def test_a_run_without_a_metric_is_named_and_nothing_is_concluded(tmp_path):
+    def change(one: Cell):
+        spoiled = one.seed == 1003 and one.arm == "sgd"
+        return synthetic.rows(one, "stalled", metric_value=None) if spoiled else gaining(0.1, 0.001)(one)
+
+    text = page(synthetic.build(tmp_path / "blank", **MATRIX, change=change))
+    assert "<strong>No value</strong>: 1 report run of digits, sgd, did not diverge" in text
+    assert "seed 1003 (stalled)" in text
+    assert "(median of 9 of 10 seeds, incomplete, 1 with no value)" in text
+    assert "some runs ended with no value of the metric, so nothing is concluded" in text
+    assert "is better than plain SGD</strong>" not in text
+
+
+@pytest.mark.usefixtures("sketched")
+def test_without_plain_sgd_no_other_method_stands_under_its_name(tmp_path):
+    store = synthetic.build(tmp_path / "none", optimizers=("momentum", "rmsprop"), relative=(1.0,), change=gaining(0.1, 0.001))
+    report.write(store, ("html", "csv"))
+    text = rendered(store)
+    assert "better than plain SGD by" not in text
+    assert "plain SGD at equal budget" not in text
+    assert "Plain SGD is not among these arms" in text
+    assert "This study has no plain SGD without a clip" in text
+    headline = pd.read_csv(store.folder / "report" / "tables" / "headline-digits.csv")
+    assert headline["difference_estimate"].isna().all()
+
+
+@pytest.mark.usefixtures("sketched")
+def test_timings_of_two_machines_are_told_apart(tmp_path):
+    store = synthetic.build(tmp_path / "two", **MATRIX, report=2)
+    store.add_throughput(synthetic.timing("digits", "sgd", {"none": 1.0, "norm": 3.0}, environment="e2"))
+    page_of_environments = store.page("environment")
+    machines = {"e1": {"processor": "Slow"}, "e2": {"processor": "Fast", "cuda": {"device": "Card"}}}
+    store.write_page("environment", {**page_of_environments, "environments": machines})
+    text = page(store)
+    for words in ("digits (environment e1, Slow)", "digits (environment e2, Fast, Card)"):
+        assert f"<h3>{words}</h3>" in text
+        assert f"<caption>{words}: cost of a training step.</caption>" in text
+    assert re.search(r"A step costs ×1\.1\d \[[^]]*\] with norm clipping \(environment e1, Slow\)", text)
+    assert re.search(r"A step costs ×3\.\d\d \[[^]]*\] with norm clipping \(environment e2, Fast, Card\)", text)
+
+
+@pytest.mark.usefixtures("sketched")
+def test_a_workload_without_randomness_says_so(tmp_path):
+    store = synthetic.build(tmp_path / "sure", problems=("cosh",), **MATRIX, select=1, report=1, change=gaining(-0.1))
+    components = store.page("components")
+    components["workloads"]["cosh"]["deterministic"] = True
+    store.write_page("components", components)
+    text = page(store)
+    assert "(no randomness: one run)" in text
+    assert "Norm clip: no randomness: one run; improvement in gap +0.1" in text
+    assert "n: no randomness: one run; div." in text
+    assert "at which the one selection seed (no randomness: one run) learned" in text
+    assert "n = 1" not in text
+
+
 @pytest.mark.usefixtures("sketched")
 def test_a_failed_cell_is_listed_with_its_reason_and_a_reader_sees_it_is_not_a_divergence(tmp_path):
     def change(one: Cell):
@@ -324,8 +436,9 @@ def test_a_workload_with_one_seed_says_n_is_one(tmp_path):
 
 
 def test_curves_of_report_cells_alone_are_enough(tmp_path):
-    whole = synthetic.build(tmp_path / "a" / "same", optimizers=("sgd",), relative=(1.0,), report=3)
-    light = synthetic.build(tmp_path / "b" / "same", optimizers=("sgd",), relative=(1.0,), report=3, curves="report")
+    matrix = {"optimizers": ("sgd",), "clips": ("none", "norm"), "relative": (1.0,), "report": 2}
+    whole = synthetic.build(tmp_path / "a" / "same", **matrix)
+    light = synthetic.build(tmp_path / "b" / "same", **matrix, curves="report")
     report.write(whole)
     report.write(light)
     assert digest(whole.folder / "report" / "figures") == digest(light.folder / "report" / "figures")
@@ -377,10 +490,10 @@ def test_a_damaged_file_is_named(tmp_path):
 
 
 @pytest.mark.usefixtures("sketched")
-def test_a_folder_that_cannot_be_written_is_one_sentence(small, tmp_path):
+def test_a_folder_that_cannot_be_written_is_one_sentence(tiny, tmp_path):
     (tmp_path / "report").write_text("a file")
     with pytest.raises(UsageError, match="the report cannot be written here"):
-        report.write(small, ("md",), tmp_path / "report")
+        report.write(tiny, ("md",), tmp_path / "report")
 
 
 # -------------------------------------------------------------------------------------------------------------- what a reader sees

@@ -113,6 +113,20 @@ def test_the_paired_test_is_scipys_t_test():
     assert np.isnan(statistics.paired_p([1.0]))
 
 
+def test_differences_that_are_all_alike_are_no_certainty():
+    """Ten pairs each better by .01 (to rounding): zero width and p = 0 would claim what one pair shows."""
+    gaps = np.array([0.1 * k + 0.01 for k in range(10)]) - np.array([0.1 * k for k in range(10)])
+    for sample in (gaps, [0.01] * 10, [0.0] * 10):
+        interval = statistics.mean_interval(sample)
+        assert not interval.bounded
+        assert interval.estimate == pytest.approx(np.mean(sample))
+        assert interval.sign == 0
+    assert np.isnan(statistics.paired_p(gaps))
+    assert np.isnan(statistics.paired_p([0.01] * 10))
+    assert not statistics.alike([0.01] * 9 + [0.0101])
+    assert statistics.mean_interval([0.01] * 9 + [0.0101]).bounded
+
+
 def test_signed_ranks_agree_with_scipy_and_with_every_sign_flip():
     gaps = np.array([0.5, -0.1, 0.9, 1.3, -0.7, 2.0, 0.3])
     with_infinity = np.append(gaps, INF)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipbench import registry, study, workload
+from clipbench import registry, study
 from clipbench.cell import Part
 from clipbench.registry import UsageError
 
@@ -190,7 +190,7 @@ def test_arms_of_unequal_length_are_refused(section):
 
 
 def test_a_workload_without_randomness_runs_one_seed():
-    @workload("still")
+    @registry.workload("still")
     class Still:
         deterministic = True
 

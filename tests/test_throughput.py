@@ -149,13 +149,20 @@ def test_the_order_within_a_round_changes(monkeypatch):
 
 def test_a_bench_is_every_clip_of_one_optimizer_at_its_middle_threshold():
     page = PAGE.replace("lr = 0.01", "lr = [0.01, 0.1]").replace('name = "sgd"', 'name = "sgd"\n[[optimizer]]\nname = "adam"')
-    benches = throughput.benches(study.parse("tiny", page, None).cells())
-    assert [[(cell.optimizer.name, cell.clip.name) for cell in bench] for bench in benches] == [
+    benches = throughput.benches([Job(cell, cell.clip_settings()) for cell in study.parse("tiny", page, None).cells()])
+    assert [[(job.cell.optimizer.name, job.cell.clip.name) for job in bench] for bench in benches] == [
         [("adam", "none"), ("adam", "norm")],
         [("sgd", "none"), ("sgd", "norm")],
     ]
-    assert {cell.clip.settings["max_norm"] for bench in benches for cell in bench[1:]} == {1.0}
-    assert {(cell.lr, cell.seed) for bench in benches for cell in bench} == {(throughput.LR, 0)}
+    assert {job.threshold for bench in benches for job in bench[1:]} == {1.0}
+    assert {(job.cell.lr, job.cell.seed) for bench in benches for job in bench} == {(throughput.LR, 0)}
+
+
+def test_a_study_without_the_unclipped_arm_is_timed_against_it_all_the_same():
+    page = PAGE.replace('name = "none"', 'name = "value"\nmax_value = 0.1')
+    (bench,) = throughput.benches([Job(cell, cell.clip_settings()) for cell in study.parse("tiny", page, None).cells()])
+    assert [job.cell.clip.name for job in bench] == ["none", "norm", "value"]
+    assert bench[0].clip_settings == {}
 
 
 def test_a_run_times_once_and_a_clip_that_joins_is_timed_beside_the_others(tmp_path):

@@ -1,11 +1,13 @@
 """DataFrame → DataFrame: from the cells of a study to what the report says about them.
 
 Two rules hold everywhere. A diverged seed is an outcome: it is counted, and where it has no value it
-takes part as the worst possible one. A failed or missing seed is unknown: nothing is concluded without it.
+takes part as the worst possible one. A failed or missing seed, or one without a metric, is unknown: nothing is
+concluded without it.
 """
 
-from clipbench.analysis.cells import Components, arms, counts, current, mixtures, plain, workload
+from clipbench.analysis.cells import Components, arms, counts, current, mixtures, of_task, plain, workload
 from clipbench.analysis.outcomes import (
+    BASELINE,
     COUNTS,
     METHODS,
     claims,
@@ -16,12 +18,15 @@ from clipbench.analysis.outcomes import (
     named,
     results,
     succeeded,
+    valueless,
+    without_value,
     worst_filled,
 )
 from clipbench.analysis.records import cost, curves, event_counts, events, failures
 from clipbench.analysis.settings import effective, fired, grid, notes, stable
 
 __all__ = [
+    "BASELINE",
     "COUNTS",
     "METHODS",
     "Components",
@@ -44,10 +49,13 @@ __all__ = [
     "mixtures",
     "named",
     "notes",
+    "of_task",
     "plain",
     "results",
     "stable",
     "succeeded",
+    "valueless",
+    "without_value",
     "workload",
     "worst_filled",
 ]

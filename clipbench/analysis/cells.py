@@ -32,6 +32,7 @@ WORDS = frozenset(
         "optimizer_label",
         "clip_label",
         "partner",
+        "environment",
     )
 ) | {"implementation", "ended", "cell"}
 DEFAULTS: dict[str, Any] = {
@@ -41,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "success": None,
     "target": None,
     "reference_loss": None,
+    "deterministic": False,
 }
 
 Components = Mapping[str, Any]
@@ -113,9 +115,9 @@ def arms(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
         optimizer = Part(**document["optimizer"]).label
         if row["clip"] == "none":
             unclipped[(*place, optimizer)] = row["arm"]
-        momentum = _momentum(document["optimizer"])
         labels = {
-            "momentum": momentum,
+            "momentum": _setting(document["optimizer"], ("momentum", "nesterov"), "momentum", 0.9),
+            "alpha": _setting(document["optimizer"], ("rmsprop",), "alpha", 0.99),
             "optimizer_label": optimizer,
             "clip_label": Part(**document["clip"], threshold=threshold).label,
         }
@@ -123,14 +125,20 @@ def arms(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
     for row in rows:
         partner = unclipped.get((*(row[name] for name in TASK), row["optimizer_label"]))
         row["partner"] = None if row["clip"] == "none" else partner
-    return table_of(rows, [*GROUP, "optimizer", "clip", "optimizer_label", "clip_label", "momentum", "partner"])
+    return table_of(rows, [*GROUP, "optimizer", "clip", "optimizer_label", "clip_label", "momentum", "alpha", "partner"])
 
 
-def _momentum(optimizer: Mapping[str, Any]) -> float:
-    """μ of a momentum rule; at its default (.9) a stored document leaves it out."""
-    if optimizer["name"] not in ("momentum", "nesterov"):
-        return math.nan
-    return float(optimizer["settings"].get("momentum", 0.9))
+def _setting(optimizer: Mapping[str, Any], rules: Sequence[str], name: str, default: float) -> float:
+    """A setting of these rules, NaN for others; at its default a stored document leaves it out."""
+    return float(optimizer["settings"].get(name, default)) if optimizer["name"] in rules else math.nan
+
+
+def of_task(frame: pd.DataFrame, task: Sequence[Any]) -> pd.DataFrame:
+    """The rows of one task."""
+    mask = pd.Series(True, index=frame.index)
+    for name, value in zip(TASK, task, strict=True):
+        mask &= frame[name] == value
+    return frame[mask]
 
 
 def counts(cells: pd.DataFrame) -> dict[str, int]:

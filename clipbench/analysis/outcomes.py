@@ -15,14 +15,16 @@ from clipbench.selection import FIRED, GROUP, POINT, READINGS, TASK
 from clipbench.statistics import Interval
 
 COUNTS = ("learned", "stalled", "collapsed", "diverged", "failed", "missing")
-METHODS = ("plain SGD", "momentum", "RMSprop", "value clip", "norm clip")
+BASELINE = "plain SGD"
+METHODS = (BASELINE, "momentum", "RMSprop", "value clip", "norm clip")
 CLAIMED = ("norm", "value")
 
 
 def draws(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
     """A row per task, arm, reading and report seed: the setting that stands for the arm, and how its run ended.
 
-    ``ended`` is an outcome, ``failed`` or ``missing``; ``value`` is NaN for both, and also where a diverged run has none.
+    ``ended`` is an outcome, ``failed`` or ``missing``; ``value`` is NaN for both, for a diverged run, and where another run
+    has no metric.
     """
     asked = _asked(cells, protocol)
     keys = [*GROUP, "seed", "lr", "relative", "absolute"]
@@ -37,8 +39,7 @@ def draws(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
     merged = asked.merge(runs[[*keys, *taken]], on=keys, how="left", sort=False).drop(columns="absolute")
     absent, broken = merged["cell"].isna(), (merged["status"] == "failed").fillna(False)
     merged["ended"] = np.where(absent, "missing", np.where(broken, "failed", merged["outcome"].astype(object)))
-    value = merged["metric_value"].astype(float)
-    merged["value"] = np.where(np.isfinite(value) & (merged["ended"] != "diverged"), value, np.nan)
+    merged["value"] = merged["metric_value"].astype(float).where(merged["ended"] != "diverged")
     return merged
 
 
@@ -58,7 +59,8 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
     """A row per task, arm and reading: how its seeds ended, and its metric with an interval.
 
     ``statistic`` says what ``estimate`` is: ``mean``; ``median`` where a seed diverged, which counts as the worst value;
-    ``share`` of successes where the outcome is all or nothing; ``incomplete`` where a seed failed or is missing: no interval then.
+    ``share`` of successes where the outcome is all or nothing; ``incomplete`` where a seed failed or is missing, or ran without
+    diverging and yet has no metric (``no_value`` counts those): no interval then.
     """
     rows = []
     for key, seeds in drawn.groupby([*GROUP, "reading"], sort=True):
@@ -89,6 +91,7 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
                 "settings": len(points),
                 "budget": int(seeds["budget"].iloc[0]),
                 "edge": (seeds["edge"].iloc[0] or "") if place["reading"] == "all" else "",
+                "no_value": int(without_value(seeds, about).sum()),
                 "steps_to_target": statistics.median_interval(target[known].fillna(math.inf)).estimate,
                 "reached": int(target.notna().sum()),
             }
@@ -106,35 +109,48 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
         "clipped_fraction",
         "never_fired",
     ]
-    columns += [*POINT, "settings", "budget", "edge", "steps_to_target", "reached"]
+    columns += [*POINT, "settings", "budget", "edge", "no_value", "steps_to_target", "reached"]
     return table_of(rows, columns)
 
 
 def _estimate(seeds: pd.DataFrame, about: Mapping[str, Any]) -> tuple[str, Interval, float]:
-    complete = not seeds["ended"].isin(["failed", "missing"]).any()
     values = worst_filled(seeds, about)
+    known = ~np.isnan(values)
+    complete = bool(known.all())
     if about["success"] is not None:
-        known = ~seeds["ended"].isin(["failed", "missing"])
         successes = int(succeeded(seeds, about).sum())
         share = statistics.share_interval(successes, int(known.sum()))
         return ("share", share, successes) if complete else ("incomplete", Interval(share.estimate, np.nan, np.nan), successes)
     if not complete:
-        known_values = values[~np.isnan(values)]
-        return "incomplete", Interval(statistics.median_interval(known_values).estimate, np.nan, np.nan), math.nan
+        return "incomplete", Interval(statistics.median_interval(values[known]).estimate, np.nan, np.nan), math.nan
     if np.isfinite(values).all():
         return "mean", statistics.mean_interval(values), math.nan
     return "median", statistics.median_interval(values), math.nan
 
 
 def worst_filled(seeds: pd.DataFrame, about: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The metric of every seed.
+    """The metric of every seed: the worst possible one where the run diverged, NaN where nothing is known.
 
-    The worst possible one where a run ended without a value, NaN where the run failed or is missing.
+    Nothing is known of a run that failed or is missing, nor of one that did not diverge and yet has no metric. A metric that
+    overflowed towards the worse side is known; one that is infinitely good is none.
     """
     worst = -math.inf if about["higher_is_better"] else math.inf
     values = seeds["value"].to_numpy(dtype=float)
-    unknown = seeds["ended"].isin(["failed", "missing"]).to_numpy(dtype=bool)
-    return np.where(unknown, np.nan, np.where(np.isnan(values), worst, values))
+    unknown = seeds["ended"].isin(["failed", "missing"]).to_numpy(dtype=bool) | (values == -worst)
+    return np.where(unknown, np.nan, np.where((seeds["ended"] == "diverged").to_numpy(dtype=bool), worst, values))
+
+
+def without_value(seeds: pd.DataFrame, about: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which seeds ran, did not diverge, and have no metric: unknown, not bad."""
+    return np.isnan(worst_filled(seeds, about)) & ~seeds["ended"].isin(["failed", "missing"]).to_numpy(dtype=bool)
+
+
+def valueless(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
+    """The report cells that ran, did not diverge, and have no metric."""
+    ran = drawn.drop_duplicates("cell")
+    found = [seeds[without_value(seeds, workload(components, problem))] for problem, seeds in ran.groupby("problem", sort=True)]
+    columns = [*GROUP, "seed", *POINT, "ended", "cell"]
+    return pd.concat(found).sort_values([*GROUP, "seed"])[columns] if found else table_of([], columns)
 
 
 def succeeded(seeds: pd.DataFrame, about: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -147,7 +163,8 @@ def succeeded(seeds: pd.DataFrame, about: Mapping[str, Any]) -> np.ndarray[Any, 
 def compare(drawn: pd.DataFrame, pairs: pd.DataFrame, components: Components) -> pd.DataFrame:
     """Paired differences, arm minus baseline, on the same report seeds; positive is better, whatever the metric's direction.
 
-    ``pairs`` has ``GROUP`` and ``baseline``. ``note`` says why there is no difference to give: ``never fired``, ``incomplete``.
+    ``pairs`` has ``GROUP`` and ``baseline``. ``note`` says why there is no difference to give: ``never fired``,
+    ``incomplete`` (a seed failed or is missing), ``no value`` (all ran, but one has no metric).
     """
     sides = dict(iter(drawn.groupby([*GROUP, "reading"], sort=True)))
     rows = []
@@ -170,7 +187,8 @@ def _difference(arm: pd.DataFrame, baseline: pd.DataFrame, about: Mapping[str, A
     nothing = {"n": len(both), "statistic": "", "estimate": np.nan, "low": np.nan, "high": np.nan, "p": np.nan}
     a, b = worst_filled(first, about), worst_filled(second, about)
     if np.isnan(a).any() or np.isnan(b).any() or len(both) < len(arm):
-        return {**nothing, "note": "incomplete"}
+        gone = any(side["ended"].isin(["failed", "missing"]).any() for side in (first, second))
+        return {**nothing, "note": "incomplete" if gone or len(both) < len(arm) else "no value"}
     fired = first["clipped_fraction"].astype(float)
     if first["threshold"].notna().any() and fired.notna().any() and fired.mean() < FIRED:
         return {**nothing, "p": 1.0, "note": "never fired"}
@@ -191,11 +209,12 @@ def named(headline: Mapping[str, str]) -> dict[str, str]:
 
 
 def headline_pairs(arms_table: pd.DataFrame, headline: Mapping[str, str]) -> pd.DataFrame:
-    """The named methods, each against the first of them, plain SGD."""
-    if not headline:
+    """The named methods, each against plain SGD; no pairs without it, for nothing else may stand under its name."""
+    baseline = headline.get(BASELINE)
+    if baseline not in set(arms_table["arm"]):
         return pd.DataFrame(columns=[*GROUP, "baseline"])
-    first, *others = named(headline).values()
-    return arms_table[arms_table["arm"].isin(others)][GROUP].assign(baseline=first)
+    others = [arm for name, arm in named(headline).items() if name != BASELINE]
+    return arms_table[arms_table["arm"].isin(others)][GROUP].assign(baseline=baseline)
 
 
 def clip_pairs(arms_table: pd.DataFrame) -> pd.DataFrame:

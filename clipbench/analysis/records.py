@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 
@@ -11,32 +9,27 @@ from clipbench import schema, statistics
 from clipbench.analysis.cells import Components, counts, plain, table_of, workload
 from clipbench.selection import GROUP, POINT
 
-TIMED = ["problem", "optimizer", "batch", "device", "dtype", "implementation"]
+TIMED = ["problem", "optimizer", "batch", "device", "dtype", "environment", "implementation"]
 CURVE_POINTS = 150
 
 
 def cost(throughput: pd.DataFrame) -> pd.DataFrame:
     """What each clip costs: the median over blocks of its step time over the unclipped one's beside it, with its interval.
 
-    Invalid blocks are counted (``invalid``) and left out. Also step time quantiles, samples per second and peak memory.
+    Timings of different environments are different rows. Invalid blocks are counted (``invalid``) and left out.
+    Also step time quantiles, samples per second and peak memory.
     """
     frame = plain(throughput)
     timed = [*TIMED, "clip", "threshold"]
     frame["step_seconds"] = frame["seconds"] / frame["steps"]
-    # Timings taken twice number their blocks from the start again: the n-th occurrence of a block pairs with the n-th.
-    frame = frame.sort_values("created", kind="stable")
-    frame["repeat"] = frame.groupby([*timed, "block"], dropna=False, sort=False).cumcount()
-    pairing = [*TIMED, "block", "repeat", "environment"]
-    usable = frame[frame["valid"] & (frame["step_seconds"] > 0)]
-    base = usable[usable["clip"] == "none"].drop_duplicates(pairing)[[*pairing, "step_seconds"]]
-    paired = usable.merge(base.rename(columns={"step_seconds": "base_seconds"}), on=pairing, how="left", sort=False)
+    frame["usable"] = frame["valid"] & (frame["step_seconds"] > 0)
+    pairing = [*TIMED, "block"]
+    base = frame[frame["usable"] & (frame["clip"] == "none")].drop_duplicates(pairing)[[*pairing, "step_seconds"]]
+    paired = frame.merge(base.rename(columns={"step_seconds": "base_seconds"}), on=pairing, how="left", sort=False)
     rows = []
-    for key, blocks in frame.groupby(timed, dropna=False, sort=True):
+    for key, blocks in paired.groupby(timed, dropna=False, sort=True):
         place = dict(zip(timed, key, strict=True))
-        mask = pd.Series(True, index=paired.index)
-        for name in timed:
-            mask &= paired[name].isna() if name == "threshold" and math.isnan(place[name]) else paired[name] == place[name]
-        here = paired[mask]
+        here = blocks[blocks["usable"]]
         ratio = here["step_seconds"] / here["base_seconds"]
         interval = statistics.median_interval(ratio.dropna()) if place["clip"] != "none" else statistics.NOTHING
         quantiles = here["step_seconds"].quantile([0.05, 0.5, 0.95]).to_numpy() if len(here) else np.full(3, np.nan)

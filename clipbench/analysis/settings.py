@@ -9,22 +9,35 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipbench.analysis.cells import plain, table_of
-from clipbench.analysis.outcomes import COUNTS
+from clipbench.analysis.cells import Components, plain, table_of, workload
+from clipbench.analysis.outcomes import COUNTS, succeeded, without_value, worst_filled
 from clipbench.selection import GROUP, POINT
 
 
-def grid(cells: pd.DataFrame) -> pd.DataFrame:
-    """A row per task, arm and setting on the selection seeds: how they ended, and the mean metric of the ``valued``."""
-    frame = plain(cells[cells["role"] == "select"])
-    frame["ended"] = np.where(frame["status"] == "failed", "failed", frame["outcome"].astype(object))
-    frame["value"] = np.where(np.isfinite(frame["metric_value"]) & (frame["ended"] != "diverged"), frame["metric_value"], np.nan)
+def grid(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
+    """A row per task, arm and setting on the selection seeds: how they ended, and what ``value`` stands for them.
+
+    ``statistic`` says which: the ``mean`` metric of the ``valued`` seeds, those that have one, or, where the outcome is all or
+    nothing, the ``share`` of them that succeeded (a diverged one did not). ``no_value`` counts the seeds that ran, did not
+    diverge and have no metric.
+    """
+    frame = _ended(cells)
+    frame["statistic"], frame["no_value"] = "mean", 0
+    frame["value"] = frame["metric_value"].where(frame["ended"] != "diverged").astype(float)
+    for problem, seeds in frame.groupby("problem", sort=True):
+        about = workload(components, problem)
+        frame.loc[seeds.index, "no_value"] = without_value(seeds, about).astype(int)
+        if about["success"] is not None:
+            met = np.where(np.isnan(worst_filled(seeds, about)), np.nan, succeeded(seeds, about))
+            frame.loc[seeds.index, "statistic"], frame.loc[seeds.index, "value"] = "share", met
+    frame["value"] = frame["value"].where(np.isfinite(frame["value"]))
     for name in COUNTS[:-1]:
         frame[name] = (frame["ended"] == name).astype(int)
-    wanted = {name: (name, "sum") for name in COUNTS[:-1]}
+    wanted = {name: (name, "sum") for name in (*COUNTS[:-1], "no_value")}
     table = frame.groupby([*GROUP, *POINT], dropna=False, sort=True).agg(
         seeds=("cell", "size"),
         **wanted,
+        statistic=("statistic", "first"),
         value=("value", "mean"),
         valued=("value", "count"),
         clipped_fraction=("clipped_fraction", "mean"),
@@ -33,20 +46,26 @@ def grid(cells: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
+def _ended(cells: pd.DataFrame) -> pd.DataFrame:
+    """The selection cells with ``ended``: an outcome, or ``failed``."""
+    frame = plain(cells[cells["role"] == "select"])
+    return frame.assign(ended=np.where(frame["status"] == "failed", "failed", frame["outcome"].astype(object)))
+
+
 def stable(cells: pd.DataFrame) -> pd.DataFrame:
     """Which learning rates are stable: every selection seed learned.
 
     A row per task, arm and ``basis``: ``no clip``; ``best threshold`` (at each lr some threshold is stable); ``one threshold``
-    (the one with
-    the widest range). ``low`` and ``high`` bound the longest unbroken stretch of the tried axis, ``below`` and ``above`` say
-    that it
-    reaches the axis's end, so that the true range may go on; ``lrs`` lists every stable lr, ``tried`` the axis.
+    (the one with the widest range). ``low`` and ``high`` bound the longest unbroken stretch of the tried axis, ``below`` and
+    ``above`` say that it reaches the axis's end, so that the true range may go on; ``lrs`` lists every stable lr, ``tried`` the
+    axis.
     """
     rows = []
-    for key, settings in grid(cells).groupby(GROUP, sort=True):
+    ended = _ended(cells)
+    settled = ended.assign(stable=ended["ended"] == "learned").groupby([*GROUP, *POINT], dropna=False, sort=True)["stable"]
+    for key, arm in settled.all().reset_index().groupby(GROUP, sort=True):
         place = dict(zip(GROUP, key, strict=True))
-        axis = sorted(settings["lr"].unique())
-        arm = settings.assign(stable=settings["learned"] == settings["seeds"])
+        axis = sorted(arm["lr"].unique())
         if arm["threshold"].isna().all() and arm["relative"].isna().all():
             rows.append({**place, "basis": "no clip", **_blank(), **_stretch(axis, arm.loc[arm["stable"], "lr"])})
             continue
@@ -98,12 +117,12 @@ def notes(arms_table: pd.DataFrame) -> list[str]:
         "learning rates sit lower than those of plain SGD by about that factor; its ranges are drawn against lr/(1 − μ) as well."
         for value in sorted(arms_table["momentum"].dropna().unique())
     ]
-    if (arms_table["optimizer"] == "rmsprop").any():
-        told.append(
-            "RMSprop has no bias correction: its running mean of squares starts at zero, so that with α = 0.99 its first "
-            "step is ten times lr for every weight. "
-            "Clipping before that division cannot shorten it."
-        )
+    told += [
+        f"RMSprop has no bias correction: its running mean of squares starts at zero, so that with α = {value:g} its first step "
+        f"is 1/√(1 − α) = {1 / math.sqrt(1 - value):.3g} times lr for every weight. "
+        "Clipping before that division cannot shorten it."
+        for value in sorted(arms_table["alpha"].dropna().unique())
+    ]
     return told
 
 

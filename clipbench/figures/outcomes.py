@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from clipbench.figures.style import FAINT, INK, arm_colours, blank, decades, number, of_task, order, setting, styled
+from clipbench.analysis import BASELINE, of_task
+from clipbench.figures.style import FAINT, INK, arm_colours, blank, decades, number, order, setting, styled
 from clipbench.selection import READINGS
 
 READING_MARKERS = {"all": "o", "equal": "s", "untuned": "D"}
@@ -106,7 +107,7 @@ def _headline_panel(
                 axes.plot(
                     [result["estimate"]], [y], READING_MARKERS[reading], ms=5.5, color=tints[arm], mfc=face, mew=1.1, zorder=4
                 )
-    baseline = here[(here["arm"] == next(iter(methods.values()), None)) & (here["reading"] == "equal")]["estimate"]
+    baseline = here[(here["arm"] == methods.get(BASELINE)) & (here["reading"] == "equal")]["estimate"]
     if len(baseline) and np.isfinite(baseline.iloc[0]):
         axes.axvline(baseline.iloc[0], color=FAINT, lw=0.8, ls=(0, (4, 3)), zorder=0)
     axes.set_yticks(range(len(methods)), list(methods))

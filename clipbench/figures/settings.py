@@ -34,8 +34,8 @@ from clipbench.figures.style import (
     styled,
 )
 
-LETTERS = {"diverged": "D", "collapsed": "C", "stalled": "S", "failed": "F"}
-HATCHES = {"diverged": "xxxx", "collapsed": "////", "stalled": "----", "failed": "||||"}
+LETTERS = {"diverged": "D", "collapsed": "C", "stalled": "S", "failed": "F", "no_value": "?"}
+HATCHES = {"diverged": "xxxx", "collapsed": "////", "stalled": "----", "failed": "||||", "no_value": "...."}
 SHADES = 40  # matplotlib draws a colour bar of 50 shades or more as an embedded bitmap
 
 
@@ -45,8 +45,9 @@ def heat(
 ) -> Figure:
     """The metric over lr × threshold, a panel per clipped arm, with the unclipped optimizer as the lowest row.
 
-    Colour is the mean over the selection seeds. Where a seed diverged, collapsed, stalled or failed, a letter and a hatch say so; a
-    cell with a diverged seed has no colour, since a mean over the survivors would flatter it.
+    Colour is what ``statistic`` says: the mean over the selection seeds, or the share of them that succeeded. Where a seed
+    diverged, collapsed, stalled, failed or has no value, a letter and a hatch say so; a cell with a diverged seed has no mean
+    and so no colour, since a mean over the survivors would flatter it; a share it has.
     """
     clipped = arms[arms["clip"] != "none"]
     shown = clipped if len(clipped) else arms
@@ -58,7 +59,9 @@ def heat(
         axes.set_axis_off()
     # The scale is that of the runs that kept going; collapsed ones are told by their hatch and would use up all of the contrast.
     valued = settings.loc[np.isfinite(settings["value"]) & (settings["diverged"] + settings["collapsed"] == 0), "value"]
-    norm = _norm(valued, higher_is_better)
+    shares = bool((settings["statistic"] == "share").any())
+    norm = Normalize(0, 1) if shares else _norm(valued, higher_is_better)
+    higher_is_better = higher_is_better or shares
     paint = mpl.colormaps["cividis" if higher_is_better else "cividis_r"].resampled(SHADES)
     for arm in shown.to_dict("records"):
         axes = grid[optimizers.index(arm["optimizer_label"])][clips.index(arm["clip_label"])]
@@ -72,28 +75,28 @@ def heat(
         axes.set_xlabel("learning rate")
     for row in grid:
         row[0].set_ylabel("threshold")
-    if len(valued):
+    if len(valued) or shares:
         ends = "min" if higher_is_better else "max"
-        scale = figure.colorbar(ScalarMappable(norm=norm, cmap=paint), ax=grid, shrink=0.7, pad=0.02, aspect=28, extend=ends)
+        extend = "neither" if shares else ends
+        scale = figure.colorbar(ScalarMappable(norm=norm, cmap=paint), ax=grid, shrink=0.7, pad=0.02, aspect=28, extend=extend)
         scale.set_label(label)
         scale.outline.set_visible(False)
         if scale.solids is not None:
             scale.solids.set_edgecolor("face")
         scale.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(float(f"{value:.3g}"))))
         scale.ax.yaxis.set_minor_locator(NullLocator())
-    words = {"diverged": "diverged", "collapsed": "collapsed", "stalled": "stalled", "failed": "failed"}
     handles = [
         Patch(
-            facecolor="#d9d9d9" if name in ("diverged", "failed") else "white",
+            facecolor="#d9d9d9" if name in ("diverged", "failed", "no_value") and not (shares and name == "diverged") else "white",
             edgecolor="#555555",
             hatch=HATCHES[name],
-            label=f"{LETTERS[name]} {word}",
+            label=f"{letter} {name.replace('_', ' ')}",
         )
-        for name, word in words.items()
+        for name, letter in LETTERS.items()
         if settings[name].sum()
     ]
     handles.append(Patch(facecolor="none", edgecolor="#d00000", lw=1.6, label="chosen setting"))
-    figure.legend(handles=handles, loc="outside upper left", ncols=5, handlelength=2.2, handleheight=1.4)
+    figure.legend(handles=handles, loc="outside upper left", ncols=6, handlelength=2.2, handleheight=1.4)
     return figure
 
 
@@ -125,7 +128,7 @@ def _heat_panel(axes: Axes, rows: pd.DataFrame, partner: pd.DataFrame, pick: pd.
         for cell in frame.to_dict("records"):
             height = 0 if unclipped else _level_index(levels, cell)
             column = lrs.index(cell["lr"])
-            if not cell["diverged"]:
+            if not cell["diverged"] or cell["statistic"] == "share":
                 values[height, column] = cell["value"]
             spoiled = {name: int(cell[name]) for name in LETTERS if cell[name]}
             if spoiled:

@@ -17,8 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from clipbench.selection import TASK
-
 P = ParamSpec("P")
 
 BLUE, ORANGE, GREEN, RED, PINK, *_, SKY = sns.color_palette("colorblind").as_hex()
@@ -117,14 +115,6 @@ def ordered(arms: pd.DataFrame) -> list[str]:
     rows = arms.drop_duplicates("arm").to_dict("records")
     rows.sort(key=lambda row: (optimizers.index(row["optimizer_label"]), clips.index(row["clip_label"])))
     return [row["arm"] for row in rows]
-
-
-def of_task(frame: pd.DataFrame, task: Sequence[Any]) -> pd.DataFrame:
-    """The rows of one task."""
-    mask = pd.Series(True, index=frame.index)
-    for name, value in zip(TASK, task, strict=True):
-        mask &= frame[name] == value
-    return frame[mask]
 
 
 def blank(width: float, height: float, footer: str) -> Figure:

@@ -19,9 +19,11 @@ from clipbench.report.words import (
     gap_places,
     interval_of,
     listed,
+    metric_note,
     metric_words,
     percent,
     plural,
+    seeds_note,
     short,
     signed,
 )
@@ -29,13 +31,17 @@ from clipbench.selection import TASK
 from clipbench.statistics import Interval
 
 CLIPS = ("value clip", "norm clip")
+FEWEST = 5  # report seeds for a claim in words
 ENDINGS = {
     "better": "was better on",
     "worse": "was worse on",
     "same": "made no difference that could be seen on",
+    "identical": "had plain SGD's own result on every seed of",
+    "alike": "moved every seed by the same amount, from which nothing can be inferred, on",
     "never fired": "never fired, as chosen, on",
     "incomplete": "has seeds missing or failed on",
-    "too few": "ran on too few seeds on",
+    "no value": "has runs with no value on",
+    "too few": "ran on too few seeds to claim anything on",
 }
 
 
@@ -73,6 +79,8 @@ def _summary(evidence: Evidence, compared: pd.DataFrame) -> list[Text]:
             ends.setdefault(_ending(row), []).append(evidence.labels[tuple(row[name] for name in TASK)])
         words = [f"{ENDINGS[end]} {listed(ends[end])}" for end in ENDINGS if end in ends]
         sentences.append(f"**{clip.capitalize()}ping** {', '.join(words)}.")
+    if not sentences and analysis.BASELINE not in evidence.methods:
+        return [Text("This study has no plain SGD without a clip, so that nothing is compared with it here.")]
     if not sentences:
         return []
     return [Text("Against plain SGD, at equal tuning budget: " + " ".join(sentences))]
@@ -82,8 +90,10 @@ def _ending(row: Row) -> str:
     interval = interval_of(row)
     if row["note"]:
         return str(row["note"])
-    if not interval.bounded:
+    if row["n"] < FEWEST or (not interval.bounded and row["statistic"] != "mean"):
         return "too few"
+    if not interval.bounded:
+        return "alike" if interval.estimate else "identical"
     return {1: "better", -1: "worse", 0: "same"}[interval.sign]
 
 
@@ -106,30 +116,35 @@ def _task_answer(
             sentences.append(_verdict(clip, found.iloc[0].to_dict(), about, places))
     if "plain SGD" in methods:
         sentences += [_range_sentence(clip, evidence.of(ranges, task), methods) for clip in CLIPS if clip in methods]
-    sentences.append(_cost_sentence(task, costs))
+    sentences.append(_cost_sentence(evidence, task, costs))
     sentences.append(_claims_sentence(evidence.of(claimed, task)))
     words = " ".join(filter(None, sentences))
-    return f"**{evidence.labels[task]}** ({_metric_note(about)}). {words}" if words else ""
+    return f"**{evidence.labels[task]}**: {metric_note(about)}. {words}" if words else ""
 
 
-def _metric_note(about: Row) -> str:
-    if about["success"] is not None:
-        sign = "≥" if about["higher_is_better"] else "≤"
-        return f"share of seeds that succeed: {metric_words(about)} {sign} {short(about['success'])}"
-    return f"{metric_words(about)}, {'higher' if about['higher_is_better'] else 'lower'} is better"
-
-
-def _verdict(clip: str, row: Row, about: Row, places: int) -> str:
+def _verdict(  # noqa: PLR0911 - a sentence for every case
+    clip: str, row: Row, about: Row, places: int
+) -> str:
     """One comparison at equal budget, in words that the interval bears out."""
     name, n = clip.capitalize(), int(row["n"])
     if row["note"] == "never fired":
         return f"**{name}**, as chosen, never fired (under {percent(selection.FIRED)} of steps): the same as plain SGD."
     if row["note"] == "incomplete":
         return f"{name}: seeds failed or are missing, so nothing is concluded."
+    if row["note"] == "no value":
+        return f"{name}: some runs ended with no value of the metric, so nothing is concluded."
     interval = interval_of(row)
     # The paired difference counts improvement as positive, whatever the metric's direction.
     unit = "improvement in success rate" if about["success"] is not None else f"improvement in {metric_words(about)}"
-    shown = f"{signed(interval.estimate, places)} {between(interval, places, sign=True)}"
+    shown = f"{signed(interval.estimate, places)} {between(interval, places, sign=True)}".strip()
+    ending, seeds = _ending(row), seeds_note(n, about)
+    if ending == "too few":
+        why = seeds if about["deterministic"] and n == 1 else f"too few seeds to claim anything ({seeds})"
+        return f"{name}: {why}; {unit} {shown}."
+    if ending == "identical":
+        return f"{name}: the same {metric_words(about)} as plain SGD on every seed, at equal budget ({seeds})."
+    if ending == "alike":
+        return f"{name}: {unit} {shown} on every seed alike ({seeds}), from which nothing can be inferred."
     kind = "median, diverged seeds as the worst; " if row["statistic"] == "median" else ""
     if interval.sign > 0:
         return f"**{name} is better than plain SGD** at equal budget: {unit} {shown} ({kind}n = {n})."
@@ -165,19 +180,23 @@ def _range_sentence(  # noqa: PLR0911 - a sentence for every case
     return f"{clip.capitalize()}ping leaves the largest stable learning rate where it is ({short(before['high'])})."
 
 
-def _cost_sentence(task: tuple[Any, ...], costs: pd.DataFrame) -> str:
-    problem, batch, device, dtype = task
-    mask = (costs["problem"] == problem) & (costs["batch"] == batch) & (costs["device"] == device) & (costs["dtype"] == dtype)
-    rows = costs[mask & (costs["optimizer"] == "sgd") & costs["clip"].isin(["value", "norm"]) & np.isfinite(costs["ratio"])]
-    said = [
-        f"×{fixed(row['ratio'], 2)} {between(Interval(row['ratio'], row['low'], row['high']), 2)} with {row['clip']}"
-        for row in rows.to_dict("records")
-    ]
-    return f"A step costs {listed(said)} clipping." if said else ""
+def _cost_sentence(evidence: Evidence, task: tuple[Any, ...], costs: pd.DataFrame) -> str:
+    several, rows = len(set(costs["environment"])) > 1, evidence.of(costs, task)
+    rows = rows[(rows["optimizer"] == "sgd") & rows["clip"].isin(["value", "norm"]) & np.isfinite(rows["ratio"])]
+    sentences = []
+    for environment, timed in rows.groupby("environment", dropna=False, sort=True):
+        said = [
+            f"×{fixed(row['ratio'], 2)} {between(Interval(row['ratio'], row['low'], row['high']), 2)}".strip()
+            + f" with {row['clip']}"
+            for row in timed.to_dict("records")
+        ]
+        where = f" ({evidence.machine(str(environment))})" if several else ""
+        sentences.append(f"A step costs {listed(said)} clipping{where}.")
+    return " ".join(sentences)
 
 
 def _claims_sentence(claimed: pd.DataFrame) -> str:
-    others = claimed[claimed["baseline"] != "sgd"]
+    others = claimed[(claimed["baseline"] != "sgd") & ~(claimed["n"] < FEWEST)]
     if others.empty:
         return ""
     held = others[(others["holm"] < 0.05) & (others["estimate"] != 0)]

@@ -24,8 +24,10 @@ from clipbench.report.words import (
     p_value,
     percent,
     plural,
+    seeds_note,
     short,
     signed,
+    unbounded,
 )
 from clipbench.selection import GROUP
 
@@ -63,7 +65,7 @@ def headline(evidence: Evidence) -> Section:
         {
             "task": task,
             "title": evidence.labels[task],
-            "label": _axis_label(evidence.about(task)),
+            "label": metric_note(evidence.about(task)),
             "success": evidence.about(task)["success"] is not None,
             "higher_is_better": evidence.about(task)["higher_is_better"],
         }
@@ -76,9 +78,10 @@ def headline(evidence: Evidence) -> Section:
     caption = (
         "The named methods on report seeds: the mean, or the success rate, with its 95 % interval, and every seed as a faint "
         "dot. Where a seed "
-        "diverged the mark is the median, with that seed as the worst possible outcome. The dashed line is plain SGD at "
-        "equal budget."
+        "diverged the mark is the median, with that seed as the worst possible outcome."
     )
+    if analysis.BASELINE in methods:
+        caption += " The dashed line is plain SGD at equal budget."
     parts.append(picture(evidence, figure, caption, cells, "headline"))
     compared = analysis.compare(evidence.drawn, analysis.headline_pairs(evidence.arms, methods), evidence.components)
     for task in evidence.tasks:
@@ -86,18 +89,12 @@ def headline(evidence: Evidence) -> Section:
     return Section("headline", "The five methods", parts)
 
 
-def _axis_label(about: Row) -> str:
-    if about["success"] is not None:
-        sign = "≥" if about["higher_is_better"] else "≤"
-        return f"share of seeds that succeed ({metric_words(about)} {sign} {short(about['success'])})"
-    return f"{metric_words(about)} on the test split ({'higher' if about['higher_is_better'] else 'lower'} is better)"
-
-
 def _headline_table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> Table:
     about, methods = evidence.about(task), evidence.methods
     results, gaps = evidence.of(evidence.results, task), evidence.of(compared, task)
     results = results[results["arm"].isin(methods.values())]
     places, digits = decimals(results["estimate"]), gap_places(gaps)
+    compared_here = bool((results["arm"] == methods.get(analysis.BASELINE)).any())
     rows, frames = [], []
     for method, arm in methods.items():
         first = True
@@ -112,8 +109,8 @@ def _headline_table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> T
                 [
                     method if first else "",
                     words,
-                    estimate(row, places),
-                    difference(against, digits) if against else "baseline" if method == "plain SGD" else DASH,
+                    estimate(row, places, about),
+                    *([difference(against, digits, about) if against else _no_pair(method)] if compared_here else []),
                     *_ends(row),
                     percent(row["clipped_fraction"]) if "clip" in method else DASH,
                     _target(row),
@@ -122,16 +119,17 @@ def _headline_table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> T
             )
             frames.append({"method": method, **row, **_prefixed(against)})
             first = False
-    caption = (
-        f"{evidence.labels[task]}: {metric_note(about)}, on report seeds. The difference is paired, seed by seed, and "
-        f"positive where the method is "
-        f"better than plain SGD. n seeds; div., coll., stall., failed: how many of them ended so."
+    gap_words = (
+        "The difference is paired, seed by seed, and positive where the method is better than plain SGD."
+        if compared_here
+        else "Plain SGD is not among these arms, so that there is no difference from it to give."
     )
+    caption = f"{evidence.labels[task]}: {metric_note(about)}, on report seeds. {gap_words} {_n_words(results, about)}"
     head = [
         "method",
         "reading",
         _value_head(about),
-        "better than plain SGD by",
+        *(["better than plain SGD by"] if compared_here else []),
         "n",
         *END_HEAD,
         "steps clipped",
@@ -141,39 +139,48 @@ def _headline_table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> T
     return Table(evidence.name("tables", "headline", evidence.labels[task]), caption, head, rows, pd.DataFrame(frames), words=2)
 
 
+def _no_pair(method: str) -> str:
+    return "baseline" if method == analysis.BASELINE else DASH
+
+
+def _n_words(results: pd.DataFrame, about: Row) -> str:
+    alone = about["deterministic"] and len(results) and results["n"].max() == 1
+    return f"n: {seeds_note(1, about) if alone else 'seeds'}; div., coll., stall., failed: how many of them ended so."
+
+
 def _value_head(about: Row) -> str:
     return "succeeded" if about["success"] is not None else metric_words(about)
 
 
-def estimate(row: Row, places: int) -> str:
+def estimate(row: Row, places: int, about: Row) -> str:
     """A result with its interval and, where it is no mean, what it is."""
     interval, n = interval_of(row), int(row["n"])
-    known = n - int(row["failed"]) - int(row["missing"])
+    known = n - int(row["failed"]) - int(row["missing"]) - int(row["no_value"])
     if row["statistic"] == "incomplete":
+        lacking = f", {int(row['no_value'])} with no value" if row["no_value"] else ""
         if not known:
-            return "no seed finished"
+            return f"no seed has a value{lacking and ' though they ran'}" if row["no_value"] == n else "no seed finished"
         return (
-            f"{fixed(interval.estimate, places)} (median of {known} of {n} seeds, incomplete)"
+            f"{fixed(interval.estimate, places)} (median of {known} of {n} seeds, incomplete{lacking})"
             if not row["successes"] >= 0
-            else f"{row['successes']:.0f}/{known} (incomplete)"
+            else f"{row['successes']:.0f}/{known} (incomplete{lacking})"
         )
     if row["statistic"] == "share":
         return f"{row['successes']:.0f}/{n} [{percent(interval.low)}, {percent(interval.high)}]"
     words = f"{fixed(interval.estimate, places)} {between(interval, places)}".strip()
-    if row["statistic"] == "median":
-        return f"median {words}" + ("" if interval.bounded else " (too few seeds for an interval)")
-    return words if interval.bounded else f"{words} (n = 1, no interval)"
+    words = f"median {words}" if row["statistic"] == "median" else words
+    return words if interval.bounded else f"{words} ({unbounded(row, about)})"
 
 
-def difference(row: Row, places: int) -> str:
+def difference(row: Row, places: int, about: Row) -> str:
     """A paired difference, or why there is none."""
     if row["note"] == "never fired":
         return "never fired: the same as none"
-    if row["note"] == "incomplete":
-        return "incomplete"
+    if row["note"]:
+        return str(row["note"])
     interval = interval_of(row)
     if not interval.bounded:
-        return f"{signed(interval.estimate, places)} (too few seeds for an interval)"
+        return f"{signed(interval.estimate, places)} ({unbounded(row, about)})"
     if row["statistic"] == "share":
         return f"{signed(interval.estimate, 2)} {between(interval, 2, sign=True)}"
     words = f"{signed(interval.estimate, places)} {between(interval, places, sign=True)}"
@@ -256,9 +263,9 @@ def _clip_table(evidence: Evidence, task: Task, mine: pd.DataFrame, compared: pd
         rows.append(
             [
                 arm,
-                estimate(row, places),
-                *([estimate(untuned[arm], places) if arm in untuned else DASH] if untuned else []),
-                *(difference(by_reading[name], digits) if name in by_reading else "unclipped" for name in ("all", "equal")),
+                estimate(row, places, about),
+                *([estimate(untuned[arm], places, about) if arm in untuned else DASH] if untuned else []),
+                *(difference(by_reading[name], digits, about) if name in by_reading else "unclipped" for name in ("all", "equal")),
                 *_ends(row),
                 percent(row["clipped_fraction"]) if arm in set(mine["arm"]) else DASH,
                 _target(row),
@@ -279,5 +286,5 @@ def _clip_table(evidence: Evidence, task: Task, mine: pd.DataFrame, compared: pd
     ]
     head += ["steps to target", "chosen setting", "p (Holm)"]
     caption = f"{evidence.labels[task]}: {metric_note(about)}, on report seeds. "
-    caption += "Gains are paired differences from the same optimizer without a clip."
+    caption += f"Gains are paired differences from the same optimizer without a clip. {_n_words(results, about)}"
     return Table(evidence.name("tables", "clips", evidence.labels[task]), caption, head, rows, pd.DataFrame(frames))

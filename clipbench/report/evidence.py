@@ -60,10 +60,13 @@ class Evidence:
 
     def of(self, frame: pd.DataFrame, task: Sequence[Any]) -> pd.DataFrame:
         """The rows of one task."""
-        mask = pd.Series(True, index=frame.index)
-        for name, value in zip(TASK, task, strict=True):
-            mask &= frame[name] == value
-        return frame[mask]
+        return analysis.of_task(frame, task)
+
+    def machine(self, environment: str) -> str:
+        """An environment in words: its key, and what computed there."""
+        entry = self.environment.get("environments", {}).get(environment, {})
+        found = [entry.get("processor"), (entry.get("cuda") or {}).get("device")]
+        return f"environment {environment}" + "".join(f", {part}" for part in found if part)
 
     def name(self, kind: str, *words: str) -> str:
         """A file name for these words that no other part of this ``kind`` has (``tables``, ``figures``)."""

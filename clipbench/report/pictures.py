@@ -14,7 +14,9 @@ from clipbench.report.words import (
     DASH,
     fixed,
     listed,
+    metric_note,
     metric_words,
+    seeds_note,
     short,
 )
 
@@ -62,7 +64,7 @@ def _chosen(evidence: Evidence, task: Task) -> pd.DataFrame:
 
 def heat(evidence: Evidence) -> Section:
     """The grid as heat maps."""
-    settings = analysis.grid(evidence.cells)
+    settings = analysis.grid(evidence.cells, evidence.components)
     parts: list[Part] = []
     for task in evidence.tasks:
         mine, arms, about = evidence.of(settings, task), _drawable(evidence, task), evidence.about(task)
@@ -70,14 +72,15 @@ def heat(evidence: Evidence) -> Section:
             continue
         cells = evidence.of(evidence.cells, task)
         cells = cells[(cells["role"] == "select") & cells["arm"].isin(arms["arm"])]
-        label = f"{metric_words(about)}, mean over selection seeds"
-        figure = figures.heat(mine, arms, _chosen(evidence, task), label, about["higher_is_better"], evidence.footer(cells))
+        shares = about["success"] is not None
+        measure = metric_note(about) if shares else f"{metric_words(about)}, mean over seeds"
+        figure = figures.heat(mine, arms, _chosen(evidence, task), measure, about["higher_is_better"], evidence.footer(cells))
         caption = (
-            f"{evidence.labels[task]}: {metric_words(about)} after the last step, over learning rate × threshold (× is a "
+            f"{evidence.labels[task]}: {measure} after the last step, on selection seeds, over learning rate × threshold (× is a "
             f"multiple of the median size of the "
-            f"raw gradient). D, C, S, F: seeds that diverged, collapsed, stalled, failed, with their number unless all did. "
-            f"Grey where one diverged: a mean over "
-            f"the survivors would flatter it. The red frame is the setting that was chosen, by validation loss."
+            f"raw gradient). D, C, S, F: seeds that diverged, collapsed, stalled, failed, with their number unless all did; "
+            f"?: seeds that ran but have no value. {_grey(shares)} "
+            f"The red frame is the setting that was chosen, by validation loss."
         )
         table = Table(
             evidence.name("tables", "grid", evidence.labels[task]), "", [], [], mine.reset_index(drop=True)
@@ -86,6 +89,12 @@ def heat(evidence: Evidence) -> Section:
     if parts:
         parts.insert(0, Text("Every setting of the selection phase: how good it was, and how its seeds ended."))
     return Section("grid", "Learning rate × threshold", parts)
+
+
+def _grey(shares: bool) -> str:
+    if shares:
+        return "A diverged seed did not succeed; a failed one, or one with no value, is left out of the share."
+    return "Grey where one diverged: a mean over the survivors would flatter it."
 
 
 def stable(evidence: Evidence) -> Section:
@@ -110,11 +119,10 @@ def stable(evidence: Evidence) -> Section:
         cells = evidence.of(evidence.cells, task)
         cells = cells[cells["role"] == "select"]
         figure = figures.stable(mine, arms, analysis.effective(mine, arms), evidence.footer(cells))
-        seeds = sorted(set(analysis.grid(cells)["seeds"]))
-        every = listed([str(count) for count in seeds])
-        caption = (
-            f"{evidence.labels[task]}: learning rates at which all {every} selection seeds learned. Ticks are the values tried."
-        )
+        about, seeds = evidence.about(task), sorted(set(analysis.grid(cells, evidence.components)["seeds"]))
+        every = f"all {listed([str(count) for count in seeds])} selection seeds" if seeds != [1] else "the one selection seed"
+        every += f" ({seeds_note(1, about)})" if seeds == [1] and about["deterministic"] else ""
+        caption = f"{evidence.labels[task]}: learning rates at which {every} learned. Ticks are the values tried."
         if len(analysis.effective(mine, arms)):
             caption += (
                 " The thin line below a momentum bar is the same range as lr/(1 − μ), the size of its steps in a steady direction."

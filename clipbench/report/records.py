@@ -24,7 +24,7 @@ from clipbench.report.words import (
     seconds,
     short,
 )
-from clipbench.selection import TASK
+from clipbench.selection import GROUP, TASK
 from clipbench.statistics import Interval, share_interval
 
 LISTED = 40  # rows of a long list on the page; its CSV has them all
@@ -47,10 +47,12 @@ def cost(evidence: Evidence) -> Section:
             "are over blocks."
         )
     ]
-    places = ["problem", "batch", "device", "dtype"]
-    for key, mine in costs.groupby(places, sort=True):
+    places = [*TASK, "environment"]
+    several = len(set(costs["environment"])) > 1
+    for key, mine in costs.groupby(places, dropna=False, sort=True):
         # The timings of a task that the plan no longer holds keep a label of their own.
-        label = evidence.labels.get(tuple(key), ", ".join(str(part) for part in key))
+        label = evidence.labels.get(tuple(key[:-1]), ", ".join(str(part) for part in key[:-1]))
+        label += f" ({evidence.machine(key[-1])})" if several else ""
         shown: list[Part] = []
         if np.isfinite(mine["ratio"]).any():
             blocks = f"{int(mine['blocks'].sum()):,} timed blocks, {int(mine['invalid'].sum()):,} invalid"
@@ -164,6 +166,15 @@ def not_run(evidence: Evidence) -> Section:
                 f"comparison with care."
             )
         )
+    for key, mine in analysis.valueless(evidence.drawn, evidence.components).groupby(GROUP, sort=True):
+        runs = f"{plural(len(mine), 'report run')} of {evidence.labels[tuple(key[:-1])]}, {key[-1]},"
+        named = listed([f"seed {row.seed} ({row.ended})" for row in mine.head(LISTED).itertuples()])
+        items.append(
+            Text(
+                f"**No value**: {runs} did not diverge and yet ended without a usable metric: {named}. What they would have "
+                "reached is unknown, so that nothing is concluded where they take part."
+            )
+        )
     parts: list[Part] = [List(items)] if items else [Text("Everything the study asks for is stored, and compared.")]
     lost = analysis.failures(evidence.cells)
     if len(lost):
@@ -205,7 +216,7 @@ def methods(evidence: Evidence) -> Section:
             f"a run's evaluations, mean over seeds; "
             f"an unstable or failed seed counts as ∞) is chosen, and among those within one standard error of it the one with the "
             f"best neighbours on the grid. "
-            f"The choice then runs on fresh report seeds. Here: {seeds}."
+            f"The choice then runs on fresh report seeds, and is judged on the test split after the last step. Here: {seeds}."
         ),
         (
             "**Same luck.** Initial weights, batch order, noise and data splits depend on the workload and the seed only, so "
@@ -237,8 +248,10 @@ def methods(evidence: Evidence) -> Section:
             "**Intervals.** Means have Student's t interval over seeds. Where a seed diverged it has no value: the result is "
             "then the median with such seeds as the worst possible outcome, and the "
             "order-statistic interval. All-or-nothing outcomes are success rates with Wilson's interval, their differences with "
-            "Newcombe's. Seeds that failed or are missing are unknown: "
-            "no interval is given then. The intervals of differences are not corrected for their number; the p values of the "
+            "Newcombe's. Seeds that failed or are missing, or have no metric "
+            "though they did not diverge, are unknown: "
+            "no interval is given then, nor where all seeds are alike: without a spread there is nothing to infer from, and the "
+            "difference is not testable. The intervals of differences are not corrected for their number; the p values of the "
             "declared family are (Holm)."
         ),
         (
@@ -298,8 +311,8 @@ def provenance(evidence: Evidence) -> Section:
     store, environments = evidence.store, {key: _flat(entry) for key, entry in evidence.environment.get("environments", {}).items()}
     parts: list[Part] = [
         Text(
-            f"`clipbench report {store.folder.name}` drew this page from the folder's files alone; the same files give the "
-            f"same bytes."
+            f"`clipbench report results/{store.name}` drew this page from the folder's files alone, wherever they lie; the same "
+            f"files give the same bytes."
         )
     ]
     if evidence.environment.get("curves") == "report":

@@ -118,9 +118,22 @@ def metric_note(about: Row) -> str:
     """What the numbers of a task are."""
     if about["success"] is not None:
         sign = "≥" if about["higher_is_better"] else "≤"
-        goal = f"{metric_words(about)} {sign} {short(about['success'])}"
-        return f"share of seeds with {goal} (its outcome is all or nothing, so that a mean would mislead)"
-    return f"{metric_words(about)}, {'higher' if about['higher_is_better'] else 'lower'} is better"
+        return f"share of seeds that succeed ({metric_words(about)} {sign} {short(about['success'])})"
+    return f"{metric_words(about)} ({'higher' if about['higher_is_better'] else 'lower'} is better)"
+
+
+def seeds_note(n: int, about: Row) -> str:
+    """``n = 10``, or why there is but one run."""
+    return "no randomness: one run" if about["deterministic"] and n == 1 else f"n = {n}"
+
+
+def unbounded(row: Row, about: Row) -> str:
+    """Why a result has no interval."""
+    n = int(row["n"])
+    if n == 1:
+        note = seeds_note(n, about)
+        return note if about["deterministic"] else f"{note}, no interval"
+    return f"all {n} seeds alike, no interval" if row["statistic"] == "mean" else "too few seeds for an interval"
 
 
 def p_value(p: float) -> str:
