@@ -217,7 +217,7 @@ def test_a_rules_memory_travels_in_its_state_dict():
 # ------------------------------------------------------------------------------------------------- any class of torch.optim
 
 
-@pytest.mark.parametrize("path", [path for path in optimizers._torch_names() if not path.endswith("LBFGS")])
+@pytest.mark.parametrize("path", [path for path in optimizers.loop._torch_names() if not path.endswith("LBFGS")])
 def test_every_class_of_torch_validates_at_its_defaults(path):
     assert validate_torch(path, {}, "here") == {}
     built = TorchOptimizer(path, {}).torch([torch.nn.Parameter(torch.zeros(2, 2))], 0.25)

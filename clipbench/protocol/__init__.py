@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from clipbench import engines, metrics, registry, schedule, selection, throughput
+from clipbench import engines, registry, schedule, selection, throughput
 from clipbench.cell import RELATIVE, Cell, Part
 from clipbench.engines import Job, Record
+from clipbench.protocol import pages
 from clipbench.registry import UsageError
 from clipbench.store import Store
 from clipbench.study import Study, part
@@ -31,7 +29,6 @@ HEADLINE = {
     "norm clip": "sgd + norm",
 }
 PHASES = ("select", "extend", "report")
-LIBRARIES = ("clipbench", "torch", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn")
 
 
 class Watcher(Protocol):
@@ -365,18 +362,15 @@ def group_of_row(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in selection.GROUP)
 
 
-# ---------------------------------------------------------------------------------------------------------- what is written down
-
-
 def _settle(study: Study, store: Store, asked: Plan, curves: str) -> str:
     """Write the environment, components and plan pages before the first cell; returns the environment's key."""
-    here = environment(asked.cells)
+    here = pages.environment(asked.cells)
     key = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:8]
     page = store.page("environment")
     page["environments"] = {**page.get("environments", {}), key: here}
     page["curves"] = curves if page.get("curves", curves) == curves else "report"
     store.write_page("environment", page)
-    store.write_page("components", components(asked.cells))
+    store.write_page("components", pages.components(asked.cells))
     problems = {cell.problem: study.seeds(cell.workload.name).model_dump() for cell in asked.cells}
     untuned = study.document.untuned.model_dump()
     untuned["arms"] = [*HEADLINE.values(), *untuned["arms"]]
@@ -386,62 +380,3 @@ def _settle(study: Study, store: Store, asked: Plan, curves: str) -> str:
     plan_page["not_run"] = asked.not_run
     store.write_page("plan", plan_page)
     return key
-
-
-def environment(cells: Iterable[Cell]) -> dict[str, Any]:
-    """The machine and the libraries, as recorded beside every cell; nothing that names a person or a place."""
-    versions = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            versions[library] = "not installed"
-    found: dict[str, Any] = {
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "denormals": "flushed to zero",
-        "libraries": versions,
-    }
-    if any(cell.device == "cuda" for cell in cells):
-        found["cuda"] = {"device": torch.cuda.get_device_name(), "version": torch.version.cuda}
-    return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def components(cells: Iterable[Cell]) -> dict[str, Any]:
-    """What a report must know of the components, so that it needs neither them nor torch."""
-    page: dict[str, dict[str, Any]] = {"workloads": {}, "optimizers": {}, "clips": {}}
-    for cell in cells:
-        if cell.problem not in page["workloads"]:
-            workload = registry.build("workload", cell.workload.name, cell.workload.settings)
-            page["workloads"][cell.problem] = {
-                **_named(type(workload)),
-                "settings": dict(cell.workload.settings),
-                "metric": metrics.name_of(workload.metric),
-                "higher_is_better": metrics.direction(workload.metric),
-                "other_metrics": {metrics.name_of(one): metrics.direction(one) for one in getattr(workload, "other_metrics", ())},
-                "target": getattr(workload, "target", None),
-                "reference_loss": workload.reference_loss,
-                "optimum": getattr(workload, "optimum", None),
-                "success": getattr(workload, "success", None),
-                "deterministic": bool(getattr(workload, "deterministic", False)),
-            }
-        page["optimizers"].setdefault(cell.optimizer.label, _named(registry.find("optimizer", cell.optimizer.name)))
-        page["clips"].setdefault(
-            cell.clip.label, _named(registry.find("clip", cell.clip.name)) | {"threshold": cell.clip.threshold}
-        )
-    return page
-
-
-def _named(cls: Any) -> dict[str, Any]:
-    return {"name": cls.name, "version": cls.version, "about": registry.about(cls)}
