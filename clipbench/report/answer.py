@@ -28,13 +28,15 @@ from clipbench.report.words import (
     signed,
 )
 from clipbench.selection import TASK
-from clipbench.statistics import Interval
+from clipbench.statistics import Interval, holm
 
 CLIPS = ("value clip", "norm clip")
 FEWEST = 5  # report seeds for a claim in words
+LEVEL = 0.05  # of Holm's correction, over all the comparisons that the answer makes
 ENDINGS = {
     "better": "was better on",
     "worse": "was worse on",
+    "unconfirmed": "made a difference that does not outlast the number of comparisons on",
     "same": "made no difference that could be seen on",
     "identical": "had plain SGD's own result on every seed of",
     "alike": "moved every seed by the same amount, from which nothing can be inferred, on",
@@ -58,12 +60,21 @@ def told(evidence: Evidence) -> list[Text | List]:
             )
         ]
     pairs = analysis.headline_pairs(evidence.arms, evidence.methods)
-    compared = analysis.compare(evidence.drawn, pairs, evidence.components)
+    compared = _corrected(analysis.compare(evidence.drawn, pairs, evidence.components), evidence)
     ranges, costs = analysis.stable(evidence.cells), analysis.cost(evidence.throughput)
     claimed = analysis.claims(evidence.drawn, evidence.arms, evidence.components)
     items = [Text(_task_answer(evidence, task, compared, ranges, costs, claimed)) for task in evidence.tasks]
     brackets = Text("In brackets: 95 % intervals. n: report seeds, each run by both methods. Stable: every selection seed learned.")
     return [*_summary(evidence, compared), List([item for item in items if item.words]), brackets]
+
+
+def _corrected(compared: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
+    """With ``holm``: the p values of the comparisons in words, clips with plain SGD at equal budget, corrected for their number."""
+    clips = compared["arm"].isin([evidence.methods[clip] for clip in CLIPS if clip in evidence.methods])
+    said = (clips & (compared["reading"] == "equal")).to_numpy(dtype=bool)
+    corrected = np.full(len(compared), np.nan)
+    corrected[said] = holm(compared["p"].to_numpy(dtype=float)[said])
+    return compared.assign(holm=corrected)
 
 
 def _summary(evidence: Evidence, compared: pd.DataFrame) -> list[Text]:
@@ -94,6 +105,8 @@ def _ending(row: Row) -> str:
         return "too few"
     if not interval.bounded:
         return "alike" if interval.estimate else "identical"
+    if interval.sign and not row["holm"] < LEVEL:
+        return "unconfirmed"
     return {1: "better", -1: "worse", 0: "same"}[interval.sign]
 
 
@@ -109,11 +122,13 @@ def _task_answer(
     sentences = []
     rows = evidence.of(compared, task)
     places = gap_places(rows)
-    rows = rows[rows["reading"] == "equal"]
     for clip in CLIPS:
-        found = rows[rows["arm"] == methods.get(clip)]
-        if len(found):
-            sentences.append(_verdict(clip, found.iloc[0].to_dict(), about, places))
+        readings = {row["reading"]: row for row in rows[rows["arm"] == methods.get(clip)].to_dict("records")}
+        if "equal" in readings:
+            sentences.append(_verdict(clip, readings["equal"], about, places))
+        if "all" in readings and not readings["all"]["note"] and interval_of(readings["all"]).bounded:
+            whole = interval_of(readings["all"])
+            sentences.append(f"With all its settings: {signed(whole.estimate, places)} {between(whole, places, sign=True)}.")
     if "plain SGD" in methods:
         sentences += [_range_sentence(clip, evidence.of(ranges, task), methods) for clip in CLIPS if clip in methods]
     sentences.append(_cost_sentence(evidence, task, costs))
@@ -146,6 +161,11 @@ def _verdict(  # noqa: PLR0911 - a sentence for every case
     if ending == "alike":
         return f"{name}: {unit} {shown} on every seed alike ({seeds}), from which nothing can be inferred."
     kind = "median, diverged seeds as the worst; " if row["statistic"] == "median" else ""
+    if ending == "unconfirmed":
+        return (
+            f"{name}: {unit} {shown} at equal budget ({kind}n = {n}), which does not outlast Holm's correction for the number of "
+            f"comparisons made here (p = {row['holm']:.2g})."
+        )
     if interval.sign > 0:
         return f"**{name} is better than plain SGD** at equal budget: {unit} {shown} ({kind}n = {n})."
     if interval.sign < 0:
