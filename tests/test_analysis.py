@@ -12,6 +12,7 @@ import pytest
 import synthetic
 
 from clipbench import analysis
+from clipbench.analysis import outcomes
 from clipbench.cell import Cell
 
 INF, NAN = math.inf, math.nan
@@ -284,6 +285,13 @@ def test_a_clip_that_never_fired_is_the_same_as_none(tmp_path):
     assert set(claimed["note"]) == {"never fired"}
     assert claimed["low"].isna().all()
     assert (claimed["holm"] == 1.0).all()
+
+
+@pytest.mark.parametrize(("steps", "never"), [(99, True), (101, False)])
+def test_one_clipped_step_of_a_short_run_is_a_step(steps, never):
+    """Under 1 % of 101 steps, and yet one a run: it may be the one that matters."""
+    seeds = pd.DataFrame({"threshold": [1.0] * 3, "clipped_fraction": [1 / 101] * 3, "steps": [steps] * 3})
+    assert outcomes._never_fired(seeds) is never
 
 
 def test_claims_are_the_declared_family_holm_corrected(tmp_path):

@@ -84,7 +84,7 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
                 "high": interval.high,
                 "successes": successes,
                 "clipped_fraction": float(fired.mean()),
-                "never_fired": bool(seeds["threshold"].notna().any() and fired.notna().any() and fired.mean() < FIRED),
+                "never_fired": _never_fired(seeds),
                 "lr": one["lr"],
                 "threshold": one["threshold"],
                 "relative": one["relative"],
@@ -160,6 +160,16 @@ def succeeded(seeds: pd.DataFrame, about: Mapping[str, Any]) -> np.ndarray[Any, 
     return np.asarray(met & ~np.isnan(values), dtype=bool)
 
 
+def _never_fired(seeds: pd.DataFrame) -> bool:
+    """Whether a clip altered under 1 % of the steps, and less than one step a run.
+
+    The second half is for short runs: of 150 steps the first alone is under 1 %, and may be the one that matters.
+    """
+    fired, steps = seeds["clipped_fraction"].astype(float), seeds["steps"].astype(float)
+    known = seeds["threshold"].notna().any() and fired.notna().any()
+    return bool(known and fired.mean() < FIRED and (fired * steps).mean() < 1)
+
+
 def compare(drawn: pd.DataFrame, pairs: pd.DataFrame, components: Components) -> pd.DataFrame:
     """Paired differences, arm minus baseline, on the same report seeds; positive is better, whatever the metric's direction.
 
@@ -189,8 +199,7 @@ def _difference(arm: pd.DataFrame, baseline: pd.DataFrame, about: Mapping[str, A
     if np.isnan(a).any() or np.isnan(b).any() or len(both) < len(arm):
         gone = any(side["ended"].isin(["failed", "missing"]).any() for side in (first, second))
         return {**nothing, "note": "incomplete" if gone or len(both) < len(arm) else "no value"}
-    fired = first["clipped_fraction"].astype(float)
-    if first["threshold"].notna().any() and fired.notna().any() and fired.mean() < FIRED:
+    if _never_fired(first):
         return {**nothing, "p": 1.0, "note": "never fired"}
     if about["success"] is not None:
         won, lost = succeeded(first, about), succeeded(second, about)

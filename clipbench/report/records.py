@@ -241,7 +241,8 @@ def methods(evidence: Evidence) -> Section:
             "named as lying at an edge may be bettered beyond it."
         ),
         (
-            f"**Never fired.** A clip that altered fewer than {percent(selection.FIRED)} of steps is reported as doing nothing; a "
+            f"**Never fired.** A clip that altered fewer than {percent(selection.FIRED)} of steps, and less than one step a run, "
+            f"is reported as doing nothing; a "
             f"difference then is one of learning rates, not of clipping."
         ),
         (
