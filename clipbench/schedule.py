@@ -40,7 +40,7 @@ OnRecord = Callable[[Record], object]
 def prepare(threads: int, use: Sequence[Used] = ()) -> None:
     """What every process that trains does first, before any tensor is made.
 
-    Denormals are flushed: decaying moments and dead networks fill memory with them, and each one costs a hundred ordinary numbers.
+    Denormals are flushed: decaying moments and dead networks fill memory with them, and arithmetic on them is many times slower.
 
     :raises UsageError: a file of ``use`` is not what it was when the study was read.
     """
