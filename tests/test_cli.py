@@ -11,6 +11,7 @@ import termios
 
 import pytest
 from click.testing import CliRunner
+from strangers import EMA, SIGNUM
 
 from clipbench import cli as cli_
 from clipbench import registry, study
@@ -40,45 +41,6 @@ name = "norm"
 max_norm = 1.0
 """
 
-EMA = '''
-from clipbench import Positive, Unit, clip, trees
-
-
-@clip("ema")
-class Ema:
-    """Scale the gradient to at most ``ratio`` times its usual length."""
-
-    ratio: Positive = 1.0
-    beta: Unit = 0.95
-
-    def init(self, params):
-        return {"mean": trees.zero(params), "step": trees.zero(params)}
-
-    def update(self, grads, state, params):
-        norm, step = trees.norm(grads), state["step"] + 1
-        mean = self.beta * state["mean"] + (1 - self.beta) * norm
-        limit = self.ratio * mean / (1 - self.beta**step)
-        return trees.scale_to(grads, limit, norm), {"mean": mean, "step": step}
-'''
-SIGNUM = '''
-import torch
-
-from clipbench import Unit, optimizer, trees
-
-
-@optimizer("signum")
-class Signum:
-    """Step by the sign of an exponential average of gradients (Bernstein et al. 2018)."""
-
-    beta: Unit = 0.9
-
-    def init(self, params):
-        return {"mean": trees.zeros_like(params)}
-
-    def update(self, grads, state, params):
-        mean = trees.map(lambda m, g: self.beta * m + (1 - self.beta) * g, state["mean"], grads)
-        return trees.map(torch.sign, mean), {"mean": mean}
-'''
 XRAYS = '''
 import numpy as np
 import torch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 import pytest
+from strangers import EMA, SIGNUM
 
 from clipbench import registry
 from clipbench.conformance import CLAIMS, conform
@@ -35,55 +36,6 @@ def test_an_unknown_component_is_the_callers_mistake():
 
 
 # ------------------------------------------------------------------------------------------- the house's own pages for strangers
-
-EMA = '''
-"""Clip at a multiple of the running mean of past norms."""
-
-from clipbench import Positive, Unit, clip, trees
-
-
-@clip("ema")
-class Ema:
-    r"""Scale the gradient to at most ``ratio`` times its usual length.
-
-    .. math:: m_t = \\beta m_{t-1} + (1 - \\beta)\\lVert g_t \\rVert, \\qquad
-              g_t \\leftarrow g_t \\min\\bigl(1,\\ \\rho\\, \\hat m_t / \\lVert g_t \\rVert\\bigr)
-    """
-
-    ratio: Positive = 1.0
-    beta: Unit = 0.95
-
-    def init(self, params):
-        return {"mean": trees.zero(params), "step": trees.zero(params)}
-
-    def update(self, grads, state, params):
-        norm, step = trees.norm(grads), state["step"] + 1
-        mean = self.beta * state["mean"] + (1 - self.beta) * norm
-        limit = self.ratio * mean / (1 - self.beta**step)
-        return trees.scale_to(grads, limit, norm), {"mean": mean, "step": step}
-'''
-
-SIGNUM = '''
-"""Sign descent with momentum."""
-
-import torch
-
-from clipbench import Unit, optimizer, trees
-
-
-@optimizer("signum")
-class Signum:
-    """Step by the sign of an exponential average of gradients (Bernstein et al. 2018)."""
-
-    beta: Unit = 0.9
-
-    def init(self, params):
-        return {"mean": trees.zeros_like(params)}
-
-    def update(self, grads, state, params):
-        mean = trees.map(lambda m, g: self.beta * m + (1 - self.beta) * g, state["mean"], grads)
-        return trees.map(torch.sign, mean), {"mean": mean}
-'''
 
 LINE = '''
 import torch

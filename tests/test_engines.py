@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from strangers import EMA, SIGNUM
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
@@ -541,49 +542,6 @@ def test_with_the_origins_setting_no_weight_moves_more_than_a_thousandth_a_step(
 
 
 # -------------------------------------------------------------------------------------------------------- a stranger's components
-
-EMA = '''"""Clip at a multiple of the running mean of past norms."""
-
-from clipbench import Positive, Unit, clip, trees
-
-
-@clip("ema")
-class Ema:
-    """Scale the gradient to at most ``ratio`` times its usual length."""
-
-    ratio: Positive = 1.0
-    beta: Unit = 0.95
-
-    def init(self, params):
-        return {"mean": trees.zero(params), "step": trees.zero(params)}
-
-    def update(self, grads, state, params):
-        norm, step = trees.norm(grads), state["step"] + 1
-        mean = self.beta * state["mean"] + (1 - self.beta) * norm
-        limit = self.ratio * mean / (1 - self.beta**step)
-        return trees.scale_to(grads, limit, norm), {"mean": mean, "step": step}
-'''
-
-SIGNUM = '''"""Sign descent with momentum."""
-
-import torch
-
-from clipbench import Unit, optimizer, trees
-
-
-@optimizer("signum")
-class Signum:
-    """Step by the sign of an exponential average of gradients (Bernstein et al. 2018)."""
-
-    beta: Unit = 0.9
-
-    def init(self, params):
-        return {"mean": trees.zeros_like(params)}
-
-    def update(self, grads, state, params):
-        mean = trees.map(lambda m, g: self.beta * m + (1 - self.beta) * g, state["mean"], grads)
-        return trees.map(torch.sign, mean), {"mean": mean}
-'''
 
 
 def test_a_strangers_clip_with_a_memory_runs_in_the_loop(tmp_path):

@@ -9,11 +9,13 @@ import sys
 import tomllib
 
 import pytest
+import strangers
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import clipbench
+from clipbench import study
 
 IMPORTED_AS = {"scikit-learn": "sklearn"}
 
@@ -101,3 +103,10 @@ def test_every_packaged_study_is_a_page_with_a_title(checkout):
     assert {"smoke", "quick", "full", "origin"} <= {page.stem for page in pages}
     for page in pages:
         assert tomllib.loads(page.read_text(encoding="utf-8"))["title"].strip(), page.name
+
+
+def test_the_study_that_readme_shows_is_one(tmp_path):
+    """Six learning rates of sgd and three of NAdam, without a clip and at three thresholds, on three seeds."""
+    cells = study.parse("readme", strangers.STUDY, tmp_path).cells()
+    assert len(cells) == (6 + 3) * (1 + 3) * 3
+    assert {cell.optimizer.name for cell in cells} == {"sgd", "torch.optim.NAdam"}

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import registry_restored
+from strangers import EMA
 
 from clipbench import protocol, registry, schedule, selection, store, study
 from clipbench.registry import UsageError
@@ -35,29 +36,6 @@ name = "norm"
 relative = [0.1, 0.3]
 """
 PILOT = "cosh, batch 8, cpu, float32, version 1"
-
-EMA = '''
-"""Clip at a multiple of the running mean of past norms."""
-
-from clipbench import Positive, Unit, clip, trees
-
-
-@clip("ema")
-class Ema:
-    """Scale the gradient to at most ``ratio`` times its usual length."""
-
-    ratio: Positive = 1.0
-    beta: Unit = 0.95
-
-    def init(self, params):
-        return {"mean": trees.zero(params), "step": trees.zero(params)}
-
-    def update(self, grads, state, params):
-        norm, step = trees.norm(grads), state["step"] + 1
-        mean = self.beta * state["mean"] + (1 - self.beta) * norm
-        limit = self.ratio * mean / (1 - self.beta**step)
-        return trees.scale_to(grads, limit, norm), {"mean": mean, "step": step}
-'''
 
 
 SCALED = """
