@@ -7,6 +7,7 @@ they are called, so that help, report and verify never wait for torch.
 from __future__ import annotations
 
 import errno
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -160,11 +161,32 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", re.IGNORECASE)
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
+    """``2GB`` as a number of bytes."""
+    found = SIZE.fullmatch(text.strip())
+    size = float(found[1]) * UNITS[(found[2] or "B").upper()] if found else 0
+    if size < 1:
+        _leave(f"--memory is {text!r}, and must be a positive size such as 2GB or 500MB.", WRONG_USE)
+    return int(size)
+
+
 @cli.command()
 @STUDY
 @OUT
 @DEVICE
 @click.option("--workers", type=click.IntRange(1), default=None, help="Worker processes; one per core where not given.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "loop", "batched"]),
+    default=None,
+    help="One cell at a time, many as lanes of one program, or whichever is faster here; what the study says where not given.",
+)
+@click.option("--memory", default="2GB", callback=_bytes, help="What the lanes of one worker may take, such as 2GB or 500MB.")
+@click.option("--limit", type=click.FloatRange(0, min_open=True), default=None, help="Seconds a shard may take before it is ended.")
 @click.option(
     "--curves",
     type=click.Choice(["all", "report"]),
@@ -174,8 +196,17 @@ def _duration(seconds: float) -> str:
 @click.option("--anew", is_flag=True, help="Start from nothing; the old folder is renamed, not deleted.")
 @click.option("--no-throughput", is_flag=True, help="Leave out the timing of the methods.")
 @command
-def run(
-    study: str, out: Path | None, device: str | None, workers: int | None, curves: str, anew: bool, no_throughput: bool
+def run(  # noqa: PLR0913, PLR0917 - an option each
+    study: str,
+    out: Path | None,
+    device: str | None,
+    workers: int | None,
+    engine: str | None,
+    memory: int,
+    limit: float | None,
+    curves: str,
+    anew: bool,
+    no_throughput: bool,
 ) -> None:
     """Run what is missing of a study; a second run says that everything is stored."""
     from clipbench import protocol
@@ -195,6 +226,9 @@ def run(
             page,
             store,
             device=device or "study",
+            engine=engine,
+            memory=memory,
+            limit=limit,
             workers=workers,
             curves=curves,
             with_throughput=not no_throughput,

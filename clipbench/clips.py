@@ -44,6 +44,8 @@ class Unclipped:
     True
     """
 
+    flat = True
+
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
         return grads, state
 
@@ -66,10 +68,13 @@ class Value:
     tensor([ 1.0000, -0.5000,  1.0000,     nan])
     """
 
+    flat = True
+
     max_value: Positive
 
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
-        return trees.map(lambda grad: torch.clamp(grad, -self.max_value, self.max_value), grads), state
+        limit = trees.like(self.max_value, grads)
+        return trees.map(lambda grad: torch.clamp(grad, -limit, limit), grads), state
 
     def clip_(self, params: Iterable[Tensor]) -> None:
         clip_grad_value_(params, self.max_value)
@@ -96,6 +101,8 @@ class Norm:
     >>> Norm(max_norm=1.0).update(grads, {}, {})[0]
     {'w': tensor([0.6000]), 'b': tensor([0.8000])}
     """
+
+    flat = True
 
     max_norm: Positive
     norm_type: Literal[2, "inf"] = 2

@@ -19,6 +19,7 @@ from clipbench.registry import UsageError
 
 Batch = tuple[Tensor, Tensor]
 EVALUATED = 256  # examples of a split that is sampled
+AHEAD, AHEAD_BYTES = 16, 2**22  # batches looked up at once, at most
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -65,8 +66,10 @@ def batches(
             yield cast(inputs, dtype, device), cast(targets, dtype, device)
         return
     inputs, targets = splits(workload, seed, dtype, device)["train"]
-    for index in order(len(inputs), batch, steps, stream, workload.name).to(device):
-        yield inputs[index], targets[index]
+    index = order(len(inputs), batch, steps, stream, workload.name).to(device)
+    # Some batches at a time: looking one up costs a small model as much as a layer.
+    for some in index.split(max(1, min(AHEAD, AHEAD_BYTES // max(1, inputs[0].nbytes * batch)))):
+        yield from zip(inputs[some].unbind(), targets[some].unbind(), strict=True)
 
 
 def _sampled(workload: Any, stream: torch.Generator, batch: int) -> Batch:

@@ -76,6 +76,34 @@ class Meter:
         return derive(dict(zip(PRODUCTS, columns, strict=True)), self._before.numel())
 
 
+def products(before: Tensor, after: Tensor, raw: Tensor, clipped: Tensor | None) -> tuple[Tensor, ...]:
+    """What one step of many lanes leaves on the device, in the order of ``PRODUCTS`` without the loss: a value a lane each.
+
+    :param before: the parameters before the step, lanes × elements, as are all others.
+    :param after: the parameters after the step.
+    :param raw: the gradient before the clip.
+    :param clipped: the gradient after it; None where no clip touched it.
+    """
+    raw_raw, changed = _square(raw), torch.zeros(len(raw), dtype=torch.long, device=raw.device)
+    clipped_clipped = raw_clipped = raw_raw
+    if clipped is not None:
+        clipped_clipped, raw_clipped = _square(clipped), (raw * clipped).sum(1)
+        bits, other = (rows.view(BITS[rows.element_size()]) for rows in (raw, clipped))
+        # Into whole numbers, not truth values: a comparison that narrows its result takes three times as long.
+        changed = torch.ne(bits, other, out=torch.empty_like(bits)).sum(1, dtype=bits.dtype)
+    update = before - after
+    return raw_raw, _broken(raw), clipped_clipped, raw_clipped, changed, _square(update), _broken(update)
+
+
+def _square(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1).square()
+
+
+def _broken(rows: Tensor) -> Tensor:
+    """0 for a row of finite elements, NaN for any other, however large its norm is."""
+    return (rows.amax(1) - rows.amin(1)) * 0
+
+
 def derive(products: dict[str, np.ndarray], elements: int) -> np.ndarray:
     """Rows from the products of some steps, each an array of one value a step (or of steps × lanes).
 

@@ -62,7 +62,7 @@ class Run(Page):
     dtype: Dtype | list[Dtype] = "float32"
     lr: Rate | list[Rate] | None = None
     seeds: Seeds = Seeds()
-    engine: Literal["auto", "loop"] = "auto"
+    engine: Literal["auto", "loop", "batched"] = "auto"
     evaluations: Whole = 20
     events: dict[str, float] = Field(default_factory=dict)
 
@@ -326,7 +326,7 @@ WANTED = {
     "report": "a whole number of at least 0",
     "device": '"cpu", "cuda", or a list of them',
     "dtype": '"float32", "float64", or a list of them',
-    "engine": '"auto" or "loop"',
+    "engine": '"auto", "loop" or "batched"',
     "threshold": "a positive number",
     "arms": 'a list of arms such as "momentum + value"',
     "name": "text",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,11 @@ def zeros_like(tree: Tree) -> Tree:
 def zero(tree: Tree) -> Tensor:
     """A scalar zero of the tree's dtype and device: the start of a running mean or a step count."""
     return next(iter(tree.values())).new_zeros(())
+
+
+def like(number: Any, tree: Tree) -> Any:
+    """A setting in the tree's dtype, where it is a tensor as in lanes: ``torch.clamp`` would widen its result otherwise."""
+    return number.to(next(iter(tree.values())).dtype) if isinstance(number, Tensor) else number
 
 
 def dot(left: Tree, right: Tree) -> Tensor:

@@ -192,8 +192,9 @@ def test_the_same_study_elsewhere_gives_the_same_rows(whole, tmp_path):
     _, again = carried_out(PAGE, tmp_path / "tiny", workers=1)
     columns = [name for name in whole.read("cells") if name not in ("seconds", "worker", "created")]
     pd.testing.assert_frame_equal(rows(again.read("cells"))[columns], rows(whole.read("cells"))[columns])
-    for table in ("plan", "calibration", "components", "environment"):
+    for table in ("plan", "components", "environment"):
         assert again.page(table) == whole.page(table)
+    assert again.page("calibration")["pilots"] == whole.page("calibration")["pilots"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- the next run
@@ -247,8 +248,8 @@ def test_a_shard_that_was_damaged_is_run_again_and_nothing_else(whole, copy):
 
 
 def test_a_stored_pilot_is_used_and_never_run_again(tmp_path, monkeypatch):
-    """Another number than a pilot would give, planted before the first cell."""
-    page = PAGE.replace("[0.01, 0.1]", "0.01").replace("report = 2", "report = 0")
+    """Another number than a pilot would give, planted before the first cell; and with the loop no rate is measured."""
+    page = PAGE.replace("[0.01, 0.1]", "0.01").replace("report = 2", "report = 0").replace("[run]", '[run]\nengine = "loop"')
     planted = {"pilots": {PILOT: {"norm, version 1": 12.3}}}
     Store.create(tmp_path / "tiny", "tiny", page).write_page("calibration", planted)
     monkeypatch.setattr(schedule, "call", None)

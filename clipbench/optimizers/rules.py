@@ -39,6 +39,8 @@ class SGD:
     {'w': tensor([3.])}
     """
 
+    flat = True
+
     weight_decay: NonNegative = 0.0
 
     def init(self, params: Tree) -> State:
@@ -66,6 +68,8 @@ class Momentum:
     >>> Momentum().update(grads, {"sum": {"w": torch.tensor([10.0])}}, params)[0]
     {'w': tensor([11.])}
     """
+
+    flat = True
 
     momentum: Decay = 0.9
     weight_decay: NonNegative = 0.0
@@ -97,6 +101,8 @@ class Nesterov:
     >>> Nesterov(momentum=0.5).update(grads, {"sum": {"w": torch.tensor([4.0])}}, params)[0]
     {'w': tensor([4.])}
     """
+
+    flat = True
 
     momentum: Decay = 0.9
     weight_decay: NonNegative = 0.0
@@ -133,6 +139,8 @@ class RMSprop:
     tensor([-10.])
     """
 
+    flat = True
+
     alpha: Decay = 0.99
     eps: NonNegative = 1e-8
     weight_decay: NonNegative = 0.0
@@ -168,6 +176,8 @@ class Adam:
     tensor([-1.])
     """
 
+    flat = True
+
     beta1: Decay = 0.9
     beta2: Decay = 0.999
     eps: NonNegative = 1e-8
@@ -202,6 +212,8 @@ class AdamW:
     tensor([2.])
     """
 
+    flat = True
+
     beta1: Decay = 0.9
     beta2: Decay = 0.999
     eps: NonNegative = 1e-8
@@ -224,15 +236,17 @@ def _decayed(grads: Tree, params: Tree, weight_decay: float) -> Tree:
 
 
 def _moments(params: Tree) -> State:
-    # The step is float64 whatever the parameters are: in float32 1 - .999 is 2e-5 off, and so would the first steps be.
-    return {"mean": trees.zeros_like(params), "square": trees.zeros_like(params), "step": trees.zero(params).double()}
+    # The powers are float64 whatever the parameters are: in float32 1 - .999 is 2e-5 off, and so would the first steps be. They are
+    # carried along, for pow rounds differently in a vector register and outside it, and so in one lane and another.
+    one = torch.ones_like(trees.zero(params), dtype=torch.float64)
+    return {"mean": trees.zeros_like(params), "square": trees.zeros_like(params), "power1": one, "power2": one}
 
 
 def _adam(grads: Tree, state: State, beta1: float, beta2: float, eps: float) -> tuple[Tree, State]:
-    step = state["step"] + 1
+    power1, power2 = state["power1"] * beta1, state["power2"] * beta2
     mean = trees.map(lambda m, g: beta1 * m + (1 - beta1) * g, state["mean"], grads)
     square = trees.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["square"], grads)
     dtype = next(iter(grads.values())).dtype
-    scale, root = (1 - beta1**step).to(dtype), (1 - beta2**step).sqrt().to(dtype)
+    scale, root = (1 - power1).to(dtype), (1 - power2).sqrt().to(dtype)
     direction = trees.map(lambda m, v: m / scale / (v.sqrt() / root + eps), mean, square)
-    return direction, {"mean": mean, "square": square, "step": step}
+    return direction, {"mean": mean, "square": square, "power1": power1, "power2": power2}

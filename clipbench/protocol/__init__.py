@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Protocol
@@ -15,7 +16,8 @@ import torch
 
 from clipbench import engines, registry, schedule, selection, throughput
 from clipbench.cell import RELATIVE, Cell, Part
-from clipbench.engines import Job, Record
+from clipbench.engines import Job, Record, rates, stacked
+from clipbench.engines.rates import BATCHED, LOOP, Choice
 from clipbench.protocol import pages
 from clipbench.registry import UsageError
 from clipbench.store import Store
@@ -121,11 +123,14 @@ def runnable(study: Study, device: str = "study") -> Plan:
     return asked
 
 
-def run(
+def run(  # noqa: PLR0913 - what a run may be told
     study: Study,
     store: Store,
     *,
     device: str = "study",
+    engine: str | None = None,
+    memory: int = rates.MEMORY,
+    limit: float | None = None,
     workers: int | None = None,
     curves: str = "all",
     with_throughput: bool = True,
@@ -133,6 +138,9 @@ def run(
 ) -> dict[str, int]:
     """Run what is missing of a study into a claimed store; returns counts for a closing sentence.
 
+    :param engine: ``auto``, ``loop`` or ``batched``; what the study says where not given.
+    :param memory: bytes that the lanes of one worker may take.
+    :param limit: seconds a shard may take; worked out from the measured rates where not given.
     :returns: ``kept`` and ``ran`` cells, ``diverged``, ``collapsed`` and ``failed`` among all, and optimizers ``timed``.
     """
     watcher = watcher or Silent()
@@ -142,6 +150,8 @@ def run(
     environment = _settle(study, store, asked, curves)
     campaign = _Campaign(study, store, asked, environment, workers or cores(), watcher)
     campaign.calibrate()
+    campaign.choose(engine or study.document.run.engine, memory)
+    campaign.limit = limit
     campaign.phase("select", asked.cells)
     campaign.phase("extend", campaign.extension())
     campaign.phase("report", campaign.report())
@@ -233,6 +243,8 @@ class _Campaign:
         self.workers, self.watcher = workers, watcher
         self.templates = {group_of(cell): cell for cell in asked.cells}
         self.pilots: dict[str, dict[str, float]] = {}
+        self.choices: dict[Any, Choice] = {}
+        self.limit: float | None = None
         self.kept = self.ran = 0
         self.ids: set[str] = set()
 
@@ -249,6 +261,49 @@ class _Campaign:
             self.pilots[key] = self.pilots.get(key, {}) | schedule.call(_pilot, (cell, clips), self.study.used, cell.device)
             self.watcher.tick()
         self.store.write_page("calibration", page)
+
+    def choose(self, engine: str, memory: int) -> None:
+        """How each task is run: measured once, stored before the first shard, and used again by every later run of the folder.
+
+        :raises UsageError: lanes were asked for, and a task cannot have them.
+        """
+        page = self.store.page("calibration")
+        known = page.setdefault("engines", {})
+        groups: dict[str, list[Cell]] = {}
+        for cell in self.asked.cells:
+            groups.setdefault(pilot_key(cell), []).append(cell)
+        if engine == LOOP:
+            return
+        missing = {
+            key: cells for key, cells in groups.items() if key not in known or (engine == BATCHED and not known[key]["lanes"])
+        }
+        self.watcher.phase("choose", len(missing))
+        work = [
+            (list({cell.arm: self.job(cell) for cell in reversed(cells)}.values()), memory, self._cell_steps(cells), engine)
+            for cells in missing.values()
+        ]
+        # As many at a time as will train at a time: they share the memory's bandwidth then, too.
+        with ThreadPoolExecutor(self.workers) as pool:
+            for key, choice in zip(missing, pool.map(self._measured, work), strict=True):
+                known[key] = choice.page()
+                self.watcher.tick()
+        if missing:
+            self.store.write_page("calibration", page)
+        for key, cells in groups.items():
+            choice = Choice(**known[key])
+            if engine == BATCHED and choice.refusals:
+                raise UsageError(f"--engine batched: {next(iter(choice.refusals.values()))}; leave --engine out, or say loop.")
+            self.choices[stacked.shape(cells[0])] = replace(choice, engine=BATCHED) if engine == BATCHED else choice
+
+    def _measured(self, work: tuple[Any, ...]) -> Choice:
+        try:
+            return schedule.call(rates.measure, work, self.study.used, work[0][0].cell.device)
+        except UsageError as error:  # a cell that cannot be run is a failed cell, not a failed run: the loop records it
+            return Choice(LOOP, refusals={"": str(error).rstrip(".")})
+
+    def _cell_steps(self, cells: Sequence[Cell]) -> float:
+        """Steps times cells before one worker, about: selection, and half as much again for the phases after it."""
+        return 1.5 * sum(cell.steps for cell in cells) / self.workers
 
     def _gauges(self) -> dict[str, tuple[Cell, dict[str, tuple[str, dict[str, Any]]]]]:
         """Task → a cell of it, and the clips with a relative threshold: label → (name, other settings)."""
@@ -283,8 +338,10 @@ class _Campaign:
             self.store,
             name,
             self.environment,
+            choices=self.choices,
             use=self.study.used,
             workers=self.workers,
+            limit=self.limit,
             on_record=self.watcher.record,
         )
 

@@ -1,0 +1,278 @@
+"""Lanes: many cells at once, as one program.
+
+Cells that share workload, batch size and step count become lanes of stacked tensors. One program takes the loss and the gradient of
+all lanes; then each *structure*, an optimizer and a clip with the settings that are no plain numbers, updates its own lanes. Plain
+numbers, lr and thresholds among them, differ from lane to lane.
+
+The weights of a lane are one row of a matrix, lanes × elements: what treats all elements alike takes one operation, whatever the
+model's number of tensors. No operation mixes rows: a lane's result does not depend on its companions, nor on their NaN.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipbench import events, feed, metrics, registry, step
+from clipbench.engines import program
+from clipbench.engines.record import CHUNK, Evaluation, Job, Record, conclude, graded, stops
+from clipbench.engines.stacked import MEASURED, Structure, programs
+
+FEWEST = 2  # a batch of one differs in the last bits from the same lane among others
+EAGER, COMPILED = "batched", "batched, compiled"
+
+
+@dataclass
+class Segment:
+    """The lanes ``begin`` to ``end``, which share a structure: their numbers and their state."""
+
+    structure: Structure
+    begin: int
+    end: int
+    lr: Tensor
+    numbers: list[Tensor]
+    counts: tuple[int, int]
+    state: list[Tensor]
+    tree: Any
+
+
+class Lanes:
+    """Some cells in training, a lane each.
+
+    :param jobs: cells of one `stacked.shape`, those of one structure next to each other; at least `FEWEST`.
+    """
+
+    def __init__(self, jobs: Sequence[Job], compiled: bool = False) -> None:
+        cell = jobs[0].cell
+        self.jobs = list(jobs)
+        self.structures = [Structure.of(job) for job in jobs]
+        self.workload = registry.build("workload", cell.workload.name, cell.workload.settings)
+        self.dtype, self.device = feed.DTYPES[cell.dtype], cell.device
+        self.programs = programs(self.workload, self.dtype, self.device, compiled)
+        self.model = self.programs.model
+        self.seeds = list(dict.fromkeys(job.cell.seed for job in jobs))
+        self.batches = [feed.batches(self.workload, seed, cell.batch, cell.steps, self.dtype, self.device) for seed in self.seeds]
+        modules = [feed.model(self.workload, seed, self.dtype, self.device) for seed in self.seeds]
+        self.place = self._places()
+        self.weights = torch.stack([self.model.flat(module) for module in modules])[self.place]
+        kept = [self.model.kept(module) for module in modules]
+        self.fixed = [torch.stack(tensors)[self.place] for tensors in zip(*kept, strict=True)]
+        self.segments = list(self._segments())
+        self.pending: list[list[Tensor]] = []
+
+    def _places(self) -> Tensor:
+        """Which of the seeds each lane has."""
+        return torch.tensor([self.seeds.index(job.cell.seed) for job in self.jobs], device=self.device)
+
+    def _segments(self) -> Iterator[Segment]:
+        begin = 0
+        for structure, group in groupby(self.jobs, key=Structure.of):
+            jobs = list(group)
+            end = begin + len(jobs)
+            found = [structure.numbers(job) for job in jobs]
+            counts = len(found[0]["optimizer"]), len(found[0]["clip"])
+            # In float64 whatever the weights are, as a plain number is: 1 - .999 in float32 is 2e-5 off.
+            rows = zip(*(numbers["optimizer"] + numbers["clip"] for numbers in found), strict=True)
+            numbers = [self._numbers(row) for row in rows]
+            state, tree = self.programs.start(structure, self.weights[begin:end])
+            yield Segment(structure, begin, end, self._numbers([job.cell.lr for job in jobs]), numbers, counts, state, tree)
+            begin = end
+
+    def _numbers(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self.device)
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """The next batch of every lane; lanes of one seed have the same."""
+        drawn = [next(stream) for stream in self.batches]
+        if len(drawn) == 1:
+            return tuple(tensor.expand(len(self.jobs), *tensor.shape).contiguous() for tensor in drawn[0])  # type: ignore[return-value]
+        inputs, targets = (torch.stack(tensors)[self.place] for tensors in zip(*drawn, strict=True))
+        return inputs, targets
+
+    def step(self, inputs: Tensor, targets: Tensor) -> None:
+        """One training step of every lane, measured; nothing waits for the device."""
+        if self.programs.compiled:
+            (part,) = self.segments
+            whole = (self.weights, inputs, targets, part.lr, *part.numbers, *part.state, *self.fixed)
+            self.pending.append(list(self.programs.whole(part.structure, part.tree, part.counts, *whole)(*whole)))
+            return
+        arguments = (self.weights, inputs, targets, *self.fixed)
+        grads, losses = self.programs.gradient(*arguments)(*arguments)
+        moved, rows = [], []
+        for part in self.segments:
+            lanes = slice(part.begin, part.end)
+            given = (self.weights[lanes], grads[lanes], part.lr, *part.numbers, *part.state)
+            found = self.programs.update(part.structure, part.tree, part.counts, *given)(*given)
+            moved.append(found[0])
+            rows.append(found[1 : 1 + MEASURED])
+            part.state = list(found[1 + MEASURED :])
+        self.weights = moved[0] if len(moved) == 1 else torch.cat(moved)
+        joined = rows[0] if len(rows) == 1 else [torch.cat(column) for column in zip(*rows, strict=True)]
+        self.pending.append([losses, *joined])
+
+    def rows(self) -> np.ndarray:
+        """The rows of the steps since the last call, steps × lanes × 6: the one moment that waits for the device."""
+        columns = [torch.stack(column).double().cpu().numpy() for column in zip(*self.pending, strict=True)]
+        self.pending = []
+        return step.derive(dict(zip(step.PRODUCTS, columns, strict=True)), self.model.elements)
+
+    def look(self) -> None:
+        """Note the grain of the programs that the next step runs."""
+        inputs, targets = (
+            torch.stack([tensor] * len(self.jobs))
+            for tensor in next(feed.batches(self.workload, self.seeds[0], self.jobs[0].cell.batch, 1, self.dtype, self.device))
+        )
+        grain = self.programs.grain
+        if None not in grain:
+            grain[None] = program.grain(self.programs.gradient(self.weights, inputs, targets, *self.fixed))
+        for part in self.segments:
+            if part.structure not in grain:
+                weights = self.weights[part.begin : part.end]
+                given = (weights, torch.zeros_like(weights), part.lr, *part.numbers, *part.state)
+                grain[part.structure] = program.grain(self.programs.update(part.structure, part.tree, part.counts, *given))
+
+    def freeze(self, lanes: Sequence[int]) -> None:
+        """Set ended lanes to zeros, which cost nothing: NaN and denormals may."""
+        for lane in lanes:
+            part = next(part for part in self.segments if part.begin <= lane < part.end)
+            self.weights[lane] = 0
+            for tensor in (part.lr, *part.state):
+                tensor[lane - part.begin] = 0
+
+    def keep(self, lanes: Sequence[int]) -> None:
+        """Go on with some of the lanes only, those of one segment together; one may be named twice."""
+        self.jobs = [self.jobs[lane] for lane in lanes]
+        self.structures = [self.structures[lane] for lane in lanes]
+        index = torch.tensor(lanes, device=self.device)
+        self.weights, self.place = self.weights[index], self.place[index]
+        self.fixed = [tensor[index] for tensor in self.fixed]
+        begin, segments = 0, []
+        for part in self.segments:
+            mine = [lane - part.begin for lane in lanes if part.begin <= lane < part.end]
+            if not mine:
+                continue
+            own = torch.tensor(mine, device=self.device)
+            lr, numbers, state = part.lr[own], [tensor[own] for tensor in part.numbers], [tensor[own] for tensor in part.state]
+            segments.append(Segment(part.structure, begin, begin + len(mine), lr, numbers, part.counts, state, part.tree))
+            begin += len(mine)
+        self.segments = segments
+
+    @torch.no_grad()
+    def evaluate(self, lanes: Iterable[int], updates: int, names: tuple[str, ...]) -> dict[int, list[Evaluation]]:
+        """Loss and metrics of some lanes over whole splits: lane → evaluations."""
+        splits = [feed.splits(self.workload, seed, self.dtype, self.device) for seed in self.seeds]
+        place = self.place.tolist()
+        found: dict[int, list[Evaluation]] = {lane: [] for lane in lanes}
+        for split in names:
+            given = [splits[seed][split] for seed in place]
+            # Seeds may draw splits of different sizes: lanes of one size go together.
+            sizes: dict[Any, list[int]] = {}
+            for lane, (inputs, _) in enumerate(given):
+                sizes.setdefault(inputs.shape, []).append(lane)
+            for group in sizes.values():
+                together = group + group[-1:] * (-len(group) % max(FEWEST, self.programs.grain.get(None, 1)))
+                outputs = self._outputs(together, [given[lane][0] for lane in together])
+                for lane, output in zip(group, outputs, strict=False):
+                    if lane in found:
+                        found[lane] += graded(self.workload, output, given[lane][1], updates, split)
+        return found
+
+    def _outputs(self, lanes: Sequence[int], inputs: Sequence[Tensor]) -> Tensor:
+        index = torch.tensor(lanes, device=self.device)
+        weights, fixed = self.weights[index], [tensor[index] for tensor in self.fixed]
+        parts = []
+        for part in zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True):
+            arguments = (weights, torch.stack(part), *fixed)
+            parts.append(self.programs.output(*arguments)(*arguments))
+        return torch.cat(parts, 1)
+
+
+def run(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST) -> list[Record]:
+    """Train cells of one `stacked.shape` as lanes; their records, in the order of ``jobs``.
+
+    :param fewest: how many lanes there are at least; a lane too many repeats another.
+    :raises NoLanes: the workload, or a rule, cannot have lanes.
+    """
+    start = time.perf_counter()
+    engine = COMPILED if compiled else EAGER
+    records = [Record(job, threshold=job.threshold, threads=torch.get_num_threads(), engine=engine) for job in jobs]
+    _train(records, *_begin(jobs, compiled, fewest))
+    for record in records:
+        record.seconds = (time.perf_counter() - start) / len(jobs)
+    return records
+
+
+def _begin(jobs: Sequence[Job], compiled: bool, fewest: int) -> tuple[Lanes, list[int]]:
+    """The lanes of some jobs, and which job each lane has."""
+    cell = jobs[0].cell
+    workload = registry.build("workload", cell.workload.name, cell.workload.settings)
+    grain = programs(workload, feed.DTYPES[cell.dtype], cell.device, compiled).grain
+    structures = [Structure.of(job) for job in jobs]
+    order = arranged(structures, grain, fewest)
+    together = Lanes([jobs[number] for number in order], compiled)
+    together.look()
+    if order != (again := arranged(structures, grain, fewest)):  # the programs were new, and ask for more
+        return Lanes([jobs[number] for number in again], compiled), again
+    return together, order
+
+
+def arranged(structures: Sequence[Structure], grain: Mapping[Structure | None, int], fewest: int = FEWEST) -> list[int]:
+    """Lanes for cells of these structures, by the cells' numbers: one structure after the other, some cells repeated.
+
+    :param grain: of what number of lanes each structure, and None the model, wants a multiple; 1 where nothing is said.
+    """
+
+    def rank(number: int) -> tuple[int, str]:
+        return -grain.get(structures[number], 1), repr(structures[number])  # those that want none come last, and fill up the whole
+
+    order: list[int] = []
+    for _, group in groupby(sorted(range(len(structures)), key=rank), key=rank):
+        mine = list(group)
+        order += mine + mine[-1:] * (-len(mine) % grain.get(structures[mine[0]], 1))
+    total = max(len(order), fewest, FEWEST)
+    total += -total % grain.get(None, 1)
+    return order + order[-1:] * (total - len(order))
+
+
+def _train(records: Sequence[Record], lanes: Lanes, cells: Sequence[int]) -> None:
+    """Train to the end, or until every cell has ended. Lane n trains record ``cells[n]``; of several the first counts."""
+    cell = records[0].job.cell
+    curves: list[list[np.ndarray]] = [[] for _ in records]
+    lane_of = {number: cells.index(number) for number in range(len(records))}  # of every record that has not ended
+
+    def note(updates: int, *splits: str) -> None:
+        found = lanes.evaluate(lane_of.values(), updates, splits)
+        for number, lane in lane_of.items():
+            records[number].evaluations += found[lane]
+
+    note(0, "validation")
+    done = 0
+    for stop in stops(cell):
+        for _ in range(done, stop):
+            lanes.step(*lanes.draw())
+        done, rows = stop, lanes.rows()
+        ended = {number: events.ends(rows[:, lane]) for number, lane in lane_of.items()}
+        for number, last in ended.items():
+            curves[number].append(rows[: int(np.argmax(last)) + 1 if last.any() else None, lane_of[number]])
+        lanes.freeze([lane for lane, number in enumerate(cells) if number in ended and ended[number].any()])
+        lane_of = {number: lane for number, lane in lane_of.items() if not ended[number].any()}
+        if not lane_of:
+            break
+        note(done, *(("validation", "test") if done == cell.steps else ("validation",)))
+        live = list(lane_of)
+        again = arranged([lanes.structures[lane_of[number]] for number in live], lanes.programs.grain)
+        if not lanes.programs.compiled and len(again) <= len(lanes.jobs) // 2:
+            lanes.keep([lane_of[live[place]] for place in again])
+            cells = [live[place] for place in again]
+            lane_of = {number: cells.index(number) for number in live}
+    for record, curve in zip(records, curves, strict=True):
+        record.metric = metrics.name_of(lanes.workload.metric)
+        record.rows = np.concatenate(curve)
+        conclude(record, lanes.workload)

@@ -1,0 +1,107 @@
+"""Programs: a function of one lane, traced once into a flat list of operations on many.
+
+`torch.func.vmap` and `torch.func.grad` cost more time than the arithmetic of a small model when they run at every step; a traced
+program runs neither. What vmap would have to run lane by lane is refused, and so is a function that draws random numbers or changes
+its inputs: the trace would repeat what happened once.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+# Operations on single elements that give the same bits in a vector register and outside it. All others (exp, tanh, pow, …) may not,
+# and the last elements of a tensor do not fill a register.
+EXACT = frozenset(
+    """
+    abs add add_ addcdiv addcmul alias bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp clamp_ clamp_max clamp_min clone
+    copy copy_ detach div div_ eq fill fill_ floor ge gt hardtanh hardtanh_backward isfinite isinf isnan le leaky_relu
+    leaky_relu_backward lerp logical_and logical_not logical_or lt masked_fill maximum minimum mul mul_ ne neg reciprocal relu relu_
+    round rsub sgn sign sqrt square sub sub_ threshold threshold_backward _to_copy trunc where zero_
+    """.split()  # noqa: SIM905 - forty words read better without quotes
+)
+GRAIN = 32  # elements in the registers of one unrolled loop, at most: float32 under AVX-512
+
+
+class NoLanes(Exception):  # noqa: N818 - an answer, not an error
+    """Why something cannot train in lanes; the message says it."""
+
+
+def trace(function: Callable[..., Any], arguments: Sequence[Tensor], what: str, pure: bool = True) -> GraphModule:
+    """``function``, which takes and returns tensors whose first dimension is the lane, as a list of operations.
+
+    :param what: what an error names, such as ``workload "wdbc"``.
+    :param pure: whether a change of its arguments is refused.
+    :raises NoLanes: it cannot be traced, or a trace of it would not be true.
+    """
+    if len({id(argument) for argument in arguments}) < len(arguments):
+        raise ValueError("one tensor given twice would be one input of the trace")
+    versions = [argument._version for argument in arguments]  # noqa: SLF001 - torch has no public word for it
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.filterwarnings("error", message=".*performance drop.*")
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            graph = make_fx(function)(*arguments)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise NoLanes(f"{what} cannot be one program of many lanes ({reason[:200]})") from error
+    if pure and versions != [argument._version for argument in arguments]:  # noqa: SLF001
+        raise NoLanes(f"{what} changes its buffers while it trains, which lanes would have to keep apart")
+    return graph
+
+
+def grain(graph: GraphModule) -> int:
+    """Of what number of lanes a multiple is wanted, so that every lane has the same bits wherever it lies: 1 or `GRAIN`."""
+    return GRAIN if any(_inexact(node) for node in graph.graph.nodes) else 1
+
+
+def _inexact(node: Node) -> bool:
+    name = node.target._schema.name.partition("::")[2] if node.op == "call_function" and hasattr(node.target, "_schema") else ""  # noqa: SLF001
+    squared = name == "pow" and node.args[1:] == (2,)
+    return torch.Tag.pointwise in getattr(node.target, "tags", ()) and name not in EXACT and not squared
+
+
+def compiled(graph: GraphModule) -> Callable[..., Any]:
+    """The program through torch's compiler; the first call compiles, for the shapes it is given."""
+    return torch.compile(graph, fullgraph=True, dynamic=False)
+
+
+def peak_bytes(graph: GraphModule) -> int:
+    """The most memory that the tensors made by a program take at one time; its inputs do not count."""
+    order = {node: number for number, node in enumerate(graph.graph.nodes)}
+    ends: dict[int, int] = {}
+    level = peak = 0
+    for node, number in order.items():
+        if size := _bytes(node):
+            level += size
+            peak = max(peak, level)
+            last = _last_use(node, order)
+            ends[last] = ends.get(last, 0) + size
+        level -= ends.pop(number, 0)
+    return peak
+
+
+def _last_use(node: Node, order: dict[Node, int]) -> int:
+    """The last operation that reads a node's memory, through views of it as well."""
+    return max((_last_use(user, order) if _is_view(user) else order[user] for user in node.users), default=order[node])
+
+
+def _is_view(node: Node) -> bool:
+    """Whether a node shares the memory of an earlier one: a view, an operation in place, or one part of a result."""
+    schema = getattr(node.target, "_schema", None)
+    return node.target is operator.getitem or (schema is not None and any(result.alias_info for result in schema.returns))
+
+
+def _bytes(node: Node) -> int:
+    if node.op != "call_function" or _is_view(node):
+        return 0
+    found = node.meta.get("val")
+    parts = found if isinstance(found, tuple | list) else (found,)
+    return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))

@@ -1,0 +1,222 @@
+"""Rates: how fast each engine trains one task here, measured for a moment; and the choice that follows from them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import median
+from typing import Any
+
+import torch
+
+from clipbench import feed, trees
+from clipbench.engines import lanes, stacked
+from clipbench.engines.loop import Trainer, evaluate
+from clipbench.engines.program import NoLanes, peak_bytes, trace
+from clipbench.engines.record import CHUNK, Components, Job
+
+LOOP, BATCHED = "loop", "batched"
+MEMORY = 2 * 10**9  # bytes a worker may fill with lanes
+LADDER = (2, 8, 16, 32, 64, 128, 256)
+MOMENT = 0.25  # seconds a rate is measured for
+STEPS = 200  # at most
+BETTER = 0.97  # a rung that leaves more than this of the best rate ends the climb: more lanes are more memory and fewer shards
+MEASURING = 10.0  # seconds of the loop's work below which finding something faster takes longer than it saves
+COMPILING = 15.0  # seconds one structure takes the compiler, about; the measured time replaces it
+PAYS = 0.5  # what compiling may leave of a step's time, at the best seen; below what it costs, it is not tried
+AGREEMENT = 1e-9
+
+
+@dataclass
+class Choice:
+    """How a task is run: the engine, its lanes, and the rates that say so, in seconds a cell and step with evaluations spread out.
+
+    ``refusals`` says why arms, or the whole workload (``""``), have no lanes.
+    """
+
+    engine: str
+    lanes: int = 0
+    compiled: bool = False
+    rates: dict[str, float] = field(default_factory=dict)
+    lane_bytes: int = 0
+    refusals: dict[str, str] = field(default_factory=dict)
+
+    def page(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def rate(self, engine: str) -> float | None:
+        """Seconds a step of one cell, by the engine as it would be used."""
+        if engine == LOOP:
+            return self.rates.get(LOOP)
+        return self.rates.get(_rung(self.lanes, self.compiled))
+
+
+def _rung(count: int, compiled: bool = False) -> str:
+    return f"{count} lanes, compiled" if compiled else f"{count} lanes"
+
+
+def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "auto") -> Choice:
+    """The choice for some jobs of one `stacked.shape`.
+
+    :param jobs: one of every arm at least.
+    :param memory: bytes that lanes may take.
+    :param cell_steps: steps times cells that one worker has before it: measuring, and compiling, must pay within them.
+    :param wanted: ``auto``, or ``batched`` where lanes are measured whether it pays or not.
+    """
+    choice = Choice(LOOP, rates={LOOP: _loop(jobs[0])})
+    if wanted != BATCHED and cell_steps * choice.rates[LOOP] < MEASURING:
+        return choice
+    choice.refusals = refusals(jobs)
+    able = [job for job in jobs if stacked.label(job) not in choice.refusals]
+    if "" in choice.refusals or not able:
+        return choice
+    choice.lane_bytes = lane_bytes(able[0])
+    fits = max(lanes.FEWEST, memory // max(1, choice.lane_bytes))
+    best = float("inf")
+    for count in (rung for rung in LADDER if rung <= fits):
+        rate = _lanes(_filled(able, count), compiled=False)
+        choice.rates[_rung(count)] = rate
+        if rate > BETTER * best:
+            break
+        best, choice.lanes = rate, count
+    structures = len({stacked.Structure.of(job) for job in able})
+    if cell_steps * best * PAYS > COMPILING * structures and able[0].cell.device == "cpu":
+        _try_compiling(choice, able, structures, cell_steps, fits)
+    if (choice.rate(BATCHED) or float("inf")) < choice.rates[LOOP]:
+        choice.engine = BATCHED
+    return choice
+
+
+def _filled(jobs: Sequence[Job], count: int) -> list[Job]:
+    """``count`` jobs of the first one's structure, with its seed and the next two."""
+    return [replace(jobs[0], cell=replace(jobs[0].cell, seed=number % 3)) for number in range(count)]
+
+
+def _try_compiling(choice: Choice, able: Sequence[Job], structures: int, cell_steps: float, fits: int) -> None:
+    """Compile the step at the best number of lanes and twice as many, and keep it where it pays; without a compiler leave it."""
+    eager, counts = choice.rates[_rung(choice.lanes)], {choice.lanes, min(2 * choice.lanes, LADDER[-1])}
+    for count in sorted(count for count in counts if count <= fits):
+        start = time.perf_counter()
+        try:
+            rate = _lanes(_filled(able, count), compiled=True)
+        except Exception:  # noqa: BLE001 - no compiler, or one that fails: the program runs as it is
+            return
+        compiling = time.perf_counter() - start
+        choice.rates[_rung(count, compiled=True)] = rate
+        if cell_steps * rate + structures * compiling < cell_steps * (choice.rate(BATCHED) or eager):
+            choice.lanes, choice.compiled = count, True
+
+
+def _spread(step: Callable[[], None], evaluation: Callable[[], Any], job: Job) -> float:
+    """The median time of a step, and an evaluation's share of it."""
+    for _ in range(3):
+        step()
+    times: list[float] = []
+    start = time.perf_counter()
+    while (time.perf_counter() - start < MOMENT and len(times) < STEPS) or len(times) < 3:
+        begin = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - begin)
+    evaluation()
+    begin = time.perf_counter()
+    evaluation()
+    return median(times) + (time.perf_counter() - begin) * (job.cell.evaluations + 1) / job.cell.steps
+
+
+def _long(job: Job) -> Job:
+    """The job with steps enough for a measurement, at a learning rate that breaks nothing."""
+    return replace(job, cell=replace(job.cell, lr=1e-4, steps=STEPS + 10, evaluations=job.cell.evaluations))
+
+
+def _loop(job: Job) -> float:
+    components, long = Components.of(job), _long(job).cell
+    with trees.seeded(components.workload.name, 0, "training", long.device):
+        trainer = Trainer(components, long)
+        batches = feed.batches(components.workload, long.seed, long.batch, long.steps, trainer.dtype, long.device)
+        return _spread(
+            lambda: trainer.step(*next(batches)),
+            lambda: evaluate(components.workload, trainer.module, long, 0, ("validation",)),
+            job,
+        )
+
+
+def _lanes(jobs: Sequence[Job], *, compiled: bool) -> float:
+    """Seconds a step of one lane among these."""
+    together = lanes.Lanes([_long(job) for job in jobs], compiled)
+
+    def step() -> None:
+        together.step(*together.draw())
+        if jobs[0].cell.device == "cuda":
+            torch.cuda.synchronize()
+
+    return _spread(step, lambda: together.evaluate(range(len(jobs)), 0, ("validation",)), jobs[0]) / len(jobs)
+
+
+def lane_bytes(job: Job) -> int:
+    """Memory that one lane takes at its peak, in a step or in an evaluation, from its traced programs."""
+    together = lanes.Lanes([_long(job)] * lanes.FEWEST)
+    inputs, targets = together.draw()
+    model = together.model
+    given = (together.weights, inputs, targets, *together.fixed)
+    graph = trace(torch.vmap(torch.func.grad_and_value(model.loss)), given, "a step")
+    held = sum(tensor.nbytes for tensor in (*given, *together.segments[0].state)) + 6 * together.weights.nbytes
+    splits = feed.splits(together.workload, job.cell.seed, together.dtype, together.device)
+    part = splits["validation"][0][:CHUNK].expand(lanes.FEWEST, *splits["validation"][0][:CHUNK].shape)
+    viewed = (together.weights, part, *together.fixed)
+    look = trace(torch.vmap(lambda flat, seen, *fixed: model.output(flat, seen, fixed)), viewed, "an evaluation")
+    return (held + max(peak_bytes(graph), part.numel() * part.element_size() + peak_bytes(look))) // lanes.FEWEST
+
+
+def refusals(jobs: Sequence[Job]) -> dict[str, str]:
+    """Why the workload (``""``), or single arms, have no lanes: nothing where all have."""
+    found: dict[str, str] = {}
+    plain = _double(jobs[0])
+    try:
+        if reason := disagreement(plain):
+            found[""] = reason
+    except NoLanes as error:
+        found[""] = str(error)
+    if found:
+        return found
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        seen.setdefault(stacked.label(job), job)
+    for label, job in seen.items():
+        try:
+            pair = lanes.Lanes([_long(job)] * lanes.FEWEST)
+            pair.step(*pair.draw())
+            pair.step(*pair.draw())
+        except NoLanes as error:
+            found[label] = str(error)
+    return found
+
+
+def _double(job: Job) -> Job:
+    return replace(job, cell=replace(job.cell, dtype="float64", lr=1e-4, steps=2))
+
+
+def disagreement(job: Job) -> str | None:
+    """What is wrong with the gradient of two lanes, seen beside the loop's in float64 at two batches; None where nothing is."""
+    cell = job.cell
+    workload = Components.of(job).workload
+    model = stacked.Model(workload, torch.float64, cell.device)
+    modules = [feed.model(workload, seed, torch.float64, cell.device) for seed in (0, 1)]
+    streams = [feed.batches(workload, seed, cell.batch, 2, torch.float64, cell.device) for seed in (0, 1)]
+    fixed = [torch.stack(tensors) for tensors in zip(*(model.kept(module) for module in modules), strict=True)]
+    weights = torch.stack([model.flat(module) for module in modules])
+    graph = None
+    for batches in zip(*streams, strict=True):
+        inputs, targets = (torch.stack(tensors) for tensors in zip(*batches, strict=True))
+        if graph is None:
+            lane = torch.func.grad_and_value(model.loss)
+            graph = trace(torch.vmap(lane), (weights, inputs, targets, *fixed), f'workload "{workload.name}"')
+        grads, _ = graph(weights, inputs, targets, *fixed)
+        for lane_grad, module, (given, wanted) in zip(grads, modules, batches, strict=True):
+            module.zero_grad()
+            with trees.seeded(workload.name, 0, "training", cell.device):
+                feed.loss_of(workload, module(given), wanted).backward()
+            alone = model.flat_grad(module)
+            if not torch.allclose(lane_grad, alone, rtol=0, atol=AGREEMENT * float(alone.abs().max())):
+                return f'workload "{workload.name}" has another gradient in lanes than in the loop'
+    return None

@@ -1,0 +1,99 @@
+"""What an engine is given, a `Job`, and returns, a `Record`; how a run is looked at and judged, the same in every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipbench import events, feed, metrics, registry
+from clipbench.cell import Cell
+from clipbench.events import Event, Verdict
+
+Evaluation = tuple[int, str, str, float]
+CHUNK = 512  # examples evaluated at once
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell, and its clip's settings with a relative threshold resolved to a number."""
+
+    cell: Cell
+    clip_settings: Mapping[str, Any]
+
+    @property
+    def threshold(self) -> float | None:
+        """The clip's first setting, its default where none is given; None for a clip without settings."""
+        cls = registry.find("clip", self.cell.clip.name)
+        name = registry.threshold_field(cls)
+        return None if name is None else float(self.clip_settings[name] if name in self.clip_settings else getattr(cls, name))
+
+
+@dataclass
+class Record:
+    """What became of a cell. ``rows`` is the curve, steps × 6 in the order of ``events.COLUMNS``.
+
+    ``evaluations`` are ``(updates, split, metric, value)``; ``failure`` says why the cell could not be run, None where it was.
+    """
+
+    job: Job
+    threshold: float | None = None
+    rows: np.ndarray = field(default_factory=lambda: np.empty((0, len(events.COLUMNS))))
+    evaluations: list[Evaluation] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    verdict: Verdict | None = None
+    failure: str | None = None
+    metric: str | None = None
+    steps_to_target: int | None = None
+    engine: str = "loop"
+    threads: int = 1
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Components:
+    """The three components of a cell, built."""
+
+    workload: Any
+    optimizer: Any
+    clip: Any
+
+    @classmethod
+    def of(cls, job: Job) -> Components:
+        cell = job.cell
+        return cls(
+            registry.build("workload", cell.workload.name, cell.workload.settings),
+            registry.build("optimizer", cell.optimizer.name, cell.optimizer.settings),
+            registry.build("clip", cell.clip.name, job.clip_settings),
+        )
+
+
+def stops(cell: Cell) -> list[int]:
+    """After how many updates a run is evaluated, evenly spaced up to the last step; the untrained model is, besides."""
+    return np.unique(np.linspace(0, cell.steps, max(2, cell.evaluations)).round().astype(int))[1:].tolist()
+
+
+@torch.no_grad()
+def graded(workload: Any, outputs: Tensor, targets: Tensor, updates: int, split: str) -> list[Evaluation]:
+    """Loss and metrics of a model's outputs over a whole split."""
+    found = [(updates, split, "loss", float(feed.loss_of(workload, outputs, targets).mean()))]
+    named = {metrics.name_of(metric): metric for metric in (workload.metric, *getattr(workload, "other_metrics", ()))}
+    return found + [(updates, split, name, float(metric(outputs, targets))) for name, metric in named.items()]
+
+
+def conclude(record: Record, workload: Any) -> None:
+    """Events, verdict and steps to target of a run whose curve and evaluations are recorded."""
+    rules = events.rules_from(record.job.cell.events)
+    reference, optimum = workload.reference_loss, getattr(workload, "optimum", None)
+    unbounded = bool(getattr(workload, "unbounded", False))
+    record.events = events.derive(record.rows, reference, optimum, unbounded, rules)
+    validation = [(step, value) for step, split, metric, value in record.evaluations if (split, metric) == ("validation", "loss")]
+    last = validation[-1][1] if validation else None
+    record.verdict = events.judge(record.rows, record.events, reference, optimum, unbounded, last, rules)
+    target = getattr(workload, "target", None)
+    if target is not None:
+        record.steps_to_target = next((step for step, value in validation if value <= target), None)

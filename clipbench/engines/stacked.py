@@ -1,0 +1,276 @@
+"""What lanes are made of: a module as a function of one flat vector of weights, and an optimizer and a clip of their plain numbers.
+
+Traced for some number of lanes, each becomes a program; `Programs` remembers those of one workload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from clipbench import feed, registry, step, trees
+from clipbench.cell import Cell
+from clipbench.engines import program
+from clipbench.engines.program import NoLanes
+from clipbench.engines.record import Job
+from clipbench.trees import Tree
+
+MEASURED = len(step.PRODUCTS) - 1  # of which the update gives all but the loss
+
+
+def shape(cell: Cell) -> tuple[Any, ...]:
+    """What cells must share to be lanes of one program."""
+    workload = cell.workload
+    settings = tuple(sorted(workload.settings.items()))
+    return (workload.name, workload.version, settings, cell.batch, cell.steps, cell.evaluations, cell.device, cell.dtype)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """An optimizer and a clip without their plain numbers: lanes of one structure share one update."""
+
+    optimizer: str
+    optimizer_settings: tuple[tuple[str, Any], ...]
+    clip: str
+    clip_settings: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, job: Job) -> Structure:
+        """The structure of one cell.
+
+        :raises NoLanes: one of its components has no pure rule.
+        """
+        fixed = []
+        for kind, part, settings in _parts(job):
+            component = registry.find(kind, part)
+            if not hasattr(component, "update"):
+                raise NoLanes(f'{kind} "{part}" has no pure rule, which lanes need, and runs in the loop only')
+            floats = registry.lane_fields(component)
+            fixed.append((part, tuple(sorted((name, value) for name, value in settings.items() if name not in floats))))
+        (optimizer, rest), (clip, others) = fixed
+        return cls(optimizer, rest, clip, others)
+
+    @property
+    def label(self) -> str:
+        """``momentum + norm``."""
+        return f"{self.optimizer} + {self.clip}"
+
+    def numbers(self, job: Job) -> dict[str, list[float]]:
+        """The plain numbers of one cell, of its optimizer and its clip, in the order of their fields."""
+        found: dict[str, list[float]] = {}
+        for kind, part, settings in _parts(job):
+            component = registry.find(kind, part)
+            names = registry.lane_fields(component)
+            found[kind] = [float(settings[name] if name in settings else getattr(component, name)) for name in names]
+        return found
+
+    def components(self, optimizer_numbers: Iterable[Any], clip_numbers: Iterable[Any]) -> tuple[Any, Any]:
+        """Optimizer and clip with these numbers, which may be tensors."""
+        built = []
+        for kind, part, fixed, numbers in (
+            ("optimizer", self.optimizer, self.optimizer_settings, optimizer_numbers),
+            ("clip", self.clip, self.clip_settings, clip_numbers),
+        ):
+            component = registry.find(kind, part)  # type: ignore[arg-type]
+            built.append(component(**dict(fixed), **dict(zip(registry.lane_fields(component), numbers, strict=True))))
+        return built[0], built[1]
+
+
+def label(job: Job) -> str:
+    """The arm of a job, as refusals name it."""
+    return job.cell.arm
+
+
+def _parts(job: Job) -> tuple[tuple[registry.Kind, str, dict[str, Any]], ...]:
+    cell = job.cell
+    return (
+        ("optimizer", cell.optimizer.name, dict(cell.optimizer.settings)),
+        ("clip", cell.clip.name, dict(job.clip_settings)),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------ the programs
+
+
+class Model:
+    """A workload's module as a function of one flat vector of weights; what is not trained is handed to it apart."""
+
+    def __init__(self, workload: Any, dtype: torch.dtype, device: str) -> None:
+        self.workload = workload
+        self.module = feed.model(workload, 0, dtype, device)
+        named = dict(self.module.named_parameters())
+        self.shapes = {name: param.shape for name, param in named.items() if param.requires_grad}
+        self.fixed = [name for name, param in named.items() if not param.requires_grad] + [
+            n for n, _ in self.module.named_buffers()
+        ]
+        self.sizes = [size.numel() for size in self.shapes.values()]
+        self.elements = sum(self.sizes)
+
+    def tree(self, flat: Tensor) -> Tree:
+        """The named weights in one flat vector: views of it."""
+        return {name: part.view(size) for (name, size), part in zip(self.shapes.items(), flat.split(self.sizes), strict=True)}
+
+    def flat(self, module: nn.Module) -> Tensor:
+        """The trained weights of a module like this one, as one vector."""
+        params = dict(module.named_parameters())
+        return torch.cat([params[name].detach().reshape(-1) for name in self.shapes])
+
+    def flat_grad(self, module: nn.Module) -> Tensor:
+        """The gradients of the trained weights of a module like this one, as one vector; zero where there is none."""
+        params = (dict(module.named_parameters())[name] for name in self.shapes)
+        return torch.cat([(torch.zeros_like(param) if param.grad is None else param.grad).reshape(-1) for param in params])
+
+    def kept(self, module: nn.Module) -> list[Tensor]:
+        """What is not trained in a module like this one: frozen weights and buffers."""
+        held = dict(module.named_parameters()) | dict(module.named_buffers())
+        return [held[name].detach() for name in self.fixed]
+
+    def output(self, flat: Tensor, inputs: Tensor, fixed: Sequence[Tensor]) -> Tensor:
+        weights = self.tree(flat) | dict(zip(self.fixed, fixed, strict=True))
+        return torch.func.functional_call(self.module, weights, (inputs,))
+
+    def loss(self, flat: Tensor, inputs: Tensor, targets: Tensor, *fixed: Tensor) -> Tensor:
+        return feed.loss_of(self.workload, self.output(flat, inputs, fixed), targets)
+
+
+@lru_cache(maxsize=8)
+def _model(workload: Any, dtype: torch.dtype, device: str) -> Model:
+    return Model(workload, dtype, device)
+
+
+class Programs:
+    """The programs of one workload, batch size, dtype and device, traced where they are first needed and remembered."""
+
+    def __init__(self, workload: Any, dtype: torch.dtype, device: str, compiled: bool) -> None:
+        self.model = _model(workload, dtype, device)
+        self.what = f'workload "{workload.name}"'
+        self.compiled = compiled
+        self.grain: dict[Structure | None, int] = {}  # None is the model's own
+        self.traced: dict[tuple[Any, ...], GraphModule] = {}
+        self.built: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    def gradient(self, *arguments: Tensor) -> GraphModule:
+        """``(weights, inputs, targets, *fixed) → (gradients, losses)``, of all lanes."""
+        lane = torch.func.grad_and_value(self.model.loss)
+        return self._program("gradient", lambda: torch.vmap(lane), arguments, self.what)
+
+    def output(self, *arguments: Tensor) -> GraphModule:
+        """``(weights, inputs, *fixed) → outputs``, of all lanes, as one evaluates."""
+
+        def evaluated() -> Callable[..., Any]:
+            self.model.module.eval()
+            return torch.vmap(lambda flat, inputs, *fixed: torch.atleast_1d(self.model.output(flat, inputs, fixed)))
+
+        try:
+            return self._program("output", evaluated, arguments, self.what)
+        finally:
+            self.model.module.train()
+
+    def start(self, structure: Structure, flat: Tensor) -> tuple[list[Tensor], Any]:
+        """The state of the lanes of one structure before their first step, as a list of tensors and how they hang together."""
+
+        def lane(weights: Tensor) -> Any:
+            optimizer, clip = structure.components(*_stand_ins(structure))
+            return [
+                component.init(self._seen(component, weights)) if hasattr(component, "init") else {}
+                for component in (optimizer, clip)
+            ]
+
+        try:
+            state = torch.vmap(lane)(flat)
+        except Exception as error:
+            raise NoLanes(f'"{structure.label}" cannot begin in lanes ({" ".join(str(error).split())[:200]})') from error
+        leaves, tree = pytree.tree_flatten(state)
+        return [leaf.clone() for leaf in leaves], tree
+
+    def update(self, structure: Structure, tree: Any, counts: tuple[int, int], *arguments: Tensor) -> GraphModule:
+        """``(weights, gradients, lr, *numbers, *state) → (weights, *products, *state)``, of the lanes of one structure.
+
+        :param tree: how the state hangs together.
+        :param counts: how many plain numbers optimizer and clip have.
+        """
+        stepped = self._stepped(structure, tree, counts)
+        return self._program((structure, "update"), lambda: stepped, arguments, f'"{structure.label}"')
+
+    def whole(self, structure: Structure, tree: Any, counts: tuple[int, int], *arguments: Tensor) -> Callable[..., Any]:
+        """Gradient and update in one, compiled: ``(weights, inputs, targets, lr, *numbers, *state, *fixed) → (losses, *products)``.
+
+        Weights and state are changed in place: the compiler then keeps no second copy of them, which would not fit the cache.
+        """
+        stepped, gradient = self._stepped(structure, tree, counts), torch.func.grad_and_value(self.model.loss)
+        own = 1 + sum(counts)
+
+        def both(weights: Tensor, inputs: Tensor, targets: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+            state, fixed = rest[own : own + tree.num_leaves], rest[own + tree.num_leaves :]
+            grads, losses = torch.vmap(gradient)(weights, inputs, targets, *fixed)
+            moved, *found = stepped(weights, grads, *rest[:own], *state)
+            for before, after in zip((weights, *state), (moved, *found[MEASURED:]), strict=True):
+                before.copy_(after)
+            return losses, *found[:MEASURED]
+
+        key = (structure, *(argument.shape for argument in arguments))
+        if key not in self.built:
+            graph = program.trace(both, arguments, f'{self.what} with "{structure.label}"', pure=False)
+            self.built[key] = program.compiled(graph)
+        return self.built[key]
+
+    def _stepped(self, structure: Structure, tree: Any, counts: tuple[int, int]) -> Callable[..., tuple[Tensor, ...]]:
+        first, second = counts
+        touched = True
+
+        def lane(flat: Tensor, grads: Tensor, lr: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+            nonlocal touched
+            optimizer, clip = structure.components(rest[:first], rest[first : first + second])
+            states = pytree.tree_unflatten(list(rest[first + second :]), tree)
+            seen = self._seen(clip, grads)
+            result, states[1] = clip.update(seen, states[1], self._seen(clip, flat))
+            touched = result is not seen
+            clipped = _joined(result).to(grads.dtype) if touched else grads
+            direction, states[0] = optimizer.update(self._seen(optimizer, clipped), states[0], self._seen(optimizer, flat))
+            leaves, after = pytree.tree_flatten(states)
+            if after != tree:
+                raise ValueError("the state changes its form from step to step")
+            # A lane's numbers are tensors of float64, which a rule may have spread to what it returns.
+            leaves = [leaf.to(before.dtype) for leaf, before in zip(leaves, rest[first + second :], strict=True)]
+            return flat - lr * _joined(direction).to(flat.dtype), clipped, *leaves
+
+        def stepped(flat: Tensor, grads: Tensor, lr: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+            moved, clipped, *leaves = torch.vmap(lane)(flat, grads, lr, *rest)
+            return moved, *step.products(flat, moved, grads, clipped if touched else None), *leaves
+
+        return stepped
+
+    def _seen(self, component: Any, flat: Tensor) -> Tree:
+        """A flat vector as a component is handed it: whole where it treats all elements alike, as named tensors elsewhere."""
+        return {"": flat} if getattr(component, "flat", False) else self.model.tree(flat)
+
+    def _program(self, key: Any, build: Callable[[], Callable[..., Any]], arguments: Sequence[Tensor], what: str) -> GraphModule:
+        key = (key, *(argument.shape for argument in arguments))
+        if key not in self.traced:
+            self.traced[key] = program.trace(build(), arguments, what)
+        return self.traced[key]
+
+
+def _stand_ins(structure: Structure) -> tuple[list[float], list[float]]:
+    """Numbers for a component whose ``init`` reads none."""
+    return tuple(  # type: ignore[return-value]
+        [1.0] * len(registry.lane_fields(registry.find(kind, name)))  # type: ignore[arg-type]
+        for kind, name in (("optimizer", structure.optimizer), ("clip", structure.clip))
+    )
+
+
+def _joined(tree: Tree) -> Tensor:
+    return tree[""] if "" in tree else trees.flatten(tree)
+
+
+@lru_cache(maxsize=16)
+def programs(workload: Any, dtype: torch.dtype, device: str, compiled: bool) -> Programs:
+    """The programs of this process."""
+    return Programs(workload, dtype, device, compiled)

@@ -1,0 +1,203 @@
+"""Cells onto worker processes, and what comes back into the store.
+
+Cells are packed into *tasks*: a few cells for the loop, or as many as are lanes together. The supervisor alone writes. Workers are
+long-lived, have one torch thread, one task in hand and a pipe each; the loop sends a record the moment a cell ends, lanes send
+theirs together. When a worker dies or takes too long, the task is halved until the guilty cell is alone: that one is recorded
+``failed``, and no other.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import connection
+from typing import Any
+
+from clipbench import registry
+from clipbench.engines import Job, Record
+from clipbench.engines.rates import LOOP, Choice
+from clipbench.schedule.archive import SHARD_CELLS, Archive, cell_row, curve_columns
+from clipbench.schedule.shards import IN_HAND, Shard, pack
+from clipbench.schedule.worker import Broken, Used, Worker, call, context, prepare
+from clipbench.store import Store
+
+__all__ = [
+    "IN_HAND",
+    "SHARD_CELLS",
+    "Shard",
+    "Used",
+    "Worker",
+    "call",
+    "cell_row",
+    "context",
+    "curve_columns",
+    "pack",
+    "prepare",
+    "run",
+]
+
+PATIENCE = 60.0  # seconds an interrupted run waits for the shards under way
+LIMIT = 600.0  # seconds a shard, or a cell of one for the loop, may take where nothing longer was predicted
+SLACK = 20.0  # times the prediction that it may take
+
+OnRecord = Callable[[Record], object]
+
+
+def run(  # noqa: PLR0913 - what a run may be told
+    jobs: Sequence[Job],
+    store: Store,
+    role: str,
+    environment: str,
+    *,
+    choices: Mapping[Any, Choice] | None = None,
+    use: Sequence[Used] = (),
+    workers: int = 2,
+    threads: int = 1,
+    limit: float | None = None,
+    on_record: OnRecord | None = None,
+) -> None:
+    """Run every job and commit its record.
+
+    :param choices: how the cells of each `stacked.shape` are run; in the loop where nothing is said.
+    :param limit: seconds a shard may take; worked out from the rates where not given.
+    :raises KeyboardInterrupt: after what was finished, the cells under way included, has been committed.
+    """
+    if jobs:
+        shards = pack(jobs, choices or {}, workers)
+        _Supervisor(shards, Archive(store, role, environment), use, workers, threads, limit, on_record).run()
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        archive: Archive,
+        use: Sequence[Used],
+        workers: int,
+        threads: int,
+        limit: float | None,
+        on_record: OnRecord | None,
+    ) -> None:
+        self.queue = deque(shards)
+        self.archive, self.limit, self.on_record = archive, limit, on_record
+        self.device = "cuda" if any(job.cell.device == "cuda" for shard in shards for job in shard.jobs) else "cpu"
+        self.stop = context(self.device).Event()
+        self.use, self.threads = use, threads
+        self.crew = [self.start(number) for number in range(min(workers, len(shards)))]
+
+    def start(self, number: int) -> Worker:
+        return Worker(number, self.use, self.threads, self.device, self.stop)
+
+    def run(self) -> None:
+        """Until every job has ended, or an interrupt has been served."""
+        with _interrupts() as interrupts:
+            try:
+                self._supervise(interrupts)
+            finally:
+                for worker in self.crew:
+                    worker.process.terminate()
+                for worker in self.crew:
+                    worker.process.join()
+                self.archive.flush()
+        if interrupts:
+            raise KeyboardInterrupt
+
+    def _supervise(self, interrupts: Sequence[int]) -> None:
+        until = float("inf")
+        while any(worker.shard or not worker.ready for worker in self.crew) or self.queue:
+            if interrupts and not self.stop.is_set():
+                self.stop.set()
+                self.queue.clear()
+                until = time.monotonic() + PATIENCE
+            for pipe in connection.wait([worker.pipe for worker in self.crew], timeout=0.2):
+                self._hear(next(worker for worker in self.crew if worker.pipe is pipe))
+            for worker in list(self.crew):
+                self._watch(worker)
+            for worker in self.crew:
+                if worker.ready and worker.shard is None and self.queue:
+                    worker.give(self.queue.popleft())
+            if time.monotonic() > until:
+                return
+
+    def _hear(self, worker: Worker) -> None:
+        """Take one message of a worker."""
+        try:
+            said = worker.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._bury(worker, worker.death())
+            return
+        if isinstance(said, registry.UsageError):
+            raise said
+        if said is None:
+            worker.ready = True
+        elif isinstance(said, Broken):
+            shard, worker.shard = worker.shard, None
+            if shard is not None and said.loop and not self.stop.is_set():
+                self.queue.appendleft(Shard(shard.jobs))
+            else:
+                self._blame(shard, worker, said.reason)
+        else:
+            worker.took(len(said))
+            for record in said:
+                self._keep(record, worker)
+
+    def _watch(self, worker: Worker) -> None:
+        """End a worker whose shard takes too long."""
+        if worker.shard is None or self.stop.is_set():
+            return
+        cells = 1 if worker.shard.engine == LOOP else len(worker.shard.jobs)
+        limit = self.limit or max(LIMIT, SLACK * cells * worker.shard.seconds)
+        if time.monotonic() - worker.since > limit:
+            worker.process.kill()
+            self._bury(worker, f"it took longer than {limit:g} s")
+
+    def _keep(self, record: Record, worker: Worker) -> None:
+        self.archive.add(record, worker.number)
+        if self.on_record is not None:
+            self.on_record(record)
+
+    def _bury(self, worker: Worker, reason: str) -> None:
+        """A worker is gone: what it had in hand is looked into, and another worker takes its place."""
+        worker.process.join()
+        self.crew.remove(worker)
+        if self.stop.is_set():
+            return
+        if not worker.ready:
+            raise registry.UsageError(f"{reason} before its first cell; a `use` file may have ended it.")
+        self._blame(worker.shard, worker, reason)
+        self.crew.append(self.start(worker.number))
+
+    def _blame(self, shard: Shard | None, worker: Worker, reason: str) -> None:
+        """A shard could not be run to its end: the cell the loop was at has failed; lanes are halved until one cell is alone."""
+        if shard is None or self.stop.is_set():
+            return
+        if shard.engine == LOOP or len(shard.jobs) == 1:
+            job, rest = shard.jobs[0], shard.without(1)
+            self._keep(Record(job, threshold=job.threshold, engine=shard.engine, failure=reason), worker)
+            if rest.jobs:
+                self.queue.appendleft(rest)
+        else:
+            self.queue.extendleft(reversed(shard.halves()))
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Notes an interrupt instead of raising it: none tears a record or a shard apart half way. A second one does not wait."""
+    found: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        found.append(number)
+        if len(found) > 1:
+            raise KeyboardInterrupt
+
+    heard = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    before = signal.signal(signal.SIGINT, note) if heard else None
+    try:
+        yield found
+    finally:
+        if heard:
+            signal.signal(signal.SIGINT, before)

@@ -1,0 +1,123 @@
+"""What comes back from the workers, on its way into the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from clipbench import events
+from clipbench.engines import Record
+from clipbench.store import Store, keeps_curve
+
+SHARD_CELLS = 64
+SHARD_SECONDS = 30.0
+
+
+class Archive:
+    """Gathers records into shards of 64 cells or half a minute, and commits them."""
+
+    def __init__(self, store: Store, role: str, environment: str) -> None:
+        self.store, self.role, self.environment = store, role, environment
+        self.pages = store.page("environment")
+        stored = store.read("cells")
+        self.attempts = dict(zip(stored["cell"], stored["attempt"], strict=True))
+        self.number = len(list((store.folder / "cells").glob("*.parquet")))
+        self.records: list[tuple[Record, int]] = []
+        self.since = time.monotonic()
+
+    def add(self, record: Record, worker: int) -> None:
+        self.records.append((record, worker))
+        if len(self.records) >= SHARD_CELLS or time.monotonic() - self.since > SHARD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self.since = time.monotonic()
+        if not self.records:
+            return
+        self.number += 1
+        # Taken before they are written: where the disk fails behind the commit, a second try would store them twice.
+        records, self.records = self.records, []
+        tables: dict[str, Any] = {"cells": [], "evals": [], "events": []}
+        curves: list[Record] = []
+        for record, worker in records:
+            cell = record.job.cell
+            row = cell_row(record, worker, self.environment, int(self.attempts.get(cell.id, 0)) + 1)
+            tables["cells"].append(row)
+            if record.failure is not None:
+                continue
+            names = ("step", "split", "metric", "value")
+            tables["evals"] += [{"cell": cell.id, **dict(zip(names, evaluation, strict=True))} for evaluation in record.evaluations]
+            tables["events"] += [{"cell": cell.id, **vars(event)} for event in record.events]
+            if keeps_curve(self.pages, cell.role, row["status"]):
+                curves.append(record)
+        if curves:
+            tables["curves"] = curve_columns(curves)
+        self.store.commit(f"{self.role}-{self.number:04d}", tables)
+
+
+def cell_row(record: Record, worker: int, environment: str, attempt: int) -> dict[str, Any]:
+    """One row of the ``cells`` table."""
+    cell, verdict, rows = record.job.cell, record.verdict, record.rows
+    losses = rows[:, events.LOSS]
+    validation = [
+        value for _, split, metric, value in record.evaluations if (split, metric) == ("validation", "loss") and np.isfinite(value)
+    ]
+    test = [
+        value for _, split, metric, value in record.evaluations if (split, metric) == ("test", record.metric) and np.isfinite(value)
+    ]
+    some = len(rows) > 0
+    return {
+        "cell": cell.id,
+        "workload": cell.workload.name,
+        "optimizer": cell.optimizer.name,
+        "clip": cell.clip.name,
+        "threshold": record.threshold,
+        "relative": cell.relative,
+        "lr": cell.lr,
+        "seed": cell.seed,
+        "role": cell.role,
+        "extended": cell.extended,
+        "problem": cell.problem,
+        "arm": cell.arm,
+        "batch": cell.batch,
+        "device": cell.device,
+        "dtype": cell.dtype,
+        "engine": record.engine,
+        "status": verdict.status if verdict else "failed",
+        "outcome": verdict.outcome if verdict else None,
+        "reason": verdict.reason if verdict else record.failure,
+        "diverged_at": verdict.diverged_at if verdict else None,
+        "steps": len(rows),
+        "initial_loss": float(losses[0]) if some else None,
+        "final_loss": float(losses[-1]) if some else None,
+        "best_loss": float(np.fmin.reduce(losses)) if some else None,
+        "metric": record.metric,
+        "metric_value": test[-1] if test else None,
+        "validation_value": min(validation) if validation else None,
+        "steps_to_target": record.steps_to_target,
+        "clipped_fraction": float((rows[:, events.CHANGED] > 0).mean()) if some else None,
+        "grad_norm_median": float(np.nanmedian(rows[:, events.GRAD_NORM]))
+        if some and not np.isnan(rows[:, events.GRAD_NORM]).all()
+        else None,
+        "seconds": record.seconds,
+        "settings": cell.canonical,
+        "attempt": attempt,
+        "threads": record.threads,
+        "worker": worker,
+        "environment": environment,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def curve_columns(records: Sequence[Record]) -> dict[str, Any]:
+    """The ``curves`` table of some records, by column."""
+    rows = np.concatenate([record.rows for record in records])
+    columns: dict[str, Any] = {
+        "cell": np.repeat([record.job.cell.id for record in records], [len(record.rows) for record in records]),
+        "step": np.concatenate([np.arange(len(record.rows)) for record in records]),
+    }
+    return columns | dict(zip(events.COLUMNS, rows.T, strict=True))

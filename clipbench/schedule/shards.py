@@ -1,0 +1,88 @@
+"""Shards: what a worker takes in hand, a few cells for the loop or as many as are lanes together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from typing import Any
+
+from clipbench import engines
+from clipbench.engines import Job, Record, lanes, stacked
+from clipbench.engines.rates import BATCHED, LOOP, Choice
+
+IN_HAND = 4  # cells of a shard for the loop: enough to hide the pipe, few enough to end together
+WORTH = 8  # lanes below which a shard is not split further for the sake of an idle worker
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some cells of one `stacked.shape`, and how they are run; ``seconds`` are predicted for a cell, 0 where nobody knows."""
+
+    jobs: tuple[Job, ...]
+    engine: str = LOOP
+    compiled: bool = False
+    fewest: int = lanes.FEWEST
+    seconds: float = 0.0
+
+    def run(self) -> Iterator[list[Record]]:
+        """The records, as soon as there are any."""
+        if self.engine == LOOP:
+            yield from ([engines.run(job)] for job in self.jobs)
+        else:
+            yield lanes.run(self.jobs, self.compiled, self.fewest)
+
+    def without(self, done: int) -> Shard:
+        """What is left of it after so many cells."""
+        return replace(self, jobs=self.jobs[done:])
+
+    def halves(self) -> list[Shard]:
+        """Two shards for one."""
+        middle = len(self.jobs) // 2
+        return [replace(self, jobs=self.jobs[:middle]), replace(self, jobs=self.jobs[middle:])]
+
+
+def pack(jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int) -> list[Shard]:
+    """All jobs in shards, the longest first, so that the workers end together.
+
+    :param choices: how the cells of a `stacked.shape` are run; in the loop where nothing is said.
+    """
+    groups: dict[Any, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(stacked.shape(job.cell), []).append(job)
+    found: list[Shard] = []
+    for shape, members in groups.items():
+        choice = choices.get(shape) or Choice(LOOP)
+        able = [job for job in members if choice.engine == BATCHED and stacked.label(job) not in choice.refusals]
+        rest = [job for job in members if job not in able] if able else members
+        found += _for_lanes(able, choice, workers)
+        seconds = (choice.rate(LOOP) or 0.0) * members[0].cell.steps
+        share = max(1, min(IN_HAND, len(rest) // workers))
+        found += [Shard(tuple(rest[at : at + share]), seconds=seconds) for at in range(0, len(rest), share)]
+    return sorted(found, key=lambda shard: -shard.seconds * len(shard.jobs))
+
+
+def _for_lanes(jobs: Sequence[Job], choice: Choice, workers: int) -> list[Shard]:
+    if not jobs:
+        return []
+    seconds = (choice.rate(BATCHED) or 0.0) * jobs[0].cell.steps
+    # Equal structures next to each other are one update; equal rates next to each other tend to end together.
+    ordered = sorted(jobs, key=lambda job: (repr(stacked.Structure.of(job)), job.cell.lr, job.threshold or 0.0, job.cell.seed))
+    if not choice.compiled:
+        return [Shard(part, BATCHED, seconds=seconds) for part in _parts(ordered, choice.lanes, workers)]
+    found: list[Shard] = []
+    few: list[Job] = []
+    for _, group in groupby(ordered, key=stacked.Structure.of):
+        for part in _parts(list(group), choice.lanes, workers):
+            if 2 * len(part) < choice.lanes:
+                few += part  # a compiled program has its lanes once and for all: half of them idle is worse than none compiled
+            else:
+                found.append(Shard(part, BATCHED, compiled=True, fewest=choice.lanes, seconds=seconds))
+    return found + [Shard(part, BATCHED, seconds=seconds) for part in _parts(few, choice.lanes, workers)]
+
+
+def _parts(jobs: Sequence[Job], most: int, workers: int) -> list[tuple[Job, ...]]:
+    """``jobs`` in as few parts as ``most`` allows, or one for each worker where those are worth it, of nearly equal size."""
+    number = max(-(-len(jobs) // most), min(workers, len(jobs) // WORTH), 1)
+    cuts = [round(len(jobs) * part / number) for part in range(number + 1)]
+    return [tuple(jobs[begin:end]) for begin, end in pairwise(cuts) if end > begin]
