@@ -1,4 +1,4 @@
-"""The command line: list, plan, run, report, verify, throughput, conform.
+"""The command line: list, plan, run, report, verify, throughput, replay, conform.
 
 Exit codes: 0 done, 1 a finding, 2 wrong use, 130 interrupted with everything finished kept. Commands import what they need when
 they are called, so that help, report and verify never wait for torch.
@@ -105,6 +105,12 @@ STUDY = click.argument("study", metavar="STUDY")
 DEVICE = click.option(
     "--device", type=click.Choice(["cpu", "cuda", "auto"]), default=None, help="Run every cell there, whatever the page says."
 )
+ENGINE = click.option(
+    "--engine",
+    type=click.Choice(["auto", "loop", "batched"]),
+    default=None,
+    help="One cell at a time, many as lanes of one program, or whichever is faster here; what the study says where not given.",
+)
 OUT = click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; results/NAME where not given.")
 
 
@@ -112,8 +118,9 @@ OUT = click.option("--out", type=click.Path(path_type=Path), default=None, help=
 @STUDY
 @OUT
 @DEVICE
+@ENGINE
 @command
-def plan(study: str, out: Path | None, device: str | None) -> None:
+def plan(study: str, out: Path | None, device: str | None, engine: str | None) -> None:
     """Cells, what is stored already, and the predicted time; runs no cell."""
     from clipbench import protocol
     from clipbench.study import read
@@ -122,13 +129,13 @@ def plan(study: str, out: Path | None, device: str | None) -> None:
     asked = protocol.plan(page, device or "study")
     folder = out or RESULTS / page.name
     store = _open(folder, page)
-    outlook = protocol.predict(page, asked, store)
+    outlook = protocol.predict(page, asked, store, engine)
     click.echo(f"{page.name}: {page.document.title}")
     width = max((len(row["task"]) for row in outlook), default=0)
-    click.echo(f"  {'':<{width}}   select  stored   report at most  ms a step")
+    click.echo(f"  {'':<{width}}   select  stored   report at most  µs a step  engine")
     for row in outlook:
         counts = f"{row['select']:>7} {row['stored']:>7}  {row['report']:>15}"
-        click.echo(f"  {row['task']:<{width}}  {counts} {1000 * row['step_seconds']:>10.3g}")
+        click.echo(f"  {row['task']:<{width}}  {counts} {1e6 * row['step_seconds']:>10.3g}  {row['engine']}")
     cells = sum(row["select"] for row in outlook)
     click.echo(f"  selection: {cells} cells in about {protocol.shards(cells)} shards; report settings: to be chosen.")
     for entry in asked.not_run:
@@ -179,12 +186,7 @@ def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
 @OUT
 @DEVICE
 @click.option("--workers", type=click.IntRange(1), default=None, help="Worker processes; one per core where not given.")
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "loop", "batched"]),
-    default=None,
-    help="One cell at a time, many as lanes of one program, or whichever is faster here; what the study says where not given.",
-)
+@ENGINE
 @click.option("--memory", default="2GB", callback=_bytes, help="What the lanes of one worker may take, such as 2GB or 500MB.")
 @click.option("--limit", type=click.FloatRange(0, min_open=True), default=None, help="Seconds a shard may take before it is ended.")
 @click.option(
@@ -340,6 +342,22 @@ def throughput(study: str, out: Path | None, device: str | None) -> None:
     with store.claim(), Bars() as bars:
         benches = protocol.time_again(page, store, device or "study", bars)
     click.echo(f"{folder}: {benches} optimizers timed on their workloads, with every clip.")
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("cell", metavar="CELL")
+@click.option("--engine", type=click.Choice(["loop", "batched"]), default=None, help="The one that made the row where not given.")
+@command
+def replay(folder: Path, cell: str, engine: str | None) -> None:
+    """Run one stored row again, named by its identity or the first digits of it; exit 1 where it does not match."""
+    from clipbench import replay as replay_
+    from clipbench.store import Store
+
+    found = replay_.replay(Store(folder), cell, engine)
+    click.echo(found.sentence)
+    if not found.matches:
+        sys.exit(FINDING)
 
 
 @cli.command()

@@ -52,10 +52,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {*MEMORY, "statistics", "selection", "analysis", "figures"},
     # what stands beside
     "throughput": {*MATTER, "optimizers", "schema", "cell", "feed", "step", "engines"},
-    "conformance": {*MATTER, "optimizers", "cell", "feed", "step", "engines"},
+    "conformance": {*MATTER, "optimizers", "events", "cell", "feed", "step", "engines"},
     "gate": {*MEMORY, "statistics", "analysis", "throughput"},
     # a run from end to end
     "protocol": {*MEMORY, "metrics", "study", "statistics", "selection", "feed", "engines", "schedule", "throughput"},
+    "replay": {*MEMORY, "events", "study", "engines", "schedule", "protocol"},
 }
 # cli sees all; nothing sees cli, but `python -m clipbench`
 MAY_IMPORT |= {"cli": set(MAY_IMPORT), "__main__": {"cli"}}

@@ -105,6 +105,12 @@ def shortened(grads, limit):
 
 # name: (claim that must break, words of its detail, class body)
 CLIPS = {
+    "flat and yet tensor by tensor": ("as one vector, updates as it does as named tensors", "from what it does to named tensors", """
+        flat = True
+        limit: Positive
+        def update(self, grads, state, params):
+            return trees.map(lambda g: g * torch.clamp(self.limit / (g.norm() + 1e-6), max=1.0), grads), state
+    """),
     "a default outside its own range": ("settings validate", "default of `limit` is 0.0", """
         limit: Positive = 0.0
         def update(self, grads, state, params):
@@ -205,6 +211,13 @@ CLIPS = {
 }  # fmt: skip
 
 OPTIMIZERS = {
+    "flat and yet tensor by tensor": ("as one vector, updates as it does as named tensors", "from what it does to named tensors", """
+        flat = True
+        def init(self, params):
+            return {}
+        def update(self, grads, state, params):
+            return trees.map(lambda g: g / (1 + g.norm()), grads), state
+    """),
     "a direction of another shape": ("shapes and dtypes kept", "became (1, 4) torch.float32 from (4,)", """
         def init(self, params):
             return {}
@@ -348,8 +361,20 @@ ONE_START = """net = nn.Linear(2, 1)
         nn.init.ones_(net.bias)
         return net"""
 
+# A module that counts its calls in Python: a trace of it does not.
+TIRING = """class Tiring(nn.Linear):
+            calls = 0
+
+            def forward(self, x):
+                self.calls += 1
+                return super().forward(x) * (2.0 if self.calls > {} else 1.0)
+
+        return Tiring(2, 1)"""
+
 # fault: (claim, words, what to replace in LINE, by what)
 WORKLOADS = {
+    "tired after six steps": ("a step in lanes is the loop's", ", step 6 is ", "return nn.Linear(2, 1)", TIRING.format(6)),
+    "tired after fifty steps": ("a run in lanes is the loop's", "100 steps end", "return nn.Linear(2, 1)", TIRING.format(50)),
     "no model": ("hooks present", "there is no `model`", "def model", "def net"),
     "no test split": ("splits present, inputs and targets alike in number", 'no split "test"', '"test")', '"spare")'),
     "targets missing": (
@@ -411,8 +436,8 @@ def test_a_fault_in_a_workload_breaks_its_claim(judged, claim, words, old, new):
     assert LINE.count(old) == 1
     broken = judged(LINE.replace(old, new), "workload", "line")
     assert words in broken[claim]
-    # without a model or a split other claims have nothing to look at
-    assert list(broken) == [claim] or claim.startswith(("hooks", "splits")), broken
+    # without a model or a split other claims have nothing to look at, and a run is made of steps
+    assert list(broken) == [claim] or claim.startswith(("hooks", "splits", "a step in lanes")), broken
 
 
 LANES = {

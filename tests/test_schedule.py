@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from clipbench import protocol, registry, schedule, selection, study
-from clipbench.engines import Job, Record
+from clipbench.engines import Job, Record, stacked
+from clipbench.engines.rates import Choice, versioned
 from clipbench.store import Store
 
 PATIENCE = 120  # seconds for what takes one: a busy machine is no finding
@@ -383,3 +384,162 @@ def test_a_call_in_a_worker_returns_its_value_or_one_sentence():
     assert schedule.call(pow, (2, 5), (), "cpu") == 32
     with pytest.raises(registry.UsageError, match=r"^pow failed: ZeroDivisionError: "):
         schedule.call(pow, (0, -1), (), "cpu")
+
+
+# ---------------------------------------------------------------------------------------------------------------- lanes
+
+FATED = '''
+"""A workload whose data does to one seed what the file beside it says."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from clipbench import metrics, trees, workload
+
+HERE = Path(__file__).parent
+
+
+@workload("fated")
+class Fated:
+    """A line through points that the seed draws."""
+
+    metric = metrics.log10_gap
+    reference_loss = 1.0
+    optimum = 0.0
+
+    def data(self, generator):
+        fate, _, seeds = (HERE / "fate").read_text().partition(" ")
+        if generator.initial_seed() in [trees.seed_of("fated", int(seed), "split") for seed in seeds.split()]:
+            if fate == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fate == "raise":
+                raise ValueError("no,\\nthanks")
+            if fate == "sleep":
+                time.sleep(600)
+        inputs = torch.randn(24, 3, generator=generator)
+        return dict.fromkeys(("train", "validation", "test"), (inputs, inputs.sum(1)))
+
+    def model(self):
+        return Refusing() if (HERE / "fate").read_text() == "refuse" else nn.Linear(3, 1)
+
+    def loss(self, output, target):
+        return (output.flatten() - target).square().mean()
+
+
+class Refusing(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 1)
+
+    def forward(self, inputs):
+        if self.weight.sum() > 100:
+            raise ValueError("the weights are too large")
+        return super().forward(inputs)
+'''
+
+
+@pytest.fixture(scope="module")
+def fated(tmp_path_factory):
+    """What becomes of eight cells, seeds of one setting, trained as lanes, when a fate strikes some of the seeds."""
+    registry.load_packaged()
+    folder = tmp_path_factory.mktemp("fated")
+    (folder / "fated.py").write_text(FATED)
+    text = PAGE.format(kinds=[1.0], seeds=8, workload="fated").replace("trouble.py", "fated.py")
+    text = text.replace('"trouble"\nkind', '"norm"\nmax_norm')
+    (folder / "fate").write_text("none")
+    asked = study.parse("tiny", text, folder)
+
+    def struck(fate, count=8, **options):
+        (folder / "fate").write_text(fate)
+        arms = [versioned(job) for job in jobs(asked)]
+        choices = {stacked.shape(cell): Choice("batched", lanes=count, arms=arms) for cell in asked.cells()}
+        ended = []
+        number = len(list(folder.glob("out*")))
+        store = supervise(asked, new_store(folder / f"out{number}"), choices=choices, on_record=ended.append, **options)
+        assert len(ended) == len(store.read("cells")) == 8
+        return store
+
+    return struck
+
+
+@pytest.fixture(scope="module")
+def unstruck(fated):
+    return fated("none")
+
+
+def by_seed(store):
+    return store.read("cells").set_index("seed").sort_index()
+
+
+def same_but_for(store, undisturbed, lost):
+    """Every cell of other seeds as if nothing had happened, to the bit."""
+    rows, expected = by_seed(store), by_seed(undisturbed)
+    others = [seed for seed in expected.index if seed not in lost]
+    assert list(rows.index) == [*range(8)]
+    assert set(rows.loc[others, "status"]) == {"completed"}
+    for table, keys in (("curves", ["cell", "step"]), ("evals", ["cell", "step", "split", "metric"])):
+        kept = set(expected.loc[others, "cell"])
+        found, wanted = (one.read(table).sort_values(keys).reset_index(drop=True) for one in (store, undisturbed))
+        assert set(found["cell"]) == kept
+        pd.testing.assert_frame_equal(found, wanted[wanted["cell"].isin(kept)].reset_index(drop=True), check_exact=True)
+    values = ["cell", "outcome", "final_loss", "validation_value", "metric_value", "steps", "threshold", "engine"]
+    pd.testing.assert_frame_equal(rows.loc[others, values], expected.loc[others, values], check_exact=True)
+
+
+def test_cells_are_trained_as_lanes_where_that_was_chosen(unstruck):
+    rows = by_seed(unstruck)
+    assert set(rows["engine"]) == {"batched"}
+    assert set(rows["status"]) == {"completed"}
+
+
+def test_how_lanes_are_shared_out_changes_no_bit(fated, unstruck):
+    same_but_for(fated("none", count=3, workers=1), unstruck, [])
+
+
+@pytest.mark.parametrize(
+    ("fate", "reason"),
+    [("kill 5", "the worker was killed by SIGKILL"), ("raise 2", "ValueError: no, thanks")],
+    ids=["killed", "raises"],
+)
+def test_lanes_are_halved_until_the_guilty_cell_is_alone(fated, unstruck, fate, reason):
+    """The loop tries it once more; it is recorded as failed, and every other cell as it would have been."""
+    store, guilty = fated(fate), int(fate.split()[1])
+    row = by_seed(store).loc[guilty]
+    assert (row["status"], row["reason"], row["engine"], row["steps"], row["threshold"]) == ("failed", reason, "loop", 0, 1.0)
+    assert pd.isna(row["outcome"])
+    same_but_for(store, unstruck, [guilty])
+
+
+def test_two_guilty_cells_of_one_batch_are_both_found(fated, unstruck):
+    store = fated("raise 0 6")
+    assert list(by_seed(store).loc[[0, 6], "status"]) == ["failed"] * 2
+    same_but_for(store, unstruck, [0, 6])
+
+
+def test_lanes_that_take_too_long_are_ended_and_the_guilty_cell_is_recorded(fated, unstruck):
+    """Two lanes a shard; the one with the sleeper passes the limit three times: whole, halved and in the loop."""
+    store = fated("sleep 7", count=2, limit=2.0)
+    row = by_seed(store).loc[7]
+    assert (row["status"], row["reason"], row["engine"]) == ("failed", "it took longer than 2 s", "loop")
+    same_but_for(store, unstruck, [7])
+
+
+def test_lanes_that_are_refused_after_all_are_run_by_the_loop(fated):
+    """A refusal that nobody foresaw costs no cell."""
+    rows = by_seed(fated("refuse"))
+    assert set(rows["engine"]) == {"loop"}
+    assert set(rows["status"]) == {"completed"}
+
+
+def test_a_cell_of_the_loop_that_takes_too_long_is_ended_alone(tmp_path):
+    """The others of its shard are run by another worker."""
+    registry.load_packaged()
+    asked = page(tmp_path, [1.0, 5.0, 6.0])
+    rows = outcomes(supervise(asked, new_store(tmp_path / "out"), workers=1, limit=2.0).read("cells"))
+    assert list(rows["status"]) == ["completed", "failed", "completed"]
+    assert rows["reason"].iloc[1] == "it took longer than 2 s"
+    assert gone(int((tmp_path / "reached").read_text()))

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipbench import registry, trees
-from clipbench.conformance import rules, workloads
-from clipbench.conformance.findings import Fault, told
+from clipbench.conformance import lanes, rules, workloads
+from clipbench.conformance.findings import Fault, one_thread, told
 from clipbench.conformance.settings import settings_validate
 from clipbench.registry import Kind
 
@@ -32,6 +32,7 @@ PURE: dict[str, Test] = {
     "no global random state": rules.draws_nothing,
     "no in-place change of its inputs": rules.changes_nothing_in_place,
     "update under vmap equals the loop": rules.lanes_agree,
+    "as one vector, updates as it does as named tensors": rules.flat_agrees,
 }
 CLAIMS: dict[Kind, dict[str, Test]] = {
     "clip": {
@@ -59,10 +60,17 @@ CLAIMS: dict[Kind, dict[str, Test]] = {
         "the seed decides weights and batches": workloads.seeds_decide,
         "the metric is a number": workloads.metric_is_a_number,
         "reference_loss declared": workloads.reference_declared,
-        "runs in lanes, or says why not": workloads.lanes_or_not,
+        "runs in lanes, or says why not": lanes.refused,
+        "a step in lanes is the loop's": lanes.step_locked,
+        "a run in lanes is the loop's": lanes.free_running,
     },
 }
-OPTIONAL = {"clip_ equals update": "clip_", "size is one number": "size", "torch equals update": "torch"}  # claim → hook
+OPTIONAL = {
+    "as one vector, updates as it does as named tensors": "flat",
+    "clip_ equals update": "clip_",
+    "size is one number": "size",
+    "torch equals update": "torch",
+}  # claim → hook
 
 
 def conform(kind: Kind, name: str) -> list[Check]:
@@ -75,7 +83,8 @@ def conform(kind: Kind, name: str) -> list[Check]:
     if kind == "optimizer" and hasattr(cls, "torch") and not hasattr(cls, "update"):
         asked = {claim: asked[claim] for claim in ("settings validate", "torch equals update")}
     # Seeded and put back: a component that draws from the global random state does not move the caller's.
-    with trees.seeded("conformance", 0, name):
+    # In one thread, as the workers train.
+    with trees.seeded("conformance", 0, name), one_thread():
         return [_judged(claim, test, cls) for claim, test in asked.items()]
 
 

@@ -74,6 +74,17 @@ def no_draw() -> Iterator[None]:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """What runs inside has one thread of torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def no_fallback() -> Iterator[None]:
     """An operation that vmap runs lane by lane is an error: lanes would gain nothing."""
     with warnings.catch_warnings():

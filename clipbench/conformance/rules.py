@@ -202,6 +202,21 @@ def lanes_agree(cls: type[Any]) -> None:
                             raise Fault(f"step {step}, lane {given}: {path} is {apart:.2g} from the loop's")
 
 
+def flat_agrees(cls: type[Any]) -> None:
+    """One that says ``flat`` treats all elements alike, however they are divided into tensors."""
+    for settings in examples(cls) if cls.flat else []:
+        with under(settings):
+            component, params = cls(**settings), _tree("params", torch.float64)
+            whole = {"": trees.flatten(params)}
+            state, other = _start(component, params), _start(component, whole)
+            for step, size in enumerate(SIZES):
+                grads = _tree(f"grads {step}", torch.float64, size)
+                named, state = _update(component, grads, state, params)
+                joined, other = component.update({"": trees.flatten(grads)}, other, whole)
+                if (apart := distance(joined[""], trees.flatten(named))) > TOLERANCE:
+                    raise Fault(f"step {step}: {apart:.2g} from what it does to named tensors")
+
+
 def in_place_equals_update(cls: type[Any]) -> None:
     """``clip_`` leaves in ``.grad`` what the first ``update`` returns."""
     for settings, (step, size) in itertools.product(examples(cls), enumerate(SIZES)):

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from clipbench import feed, trees
-from clipbench.conformance.findings import TOLERANCE, Fault, distance, no_draw, no_fallback, told
+from clipbench.conformance.findings import Fault, distance, no_draw
 from clipbench.conformance.settings import examples
-from clipbench.trees import Tree
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -124,28 +123,3 @@ def draws_nothing(cls: type[Any]) -> None:
         outputs = module.eval()(inputs)
     with no_draw():
         feed.loss_of(workload, outputs, targets)
-
-
-def lanes_or_not(cls: type[Any]) -> str | None:
-    """Whether two seeds can train as lanes of one program: worth knowing, and no fault."""
-    workload, seeds = _built(cls), (0, 1)
-    modules = [feed.model(workload, seed, torch.float64) for seed in seeds]
-    batches = [_batch(workload, seed, torch.float64) for seed in seeds]
-
-    def loss(params: Tree, buffers: Tree, inputs: Tensor, targets: Tensor) -> Tensor:
-        return feed.loss_of(workload, torch.func.functional_call(modules[0], (params, buffers), (inputs,)), targets)
-
-    try:
-        with no_fallback():
-            params, buffers = torch.func.stack_module_state(modules)
-            inputs, targets = (torch.stack(tensors) for tensors in zip(*batches, strict=True))
-            together = torch.vmap(torch.func.grad(loss))(params, buffers, inputs, targets)
-    except Exception as error:  # noqa: BLE001 - a module may refuse lanes in any way: the loop runs it
-        return f"no lanes: {told(error)}"
-    for lane, (module, (alone, wanted)) in enumerate(zip(modules, batches, strict=True)):
-        feed.loss_of(workload, module(alone), wanted).backward()
-        for name, param in module.named_parameters():
-            apart = distance(together[name][lane], torch.zeros_like(param) if param.grad is None else param.grad)
-            if apart > TOLERANCE:
-                return f"no lanes: the gradient of {name} is {apart:.2g} from the loop's"
-    return None

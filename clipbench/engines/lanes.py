@@ -22,11 +22,12 @@ from torch import Tensor
 
 from clipbench import events, feed, metrics, registry, step
 from clipbench.engines import program
+from clipbench.engines.program import NoLanes
 from clipbench.engines.record import CHUNK, Evaluation, Job, Record, conclude, graded, stops
-from clipbench.engines.stacked import MEASURED, Structure, programs
+from clipbench.engines.stacked import FEWEST, MEASURED, Structure, programs
 
-FEWEST = 2  # a batch of one differs in the last bits from the same lane among others
 EAGER, COMPILED = "batched", "batched, compiled"
+WARM_UP = 3  # steps on CUDA before one is recorded: libraries make room for themselves in the first
 
 
 @dataclass
@@ -66,6 +67,14 @@ class Lanes:
         self.fixed = [torch.stack(tensors)[self.place] for tensors in zip(*kept, strict=True)]
         self.segments = list(self._segments())
         self.pending: list[list[Tensor]] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        """Have no graph of a step: what it would know is not there yet, or no longer."""
+        self.warm = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.given: tuple[Tensor, ...] = ()
+        self.left: list[Tensor] = []
 
     def _places(self) -> Tensor:
         """Which of the seeds each lane has."""
@@ -81,7 +90,7 @@ class Lanes:
             # In float64 whatever the weights are, as a plain number is: 1 - .999 in float32 is 2e-5 off.
             rows = zip(*(numbers["optimizer"] + numbers["clip"] for numbers in found), strict=True)
             numbers = [self._numbers(row) for row in rows]
-            state, tree = self.programs.start(structure, self.weights[begin:end])
+            state, tree = self.programs.start(structure, counts, self.weights[begin:end], numbers)
             yield Segment(structure, begin, end, self._numbers([job.cell.lr for job in jobs]), numbers, counts, state, tree)
             begin = end
 
@@ -98,24 +107,55 @@ class Lanes:
 
     def step(self, inputs: Tensor, targets: Tensor) -> None:
         """One training step of every lane, measured; nothing waits for the device."""
+        self.pending.append(self._launched(inputs, targets) if self.device == "cuda" else self._taken(inputs, targets))
+
+    def _launched(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """A step on CUDA: after the first few as one graph, so that the host launches one thing and not a hundred."""
+        if self.warm < WARM_UP:
+            self.warm += 1
+            return self._taken(inputs, targets)
+        if self.graph is None:
+            self.given = inputs.clone(), targets.clone()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):  # records the step and does not take it
+                self.left = self._taken(*self.given)
+        for place, tensor in zip(self.given, (inputs, targets), strict=True):
+            place.copy_(tensor, non_blocking=True)
+        self.graph.replay()
+        return [tensor.clone() for tensor in self.left]
+
+    def _taken(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """Take a step; its products, in the order of ``step.PRODUCTS``."""
         if self.programs.compiled:
             (part,) = self.segments
             whole = (self.weights, inputs, targets, part.lr, *part.numbers, *part.state, *self.fixed)
-            self.pending.append(list(self.programs.whole(part.structure, part.tree, part.counts, *whole)(*whole)))
-            return
+            return list(self.programs.whole(part.structure, part.tree, part.counts, *whole)(*whole))
         arguments = (self.weights, inputs, targets, *self.fixed)
         grads, losses = self.programs.gradient(*arguments)(*arguments)
-        moved, rows = [], []
+        moved, rows, states = [], [], []
         for part in self.segments:
             lanes = slice(part.begin, part.end)
             given = (self.weights[lanes], grads[lanes], part.lr, *part.numbers, *part.state)
             found = self.programs.update(part.structure, part.tree, part.counts, *given)(*given)
             moved.append(found[0])
             rows.append(found[1 : 1 + MEASURED])
-            part.state = list(found[1 + MEASURED :])
-        self.weights = moved[0] if len(moved) == 1 else torch.cat(moved)
+            states.append(found[1 + MEASURED :])
+        self._move(moved[0] if len(moved) == 1 else torch.cat(moved), states)
         joined = rows[0] if len(rows) == 1 else [torch.cat(column) for column in zip(*rows, strict=True)]
-        self.pending.append([losses, *joined])
+        return [losses, *joined]
+
+    def _move(self, weights: Tensor, states: Sequence[Sequence[Tensor]]) -> None:
+        """Take over what a step left; on CUDA in place, because a graph knows tensors by their address."""
+        if self.device == "cuda":
+            news = [weights.clone(), *(leaf.clone() for state in states for leaf in state)]  # some may be the old ones, handed on
+            olds = [self.weights, *(leaf for part in self.segments for leaf in part.state)]
+            for old, new in zip(olds, news, strict=True):
+                old.copy_(new)
+            return
+        self.weights = weights
+        for part, state in zip(self.segments, states, strict=True):
+            # A state that is the same in every lane comes as one number for all of them: freezing one would change the others'.
+            part.state = [leaf.contiguous() for leaf in state]
 
     def rows(self) -> np.ndarray:
         """The rows of the steps since the last call, steps × lanes × 6: the one moment that waits for the device."""
@@ -163,6 +203,7 @@ class Lanes:
             segments.append(Segment(part.structure, begin, begin + len(mine), lr, numbers, part.counts, state, part.tree))
             begin += len(mine)
         self.segments = segments
+        self._forget()
 
     @torch.no_grad()
     def evaluate(self, lanes: Iterable[int], updates: int, names: tuple[str, ...]) -> dict[int, list[Evaluation]]:
@@ -201,15 +242,27 @@ def run(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST) -> li
     :raises NoLanes: the workload, or a rule, cannot have lanes.
     """
     start = time.perf_counter()
-    engine = COMPILED if compiled else EAGER
-    records = [Record(job, threshold=job.threshold, threads=torch.get_num_threads(), engine=engine) for job in jobs]
-    _train(records, *_begin(jobs, compiled, fewest))
+    try:
+        records = _fresh(jobs, compiled)
+        _train(records, *begin(jobs, compiled, fewest))
+    except NoLanes:
+        raise
+    except Exception:
+        if not compiled:
+            raise
+        records = _fresh(jobs, compiled=False)  # no compiler here, or one that fails: the programs run as they are
+        _train(records, *begin(jobs, compiled=False, fewest=fewest))
     for record in records:
         record.seconds = (time.perf_counter() - start) / len(jobs)
     return records
 
 
-def _begin(jobs: Sequence[Job], compiled: bool, fewest: int) -> tuple[Lanes, list[int]]:
+def _fresh(jobs: Sequence[Job], compiled: bool) -> list[Record]:
+    engine = COMPILED if compiled else EAGER
+    return [Record(job, threshold=job.threshold, threads=torch.get_num_threads(), engine=engine) for job in jobs]
+
+
+def begin(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST) -> tuple[Lanes, list[int]]:
     """The lanes of some jobs, and which job each lane has."""
     cell = jobs[0].cell
     workload = registry.build("workload", cell.workload.name, cell.workload.settings)

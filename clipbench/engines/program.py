@@ -76,21 +76,18 @@ def compiled(graph: GraphModule) -> Callable[..., Any]:
 def peak_bytes(graph: GraphModule) -> int:
     """The most memory that the tensors made by a program take at one time; its inputs do not count."""
     order = {node: number for number, node in enumerate(graph.graph.nodes)}
+    last: dict[Node, int] = {}  # the last operation that reads a node's memory, through views of it as well
+    for node, number in reversed(order.items()):
+        last[node] = max((last[user] if _is_view(user) else order[user] for user in node.users), default=number)
     ends: dict[int, int] = {}
     level = peak = 0
     for node, number in order.items():
         if size := _bytes(node):
             level += size
             peak = max(peak, level)
-            last = _last_use(node, order)
-            ends[last] = ends.get(last, 0) + size
+            ends[last[node]] = ends.get(last[node], 0) + size
         level -= ends.pop(number, 0)
     return peak
-
-
-def _last_use(node: Node, order: dict[Node, int]) -> int:
-    """The last operation that reads a node's memory, through views of it as well."""
-    return max((_last_use(user, order) if _is_view(user) else order[user] for user in node.users), default=order[node])
 
 
 def _is_view(node: Node) -> bool:

@@ -41,6 +41,7 @@ class Choice:
     rates: dict[str, float] = field(default_factory=dict)
     lane_bytes: int = 0
     refusals: dict[str, str] = field(default_factory=dict)
+    arms: list[str] = field(default_factory=list)  # that were looked at, with their components' versions
 
     def page(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,21 +68,26 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
     choice = Choice(LOOP, rates={LOOP: _loop(jobs[0])})
     if wanted != BATCHED and cell_steps * choice.rates[LOOP] < MEASURING:
         return choice
-    choice.refusals = refusals(jobs)
+    choice.refusals, choice.arms = refusals(jobs), sorted({versioned(job) for job in jobs})
     able = [job for job in jobs if stacked.label(job) not in choice.refusals]
     if "" in choice.refusals or not able:
         return choice
     choice.lane_bytes = lane_bytes(able[0])
-    fits = max(lanes.FEWEST, memory // max(1, choice.lane_bytes))
+    fits = memory // max(1, choice.lane_bytes)
     best = float("inf")
-    for count in (rung for rung in LADDER if rung <= fits):
-        rate = _lanes(_filled(able, count), compiled=False)
+    for count in LADDER:
+        if count > fits:
+            break
+        rate, taken = _lanes(_filled(able, count), compiled=False)
+        if taken > fits:  # with the lanes that fill up
+            continue
         choice.rates[_rung(count)] = rate
         if rate > BETTER * best:
             break
         best, choice.lanes = rate, count
     structures = len({stacked.Structure.of(job) for job in able})
-    if cell_steps * best * PAYS > COMPILING * structures and able[0].cell.device == "cpu":
+    compiling_pays = cell_steps * best * PAYS > COMPILING * structures
+    if compiling_pays and best < choice.rates[LOOP] and able[0].cell.device == "cpu":
         _try_compiling(choice, able, structures, cell_steps, fits)
     if (choice.rate(BATCHED) or float("inf")) < choice.rates[LOOP]:
         choice.engine = BATCHED
@@ -99,7 +105,7 @@ def _try_compiling(choice: Choice, able: Sequence[Job], structures: int, cell_st
     for count in sorted(count for count in counts if count <= fits):
         start = time.perf_counter()
         try:
-            rate = _lanes(_filled(able, count), compiled=True)
+            rate, _ = _lanes(_filled(able, count), compiled=True)
         except Exception:  # noqa: BLE001 - no compiler, or one that fails: the program runs as it is
             return
         compiling = time.perf_counter() - start
@@ -141,31 +147,37 @@ def _loop(job: Job) -> float:
         )
 
 
-def _lanes(jobs: Sequence[Job], *, compiled: bool) -> float:
-    """Seconds a step of one lane among these."""
-    together = lanes.Lanes([_long(job) for job in jobs], compiled)
+def _lanes(jobs: Sequence[Job], *, compiled: bool) -> tuple[float, int]:
+    """Seconds a step of one lane among these, and how many lanes there are with those that fill up."""
+    together, _ = lanes.begin([_long(job) for job in jobs], compiled)
 
     def step() -> None:
         together.step(*together.draw())
         if jobs[0].cell.device == "cuda":
             torch.cuda.synchronize()
 
-    return _spread(step, lambda: together.evaluate(range(len(jobs)), 0, ("validation",)), jobs[0]) / len(jobs)
+    seconds = _spread(step, lambda: together.evaluate(range(len(jobs)), 0, ("validation",)), jobs[0])
+    return seconds / len(jobs), len(together.jobs)
 
 
 def lane_bytes(job: Job) -> int:
     """Memory that one lane takes at its peak, in a step or in an evaluation, from its traced programs."""
-    together = lanes.Lanes([_long(job)] * lanes.FEWEST)
+    together = lanes.Lanes([_long(job)] * stacked.FEWEST)
     inputs, targets = together.draw()
     model = together.model
     given = (together.weights, inputs, targets, *together.fixed)
     graph = trace(torch.vmap(torch.func.grad_and_value(model.loss)), given, "a step")
     held = sum(tensor.nbytes for tensor in (*given, *together.segments[0].state)) + 6 * together.weights.nbytes
     splits = feed.splits(together.workload, job.cell.seed, together.dtype, together.device)
-    part = splits["validation"][0][:CHUNK].expand(lanes.FEWEST, *splits["validation"][0][:CHUNK].shape)
+    part = splits["validation"][0][:CHUNK].expand(stacked.FEWEST, *splits["validation"][0][:CHUNK].shape)
     viewed = (together.weights, part, *together.fixed)
     look = trace(torch.vmap(lambda flat, seen, *fixed: model.output(flat, seen, fixed)), viewed, "an evaluation")
-    return (held + max(peak_bytes(graph), part.numel() * part.element_size() + peak_bytes(look))) // lanes.FEWEST
+    return (held + max(peak_bytes(graph), part.numel() * part.element_size() + peak_bytes(look))) // stacked.FEWEST
+
+
+def versioned(job: Job) -> str:
+    """An arm as a choice remembers it: another version of a component is looked at anew."""
+    return f"{stacked.label(job)}, versions {job.cell.optimizer.version} and {job.cell.clip.version}"
 
 
 def refusals(jobs: Sequence[Job]) -> dict[str, str]:
@@ -184,7 +196,7 @@ def refusals(jobs: Sequence[Job]) -> dict[str, str]:
         seen.setdefault(stacked.label(job), job)
     for label, job in seen.items():
         try:
-            pair = lanes.Lanes([_long(job)] * lanes.FEWEST)
+            pair = lanes.Lanes([_long(job)] * stacked.FEWEST)
             pair.step(*pair.draw())
             pair.step(*pair.draw())
         except NoLanes as error:
@@ -214,9 +226,15 @@ def disagreement(job: Job) -> str | None:
         grads, _ = graph(weights, inputs, targets, *fixed)
         for lane_grad, module, (given, wanted) in zip(grads, modules, batches, strict=True):
             module.zero_grad()
+            before = [buffer.clone() for buffer in module.buffers()]
             with trees.seeded(workload.name, 0, "training", cell.device):
                 feed.loss_of(workload, module(given), wanted).backward()
+            if any(not torch.equal(one, other) for one, other in zip(before, module.buffers(), strict=True)):
+                return f'workload "{workload.name}" changes its buffers while it trains, which lanes would have to keep apart'
+            if any(param.requires_grad and param.grad is None for param in module.parameters()):
+                return f'workload "{workload.name}" has a parameter without a gradient, which torch leaves alone and lanes do not'
             alone = model.flat_grad(module)
-            if not torch.allclose(lane_grad, alone, rtol=0, atol=AGREEMENT * float(alone.abs().max())):
+            limit = AGREEMENT * float(alone.abs().nan_to_num(posinf=0.0).max())
+            if not torch.allclose(lane_grad, alone, rtol=0, atol=limit, equal_nan=True):
                 return f'workload "{workload.name}" has another gradient in lanes than in the loop'
     return None

@@ -22,6 +22,7 @@ from clipbench.engines.program import NoLanes
 from clipbench.engines.record import Job
 from clipbench.trees import Tree
 
+FEWEST = 2  # lanes: a batch of one differs in the last bits from the same lane among others
 MEASURED = len(step.PRODUCTS) - 1  # of which the update gives all but the loss
 
 
@@ -40,6 +41,7 @@ class Structure:
     optimizer_settings: tuple[tuple[str, Any], ...]
     clip: str
     clip_settings: tuple[tuple[str, Any], ...]
+    versions: tuple[int | str, ...]  # of both: a program is not that of an edited file
 
     @classmethod
     def of(cls, job: Job) -> Structure:
@@ -55,7 +57,8 @@ class Structure:
             floats = registry.lane_fields(component)
             fixed.append((part, tuple(sorted((name, value) for name, value in settings.items() if name not in floats))))
         (optimizer, rest), (clip, others) = fixed
-        return cls(optimizer, rest, clip, others)
+        versions = tuple(registry.find(kind, part).version for kind, part, _ in _parts(job))
+        return cls(optimizer, rest, clip, others, versions)
 
     @property
     def label(self) -> str:
@@ -173,22 +176,23 @@ class Programs:
         finally:
             self.model.module.train()
 
-    def start(self, structure: Structure, flat: Tensor) -> tuple[list[Tensor], Any]:
+    def start(
+        self, structure: Structure, counts: tuple[int, int], flat: Tensor, numbers: Sequence[Tensor]
+    ) -> tuple[list[Tensor], Any]:
         """The state of the lanes of one structure before their first step, as a list of tensors and how they hang together."""
 
-        def lane(weights: Tensor) -> Any:
-            optimizer, clip = structure.components(*_stand_ins(structure))
-            return [
-                component.init(self._seen(component, weights)) if hasattr(component, "init") else {}
-                for component in (optimizer, clip)
-            ]
+        def begun(weights: Tensor, *numbers: Any) -> Any:
+            pair = structure.components(numbers[: counts[0]], numbers[counts[0] :])
+            return [component.init(self._seen(component, weights)) if hasattr(component, "init") else {} for component in pair]
 
         try:
-            state = torch.vmap(lane)(flat)
+            # In the dtypes that plain numbers give: as tensors of float64 they may spread to a state that is none.
+            plain = pytree.tree_flatten(begun(flat[0], *(float(number[0]) for number in numbers)))[0]
+            state = torch.vmap(begun)(flat, *numbers)
         except Exception as error:
             raise NoLanes(f'"{structure.label}" cannot begin in lanes ({" ".join(str(error).split())[:200]})') from error
         leaves, tree = pytree.tree_flatten(state)
-        return [leaf.clone() for leaf in leaves], tree
+        return [leaf.to(dtype=one.dtype, copy=True) for leaf, one in zip(leaves, plain, strict=True)], tree
 
     def update(self, structure: Structure, tree: Any, counts: tuple[int, int], *arguments: Tensor) -> GraphModule:
         """``(weights, gradients, lr, *numbers, *state) → (weights, *products, *state)``, of the lanes of one structure.
@@ -211,13 +215,17 @@ class Programs:
             state, fixed = rest[own : own + tree.num_leaves], rest[own + tree.num_leaves :]
             grads, losses = torch.vmap(gradient)(weights, inputs, targets, *fixed)
             moved, *found = stepped(weights, grads, *rest[:own], *state)
-            for before, after in zip((weights, *state), (moved, *found[MEASURED:]), strict=True):
+            # A rule may hand on an old tensor as part of its new state: copied before any is overwritten.
+            held = {tensor.untyped_storage().data_ptr() for tensor in (weights, *state)}
+            news = [new.clone() if new.untyped_storage().data_ptr() in held else new for new in (moved, *found[MEASURED:])]
+            for before, after in zip((weights, *state), news, strict=True):
                 before.copy_(after)
             return losses, *found[:MEASURED]
 
         key = (structure, *(argument.shape for argument in arguments))
         if key not in self.built:
-            graph = program.trace(both, arguments, f'{self.what} with "{structure.label}"', pure=False)
+            copies = [argument.clone() for argument in arguments]  # tracing takes a step
+            graph = program.trace(both, copies, f'{self.what} with "{structure.label}"', pure=False)
             self.built[key] = program.compiled(graph)
         return self.built[key]
 
@@ -232,14 +240,14 @@ class Programs:
             seen = self._seen(clip, grads)
             result, states[1] = clip.update(seen, states[1], self._seen(clip, flat))
             touched = result is not seen
-            clipped = _joined(result).to(grads.dtype) if touched else grads
+            clipped = self._joined(result).to(grads.dtype) if touched else grads
             direction, states[0] = optimizer.update(self._seen(optimizer, clipped), states[0], self._seen(optimizer, flat))
             leaves, after = pytree.tree_flatten(states)
             if after != tree:
                 raise ValueError("the state changes its form from step to step")
             # A lane's numbers are tensors of float64, which a rule may have spread to what it returns.
             leaves = [leaf.to(before.dtype) for leaf, before in zip(leaves, rest[first + second :], strict=True)]
-            return flat - lr * _joined(direction).to(flat.dtype), clipped, *leaves
+            return flat - lr * self._joined(direction).to(flat.dtype), clipped, *leaves
 
         def stepped(flat: Tensor, grads: Tensor, lr: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             moved, clipped, *leaves = torch.vmap(lane)(flat, grads, lr, *rest)
@@ -251,23 +259,17 @@ class Programs:
         """A flat vector as a component is handed it: whole where it treats all elements alike, as named tensors elsewhere."""
         return {"": flat} if getattr(component, "flat", False) else self.model.tree(flat)
 
+    def _joined(self, tree: Tree) -> Tensor:
+        """A component's tree as one flat vector, in the order of the model's tensors whatever order the component has."""
+        if tree.keys() not in ({""}, self.model.shapes.keys()):
+            raise ValueError(f"a tree of {', '.join(map(repr, tree))} does not have the parameters' names")
+        return tree[""] if "" in tree else trees.flatten({name: tree[name] for name in self.model.shapes})
+
     def _program(self, key: Any, build: Callable[[], Callable[..., Any]], arguments: Sequence[Tensor], what: str) -> GraphModule:
         key = (key, *(argument.shape for argument in arguments))
         if key not in self.traced:
             self.traced[key] = program.trace(build(), arguments, what)
         return self.traced[key]
-
-
-def _stand_ins(structure: Structure) -> tuple[list[float], list[float]]:
-    """Numbers for a component whose ``init`` reads none."""
-    return tuple(  # type: ignore[return-value]
-        [1.0] * len(registry.lane_fields(registry.find(kind, name)))  # type: ignore[arg-type]
-        for kind, name in (("optimizer", structure.optimizer), ("clip", structure.clip))
-    )
-
-
-def _joined(tree: Tree) -> Tensor:
-    return tree[""] if "" in tree else trees.flatten(tree)
 
 
 @lru_cache(maxsize=16)

@@ -7,7 +7,6 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Protocol
@@ -15,10 +14,11 @@ from typing import Any, Protocol
 import torch
 
 from clipbench import engines, registry, schedule, selection, throughput
-from clipbench.cell import RELATIVE, Cell, Part
+from clipbench.cell import RELATIVE, Cell
 from clipbench.engines import Job, Record, rates, stacked
 from clipbench.engines.rates import BATCHED, LOOP, Choice
-from clipbench.protocol import pages
+from clipbench.protocol import choices, pages
+from clipbench.protocol.choices import Asked
 from clipbench.registry import UsageError
 from clipbench.store import Store
 from clipbench.study import Study, part
@@ -150,8 +150,8 @@ def run(  # noqa: PLR0913 - what a run may be told
     environment = _settle(study, store, asked, curves)
     campaign = _Campaign(study, store, asked, environment, workers or cores(), watcher)
     campaign.calibrate()
-    campaign.choose(engine or study.document.run.engine, memory)
     campaign.limit = limit
+    campaign.choose(engine or study.document.run.engine, memory)
     campaign.phase("select", asked.cells)
     campaign.phase("extend", campaign.extension())
     campaign.phase("report", campaign.report())
@@ -169,52 +169,46 @@ def run(  # noqa: PLR0913 - what a run may be told
     }
 
 
-def predict(study: Study, asked: Plan, store: Store | None) -> list[dict[str, Any]]:
+def predict(study: Study, asked: Plan, store: Store | None, engine: str | None = None) -> list[dict[str, Any]]:
     """What a run will cost, a row per task: cells to select, cells stored, report cells at most, seconds a step, seconds in all.
 
-    Seconds a step come from stored cells of the task where there are any, from a few steps taken here elsewhere.
+    Seconds a step are those of the stored choice of engine where there is one, of one measured here elsewhere.
     """
     stored = store.read("cells") if store is not None else None
-    asked_before = store.page("plan").get("cells", {}) if store is not None else {}
-    chosen = set(asked_before.get("report", []))
+    pages_ = {name: store.page(name) if store is not None else {} for name in ("plan", "calibration")}
+    chosen = set(pages_["plan"].get("cells", {}).get("report", []))
+    tasks: dict[str, list[Cell]] = {}
+    for cell in asked.cells:
+        tasks.setdefault(task_key(cell), []).append(cell)
+    how = choices.outlook(
+        {key: (pilot_key(cells[0]), cells) for key, cells in tasks.items()},
+        pages_["calibration"].get("engines", {}),
+        Asked(engine or study.document.run.engine, rates.MEMORY, schedule.LIMIT, cores(), study.used),
+    )
     rows = []
-    for key, template in asked.tasks.items():
-        cells = [cell for cell in asked.cells if task_key(cell) == key]
+    for key, cells in tasks.items():
         arms = {cell.arm for cell in cells}
         untuned = {*HEADLINE.values(), *study.document.untuned.arms}
-        readings = [2 + (arm in untuned) for arm in arms]
-        report = sum(readings) * study.seeds(template.workload.name).report
-        have, step_seconds, unreported = 0, None, report
+        report = sum(2 + (arm in untuned) for arm in arms) * study.seeds(cells[0].workload.name).report
+        have, unreported = 0, report
         if stored is not None:
-            mine = stored[stored["cell"].isin({cell.id for cell in cells}) & (stored["status"] != "failed")]
-            have = len(mine)
-            step_seconds = float((mine["seconds"] / mine["steps"]).median()) if have else None
-            if chosen and chosen <= set(stored["cell"]):
-                unreported = 0
-        step_seconds = step_seconds or schedule.call(_step_seconds, (template,), study.used, template.device)
-        missing = (len(cells) - have + unreported) * template.steps
+            have = int((stored["cell"].isin({cell.id for cell in cells}) & (stored["status"] != "failed")).sum())
+            unreported = 0 if chosen and chosen <= set(stored["cell"]) else report
+        choice = how[key]
+        step_seconds = choice.rate(choice.engine) or 0.0
+        missing = (len(cells) - have + unreported) * cells[0].steps
         rows.append(
             {
                 "task": key,
                 "select": len(cells),
                 "stored": have,
                 "report": report,
+                "engine": f"{choice.lanes} lanes{', compiled' if choice.compiled else ''}" if choice.engine == BATCHED else LOOP,
                 "step_seconds": step_seconds,
                 "seconds": step_seconds * missing,
             }
         )
     return rows
-
-
-def _step_seconds(cell: Cell) -> float:
-    """Seconds a step of one cell, evaluations included, from a short run without a clip."""
-    steps = min(cell.steps, 40)
-    none = Cell(cell.workload, cell.optimizer, Part("none", 1), cell.lr, 0, steps, cell.batch, cell.device, cell.dtype, 2)
-    engines.run(Job(replace(none, steps=min(steps, 4)), {}))
-    record = engines.run(Job(none, {}))
-    if record.failure is not None:
-        raise UsageError(f'"{cell.problem}" with {cell.optimizer.label} does not run: {record.failure}.')
-    return record.seconds / steps
 
 
 def time_again(study: Study, store: Store, device: str, watcher: Watcher) -> int:
@@ -267,43 +261,23 @@ class _Campaign:
 
         :raises UsageError: lanes were asked for, and a task cannot have them.
         """
-        page = self.store.page("calibration")
-        known = page.setdefault("engines", {})
-        groups: dict[str, list[Cell]] = {}
-        for cell in self.asked.cells:
-            groups.setdefault(pilot_key(cell), []).append(cell)
         if engine == LOOP:
             return
-        missing = {
-            key: cells for key, cells in groups.items() if key not in known or (engine == BATCHED and not known[key]["lanes"])
-        }
+        page = self.store.page("calibration")
+        tasks: dict[str, list[Job]] = {}
+        for cell in self.asked.cells:
+            tasks.setdefault(pilot_key(cell), []).append(self.job(cell))
+        asked = Asked(engine, memory, self.limit or schedule.LIMIT, self.workers, self.study.used)
+        missing = choices.missing(page.setdefault("engines", {}), tasks, engine)
         self.watcher.phase("choose", len(missing))
-        work = [
-            (list({cell.arm: self.job(cell) for cell in reversed(cells)}.values()), memory, self._cell_steps(cells), engine)
-            for cells in missing.values()
-        ]
-        # As many at a time as will train at a time: they share the memory's bandwidth then, too.
-        with ThreadPoolExecutor(self.workers) as pool:
-            for key, choice in zip(missing, pool.map(self._measured, work), strict=True):
-                known[key] = choice.page()
-                self.watcher.tick()
-        if missing:
+        found = choices.measured({key: tasks[key] for key in missing}, asked, self.watcher.tick)
+        # What failed is not remembered: the next run looks again.
+        page["engines"] |= {key: choice.page() for key, choice in found.items() if choice.rates}
+        if found:
             self.store.write_page("calibration", page)
-        for key, cells in groups.items():
-            choice = Choice(**known[key])
-            if engine == BATCHED and choice.refusals:
-                raise UsageError(f"--engine batched: {next(iter(choice.refusals.values()))}; leave --engine out, or say loop.")
-            self.choices[stacked.shape(cells[0])] = replace(choice, engine=BATCHED) if engine == BATCHED else choice
-
-    def _measured(self, work: tuple[Any, ...]) -> Choice:
-        try:
-            return schedule.call(rates.measure, work, self.study.used, work[0][0].cell.device)
-        except UsageError as error:  # a cell that cannot be run is a failed cell, not a failed run: the loop records it
-            return Choice(LOOP, refusals={"": str(error).rstrip(".")})
-
-    def _cell_steps(self, cells: Sequence[Cell]) -> float:
-        """Steps times cells before one worker, about: selection, and half as much again for the phases after it."""
-        return 1.5 * sum(cell.steps for cell in cells) / self.workers
+        for key, jobs in tasks.items():
+            choice = found[key] if key in found else Choice(**page["engines"][key])
+            self.choices[stacked.shape(jobs[0].cell)] = choices.used(choice, asked)
 
     def _gauges(self) -> dict[str, tuple[Cell, dict[str, tuple[str, dict[str, Any]]]]]:
         """Task → a cell of it, and the clips with a relative threshold: label → (name, other settings)."""

@@ -1,9 +1,9 @@
 """Cells onto worker processes, and what comes back into the store.
 
-Cells are packed into *tasks*: a few cells for the loop, or as many as are lanes together. The supervisor alone writes. Workers are
-long-lived, have one torch thread, one task in hand and a pipe each; the loop sends a record the moment a cell ends, lanes send
-theirs together. When a worker dies or takes too long, the task is halved until the guilty cell is alone: that one is recorded
-``failed``, and no other.
+Cells are packed into *shards*: a few cells for the loop, or as many as are lanes together. The supervisor alone writes. Workers are
+long-lived, have one torch thread, one shard in hand and a pipe each; the loop sends a record the moment a cell ends, lanes send
+theirs together. When a worker dies or takes too long, its shard is halved until the guilty cell is alone; the loop tries that one
+once more, and records it ``failed``, and no other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clipbench.engines import Job, Record
 from clipbench.engines.rates import LOOP, Choice
 from clipbench.schedule.archive import SHARD_CELLS, Archive, cell_row, curve_columns
 from clipbench.schedule.shards import IN_HAND, Shard, pack
-from clipbench.schedule.worker import Broken, Used, Worker, call, context, prepare
+from clipbench.schedule.worker import Broken, Used, Worker, abandon, call, context, prepare
 from clipbench.store import Store
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Shard",
     "Used",
     "Worker",
+    "abandon",
     "call",
     "cell_row",
     "context",
@@ -127,7 +128,7 @@ class _Supervisor:
         """Take one message of a worker."""
         try:
             said = worker.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # the second where it was killed while it sent
             self._bury(worker, worker.death())
             return
         if isinstance(said, registry.UsageError):
@@ -137,7 +138,7 @@ class _Supervisor:
         elif isinstance(said, Broken):
             shard, worker.shard = worker.shard, None
             if shard is not None and said.loop and not self.stop.is_set():
-                self.queue.appendleft(Shard(shard.jobs))
+                self.queue.appendleft(Shard(shard.jobs, seconds=shard.seconds))
             else:
                 self._blame(shard, worker, said.reason)
         else:
@@ -172,14 +173,16 @@ class _Supervisor:
         self.crew.append(self.start(worker.number))
 
     def _blame(self, shard: Shard | None, worker: Worker, reason: str) -> None:
-        """A shard could not be run to its end: the cell the loop was at has failed; lanes are halved until one cell is alone."""
+        """A shard could not be run to its end: the cell the loop was at has failed; lanes are halved, down to one for the loop."""
         if shard is None or self.stop.is_set():
             return
-        if shard.engine == LOOP or len(shard.jobs) == 1:
+        if shard.engine == LOOP:
             job, rest = shard.jobs[0], shard.without(1)
             self._keep(Record(job, threshold=job.threshold, engine=shard.engine, failure=reason), worker)
             if rest.jobs:
                 self.queue.appendleft(rest)
+        elif len(shard.jobs) == 1:
+            self.queue.appendleft(Shard(shard.jobs, seconds=shard.seconds))  # alone, the loop has the last word
         else:
             self.queue.extendleft(reversed(shard.halves()))
 

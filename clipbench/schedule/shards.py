@@ -9,7 +9,7 @@ from typing import Any
 
 from clipbench import engines
 from clipbench.engines import Job, Record, lanes, stacked
-from clipbench.engines.rates import BATCHED, LOOP, Choice
+from clipbench.engines.rates import BATCHED, LOOP, Choice, versioned
 
 IN_HAND = 4  # cells of a shard for the loop: enough to hide the pipe, few enough to end together
 WORTH = 8  # lanes below which a shard is not split further for the sake of an idle worker
@@ -22,7 +22,7 @@ class Shard:
     jobs: tuple[Job, ...]
     engine: str = LOOP
     compiled: bool = False
-    fewest: int = lanes.FEWEST
+    fewest: int = stacked.FEWEST
     seconds: float = 0.0
 
     def run(self) -> Iterator[list[Record]]:
@@ -37,9 +37,10 @@ class Shard:
         return replace(self, jobs=self.jobs[done:])
 
     def halves(self) -> list[Shard]:
-        """Two shards for one."""
+        """Two shards for one, without the compiled program, which has the same lanes for any number of cells."""
         middle = len(self.jobs) // 2
-        return [replace(self, jobs=self.jobs[:middle]), replace(self, jobs=self.jobs[middle:])]
+        parts = self.jobs[:middle], self.jobs[middle:]
+        return [replace(self, jobs=jobs, compiled=False, fewest=stacked.FEWEST) for jobs in parts]
 
 
 def pack(jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int) -> list[Shard]:
@@ -53,8 +54,15 @@ def pack(jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int) -> li
     found: list[Shard] = []
     for shape, members in groups.items():
         choice = choices.get(shape) or Choice(LOOP)
-        able = [job for job in members if choice.engine == BATCHED and stacked.label(job) not in choice.refusals]
-        rest = [job for job in members if job not in able] if able else members
+        able: list[Job] = []
+        rest: list[Job] = []
+        for job in members:
+            looked_at = (
+                choice.engine == BATCHED
+                and (not choice.arms or versioned(job) in choice.arms)
+                and stacked.label(job) not in choice.refusals
+            )
+            (able if looked_at else rest).append(job)
         found += _for_lanes(able, choice, workers)
         seconds = (choice.rate(LOOP) or 0.0) * members[0].cell.steps
         share = max(1, min(IN_HAND, len(rest) // workers))
@@ -70,15 +78,13 @@ def _for_lanes(jobs: Sequence[Job], choice: Choice, workers: int) -> list[Shard]
     ordered = sorted(jobs, key=lambda job: (repr(stacked.Structure.of(job)), job.cell.lr, job.threshold or 0.0, job.cell.seed))
     if not choice.compiled:
         return [Shard(part, BATCHED, seconds=seconds) for part in _parts(ordered, choice.lanes, workers)]
-    found: list[Shard] = []
-    few: list[Job] = []
-    for _, group in groupby(ordered, key=stacked.Structure.of):
-        for part in _parts(list(group), choice.lanes, workers):
-            if 2 * len(part) < choice.lanes:
-                few += part  # a compiled program has its lanes once and for all: half of them idle is worse than none compiled
-            else:
-                found.append(Shard(part, BATCHED, compiled=True, fewest=choice.lanes, seconds=seconds))
-    return found + [Shard(part, BATCHED, seconds=seconds) for part in _parts(few, choice.lanes, workers)]
+    # A compiled program has one structure, and its lanes once and for all, however few cells are missing: a run that goes on after
+    # an interruption gives the same bits.
+    return [
+        Shard(part, BATCHED, compiled=True, fewest=choice.lanes, seconds=seconds)
+        for _, group in groupby(ordered, key=stacked.Structure.of)
+        for part in _parts(list(group), choice.lanes, 1)
+    ]
 
 
 def _parts(jobs: Sequence[Job], most: int, workers: int) -> list[tuple[Job, ...]]:

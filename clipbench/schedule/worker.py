@@ -137,29 +137,45 @@ class Worker:
         return f"the worker was killed by {signal.Signals(-code).name}" if code < 0 else f"the worker exited with code {code}"
 
 
-def call(function: Callable[..., Any], arguments: Sequence[Any], use: Sequence[Used], device: str) -> Any:
-    """``function(*arguments)`` in a fresh worker of one thread, alone: a pilot, or a timing.
+_called: set[Any] = set()  # the processes of calls under way
 
-    :raises UsageError: what the function raised as such.
+
+def call(
+    function: Callable[..., Any], arguments: Sequence[Any], use: Sequence[Used], device: str, limit: float | None = None
+) -> Any:
+    """``function(*arguments)`` in a fresh worker of one thread, alone: a pilot, a timing, a replay.
+
+    :param limit: seconds it may take.
+    :raises UsageError: what the function raised as such, or that it took too long.
     """
     server = context(device)
     pipe, end = server.Pipe()
     process = server.Process(target=_call, args=(end, function, tuple(arguments), tuple(use)), daemon=True)
     process.start()
+    _called.add(process)
     end.close()
     try:
+        if not pipe.poll(limit):
+            raise registry.UsageError(f"{function.__name__.strip('_')} took longer than {limit:g} s.")
         fine, value = pipe.recv()
-    except EOFError:
+    except (EOFError, OSError):
         process.join()
         raise registry.UsageError(
             f"a worker ended with code {process.exitcode} in {function.__name__.strip('_')}; nothing stored is lost."
         ) from None
     finally:
+        _called.discard(process)
         process.terminate()
         process.join()
     if fine:
         return value
     raise registry.UsageError(value)
+
+
+def abandon() -> None:
+    """End every call under way, in whatever thread it is waited for: what an interrupt asks for."""
+    for process in list(_called):
+        process.terminate()
 
 
 def _call(pipe: connection.Connection, function: Callable[..., Any], arguments: Sequence[Any], use: Sequence[Used]) -> None:

@@ -1,0 +1,152 @@
+"""The claims about lanes: what they leave is what the loop leaves, in float64, for every registered optimizer and clip."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from clipbench import events, feed, registry, trees
+from clipbench.cell import Cell, Part
+from clipbench.conformance.findings import Fault
+from clipbench.conformance.settings import examples
+from clipbench.engines import Components, Job, Trainer, rates, stacked
+from clipbench.engines.lanes import Lanes
+from clipbench.engines.program import NoLanes
+
+LOCKED = 1e-10  # a step's weights and measures, relative, both engines having begun it with the same weights
+FREE = 1e-8  # after `STEPS` steps, wherever the loop, its weights disturbed by `DISTURBANCE`, stays within `CALM` of itself
+CALM, DISTURBANCE = 1e-10, 1e-15
+STEPS, LOCKED_STEPS = 100, 10
+LARGE = 200_000  # elements from which two arms and three steps must do
+LR = 1e-3
+THRESHOLD = 0.3  # times the first gradient's size: a clip that acts
+MEASURES = [events.LOSS, events.GRAD_NORM, events.KEPT, events.CHANGED, events.UPDATE_NORM]
+
+
+def refused(cls: type[Any]) -> str | None:
+    """Whether the workload can train in lanes: worth knowing, and no fault."""
+    try:
+        return rates.disagreement(_job(cls, "sgd", "none", {}))
+    except NoLanes as reason:
+        return f"no lanes: {reason}"
+
+
+def step_locked(cls: type[Any]) -> str | None:
+    """Every step, begun with the loop's weights, ends with the loop's weights and measures."""
+    if reason := refused(cls):
+        return reason
+    jobs = _arms(cls)
+    together, trainers, batches = Lanes(jobs), [_trainer(job) for job in jobs], _batches(jobs[0], LOCKED_STEPS)
+    steps = LOCKED_STEPS if together.model.elements < LARGE else 3
+    for number, batch in enumerate(itertools.islice(batches, steps)):
+        together.weights = torch.stack([together.model.flat(trainer.module) for trainer in trainers])
+        together.step(*together.draw())
+        rows = together.rows()[0]
+        for lane, trainer in enumerate(trainers):
+            trainer.step(*batch)
+            apart = _apart(together.weights[lane].numpy(), together.model.flat(trainer.module).numpy())
+            measured = trainer.meter.rows()[0]
+            apart = max(apart, *(_apart(rows[lane, [one]], measured[[one]]) for one in MEASURES))
+            if apart > LOCKED:
+                raise Fault(f"with {jobs[lane].cell.arm}, step {number} is {apart:.2g} from the loop's")
+    return f"{len(jobs)} arms, {steps} steps"
+
+
+def free_running(cls: type[Any]) -> str | None:
+    """After many steps on their own the engines agree, wherever rounding alone does not part the loop from itself."""
+    if reason := refused(cls):
+        return reason
+    jobs = _arms(cls)
+    together = Lanes(jobs)
+    if together.model.elements >= LARGE:
+        return "too large to run on; the steps alone are compared"
+    for _ in range(STEPS):
+        together.step(*together.draw())
+    rows, calm = together.rows(), 0
+    for lane, job in enumerate(jobs):
+        alone, disturbed = _curve(job), _curve(job, DISTURBANCE)
+        if _apart(disturbed, alone) > CALM:
+            continue
+        calm += 1
+        if (apart := _apart(rows[:, lane, events.LOSS], alone)) > FREE:
+            raise Fault(f"with {job.cell.arm}, {STEPS} steps end {apart:.2g} from the loop's")
+    return f"{calm} of {len(jobs)} arms do not part from themselves, and agree"
+
+
+def _job(cls: type[Any], optimizer: str, clip: str, settings: dict[str, Any]) -> Job:
+    given = examples(cls)[0]
+    threshold = registry.threshold_field(registry.find("clip", clip))
+    parts = Part(cls.name, cls.version, given), Part(optimizer, 1), Part(clip, 1, settings, threshold)
+    return Job(Cell(*parts, LR, 0, STEPS, 8, dtype="float64", evaluations=1), settings)
+
+
+def _arms(cls: type[Any]) -> list[Job]:
+    """Every optimizer with a pure rule, with every clip; of a large model two."""
+    first = _trainer(_job(cls, "sgd", "none", {}))
+    first.step(*next(_batches(_job(cls, "sgd", "none", {}), 1)))
+    grads = {name: param.grad for name, param in first.module.named_parameters() if param.grad is not None}
+    found = []
+    for optimizer, clip in itertools.product(registry.names("optimizer"), registry.names("clip")):
+        rule = registry.find("clip", clip)
+        if not hasattr(registry.find("optimizer", optimizer), "update"):
+            continue
+        found += [_job(cls, optimizer, clip, _acting(rule, settings, grads)) for settings in _settings(rule)]
+    large = sum(param.numel() for param in first.module.parameters()) >= LARGE
+    return sorted(found[:: len(found) // 2][:2] if large else found, key=lambda job: repr(stacked.Structure.of(job)))
+
+
+def _settings(rule: Any) -> Iterator[dict[str, Any]]:
+    """One example of every structure: settings that are no plain numbers."""
+    floats, seen = registry.lane_fields(rule), []
+    for settings in examples(rule):
+        fixed = {name: value for name, value in settings.items() if name not in floats}
+        if fixed not in seen:
+            seen.append(fixed)
+            yield dict(settings)
+
+
+def _acting(rule: Any, settings: dict[str, Any], grads: trees.Tree) -> dict[str, Any]:
+    """The settings with a threshold that cuts these gradients."""
+    threshold = registry.threshold_field(rule)
+    if threshold is None or not hasattr(rule, "size"):
+        return settings
+    return {**settings, threshold: THRESHOLD * float(rule(**{**settings, threshold: 1.0}).size(grads))}
+
+
+def _trainer(job: Job) -> Trainer:
+    return Trainer(Components.of(job), job.cell)
+
+
+def _batches(job: Job, steps: int) -> Iterator[feed.Batch]:
+    cell = job.cell
+    workload = registry.build("workload", cell.workload.name, cell.workload.settings)
+    return feed.batches(workload, cell.seed, cell.batch, steps, torch.float64)
+
+
+def _curve(job: Job, disturbance: float = 0.0) -> np.ndarray:
+    """The losses of the loop, its first weights moved by a share of themselves, this way and that."""
+    trainer = _trainer(job)
+    draw = trees.generator("conformance", 0, "disturbance")
+    with torch.no_grad():
+        for param in trainer.module.parameters():
+            signs = 2 * torch.randint(2, param.shape, generator=draw, dtype=param.dtype) - 1
+            param.add_(disturbance * param * signs)
+    for batch in _batches(job, STEPS):
+        trainer.step(*batch)
+    return trainer.meter.rows()[:, events.LOSS]
+
+
+def _apart(left: np.ndarray, right: np.ndarray) -> float:
+    """The largest difference, relative to the largest element of ``right``; equal infinities, or two NaN, are none."""
+    same = (left == right) | (np.isnan(left) & np.isnan(right))
+    if same.all():
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        gap = np.nan_to_num(np.abs(left - right), nan=math.inf)[~same].max()
+    scale = np.abs(right[np.isfinite(right)]).max(initial=0.0)
+    return float(gap / scale) if scale else math.inf

@@ -1,0 +1,159 @@
+"""Replay: run one stored row again, and say whether it matches what is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipbench import engines, events, registry, schedule, study
+from clipbench.cell import Cell, from_json
+from clipbench.engines import Job, Record, lanes
+from clipbench.protocol import pages
+from clipbench.registry import UsageError
+from clipbench.store import Store
+
+ENGINES = ("loop", lanes.EAGER, lanes.COMPILED)
+TOLERANCE = {"float32": 1e-3, "float64": 1e-8}  # of losses, relative, where the same bits cannot be asked for
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether a row matches, and the sentence that says so."""
+
+    matches: bool
+    sentence: str
+
+
+def replay(store: Store, cell: str, engine: str | None = None) -> Finding:
+    """Run the cell whose identity begins with ``cell`` again.
+
+    The same engine on the CPU, with the same libraries on the same processor, must give the same bits; anything else the same
+    status and outcome, and losses within a tolerance.
+
+    :param engine: ``loop`` or ``batched``; the one that made the row where not given.
+    :raises UsageError: no such cell, more than one, one that failed, or components that are not those of the row.
+    """
+    row = _row(store, cell)
+    page = study.parse(store.name, store.study, Path.cwd())
+    asked = from_json(row["settings"], row["role"])
+    job = _job(asked, row, store)
+    made_by = str(row["engine"])
+    with_engine = made_by if engine in (None, made_by) or (engine == "batched" and made_by != "loop") else str(engine)
+    if with_engine not in ENGINES:
+        raise UsageError(f'{store.folder}: the engine "{with_engine}" is not known here; give --engine loop or batched.')
+    record = schedule.call(_run, (job, with_engine), page.used, asked.device)
+    if record.failure is not None:
+        return Finding(False, f"{asked.id}: it failed now: {record.failure}.")
+    reasons = _reasons(store, row, with_engine)
+    wanted = "the same bits" if not reasons else f"no more than a tolerance, because {' and '.join(reasons)}"
+    differences = _differences(store, row, record, exact=not reasons)
+    what = f"{asked.id} ({asked.problem}, {asked.arm}, lr {asked.lr:g}, seed {asked.seed}) by {with_engine}"
+    if differences:
+        return Finding(False, f"{what} differs: {'; '.join(differences)}. Asked for was {wanted}.")
+    return Finding(True, f"{what} matches: {_compared(store, row)}. Asked for was {wanted}.")
+
+
+def _row(store: Store, cell: str) -> dict[str, Any]:
+    cells = store.read("cells")
+    found = cells[cells["cell"].str.startswith(cell)] if cell else cells[:0]
+    if not len(found):
+        raise UsageError(f'{store.folder}: no cell begins with "{cell}"; the column `cell` of its cells table has them all.')
+    if len(found) > 1:
+        raise UsageError(f'{store.folder}: {len(found)} cells begin with "{cell}"; give more of its digits.')
+    row: dict[str, Any] = {str(name): value for name, value in found.to_dict("records")[0].items()}
+    if row["status"] == "failed":
+        raise UsageError(f"{store.folder}: {row['cell']} failed ({row['reason']}); `run` tries it again.")
+    return row
+
+
+def _job(asked: Cell, row: dict[str, Any], store: Store) -> Job:
+    for kind, part in (("workload", asked.workload), ("optimizer", asked.optimizer), ("clip", asked.clip)):
+        version = registry.find(kind, part.name).version  # type: ignore[arg-type]
+        if version != part.version:
+            raise UsageError(
+                f'{store.folder}: {row["cell"]} was written by version {part.version} of "{part.name}" (now {version}); '
+                "`run` makes it anew."
+            )
+    settings = dict(asked.clip.settings)
+    if settings.pop("relative", None) is not None:
+        settings[str(asked.clip.threshold)] = float(row["threshold"])
+    return Job(asked, settings)
+
+
+def _run(job: Job, engine: str) -> Record:
+    """In a worker of its own."""
+    if engine == "loop":
+        return engines.run(job)
+    (record,) = lanes.run([job], compiled=engine == lanes.COMPILED)
+    return record
+
+
+def _reasons(store: Store, row: dict[str, Any], engine: str) -> list[str]:
+    """Why the same bits cannot be asked for."""
+    there = store.page("environment")["environments"].get(row["environment"], {})
+    here = pages.environment([])
+    reasons = []
+    if engine != row["engine"]:
+        reasons.append(f"the row was made by {row['engine']}")
+    if row["device"] != "cpu":
+        reasons.append(f"it was made on {row['device']}")
+    if row["threads"] != 1:
+        reasons.append(f"it was made with {row['threads']} threads")
+    reasons += [f"it was made on another {name}" for name in ("processor", "machine") if there.get(name) != here[name]]
+    if there.get("libraries", {}).get("torch") != here["libraries"]["torch"]:
+        reasons.append("it was made with another torch")
+    return reasons
+
+
+def _differences(store: Store, row: dict[str, Any], record: Record, *, exact: bool) -> list[str]:
+    found: list[str] = []
+    verdict = record.verdict
+    for name, now in (
+        ("status", verdict and verdict.status),
+        ("outcome", verdict and verdict.outcome),
+        ("steps", len(record.rows)),
+    ):
+        if now != row[name]:
+            found.append(f"{name} was {row[name]} and is {now}")
+    for what, before, after in _pairs(store, row, record):
+        if len(before) != len(after):
+            found.append(f"{what} had {len(before)} values and has {len(after)}")
+        elif exact and not np.array_equal(before, after, equal_nan=True):
+            found.append(f"{what} has other bits, {_apart(before, after):.2g} away relative to its largest value")
+        elif not exact and (apart := _apart(before, after)) > TOLERANCE[str(row["dtype"])]:
+            found.append(f"{what} is {apart:.2g} away relative to its largest value")
+    return found
+
+
+def _pairs(store: Store, row: dict[str, Any], record: Record) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """What is stored beside what came now: the curve where it was kept, the validation losses, the first and last loss."""
+    losses = record.rows[:, events.LOSS]
+    ends = np.array([row["initial_loss"], row["final_loss"]], dtype=float)
+    pairs = [("first and last loss", ends, losses[[0, -1]])]
+    curve = store.read("curves").query("cell == @cell", local_dict={"cell": row["cell"]}).sort_values("step")
+    if len(curve):
+        pairs.append(("the curve", curve["loss"].to_numpy(float), losses))
+    evals = store.read("evals").query(
+        "cell == @cell and split == 'validation' and metric == 'loss'", local_dict={"cell": row["cell"]}
+    )
+    now = [value for _, split, metric, value in record.evaluations if (split, metric) == ("validation", "loss")]
+    pairs.append(("the validation loss", evals.sort_values("step")["value"].to_numpy(float), np.array(now, dtype=float)))
+    return pairs
+
+
+def _compared(store: Store, row: dict[str, Any]) -> str:
+    kept = len(store.read("curves").query("cell == @cell", local_dict={"cell": row["cell"]}))
+    curve = f"the {kept} losses of its curve" if kept else "its first and last loss (the curve was not kept)"
+    return f"{curve}, its validation losses, its status and its outcome"
+
+
+def _apart(then: np.ndarray, now: np.ndarray) -> float:
+    both = np.isfinite(then) & np.isfinite(now)
+    if not np.array_equal(np.isfinite(then), np.isfinite(now)):
+        return float("inf")
+    if not both.any():
+        return 0.0
+    return float(np.abs(then - now)[both].max() / max(np.abs(then[both]).max(), np.finfo(float).tiny))

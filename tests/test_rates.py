@@ -1,0 +1,288 @@
+"""The choice of an engine follows from what was measured, within the memory, and says why where there is none."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from test_engines import cell
+from torch import nn
+
+from clipbench import clips, metrics, optimizers, registry, workload, workloads
+from clipbench.cell import Part
+from clipbench.engines import Job, lanes, rates, stacked
+from clipbench.engines.rates import BATCHED, LADDER, LOOP, Choice
+
+__all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
+
+SMALL = ("wdbc", {"width": 4})
+NORM = ("norm", {"max_norm": 0.1})
+
+
+def job(*args, **others):
+    one = cell(*args, **{"steps": 100, "evaluations": 2, **others})
+    return Job(one, one.clip_settings())
+
+
+def nadam(one):
+    return replace(one, cell=replace(one.cell, optimizer=Part("torch.optim.NAdam", 1, {})))
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Put seconds into the place of measurements: by the number of lanes, compiled or not; None is a compiler that fails."""
+
+    def put(loop, eager, compiled=None, some_more=lambda count: count):
+        asked = []
+
+        def of_lanes(some, *, compiled):
+            asked.append((len(some), compiled))
+            rate = table[compiled](len(some))
+            if rate is None:
+                raise RuntimeError("no compiler")
+            return rate, some_more(len(some))
+
+        table = {False: eager, True: compiled or (lambda _: None)}
+        monkeypatch.setattr(rates, "_loop", lambda _: loop)
+        monkeypatch.setattr(rates, "_lanes", of_lanes)
+        return asked
+
+    return put
+
+
+# -------------------------------------------------------------------------------------------------------------------- choices
+
+
+def test_nothing_is_measured_but_the_loop_where_little_is_to_be_done(monkeypatch):
+    monkeypatch.setattr(rates, "refusals", None)
+    choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=10)
+    assert (choice.engine, choice.lanes, choice.compiled, choice.refusals) == (LOOP, 0, False, {})
+    assert list(choice.rates) == [LOOP]
+    assert choice.rate(LOOP) > 0
+
+
+def test_lanes_are_measured_where_they_are_wanted_however_little_is_to_be_done():
+    """Two that fit the memory: a real measurement, of the loop and of lanes."""
+    asked = [job(SMALL), job(SMALL, "momentum", NORM)]
+    choice = rates.measure(asked, memory=2 * rates.lane_bytes(asked[0]), cell_steps=10, wanted=BATCHED)
+    assert choice.lanes == lanes.FEWEST == 2
+    assert list(choice.rates) == [LOOP, "2 lanes"]
+    assert choice.rate(BATCHED) == choice.rates["2 lanes"] > 0
+    assert choice.engine == (BATCHED if choice.rates["2 lanes"] < choice.rates[LOOP] else LOOP)
+    assert choice.refusals == {}
+    assert choice.lane_bytes > 0
+
+
+def test_the_faster_engine_is_chosen(timed):
+    timed(loop=1.0, eager=lambda count: 1.5 / count)
+    assert rates.measure([job(SMALL)], rates.MEMORY, cell_steps=20).engine == BATCHED
+    timed(loop=1.0, eager=lambda _: 1.5)
+    slower = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=20)
+    assert slower.engine == LOOP
+    assert slower.rates == {LOOP: 1.0, "2 lanes": 1.5, "8 lanes": 1.5}
+
+
+def test_the_climb_ends_where_more_lanes_gain_nothing(timed):
+    """Twice as fast each rung up to 32; 64 is a hundredth better, which is not worth its memory."""
+    asked = timed(loop=1.0, eager=lambda count: 0.99 / 32 if count > 32 else 1 / count)
+    choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=20)
+    assert [count for count, _ in asked] == [2, 8, 16, 32, 64]
+    assert (choice.engine, choice.lanes, choice.rate(BATCHED)) == (BATCHED, 32, 1 / 32)
+
+
+@pytest.mark.parametrize("most", [2, 20, 64, 1000])
+def test_the_lanes_chosen_fit_the_memory(timed, most):
+    timed(loop=1.0, eager=lambda count: 1 / count)
+    one = rates.lane_bytes(job(SMALL))
+    choice = rates.measure([job(SMALL)], memory=most * one, cell_steps=20)
+    assert choice.lane_bytes == one
+    assert choice.lanes == max(count for count in LADDER if count <= most)
+
+
+def test_where_two_lanes_do_not_fit_the_loop_is_chosen(timed):
+    asked = timed(loop=1.0, eager=lambda count: 1 / count)
+    choice = rates.measure([job(SMALL)], memory=2 * rates.lane_bytes(job(SMALL)) - 1, cell_steps=10**6)
+    assert (choice.engine, choice.lanes, asked) == (LOOP, 0, [])
+
+
+def test_lanes_that_fill_up_must_fit_the_memory_too(timed):
+    """Of whole registers: two lanes, eight and sixteen are 32, and 64 are one too many."""
+    timed(loop=1.0, eager=lambda count: 1 / count, some_more=lambda count: count + -count % 32)
+    memory = 63 * rates.lane_bytes(job(SMALL))
+    assert rates.measure([job(SMALL)], memory, cell_steps=20).lanes == 32
+    none = rates.measure([job(SMALL)], memory // 2, cell_steps=20)
+    assert (none.engine, none.lanes, list(none.rates)) == (LOOP, 0, [LOOP])
+
+
+def test_every_measurement_is_of_one_structure_and_of_three_seeds():
+    found = rates._filled([job(SMALL, "adam", NORM)], 8)
+    assert len({stacked.Structure.of(one) for one in found}) == 1
+    assert [one.cell.seed for one in found] == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+# ------------------------------------------------------------------------------------------------------------------- compiling
+
+
+def test_nothing_is_compiled_that_would_not_pay(timed):
+    """Halving the best rate saves less than a compilation takes."""
+    asked = timed(loop=1.0, eager=lambda count: 1 / count)
+    choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=1.9 * rates.COMPILING * LADDER[-1])
+    assert not any(compiled for _, compiled in asked)
+    assert (choice.lanes, choice.compiled) == (LADDER[-1], False)
+
+
+def test_what_compiles_and_pays_is_compiled(timed):
+    """At the best number of lanes and at twice as many: here twice as many are better still."""
+    asked = timed(loop=1.0, eager=lambda count: 1 / 8 if count > 8 else 1 / count, compiled=lambda count: 0.1 / count)
+    choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=10**6)
+    assert [count for count, compiled in asked if compiled] == [8, 16]
+    assert (choice.engine, choice.lanes, choice.compiled) == (BATCHED, 16, True)
+    assert choice.rate(BATCHED) == choice.rates["16 lanes, compiled"] == 0.1 / 16
+
+
+def test_twice_as_many_compiled_lanes_must_fit_the_memory_too(timed):
+    asked = timed(loop=1.0, eager=lambda count: 1 / count, compiled=lambda count: 0.1 / count)
+    rates.measure([job(SMALL)], 10 * rates.lane_bytes(job(SMALL)), cell_steps=10**6)
+    assert [count for count, compiled in asked if compiled] == [8]
+
+
+def test_lanes_stay_as_they_are_where_compiling_them_makes_them_slower_or_fails(timed):
+    for compiled in (lambda count: 2 / count, None):
+        asked = timed(loop=1.0, eager=lambda count: 1 / 8 if count > 8 else 1 / count, compiled=compiled)
+        choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=10**6)
+        assert (8, True) in asked
+        assert (choice.engine, choice.lanes, choice.compiled, choice.rate(BATCHED)) == (BATCHED, 8, False, 1 / 8)
+
+
+# -------------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_an_arm_without_lanes_is_refused_and_the_others_are_measured(timed):
+    asked = timed(loop=1.0, eager=lambda count: 1 / count)
+    plain = job(SMALL, "sgd", NORM)
+    refused = nadam(plain)
+    choice = rates.measure([refused, plain], 2 * rates.lane_bytes(plain), cell_steps=20)
+    assert choice.arms == sorted(rates.versioned(one) for one in (plain, refused))
+    assert choice.refusals == {
+        "torch.optim.NAdam + norm": 'optimizer "torch.optim.NAdam" has no pure rule, which lanes need, and runs in the loop only'
+    }
+    assert (choice.engine, choice.lanes) == (BATCHED, 2)
+    assert asked == [(2, False)]
+
+
+def test_a_task_whose_every_arm_is_refused_is_run_by_the_loop(timed):
+    asked = timed(loop=1.0, eager=lambda count: 1 / count)
+    choice = rates.measure([nadam(job(SMALL))], rates.MEMORY, cell_steps=20)
+    assert (choice.engine, choice.lanes, list(choice.refusals)) == (LOOP, 0, ["torch.optim.NAdam"])
+    assert asked == []
+
+
+def on_cancer(build):
+    """A stranger's workload: the data of wdbc, another network."""
+
+    @workload("other")
+    class Other:
+        metric = metrics.accuracy
+        reference_loss = 1.0
+
+        def data(self, generator):
+            return registry.build("workload", "wdbc", {}).data(generator)
+
+        def model(self):
+            return build()
+
+        def loss(self, output, target):
+            return nn.functional.cross_entropy(output, target)
+
+
+def test_a_workload_without_lanes_is_refused_once_for_all_its_arms(timed):
+    timed(loop=1.0, eager=lambda count: 1 / count)
+    on_cancer(lambda: nn.Sequential(nn.Linear(30, 4), nn.Dropout(0.5), nn.Linear(4, 2)))
+    choice = rates.measure([job("other"), job("other", "momentum", NORM)], rates.MEMORY, cell_steps=20)
+    assert (choice.engine, choice.lanes) == (LOOP, 0)
+    assert list(choice.refusals) == [""]
+    assert choice.refusals[""].startswith('workload "other" cannot be one program of many lanes (')
+    assert "random" in choice.refusals[""]
+
+
+class Remembering(nn.Linear):
+    """Its first call is not like the others: a trace holds what the first did."""
+
+    calls = 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        return super().forward(inputs * (2.0 if self.calls == 1 else 1.0))
+
+
+def test_a_workload_whose_lanes_have_another_gradient_than_the_loop_is_refused():
+    on_cancer(lambda: Remembering(30, 2))
+    assert rates.refusals([job("other")]) == {"": 'workload "other" has another gradient in lanes than in the loop'}
+
+
+@pytest.mark.parametrize("problem", ["wdbc", "digits", ("temporal-order", {"length": 4}), "cosh"], ids=str)
+def test_every_packaged_workload_has_the_same_gradient_in_lanes_as_in_the_loop(problem):
+    assert rates.disagreement(rates._double(job(problem))) is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_a_lane_takes_more_memory_where_its_network_or_its_batch_is_larger():
+    sizes = [rates.lane_bytes(job(("wdbc", {"width": width}), batch=batch)) for width, batch in ((8, 10), (64, 10), (64, 300))]
+    assert sizes == sorted(set(sizes))
+
+
+def test_a_lane_takes_at_least_its_weights_and_gradients_and_what_it_is_evaluated_on():
+    width, examples = 300, 114  # of the validation split
+    weights = 30 * width + width + width * width + width + width * 2 + 2
+    found = rates.lane_bytes(job(("wdbc", {"width": width}), batch=1))
+    assert found >= 4 * 2 * weights
+    assert rates.lane_bytes(job(("wdbc", {"width": 1}), batch=1)) >= 4 * examples * 30
+
+
+def test_a_number_of_eight_bytes_takes_twice_the_memory_of_four():
+    single, double = (rates.lane_bytes(job(dtype=dtype)) for dtype in ("float32", "float64"))
+    assert double == pytest.approx(2 * single, rel=0.05)
+
+
+# ------------------------------------------------------------------------------------------------------------------- the page
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        Choice(LOOP),
+        Choice(
+            BATCHED,
+            32,
+            True,
+            {LOOP: 0.1 + 0.2, "32 lanes": 1 / 3, "32 lanes, compiled": 1e-7},
+            123456,
+            {"sgd + norm": "no"},
+            ["sgd, versions 1 and 1"],
+        ),
+        Choice(LOOP, refusals={"": 'workload "x" has another gradient in lanes than in the loop'}),
+    ],
+    ids=["the loop", "compiled lanes", "a refusal"],
+)
+def test_a_choice_comes_back_from_its_page(choice):
+    again = Choice(**json.loads(json.dumps(choice.page())))
+    assert again == choice
+    assert [again.rate(engine) for engine in (LOOP, BATCHED)] == [choice.rate(engine) for engine in (LOOP, BATCHED)]
+
+
+def test_a_rate_is_of_the_engine_as_it_would_be_used():
+    known = {LOOP: 4.0, "8 lanes": 2.0, "8 lanes, compiled": 1.0, "16 lanes": 3.0}
+    assert Choice(BATCHED, 8, rates=known).rate(BATCHED) == 2.0
+    assert Choice(BATCHED, 8, compiled=True, rates=known).rate(BATCHED) == 1.0
+    assert Choice(BATCHED, 8, rates=known).rate(LOOP) == 4.0
+    assert Choice(BATCHED, 32, rates=known).rate(BATCHED) is None
+
+
+def test_measuring_draws_from_no_global_generator():
+    """A network with dropout, which draws, and is seeded as in training."""
+    on_cancer(lambda: nn.Sequential(nn.Linear(30, 4), nn.Dropout(0.5), nn.Linear(4, 2)))
+    before = torch.get_rng_state()
+    rates.measure([job("other")], rates.MEMORY, cell_steps=10)
+    assert torch.equal(torch.get_rng_state(), before)
