@@ -105,7 +105,7 @@ def shortened(grads, limit):
 
 # name: (claim that must break, words of its detail, class body)
 CLIPS = {
-    "flat and yet tensor by tensor": ("as one vector, updates as it does as named tensors", "from what it does to named tensors", """
+    "flat and yet tensor by tensor": ("as one vector, updates as it does as named tensors", "from what it does", """
         flat = True
         limit: Positive
         def update(self, grads, state, params):
@@ -211,7 +211,7 @@ CLIPS = {
 }  # fmt: skip
 
 OPTIMIZERS = {
-    "flat and yet tensor by tensor": ("as one vector, updates as it does as named tensors", "from what it does to named tensors", """
+    "flat and yet tensor by tensor": ("as one vector, updates as it does as named tensors", "from what it does", """
         flat = True
         def init(self, params):
             return {}
