@@ -594,3 +594,26 @@ def test_a_fresh_run_has_a_report(done):
 
 def test_a_report_in_no_known_format_is_refused(done):
     assert refused(clipbench("report", done[1], "--format", "htm"), "htm", "Did you mean html?")
+
+
+# ---------------------------------------------------------------------------------------------------------------- engines
+
+
+@pytest.mark.parametrize("size", ["0GB", "much", "-1GB", "2XB"])
+def test_a_memory_that_is_no_size_is_one_sentence(tmp_path, size):
+    result = clipbench("run", "smoke", "--out", tmp_path / "out", f"--memory={size}")
+    assert result.exit_code == 2
+    assert result.stderr == f"clipbench: --memory is {size!r}, and must be a positive size such as 2GB or 500MB.\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_lanes_asked_for_where_there_are_none_is_one_sentence(tmp_path):
+    """An optimizer of torch's own has no pure rule; by default the loop runs it."""
+    page = tmp_path / "tiny.toml"
+    page.write_text(
+        '[run]\nsteps = 4\nbatch = 4\nlr = 0.01\nseeds = { select = 1, report = 0 }\n[[workload]]\nname = "cosh"\n'
+        '[[optimizer]]\ntorch = "torch.optim.NAdam"\n[[clip]]\nname = "none"\n'
+    )
+    asked = clipbench("run", page, "--out", tmp_path / "out", "--engine", "batched", "--no-throughput")
+    refused(asked, "--engine batched: ", 'optimizer "torch.optim.NAdam" has no pure rule', "leave --engine out")
+    assert clipbench("run", page, "--out", tmp_path / "out", "--no-throughput").exit_code == 0

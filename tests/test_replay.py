@@ -1,0 +1,114 @@
+"""A stored row, run again: the same bits by the same engine, nearly the same by the other, a sentence where it does not match."""
+
+from dataclasses import replace
+
+import pytest
+
+from clipbench import protocol, registry, replay, schedule, study
+from clipbench.engines import Job
+from clipbench.engines.record import Record
+from clipbench.registry import UsageError
+from clipbench.store import Store
+
+PAGE = """
+[run]
+steps = 12
+batch = 8
+evaluations = 3
+dtype = "float64"
+lr = [0.01, 0.03]
+seeds = { select = 1, report = 0 }
+
+[[workload]]
+name = "wdbc"
+
+[[optimizer]]
+name = "momentum"
+
+[[clip]]
+name = "none"
+
+[[clip]]
+name = "norm"
+relative = 0.3
+"""
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """The same study by either engine: engine → store."""
+    registry.load_packaged()
+    folder = tmp_path_factory.mktemp("replayed")
+    found = {}
+    for engine in ("loop", "batched"):
+        page = study.parse("tiny", PAGE, folder)
+        store = Store.create(folder / engine, page.name, page.text)
+        with store.claim():
+            protocol.run(page, store, engine=engine, with_throughput=False)
+        found[engine] = Store(store.folder)
+    return found
+
+
+def a_clipped_cell(store):
+    """The identity of a cell with a relative threshold: it was resolved once, and must be again."""
+    cells = store.read("cells")
+    return cells.loc[cells["relative"].notna(), "cell"].iloc[0]
+
+
+@pytest.mark.parametrize("engine", ["loop", "batched"])
+def test_the_engine_that_made_a_row_gives_its_bits_again(stores, engine):
+    found = replay.replay(stores[engine], a_clipped_cell(stores[engine]))
+    assert found.matches, found.sentence
+    assert "the 12 losses of its curve" in found.sentence
+    assert found.sentence.endswith("Asked for was the same bits.")
+
+
+def test_the_other_engine_matches_within_a_tolerance_and_says_so(stores):
+    found = replay.replay(stores["loop"], a_clipped_cell(stores["loop"])[:8], engine="batched")
+    assert found.matches, found.sentence
+    assert "no more than a tolerance, because the row was made by loop" in found.sentence
+
+
+def test_a_row_that_came_about_otherwise_does_not_match(stores, tmp_path):
+    """The curve of one learning rate under the name of another."""
+    registry.load_packaged()
+    page = study.parse("tiny", PAGE.replace("[0.01, 0.03]", "0.01"), tmp_path)
+    cell = next(cell for cell in page.cells() if cell.clip.name == "none")
+    (record,) = schedule.call(_run_all, ([Job(replace(cell, lr=0.011), {})],), (), "cpu")
+    store = Store.create(tmp_path / "tiny", page.name, page.text)
+    store.write_page("environment", stores["loop"].page("environment"))
+    key = next(iter(stores["loop"].page("environment")["environments"]))
+    planted = Record(**{**vars(record), "job": Job(cell, {})})
+    archive = schedule.archive.Archive(store, "select", key)
+    archive.add(planted, 0)
+    archive.flush()
+    found = replay.replay(Store(store.folder), cell.id)
+    assert not found.matches
+    assert "the curve has other bits" in found.sentence
+
+
+def _run_all(jobs):
+    from clipbench import engines
+
+    return [engines.run(job) for job in jobs]
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"), [("zz", 'no cell begins with "zz"'), ("", 'no cell begins with ""')], ids=["unknown", "nothing"]
+)
+def test_a_cell_that_is_not_there_is_the_users_mistake(stores, cell, words):
+    with pytest.raises(UsageError, match=words):
+        replay.replay(stores["loop"], cell)
+
+
+def test_digits_that_several_cells_begin_with_are_too_few(stores, monkeypatch):
+    cells = stores["loop"].read("cells").assign(cell=lambda frame: "ab" + frame["cell"])
+    monkeypatch.setattr(Store, "read", lambda *_: cells)
+    with pytest.raises(UsageError, match=r"\d+ cells begin with \"ab\"; give more of its digits"):
+        replay.replay(stores["loop"], "ab")
+
+
+def test_a_row_of_another_version_is_not_compared(stores, monkeypatch):
+    monkeypatch.setattr(registry.find("clip", "norm"), "version", 2)
+    with pytest.raises(UsageError, match='was written by version 1 of "norm" \\(now 2\\)'):
+        replay.replay(stores["loop"], a_clipped_cell(stores["loop"]))
