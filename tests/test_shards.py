@@ -109,14 +109,14 @@ def test_a_refused_arm_goes_to_the_loop_and_the_others_to_lanes():
     asked = jobs(24)
     shards = packed(asked, batched(8, refusals={"sgd + norm": "it has no lanes"}))
     for shard in shards:
-        assert (shard.engine == LOOP) == any(stacked.label(one) == "sgd + norm" for one in shard.jobs)
+        assert (shard.engine == LOOP) == any(one.cell.arm == "sgd + norm" for one in shard.jobs)
     assert sum(len(shard.jobs) for shard in shards if shard.engine == LOOP) == 8
     assert ids(shards) == sorted(one.cell.id for one in asked)
 
 
 def test_a_task_whose_every_arm_is_refused_goes_to_the_loop():
     asked = jobs(12)
-    shards = packed(asked, batched(8, refusals={stacked.label(one): "no" for one in asked}))
+    shards = packed(asked, batched(8, refusals={one.cell.arm: "no" for one in asked}))
     assert {shard.engine for shard in shards} == {LOOP}
     assert ids(shards) == sorted(one.cell.id for one in asked)
 

@@ -69,7 +69,7 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
     if wanted != BATCHED and cell_steps * choice.rates[LOOP] < MEASURING:
         return choice
     choice.refusals, choice.arms = refusals(jobs), sorted({versioned(job) for job in jobs})
-    able = [job for job in jobs if stacked.label(job) not in choice.refusals]
+    able = [job for job in jobs if job.cell.arm not in choice.refusals]
     if "" in choice.refusals or not able:
         return choice
     choice.lane_bytes = lane_bytes(able[0])
@@ -132,7 +132,7 @@ def _spread(step: Callable[[], None], evaluation: Callable[[], Any], job: Job) -
 
 def _long(job: Job) -> Job:
     """The job with steps enough for a measurement, at a learning rate that breaks nothing."""
-    return replace(job, cell=replace(job.cell, lr=1e-4, steps=STEPS + 10, evaluations=job.cell.evaluations))
+    return replace(job, cell=replace(job.cell, lr=1e-4, steps=STEPS + 10))
 
 
 def _loop(job: Job) -> float:
@@ -164,20 +164,18 @@ def lane_bytes(job: Job) -> int:
     """Memory that one lane takes at its peak, in a step or in an evaluation, from its traced programs."""
     together = lanes.Lanes([_long(job)] * stacked.FEWEST)
     inputs, targets = together.draw()
-    model = together.model
     given = (together.weights, inputs, targets, *together.fixed)
-    graph = trace(torch.vmap(torch.func.grad_and_value(model.loss)), given, "a step")
+    graph = together.programs.gradient(*given)
     held = sum(tensor.nbytes for tensor in (*given, *together.segments[0].state)) + 6 * together.weights.nbytes
     splits = feed.splits(together.workload, job.cell.seed, together.dtype, together.device)
     part = splits["validation"][0][:CHUNK].expand(stacked.FEWEST, *splits["validation"][0][:CHUNK].shape)
-    viewed = (together.weights, part, *together.fixed)
-    look = trace(torch.vmap(lambda flat, seen, *fixed: model.output(flat, seen, fixed)), viewed, "an evaluation")
+    look = together.programs.output(together.weights, part, *together.fixed)
     return (held + max(peak_bytes(graph), part.numel() * part.element_size() + peak_bytes(look))) // stacked.FEWEST
 
 
 def versioned(job: Job) -> str:
     """An arm as a choice remembers it: another version of a component is looked at anew."""
-    return f"{stacked.label(job)}, versions {job.cell.optimizer.version} and {job.cell.clip.version}"
+    return f"{job.cell.arm}, versions {job.cell.optimizer.version} and {job.cell.clip.version}"
 
 
 def refusals(jobs: Sequence[Job]) -> dict[str, str]:
@@ -193,7 +191,7 @@ def refusals(jobs: Sequence[Job]) -> dict[str, str]:
         return found
     seen: dict[str, Job] = {}
     for job in jobs:
-        seen.setdefault(stacked.label(job), job)
+        seen.setdefault(job.cell.arm, job)
     for label, job in seen.items():
         try:
             pair = lanes.Lanes([_long(job)] * stacked.FEWEST)

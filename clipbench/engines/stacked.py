@@ -86,11 +86,6 @@ class Structure:
         return built[0], built[1]
 
 
-def label(job: Job) -> str:
-    """The arm of a job, as refusals name it."""
-    return job.cell.arm
-
-
 def _parts(job: Job) -> tuple[tuple[registry.Kind, str, dict[str, Any]], ...]:
     cell = job.cell
     return (

@@ -9,16 +9,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from clipbench import engines, registry, schedule, selection, throughput
 from clipbench.cell import RELATIVE, Cell
-from clipbench.engines import Job, Record, rates, stacked
+from clipbench.engines import Job, rates, stacked
 from clipbench.engines.rates import BATCHED, LOOP, Choice
 from clipbench.protocol import choices, pages
 from clipbench.protocol.choices import Asked
+from clipbench.protocol.watcher import Silent, Watcher
 from clipbench.registry import UsageError
 from clipbench.store import Store
 from clipbench.study import Study, part
@@ -31,38 +32,6 @@ HEADLINE = {
     "norm clip": "sgd + norm",
 }
 PHASES = ("select", "extend", "report")
-
-
-class Watcher(Protocol):
-    """What a caller may follow; the command line draws progress bars from it."""
-
-    def phase(self, name: str, cells: int) -> None:
-        """A phase begins with so many cells to run."""
-
-    def record(self, record: Record) -> None:
-        """A cell has ended."""
-
-    def tick(self) -> None:
-        """A step of a phase without cells is done."""
-
-    def note(self, sentence: str) -> None:
-        """Something worth a line."""
-
-
-class Silent:
-    """Follows nothing."""
-
-    def phase(self, name: str, cells: int) -> None:
-        """Say nothing."""
-
-    def record(self, record: Record) -> None:
-        """Say nothing."""
-
-    def tick(self) -> None:
-        """Say nothing."""
-
-    def note(self, sentence: str) -> None:
-        """Say nothing."""
 
 
 @dataclass

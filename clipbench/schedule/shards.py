@@ -60,7 +60,7 @@ def pack(jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int) -> li
             looked_at = (
                 choice.engine == BATCHED
                 and (not choice.arms or versioned(job) in choice.arms)
-                and stacked.label(job) not in choice.refusals
+                and job.cell.arm not in choice.refusals
             )
             (able if looked_at else rest).append(job)
         found += _for_lanes(able, choice, workers)
