@@ -324,3 +324,11 @@ def test_cosh_takes_its_floats_as_tensors():
     with torch.random.fork_rng(devices=[]):
         starts = vmap(lambda radius: built("cosh", radius=radius).model().x.detach(), randomness="same")(torch.tensor([1.0, 2.0]))
     torch.testing.assert_close(starts[1], 2 * starts[0])
+
+
+def test_the_recurrence_refuses_a_second_derivative_in_one_sentence():
+    """Its gradient is written by hand and treats the states as given: differentiated again it would be wrong, not slow."""
+    module = feed.model(registry.build("workload", "temporal-order", {"width": 3, "length": 4}), 0)
+    (first,) = torch.autograd.grad(module(torch.ones(2, 4, 6)).sum(), module.recurrent.weight, create_graph=True)
+    with pytest.raises(NotImplementedError, match="the recurrence of temporal-order has no second derivative"):
+        torch.autograd.grad(first.sum(), module.recurrent.weight)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from clipbench import events, feed, registry, trees
 from clipbench.cell import Cell, Part
-from clipbench.conformance.findings import Fault
+from clipbench.conformance.findings import Fault, distance
 from clipbench.conformance.settings import examples
 from clipbench.engines import Components, Job, Trainer, rates, stacked
 from clipbench.engines.lanes import Lanes
@@ -142,11 +141,5 @@ def _curve(job: Job, disturbance: float = 0.0) -> np.ndarray:
 
 
 def _apart(left: np.ndarray, right: np.ndarray) -> float:
-    """The largest difference, relative to the largest element of ``right``; equal infinities, or two NaN, are none."""
-    same = (left == right) | (np.isnan(left) & np.isnan(right))
-    if same.all():
-        return 0.0
-    with np.errstate(invalid="ignore"):
-        gap = np.nan_to_num(np.abs(left - right), nan=math.inf)[~same].max()
-    scale = np.abs(right[np.isfinite(right)]).max(initial=0.0)
-    return float(gap / scale) if scale else math.inf
+    """`distance` of what the engines give as arrays."""
+    return distance(torch.from_numpy(left), torch.from_numpy(right))
