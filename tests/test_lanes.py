@@ -13,11 +13,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strangers import on_cancer
 from test_engines import HalfSquare, cell
 from torch import nn
 from torch.nn import functional
 
-from clipbench import Positive, clip, clips, engines, metrics, optimizers, registry, workload, workloads
+from clipbench import Positive, clip, clips, engines, metrics, optimizers, registry, trees, workload, workloads
 from clipbench.cell import Part
 from clipbench.engines import Job, lanes, program
 from clipbench.engines.program import GRAIN, NoLanes
@@ -373,20 +374,7 @@ REFUSED = {
 def test_a_network_that_cannot_have_lanes_is_refused_in_one_sentence_and_left_to_the_loop(name):
     build, because = REFUSED[name]
 
-    @workload("refused")
-    class Refused:
-        metric = metrics.accuracy
-        reference_loss = 1.0
-
-        def data(self, generator):
-            return registry.build("workload", "wdbc", {}).data(generator)
-
-        def model(self):
-            return build()
-
-        def loss(self, output, target):
-            return functional.cross_entropy(output, target)
-
+    on_cancer("refused", build)
     asked = [job("refused", seed=seed, steps=3) for seed in (0, 1)]
     with pytest.raises(NoLanes, match=because) as refusal:
         lanes.run(asked)
@@ -502,6 +490,35 @@ def test_the_program_that_is_compiled_computes_what_its_parts_do(monkeypatch):
     found = [[bits(made) for made in lanes.run(asked, compiled=True)] for _ in range(2)]
     assert found[1] == expected
     assert found[0] == expected
+
+
+def test_a_state_that_hands_on_what_was_is_not_overwritten_before_it_is_read(monkeypatch):
+    """The compiled program changes states in place: a clip that gives the gradient before the last one."""
+    monkeypatch.setattr(program, "compiled", lambda graph: graph)
+
+    @clip("late")
+    class Late:
+        limit: Positive = 1.0
+
+        def init(self, params):
+            return {"now": trees.zeros_like(params), "last": trees.zeros_like(params)}
+
+        def update(self, grads, state, params):
+            return state["last"], {"now": grads, "last": state["now"]}
+
+    asked = [job(("wdbc", {"width": 9}), "sgd", "late", lr=0.1 * (1 + n), dtype="float64") for n in range(2)]
+    for made, one in zip(lanes.run(asked, compiled=True), asked, strict=True):
+        assert made.engine == "batched, compiled"
+        agree(made, engines.run(one))
+
+
+def test_a_loss_may_hold_tensors_of_its_own():
+    """The weights of its classes, which no program is given."""
+    shares = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    on_cancer("weighed", lambda: nn.Linear(30, 2), lambda output, target: functional.cross_entropy(output, target, shares))
+    asked = [job("weighed", seed=seed, dtype="float64") for seed in range(2)]
+    for made, one in zip(lanes.run(asked), asked, strict=True):
+        agree(made, engines.run(one))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs a C++ compiler, and there is no g++ here")

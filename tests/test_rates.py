@@ -1,14 +1,19 @@
 """The choice of an engine follows from what was measured, within the memory, and says why where there is none."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from strangers import on_cancer
 from test_engines import cell
 from torch import nn
 
-from clipbench import clips, metrics, optimizers, registry, workload, workloads
+from clipbench import clips, optimizers, workloads
 from clipbench.cell import Part
 from clipbench.engines import Job, lanes, rates, stacked
 from clipbench.engines.rates import BATCHED, LADDER, LOOP, Choice
@@ -64,7 +69,7 @@ def test_nothing_is_measured_but_the_loop_where_little_is_to_be_done(monkeypatch
 def test_lanes_are_measured_where_they_are_wanted_however_little_is_to_be_done():
     """Two that fit the memory: a real measurement, of the loop and of lanes."""
     asked = [job(SMALL), job(SMALL, "momentum", NORM)]
-    choice = rates.measure(asked, memory=2 * rates.lane_bytes(asked[0]), cell_steps=10, wanted=BATCHED)
+    choice = rates.measure(asked, memory=2 * rates.lane_bytes(asked), cell_steps=10, wanted=BATCHED)
     assert choice.lanes == lanes.FEWEST == 2
     assert list(choice.rates) == [LOOP, "2 lanes"]
     assert choice.rate(BATCHED) == choice.rates["2 lanes"] > 0
@@ -93,7 +98,7 @@ def test_the_climb_ends_where_more_lanes_gain_nothing(timed):
 @pytest.mark.parametrize("most", [2, 20, 64, 1000])
 def test_the_lanes_chosen_fit_the_memory(timed, most):
     timed(loop=1.0, eager=lambda count: 1 / count)
-    one = rates.lane_bytes(job(SMALL))
+    one = rates.lane_bytes([job(SMALL)])
     choice = rates.measure([job(SMALL)], memory=most * one, cell_steps=20)
     assert choice.lane_bytes == one
     assert choice.lanes == max(count for count in LADDER if count <= most)
@@ -101,14 +106,14 @@ def test_the_lanes_chosen_fit_the_memory(timed, most):
 
 def test_where_two_lanes_do_not_fit_the_loop_is_chosen(timed):
     asked = timed(loop=1.0, eager=lambda count: 1 / count)
-    choice = rates.measure([job(SMALL)], memory=2 * rates.lane_bytes(job(SMALL)) - 1, cell_steps=10**6)
+    choice = rates.measure([job(SMALL)], memory=2 * rates.lane_bytes([job(SMALL)]) - 1, cell_steps=10**6)
     assert (choice.engine, choice.lanes, asked) == (LOOP, 0, [])
 
 
 def test_lanes_that_fill_up_must_fit_the_memory_too(timed):
     """Of whole registers: two lanes, eight and sixteen are 32, and 64 are one too many."""
     timed(loop=1.0, eager=lambda count: 1 / count, some_more=lambda count: count + -count % 32)
-    memory = 63 * rates.lane_bytes(job(SMALL))
+    memory = 63 * rates.lane_bytes([job(SMALL)])
     assert rates.measure([job(SMALL)], memory, cell_steps=20).lanes == 32
     none = rates.measure([job(SMALL)], memory // 2, cell_steps=20)
     assert (none.engine, none.lanes, list(none.rates)) == (LOOP, 0, [LOOP])
@@ -142,7 +147,7 @@ def test_what_compiles_and_pays_is_compiled(timed):
 
 def test_twice_as_many_compiled_lanes_must_fit_the_memory_too(timed):
     asked = timed(loop=1.0, eager=lambda count: 1 / count, compiled=lambda count: 0.1 / count)
-    rates.measure([job(SMALL)], 10 * rates.lane_bytes(job(SMALL)), cell_steps=10**6)
+    rates.measure([job(SMALL)], 10 * rates.lane_bytes([job(SMALL)]), cell_steps=10**6)
     assert [count for count, compiled in asked if compiled] == [8]
 
 
@@ -161,7 +166,7 @@ def test_an_arm_without_lanes_is_refused_and_the_others_are_measured(timed):
     asked = timed(loop=1.0, eager=lambda count: 1 / count)
     plain = job(SMALL, "sgd", NORM)
     refused = nadam(plain)
-    choice = rates.measure([refused, plain], 2 * rates.lane_bytes(plain), cell_steps=20)
+    choice = rates.measure([refused, plain], 2 * rates.lane_bytes([plain]), cell_steps=20)
     assert choice.arms == sorted(rates.versioned(one) for one in (plain, refused))
     assert choice.refusals == {
         "torch.optim.NAdam + norm": 'optimizer "torch.optim.NAdam" has no pure rule, which lanes need, and runs in the loop only'
@@ -177,27 +182,9 @@ def test_a_task_whose_every_arm_is_refused_is_run_by_the_loop(timed):
     assert asked == []
 
 
-def on_cancer(build):
-    """A stranger's workload: the data of wdbc, another network."""
-
-    @workload("other")
-    class Other:
-        metric = metrics.accuracy
-        reference_loss = 1.0
-
-        def data(self, generator):
-            return registry.build("workload", "wdbc", {}).data(generator)
-
-        def model(self):
-            return build()
-
-        def loss(self, output, target):
-            return nn.functional.cross_entropy(output, target)
-
-
 def test_a_workload_without_lanes_is_refused_once_for_all_its_arms(timed):
     timed(loop=1.0, eager=lambda count: 1 / count)
-    on_cancer(lambda: nn.Sequential(nn.Linear(30, 4), nn.Dropout(0.5), nn.Linear(4, 2)))
+    on_cancer("other", lambda: nn.Sequential(nn.Linear(30, 4), nn.Dropout(0.5), nn.Linear(4, 2)))
     choice = rates.measure([job("other"), job("other", "momentum", NORM)], rates.MEMORY, cell_steps=20)
     assert (choice.engine, choice.lanes) == (LOOP, 0)
     assert list(choice.refusals) == [""]
@@ -216,7 +203,7 @@ class Remembering(nn.Linear):
 
 
 def test_a_workload_whose_lanes_have_another_gradient_than_the_loop_is_refused():
-    on_cancer(lambda: Remembering(30, 2))
+    on_cancer("other", lambda: Remembering(30, 2))
     assert rates.refusals([job("other")]) == {"": 'workload "other" has another gradient in lanes than in the loop'}
 
 
@@ -229,21 +216,53 @@ def test_every_packaged_workload_has_the_same_gradient_in_lanes_as_in_the_loop(p
 
 
 def test_a_lane_takes_more_memory_where_its_network_or_its_batch_is_larger():
-    sizes = [rates.lane_bytes(job(("wdbc", {"width": width}), batch=batch)) for width, batch in ((8, 10), (64, 10), (64, 300))]
+    sizes = [rates.lane_bytes([job(("wdbc", {"width": width}), batch=batch)]) for width, batch in ((8, 10), (64, 10), (64, 300))]
     assert sizes == sorted(set(sizes))
 
 
 def test_a_lane_takes_at_least_its_weights_and_gradients_and_what_it_is_evaluated_on():
     width, examples = 300, 114  # of the validation split
     weights = 30 * width + width + width * width + width + width * 2 + 2
-    found = rates.lane_bytes(job(("wdbc", {"width": width}), batch=1))
+    found = rates.lane_bytes([job(("wdbc", {"width": width}), batch=1)])
     assert found >= 4 * 2 * weights
-    assert rates.lane_bytes(job(("wdbc", {"width": 1}), batch=1)) >= 4 * examples * 30
+    assert rates.lane_bytes([job(("wdbc", {"width": 1}), batch=1)]) >= 4 * examples * 30
 
 
 def test_a_number_of_eight_bytes_takes_twice_the_memory_of_four():
-    single, double = (rates.lane_bytes(job(dtype=dtype)) for dtype in ("float32", "float64"))
+    single, double = (rates.lane_bytes([job(dtype=dtype)]) for dtype in ("float32", "float64"))
     assert double == pytest.approx(2 * single, rel=0.05)
+
+
+GROWTH = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_rates
+from clipbench import schedule
+from clipbench.engines import lanes, rates
+schedule.prepare(1)
+asked = [test_rates.job(sys.argv[2], "adam", test_rates.NORM, seed=seed, steps=6, batch=32) for seed in range(3)]
+bound = rates.lane_bytes(asked[:1])
+lanes.run(asked)
+def peak():
+    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+before = peak()
+count = int(sys.argv[3])
+lanes.run([asked[number % 3] for number in range(count)])
+print(bound * count, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux tells it")
+@pytest.mark.parametrize(("problem", "count"), [("wdbc", 256), ("digits", 96), ("temporal-order", 64)])
+def test_a_process_does_not_grow_by_more_than_the_bound_on_its_lanes(problem, count):
+    """A process of its own, as a worker is set up: what the allocator keeps counts, not only what is alive."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
+    command = [sys.executable, "-c", GROWTH, str(Path(__file__).parent), problem, str(count)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    bound, growth = map(int, done.stdout.split())
+    assert 0 < growth <= bound
 
 
 # ------------------------------------------------------------------------------------------------------------------- the page
@@ -282,7 +301,7 @@ def test_a_rate_is_of_the_engine_as_it_would_be_used():
 
 def test_measuring_draws_from_no_global_generator():
     """A network with dropout, which draws, and is seeded as in training."""
-    on_cancer(lambda: nn.Sequential(nn.Linear(30, 4), nn.Dropout(0.5), nn.Linear(4, 2)))
+    on_cancer("other", lambda: nn.Sequential(nn.Linear(30, 4), nn.Dropout(0.5), nn.Linear(4, 2)))
     before = torch.get_rng_state()
     rates.measure([job("other")], rates.MEMORY, cell_steps=10)
     assert torch.equal(torch.get_rng_state(), before)

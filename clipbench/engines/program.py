@@ -43,16 +43,25 @@ def trace(function: Callable[..., Any], arguments: Sequence[Tensor], what: str, 
     """
     if len({id(argument) for argument in arguments}) < len(arguments):
         raise ValueError("one tensor given twice would be one input of the trace")
-    versions = [argument._version for argument in arguments]  # noqa: SLF001 - torch has no public word for it
+    changed = False
+
+    def watched(*given: Tensor) -> Any:
+        nonlocal changed
+        versions = [tensor._version for tensor in given]  # noqa: SLF001 - torch has no public word for it
+        result = function(*given)
+        changed = versions != [tensor._version for tensor in given]  # noqa: SLF001
+        return result
+
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.filterwarnings("error", message=".*performance drop.*")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
-            graph = make_fx(function)(*arguments)
+            # With tensors that have a shape and no memory: a trace takes no step, and nothing is held for a second derivative.
+            graph = make_fx(watched, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise NoLanes(f"{what} cannot be one program of many lanes ({reason[:200]})") from error
-    if pure and versions != [argument._version for argument in arguments]:  # noqa: SLF001
+    if pure and changed:
         raise NoLanes(f"{what} changes its buffers while it trains, which lanes would have to keep apart")
     return graph
 

@@ -25,6 +25,9 @@ BETTER = 0.97  # a rung that leaves more than this of the best rate ends the cli
 MEASURING = 10.0  # seconds of the loop's work below which finding something faster takes longer than it saves
 COMPILING = 15.0  # seconds one structure takes the compiler, about; the measured time replaces it
 PAYS = 0.5  # what compiling may leave of a step's time, at the best seen; below what it costs, it is not tried
+HEADROOM = (
+    4  # times the memory of what is alive that a process grows by, at most: freed pieces do not fit what comes next (3.9 seen)
+)
 AGREEMENT = 1e-9
 
 
@@ -72,7 +75,7 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
     able = [job for job in jobs if job.cell.arm not in choice.refusals]
     if "" in choice.refusals or not able:
         return choice
-    choice.lane_bytes = lane_bytes(able[0])
+    choice.lane_bytes = lane_bytes(able)
     fits = memory // max(1, choice.lane_bytes)
     best = float("inf")
     for count in LADDER:
@@ -160,17 +163,25 @@ def _lanes(jobs: Sequence[Job], *, compiled: bool) -> tuple[float, int]:
     return seconds / len(jobs), len(together.jobs)
 
 
-def lane_bytes(job: Job) -> int:
-    """Memory that one lane takes at its peak, in a step or in an evaluation, from its traced programs."""
+def lane_bytes(jobs: Sequence[Job]) -> int:
+    """Memory that one lane takes at its peak, in a step or in an evaluation, from its traced programs; of these arms the most."""
+    return max(_lane_bytes(job) for job in {stacked.Structure.of(job): job for job in jobs}.values())
+
+
+def _lane_bytes(job: Job) -> int:
     together = lanes.Lanes([_long(job)] * stacked.FEWEST)
     inputs, targets = together.draw()
-    given = (together.weights, inputs, targets, *together.fixed)
-    graph = together.programs.gradient(*given)
-    held = sum(tensor.nbytes for tensor in (*given, *together.segments[0].state)) + 6 * together.weights.nbytes
+    (part,) = together.segments
+    weights, programs = together.weights, together.programs
+    taken = (weights, inputs, targets, *together.fixed)
+    given = (weights, torch.zeros_like(weights), part.lr, *part.numbers, *part.state)
+    update = programs.update(part.structure, part.tree, part.counts, *given)
     splits = feed.splits(together.workload, job.cell.seed, together.dtype, together.device)
-    part = splits["validation"][0][:CHUNK].expand(stacked.FEWEST, *splits["validation"][0][:CHUNK].shape)
-    look = together.programs.output(together.weights, part, *together.fixed)
-    return (held + max(peak_bytes(graph), part.numel() * part.element_size() + peak_bytes(look))) // stacked.FEWEST
+    seen = torch.stack([splits["validation"][0][:CHUNK]] * stacked.FEWEST)
+    evaluation = weights.nbytes + seen.nbytes + peak_bytes(programs.output(weights, seen, *together.fixed))
+    held = sum(tensor.nbytes for tensor in (*taken, *part.state))
+    step = max(peak_bytes(programs.gradient(*taken)), weights.nbytes + peak_bytes(update))
+    return HEADROOM * (held + max(step, evaluation)) // stacked.FEWEST
 
 
 def versioned(job: Job) -> str:

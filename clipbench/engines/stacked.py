@@ -211,16 +211,15 @@ class Programs:
             grads, losses = torch.vmap(gradient)(weights, inputs, targets, *fixed)
             moved, *found = stepped(weights, grads, *rest[:own], *state)
             # A rule may hand on an old tensor as part of its new state: copied before any is overwritten.
-            held = {tensor.untyped_storage().data_ptr() for tensor in (weights, *state)}
-            news = [new.clone() if new.untyped_storage().data_ptr() in held else new for new in (moved, *found[MEASURED:])]
+            held = {_memory(tensor) for tensor in (weights, *state)}
+            news = [new.clone() if _memory(new) in held else new for new in (moved, *found[MEASURED:])]
             for before, after in zip((weights, *state), news, strict=True):
                 before.copy_(after)
             return losses, *found[:MEASURED]
 
         key = (structure, *(argument.shape for argument in arguments))
         if key not in self.built:
-            copies = [argument.clone() for argument in arguments]  # tracing takes a step
-            graph = program.trace(both, copies, f'{self.what} with "{structure.label}"', pure=False)
+            graph = program.trace(both, arguments, f'{self.what} with "{structure.label}"', pure=False)
             self.built[key] = program.compiled(graph)
         return self.built[key]
 
@@ -265,6 +264,11 @@ class Programs:
         if key not in self.traced:
             self.traced[key] = program.trace(build(), arguments, what)
         return self.traced[key]
+
+
+def _memory(tensor: Tensor) -> int:
+    """Which memory a tensor lies in, one without any included: equal for a tensor and its views."""
+    return tensor.untyped_storage()._cdata  # noqa: SLF001 - torch has no public word for it
 
 
 @lru_cache(maxsize=16)
