@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# What a step leaves on the device. ``raw_broken`` and ``update_broken`` are products with zeros: 0, or NaN where an element is not
-# finite. They tell a gradient with an infinite element from a finite one whose norm overflows.
+# What a step leaves on the device. ``raw_broken`` and ``update_broken`` are finite exactly where every element is: they tell a
+# gradient with an infinite element from a finite one whose norm overflows.
 PRODUCTS = ("loss", "raw_raw", "raw_broken", "clipped_clipped", "raw_clipped", "changed", "update_update", "update_broken")
 BITS = {4: torch.int32, 8: torch.int64}
 
@@ -100,8 +100,9 @@ def _square(rows: Tensor) -> Tensor:
 
 
 def _broken(rows: Tensor) -> Tensor:
-    """0 for a row of finite elements, NaN for any other, however large its norm is."""
-    return rows.amax(1) * 0 + rows.amin(1) * 0
+    """The largest absolute value of each row: finite exactly where all its elements are."""
+    # Zero times each element would do for a program that is not compiled: torch's compiler takes that for zero.
+    return torch.maximum(rows.amax(1), -rows.amin(1))
 
 
 def derive(products: dict[str, np.ndarray], elements: int) -> np.ndarray:
@@ -110,11 +111,11 @@ def derive(products: dict[str, np.ndarray], elements: int) -> np.ndarray:
     ``kept`` and ``cosine`` are 1 for a zero gradient and where the clip changed nothing; ``cosine`` is NaN where only the clipped
     gradient is zero: it has no direction.
     """
-    grad_norm = np.sqrt(products["raw_raw"]) + products["raw_broken"]
     clipped_norm = np.sqrt(products["clipped_clipped"])
-    update_norm = np.sqrt(products["update_update"]) + products["update_broken"]
     same = (products["raw_raw"] == 0) | (products["changed"] == 0)
     with np.errstate(divide="ignore", invalid="ignore"):
+        grad_norm = np.sqrt(products["raw_raw"]) + 0 * products["raw_broken"]
+        update_norm = np.sqrt(products["update_update"]) + 0 * products["update_broken"]
         kept = np.where(same, 1.0, clipped_norm / grad_norm)
         cosine = np.where(same, 1.0, np.clip(products["raw_clipped"] / (grad_norm * clipped_norm), -1.0, 1.0))
     return np.stack([products["loss"], grad_norm, kept, cosine, products["changed"] / elements, update_norm], axis=-1)

@@ -23,7 +23,7 @@ from clipbench.cell import Part
 from clipbench.engines import Job, lanes, program
 from clipbench.engines.program import GRAIN, NoLanes
 from clipbench.engines.stacked import Structure
-from clipbench.events import LOSS
+from clipbench.events import GRAD_NORM, LOSS
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
 
@@ -521,7 +521,10 @@ def test_a_loss_may_hold_tensors_of_its_own():
         agree(made, engines.run(one))
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs a C++ compiler, and there is no g++ here")
+compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs a C++ compiler, and there is no g++ here")
+
+
+@compiler
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself
 def test_compiled_lanes_agree_with_those_as_they_are():
     asked = [job("wdbc", "momentum", ("norm", {"max_norm": 0.1}), lr=0.01 * (1 + n), seed=n % 2, dtype="float64") for n in range(4)]
@@ -532,3 +535,28 @@ def test_compiled_lanes_agree_with_those_as_they_are():
         values = [[value for *_, value in made.evaluations] for made in (found, expected)]
         np.testing.assert_allclose(*values, rtol=1e-9, atol=1e-9)
         assert found.verdict == expected.verdict
+
+
+class Shift(nn.Module):
+    """The same output whatever the input: its gradient has one sign."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(2))
+
+    def forward(self, inputs):
+        return self.shift.expand(len(inputs), 2)
+
+
+@compiler
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("scale", "norm"), [(1e20, math.nan), (1.0, math.inf)])
+def test_compiled_lanes_tell_an_infinite_gradient_from_one_whose_norm_overflows(scale, norm):
+    """In float32, as the loop does: NaN for the one, infinity for the other."""
+    on_cancer("steep", Shift, lambda output, _: output.mean() * 1e25 * scale)
+    asked = [job("steep", lr=0.1 * (1 + n), dtype="float32") for n in range(2)]
+    for made, one in zip(lanes.run(asked, compiled=True), asked, strict=True):
+        assert made.engine == "batched, compiled"
+        np.testing.assert_equal(made.rows[0, GRAD_NORM], norm)
+        np.testing.assert_equal(engines.run(one).rows[0, GRAD_NORM], norm)
+        assert made.verdict == engines.run(one).verdict
