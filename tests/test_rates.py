@@ -95,6 +95,16 @@ def test_the_climb_ends_where_more_lanes_gain_nothing(timed):
     assert (choice.engine, choice.lanes, choice.rate(BATCHED)) == (BATCHED, 32, 1 / 32)
 
 
+@pytest.mark.parametrize(("loops", "engine"), [([1.5, 1.0, 1.0], LOOP), ([0.9, 1.3, 1.3], BATCHED)])
+def test_close_rates_are_measured_again_so_that_one_disturbance_does_not_decide(timed, monkeypatch, loops, engine):
+    found = iter(loops)
+    asked = timed(loop=None, eager=lambda _: 1.1)
+    monkeypatch.setattr(rates, "_loop", lambda _: next(found))
+    choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=20)
+    assert (choice.engine, choice.rates[LOOP], choice.rates["2 lanes"]) == (engine, loops[-1], 1.1)
+    assert [count for count, _ in asked] == [2, 8, 2, 2]
+
+
 @pytest.mark.parametrize("most", [2, 20, 64, 1000])
 def test_the_lanes_chosen_fit_the_memory(timed, most):
     timed(loop=1.0, eager=lambda count: 1 / count)

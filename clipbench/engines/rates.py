@@ -22,6 +22,7 @@ LADDER = (2, 8, 16, 32, 64, 128, 256)
 MOMENT = 0.25  # seconds a rate is measured for
 STEPS = 200  # at most
 BETTER = 0.97  # a rung that leaves more than this of the best rate ends the climb: more lanes are more memory and fewer shards
+CLOSE = 1.5  # times the other's: rates so close are measured again
 MEASURING = 10.0  # seconds of the loop's work below which finding something faster takes longer than it saves
 COMPILING = 15.0  # seconds one structure takes the compiler, about; the measured time replaces it
 PAYS = 0.5  # what compiling may leave of a step's time, at the best seen; below what it costs, it is not tried
@@ -88,6 +89,9 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
         if rate > BETTER * best:
             break
         best, choice.lanes = rate, count
+    if choice.lanes and 1 / CLOSE < best / choice.rates[LOOP] < CLOSE:
+        _settle(choice, jobs[0], _filled(able, choice.lanes))
+        best = choice.rates[_rung(choice.lanes)]
     structures = len({stacked.Structure.of(job) for job in able})
     compiling_pays = cell_steps * best * PAYS > COMPILING * structures
     if compiling_pays and best < choice.rates[LOOP] and able[0].cell.device == "cpu":
@@ -100,6 +104,16 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
 def _filled(jobs: Sequence[Job], count: int) -> list[Job]:
     """``count`` jobs of the first one's structure, with its seed and the next two."""
     return [replace(jobs[0], cell=replace(jobs[0].cell, seed=number % 3)) for number in range(count)]
+
+
+def _settle(choice: Choice, job: Job, filled: Sequence[Job]) -> None:
+    """Measure both engines twice more, in turn, and take the medians: what else the machine did at the time must not decide."""
+    rung = _rung(choice.lanes)
+    loops, rates = [choice.rates[LOOP]], [choice.rates[rung]]
+    for _ in range(2):
+        loops.append(_loop(job))
+        rates.append(_lanes(filled, compiled=False)[0])
+    choice.rates |= {LOOP: median(loops), rung: median(rates)}
 
 
 def _try_compiling(choice: Choice, able: Sequence[Job], structures: int, cell_steps: float, fits: int) -> None:
