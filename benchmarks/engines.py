@@ -41,6 +41,7 @@ WARM_UP = 0.25  # seconds, at least
 PATIENCE = 300.0  # seconds that one process waits for the other, which may be compiling
 LR, MAX_NORM, MOMENTUM = 0.01, 0.5, 0.9
 LADDER = (16, 32, 64, 128)
+COMPILED = (32, 64)  # lanes: each number takes the compiler a quarter of a minute
 FIXED = 64  # lanes, where no ladder of them is climbed
 
 
@@ -172,8 +173,8 @@ def together(problem, count, compiled):
 
 
 def batched(problem, seconds, meet, compiled=False):
-    """The engine ``batched``, at each number of lanes; or at one, its step through torch's compiler."""
-    counts = (FIXED,) if compiled else problem.ladder
+    """The engine ``batched``, at each number of lanes; or at two of them, its step through torch's compiler."""
+    counts = COMPILED if compiled else problem.ladder
     return {count: timed(together(problem, count, compiled)[1], BLOCK * count, seconds, meet) for count in counts}
 
 
@@ -188,7 +189,7 @@ def recording(problem, seconds, meet, compiled=False):
         bare.pending = []
         return found[..., None]
 
-    def lone(before, after, raw, clipped):
+    def lone(before, after, raw, clipped, one_pass=False):
         return (clipped[:, 0].clone(),)
 
     def unmeasured():

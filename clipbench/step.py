@@ -76,33 +76,42 @@ class Meter:
         return derive(dict(zip(PRODUCTS, columns, strict=True)), self._before.numel())
 
 
-def products(before: Tensor, after: Tensor, raw: Tensor, clipped: Tensor | None) -> tuple[Tensor, ...]:
+def products(before: Tensor, after: Tensor, raw: Tensor, clipped: Tensor | None, one_pass: bool = False) -> tuple[Tensor, ...]:
     """What one step of many lanes leaves on the device, in the order of ``PRODUCTS`` without the loss: a value a lane each.
 
     :param before: the parameters before the step, lanes × elements, as are all others.
     :param after: the parameters after the step.
     :param raw: the gradient before the clip.
     :param clipped: the gradient after it; None where no clip touched it.
+    :param one_pass: for a compiler, which takes plain sums of one lane while it has its elements at hand. Anything to be done to
+        the sums themselves would make it walk through all lanes once for each.
     """
-    raw_raw, changed = _square(raw), torch.zeros(len(raw), dtype=torch.long, device=raw.device)
+    square, largest = (_plain_square, _plain_largest) if one_pass else (_square, _largest)
+    raw_raw, changed = square(raw), torch.zeros(len(raw), dtype=torch.long, device=raw.device)
     clipped_clipped = raw_clipped = raw_raw
     if clipped is not None:
-        clipped_clipped, raw_clipped = _square(clipped), (raw * clipped).sum(1)
+        clipped_clipped, raw_clipped = square(clipped), (raw * clipped).sum(1)
         bits, other = (rows.view(BITS[rows.element_size()]) for rows in (raw, clipped))
         # Into whole numbers, not truth values: a comparison that narrows its result takes three times as long.
         changed = torch.ne(bits, other, out=torch.empty_like(bits)).sum(1, dtype=bits.dtype)
     update = before - after
-    return raw_raw, _broken(raw), clipped_clipped, raw_clipped, changed, _square(update), _broken(update)
+    return raw_raw, largest(raw), clipped_clipped, raw_clipped, changed, square(update), largest(update)
 
 
 def _square(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=1).square()
 
 
-def _broken(rows: Tensor) -> Tensor:
-    """The largest absolute value of each row: finite exactly where all its elements are."""
-    # Zero times each element would do for a program that is not compiled: torch's compiler takes that for zero.
+def _largest(rows: Tensor) -> Tensor:
     return torch.maximum(rows.amax(1), -rows.amin(1))
+
+
+def _plain_square(rows: Tensor) -> Tensor:
+    return (rows * rows).sum(1)
+
+
+def _plain_largest(rows: Tensor) -> Tensor:
+    return rows.abs().amax(1)
 
 
 def derive(products: dict[str, np.ndarray], elements: int) -> np.ndarray:

@@ -1,6 +1,8 @@
 """The committed results: what a clone holds is whole, and its reports are what the store gives."""
 
 import filecmp
+import json
+import runpy
 
 import pytest
 
@@ -33,3 +35,15 @@ def test_the_headline_is_drawn_from_thousands_of_cells_of_which_some_diverged(ch
     assert len(cells) >= 2000
     assert (cells["status"] == "diverged").any()
     assert not (cells["status"] == "failed").any()
+
+
+def test_the_table_of_engines_is_that_of_the_numbers_beside_it_and_the_readmes(checkout):
+    folder = checkout / "results" / "engines"
+    stored = json.loads((folder / "engines.json").read_text(encoding="utf-8"))
+    for by in stored["rounds"].values():
+        for rounds in by.values():
+            rounds[:] = [[{int(count): value for count, value in process.items()} for process in one] for one in rounds]
+    footer = ", ".join(f"{key} {value}" for key, value in stored["versions"].items())
+    page = runpy.run_path(str(checkout / "benchmarks" / "engines.py"))["table"](stored["rounds"], stored["missing"], footer)
+    assert (folder / "engines.md").read_text(encoding="utf-8") == page
+    assert page.partition("\n\n")[0] in (checkout / "README.md").read_text(encoding="utf-8")

@@ -129,7 +129,8 @@ class Lanes:
         if self.programs.compiled:
             (part,) = self.segments
             whole = (self.weights, inputs, targets, part.lr, *part.numbers, *part.state, *self.fixed)
-            return list(self.programs.whole(part.structure, part.tree, part.counts, *whole)(*whole))
+            self.weights, *rows = self.programs.whole(part.structure, part.tree, part.counts, *whole)(*whole)
+            return rows
         arguments = (self.weights, inputs, targets, *self.fixed)
         grads, losses = self.programs.gradient(*arguments)(*arguments)
         moved, rows, states = [], [], []

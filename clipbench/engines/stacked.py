@@ -199,11 +199,12 @@ class Programs:
         return self._program((structure, "update"), lambda: stepped, arguments, f'"{structure.label}"')
 
     def whole(self, structure: Structure, tree: Any, counts: tuple[int, int], *arguments: Tensor) -> Callable[..., Any]:
-        """Gradient and update in one, compiled: ``(weights, inputs, targets, lr, *numbers, *state, *fixed) → (losses, *products)``.
+        """Gradient and update in one: ``(weights, inputs, targets, lr, *numbers, *state, *fixed) → (weights, losses, *products)``.
 
-        Weights and state are changed in place: the compiler then keeps no second copy of them, which would not fit the cache.
+        It is compiled, and changes the state in place: the compiler then keeps no second copy of it, which would not fit the cache.
+        Weights are made anew, for they are read once more to measure the update and would be copied at the end.
         """
-        stepped, gradient = self._stepped(structure, tree, counts), torch.func.grad_and_value(self.model.loss)
+        stepped, gradient = self._stepped(structure, tree, counts, one_pass=True), torch.func.grad_and_value(self.model.loss)
         own = 1 + sum(counts)
 
         def both(weights: Tensor, inputs: Tensor, targets: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
@@ -211,11 +212,11 @@ class Programs:
             grads, losses = torch.vmap(gradient)(weights, inputs, targets, *fixed)
             moved, *found = stepped(weights, grads, *rest[:own], *state)
             # A rule may hand on an old tensor as part of its new state: copied before any is overwritten.
-            held = {_memory(tensor) for tensor in (weights, *state)}
-            news = [new.clone() if _memory(new) in held else new for new in (moved, *found[MEASURED:])]
-            for before, after in zip((weights, *state), news, strict=True):
+            held = {_memory(tensor) for tensor in state}
+            news = [new.clone() if _memory(new) in held else new for new in found[MEASURED:]]
+            for before, after in zip(state, news, strict=True):
                 before.copy_(after)
-            return losses, *found[:MEASURED]
+            return moved, losses, *found[:MEASURED]
 
         key = (structure, *(argument.shape for argument in arguments))
         if key not in self.built:
@@ -223,7 +224,9 @@ class Programs:
             self.built[key] = program.compiled(graph)
         return self.built[key]
 
-    def _stepped(self, structure: Structure, tree: Any, counts: tuple[int, int]) -> Callable[..., tuple[Tensor, ...]]:
+    def _stepped(
+        self, structure: Structure, tree: Any, counts: tuple[int, int], one_pass: bool = False
+    ) -> Callable[..., tuple[Tensor, ...]]:
         first, second = counts
         touched = True
 
@@ -245,7 +248,7 @@ class Programs:
 
         def stepped(flat: Tensor, grads: Tensor, lr: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             moved, clipped, *leaves = torch.vmap(lane)(flat, grads, lr, *rest)
-            return moved, *step.products(flat, moved, grads, clipped if touched else None), *leaves
+            return moved, *step.products(flat, moved, grads, clipped if touched else None, one_pass), *leaves
 
         return stepped
 
