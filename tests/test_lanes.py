@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from test_engines import HalfSquare, cell
 from torch import nn
 from torch.nn import functional
 
-from clipbench import Positive, clip, clips, engines, metrics, optimizers, registry, trees, workload, workloads
+from clipbench import Positive, clip, clips, engines, metrics, optimizer, optimizers, registry, trees, workload, workloads
 from clipbench.cell import Part
 from clipbench.engines import Job, lanes, program
 from clipbench.engines.program import GRAIN, NoLanes
@@ -514,11 +515,70 @@ def test_a_state_that_hands_on_what_was_is_not_overwritten_before_it_is_read(mon
         agree(made, engines.run(one))
 
 
+def test_a_rule_may_keep_the_parameters_it_is_handed():
+    """As they were: the loop must not hand out what the step then moves."""
+
+    @optimizer("heavy")
+    class Heavy:
+        share: Positive = 0.5
+
+        def init(self, params):
+            return {"last": params}
+
+        def update(self, grads, state, params):
+            direction = trees.map(lambda g, p, last: g - self.share * (p - last), grads, params, state["last"])
+            return direction, {"last": params}
+
+    @clip("near")
+    class Near:
+        """More of the gradient, the farther from the start."""
+
+        limit: Positive = 1.0
+
+        def init(self, params):
+            return {"start": params}
+
+        def update(self, grads, state, params):
+            return trees.map(lambda g, p, start: g * (p - start).abs().clamp(max=self.limit), grads, params, state["start"]), state
+
+    for rules in (("heavy", "none"), ("heavy", "near")):
+        asked = [job("wdbc", *rules, lr=0.1 * (1 + n), dtype="float64") for n in range(2)]
+        for made, one in zip(lanes.run(asked), asked, strict=True):
+            agree(made, engines.run(one))
+
+
 def test_a_loss_may_hold_tensors_of_its_own():
     """The weights of its classes, which no program is given."""
     shares = torch.tensor([0.3, 0.7], dtype=torch.float64)
     on_cancer("weighed", lambda: nn.Linear(30, 2), lambda output, target: functional.cross_entropy(output, target, shares))
     asked = [job("weighed", seed=seed, dtype="float64") for seed in range(2)]
+    for made, one in zip(lanes.run(asked), asked, strict=True):
+        agree(made, engines.run(one))
+
+
+@lru_cache
+def shares_of(dtype):
+    return torch.tensor([0.3, 0.7], dtype=dtype)
+
+
+class Masked(nn.Linear):
+    """Makes its mask at the first call, and keeps it."""
+
+    mask = None
+
+    def forward(self, inputs):
+        if self.mask is None:
+            self.mask = torch.linspace(0, 1, inputs.shape[-1], dtype=inputs.dtype)
+        return super().forward(inputs * self.mask)
+
+
+def test_what_is_made_at_the_first_call_and_kept_is_no_part_of_a_trace():
+    """By the loss and by the module: a trace of tensors without memory would leave it broken, for the loop too."""
+    shares_of.cache_clear()
+    on_cancer(
+        "kept", lambda: Masked(30, 2), lambda output, target: functional.cross_entropy(output, target, shares_of(output.dtype))
+    )
+    asked = [job("kept", seed=seed, dtype="float64") for seed in range(2)]
     for made, one in zip(lanes.run(asked), asked, strict=True):
         agree(made, engines.run(one))
 

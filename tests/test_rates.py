@@ -13,7 +13,7 @@ from strangers import on_cancer
 from test_engines import cell
 from torch import nn
 
-from clipbench import clips, optimizers, workloads
+from clipbench import clips, metrics, optimizers, workload, workloads
 from clipbench.cell import Part
 from clipbench.engines import Job, lanes, rates, stacked
 from clipbench.engines.rates import BATCHED, LADDER, LOOP, Choice
@@ -95,13 +95,20 @@ def test_the_climb_ends_where_more_lanes_gain_nothing(timed):
     assert (choice.engine, choice.lanes, choice.rate(BATCHED)) == (BATCHED, 32, 1 / 32)
 
 
-@pytest.mark.parametrize(("loops", "engine"), [([1.5, 1.0, 1.0], LOOP), ([0.9, 1.3, 1.3], BATCHED)])
-def test_close_rates_are_measured_again_so_that_one_disturbance_does_not_decide(timed, monkeypatch, loops, engine):
-    found = iter(loops)
-    asked = timed(loop=None, eager=lambda _: 1.1)
-    monkeypatch.setattr(rates, "_loop", lambda _: next(found))
+@pytest.mark.parametrize(
+    ("loops", "batched", "medians"),
+    [
+        pytest.param([1.5, 1.0, 1.05], [1.1, 1.15, 1.12], (1.05, 1.12), id="a disturbed loop"),
+        pytest.param([1.25, 1.2, 1.22], [1.1, 1.4, 1.12], (1.22, 1.12), id="disturbed lanes, later"),
+    ],
+)
+def test_close_rates_are_measured_again_and_their_medians_decide(timed, monkeypatch, loops, batched, medians):
+    alone, together = iter(loops), iter([batched[0], 1.2, *batched[1:]])  # two lanes, eight, and two again
+    asked = timed(loop=None, eager=lambda _: next(together))
+    monkeypatch.setattr(rates, "_loop", lambda _: next(alone))
     choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=20)
-    assert (choice.engine, choice.rates[LOOP], choice.rates["2 lanes"]) == (engine, loops[-1], 1.1)
+    assert (choice.rates[LOOP], choice.rates["2 lanes"]) == medians
+    assert choice.engine == (LOOP if medians[0] < medians[1] else BATCHED)
     assert [count for count, _ in asked] == [2, 8, 2, 2]
 
 
@@ -236,6 +243,34 @@ def test_a_lane_takes_at_least_its_weights_and_gradients_and_what_it_is_evaluate
     found = rates.lane_bytes([job(("wdbc", {"width": width}), batch=1)])
     assert found >= 4 * 2 * weights
     assert rates.lane_bytes([job(("wdbc", {"width": 1}), batch=1)]) >= 4 * examples * 30
+
+
+def test_of_several_arms_the_one_that_takes_most_counts():
+    asked = [job(("wdbc", {"width": 64}), optimizer, batch=1) for optimizer in ("sgd", "adam")]
+    alone = [rates.lane_bytes([one]) for one in asked]
+    assert alone[0] < alone[1] == rates.lane_bytes(asked) == rates.lane_bytes(asked[::-1])
+
+
+def test_the_larger_of_the_splits_that_are_evaluated_counts():
+    def bound(validation, test):
+        @workload("uneven")
+        class Uneven:
+            metric = metrics.accuracy
+            reference_loss = 1.0
+
+            def data(self):
+                sizes = {"train": 4, "validation": validation, "test": test}
+                return {name: (torch.zeros(size, 30), torch.zeros(size, dtype=torch.long)) for name, size in sizes.items()}
+
+            def model(self):
+                return nn.Linear(30, 2)
+
+            def loss(self, output, target):
+                return nn.functional.cross_entropy(output, target)
+
+        return rates.lane_bytes([job("uneven", batch=2)])
+
+    assert bound(2, 200) == bound(200, 2) > bound(2, 2)
 
 
 def test_a_number_of_eight_bytes_takes_twice_the_memory_of_four():

@@ -9,7 +9,7 @@ import pytest
 from clipbench import report
 from clipbench.store import Store
 
-STUDIES = ("quick", "origin")
+STUDIES = ("quick", "origin", "full")
 
 
 @pytest.fixture(params=STUDIES)

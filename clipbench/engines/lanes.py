@@ -22,9 +22,9 @@ from torch import Tensor
 
 from clipbench import events, feed, metrics, registry, step
 from clipbench.engines import program
-from clipbench.engines.program import NoLanes
+from clipbench.engines.program import FEWEST, NoLanes
 from clipbench.engines.record import CHUNK, Evaluation, Job, Record, conclude, graded, stops
-from clipbench.engines.stacked import FEWEST, MEASURED, Structure, programs
+from clipbench.engines.stacked import MEASURED, Structure, programs
 
 EAGER, COMPILED = "batched", "batched, compiled"
 WARM_UP = 3  # steps on CUDA before one is recorded: libraries make room for themselves in the first

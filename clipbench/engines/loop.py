@@ -97,15 +97,19 @@ def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
             return True
 
         return in_place
-    weights = {name: param.detach() for name, param in named.items()}
-    state = clip.init(weights) if hasattr(clip, "init") else {}
+
+    def weights() -> trees.Tree:
+        """As they are now: the clip may keep them."""
+        return {name: param.detach().clone() for name, param in named.items()}
+
+    state = clip.init(weights()) if hasattr(clip, "init") else {}
 
     @torch.no_grad()
     def pure() -> bool:
         nonlocal state
         # A parameter without a gradient counts as one whose gradient is zero, and stays without one.
         grads = {name: torch.zeros_like(param) if param.grad is None else param.grad for name, param in named.items()}
-        clipped, state = clip.update(grads, state, weights)
+        clipped, state = clip.update(grads, state, weights())
         if clipped is grads:
             return False
         for name, param in named.items():

@@ -27,6 +27,7 @@ EXACT = frozenset(
     round rsub sgn sign sqrt square sub sub_ threshold threshold_backward _to_copy trunc where zero_
     """.split()  # noqa: SIM905 - forty words read better without quotes
 )
+FEWEST = 2  # lanes: a batch of one differs in the last bits from the same lane among others
 GRAIN = 32  # elements in the registers of one unrolled loop, at most: float32 under AVX-512
 
 
@@ -56,6 +57,8 @@ def trace(function: Callable[..., Any], arguments: Sequence[Tensor], what: str, 
         with warnings.catch_warnings(), torch.no_grad():
             warnings.filterwarnings("error", message=".*performance drop.*")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
+            # Once for real: what a function makes at its first call and keeps must not be made of the tensors of the trace.
+            function(*(argument[:FEWEST].clone() for argument in arguments))
             # With tensors that have a shape and no memory: a trace takes no step, and nothing is held for a second derivative.
             graph = make_fx(watched, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
     except Exception as error:

@@ -13,7 +13,7 @@ import torch
 from clipbench import feed, trees
 from clipbench.engines import lanes, stacked
 from clipbench.engines.loop import Trainer, evaluate
-from clipbench.engines.program import NoLanes, peak_bytes, trace
+from clipbench.engines.program import FEWEST, NoLanes, peak_bytes, trace
 from clipbench.engines.record import CHUNK, Components, Job
 
 LOOP, BATCHED = "loop", "batched"
@@ -76,6 +76,8 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
     able = [job for job in jobs if job.cell.arm not in choice.refusals]
     if "" in choice.refusals or not able:
         return choice
+    if able[0] is not jobs[0]:
+        choice.rates[LOOP] = _loop(able[0])  # of the arm that is measured in lanes
     choice.lane_bytes = lane_bytes(able)
     fits = memory // max(1, choice.lane_bytes)
     best = float("inf")
@@ -90,7 +92,7 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
             break
         best, choice.lanes = rate, count
     if choice.lanes and 1 / CLOSE < best / choice.rates[LOOP] < CLOSE:
-        _settle(choice, jobs[0], _filled(able, choice.lanes))
+        _settle(choice, able[0], _filled(able, choice.lanes))
         best = choice.rates[_rung(choice.lanes)]
     structures = len({stacked.Structure.of(job) for job in able})
     compiling_pays = cell_steps * best * PAYS > COMPILING * structures
@@ -183,7 +185,7 @@ def lane_bytes(jobs: Sequence[Job]) -> int:
 
 
 def _lane_bytes(job: Job) -> int:
-    together = lanes.Lanes([_long(job)] * stacked.FEWEST)
+    together = lanes.Lanes([_long(job)] * FEWEST)
     inputs, targets = together.draw()
     (part,) = together.segments
     weights, programs = together.weights, together.programs
@@ -191,11 +193,17 @@ def _lane_bytes(job: Job) -> int:
     given = (weights, torch.zeros_like(weights), part.lr, *part.numbers, *part.state)
     update = programs.update(part.structure, part.tree, part.counts, *given)
     splits = feed.splits(together.workload, job.cell.seed, together.dtype, together.device)
-    seen = torch.stack([splits["validation"][0][:CHUNK]] * stacked.FEWEST)
-    evaluation = weights.nbytes + seen.nbytes + peak_bytes(programs.output(weights, seen, *together.fixed))
+    most = max((splits[name][0][:CHUNK] for name in ("validation", "test")), key=len)
+    seen = torch.stack([most] * FEWEST)
+    evaluation = (
+        weights.nbytes
+        + sum(tensor.nbytes for tensor in together.fixed)
+        + seen.nbytes
+        + peak_bytes(programs.output(weights, seen, *together.fixed))
+    )
     held = sum(tensor.nbytes for tensor in (*taken, *part.state))
     step = max(peak_bytes(programs.gradient(*taken)), weights.nbytes + peak_bytes(update))
-    return HEADROOM * (held + max(step, evaluation)) // stacked.FEWEST
+    return HEADROOM * (held + max(step, evaluation)) // FEWEST
 
 
 def versioned(job: Job) -> str:
@@ -219,7 +227,7 @@ def refusals(jobs: Sequence[Job]) -> dict[str, str]:
         seen.setdefault(job.cell.arm, job)
     for label, job in seen.items():
         try:
-            pair = lanes.Lanes([_long(job)] * stacked.FEWEST)
+            pair = lanes.Lanes([_long(job)] * FEWEST)
             pair.step(*pair.draw())
             pair.step(*pair.draw())
         except NoLanes as error:

@@ -22,7 +22,6 @@ from clipbench.engines.program import NoLanes
 from clipbench.engines.record import Job
 from clipbench.trees import Tree
 
-FEWEST = 2  # lanes: a batch of one differs in the last bits from the same lane among others
 MEASURED = len(step.PRODUCTS) - 1  # of which the update gives all but the loss
 
 

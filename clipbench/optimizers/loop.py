@@ -32,7 +32,7 @@ class Rule(Optimizer):
         super().__init__(list(named), {"lr": lr})
         self.component = component
         # Under a key of its own in torch's table, so that state_dict() carries it.
-        self.state["rule"] = component.init(self._tree(lambda param: param.detach()))  # type: ignore[index]
+        self.state["rule"] = component.init(self._tree(lambda param: param.detach().clone()))  # type: ignore[index]
 
     def _tree(self, leaf: Callable[[Tensor], Tensor]) -> Tree:
         (group,) = self.param_groups
@@ -46,9 +46,9 @@ class Rule(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         grads = self._tree(lambda param: torch.zeros_like(param) if param.grad is None else param.grad)
-        params = self._tree(lambda param: param.detach())
+        params = self._tree(lambda param: param.detach().clone())  # which the rule may keep, as they are before the step
         direction, self.state["rule"] = self.component.update(grads, self.state["rule"], params)  # type: ignore[index]
-        for name, param in params.items():
+        for name, param in self._tree(lambda param: param).items():
             param.add_(direction[name], alpha=-self.param_groups[0]["lr"])
         return loss
 

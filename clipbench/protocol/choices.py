@@ -9,7 +9,7 @@ from typing import Any
 
 from clipbench import schedule
 from clipbench.cell import Cell
-from clipbench.engines import Job, rates, stacked
+from clipbench.engines import Job, program, rates
 from clipbench.engines.rates import BATCHED, LOOP, Choice
 from clipbench.registry import UsageError
 
@@ -71,7 +71,7 @@ def used(choice: Choice, asked: Asked) -> Choice:
     if asked.engine == BATCHED and choice.refusals:
         raise UsageError(f"--engine batched: {next(iter(choice.refusals.values()))}; leave --engine out, or say loop.")
     lanes = min(choice.lanes, asked.memory // choice.lane_bytes) if choice.lane_bytes else choice.lanes
-    if lanes < stacked.FEWEST:
+    if lanes < program.FEWEST:
         if asked.engine == BATCHED:
             raise UsageError(f"--engine batched: two lanes take {2 * choice.lane_bytes} bytes; give more with --memory.")
         return replace(choice, engine=LOOP)

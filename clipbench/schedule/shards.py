@@ -8,7 +8,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from clipbench import engines
-from clipbench.engines import Job, Record, lanes, stacked
+from clipbench.engines import Job, Record, lanes, program, stacked
 from clipbench.engines.rates import BATCHED, LOOP, Choice, versioned
 
 IN_HAND = 4  # cells of a shard for the loop: enough to hide the pipe, few enough to end together
@@ -22,7 +22,7 @@ class Shard:
     jobs: tuple[Job, ...]
     engine: str = LOOP
     compiled: bool = False
-    fewest: int = stacked.FEWEST
+    fewest: int = program.FEWEST
     seconds: float = 0.0
 
     def run(self) -> Iterator[list[Record]]:
@@ -40,7 +40,7 @@ class Shard:
         """Two shards for one, without the compiled program, which has the same lanes for any number of cells."""
         middle = len(self.jobs) // 2
         parts = self.jobs[:middle], self.jobs[middle:]
-        return [replace(self, jobs=jobs, compiled=False, fewest=stacked.FEWEST) for jobs in parts]
+        return [replace(self, jobs=jobs, compiled=False, fewest=program.FEWEST) for jobs in parts]
 
 
 def pack(jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int) -> list[Shard]:
