@@ -539,7 +539,7 @@ def test_a_rule_may_keep_the_parameters_it_is_handed():
             return {"start": params}
 
         def update(self, grads, state, params):
-            return trees.map(lambda g, p, start: g * (p - start).abs().clamp(max=self.limit), grads, params, state["start"]), state
+            return trees.map(lambda g, p, start: g * (1 + (p - start).abs() / self.limit), grads, params, state["start"]), state
 
     for rules in (("heavy", "none"), ("heavy", "near")):
         asked = [job("wdbc", *rules, lr=0.1 * (1 + n), dtype="float64") for n in range(2)]
