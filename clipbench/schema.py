@@ -82,7 +82,7 @@ CURVES = (
         "ratio",
         "cosine between clipped and raw gradient; 1 for a zero gradient, NaN where only the clipped one is zero",
     ),
-    Column("changed", FLOAT, "share of elements", "share of gradient elements the clip altered"),
+    Column("changed", FLOAT, "share of elements", "share of gradient elements the clip altered; NaN where it was handed a NaN"),
     Column("update_norm", FLOAT, "parameter", "2-norm of the parameters' change; NaN where a parameter is not finite"),
 )
 EVALS = (

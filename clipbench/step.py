@@ -16,7 +16,6 @@ from torch import Tensor, nn
 # What a step leaves on the device. ``raw_broken`` and ``update_broken`` are finite exactly where every element is: they tell a
 # gradient with an infinite element from a finite one whose norm overflows.
 PRODUCTS = ("loss", "raw_raw", "raw_broken", "clipped_clipped", "raw_clipped", "changed", "update_update", "update_broken")
-BITS = {4: torch.int32, 8: torch.int64}
 
 
 class Meter:
@@ -30,8 +29,6 @@ class Meter:
         self._leaves = list(params)
         self._before = torch.cat([param.reshape(-1) for param in self._params])
         self._after, self._raw, self._clipped, self._zeros = (torch.zeros_like(self._before) for _ in range(4))
-        # Compared bit for bit, so that a NaN which stays as it is does not count as changed.
-        self._raw_bits, self._clipped_bits = (flat.view(BITS[flat.itemsize]) for flat in (self._raw, self._clipped))
         self._differs = torch.empty_like(self._before, dtype=torch.bool)
         self._none = torch.zeros((), dtype=torch.long, device=self._before.device)
         self._pending: list[tuple[Tensor, ...]] = []
@@ -46,7 +43,7 @@ class Meter:
         changed = self._none
         if clip_ran:
             clipped = torch.cat(self._gradient(), out=self._clipped)
-            changed = torch.count_nonzero(torch.ne(self._raw_bits, self._clipped_bits, out=self._differs))
+            changed = torch.count_nonzero(torch.ne(self._raw, self._clipped, out=self._differs))
         torch.cat([param.reshape(-1) for param in self._params], out=self._after)
         update = self._before.sub_(self._after)
         raw_raw = torch.dot(raw, raw)
@@ -91,9 +88,8 @@ def products(before: Tensor, after: Tensor, raw: Tensor, clipped: Tensor | None,
     clipped_clipped = raw_clipped = raw_raw
     if clipped is not None:
         clipped_clipped, raw_clipped = square(clipped), (raw * clipped).sum(1)
-        bits, other = (rows.view(BITS[rows.element_size()]) for rows in (raw, clipped))
-        # Into whole numbers, not truth values: a comparison that narrows its result takes three times as long.
-        changed = torch.ne(bits, other, out=torch.empty_like(bits)).sum(1, dtype=bits.dtype)
+        # Into numbers as wide, not truth values: a comparison that narrows its result takes three times as long.
+        changed = torch.ne(raw, clipped, out=torch.empty_like(raw)).sum(1)
     update = before - after
     return raw_raw, largest(raw), clipped_clipped, raw_clipped, changed, square(update), largest(update)
 
@@ -118,13 +114,15 @@ def derive(products: dict[str, np.ndarray], elements: int) -> np.ndarray:
     """Rows from the products of some steps, each an array of one value a step (or of steps × lanes).
 
     ``kept`` and ``cosine`` are 1 for a zero gradient and where the clip changed nothing; ``cosine`` is NaN where only the clipped
-    gradient is zero: it has no direction.
+    gradient is zero: it has no direction. All three are NaN where a clip was handed a NaN: there is nothing to compare.
     """
     clipped_norm = np.sqrt(products["clipped_clipped"])
-    same = (products["raw_raw"] == 0) | (products["changed"] == 0)
+    # A NaN differs from itself, so that a clip that was handed one has always changed something.
+    changed = np.where(np.isnan(products["raw_raw"]) & (products["changed"] > 0), np.nan, products["changed"] / elements)
+    same = (products["raw_raw"] == 0) | (changed == 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         grad_norm = np.sqrt(products["raw_raw"]) + 0 * products["raw_broken"]
         update_norm = np.sqrt(products["update_update"]) + 0 * products["update_broken"]
         kept = np.where(same, 1.0, clipped_norm / grad_norm)
         cosine = np.where(same, 1.0, np.clip(products["raw_clipped"] / (grad_norm * clipped_norm), -1.0, 1.0))
-    return np.stack([products["loss"], grad_norm, kept, cosine, products["changed"] / elements, update_norm], axis=-1)
+    return np.stack([products["loss"], grad_norm, kept, cosine, changed, update_norm], axis=-1)

@@ -515,6 +515,19 @@ def test_a_state_that_hands_on_what_was_is_not_overwritten_before_it_is_read(mon
         agree(made, engines.run(one))
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [("sgd", ("value", {"max_value": 0.01})), ("momentum", ("norm", {"max_norm": 0.1})), ("adam", ("layer", {"max_norm": 0.05}))],
+    ids=["sgd + value", "momentum + norm", "adam + layer"],
+)
+def test_the_last_row_of_a_diverged_run_is_the_loops(rules):
+    """Where a clip was handed a NaN, which it multiplies here in one order and there in another."""
+    asked = [job(("wdbc", {"width": 8}), *rules, lr=1e200 * (1 + n), dtype="float64") for n in range(2)]
+    for made, one in zip(lanes.run(asked), asked, strict=True):
+        assert math.isnan(made.rows[-1, GRAD_NORM])
+        agree(made, engines.run(one))
+
+
 def test_a_rule_may_keep_the_parameters_it_is_handed():
     """As they were: the loop must not hand out what the step then moves."""
 

@@ -201,15 +201,23 @@ def test_a_gradient_that_the_clip_makes_zero_has_no_direction():
     assert math.isnan(row[COSINE])
 
 
-@pytest.mark.parametrize("name", ["none", "value"])
-@pytest.mark.parametrize("value", [math.nan, -0.0])
+@pytest.mark.parametrize(("name", "value"), [("none", math.nan), ("none", -0.0), ("value", -0.0)])
 def test_an_element_that_stays_as_it_is_is_not_changed(name, value):
-    """NaN is not equal to itself: counted by value, the last step of a diverged run would be clipped without a clip."""
+    """Without a clip a NaN neither, though it is not equal to itself."""
     params = parameters()
     fill(params, 0.25)
     params[0].grad[0] = value
     row = measured(params, CLIPS[name])
     assert (row[KEPT], row[COSINE], row[CHANGED]) == (1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("clip", [clip for name, clip in CLIPS.items() if name != "none"])
+def test_what_a_clip_makes_of_a_nan_is_not_told(clip):
+    """Which NaN comes out of arithmetic depends on the order of the operands: bits would not be the same in every engine."""
+    params = parameters()
+    fill(params, 0.25)
+    params[0].grad[0] = math.nan
+    assert np.isnan(measured(params, clip)[[KEPT, COSINE, CHANGED]]).all()
 
 
 def test_a_parameter_without_a_gradient_counts_as_zeros():
