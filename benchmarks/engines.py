@@ -24,6 +24,7 @@ from threading import BrokenBarrierError
 from unittest import mock
 
 import torch
+from timing import timed
 from torch import nn
 
 from clipbench import feed, registry, schedule
@@ -37,7 +38,6 @@ PAIR = 2  # processes that run a contender at the same time
 BLOCK = 50  # steps, after which the rows are read
 STEPS = 2000  # of a cell: then its batches begin anew
 POOL = 2000  # sequences of which the script's batches are taken
-WARM_UP = 0.25  # seconds, at least
 PATIENCE = 300.0  # seconds that one process waits for the other, which may be compiling
 LR, MAX_NORM, MOMENTUM = 0.01, 0.5, 0.9
 LADDER = (16, 32, 64, 128)
@@ -82,24 +82,6 @@ PROBLEMS = {
     "cosh": Problem("cosh", batch=1),
     "origin": Problem("origin", ladder=(2,), in_jax=False),
 }
-
-
-def timed(block, count, seconds, meet):
-    """Microseconds of one cell and step, the median over blocks of ``count``; a block returns losses."""
-    begin = time.perf_counter()
-    block()
-    while time.perf_counter() - begin < WARM_UP:
-        block()
-    meet()
-    times, start, used = [], time.perf_counter(), time.process_time()
-    while not times or time.perf_counter() - start < seconds:
-        begin = time.perf_counter()
-        losses = block()
-        times.append((time.perf_counter() - begin) / count * 1e6)
-    cores = (time.process_time() - used) / (time.perf_counter() - start)
-    if not all(map(math.isfinite, losses)):
-        raise ValueError("a loss is not finite: what was timed is no training")
-    return {"microseconds": median(times), "least": min(times), "blocks": len(times), "cores": cores}
 
 
 def pieces(problem):

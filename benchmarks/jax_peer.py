@@ -12,20 +12,18 @@ os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_paralleli
 
 import argparse
 import json
-import statistics
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from timing import timed
 
 STEPS = 100  # of one call: one scan
 SEEDS = 3
 MOMENTUM, MAX_NORM, LR = 0.9, 0.5, 0.01
-WARM_UP = 0.25  # seconds, at least
 
 
 def cross_entropy(outputs, targets):
@@ -164,30 +162,10 @@ def measure(model, lanes, seconds, meet):
     def block():
         nonlocal carry
         carry, losses = run(*carry, LR * spread, MAX_NORM * spread, seed, batches)
-        return np.asarray(losses)
+        return np.asarray(losses).ravel()
 
-    begin = time.perf_counter()
-    block()
-    compiling = time.perf_counter() - begin
-    while time.perf_counter() - begin < compiling + WARM_UP:
-        block()
-    meet()
-    times, start, used = [], time.perf_counter(), time.process_time()
-    while not times or time.perf_counter() - start < seconds:
-        begin = time.perf_counter()
-        losses = block()
-        times.append((time.perf_counter() - begin) / STEPS / lanes * 1e6)
-    cores = (time.process_time() - used) / (time.perf_counter() - start)
-    if not np.isfinite(losses).all():
-        raise ValueError(f"a loss of {lanes} lanes is not finite: what was timed is no training")
-    return {
-        "microseconds": statistics.median(times),
-        "least": min(times),
-        "blocks": len(times),
-        "cores": cores,
-        "compiling": compiling,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)) // SEEDS,
-    }
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params)) // SEEDS
+    return timed(block, STEPS * lanes, seconds, meet) | {"parameters": parameters}
 
 
 def together():

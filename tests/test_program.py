@@ -15,7 +15,7 @@ BYTES = 4 * FLOATS  # of one tensor of so many numbers in float32
 
 
 def traced(function, *arguments, what="it"):
-    return trace(function, arguments or (torch.zeros(FLOATS),), what, rehearsal=0)
+    return trace(function, arguments or (torch.zeros(FLOATS),), what)
 
 
 def drawn(*sizes):
@@ -27,10 +27,10 @@ def drawn(*sizes):
 
 def test_a_program_computes_what_its_function_does_on_other_numbers_too():
     def function(left, right):
-        return (left @ right).relu().sum(0), left.mean()
+        return (left @ right).relu().sum(1), left.mean((1, 2))
 
-    graph = traced(function, torch.zeros(3, 4), torch.zeros(4, 5))
-    given = drawn(3, 4), drawn(4, 5)
+    graph = traced(function, torch.zeros(3, 2, 4), torch.zeros(3, 4, 5))
+    given = drawn(3, 2, 4), drawn(3, 4, 5)
     for found, expected in zip(graph(*given), function(*given), strict=True):
         assert torch.equal(found, expected)
 
@@ -149,7 +149,7 @@ def test_an_operation_with_other_bits_outside_a_vector_register_wants_whole_regi
         lambda x: x**2,
         lambda x: x.relu().sqrt().abs(),
         lambda x: torch.where(x > 0, x, -x).clamp(-1, 1),
-        lambda x: x.view(10, 100) @ x.view(100, 10),
+        lambda x: x.view(-1, 1) @ x.view(1, -1),
         torch.linalg.vector_norm,
     ],
     ids=["arithmetic", "square", "relu, root and magnitude", "choices", "a product of matrices", "a norm"],
@@ -212,14 +212,14 @@ def test_the_peak_of_a_program_is_what_one_counts_by_hand(function, tensors):
 
 
 def test_inputs_and_views_of_them_take_no_memory():
-    assert peak_bytes(traced(lambda x: x.view(10, 100).mT[3:5])) == 0
+    assert peak_bytes(traced(lambda x: x.view(2, -1).mT[:1])) == 0
 
 
 def test_a_view_keeps_its_memory_in_use_as_long_as_it_is_read():
     """The first sum is read at the very end, through a view of a view, and so is there beside the other two."""
 
     def function(x):
-        seen = (x + 1).view(10, 100)[:5]
+        seen = (x + 1).view(2, -1)[:1]
         other = (x + 2) * 3
         return other.sum() + seen.sum()
 
@@ -239,7 +239,7 @@ def test_what_is_written_in_place_is_in_use_until_its_last_reader():
 
 def test_all_parts_of_a_result_count():
     """The largest of each row of a hundred, and where it stands: numbers of four and of eight bytes."""
-    graph = traced(lambda x: torch.max(x.view(10, 100), 1).values + 1)
+    graph = traced(lambda x: torch.max(x, 1).values + 1, torch.zeros(10, 100))
     assert peak_bytes(graph) == 10 * 4 + 10 * 8 + 10 * 4
 
 

@@ -35,15 +35,11 @@ class NoLanes(Exception):  # noqa: N818 - an answer, not an error
     """Why something cannot train in lanes; the message says it."""
 
 
-def trace(
-    function: Callable[..., Any], arguments: Sequence[Tensor], what: str, pure: bool = True, rehearsal: int = FEWEST
-) -> GraphModule:
+def trace(function: Callable[..., Any], arguments: Sequence[Tensor], what: str, pure: bool = True) -> GraphModule:
     """``function``, which takes and returns tensors whose first dimension is the lane, as a list of operations.
 
     :param what: what an error names, such as ``workload "wdbc"``.
     :param pure: whether a change of its arguments is refused.
-    :param rehearsal: with how many lanes it is run beforehand: what a function makes at its first call and keeps, such as a mask,
-        must not be made of the tensors of the trace. 0 for a function that wants all of its arguments.
     :raises NoLanes: it cannot be traced, or a trace of it would not be true.
     """
     if len({id(argument) for argument in arguments}) < len(arguments):
@@ -61,8 +57,8 @@ def trace(
         with warnings.catch_warnings(), torch.no_grad():
             warnings.filterwarnings("error", message=".*performance drop.*")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
-            if rehearsal:
-                function(*(argument[:rehearsal].clone() for argument in arguments))
+            # Once for real: what a function makes at its first call and keeps must not be made of the tensors of the trace.
+            function(*(argument[:FEWEST].clone() for argument in arguments))
             # With tensors that have a shape and no memory: a trace takes no step, and nothing is held for a second derivative.
             graph = make_fx(watched, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
     except Exception as error:

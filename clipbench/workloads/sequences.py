@@ -148,8 +148,9 @@ class RecurrenceGradient(torch.autograd.Function):
         """Keep nothing: there is no second derivative."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise NotImplementedError("the recurrence of temporal-order has no second derivative")
+    def backward(_ctx: Any, *_grads: Tensor) -> Any:
+        # As torch does for what is once_differentiable: the states are given, and a derivative through them would be wrong.
+        raise RuntimeError("the recurrence of temporal-order cannot be differentiated twice")
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
