@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from clipbench.protocol import pages
 from clipbench.registry import UsageError
 from clipbench.store import Store
 
+Pair = tuple[str, np.ndarray, np.ndarray]  # what it is, as stored and as it came now
+CURVE = "the curve"
 ENGINES = ("loop", lanes.EAGER, lanes.COMPILED)
 TOLERANCE = {"float32": 1e-3, "float64": 1e-8}  # of losses, relative, where the same bits cannot be asked for
 
@@ -30,8 +33,8 @@ class Finding:
 def replay(store: Store, cell: str, engine: str | None = None) -> Finding:
     """Run the cell whose identity begins with ``cell`` again.
 
-    The same engine on the CPU, with the same libraries on the same processor, must give the same bits; anything else the same
-    status and outcome, and losses within a tolerance.
+    The same engine on the CPU, in one thread, with the same torch on the same processor, must give the same bits of its losses;
+    anything else the same status and outcome, and losses within a tolerance.
 
     :param engine: ``loop`` or ``batched``; the one that made the row where not given.
     :raises UsageError: no such cell, more than one, one that failed, or components that are not those of the row.
@@ -49,11 +52,12 @@ def replay(store: Store, cell: str, engine: str | None = None) -> Finding:
         return Finding(False, f"{asked.id}: it failed now: {record.failure}.")
     reasons = _reasons(store, row, with_engine)
     wanted = "the same bits" if not reasons else f"no more than a tolerance, because {' and '.join(reasons)}"
-    differences = _differences(store, row, record, exact=not reasons)
+    pairs = _pairs(store, row, record)
+    differences = _differences(row, record, pairs, exact=not reasons)
     what = f"{asked.id} ({asked.problem}, {asked.arm}, lr {asked.lr:g}, seed {asked.seed}) by {with_engine}"
     if differences:
         return Finding(False, f"{what} differs: {'; '.join(differences)}. Asked for was {wanted}.")
-    return Finding(True, f"{what} matches: {_compared(store, row)}. Asked for was {wanted}.")
+    return Finding(True, f"{what} matches: {_compared(pairs)}. Asked for was {wanted}.")
 
 
 def _row(store: Store, cell: str) -> dict[str, Any]:
@@ -108,7 +112,7 @@ def _reasons(store: Store, row: dict[str, Any], engine: str) -> list[str]:
     return reasons
 
 
-def _differences(store: Store, row: dict[str, Any], record: Record, *, exact: bool) -> list[str]:
+def _differences(row: dict[str, Any], record: Record, pairs: Sequence[Pair], *, exact: bool) -> list[str]:
     found: list[str] = []
     verdict = record.verdict
     for name, now in (
@@ -118,7 +122,7 @@ def _differences(store: Store, row: dict[str, Any], record: Record, *, exact: bo
     ):
         if now != row[name]:
             found.append(f"{name} was {row[name]} and is {now}")
-    for what, before, after in _pairs(store, row, record):
+    for what, before, after in pairs:
         if len(before) != len(after):
             found.append(f"{what} had {len(before)} values and has {len(after)}")
         elif exact and not np.array_equal(before, after, equal_nan=True):
@@ -128,14 +132,14 @@ def _differences(store: Store, row: dict[str, Any], record: Record, *, exact: bo
     return found
 
 
-def _pairs(store: Store, row: dict[str, Any], record: Record) -> list[tuple[str, np.ndarray, np.ndarray]]:
+def _pairs(store: Store, row: dict[str, Any], record: Record) -> list[Pair]:
     """What is stored beside what came now: the curve where it was kept, the validation losses, the first and last loss."""
     losses = record.rows[:, events.LOSS]
     ends = np.array([row["initial_loss"], row["final_loss"]], dtype=float)
     pairs = [("first and last loss", ends, losses[[0, -1]])]
     curve = store.read("curves").query("cell == @cell", local_dict={"cell": row["cell"]}).sort_values("step")
     if len(curve):
-        pairs.append(("the curve", curve["loss"].to_numpy(float), losses))
+        pairs.append((CURVE, curve["loss"].to_numpy(float), losses))
     evals = store.read("evals").query(
         "cell == @cell and split == 'validation' and metric == 'loss'", local_dict={"cell": row["cell"]}
     )
@@ -144,8 +148,8 @@ def _pairs(store: Store, row: dict[str, Any], record: Record) -> list[tuple[str,
     return pairs
 
 
-def _compared(store: Store, row: dict[str, Any]) -> str:
-    kept = len(store.read("curves").query("cell == @cell", local_dict={"cell": row["cell"]}))
+def _compared(pairs: Sequence[Pair]) -> str:
+    kept = next((len(stored) for what, stored, _ in pairs if what == CURVE), 0)
     curve = f"the {kept} losses of its curve" if kept else "its first and last loss (the curve was not kept)"
     return f"{curve}, its validation losses, its status and its outcome"
 
