@@ -119,20 +119,7 @@ def test_what_is_not_trained_is_each_seeds_own():
         def forward(self, inputs):
             return self.last((self.first(inputs) + self.shift).relu())
 
-    class Half:
-        metric = metrics.accuracy
-        reference_loss = 1.0
-
-        def data(self, generator):
-            return registry.build("workload", "wdbc", {}).data(generator)
-
-        def model(self):
-            return Frozen()
-
-        def loss(self, output, target):
-            return functional.cross_entropy(output, target)
-
-    workload("frozen")(Half)
+    on_cancer("frozen", Frozen)
     asked = [job("frozen", "momentum", ("layer", {"max_norm": 0.05}), seed=seed, dtype="float64") for seed in (0, 1, 1, 2)]
     for made, one in zip(lanes.run(asked), asked, strict=True):
         agree(made, engines.run(one))

@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import re
 import runpy
 
 import pytest
@@ -50,4 +51,7 @@ def test_the_table_of_engines_is_that_of_the_numbers_beside_it_and_the_readmes(c
     with torch.random.fork_rng():  # the table counts the parameters of models, which are drawn
         page = runpy.run_path(str(checkout / "benchmarks" / "engines.py"))["table"](stored["rounds"], stored["missing"], footer)
     assert (folder / "engines.md").read_text(encoding="utf-8") == page
-    assert page.partition("\n\n")[0] in (checkout / "README.md").read_text(encoding="utf-8")
+    readme = (checkout / "README.md").read_text(encoding="utf-8")
+    assert page.partition("\n\n")[0] in readme
+    eager, compiled = re.findall(r"^- recording.*?: ([\d.]+) ", page, flags=re.MULTILINE)
+    assert f"costs lanes {eager} times the time of a step without, and compiled lanes {compiled} times" in " ".join(readme.split())
