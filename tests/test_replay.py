@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from clipbench import protocol, registry, replay, schedule, study
+from clipbench import events, protocol, registry, replay, schedule, study
 from clipbench.engines import Job
 from clipbench.engines.record import Record
 from clipbench.registry import UsageError
@@ -59,7 +60,7 @@ def a_clipped_cell(store):
 def test_the_engine_that_made_a_row_gives_its_bits_again(stores, engine):
     found = replay.replay(stores[engine], a_clipped_cell(stores[engine]))
     assert found.matches, found.sentence
-    assert "the 12 losses of its curve" in found.sentence
+    assert "the 12 steps of its curve" in found.sentence
     assert found.sentence.endswith("Asked for was the same bits.")
 
 
@@ -84,7 +85,26 @@ def test_a_row_that_came_about_otherwise_does_not_match(stores, tmp_path):
     archive.flush()
     found = replay.replay(Store(store.folder), cell.id)
     assert not found.matches
-    assert "the curve has other bits" in found.sentence
+    assert "the curve's loss has other bits" in found.sentence
+
+
+@pytest.mark.parametrize("measure", events.COLUMNS)
+def test_a_measure_that_was_stored_otherwise_does_not_match(stores, measure, monkeypatch):
+    """Each of the six, one bit away at one step."""
+    store, read = stores["loop"], Store.read
+    cell = a_clipped_cell(store)
+
+    def altered(self, table):
+        frame = read(self, table)
+        if table == "curves":
+            at = frame.index[(frame["cell"] == cell) & (frame["step"] == 5)][0]
+            frame.loc[at, measure] = np.nextafter(frame.loc[at, measure], 2.0)
+        return frame
+
+    monkeypatch.setattr(Store, "read", altered)
+    found = replay.replay(store, cell)
+    assert not found.matches
+    assert f"the curve's {measure} has other bits" in found.sentence
 
 
 def _run_all(jobs):
