@@ -10,7 +10,11 @@ from typing import Any
 
 from clipbench import registry
 
-RELATIVE = "relative"
+# Words of the study's language that are kept among a component's settings, left out at their default: so labels and identities know
+# them, and a component is built without them.
+RELATIVE, ON, SCHEDULE, ACCUMULATE = "relative", "on", "schedule", "accumulate"
+WORDS = (RELATIVE, ON, SCHEDULE, ACCUMULATE)
+GRADIENT, UPDATE, EXAMPLE = "gradient", "update", "example"  # what a clip is applied to
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,11 @@ class Part:
 
     def document(self) -> dict[str, Any]:
         return {"name": self.name, "version": self.version, "settings": dict(self.settings)}
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The settings that the component is built with."""
+        return {name: value for name, value in self.settings.items() if name not in WORDS}
 
     @property
     def label(self) -> str:
@@ -96,17 +105,32 @@ class Cell:
         return self.optimizer.label if self.clip.name == "none" else f"{self.optimizer.label} + {self.clip.label}"
 
     @property
+    def on(self) -> str:
+        """What the clip is applied to: ``gradient``, ``update`` or ``example``."""
+        return str(self.clip.settings.get(ON, GRADIENT))
+
+    @property
+    def schedule(self) -> str:
+        """The learning rate's schedule, as ``lr_schedules.canonical`` writes it."""
+        return str(self.optimizer.settings.get(SCHEDULE, "constant"))
+
+    @property
+    def accumulate(self) -> int:
+        """In how many parts of equal size a batch is taken, whose gradients are added up before the clip."""
+        return int(self.workload.settings.get(ACCUMULATE, 1))
+
+    @property
     def relative(self) -> float | None:
         """The threshold as a multiple of the pilot's median size, where the study gave it so."""
         return self.clip.settings.get(RELATIVE)
 
     def clip_settings(self, median_size: float | None = None) -> dict[str, Any]:
         """The clip's settings with a relative threshold resolved: ``relative × median_size`` to three digits."""
-        settings = dict(self.clip.settings)
-        if RELATIVE in settings:
+        settings = self.clip.own
+        if self.relative is not None:
             if median_size is None or self.clip.threshold is None:
                 raise ValueError(f"a relative threshold of {self.clip.name} needs the pilot's median size")
-            settings[self.clip.threshold] = float(f"{settings.pop(RELATIVE) * median_size:.3g}")
+            settings[self.clip.threshold] = float(f"{self.relative * median_size:.3g}")
         return settings
 
 

@@ -20,13 +20,26 @@ from clipbench.registry import UsageError
 Batch = tuple[Tensor, Tensor]
 EVALUATED = 256  # examples of a split that is sampled
 AHEAD, AHEAD_BYTES = 16, 2**22  # batches looked up at once, at most
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+MIXED = "bfloat16-mixed"  # weights, update and loss in float32, the model's products under autocast
+DTYPES = {"float32": torch.float32, "float64": torch.float64, MIXED: torch.float32}
 
 
-def model(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
-    """The workload's module with the seed's weights: drawn in float32 on the CPU, then moved."""
+def model(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu", mixed: bool = False) -> nn.Module:
+    """The workload's module with the seed's weights: drawn in float32 on the CPU, then moved.
+
+    :param mixed: whether it computes under autocast to bfloat16, and returns float32.
+    """
     with trees.seeded(workload.name, seed, "weights"):
-        return workload.model().to(device=device, dtype=dtype)
+        module = workload.model().to(device=device, dtype=dtype)
+    if mixed:
+        plain = module.forward
+
+        def forward(*inputs: Tensor) -> Tensor:
+            with torch.autocast(device, torch.bfloat16):
+                return plain(*inputs).float()
+
+        module.forward = forward
+    return module
 
 
 @lru_cache(maxsize=12)  # the seeds of one arm; of origin 14 MB each
@@ -83,6 +96,15 @@ def order(examples: int, batch: int, steps: int, stream: torch.Generator, name: 
         raise UsageError(f'workload "{name}": a batch of {batch} is larger than its {examples} training examples.')
     epochs = [torch.randperm(examples, generator=stream)[: per_epoch * batch] for _ in range(-(-steps // per_epoch))]
     return torch.cat(epochs).reshape(-1, batch)[:steps] if epochs else torch.empty(0, batch, dtype=torch.long)
+
+
+def parts(inputs: Tensor, targets: Tensor, number: int) -> list[tuple[float, Tensor, Tensor]]:
+    """A batch in ``number`` parts: the share of its examples, inputs and targets of each.
+
+    An analytic function, whose input is one vector whatever the batch, has one part.
+    """
+    pieces = zip(inputs.chunk(number), targets.chunk(number), strict=True)
+    return [(len(some) / len(inputs), some, wanted) for some, wanted in pieces]
 
 
 def loss_of(workload: Any, output: Tensor, target: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ PACKAGED = ("clipbench.clips", "clipbench.optimizers", "clipbench.workloads")
 ENTRY_POINTS = "clipbench.components"
 
 # Words of the study's own language: a setting of that name could never be reached from a study.
-RESERVED = ("name", "torch", "relative", "lr", "steps", "batch", "seeds", "device", "dtype")
+RESERVED = ("name", "torch", "relative", "on", "lr", "schedule", "steps", "batch", "accumulate", "seeds", "device", "dtype")
 
 C = TypeVar("C", bound=type)
 

@@ -82,8 +82,8 @@ def _job(asked: Cell, row: dict[str, Any], store: Store) -> Job:
                 f'{store.folder}: {row["cell"]} was written by version {part.version} of "{part.name}" (now {version}); '
                 "`run` makes it anew."
             )
-    settings = dict(asked.clip.settings)
-    if settings.pop("relative", None) is not None:
+    settings = asked.clip.own
+    if asked.relative is not None:
         settings[str(asked.clip.threshold)] = float(row["threshold"])
     return Job(asked, settings)
 

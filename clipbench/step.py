@@ -15,7 +15,11 @@ from torch import Tensor, nn
 
 # What a step leaves on the device. ``raw_broken`` and ``update_broken`` are finite exactly where every element is: they tell a
 # gradient with an infinite element from a finite one whose norm overflows.
-PRODUCTS = ("loss", "raw_raw", "raw_broken", "clipped_clipped", "raw_clipped", "changed", "update_update", "update_broken")
+# ``handed`` is what the clip was given: the raw gradient, but for a clip on the update.
+PRODUCTS = (
+    *("loss", "raw_raw", "raw_broken", "handed_handed", "clipped_clipped", "handed_clipped", "changed"),
+    *("update_update", "update_broken"),
+)
 
 
 class Meter:
@@ -29,6 +33,7 @@ class Meter:
         self._leaves = list(params)
         self._before = torch.cat([param.reshape(-1) for param in self._params])
         self._after, self._raw, self._clipped, self._zeros = (torch.zeros_like(self._before) for _ in range(4))
+        self._direction: Tensor | None = None
         self._differs = torch.empty_like(self._before, dtype=torch.bool)
         self._none = torch.zeros((), dtype=torch.long, device=self._before.device)
         self._pending: list[tuple[Tensor, ...]] = []
@@ -37,13 +42,21 @@ class Meter:
         """Keep the gradient as it is, before the clip."""
         torch.cat(self._gradient(), out=self._raw)
 
+    def update(self, direction: Sequence[Tensor], clipped: Sequence[Tensor]) -> None:
+        """Keep an update before and after a clip that is applied to it, in the parameters' order."""
+        self._direction = torch.cat([tensor.reshape(-1) for tensor in direction])
+        torch.cat([tensor.reshape(-1) for tensor in clipped], out=self._clipped)
+
     def step(self, loss: Tensor, clip_ran: bool) -> None:
         """Measure the step that was just taken: ``clip_ran=False`` says that no clip touched the gradient."""
-        raw, clipped = self._raw, self._raw
-        changed = self._none
+        raw, changed = self._raw, self._none
+        handed = clipped = raw
         if clip_ran:
             clipped = torch.cat(self._gradient(), out=self._clipped)
-            changed = torch.count_nonzero(torch.ne(self._raw, self._clipped, out=self._differs))
+        elif self._direction is not None:
+            handed, clipped, self._direction = self._direction, self._clipped, None
+        if clipped is not raw:
+            changed = torch.count_nonzero(torch.ne(handed, clipped, out=self._differs))
         torch.cat([param.reshape(-1) for param in self._params], out=self._after)
         update = self._before.sub_(self._after)
         raw_raw = torch.dot(raw, raw)
@@ -52,8 +65,9 @@ class Meter:
                 loss.detach(),
                 raw_raw,
                 torch.dot(raw, self._zeros),
-                torch.dot(clipped, clipped) if clip_ran else raw_raw,
-                torch.dot(raw, clipped) if clip_ran else raw_raw,
+                torch.dot(handed, handed) if handed is not raw else raw_raw,
+                torch.dot(clipped, clipped) if clipped is not raw else raw_raw,
+                torch.dot(handed, clipped) if clipped is not raw else raw_raw,
                 changed,
                 torch.dot(update, update),
                 torch.dot(update, self._zeros),
@@ -73,25 +87,43 @@ class Meter:
         return derive(dict(zip(PRODUCTS, columns, strict=True)), self._before.numel())
 
 
-def products(before: Tensor, after: Tensor, raw: Tensor, clipped: Tensor | None, one_pass: bool = False) -> tuple[Tensor, ...]:
+class Unmeasured(Meter):
+    """In a meter's place where nothing is measured."""
+
+    def __init__(self) -> None:
+        self._pending = []
+
+    def raw(self) -> None: ...
+
+    def update(self, direction: Sequence[Tensor], clipped: Sequence[Tensor]) -> None: ...
+
+    def step(self, loss: Tensor, clip_ran: bool) -> None: ...
+
+
+def products(
+    before: Tensor, after: Tensor, raw: Tensor, handed: Tensor | None, clipped: Tensor | None, one_pass: bool = False
+) -> tuple[Tensor, ...]:
     """What one step of many lanes leaves on the device, in the order of ``PRODUCTS`` without the loss: a value a lane each.
 
     :param before: the parameters before the step, lanes × elements, as are all others.
     :param after: the parameters after the step.
     :param raw: the gradient before the clip.
-    :param clipped: the gradient after it; None where no clip touched it.
+    :param handed: what the clip was given; None where it was the gradient.
+    :param clipped: the same after it; None where no clip touched it.
     :param one_pass: for a compiler, which takes plain sums of one lane while it has its elements at hand. Anything to be done to
         the sums themselves would make it walk through all lanes once for each.
     """
     square, largest = (_plain_square, _plain_largest) if one_pass else (_square, _largest)
     raw_raw, changed = square(raw), torch.zeros(len(raw), dtype=torch.long, device=raw.device)
-    clipped_clipped = raw_clipped = raw_raw
+    handed_handed = raw_raw if handed is None else square(handed)
+    clipped_clipped = handed_clipped = handed_handed
     if clipped is not None:
-        clipped_clipped, raw_clipped = square(clipped), (raw * clipped).sum(1)
+        given = raw if handed is None else handed
+        clipped_clipped, handed_clipped = square(clipped), (given * clipped).sum(1)
         # Into numbers as wide, not truth values: a comparison that narrows its result takes three times as long.
-        changed = torch.ne(raw, clipped, out=torch.empty_like(raw)).sum(1)
+        changed = torch.ne(given, clipped, out=torch.empty_like(given)).sum(1)
     update = before - after
-    return raw_raw, largest(raw), clipped_clipped, raw_clipped, changed, square(update), largest(update)
+    return raw_raw, largest(raw), handed_handed, clipped_clipped, handed_clipped, changed, square(update), largest(update)
 
 
 def _square(rows: Tensor) -> Tensor:
@@ -113,16 +145,17 @@ def _plain_largest(rows: Tensor) -> Tensor:
 def derive(products: dict[str, np.ndarray], elements: int) -> np.ndarray:
     """Rows from the products of some steps, each an array of one value a step (or of steps × lanes).
 
-    ``kept`` and ``cosine`` are 1 for a zero gradient and where the clip changed nothing; ``cosine`` is NaN where only the clipped
-    gradient is zero: it has no direction. All three are NaN where a clip was handed a NaN: there is nothing to compare.
+    ``kept``, ``cosine`` and ``changed`` compare what the clip was handed with what it returned. ``kept`` and ``cosine`` are 1 where
+    that was zero and where the clip changed nothing; ``cosine`` is NaN where only the clipped one is zero: it has no direction. All
+    three are NaN where a clip was handed a NaN: there is nothing to compare.
     """
     clipped_norm = np.sqrt(products["clipped_clipped"])
     # A NaN differs from itself, so that a clip that was handed one has always changed something.
-    changed = np.where(np.isnan(products["raw_raw"]) & (products["changed"] > 0), np.nan, products["changed"] / elements)
-    same = (products["raw_raw"] == 0) | (changed == 0)
+    changed = np.where(np.isnan(products["handed_handed"]) & (products["changed"] > 0), np.nan, products["changed"] / elements)
+    same = (products["handed_handed"] == 0) | (changed == 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        grad_norm = np.sqrt(products["raw_raw"]) + 0 * products["raw_broken"]
+        grad_norm, handed_norm = (np.sqrt(products[name]) + 0 * products["raw_broken"] for name in ("raw_raw", "handed_handed"))
         update_norm = np.sqrt(products["update_update"]) + 0 * products["update_broken"]
-        kept = np.where(same, 1.0, clipped_norm / grad_norm)
-        cosine = np.where(same, 1.0, np.clip(products["raw_clipped"] / (grad_norm * clipped_norm), -1.0, 1.0))
+        kept = np.where(same, 1.0, clipped_norm / handed_norm)
+        cosine = np.where(same, 1.0, np.clip(products["handed_clipped"] / (handed_norm * clipped_norm), -1.0, 1.0))
     return np.stack([products["loss"], grad_norm, kept, cosine, changed, update_norm], axis=-1)

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clipbench import registry
-from clipbench.cell import RELATIVE, Cell, Part
+from clipbench import lr_schedules, registry
+from clipbench.cell import ACCUMULATE, EXAMPLE, GRADIENT, ON, RELATIVE, SCHEDULE, UPDATE, WORDS, Cell, Part
 from clipbench.events import Rules
 from clipbench.registry import UsageError
 
@@ -26,7 +26,8 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, description="positive number")]
 Whole = Annotated[int, Field(ge=1, description="whole number of at least 1")]
 Device = Literal["cpu", "cuda"]
-Dtype = Literal["float32", "float64"]
+Dtype = Literal["float32", "float64", "bfloat16-mixed"]
+On = Literal["gradient", "update", "example"]
 
 
 class Page(BaseModel):
@@ -61,6 +62,8 @@ class Run(Page):
     device: Device | list[Device] = "cpu"
     dtype: Dtype | list[Dtype] = "float32"
     lr: Rate | list[Rate] | None = None
+    schedule: str | list[str] = lr_schedules.CONSTANT
+    accumulate: Whole | list[Whole] = 1
     seeds: Seeds = Seeds()
     engine: Literal["auto", "loop", "batched"] = "auto"
     evaluations: Whole = 20
@@ -76,8 +79,11 @@ class Table(BaseModel):
     steps: Whole | None = None
     batch: Whole | list[Whole] | None = None
     lr: Rate | list[Rate] | dict[str, Rate | list[Rate]] | None = None
+    schedule: str | list[str] | None = None
+    accumulate: Whole | list[Whole] | None = None
     seeds: Seeds | None = None
     relative: Rate | list[Rate] | None = None
+    on: On | list[On] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -160,8 +166,29 @@ class Study:
             batches = _axis(size, f"{self.where}, [run]: `batch`")
             devices = _axis(run.device, f"{self.where}, [run]: `device`")
             dtypes = _axis(run.dtype, f"{self.where}, [run]: `dtype`")
-            for batch, device, dtype, lr in product(batches, devices, dtypes, self._rates(w, o, c)):
-                yield Cell(workload, optimizer, clip, float(lr), 0, steps, batch, device, dtype, run.evaluations, events)
+            schedules = self._schedules(w, o)
+            numbers = _axis(run.accumulate if w.accumulate is None else w.accumulate, f"{self.where}, [run]: `accumulate`")
+            if clip.settings.get(ON) == UPDATE and not hasattr(registry.find("optimizer", optimizer.name), "update"):
+                raise UsageError(
+                    f'{self.where}: "{clip.label}" clips the update of a pure rule, and "{optimizer.name}" has none; '
+                    "leave one of the two out."
+                )
+            for batch, number, device, dtype, schedule, lr in product(
+                batches, numbers, devices, dtypes, schedules, self._rates(w, o, c)
+            ):
+                if batch % number:
+                    raise UsageError(f"{self.where}: a batch of {batch} cannot be taken in {number} equal parts (`accumulate`).")
+                taken = _with(workload, ACCUMULATE, number, 1)
+                stepped = _with(optimizer, SCHEDULE, schedule, lr_schedules.CONSTANT)
+                yield Cell(taken, stepped, clip, float(lr), 0, steps, batch, device, dtype, run.evaluations, events)
+
+    def _schedules(self, w: Table, o: Table) -> list[str]:
+        """The schedules of one workload and optimizer: the optimizer's own, the workload's, the study's."""
+        what = f"{self.where}, [run]: `schedule`"
+        for given in (o.schedule, w.schedule, self.document.run.schedule):
+            if given is not None:
+                return _axis([lr_schedules.canonical(one, what) for one in _axis(given, what)], what)
+        return []
 
     def _events(self, changes: Mapping[str, float]) -> dict[str, float]:
         """The event thresholds that differ from the rules' own."""
@@ -194,8 +221,7 @@ class Study:
             for word, given in (("batch", table.batch), ("lr", table.lr)):
                 for axis in given.values() if isinstance(given, dict) else [given]:
                     _axis(axis, f"{where}: `{word}`")
-            if kind != "workload" and table.seeds is not None:
-                raise UsageError(f"{where}: `seeds` belongs in [run] or in a [[workload]], not here.")
+            _at_home(kind, table, where)
             seeds = [other.seeds or self.document.run.seeds for other in tables if other.name == table.name]
             if kind == "workload" and any(one != seeds[0] for one in seeds):
                 raise UsageError(
@@ -213,22 +239,57 @@ class Study:
             settings = dict(table.settings)
             if table.relative is not None:
                 settings[RELATIVE] = table.relative
+            if table.on is not None:
+                settings[ON] = table.on
             axes = {name: _axis(value, f"{where}: `{name}`") for name, value in settings.items()}
             for point in product(*axes.values()):
                 yield table, part(kind, cls, dict(zip(axes, point, strict=True)), where)
 
 
 def part(kind: registry.Kind, cls: Any, settings: Mapping[str, Any], where: str) -> Part:
-    """One component with validated settings, a relative threshold left as the study wrote it."""
+    """One component with validated settings, the study's own words left as it wrote them."""
     threshold = registry.threshold_field(cls) if kind == "clip" else None
-    if RELATIVE not in settings:
-        return Part(cls.name, cls.version, registry.validated(cls, settings, where), threshold)
+    words = {name: value for name, value in settings.items() if name in WORDS}
+    others = {name: value for name, value in settings.items() if name not in WORDS}
+    on = words.get(ON, GRADIENT)
+    if on == GRADIENT:
+        words.pop(ON, None)
+    elif threshold is None:
+        raise UsageError(f'{where}: "{cls.name}" changes nothing, so `on = "{on}"` would; leave it out.')
+    elif RELATIVE in words:
+        raise UsageError(
+            f'{where}: `relative` is a multiple of the size of a batch\'s gradient; with `on = "{on}"` give `{threshold}`.'
+        )
+    elif on == EXAMPLE and hasattr(cls, "init"):
+        raise UsageError(f'{where}: "{cls.name}" remembers from step to step, which the gradient of one example cannot.')
+    if RELATIVE not in words:
+        return Part(cls.name, cls.version, {**registry.validated(cls, others, where), **words}, threshold)
     if threshold is None or threshold in settings:
         raise UsageError(f"{where}: give `relative` or `{threshold}`, not both.")
-    others = {name: value for name, value in settings.items() if name != RELATIVE}
     clean = registry.validated(cls, {**others, threshold: 1.0}, where)
     clean.pop(threshold, None)
-    return Part(cls.name, cls.version, {**clean, RELATIVE: float(settings[RELATIVE])}, threshold)
+    return Part(cls.name, cls.version, {**clean, **words, RELATIVE: float(words[RELATIVE])}, threshold)
+
+
+def _with(part: Part, word: str, value: Any, default: Any) -> Part:
+    """A component with a word of the study among its settings, left out at its default."""
+    return part if value == default else replace(part, settings={**part.settings, word: value})
+
+
+def _at_home(kind: registry.Kind, table: Table, where: str) -> None:
+    """Whether the words of a table belong into one of its kind.
+
+    :raises UsageError: one does not.
+    """
+    homes = {
+        "seeds": (table.seeds is not None, ("workload",), "[run] or in a [[workload]]"),
+        "accumulate": (table.accumulate is not None, ("workload",), "[run] or in a [[workload]]"),
+        "schedule": (table.schedule is not None, ("workload", "optimizer"), "[run], a [[workload]] or an [[optimizer]]"),
+        "on": (table.on is not None, ("clip",), "a [[clip]]"),
+    }
+    for word, (given, kinds, home) in homes.items():
+        if given and kind not in kinds:
+            raise UsageError(f"{where}: `{word}` belongs in {home}, not here.")
 
 
 def ordinal(number: int) -> str:
@@ -325,7 +386,10 @@ WANTED = {
     "select": "a whole number of at least 1",
     "report": "a whole number of at least 0",
     "device": '"cpu", "cuda", or a list of them',
-    "dtype": '"float32", "float64", or a list of them',
+    "dtype": '"float32", "float64", "bfloat16-mixed", or a list of them',
+    "schedule": 'text such as "cosine" or "step(factor=0.3)", or a list of such',
+    "accumulate": "a whole number of at least 1, or a list of them",
+    "on": '"gradient", "update", "example", or a list of them',
     "engine": '"auto", "loop" or "batched"',
     "threshold": "a positive number",
     "arms": 'a list of arms such as "momentum + value"',

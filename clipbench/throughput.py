@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipbench import engines, feed, optimizers, trees
+from clipbench import engines, feed, trees
 from clipbench.cell import Part
 from clipbench.engines import Components, Job
 
@@ -53,13 +53,9 @@ class Step:
 
     def __init__(self, job: Job) -> None:
         cell, parts = job.cell, Components.of(job)
-        dtype = feed.DTYPES[cell.dtype]
-        self.workload, self.device = parts.workload, cell.device
-        self.module = feed.model(parts.workload, cell.seed, dtype, cell.device)
-        named = {name: param for name, param in self.module.named_parameters() if param.requires_grad}
-        self.optimizer = optimizers.torch_optimizer(parts.optimizer, list(named.values()), cell.lr, named)
-        self.clip: Callable[[], bool] | None = engines.clipper(parts.clip, named) if cell.clip.name != "none" else None
-        self.batches = self._cycle(list(feed.batches(parts.workload, cell.seed, cell.batch, BATCHES, dtype, cell.device)))
+        self.trainer, self.device = engines.Trainer(parts, cell, metered=False), cell.device
+        batches = feed.batches(parts.workload, cell.seed, cell.batch, BATCHES, self.trainer.dtype, cell.device)
+        self.batches = self._cycle(list(batches))
 
     @staticmethod
     def _cycle(batches: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -68,13 +64,7 @@ class Step:
 
     def once(self) -> None:
         """One step."""
-        inputs, targets = next(self.batches)
-        self.optimizer.zero_grad()
-        loss = feed.loss_of(self.workload, self.module(inputs), targets)
-        loss.backward()
-        if self.clip is not None:
-            self.clip()
-        self.optimizer.step()
+        self.trainer.step(*next(self.batches))
 
     def block(self, steps: int) -> float:
         """Seconds for ``steps`` steps; a CUDA device has finished before the clock starts and before it stops."""
@@ -91,10 +81,10 @@ class Step:
 
     def peak_bytes(self) -> int:
         """Peak memory of one step: weights, gradients and optimizer state, and the most that was allocated on top of them."""
-        held = [tensor for param in self.module.parameters() for tensor in (param, param.grad) if tensor is not None]
-        held += [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        held = [tensor for param in self.trainer.module.parameters() for tensor in (param, param.grad) if tensor is not None]
+        held += [value for state in self.trainer.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
         base = sum(tensor.numel() * tensor.element_size() for tensor in held)
-        self.optimizer.zero_grad(set_to_none=False)
+        self.trainer.optimizer.zero_grad(set_to_none=False)
         if self.device == "cuda":
             self._finish()
             torch.cuda.reset_peak_memory_stats()

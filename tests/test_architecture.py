@@ -36,11 +36,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schema": set(),
     "events": {"registry", "schema"},
     "cell": {"registry", "schema"},
-    "study": {"registry", "schema", "events", "cell"},
+    "lr_schedules": {"registry"},
+    "study": {"registry", "schema", "events", "cell", "lr_schedules"},
     # the motion
     "feed": {"registry", "trees"},
     "step": {"registry", "trees", "cell"},
-    "engines": {*MATTER, "clips", "optimizers", "schema", "events", "cell", "feed", "step"},
+    "engines": {*MATTER, "clips", "optimizers", "schema", "events", "cell", "lr_schedules", "feed", "step"},
     # the memory, and what fills it
     "store": {"registry", "schema", "cell"},
     "schedule": {*MEMORY, "events", "study", "engines"},
@@ -79,6 +80,7 @@ FREE_OF_TORCH = {
     "registry",
     "schema",
     "cell",
+    "lr_schedules",
     "study",
     "events",
     "store",

@@ -127,6 +127,129 @@ def test_the_loop_is_what_a_user_would_write(rule, method):
     assert losses("wdbc", rule, (method, settings), seed=3) == expected
 
 
+def test_a_schedule_is_torchs_scheduler_beside_the_optimizer():
+    model = feed.model(registry.build("workload", "wdbc", {}), 3, torch.float64)
+    steps = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(steps, T_max=30)
+    expected = []
+    for inputs, targets in feed.batches(registry.build("workload", "wdbc", {}), 3, 20, 30, torch.float64):
+        steps.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        steps.step()
+        schedule.step()
+        expected.append(loss.item())
+    made = losses("wdbc", ("momentum", {"schedule": "cosine"}), seed=3, dtype="float64")
+    assert made == pytest.approx(expected, rel=1e-10)
+    assert made != pytest.approx(losses("wdbc", "momentum", seed=3, dtype="float64"), rel=1e-4)
+
+
+def test_a_batch_taken_in_parts_has_the_gradient_of_the_whole(monkeypatch):
+    """In float64 to rounding, loss included; and the model never sees more than a part."""
+    whole = record("digits", "momentum", ("norm", {"max_norm": 0.1}), dtype="float64")
+    seen = []
+    forward = nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, inputs: (seen.append(len(inputs)), forward(self, inputs))[1])
+    parts = record(("digits", {"accumulate": 4}), "momentum", ("norm", {"max_norm": 0.1}), dtype="float64")
+    np.testing.assert_allclose(parts.rows, whole.rows, rtol=1e-9, atol=1e-12)
+    assert seen.count(5) == 2 * 4 * 30
+
+
+def test_a_clip_on_the_update_of_plain_descent_is_one_on_its_gradient():
+    """There the two are one vector; the loop steps its own class in one case and the pure rule in the other."""
+    for name, settings in (("value", {"max_value": 0.01}), ("norm", {"max_norm": 0.1})):
+        made = [record("wdbc", "sgd", (name, {**settings, **on}), dtype="float64").rows for on in ({}, {"on": "update"})]
+        np.testing.assert_allclose(*made, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", ["momentum", "adam", "rmsprop"])
+def test_a_clip_on_the_update_bounds_every_step(rule):
+    """Whatever the rule makes of its gradients: with a value clip at c no weight moves more than lr·c."""
+    one = cell("wdbc", rule, ("value", {"max_value": 0.5, "on": "update"}), lr=0.01, dtype="float64")
+    trainer = Trainer(Components.of(Job(one, one.clip_settings())), one)
+    largest = 0.0
+    for batch in feed.batches(trainer.workload, 0, 20, 10, torch.float64):
+        before = [param.detach().clone() for param in trainer.module.parameters()]
+        trainer.step(*batch)
+        moved = [(now - then).abs().max().item() for now, then in zip(trainer.module.parameters(), before, strict=True)]
+        largest = max(largest, *moved)
+    assert largest <= 0.005 * (1 + 1e-9)
+    rows = trainer.meter.rows()
+    assert (rows[:, CHANGED] > 0).any() == (largest == pytest.approx(0.005))
+
+
+def test_the_gradients_norm_is_the_gradients_whatever_is_clipped():
+    """``kept`` compares the update with the clipped one: its length is c where that is a norm clip."""
+    rows = record("wdbc", "adam", ("norm", {"max_norm": 1.0, "on": "update"}), lr=0.01, dtype="float64").rows
+    plain = record("wdbc", "adam", lr=0.01, dtype="float64").rows
+    assert rows[0, GRAD_NORM] == plain[0, GRAD_NORM]
+    # Adam's first update has the length of a sign vector, the root of the number of weights (a few are zero).
+    assert rows[0, KEPT] == pytest.approx(0.01 / plain[0, UPDATE_NORM], rel=1e-5)
+    assert rows[0, UPDATE_NORM] == pytest.approx(0.01, rel=1e-5)
+
+
+def test_a_clip_on_examples_is_a_loop_over_them():
+    """Backward, clip, add up: one example after the other, as one writes it without per-sample gradients."""
+    work = registry.build("workload", "digits", {})
+    model = feed.model(work, 3, torch.float64)
+    steps = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    expected = []
+    for inputs, targets in feed.batches(work, 3, 20, 10, torch.float64):
+        total, value = [torch.zeros_like(param) for param in model.parameters()], 0.0
+        for number in range(len(inputs)):
+            model.zero_grad()
+            loss = nn.functional.cross_entropy(model(inputs[number : number + 1]), targets[number : number + 1])
+            loss.backward()
+            clip_grad_norm_(model.parameters(), 0.2)
+            total = [mean + param.grad / len(inputs) for mean, param in zip(total, model.parameters(), strict=True)]
+            value += loss.item() / len(inputs)
+        for mean, param in zip(total, model.parameters(), strict=True):
+            param.grad = mean
+        steps.step()
+        expected.append(value)
+    made = record("digits", "momentum", ("norm", {"max_norm": 0.2, "on": "example"}), seed=3, steps=10, dtype="float64")
+    assert made.rows[:, LOSS].tolist() == pytest.approx(expected, rel=1e-9)
+    assert (made.rows[:, KEPT] < 0.9).all()
+
+
+def test_one_example_alone_is_clipped_as_its_batch():
+    made = [
+        record("digits", "sgd", ("norm", {"max_norm": 0.2, **on}), batch=1, steps=10, dtype="float64").rows
+        for on in ({}, {"on": "example"})
+    ]
+    np.testing.assert_allclose(*made, rtol=1e-9, atol=1e-12)
+
+
+def test_a_model_that_mixes_examples_has_no_gradient_of_one():
+    """BatchNorm: the record says so, and the matrix goes on."""
+
+    @workload("normalised")
+    class Normalised(type(registry.build("workload", "wdbc", {}))):
+        def model(self):
+            return nn.Sequential(nn.BatchNorm1d(30), nn.Linear(30, 2))
+
+    try:
+        one = cell("normalised", "sgd", ("norm", {"max_norm": 0.2, "on": "example"}))
+        assert "the model has no gradient of a single example" in run(Job(one, one.clip_settings())).failure
+    finally:
+        registry._tables["workload"].pop("normalised")
+
+
+def test_under_autocast_weights_losses_and_updates_stay_in_float32():
+    one = cell("wdbc", "momentum", dtype="bfloat16-mixed")
+    trainer = Trainer(Components.of(Job(one, {})), one)
+    seen = []
+    trainer.module[0].register_forward_hook(lambda *call: seen.append(call[-1].dtype))
+    for batch in feed.batches(trainer.workload, 0, 20, 3):
+        trainer.step(*batch)
+    assert seen == [torch.bfloat16] * 3
+    assert {param.dtype for param in trainer.module.parameters()} == {torch.float32}
+    made, plain = record("wdbc", "momentum", dtype="bfloat16-mixed"), record("wdbc", "momentum")
+    assert made.rows[0, LOSS] != torch.tensor(made.rows[0, LOSS]).bfloat16().item()
+    np.testing.assert_allclose(made.rows[:10, LOSS], plain.rows[:10, LOSS], rtol=3e-2)
+    assert made.rows[0, LOSS] != plain.rows[0, LOSS]
+
+
 def test_every_packaged_optimizer_and_clip_has_its_loop_by_hand():
     """So that a new one is not forgotten above."""
     for kind, known in (("optimizer", BY_HAND), ("clip", CLIPPED)):

@@ -24,7 +24,7 @@ from clipbench.cell import Part
 from clipbench.engines import Job, lanes, program
 from clipbench.engines.program import GRAIN, NoLanes
 from clipbench.engines.stacked import Structure
-from clipbench.events import GRAD_NORM, LOSS
+from clipbench.events import CHANGED, GRAD_NORM, LOSS
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
 
@@ -85,6 +85,49 @@ def test_every_optimizer_agrees_with_the_loop_under_every_clip(rule):
     asked = [job("cosh", rule, (name, settings), lr=1e-3, seed=1, dtype="float64") for name, settings in METHODS.items()]
     for made, one in zip(lanes.run(asked), asked, strict=True):
         agree(made, engines.run(one))
+
+
+@pytest.mark.parametrize("on", ["update", "example"])
+@pytest.mark.parametrize("problem", ["wdbc", ORDER], ids=str)
+def test_whatever_a_clip_is_applied_to_lanes_and_the_loop_agree(problem, on):
+    arms = [
+        (rule, (name, {**METHODS[name], "on": on}))
+        for rule, name in (("momentum", "norm"), ("adam", "value"), ("rmsprop", "layer"), ("sgd", "value"))
+    ]
+    asked = [job(problem, *arm, lr=0.01, seed=n % 2, dtype="float64") for n, arm in enumerate(arms)]
+    for made, one in zip(lanes.run(asked), asked, strict=True):
+        alone = engines.run(one)
+        agree(made, alone)
+        assert (alone.rows[:, CHANGED] > 0).any()
+
+
+def test_lanes_of_different_schedules_are_one_structure_and_agree_with_the_loop():
+    """Each at its own rate; one that ends leaves the others theirs."""
+    rules = ["sgd", *(("sgd", {"schedule": schedule}) for schedule in ("cosine", "step(factor=0.5)", "polynomial(warm_up=0.25)"))]
+    asked = [job("digits", rule, lr=0.1, dtype="float64") for rule in rules]
+    asked.append(job("digits", rules[1], lr=1e200, dtype="float64"))
+    assert len({Structure.of(one) for one in asked}) == 1
+    made = lanes.run(asked)
+    assert len({found.rows.tobytes() for found in made}) == len(asked)
+    assert [found.verdict.status for found in made] == [*["completed"] * 4, "diverged"]
+    for found, one in zip(made, asked, strict=True):
+        agree(found, engines.run(one))
+
+
+def test_lanes_take_a_batch_in_parts_as_the_loop_does():
+    asked = [job(("wdbc", {"accumulate": 4}), rule, dtype="float64") for rule in ("sgd", "adam")]
+    for found, one in zip(lanes.run(asked), asked, strict=True):
+        agree(found, engines.run(one))
+
+
+@pytest.mark.parametrize("problem", ["digits", ORDER], ids=str)
+def test_lanes_compute_under_autocast_as_the_loop_does(problem):
+    """To what bfloat16 can tell apart; and not as float32 does."""
+    asked = [job(problem, "momentum", lr=0.01, dtype=dtype) for dtype in ("bfloat16-mixed", "float32")]
+    (made,), (plain,) = (lanes.run([one]) for one in asked)
+    alone = engines.run(asked[0])
+    np.testing.assert_allclose(made.rows[:, LOSS], alone.rows[:, LOSS], rtol=5e-3)
+    assert not np.array_equal(made.rows[:, LOSS], plain.rows[:, LOSS])
 
 
 def test_every_lane_has_plain_numbers_of_its_own():

@@ -1,6 +1,7 @@
 """A study's page: what it stands for, which word wins over which, and one clear sentence for everything that is wrong."""
 
 import math
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -8,9 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strangers import EMA
 
 from clipbench import registry, study
-from clipbench.cell import Part
+from clipbench.cell import Part, from_json
 from clipbench.registry import UsageError
 
 PAGE = """
@@ -216,6 +218,50 @@ def test_a_relative_threshold_stays_relative_in_the_cell():
     assert cell.clip == Part("norm", 1, {"norm_type": "inf", "relative": 3.0}, "max_norm")
 
 
+def test_schedules_parts_of_a_batch_and_what_is_clipped_are_axes_and_left_out_at_their_defaults():
+    """So that old cells keep their identities, and every label says what differs."""
+    plain = cells(PAGE, clip="norm")
+    lines = ('"sgd"', 'schedule = ["constant", "cosine(floor=0)", "step"]'), ("[run]", "batch = 8\naccumulate = [1, 4]")
+    text = PAGE
+    for section, line in lines:
+        text = with_line(section, line, text)
+    found = cells(text + 'on = ["gradient", "update", "example"]', clip="norm")
+    assert len(found) == 3 * 2 * 3
+    assert replace(plain[0], batch=8) in found
+    assert {cell.problem for cell in found} == {"wdbc", "wdbc(accumulate=4)"}
+    assert {cell.optimizer.label for cell in found} == {"sgd", "sgd(schedule=cosine)", "sgd(schedule=step)"}
+    assert {cell.clip.label for cell in found} == {"norm", "norm(on=update)", "norm(on=example)"}
+    for cell in found:
+        assert from_json(cell.canonical) == cell
+        assert (cell.schedule, cell.accumulate, cell.on) == (
+            cell.optimizer.settings.get("schedule", "constant"),
+            cell.workload.settings.get("accumulate", 1),
+            cell.clip.settings.get("on", "gradient"),
+        )
+        assert cell.clip_settings() == {"max_norm": 1.0}
+
+
+def test_the_most_particular_schedule_wins():
+    text = with_line("[run]", 'schedule = "cosine"')
+    assert {cell.schedule for cell in cells(text)} == {"cosine"}
+    text = with_line('"wdbc"', 'schedule = "step"', text)
+    assert {cell.schedule for cell in cells(text)} == {"step"}
+    assert {cell.schedule for cell in cells(with_line('"sgd"', 'schedule = "constant"', text))} == {"constant"}
+
+
+def test_a_clip_of_the_update_needs_a_pure_rule():
+    text = PAGE.replace('name = "sgd"', 'torch = "torch.optim.NAdam"') + 'on = "update"'
+    with pytest.raises(UsageError, match=r'"norm\(on=update\)" clips the update of a pure rule, and "torch.optim.NAdam" has none'):
+        parsed(text).cells()
+
+
+def test_a_clip_with_a_memory_has_no_single_examples(tmp_path):
+    (tmp_path / "ema.py").write_text(EMA)
+    text = 'use = ["ema.py"]\n' + PAGE.replace('"norm"\nmax_norm = 1.0', '"ema"\non = "example"')
+    with pytest.raises(UsageError, match='"ema" remembers from step to step'):
+        parsed(text, tmp_path).cells()
+
+
 def test_an_infinite_threshold_is_a_threshold():
     [cell] = cells(PAGE.replace("1.0", "inf"), clip="norm")
     assert cell.clip.settings == {"max_norm": math.inf}
@@ -359,6 +405,24 @@ CASES = {
     "half a step in a rule": ("[run]", "[run]\nevents = { spike_window = 1.5 }", "`spike_window` is 1.5", "positive whole number"),
     "a rule without end": ("[run]", "[run]\nevents = { blow_up_steps = inf }", "`blow_up_steps` is inf", "positive whole number"),
     "a title of numbers": ("[run]", "title = 3\n[run]", "`title` is 3", "text"),
+    # schedules, parts of a batch, what a clip is applied to
+    "an unknown schedule": ("[run]", '[run]\nschedule = "cosin"', "[run]", '"cosin"', "Did you mean cosine?"),
+    "an unknown setting of a schedule": (
+        '"sgd"', '"sgd"\nschedule = "step(facter=0.1)"', "`facter`", "factor (number of at least 0)", "Did you mean factor?",
+    ),
+    "a number for a schedule": ("[run]", "[run]\nschedule = 3", "[run]", "`schedule` is 3", 'text such as "cosine"'),
+    "a schedule twice": ("[run]", '[run]\nschedule = ["cosine", "cosine()"]', "[run]", "`schedule` has 'cosine' twice"),
+    "no schedule": ("[run]", "[run]\nschedule = []", "[run]", "`schedule` is an empty list"),
+    "a schedule of a clip": ('"norm"', '"norm"\nschedule = "cosine"', "second [[clip]]", "`schedule`", "[[optimizer]]"),
+    "no part of a batch": ("[run]", "[run]\naccumulate = 0", "[run]", "`accumulate` is 0", "whole number of at least 1"),
+    "unequal parts of a batch": ('"wdbc"', '"wdbc"\nbatch = 10\naccumulate = 4', "a batch of 10", "4 equal parts"),
+    "parts of a batch of an optimizer": ('"sgd"', '"sgd"\naccumulate = 2', "first [[optimizer]]", "`accumulate`", "[[workload]]"),
+    "a clip on something else": ("1.0", '1.0\non = "weights"', "second [[clip]]", "`on` is 'weights'", '"update"'),
+    "an optimizer on the update": ('"sgd"', '"sgd"\non = "update"', "first [[optimizer]]", "`on`", "[[clip]]"),
+    "no clip on the update": ('"none"', '"none"\non = "update"', "first [[clip]]", '"none" changes nothing'),
+    "a multiple of no gradient": (
+        "max_norm = 1.0", 'relative = 1\non = "example"', "second [[clip]]", "`relative`", "give `max_norm`",
+    ),
     # tables
     "no run": ("[run]\nsteps = 10\nlr = 0.1\nseeds = { select = 1, report = 2 }", "", "`run` is missing", "at least `steps`"),
     "two runs": ("[run]", "[[run]]", "`run` is [{", "a table with at least `steps`"),

@@ -6,6 +6,7 @@ import torch
 from clipbench import engines, feed, protocol, registry, schedule, study, throughput
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job
+from clipbench.engines.loop import untouched
 from clipbench.store import Store
 from clipbench.throughput import Step
 
@@ -106,11 +107,11 @@ def test_the_timed_step_is_the_step_the_curves_are_made_of(optimizer, clip):
     batches = list(feed.batches(workload, 0, asked.cell.batch, throughput.BATCHES, torch.float64))
     for inputs, targets in batches[:10]:
         with torch.no_grad():
-            losses = [feed.loss_of(workload, module(inputs), targets) for module in (timed.module, trainer.module)]
+            losses = [feed.loss_of(workload, module(inputs), targets) for module in (timed.trainer.module, trainer.module)]
         assert torch.equal(*losses)
         timed.once()
         trainer.step(inputs, targets)
-        assert all(torch.equal(a, b) for a, b in zip(weights(timed.module), weights(trainer.module), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(weights(timed.trainer.module), weights(trainer.module), strict=True))
 
 
 def test_the_cycle_of_batches_begins_again():
@@ -126,7 +127,7 @@ def test_a_block_that_something_else_slowed_is_not_valid(monkeypatch):
     def block(step, steps):
         calls[step] = calls.get(step, 0) + 1
         number = calls[step] - 3  # after the warm-up and the guess of a step's length
-        return {7: 3.0, 9: 2.0}.get(number, 1.0) if step.clip is None else 1.5
+        return {7: 3.0, 9: 2.0}.get(number, 1.0) if step.trainer.clip is untouched else 1.5
 
     monkeypatch.setattr(Step, "block", block)
     monkeypatch.setattr(Step, "peak_bytes", lambda _: 1)

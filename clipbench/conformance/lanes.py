@@ -123,7 +123,7 @@ def _trainer(job: Job) -> Trainer:
 
 def _batches(job: Job, steps: int) -> Iterator[feed.Batch]:
     cell = job.cell
-    workload = registry.build("workload", cell.workload.name, cell.workload.settings)
+    workload = registry.build("workload", cell.workload.name, cell.workload.own)
     return feed.batches(workload, cell.seed, cell.batch, steps, torch.float64)
 
 

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipbench import events, feed, metrics, registry, step
+from clipbench import events, feed, lr_schedules, metrics, registry, step
 from clipbench.engines import program
 from clipbench.engines.program import FEWEST, NoLanes
 from clipbench.engines.record import CHUNK, Evaluation, Job, Record, conclude, graded, stops
-from clipbench.engines.stacked import MEASURED, Structure, programs
+from clipbench.engines.stacked import MEASURED, Pass, Structure, programs
 
 EAGER, COMPILED = "batched", "batched, compiled"
 WARM_UP = 3  # steps on CUDA before one is recorded: libraries make room for themselves in the first
@@ -38,6 +38,7 @@ class Segment:
     begin: int
     end: int
     lr: Tensor
+    course: Tensor | None  # the lr of every lane at every step, where any has a schedule
     numbers: list[Tensor]
     counts: tuple[int, int]
     state: list[Tensor]
@@ -54,18 +55,19 @@ class Lanes:
         cell = jobs[0].cell
         self.jobs = list(jobs)
         self.structures = [Structure.of(job) for job in jobs]
-        self.workload = registry.build("workload", cell.workload.name, cell.workload.settings)
+        self.workload = registry.build("workload", cell.workload.name, cell.workload.own)
         self.dtype, self.device = feed.DTYPES[cell.dtype], cell.device
-        self.programs = programs(self.workload, self.dtype, self.device, compiled)
+        self.programs = programs(self.workload, self.dtype, self.device, compiled, Pass.of(cell))
         self.model = self.programs.model
         self.seeds = list(dict.fromkeys(job.cell.seed for job in jobs))
         self.batches = [feed.batches(self.workload, seed, cell.batch, cell.steps, self.dtype, self.device) for seed in self.seeds]
-        modules = [feed.model(self.workload, seed, self.dtype, self.device) for seed in self.seeds]
+        modules = [feed.model(self.workload, seed, self.dtype, self.device, self.model.how.mixed) for seed in self.seeds]
         self.place = self._places()
         self.weights = torch.stack([self.model.flat(module) for module in modules])[self.place]
         kept = [self.model.kept(module) for module in modules]
         self.fixed = [torch.stack(tensors)[self.place] for tensors in zip(*kept, strict=True)]
         self.segments = list(self._segments())
+        self.taken = 0  # steps
         self.pending: list[list[Tensor]] = []
         self._forget()
 
@@ -91,8 +93,17 @@ class Lanes:
             rows = zip(*(numbers["optimizer"] + numbers["clip"] for numbers in found), strict=True)
             numbers = [self._numbers(row) for row in rows]
             state, tree = self.programs.start(structure, counts, self.weights[begin:end], numbers)
-            yield Segment(structure, begin, end, self._numbers([job.cell.lr for job in jobs]), numbers, counts, state, tree)
+            lr = self._numbers([job.cell.lr for job in jobs])
+            yield Segment(structure, begin, end, lr, self._course(jobs), numbers, counts, state, tree)
             begin = end
+
+    def _course(self, jobs: Sequence[Job]) -> Tensor | None:
+        schedules = {job.cell.schedule for job in jobs}
+        if schedules == {lr_schedules.CONSTANT}:
+            return None
+        shares = {schedule: lr_schedules.factors(schedule, jobs[0].cell.steps) for schedule in schedules}
+        rows = [[job.cell.lr * share for share in shares[job.cell.schedule]] for job in jobs]
+        return torch.tensor(rows, dtype=torch.float64, device=self.device)
 
     def _numbers(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -107,6 +118,10 @@ class Lanes:
 
     def step(self, inputs: Tensor, targets: Tensor) -> None:
         """One training step of every lane, measured; nothing waits for the device."""
+        for part in self.segments:
+            if part.course is not None:
+                part.lr.copy_(part.course[:, self.taken])
+        self.taken += 1
         self.pending.append(self._launched(inputs, targets) if self.device == "cuda" else self._taken(inputs, targets))
 
     def _launched(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
@@ -176,7 +191,8 @@ class Lanes:
         for part in self.segments:
             if part.structure not in grain:
                 weights = self.weights[part.begin : part.end]
-                given = (weights, torch.zeros_like(weights), part.lr, *part.numbers, *part.state)
+                grads = self.model.like_gradient(weights, inputs)
+                given = (weights, grads, part.lr, *part.numbers, *part.state)
                 grain[part.structure] = program.grain(self.programs.update(part.structure, part.tree, part.counts, *given))
 
     def freeze(self, lanes: Sequence[int]) -> None:
@@ -184,7 +200,7 @@ class Lanes:
         for lane in lanes:
             part = next(part for part in self.segments if part.begin <= lane < part.end)
             self.weights[lane] = 0
-            for tensor in (part.lr, *part.state):
+            for tensor in (part.lr, *([] if part.course is None else [part.course]), *part.state):
                 tensor[lane - part.begin] = 0
 
     def keep(self, lanes: Sequence[int]) -> None:
@@ -200,8 +216,9 @@ class Lanes:
             if not mine:
                 continue
             own = torch.tensor(mine, device=self.device)
-            lr, numbers, state = part.lr[own], [tensor[own] for tensor in part.numbers], [tensor[own] for tensor in part.state]
-            segments.append(Segment(part.structure, begin, begin + len(mine), lr, numbers, part.counts, state, part.tree))
+            lr, course = part.lr[own], None if part.course is None else part.course[own]
+            numbers, state = [tensor[own] for tensor in part.numbers], [tensor[own] for tensor in part.state]
+            segments.append(Segment(part.structure, begin, begin + len(mine), lr, course, numbers, part.counts, state, part.tree))
             begin += len(mine)
         self.segments = segments
         self._forget()
@@ -266,8 +283,8 @@ def _fresh(jobs: Sequence[Job], compiled: bool) -> list[Record]:
 def begin(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST) -> tuple[Lanes, list[int]]:
     """The lanes of some jobs, and which job each lane has."""
     cell = jobs[0].cell
-    workload = registry.build("workload", cell.workload.name, cell.workload.settings)
-    grain = programs(workload, feed.DTYPES[cell.dtype], cell.device, compiled).grain
+    workload = registry.build("workload", cell.workload.name, cell.workload.own)
+    grain = programs(workload, feed.DTYPES[cell.dtype], cell.device, compiled, Pass.of(cell)).grain
     structures = [Structure.of(job) for job in jobs]
     order = arranged(structures, grain, fewest)
     together = Lanes([jobs[number] for number in order], compiled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipbench import events, feed, metrics, optimizers, trees
-from clipbench.cell import Cell
+from clipbench import events, feed, lr_schedules, metrics, optimizers, trees
+from clipbench.cell import EXAMPLE, UPDATE, Cell
 from clipbench.engines.record import CHUNK, Components, Evaluation, Job, Record, conclude, graded, stops
-from clipbench.step import Meter
+from clipbench.step import Meter, Unmeasured
 
 
 def run(job: Job) -> Record:
@@ -62,26 +63,115 @@ def _loop(record: Record, components: Components) -> None:
 
 
 class Trainer:
-    """One module in training: a real ``torch.optim`` object, ``loss.backward()``, the clip, ``optimizer.step()``."""
+    """One module in training: a real ``torch.optim`` object, ``loss.backward()``, the clip, ``optimizer.step()``.
 
-    def __init__(self, components: Components, cell: Cell) -> None:
-        self.workload = components.workload
+    :param metered: whether its steps are measured; a step that is timed is not.
+    """
+
+    def __init__(self, components: Components, cell: Cell, metered: bool = True) -> None:
+        self.workload, self.parts = components.workload, cell.accumulate
         self.dtype = feed.DTYPES[cell.dtype]
-        self.module = feed.model(self.workload, cell.seed, self.dtype, cell.device)
+        self.module = feed.model(self.workload, cell.seed, self.dtype, cell.device, mixed=cell.dtype == feed.MIXED)
         named = {name: param for name, param in self.module.named_parameters() if param.requires_grad}
-        self.optimizer = optimizers.torch_optimizer(components.optimizer, list(named.values()), cell.lr, named)
-        self.clip = clipper(components.clip, named)
-        self.meter = Meter(list(named.values()))
+        self.meter = Meter(list(named.values())) if metered else Unmeasured()
+        self.backward = self._backward
+        if cell.on == UPDATE:
+            self.clip: Callable[[], bool] = untouched
+            pure = optimizers.Rule(components.optimizer, named.items(), cell.lr)
+            pure.between = _on_update(components.clip, named, self.meter)
+            self.optimizer: torch.optim.Optimizer = pure
+        else:
+            self.optimizer = optimizers.torch_optimizer(components.optimizer, list(named.values()), cell.lr, named)
+            # What no clip costs is nothing: its rule would be handed a copy of the weights for nothing.
+            self.clip = untouched if getattr(components.clip, "name", None) == "none" else clipper(components.clip, named)
+        if cell.on == EXAMPLE:
+            examples = ByExample(self.workload, self.module, components.clip, named)
+            self.backward, self.clip = examples.backward, examples.clip
+        # Round and round for whom steps on, as a timing does.
+        lrs = [cell.lr * factor for factor in lr_schedules.factors(cell.schedule, cell.steps)]
+        self.lrs = itertools.cycle(lrs) if cell.schedule != lr_schedules.CONSTANT else None
 
     def step(self, inputs: Tensor, targets: Tensor) -> None:
         """One training step, measured."""
+        if self.lrs is not None:
+            lr = next(self.lrs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
         self.optimizer.zero_grad()
-        loss = feed.loss_of(self.workload, self.module(inputs), targets)
-        loss.backward()
+        loss = self.backward(inputs, targets)
         self.meter.raw()
         clip_ran = self.clip()
         self.optimizer.step()
         self.meter.step(loss, clip_ran)
+
+    def _backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The gradient of a batch into ``.grad``, part after part where it is taken so; its loss."""
+        if self.parts == 1:
+            loss = feed.loss_of(self.workload, self.module(inputs), targets)
+            loss.backward()
+            return loss
+        total = torch.zeros((), dtype=self.dtype, device=inputs.device)
+        for share, some, wanted in feed.parts(inputs, targets, self.parts):
+            loss = share * feed.loss_of(self.workload, self.module(some), wanted)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+
+def untouched() -> bool:
+    """In a clip's place where the gradient has none."""
+    return False
+
+
+class ByExample:
+    """Clips the gradient of every example by itself and takes the mean, as private training does, without its noise.
+
+    The raw gradient is the mean of those of the examples. They come from ``torch.func``, all at once: a module that mixes the
+    examples of a batch, as BatchNorm does, cannot be trained so.
+
+    **Source**: Abadi et al. 2016; Menon, Rawat, Reddi & Kumar 2020 against label noise.
+    """
+
+    def __init__(self, workload: Any, module: nn.Module, clip: Any, named: Mapping[str, nn.Parameter]) -> None:
+        self.named, self.clipper, self.clipped = named, clip, dict[str, Tensor]()
+
+        def loss(params: trees.Tree, inputs: Tensor, targets: Tensor) -> Tensor:
+            output = torch.func.functional_call(module, params, (inputs.unsqueeze(0),))
+            return feed.loss_of(workload, output, targets.unsqueeze(0))
+
+        self.each = torch.func.vmap(torch.func.grad_and_value(loss), in_dims=(None, 0, 0), randomness="different")
+
+    def backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The raw gradient into ``.grad``; the mean loss."""
+        params = {name: param.detach() for name, param in self.named.items()}
+        try:
+            grads, losses = self.each(params, inputs, targets)
+        except RuntimeError as error:  # torch's own words are about transforms that nobody here has heard of
+            raise RuntimeError(f"the model has no gradient of a single example, which the clip is applied to ({error})") from error
+        clipped = torch.func.vmap(lambda tree: self.clipper.update(tree, {}, params)[0])(grads)
+        self.clipped = {name: grad.mean(0) for name, grad in clipped.items()}
+        for name, param in self.named.items():
+            param.grad = grads[name].mean(0)
+        return losses.mean()
+
+    def clip(self) -> bool:
+        """The mean of the clipped gradients into ``.grad``."""
+        for name, param in self.named.items():
+            param.grad = self.clipped[name]
+        return True
+
+
+def _on_update(clip: Any, named: Mapping[str, nn.Parameter], meter: Meter) -> Callable[[trees.Tree, trees.Tree], trees.Tree]:
+    """What a pure rule hands its direction to, with the parameters, before it steps."""
+    state = clip.init({name: param.detach().clone() for name, param in named.items()}) if hasattr(clip, "init") else {}
+
+    def between(direction: trees.Tree, params: trees.Tree) -> trees.Tree:
+        nonlocal state
+        clipped, state = clip.update(direction, state, params)
+        meter.update([direction[name] for name in named], [clipped[name] for name in named])
+        return clipped
+
+    return between
 
 
 def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:

@@ -42,7 +42,7 @@ def pilot(cell: Cell, clips: Mapping[str, Any]) -> dict[str, float]:
     adam = Cell(
         cell.workload, Part("adam", 1), Part("none", 1), PILOT_LR, PILOT_SEED, PILOT_STEPS, cell.batch, cell.device, cell.dtype
     )
-    workload = registry.build("workload", cell.workload.name, cell.workload.settings)
+    workload = registry.build("workload", cell.workload.name, cell.workload.own)
     trainer = Trainer(Components(workload, registry.build("optimizer", "adam", {}), gauge), adam)
     with trees.seeded(workload.name, PILOT_SEED, "training", cell.device):
         for batch in feed.batches(workload, PILOT_SEED, cell.batch, PILOT_STEPS, trainer.dtype, cell.device):

@@ -188,7 +188,8 @@ def _lane_bytes(job: Job) -> int:
     (part,) = together.segments
     weights, programs = together.weights, together.programs
     taken = (weights, inputs, targets, *together.fixed)
-    given = (weights, torch.zeros_like(weights), part.lr, *part.numbers, *part.state)
+    grads = together.model.like_gradient(weights, inputs)
+    given = (weights, grads, part.lr, *part.numbers, *part.state)
     update = programs.update(part.structure, part.tree, part.counts, *given)
     splits = feed.splits(together.workload, job.cell.seed, together.dtype, together.device)
     most = max((splits[name][0][:CHUNK] for name in ("validation", "test")), key=len)
@@ -200,7 +201,7 @@ def _lane_bytes(job: Job) -> int:
         + peak_bytes(programs.output(weights, seen, *together.fixed))
     )
     held = sum(tensor.nbytes for tensor in (*taken, *part.state))
-    step = max(peak_bytes(programs.gradient(*taken)), weights.nbytes + peak_bytes(update))
+    step = max(peak_bytes(programs.gradient(*taken)), grads.nbytes + peak_bytes(update))
     return HEADROOM * (held + max(step, evaluation)) // FEWEST
 
 

@@ -66,8 +66,8 @@ class Components:
     def of(cls, job: Job) -> Components:
         cell = job.cell
         return cls(
-            registry.build("workload", cell.workload.name, cell.workload.settings),
-            registry.build("optimizer", cell.optimizer.name, cell.optimizer.settings),
+            registry.build("workload", cell.workload.name, cell.workload.own),
+            registry.build("optimizer", cell.optimizer.name, cell.optimizer.own),
             registry.build("clip", cell.clip.name, job.clip_settings),
         )
 

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from clipbench import feed, registry, step, trees
-from clipbench.cell import Cell
+from clipbench.cell import EXAMPLE, GRADIENT, UPDATE, Cell
 from clipbench.engines import program
 from clipbench.engines.program import NoLanes
 from clipbench.engines.record import Job
@@ -29,7 +29,21 @@ def shape(cell: Cell) -> tuple[Any, ...]:
     """What cells must share to be lanes of one program."""
     workload = cell.workload
     settings = tuple(sorted(workload.settings.items()))
-    return (workload.name, workload.version, settings, cell.batch, cell.steps, cell.evaluations, cell.device, cell.dtype)
+    found = (workload.name, workload.version, settings, cell.batch, cell.steps, cell.evaluations, cell.device, cell.dtype)
+    return (*found, EXAMPLE) if cell.on == EXAMPLE else found
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How the gradient of a batch is taken: under autocast, in how many parts, or of every example by itself."""
+
+    mixed: bool = False
+    parts: int = 1
+    examples: bool = False
+
+    @classmethod
+    def of(cls, cell: Cell) -> Pass:
+        return cls(cell.dtype == feed.MIXED, cell.accumulate, cell.on == EXAMPLE)
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,7 @@ class Structure:
     clip: str
     clip_settings: tuple[tuple[str, Any], ...]
     versions: tuple[int | str, ...]  # of both: a program is not that of an edited file
+    on: str = GRADIENT
 
     @classmethod
     def of(cls, job: Job) -> Structure:
@@ -57,12 +72,12 @@ class Structure:
             fixed.append((part, tuple(sorted((name, value) for name, value in settings.items() if name not in floats))))
         (optimizer, rest), (clip, others) = fixed
         versions = tuple(registry.find(kind, part).version for kind, part, _ in _parts(job))
-        return cls(optimizer, rest, clip, others, versions)
+        return cls(optimizer, rest, clip, others, versions, job.cell.on)
 
     @property
     def label(self) -> str:
-        """``momentum + norm``."""
-        return f"{self.optimizer} + {self.clip}"
+        """``momentum + norm``, ``momentum + norm on update``."""
+        return f"{self.optimizer} + {self.clip}" + (f" on {self.on}" if self.on != GRADIENT else "")
 
     def numbers(self, job: Job) -> dict[str, list[float]]:
         """The plain numbers of one cell, of its optimizer and its clip, in the order of their fields."""
@@ -88,7 +103,7 @@ class Structure:
 def _parts(job: Job) -> tuple[tuple[registry.Kind, str, dict[str, Any]], ...]:
     cell = job.cell
     return (
-        ("optimizer", cell.optimizer.name, dict(cell.optimizer.settings)),
+        ("optimizer", cell.optimizer.name, cell.optimizer.own),
         ("clip", cell.clip.name, dict(job.clip_settings)),
     )
 
@@ -99,9 +114,9 @@ def _parts(job: Job) -> tuple[tuple[registry.Kind, str, dict[str, Any]], ...]:
 class Model:
     """A workload's module as a function of one flat vector of weights; what is not trained is handed to it apart."""
 
-    def __init__(self, workload: Any, dtype: torch.dtype, device: str) -> None:
-        self.workload = workload
-        self.module = feed.model(workload, 0, dtype, device)
+    def __init__(self, workload: Any, dtype: torch.dtype, device: str, how: Pass = Pass()) -> None:
+        self.workload, self.how = workload, how
+        self.module = feed.model(workload, 0, dtype, device, how.mixed)
         named = dict(self.module.named_parameters())
         self.shapes = {name: param.shape for name, param in named.items() if param.requires_grad}
         self.fixed = [name for name, param in named.items() if not param.requires_grad] + [
@@ -134,19 +149,39 @@ class Model:
         return torch.func.functional_call(self.module, weights, (inputs,))
 
     def loss(self, flat: Tensor, inputs: Tensor, targets: Tensor, *fixed: Tensor) -> Tensor:
-        return feed.loss_of(self.workload, self.output(flat, inputs, fixed), targets)
+        if self.how.parts == 1:
+            return feed.loss_of(self.workload, self.output(flat, inputs, fixed), targets)
+        losses = [
+            share * feed.loss_of(self.workload, self.output(flat, some, fixed), wanted)
+            for share, some, wanted in feed.parts(inputs, targets, self.how.parts)
+        ]
+        return torch.stack(losses).sum()
+
+    def gradient(self, flat: Tensor, inputs: Tensor, targets: Tensor, *fixed: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient and the loss of a batch; where every example is taken by itself, examples × elements and the mean loss."""
+        one = torch.func.grad_and_value(self.loss)
+        if not self.how.examples:
+            return one(flat, inputs, targets, *fixed)
+        grads, losses = torch.vmap(lambda given, wanted: one(flat, given.unsqueeze(0), wanted.unsqueeze(0), *fixed))(
+            inputs, targets
+        )
+        return grads, losses.mean()
+
+    def like_gradient(self, weights: Tensor, inputs: Tensor) -> Tensor:
+        """Zeros in the shape of the gradient of many lanes, for weights of lanes × elements and their inputs."""
+        return weights.new_zeros(len(weights), inputs.shape[1], self.elements) if self.how.examples else torch.zeros_like(weights)
 
 
 @lru_cache(maxsize=8)
-def _model(workload: Any, dtype: torch.dtype, device: str) -> Model:
-    return Model(workload, dtype, device)
+def _model(workload: Any, dtype: torch.dtype, device: str, how: Pass) -> Model:
+    return Model(workload, dtype, device, how)
 
 
 class Programs:
     """The programs of one workload, batch size, dtype and device, traced where they are first needed and remembered."""
 
-    def __init__(self, workload: Any, dtype: torch.dtype, device: str, compiled: bool) -> None:
-        self.model = _model(workload, dtype, device)
+    def __init__(self, workload: Any, dtype: torch.dtype, device: str, compiled: bool, how: Pass = Pass()) -> None:
+        self.model = _model(workload, dtype, device, how)
         self.what = f'workload "{workload.name}"'
         self.compiled = compiled
         self.grain: dict[Structure | None, int] = {}  # None is the model's own
@@ -155,8 +190,7 @@ class Programs:
 
     def gradient(self, *arguments: Tensor) -> GraphModule:
         """``(weights, inputs, targets, *fixed) → (gradients, losses)``, of all lanes."""
-        lane = torch.func.grad_and_value(self.model.loss)
-        return self._program("gradient", lambda: torch.vmap(lane), arguments, self.what)
+        return self._program("gradient", lambda: torch.vmap(self.model.gradient), arguments, self.what)
 
     def output(self, *arguments: Tensor) -> GraphModule:
         """``(weights, inputs, *fixed) → outputs``, of all lanes, as one evaluates."""
@@ -203,12 +237,12 @@ class Programs:
         It is compiled, and changes the state in place: the compiler then keeps no second copy of it, which would not fit the cache.
         Weights are made anew, for they are read once more to measure the update and would be copied at the end.
         """
-        stepped, gradient = self._stepped(structure, tree, counts, one_pass=True), torch.func.grad_and_value(self.model.loss)
+        stepped = self._stepped(structure, tree, counts, one_pass=True)
         own = 1 + sum(counts)
 
         def both(weights: Tensor, inputs: Tensor, targets: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             state, fixed = rest[own : own + tree.num_leaves], rest[own + tree.num_leaves :]
-            grads, losses = torch.vmap(gradient)(weights, inputs, targets, *fixed)
+            grads, losses = torch.vmap(self.model.gradient)(weights, inputs, targets, *fixed)
             moved, *found = stepped(weights, grads, *rest[:own], *state)
             # A rule may hand on an old tensor as part of its new state: copied before any is overwritten.
             held = {_memory(tensor) for tensor in state}
@@ -230,24 +264,38 @@ class Programs:
         touched = True
 
         def lane(flat: Tensor, grads: Tensor, lr: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-            nonlocal touched
             optimizer, clip = structure.components(rest[:first], rest[first : first + second])
             states = pytree.tree_unflatten(list(rest[first + second :]), tree)
-            seen = self._seen(clip, grads)
-            result, states[1] = clip.update(seen, states[1], self._seen(clip, flat))
-            touched = result is not seen
-            clipped = self._joined(result).to(grads.dtype) if touched else grads
-            direction, states[0] = optimizer.update(self._seen(optimizer, clipped), states[0], self._seen(optimizer, flat))
+
+            def clipped_of(given: Tensor) -> Tensor:
+                nonlocal touched
+                seen = self._seen(clip, given)
+                result, states[1] = clip.update(seen, states[1], self._seen(clip, flat))
+                touched = result is not seen
+                return self._joined(result).to(given.dtype) if touched else given
+
+            def direction_of(given: Tensor) -> Tensor:
+                tree, states[0] = optimizer.update(self._seen(optimizer, given), states[0], self._seen(optimizer, flat))
+                return self._joined(tree).to(flat.dtype)
+
+            if structure.on == UPDATE:
+                raw, handed = grads, direction_of(grads)
+                clipped = direction = clipped_of(handed)
+            else:
+                raw = handed = grads.mean(0) if structure.on == EXAMPLE else grads
+                clipped = torch.vmap(clipped_of)(grads).mean(0) if structure.on == EXAMPLE else clipped_of(grads)
+                direction = direction_of(clipped)
             leaves, after = pytree.tree_flatten(states)
             if after != tree:
                 raise ValueError("the state changes its form from step to step")
             # A lane's numbers are tensors of float64, which a rule may have spread to what it returns.
             leaves = [leaf.to(before.dtype) for leaf, before in zip(leaves, rest[first + second :], strict=True)]
-            return flat - lr * self._joined(direction).to(flat.dtype), clipped, *leaves
+            return flat - lr * direction, raw, handed, clipped, *leaves
 
         def stepped(flat: Tensor, grads: Tensor, lr: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-            moved, clipped, *leaves = torch.vmap(lane)(flat, grads, lr, *rest)
-            return moved, *step.products(flat, moved, grads, clipped if touched else None, one_pass), *leaves
+            moved, raw, handed, clipped, *leaves = torch.vmap(lane)(flat, grads, lr, *rest)
+            given = handed if structure.on == UPDATE else None
+            return moved, *step.products(flat, moved, raw, given, clipped if touched else None, one_pass), *leaves
 
         return stepped
 
@@ -274,6 +322,6 @@ def _memory(tensor: Tensor) -> int:
 
 
 @lru_cache(maxsize=16)
-def programs(workload: Any, dtype: torch.dtype, device: str, compiled: bool) -> Programs:
+def programs(workload: Any, dtype: torch.dtype, device: str, compiled: bool, how: Pass = Pass()) -> Programs:
     """The programs of this process."""
-    return Programs(workload, dtype, device, compiled)
+    return Programs(workload, dtype, device, compiled, how)

@@ -25,12 +25,14 @@ class Rule(Optimizer):
     :param component: what has ``init`` and ``update``.
     :param named: the parameters and their names, as ``module.named_parameters()`` gives them.
 
-    A parameter without a gradient counts as one whose gradient is zero, as it does in lanes.
+    A parameter without a gradient counts as one whose gradient is zero, as it does in lanes. ``between``, where it is set, turns a
+    direction, handed to it with the parameters, into the one that is stepped.
     """
 
     def __init__(self, component: Any, named: Iterable[tuple[str, Tensor]], lr: float) -> None:
         super().__init__(list(named), {"lr": lr})
         self.component = component
+        self.between: Callable[[Tree, Tree], Tree] | None = None
         # Under a key of its own in torch's table, so that state_dict() carries it.
         self.state["rule"] = component.init(self._tree(lambda param: param.detach().clone()))  # type: ignore[index]
 
@@ -48,6 +50,8 @@ class Rule(Optimizer):
         grads = self._tree(lambda param: torch.zeros_like(param) if param.grad is None else param.grad)
         params = self._tree(lambda param: param.detach().clone())  # which the rule may keep, as they are before the step
         direction, self.state["rule"] = self.component.update(grads, self.state["rule"], params)  # type: ignore[index]
+        if self.between is not None:
+            direction = self.between(direction, params)
         for name, param in self._tree(lambda param: param).items():
             param.add_(direction[name], alpha=-self.param_groups[0]["lr"])
         return loss

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from clipbench import engines, registry, schedule, selection, throughput
-from clipbench.cell import RELATIVE, Cell
+from clipbench.cell import EXAMPLE, RELATIVE, Cell
 from clipbench.engines import Job, rates, stacked
 from clipbench.engines.rates import BATCHED, LOOP, Choice
 from clipbench.protocol import choices, pages
@@ -55,6 +55,11 @@ def task_key(cell: Cell) -> str:
 def pilot_key(cell: Cell) -> str:
     """Where a pilot is filed: another version of the workload has a pilot of its own."""
     return f"{task_key(cell)}, version {cell.workload.version}"
+
+
+def choice_key(cell: Cell) -> str:
+    """Where the choice of an engine is filed: the gradients of single examples have a program of their own."""
+    return f"{pilot_key(cell)}, by example" if cell.on == EXAMPLE else pilot_key(cell)
 
 
 def gauge_key(cell: Cell) -> str:
@@ -148,9 +153,9 @@ def predict(study: Study, asked: Plan, store: Store | None, engine: str | None =
     chosen = set(pages_["plan"].get("cells", {}).get("report", []))
     tasks: dict[str, list[Cell]] = {}
     for cell in asked.cells:
-        tasks.setdefault(task_key(cell), []).append(cell)
+        tasks.setdefault(f"{task_key(cell)}, by example" if cell.on == EXAMPLE else task_key(cell), []).append(cell)
     how = choices.outlook(
-        {key: (pilot_key(cells[0]), cells) for key, cells in tasks.items()},
+        {key: (choice_key(cells[0]), cells) for key, cells in tasks.items()},
         pages_["calibration"].get("engines", {}),
         Asked(engine or study.document.run.engine, rates.MEMORY, schedule.LIMIT, cores(), study.used),
     )
@@ -235,7 +240,7 @@ class _Campaign:
         page = self.store.page("calibration")
         tasks: dict[str, list[Job]] = {}
         for cell in self.asked.cells:
-            tasks.setdefault(pilot_key(cell), []).append(self.job(cell))
+            tasks.setdefault(choice_key(cell), []).append(self.job(cell))
         asked = Asked(engine, memory, self.limit or schedule.LIMIT, self.workers, self.study.used)
         missing = choices.missing(page.setdefault("engines", {}), tasks, engine)
         self.watcher.phase("choose", len(missing))
@@ -253,8 +258,7 @@ class _Campaign:
         gauges: dict[str, tuple[Cell, dict[str, tuple[str, dict[str, Any]]]]] = {}
         for cell in self.asked.cells:
             if cell.relative is not None:
-                settings = {name: value for name, value in cell.clip.settings.items() if name != RELATIVE}
-                gauges.setdefault(pilot_key(cell), (cell, {}))[1][gauge_key(cell)] = (cell.clip.name, settings)
+                gauges.setdefault(pilot_key(cell), (cell, {}))[1][gauge_key(cell)] = (cell.clip.name, cell.clip.own)
         return gauges
 
     def job(self, cell: Cell) -> Job:

@@ -52,7 +52,7 @@ def components(cells: Iterable[Cell]) -> dict[str, Any]:
     page: dict[str, dict[str, Any]] = {"workloads": {}, "optimizers": {}, "clips": {}}
     for cell in cells:
         if cell.problem not in page["workloads"]:
-            workload = registry.build("workload", cell.workload.name, cell.workload.settings)
+            workload = registry.build("workload", cell.workload.name, cell.workload.own)
             page["workloads"][cell.problem] = {
                 **_named(type(workload)),
                 "settings": dict(cell.workload.settings),

@@ -74,7 +74,9 @@ class TanhRnn(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        last, _ = Recurrence.apply(inputs.transpose(0, 1), self.input.weight, self.input.bias, self.recurrent.weight)
+        # In full precision always: autocast does not know of products that are written into a tensor at hand.
+        with torch.autocast(inputs.device.type, enabled=False):
+            last, _ = Recurrence.apply(inputs.transpose(0, 1), self.input.weight, self.input.bias, self.recurrent.weight)
         return self.output(last)
 
 
