@@ -91,14 +91,29 @@ def list_(kind: str | None) -> None:
         if not kind:
             click.echo(section)
         if section == "studies":
-            rows = [(name, tomllib.loads(text).get("title", "")) for name, text in study.packaged().items()]
+            rows = [(name, [tomllib.loads(text).get("title", "")]) for name, text in study.packaged().items()]
         else:
             singular: Any = section.removesuffix("s")
-            classes: list[Any] = [registry.find(singular, name) for name in registry.names(singular)]
-            rows = [(cls.name, f"{registry.about(cls)} [{registry.settings_in_words(cls)}]") for cls in classes]
+            rows = [(name, _listed(registry.find(singular, name))) for name in registry.names(singular)]
         width = max(len(name) for name, _ in rows)
-        for name, about in rows:
-            click.echo(f"  {name:<{width}}  {about}")
+        for name, (first, *others) in rows:
+            click.echo(f"  {name:<{width}}  {first}")
+            for line in others:
+                click.echo(f"  {'':<{width}}  {line}")
+
+
+def _listed(cls: Any) -> list[str]:
+    """What a component does, its settings and its source; of a workload also what a step costs, and whether it has lanes."""
+    from clipbench import registry
+
+    settings = registry.settings_in_words(cls)
+    lines = [registry.about(cls), "No settings." if settings == "no settings" else f"Settings: {settings}."]
+    if hasattr(cls, "step_seconds"):
+        lanes = "many at once, as lanes" if cls.lanes else "one at a time, in the loop"
+        lines.append(f"Trains {lanes}; a step of the loop takes {1e3 * cls.step_seconds:.2g} ms on one core.")
+    if source := registry.source(cls):
+        lines.append(f"Source: {source}")
+    return lines
 
 
 STUDY = click.argument("study", metavar="STUDY")

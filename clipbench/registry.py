@@ -255,6 +255,12 @@ def about(cls: Any) -> str:
     return (inspect.getdoc(cls) or "").partition("\n")[0]
 
 
+def source(cls: Any) -> str:
+    """Where a component comes from: the paragraph of its docstring that begins with ``**Source**:``, on one line; or nothing."""
+    _, _, after = (inspect.getdoc(cls) or "").partition("**Source**:")
+    return " ".join(after.partition("\n\n")[0].replace("``", "").split())
+
+
 def settings_in_words(cls: type) -> str:
     """``max_norm (positive number), norm_type (2 or 'inf')``, or ``no settings``."""
     return ", ".join(f"{name} ({describe(annotation)})" for name, annotation in fields(cls).items()) or "no settings"

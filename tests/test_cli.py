@@ -408,12 +408,26 @@ def test_a_failed_cell_is_a_finding(written, tmp_path):
 def test_list_prints_every_registered_name():
     registry.load_packaged()
     result = clipbench("list")
-    named = {line.split()[0] for line in result.stdout.splitlines() if line.startswith("  ")}
+
+    def first_words(text):
+        return {line.split()[0] for line in text.splitlines() if line.startswith("  ") and line[2:3].strip()}
+
+    named = first_words(result.stdout)
     assert {name for kind in registry.KINDS for name in registry.names(kind)} | set(study.packaged()) <= named
     for section in ("workloads", "optimizers", "clips"):
-        part = clipbench("list", section).stdout
-        assert {line.split()[0] for line in part.splitlines()} == set(registry.names(section.removesuffix("s")))
-    assert {line.split()[0] for line in clipbench("list", "studies").stdout.splitlines()} == set(study.packaged())
+        assert first_words(clipbench("list", section).stdout) == set(registry.names(section.removesuffix("s")))
+    assert first_words(clipbench("list", "studies").stdout) == set(study.packaged())
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_list_tells_the_source_of_every_packaged_component(kind):
+    """And of a workload what a step costs, and whether it has lanes."""
+    registry.load_packaged()
+    listed = clipbench("list", f"{kind}s").stdout
+    ours = [cls for name in registry.names(kind) if (cls := registry.find(kind, name)).__module__.startswith("clipbench.")]
+    assert listed.count("Source: ") == len([cls for cls in ours if cls.name != "none"])
+    assert listed.count("a step of the loop takes") == (len(ours) if kind == "workload" else 0)
+    assert all(registry.source(cls) in listed for cls in ours)
 
 
 def test_throughput_times_again_beside_what_is_stored(done, tmp_path):

@@ -13,6 +13,8 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from clipbench import feed, metrics, registry, trees
+from clipbench.cell import Cell, Part
+from clipbench.engines import Job, rates
 from clipbench.registry import UsageError
 from clipbench.workloads import tabular
 
@@ -61,6 +63,13 @@ def test_lanes_do_what_a_plain_call_does(name):
         torch.testing.assert_close(outputs[lane], plain.detach(), rtol=1e-12, atol=1e-14)
         for key, parameter in model.named_parameters():
             torch.testing.assert_close(grads[key][lane], parameter.grad, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workload_says_whether_it_has_lanes(name):
+    """As a trace finds it, with the gradient beside the loop's."""
+    asked = Job(Cell(Part(name, 1), Part("sgd", 1), Part("none", 1), 1e-3, 0, 2, 4), {})
+    assert registry.find("workload", name).lanes == (not rates.refusals([asked]))
 
 
 @pytest.mark.parametrize("name", NAMES)

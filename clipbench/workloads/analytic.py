@@ -15,8 +15,8 @@ class Cosh:
 
     .. math:: f(x) = \sum_{i=1}^{d} \cosh x_i, \qquad \nabla f(x) = \sinh x + \xi, \qquad \xi \sim N(0, \sigma^2 I)
 
-    (L₀, L₁)-smooth with L₀ = L₁ = 1 but not smooth: of the class for which Zhang, He, Sra and Jadbabaie (2020) prove that clipping
-    speeds descent up. The seed draws the start, uniform in [R/2, R]^d. The minimum is d, at 0.
+    (L₀, L₁)-smooth with L₀ = L₁ = 1 but not smooth: of the class for which clipping is proved to speed descent up. The seed draws
+    the start, uniform in [R/2, R]^d. The minimum is d, at 0.
 
     The noise is on the gradient alone: every recorded loss is the true f. There is one noise vector a step, of 1×d, whatever the
     batch, which has no meaning here: a larger one does not average the noise. The targets are the optimum. Evaluations are without
@@ -25,6 +25,8 @@ class Cosh:
     :param dimension: d, at least 1.
     :param radius: R, in units of x, above 0; from 89 on f overflows in float32.
     :param noise: σ, in units of the gradient, at least 0.
+
+    **Source**: Zhang, He, Sra & Jadbabaie 2020.
     """
 
     dimension: Count = 10
@@ -34,6 +36,8 @@ class Cosh:
     metric = metrics.log10_gap
     reference_loss = None  # an analytic function is compared with its own first loss
     version = 1
+    step_seconds = 1.9e-4
+    lanes = True
 
     @property
     def optimum(self) -> float:

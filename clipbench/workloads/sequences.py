@@ -20,9 +20,9 @@ CLASSES = 4  # AA, AB, BA, BB
 class TemporalOrder:
     r"""A test of exploding gradients through time: unclipped descent falls off the cliff that a norm clip climbs down.
 
-    Sequences drawn anew at every step, after Hochreiter and Schmidhuber (1997) as Pascanu, Mikolov and Bengio (2013) took them
-    up. Of T symbols two inform, each A or B, at random steps in [T/10, 2T/10] and [4T/10, 5T/10] (rounded down, ends included);
-    all others are distractors. Four classes by the order: AA, AB, BA, BB. Validation and test are 500 sequences each, by the seed.
+    Sequences drawn anew at every step. Of T symbols two inform, each A or B, at random steps in [T/10, 2T/10] and [4T/10, 5T/10]
+    (rounded down, ends included); all others are distractors. Four classes by the order: AA, AB, BA, BB. Validation and test are
+    500 sequences each, by the seed.
 
     .. math:: h_t = \tanh(W_x x_t + W_h h_{t-1} + b), \qquad z = W_z h_T + c
 
@@ -31,6 +31,8 @@ class TemporalOrder:
 
     :param width: hidden units, at least 1.
     :param length: T, in steps, at least 3: below, the two places would fall together.
+
+    **Source**: Hochreiter & Schmidhuber 1997, as Pascanu, Mikolov & Bengio 2013 took it up.
     """
 
     width: Count = 50
@@ -41,6 +43,8 @@ class TemporalOrder:
     target = 8.91e-4
     reference_loss = math.log(CLASSES)
     version = 1
+    step_seconds = 9.4e-4
+    lanes = True
 
     def data(self, generator: Generator) -> dict[str, tuple[Tensor, Tensor]]:
         return {split: self.sample(generator, 500) for split in ("validation", "test")}

@@ -19,14 +19,15 @@ class Wdbc:
     r"""A test of clipping where little can go wrong: the negative control.
 
     Malignant (1) or benign (0) from 30 numbers: Wisconsin diagnostic breast cancer, 569 rows, as scikit-learn ships them. The
-    numbers are features that Street, Wolberg and Mangasarian (1993) measured on real images of fine-needle aspirates: the data is
-    tabular, the images are not part of it. CC BY 4.0, doi:10.24432/C5DW2B.
+    numbers are features measured on real images of fine-needle aspirates: the data is tabular, the images are not part of it.
 
     The seed draws a stratified split of 60/20/20 %. Every feature is standardised by the training split's mean and deviation,
     :math:`x \leftarrow (x - \mu_\text{train}) / \sigma_\text{train}`. An MLP 30–w–w–2 with ReLU learns it by cross entropy;
     inputs are N×30.
 
     :param width: w, the units of each hidden layer, at least 1.
+
+    **Source**: Street, Wolberg & Mangasarian 1993; CC BY 4.0, doi:10.24432/C5DW2B.
     """
 
     width: Count = 64
@@ -36,6 +37,8 @@ class Wdbc:
     target = 0.093
     reference_loss = -sum(n * math.log(n / (MALIGNANT + BENIGN)) for n in (MALIGNANT, BENIGN)) / (MALIGNANT + BENIGN)
     version = 1
+    step_seconds = 3.1e-4
+    lanes = True
 
     def data(self, generator: Generator) -> dict[str, tuple[Tensor, Tensor]]:
         features, labels = _breast_cancer()
