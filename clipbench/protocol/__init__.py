@@ -66,8 +66,11 @@ def plan(study: Study, device: str = "study") -> Plan:
     """The selection cells of a study; those for a device this machine lacks are listed as not run.
 
     :param device: ``study`` (what the page says), ``cpu``, ``cuda``, or ``auto`` (CUDA where there is one, the CPU elsewhere).
+    :raises UsageError: anything is wrong with the study, or a workload is not ``ready``.
     """
     cells, not_run = study.cells(), []
+    for workload in {cell.problem: cell.workload for cell in cells}.values():
+        registry.ready(workload.name, workload.settings)
     if device in ("cpu", "cuda", "auto"):
         wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         if wanted == "cuda" and not torch.cuda.is_available():
