@@ -150,7 +150,7 @@ def named(stem: str) -> Dataset:
 
 
 def _refusal(family: Family) -> str:
-    return "" if family.task in ("binary-class", "multi-class") else f"a {family.task} set"
+    return "" if family.task in ("binary-class", "multi-class") else f"for {family.task}"
 
 
 # ------------------------------------------------------------------------------------------------------------ where a file lies
@@ -364,6 +364,7 @@ def _pieces(url: str) -> Iterator[tuple[bytes, int | None]]:
                 come += len(piece)
                 yield piece, whole
     except urllib.error.HTTPError as error:
+        error.close()
         raise UsageError(f"{url}: the server answered {error.code} ({error.reason}); nothing was kept.") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error

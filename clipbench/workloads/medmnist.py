@@ -52,7 +52,7 @@ class MedMnist:
 
     metric = metrics.mean_auc
     other_metrics = (metrics.accuracy,)
-    step_seconds = 0.0
+    step_seconds = 0.0043  # of small; origin takes 0.1, resnet18 2.2
     lanes = True
     version = 1
 
@@ -69,6 +69,14 @@ class MedMnist:
         labels = self._archive().labels["train"]
         shares = np.unique(labels, return_counts=True)[1] / len(labels)
         return float(-(shares * np.log(shares)).sum())
+
+    @property
+    def target(self) -> float | None:
+        """What the best unclipped arm has at 75 % of 300 steps of 128, known for ``small`` on pneumoniamnist only.
+
+        A share of the reference, since it was measured on a balanced subset of 2428 training images: .0865 of log 2.
+        """
+        return 0.125 * self.reference_loss if (self.dataset, self.network) == ("pneumoniamnist", "small") else None
 
     def data(self) -> dict[str, tuple[Tensor, Tensor]]:
         return _splits(self._archive())
