@@ -94,7 +94,7 @@ def test_a_set_that_is_not_there_is_asked_for_with_its_size(monkeypatch, tmp_pat
     monkeypatch.setenv("CLIPBENCH_DATA", str(tmp_path))
     with pytest.raises(UsageError, match="`clipbench data fetch pathmnist --size 64` fetches it, or give its file as `path`"):
         datasets.located(datasets.named("pathmnist_64"))
-    with pytest.raises(UsageError, match="here.npz: there is no such file"):
+    with pytest.raises(UsageError, match=r"here\.npz: there is no such file"):
         datasets.located(PNEUMONIA, "here.npz")
 
 
@@ -122,7 +122,9 @@ def test_a_file_of_the_set_is_read_as_it_was_written(tmp_path, stem):
 
 def test_a_file_found_by_name_must_be_the_published_one(tmp_path):
     file = sets.write(tmp_path / "pneumoniamnist.npz")
-    with pytest.raises(UsageError, match="its MD5 is [0-9a-f]{32}, and that of pneumoniamnist is 28209eda62fecd6e6a2d98b1501bb15f"):
+    with pytest.raises(
+        UsageError, match=r"its MD5 is [0-9a-f]{32}, and that of pneumoniamnist is 28209eda62fecd6e6a2d98b1501bb15f"
+    ):
         datasets.opened(PNEUMONIA, file, official=True)
 
 
@@ -211,7 +213,7 @@ def test_a_zip_bomb_is_refused_before_anything_is_allocated(tmp_path, shape, cla
 def test_images_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
     file = sets.write(tmp_path / "a.npz")
     monkeypatch.setattr(datasets, "LARGEST", 4 * 108 * 784 - 1)
-    with pytest.raises(UsageError, match="its images take 0.0 GiB in float32, more than"):
+    with pytest.raises(UsageError, match=r"its images take 0\.0 GiB in float32, more than"):
         look(file)
 
 
@@ -241,7 +243,7 @@ def test_no_flipped_bit_and_no_cut_goes_unnoticed(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"PK", b"not a zip file at all", bytes(5000)])
 def test_what_is_no_npz_is_refused(tmp_path, content):
     (tmp_path / "bad.npz").write_bytes(content)
-    with pytest.raises(UsageError, match="this is no .npz file, or it is damaged or cut off"):
+    with pytest.raises(UsageError, match=r"this is no \.npz file, or it is damaged or cut off"):
         look(tmp_path / "bad.npz")
 
 
