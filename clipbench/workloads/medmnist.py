@@ -74,7 +74,7 @@ class MedMnist:
     def target(self) -> float | None:
         """What the best unclipped arm has at 75 % of 300 steps of 128, known for ``small`` on pneumoniamnist only.
 
-        A share of the reference, since it was measured, on nine seeds, on a balanced subset of 2428 training images: .0915 of log 2.
+        A share of the reference: it was measured, on nine seeds, on a balanced subset of 2428 training images, .0915 of log 2.
         """
         return 0.132 * self.reference_loss if (self.dataset, self.network) == ("pneumoniamnist", "small") else None
 
