@@ -80,6 +80,30 @@ def roc_auc(output: Tensor, target: Tensor) -> float:
 
 
 @_metric(higher_is_better=True)
+def mean_auc(output: Tensor, target: Tensor) -> float:
+    r"""The ROC AUC of every class against the rest, averaged over the classes, as MedMNIST's evaluator does it.
+
+    .. math:: \frac{1}{C} \sum_c \mathrm{AUC}\bigl(\mathrm{softmax}(z)_c,\ [y = c]\bigr)
+
+    In [0, 1], higher is better, .5 at chance; NaN where a class is absent. Of two classes both AUC are that of ``roc_auc``.
+
+    :param output: logits of N×C, C at least 2. The order within a class is that of the softmax, not of the logit.
+    :param target: labels of N, 0 to C − 1.
+    :raises UsageError: another shape.
+
+    >>> mean_auc(torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 1.5]]), torch.tensor([0, 1, 0]))
+    1.0
+    """
+    if output.ndim != 2 or output.shape[1] < 2:
+        raise UsageError(f"mean_auc: the output has the shape {tuple(output.shape)}, and must be N×C with two classes or more.")
+    logits, classes = output.double(), output.shape[1]
+    own = torch.eye(classes, dtype=torch.bool, device=output.device)
+    # log p/(1 − p): it orders as the softmax does, which would round confident outputs into ties at 1.
+    odds = [logits[:, c] - logits.masked_fill(own[c], -math.inf).logsumexp(1) for c in range(classes)]
+    return sum(roc_auc(score, target == c) for c, score in enumerate(odds)) / classes
+
+
+@_metric(higher_is_better=True)
 def accuracy(output: Tensor, target: Tensor) -> float:
     r"""The share of examples whose largest logit is that of their label.
 

@@ -313,3 +313,12 @@ def _article(annotation: Any) -> str:
 def build(kind: Kind, name: str, settings: Mapping[str, Any]) -> Any:
     """An instance of a registered component; ``settings`` are taken as they are."""
     return find(kind, name)(**settings)
+
+
+def ready(workload: str, settings: Mapping[str, Any]) -> None:
+    """Ask a workload, where it can say, whether all that it reads is there.
+
+    :raises UsageError: it is not.
+    """
+    if hasattr(found := build("workload", workload, settings), "ready"):
+        found.ready()

@@ -82,6 +82,7 @@ def _job(asked: Cell, row: dict[str, Any], store: Store) -> Job:
                 f'{store.folder}: {row["cell"]} was written by version {part.version} of "{part.name}" (now {version}); '
                 "`run` makes it anew."
             )
+    registry.ready(asked.workload.name, asked.workload.own)
     settings = asked.clip.own
     if asked.relative is not None:
         settings[str(asked.clip.threshold)] = float(row["threshold"])

@@ -29,9 +29,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registry": set(),
     "trees": set(),
     "metrics": {"registry"},
+    "datasets": {"registry"},
     "clips": MATTER,
     "optimizers": MATTER,
-    "workloads": MATTER,
+    "workloads": {*MATTER, "datasets"},
     # the intent
     "schema": set(),
     "events": {"registry", "schema"},
@@ -56,7 +57,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conformance": {*MATTER, "optimizers", "events", "cell", "feed", "step", "engines"},
     "gate": {*MEMORY, "statistics", "analysis", "throughput"},
     # a run from end to end
-    "protocol": {*MEMORY, "metrics", "study", "statistics", "selection", "feed", "engines", "schedule", "throughput"},
+    "protocol": {
+        *MEMORY,
+        "metrics",
+        "lr_schedules",
+        "study",
+        "statistics",
+        "selection",
+        "feed",
+        "engines",
+        "schedule",
+        "throughput",
+    },
     "replay": {*MEMORY, "events", "study", "engines", "schedule", "protocol"},
 }
 # cli sees all; nothing sees cli, but `python -m clipbench`
@@ -74,10 +86,14 @@ ONLY_IN = {
     "sklearn": {"workloads"},
     "click": {"cli"},
     "tqdm": {"cli"},
+    "urllib": {"datasets"},
+    "http": {"datasets"},
+    "socket": set(),
 }
 NOTHING_BUT = {"events": {"numpy"}, "statistics": {"numpy", "scipy"}}  # of all libraries
 FREE_OF_TORCH = {
     "registry",
+    "datasets",
     "schema",
     "cell",
     "lr_schedules",
@@ -358,6 +374,7 @@ PLANTED = {
     "seaborn in the store": ("store", "import seaborn", "seaborn belongs in"),
     "a progress bar outside cli": ("store", "from tqdm.auto import tqdm", "tqdm belongs in"),
     "click outside cli": ("store", "import click", "click belongs in"),
+    "the network outside datasets": ("store", "import urllib.request", "urllib belongs in datasets only"),
     "a library in pure numpy": ("statistics", "import sklearn", "no library but numpy, scipy"),
     "pyplot": ("figures", "from matplotlib import pyplot", "pyplot"),
     "pyplot by attribute": ("figures", "import matplotlib\nmatplotlib.pyplot.figure()", "pyplot"),

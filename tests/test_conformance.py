@@ -26,7 +26,7 @@ def judged(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in registry.KINDS for name in registry.names(kind)])
-def test_every_packaged_component_keeps_every_claim(kind, name):
+def test_every_packaged_component_keeps_every_claim(kind, name, data_folder):
     assert [check for check in conform(kind, name) if not check.passed] == []
 
 

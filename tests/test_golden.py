@@ -88,6 +88,7 @@ def test_every_packaged_component_is_recorded():
     cells = [cell(case).document() for case in CASES]
     for kind in registry.KINDS:
         ours = {name for name in registry.names(kind) if registry.find(kind, name).__module__.startswith("clipbench.")}
+        ours -= {name for name in ours if hasattr(registry.find(kind, name), "ready")}  # its data is not always here
         assert {document[kind]["name"] for document in cells} == ours
 
 

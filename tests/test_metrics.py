@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 from clipbench import metrics
 from clipbench.registry import UsageError
 
-GUARDED = [metrics.roc_auc, metrics.accuracy, metrics.dice, metrics.bits, metrics.log10_gap]
+GUARDED = [metrics.roc_auc, metrics.mean_auc, metrics.accuracy, metrics.dice, metrics.bits, metrics.log10_gap]
 
 
 def draw(seed):
@@ -55,6 +55,45 @@ def test_roc_auc_tells_confident_logits_apart():
     """The difference is taken in float64: in float32 these two would be rounded to the same score."""
     logits = torch.tensor([[0.0, 2.0**24], [-1.0, 2.0**24]])
     assert metrics.roc_auc(logits, torch.tensor([0, 1])) == 1.0
+
+
+@pytest.mark.parametrize("classes", [2, 3, 11])
+def test_mean_auc_is_that_of_medmnists_evaluator(classes):
+    """Class by class one against the rest, by the softmax; scikit-learn's own average over the classes as well."""
+    logits, labels = 2 * torch.randn(400, classes, generator=draw(2)), torch.randint(classes, (400,), generator=draw(3))
+    scores, true = logits.double().softmax(1).numpy(), labels.numpy()
+    each = [roc_auc_score(true == c, scores[:, c]) for c in range(classes)]
+    assert metrics.mean_auc(logits, labels) == pytest.approx(sum(each) / classes, abs=1e-14)
+    if classes > 2:
+        assert metrics.mean_auc(logits, labels) == pytest.approx(roc_auc_score(true, scores, multi_class="ovr"), abs=1e-14)
+    else:
+        assert metrics.mean_auc(logits, labels) == pytest.approx(roc_auc_score(true, scores[:, -1]), abs=1e-14)
+
+
+def test_mean_auc_orders_by_the_softmax_and_not_by_the_logit():
+    """The two differ from three classes on: a logit of 2 is a small share beside one of 5."""
+    logits = torch.tensor([[2.0, 5.0, 0.0], [1.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, 0.0, 5.0]])
+    labels = torch.tensor([1, 0, 1, 2])
+    assert metrics.roc_auc(logits[:, 0], labels == 0) < 1
+    assert metrics.mean_auc(logits, labels) == 1.0
+
+
+def test_mean_auc_tells_confident_outputs_apart():
+    """Both have a softmax of 1, to the last bit of a float64."""
+    logits = torch.tensor([[0.0, 50.0], [0.0, 60.0], [0.0, 70.0]])
+    labels = torch.tensor([0, 1, 1])
+    assert roc_auc_score(labels, logits.double().softmax(1)[:, 1]) == 0.5
+    assert metrics.mean_auc(logits, labels) == 1.0
+
+
+def test_mean_auc_of_an_absent_class_is_no_number():
+    assert math.isnan(metrics.mean_auc(torch.randn(6, 3, generator=draw(4)), torch.tensor([0, 1, 0, 1, 0, 1])))
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 2, 2)])
+def test_mean_auc_wants_logits_of_two_classes_or_more(shape):
+    with pytest.raises(UsageError, match="must be N×C"):
+        metrics.mean_auc(torch.zeros(shape), torch.tensor([0, 1, 0, 1]))
 
 
 def test_roc_auc_takes_a_column_as_it_takes_a_vector():
@@ -158,7 +197,7 @@ def test_a_metric_is_a_float_and_knows_its_name(metric):
 
 def test_directions_are_as_the_field_has_them():
     assert {metrics.name_of(metric): metrics.direction(metric) for metric in GUARDED} == {
-        "roc_auc": True, "accuracy": True, "dice": True, "bits": False, "log10_gap": False,
+        "roc_auc": True, "mean_auc": True, "accuracy": True, "dice": True, "bits": False, "log10_gap": False,
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -416,3 +417,25 @@ def test_an_edge_of_an_edited_study_is_extended_beyond_its_new_end(whole, copy):
     assert not scores["extended"].any()
     extended = selection.extend(scores)
     assert all(row.lr not in lrs or row.relative not in {0.1, 0.3} for row in extended.itertuples())
+
+
+def test_one_schedule_for_all_is_no_reason_to_have_no_headline():
+    """Its methods are the arms with the schedule; where schedules are compared, those without one."""
+    page = """
+run = {{ steps = 5, lr = 0.1, schedule = {schedule} }}
+workload = [{{ name = "wdbc" }}]
+optimizer = [{{ name = "sgd" }}, {{ name = "sgd", weight_decay = 0.1 }}, {{ name = "rmsprop" }}]
+clip = [{{ name = "none" }}, {{ name = "norm", max_norm = 1.0 }}, {{ name = "norm", max_norm = 1.0, on = "update" }}]
+"""
+    found = {
+        schedule: protocol.headline(study.parse("page", page.format(schedule=schedule), Path()).cells())
+        for schedule in ('"step"', '["step", "constant"]', '"constant"')
+    }
+    assert found.pop('"step"') == {
+        "plain SGD": "sgd(schedule=step)",
+        "momentum": "momentum",
+        "RMSprop": "rmsprop(schedule=step)",
+        "value clip": "sgd + value",
+        "norm clip": "sgd(schedule=step) + norm",
+    }
+    assert all(methods == protocol.HEADLINE for methods in found.values())

@@ -76,9 +76,11 @@ OPTIONAL = {
 def conform(kind: Kind, name: str) -> list[Check]:
     """Every claim that the component must keep, in order.
 
-    :raises UsageError: no such component.
+    :raises UsageError: no such component, or a workload whose data is not there.
     """
     cls = registry.find(kind, name)
+    if kind == "workload":
+        registry.ready(name, {})
     asked = {claim: test for claim, test in CLAIMS[kind].items() if claim not in OPTIONAL or hasattr(cls, OPTIONAL[claim])}
     if kind == "optimizer" and hasattr(cls, "torch") and not hasattr(cls, "update"):
         asked = {claim: asked[claim] for claim in ("settings validate", "torch equals update")}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from clipbench import engines, registry, schedule, selection, throughput
+from clipbench import engines, lr_schedules, registry, schedule, selection, throughput
 from clipbench.cell import EXAMPLE, RELATIVE, Cell
 from clipbench.engines import Job, rates, stacked
 from clipbench.engines.rates import BATCHED, LOOP, Choice
@@ -52,6 +52,19 @@ def task_key(cell: Cell) -> str:
     return f"{cell.problem}, batch {cell.batch}, {cell.device}, {cell.dtype}"
 
 
+def headline(cells: Sequence[Cell]) -> dict[str, str]:
+    """Method → arm. Where every optimizer of a study has one and the same schedule, its methods are the arms that have it."""
+    schedules = {cell.schedule for cell in cells}
+    if len(schedules) > 1 or schedules <= {lr_schedules.CONSTANT}:
+        return HEADLINE
+    arms = {(cell.optimizer.name, cell.clip.label): cell.arm for cell in cells if not cell.optimizer.own}
+    found = {}
+    for method, arm in HEADLINE.items():
+        optimizer, _, clip = arm.partition(" + ")
+        found[method] = arms.get((optimizer, clip or "none"), arm)
+    return found
+
+
 def pilot_key(cell: Cell) -> str:
     """Where a pilot is filed: another version of the workload has a pilot of its own."""
     return f"{task_key(cell)}, version {cell.workload.version}"
@@ -71,8 +84,11 @@ def plan(study: Study, device: str = "study") -> Plan:
     """The selection cells of a study; those for a device this machine lacks are listed as not run.
 
     :param device: ``study`` (what the page says), ``cpu``, ``cuda``, or ``auto`` (CUDA where there is one, the CPU elsewhere).
+    :raises UsageError: anything is wrong with the study, or a workload is not ``ready``.
     """
     cells, not_run = study.cells(), []
+    for workload in {cell.problem: cell.workload for cell in cells}.values():
+        registry.ready(workload.name, workload.own)
     if device in ("cpu", "cuda", "auto"):
         wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         if wanted == "cuda" and not torch.cuda.is_available():
@@ -162,7 +178,7 @@ def predict(study: Study, asked: Plan, store: Store | None, engine: str | None =
     rows = []
     for key, cells in tasks.items():
         arms = {cell.arm for cell in cells}
-        untuned = {*HEADLINE.values(), *study.document.untuned.arms}
+        untuned = {*headline(asked.cells).values(), *study.document.untuned.arms}
         report = sum(2 + (arm in untuned) for arm in arms) * study.seeds(cells[0].workload.name).report
         have, unreported = 0, report
         if stored is not None:
@@ -377,9 +393,10 @@ def _settle(study: Study, store: Store, asked: Plan, curves: str) -> str:
     store.write_page("components", pages.components(asked.cells))
     problems = {cell.problem: study.seeds(cell.workload.name).model_dump() for cell in asked.cells}
     untuned = study.document.untuned.model_dump()
-    untuned["arms"] = [*HEADLINE.values(), *untuned["arms"]]
+    methods = headline(asked.cells)
+    untuned["arms"] = [*methods.values(), *untuned["arms"]]
     plan_page = store.page("plan")
-    plan_page["protocol"] = {"seeds": problems, "untuned": untuned, "headline": HEADLINE}
+    plan_page["protocol"] = {"seeds": problems, "untuned": untuned, "headline": methods}
     plan_page["phases"] = list(PHASES)
     plan_page["not_run"] = asked.not_run
     store.write_page("plan", plan_page)

@@ -1,0 +1,373 @@
+"""The sets of MedMNIST: which there are, where their files lie, how one is fetched, and how one is read that nobody vouches for.
+
+A set is one ``.npz`` an image size, with ``{train,val,test}_{images,labels}``: Yang et al. 2023, doi:10.1038/s41597-022-01721-8,
+and the larger sizes of 2024, doi:10.5281/zenodo.10519652. Names, tasks and MD5 sums are those of the package ``medmnist`` 3.0.2.
+Nothing but `fetch` uses the network, and nothing is created before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import math
+import os
+import re
+import sys
+import tokenize
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+
+from clipbench.registry import UsageError, nearest
+
+RECORD = "https://zenodo.org/records/10519652/files"
+SIZES = (28, 64, 128, 224)
+SPLITS = {"train": "train", "validation": "val", "test": "test"}  # ours → the file's
+FREE = "CC BY 4.0"
+MOST = 200_000  # images a split; the largest, of tissuemnist, has 165,466
+LARGEST = 2**34  # bytes that the images of a file may take as float32
+CHUNK = 2**20
+TIMEOUT = 60.0  # seconds without a byte
+MD5 = partial(hashlib.md5, usedforsecurity=False)  # what MedMNIST publishes: against damage and mistakes, not against malice
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    SyntaxError,
+    tokenize.TokenError,
+    RuntimeError,
+)  # the last: encrypted
+
+
+@dataclass(frozen=True)
+class Family:
+    """A set at all its sizes: its task, channels and classes, the MD5 sum of each file in the order of `SIZES`, and its licence."""
+
+    task: str
+    channels: int
+    classes: int
+    md5s: tuple[str, str, str, str]
+    licence: str = FREE
+
+
+# fmt: off
+FAMILIES = {
+    "pathmnist": Family("multi-class", 3, 9, (
+        "a8b06965200029087d5bd730944a56c1", "55aa9c1e0525abe5a6b9d8343a507616",
+        "ac42d08fb904d92c244187169d1fd1d9", "2c51a510bcdc9cf8ddb2af93af1eadec")),
+    "chestmnist": Family("multi-label", 1, 14, (
+        "02c8a6516a18b556561a56cbdd36c4a8", "9de6cd0b934ebb5b7426cfba5efbae16",
+        "db107e5590b27930b62dbaf558aebee3", "45bd33e6f06c3e8cdb481c74a89152aa")),
+    "dermamnist": Family("multi-class", 3, 7, (
+        "0744692d530f8e62ec473284d019b0c7", "b70a2f5635c6199aeaa28c31d7202e1f",
+        "2defd784463fa5243564e855ed717de1", "8974907d8e169bef5f5b96bc506ae45d"), "CC BY-NC 4.0"),
+    "octmnist": Family("multi-class", 1, 4, (
+        "c68d92d5b585d8d81f7112f81e2d0842", "e229e9440236b774d9f0dfef9d07bdaf",
+        "0a97e76651ace45c5d943ee3f65b63ae", "abc493b6d529d5de7569faaef2773ba3")),
+    "pneumoniamnist": Family("binary-class", 1, 2, (
+        "28209eda62fecd6e6a2d98b1501bb15f", "8f4eceb4ccffa70c672198ea285246c6",
+        "05b46931834c231683c68f40c47b2971", "d6a3c71de1b945ea11211b03746c1fe1")),
+    "retinamnist": Family("ordinal-regression", 3, 5, (
+        "bd4c0672f1bba3e3a89f0e4e876791e4", "afda852cc34dcda56f86ad2b2457dbcc",
+        "e48e916a24454daf90583d4e6efb1a18", "eae7e3b6f3fcbda4ae613ebdcbe35348")),
+    "breastmnist": Family("binary-class", 1, 2, (
+        "750601b1f35ba3300ea97c75c52ff8f6", "742edef2a1fd1524b2efff4bd7ba9364",
+        "363e4b3f8d712e9b5de15470a2aaadf1", "b56378a6eefa9fed602bb16d192d4c8b")),
+    "bloodmnist": Family("multi-class", 3, 8, (
+        "7053d0359d879ad8a5505303e11de1dc", "2b94928a2ae4916078ca51e05b6b800b",
+        "adace1e0ed228fccda1f39692059dd4c", "b718ff6835fcbdb22ba9eacccd7b2601")),
+    "tissuemnist": Family("multi-class", 1, 8, (
+        "ebe78ee8b05294063de985d821c1c34b", "123ece2eba09d0aa5d698fda57103344",
+        "61b955355d7425a89687b06cca3ce0c2", "b077128c4a949f0a4eb01517f9037b9c")),
+    "organamnist": Family("multi-class", 1, 11, (
+        "68e3f8846a6bd62f0c9bf841c0d9eacc", "2dcccc29b88e6da5a01161ef20cda288",
+        "eeae80d0a227a8d099027e1b3cfd3b60", "50747347e05c87dd3aaf92c49f9f3170")),
+    "organcmnist": Family("multi-class", 1, 11, (
+        "b9ceb9546e10131b32923c5bbeaea2b1", "3ce34a8724ea6f548e6db4744d03b6a9",
+        "773c1f009daa3fe5d9a2a201b2a7ed94", "050f5e875dc056f6768abf94ec9995d1")),
+    "organsmnist": Family("multi-class", 1, 11, (
+        "9ab87b696fb54e2a387ebe992d6ed5f1", "53a6d115339d874c25e309a994ff46d3",
+        "ded0c5fa01a95dc4978b956f613e9b8e", "b354719e553fbbb2513d5533f52a4cb1")),
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A set at one size: one file."""
+
+    name: str
+    size: int
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.name]
+
+    @property
+    def stem(self) -> str:
+        """The file's name without ``.npz``: ``pneumoniamnist``, ``pneumoniamnist_64``."""
+        return self.name if self.size == SIZES[0] else f"{self.name}_{self.size}"
+
+    @property
+    def md5(self) -> str:
+        return self.family.md5s[SIZES.index(self.size)]
+
+    @property
+    def url(self) -> str:
+        return f"{RECORD}/{self.stem}.npz?download=1"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image, as the file has it: 28×28, or 28×28×3."""
+        return (self.size, self.size) if self.family.channels == 1 else (self.size, self.size, self.family.channels)
+
+
+def named(stem: str) -> Dataset:
+    """The set called ``pneumoniamnist``, or one of its larger files, ``pneumoniamnist_64``.
+
+    :raises UsageError: there is none, or its task is not one of ours.
+    """
+    found = re.fullmatch(r"([a-z]+)(?:_(64|128|224))?", stem)
+    if found is None or found[1] not in FAMILIES:
+        known = ", ".join(name for name, family in FAMILIES.items() if not _refusal(family))
+        hint = nearest(stem.lower(), FAMILIES)
+        raise UsageError(
+            f'there is no 2-D set "{stem}" in MedMNIST.{hint} There are: {known}; larger images are NAME_64, NAME_128, NAME_224.'
+        )
+    if reason := _refusal(FAMILIES[found[1]]):
+        raise UsageError(f"{found[1]} is {reason}, and only binary-class and multi-class sets are trained here.")
+    return Dataset(found[1], int(found[2] or SIZES[0]))
+
+
+def _refusal(family: Family) -> str:
+    return "" if family.task in ("binary-class", "multi-class") else f"for {family.task}"
+
+
+# ------------------------------------------------------------------------------------------------------------ where a file lies
+
+
+def folder() -> Path:
+    """The data folder: ``CLIPBENCH_DATA`` where it is set, else where the platform keeps a user's data. It need not be there."""
+    if given := os.environ.get("CLIPBENCH_DATA"):
+        return Path(given).expanduser()
+    home = Path.home()
+    usual = {"darwin": home / "Library" / "Application Support", "win32": home / "AppData" / "Local"}
+    return Path(os.environ.get("XDG_DATA_HOME") or usual.get(sys.platform, home / ".local" / "share")) / "clipbench"
+
+
+def located(dataset: Dataset, path: str = "") -> Path:
+    """The file of a set: the one given, else the one of its name in the data folder.
+
+    :raises UsageError: it is not there; or it was not given, and the set's licence is not `FREE`.
+    """
+    if path:
+        if not (given := Path(path).expanduser()).is_file():
+            raise UsageError(f"{path}: there is no such file.")
+        return given
+    file = folder() / f"{dataset.stem}.npz"
+    if dataset.family.licence != FREE:
+        raise UsageError(f"{_warning(dataset)}; if that is all right, give its file as `path`; {_advice(dataset)} fetches it.")
+    if not file.is_file():
+        raise UsageError(f"{file}: {dataset.stem} is not there; {_advice(dataset)} fetches it, or give its file as `path`.")
+    return file
+
+
+def _warning(dataset: Dataset) -> str:
+    """What stands against the one set that is not free: Abhishek, Jain & Hamarneh 2025, doi:10.1038/s41597-025-04382-5."""
+    return (
+        f"{dataset.name} is licensed {dataset.family.licence} (no commercial use) and leaks "
+        "(images of the same lesion lie in training and test)"
+    )
+
+
+def _advice(dataset: Dataset) -> str:
+    size = f" --size {dataset.size}" if dataset.size != SIZES[0] else ""
+    accept = " --accept-licence" if dataset.family.licence != FREE else ""
+    return f"`clipbench data fetch {dataset.name}{size}{accept}`"
+
+
+# ------------------------------------------------------------------------------------------------------------- reading a file
+
+
+@dataclass(frozen=True, eq=False)
+class Archive:
+    """A file whose headers and labels were found to be those of its set; its images are read when they are asked for.
+
+    ``labels`` are split name → N whole numbers, 0 to the number of classes − 1.
+    """
+
+    file: Path
+    dataset: Dataset
+    labels: Mapping[str, np.ndarray]
+
+    def images(self, split: str) -> np.ndarray:
+        """The images of a split, uint8 of N×size×size, or ×3.
+
+        :raises UsageError: the file is damaged.
+        """
+        with _unzipped(self.file) as archive:
+            return _array(archive, f"{SPLITS[split]}_images")
+
+
+def opened(dataset: Dataset, file: Path, *, official: bool) -> Archive:
+    """Look at a file before anything is allocated for it: keys, types, shapes and sizes from the headers, then the labels.
+
+    :param official: it must be the very file that MedMNIST publishes.
+    :raises UsageError: it is not, or not a file of this set.
+    """
+    if official and (found := _md5(file)) != dataset.md5:
+        raise UsageError(
+            f"{file}: its MD5 is {found}, and that of {dataset.stem} is {dataset.md5}; fetch it anew, or give it as `path`."
+        )
+    with _unzipped(file) as archive:
+        pixels = sum(_judge(archive, file, dataset, split) for split in SPLITS.values())
+        if 4 * pixels > LARGEST:
+            raise UsageError(f"{file}: its images take {4 * pixels / 2**30:.1f} GiB in float32, more than {LARGEST >> 30} GiB.")
+        labels = {split: _array(archive, f"{key}_labels").reshape(-1).astype(np.int64) for split, key in SPLITS.items()}
+    classes = dataset.family.classes
+    for split, given in labels.items():
+        wrong = given[(given < 0) | (given >= classes)]
+        if len(wrong):
+            raise UsageError(f"{file}: {SPLITS[split]}_labels has {wrong[0]}, and {dataset.name} has 0 to {classes - 1}.")
+    return Archive(file, dataset, labels)
+
+
+def _judge(archive: zipfile.ZipFile, file: Path, dataset: Dataset, split: str) -> int:
+    """The number of pixels of one split whose headers are those of its set."""
+    (dtype, shape), (label_dtype, label_shape) = (_header(archive, file, f"{split}_{what}") for what in ("images", "labels"))
+    wanted = "×".join(map(str, ("N", *dataset.shape)))
+    if dtype != np.uint8 or shape[1:] != dataset.shape or len(shape) == 1:
+        hint = _sized(dataset, shape)
+        raise UsageError(f"{file}: {split}_images is {_words(dtype, shape)}, and must be uint8 of {wanted}.{hint}")
+    if not 1 <= shape[0] <= MOST:
+        raise UsageError(f"{file}: {split}_images has {shape[0]} images, and must have 1 to {MOST}.")
+    if label_dtype.kind not in "iu" or label_shape != (shape[0], 1):
+        raise UsageError(
+            f"{file}: {split}_labels is {_words(label_dtype, label_shape)}, and must be whole numbers of {shape[0]}×1."
+        )
+    return math.prod(shape)
+
+
+def _sized(dataset: Dataset, shape: tuple[int, ...]) -> str:
+    """Where the images are those of another size of the set: its name."""
+    others = (Dataset(dataset.name, size) for size in SIZES)
+    return next((f' Did you mean dataset = "{other.stem}"?' for other in others if shape[1:] == other.shape), "")
+
+
+def _words(dtype: np.dtype, shape: tuple[int, ...]) -> str:
+    return f"{dtype} of {'×'.join(map(str, shape)) or 'one number'}"
+
+
+def _header(archive: zipfile.ZipFile, file: Path, key: str) -> tuple[np.dtype, tuple[int, ...]]:
+    """Type and shape of one array, from the first bytes of its member."""
+    try:
+        info = archive.getinfo(f"{key}.npy")
+    except KeyError:
+        keys = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist())[:12]) or "nothing"
+        raise UsageError(f"{file}: there is no array {key} in it; it has: {keys}.") from None
+    with archive.open(info) as member:
+        if npy.read_magic(member) != (1, 0):  # a longer header than that of 1.0, of 64 KiB at most, is none of a plain array
+            raise zipfile.BadZipFile
+        shape, _, dtype = npy.read_array_header_1_0(member)
+        if dtype.hasobject:
+            raise UsageError(f"{file}: {key} holds Python objects, which could run any code and are never read.")
+        if info.file_size != member.tell() + dtype.itemsize * math.prod(shape):
+            raise UsageError(f"{file}: {key} says it is {_words(dtype, shape)}, and is stored in {info.file_size} bytes.")
+    return dtype, shape
+
+
+def _array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
+    with archive.open(f"{key}.npy") as member:
+        return npy.read_array(member, allow_pickle=False)
+
+
+@contextmanager
+def _unzipped(file: Path) -> Iterator[zipfile.ZipFile]:
+    """The file as a zip archive; whatever is wrong with it on the way is one sentence."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except OSError as error:
+        raise UsageError(f"{file}: this file cannot be read ({error.strerror or error}).") from None
+    except DAMAGE as error:
+        raise UsageError(f"{file}: this is no .npz file, or it is damaged or cut off.") from error
+
+
+def _md5(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, MD5).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------------------- fetching
+
+Watch = Callable[[int, int | None], object]
+
+
+def fetch(dataset: Dataset, into: Path, *, accept_licence: bool = False, watch: Watch = lambda _come, _all: None) -> bool:
+    """Download a set's file into a folder; False where it lies there already.
+
+    The bytes go to a temporary name in that folder and get their own once their MD5 sum is right: whatever happens on the way, no
+    part of a file is left. There is no resuming.
+
+    :param accept_licence: fetch a set that is not `FREE`.
+    :param watch: called with the number of bytes of each piece, and of the whole where the server says.
+    :raises UsageError: the licence is not accepted; another file has the name; the server does not deliver; or the sum is wrong.
+    """
+    if dataset.family.licence != FREE and not accept_licence:
+        raise UsageError(f"{_warning(dataset)}; if that is all right: {_advice(dataset)}.")
+    file = into / f"{dataset.stem}.npz"
+    if file.exists():
+        if (found := _md5(file)) == dataset.md5:
+            return False
+        raise UsageError(
+            f"{file}: a file of that name is there, and its MD5 is {found}, not {dataset.md5}; move it away and fetch again."
+        )
+    into.mkdir(parents=True, exist_ok=True)
+    digest = MD5()
+    part = into / f".{dataset.stem}-{os.getpid()}.part"
+    try:
+        with part.open("wb") as stream:
+            for piece, whole in _pieces(dataset.url):
+                stream.write(piece)
+                digest.update(piece)
+                watch(len(piece), whole)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if digest.hexdigest() != dataset.md5:
+            raise UsageError(
+                f"{dataset.url}: what came has the MD5 {digest.hexdigest()}, not {dataset.md5}; it was not kept. Try again."
+            )
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
+def _pieces(url: str) -> Iterator[tuple[bytes, int | None]]:
+    """The body, piece by piece, each with the length that the server announced."""
+    come = 0
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:  # noqa: S310 - the table's own https address
+            length = response.headers.get("Content-Length")
+            whole = int(length) if length else None
+            while piece := response.read(CHUNK):
+                come += len(piece)
+                yield piece, whole
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise UsageError(f"{url}: the server answered {error.code} ({error.reason}); nothing was kept.") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise UsageError(f"{url}: the download failed ({reason}); nothing was kept. Try again.") from None
+    if whole is not None and come != whole:
+        raise UsageError(f"{url}: the download was cut off after {come} of {whole} bytes; nothing was kept. Try again.")
