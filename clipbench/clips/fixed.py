@@ -1,17 +1,4 @@
-"""Clips: what happens to a gradient between the backward pass and the step. Read from top to bottom: a survey.
-
-A clip is ``update(grads, state, params) -> (grads, state)``, a pure function of trees ``{name: tensor}``, whose first field is its
-threshold. One that remembers adds ``init(params) -> state``; one without is handed ``{}``. What else a clip may add:
-
-``clip_(params)``
-    torch's own in-place path over the ``.grad`` of an iterable of parameters: what a user's loop calls, and what throughput times.
-``size(grads)``
-    the size of a raw gradient, a scalar, of which a relative threshold is a multiple.
-``lengthens = True``
-    on a clip that may return a gradient longer than it was given; ``False`` where it is not said.
-
-Under ``torch.func.vmap`` a float setting is a tensor, one number a lane: nothing here branches on one.
-"""
+"""Clips whose threshold stands still."""
 
 from __future__ import annotations
 
@@ -108,7 +95,7 @@ class Norm:
     norm_type: Literal[2, "inf"] = 2
 
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
-        return trees.scale(grads, _factor(self.max_norm, self.size(grads))), state
+        return trees.scale(grads, factor(self.max_norm, self.size(grads))), state
 
     def clip_(self, params: Iterable[Tensor]) -> None:
         clip_grad_norm_(params, self.max_norm, float(self.norm_type))
@@ -139,7 +126,7 @@ class Layer:
     norm_type: Literal[2, "inf"] = 2
 
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
-        return trees.map(lambda grad: grad * _factor(self.max_norm, self._length(grad)), grads), state
+        return trees.map(lambda grad: grad * factor(self.max_norm, self._length(grad)), grads), state
 
     def clip_(self, params: Iterable[Tensor]) -> None:
         for param in params:
@@ -153,6 +140,6 @@ class Layer:
         return torch.linalg.vector_norm(grad, float(self.norm_type))
 
 
-def _factor(limit: float, length: Tensor) -> Tensor:
-    """torch's factor, at most 1; NaN for a NaN length, and for an infinite limit and length both."""
+def factor(limit: float, length: Tensor) -> Tensor:
+    """torch's factor for a gradient of some length, at most 1; NaN for a NaN length, and for an infinite limit and length both."""
     return torch.clamp(limit / (length + EPSILON), max=1.0)
