@@ -24,12 +24,23 @@ from clipbench.cell import Part
 from clipbench.engines import Job, lanes, program
 from clipbench.engines.program import GRAIN, NoLanes
 from clipbench.engines.stacked import Structure
-from clipbench.events import GRAD_NORM, LOSS
+from clipbench.events import CHANGED, GRAD_NORM, LOSS
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
 
 ORDER = ("temporal-order", {"length": 5})
-METHODS = {"none": {}, "value": {"max_value": 0.01}, "norm": {"max_norm": 0.1}, "layer": {"max_norm": 0.05}}
+METHODS = {  # of every clip settings that act, beyond a warm-up
+    "none": {},
+    "value": {"max_value": 0.01},
+    "norm": {"max_norm": 0.1},
+    "layer": {"max_norm": 0.05},
+    "block-rms": {"max_rms": 0.005},
+    "adaptive": {},
+    "normalised": {"beta": 0.1},
+    "quantile": {"percentile": 40.0, "window": 5},
+    "z-score": {"max_z": 0.5, "warmup": 3},
+    "adagc": {"warmup": 3},
+}
 EVERY = [  # every optimizer, with clips in turn
     ("sgd", "none"),
     ("momentum", ("norm", METHODS["norm"])),
@@ -85,6 +96,15 @@ def test_every_optimizer_agrees_with_the_loop_under_every_clip(rule):
     asked = [job("cosh", rule, (name, settings), lr=1e-3, seed=1, dtype="float64") for name, settings in METHODS.items()]
     for made, one in zip(lanes.run(asked), asked, strict=True):
         agree(made, engines.run(one))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_clip_agrees_with_the_loop_on_matrices_and_vectors(method):
+    """A network of six tensors, over steps of which the clip shortens some."""
+    asked = [job("wdbc", "momentum", (method, METHODS[method]), lr=0.02, seed=seed, steps=30, dtype="float64") for seed in (0, 1)]
+    for made, one in zip(lanes.run(asked), asked, strict=True):
+        agree(made, engines.run(one))
+        assert (made.rows[:, CHANGED] > 0).any() == (method != "none")
 
 
 def test_every_lane_has_plain_numbers_of_its_own():

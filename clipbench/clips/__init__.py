@@ -15,6 +15,19 @@ threshold. One that remembers adds ``init(params) -> state``; one without is han
 Under ``torch.func.vmap`` a float setting is a tensor, one number a lane: nothing here branches on one.
 """
 
-from clipbench.clips.fixed import EPSILON, Layer, Norm, Unclipped, Value
+from clipbench.clips.fixed import EPSILON, Adaptive, BlockRMS, Layer, Norm, Normalised, Unclipped, Value
+from clipbench.clips.running import AdaGC, Quantile, ZScore
 
-__all__ = ["EPSILON", "Layer", "Norm", "Unclipped", "Value"]
+__all__ = [
+    "EPSILON",
+    "AdaGC",
+    "Adaptive",
+    "BlockRMS",
+    "Layer",
+    "Norm",
+    "Normalised",
+    "Quantile",
+    "Unclipped",
+    "Value",
+    "ZScore",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from clipbench import trees
-from clipbench.registry import Positive, clip
+from clipbench.registry import Finite, Positive, clip
 from clipbench.trees import Tree
 
 State = dict[str, Any]
@@ -140,6 +141,113 @@ class Layer:
         return torch.linalg.vector_norm(grad, float(self.norm_type))
 
 
+@clip("block-rms")
+class BlockRMS:
+    r"""Shorten each tensor's gradient to root mean square ``c`` where it is larger: a longer tensor may have a longer gradient.
+
+    .. math:: g^{(l)} \leftarrow \frac{g^{(l)}}{\max\bigl(1,\ \mathrm{rms}(g^{(l)}) / c\bigr)}, \quad
+              \mathrm{rms}(g) = \lVert g \rVert / \sqrt{n}
+
+    :param max_rms: c, in units of the gradient, (0, ∞].
+
+    **Shapes**: any, kept. **Errors**: none is raised; NaN, infinity and overflow act as in ``norm``, within their own tensor only.
+
+    **Source**: ``optax.clip_by_block_rms``, whose threshold has no default; Shazeer & Stern 2018 clip Adafactor's updates so, at 1.
+
+    >>> grads = {"w": torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "b": torch.tensor([0.5])}
+    >>> BlockRMS(max_rms=1.0).update(grads, {}, {})[0]
+    {'w': tensor([[1.2000, 1.6000], [0.0000, 0.0000]]), 'b': tensor([0.5000])}
+    """
+
+    max_rms: Positive = 1.0
+
+    def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
+        return trees.map(lambda grad: grad / torch.clamp(_rms(grad) / self.max_rms, min=1.0), grads), state
+
+    def size(self, grads: Tree) -> Tensor:
+        """The largest of the tensors' root mean squares: below it the clip is idle, so that 1 is where it begins to act."""
+        return torch.stack([_rms(grad) for grad in grads.values()]).amax()
+
+
+@clip("adaptive")
+class Adaptive:
+    r"""Shorten each unit's gradient to a share of its weights' length: what is small may be moved by little.
+
+    .. math:: g_i \leftarrow g_i \min\Bigl(1,\ \frac{\lambda \max(\lVert w_i \rVert, \varepsilon)}{\lVert g_i \rVert}\Bigr), \quad
+              i = 1, 2, \dots \text{ units}
+
+    A unit is what ends in one output: a row of a matrix, a filter of a convolution, all dimensions but the first. A vector, such as
+    a bias, and a scalar are one unit. So a transposed convolution, whose first dimension is the input, is cut by its inputs.
+
+    :param max_ratio: λ, the gradient's length by the weights', (0, ∞]; the paper's .01 is for batches of 4096.
+    :param eps: ε, in units of the weights, (0, ∞]: the length that weights have at least, so that those at 0 can leave it.
+
+    **Shapes**: any, kept. **Errors**: none is raised; a NaN passes as it is, infinity and overflow act as in ``norm``; all of them
+    within their own unit only.
+
+    **Source**: Brock et al. 2021 (AGC). They leave the last layer unclipped; here, as in ``optax.adaptive_grad_clip`` and timm's
+    ``adaptive_clip_grad``, it is clipped. Both of these divide by 1e-6 where a gradient is shorter, and cut it to less than the
+    limit; in the paper and here nothing is. optax takes a matrix of one column for one unit; in timm and here its rows are units.
+
+    >>> grads, params = {"w": torch.tensor([[3.0, 4.0], [0.3, 0.4]])}, {"w": torch.tensor([[1.0, 0.0], [0.0, 5.0]])}
+    >>> Adaptive(max_ratio=0.1).update(grads, {}, params)[0]
+    {'w': tensor([[0.0600, 0.0800], [0.3000, 0.4000]])}
+    """
+
+    max_ratio: Positive = 0.01
+    eps: Positive = 1e-3
+
+    def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
+        least = trees.like(self.eps, params)
+
+        def shortened(grad: Tensor, param: Tensor) -> Tensor:
+            length, limit = _unit_norms(grad), self.max_ratio * torch.clamp(_unit_norms(param), min=least)
+            return grad * torch.where(length > limit, limit / length, 1.0)
+
+        return trees.map(shortened, grads, params), state
+
+
+@clip("normalised")
+class Normalised:
+    r"""Give every gradient nearly the length 1, whatever it had: its direction stays, and lr alone says how far a step goes.
+
+    .. math:: g \leftarrow \frac{g}{\lVert g \rVert + \beta}
+
+    :param beta: β, in units of the gradient, (0, ∞): a gradient of this length leaves half as long as a large one. Zhang et al.
+        leave it open, and show what it stands for: within a factor of 2 this at lr βη is ``norm`` with threshold β at lr η. The
+        default is torch's guard against 0/0: plain normalised descent.
+
+    **Shapes**: any, kept. **Errors**: none is raised; NaN, infinity and overflow act as in ``norm``. A gradient shorter than
+    1 − β is lengthened.
+
+    **Source**: Zhang et al. 2020; without β, Nesterov 1984 and Hazan, Levy & Shalev-Shwartz 2015.
+
+    >>> grads = {"w": torch.tensor([3.0]), "b": torch.tensor([4.0])}
+    >>> Normalised(beta=5.0).update(grads, {}, {})[0]
+    {'w': tensor([0.3000]), 'b': tensor([0.4000])}
+    """
+
+    flat = True
+    lengthens = True
+
+    beta: Finite = EPSILON
+
+    def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
+        return trees.scale(grads, 1 / (self.size(grads) + self.beta)), state
+
+    def size(self, grads: Tree) -> Tensor:
+        return trees.norm(grads)
+
+
 def factor(limit: float, length: Tensor) -> Tensor:
     """torch's factor for a gradient of some length, at most 1; NaN for a NaN length, and for an infinite limit and length both."""
     return torch.clamp(limit / (length + EPSILON), max=1.0)
+
+
+def _rms(grad: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(grad) / math.sqrt(grad.numel())
+
+
+def _unit_norms(tensor: Tensor) -> Tensor:
+    """The length of each unit, in a shape that spreads over ``tensor``: all dimensions but the first, or all of a vector."""
+    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)) if tensor.ndim > 1 else None, keepdim=True)
