@@ -7,7 +7,18 @@ from torch import nn
 from clipbench import engines, registry
 
 SIZES = {"6k in 6 tensors": [(64, 30), (64,), (64, 64), (64,), (2, 64), (2,)], "1.2M in 2 tensors": [(1024, 1024), (128, 1024)]}
-SETTINGS = {"none": {}, "value": {"max_value": 0.1}, "norm": {"max_norm": 1.0}, "layer": {"max_norm": 1.0}}
+SETTINGS = {
+    "none": {},
+    "value": {"max_value": 0.1},
+    "norm": {"max_norm": 1.0},
+    "layer": {"max_norm": 1.0},
+    "block-rms": {},
+    "adaptive": {},
+    "normalised": {},
+    "quantile": {},
+    "z-score": {},
+    "adagc": {},
+}
 
 
 def weights(shapes):
@@ -29,12 +40,13 @@ def test_clip_as_the_loop_applies_it(benchmark, name, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["value", "norm", "layer"])
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "none"])
 def test_clip_as_a_pure_rule(benchmark, name, size):
     benchmark.group = f"clip, {size}"
     named = weights(SIZES[size])
     clip = registry.build("clip", name, SETTINGS[name])
     grads = {key: param.grad for key, param in named.items()}
     params = {key: param.detach() for key, param in named.items()}
-    clipped, _ = benchmark(clip.update, grads, {}, params)
+    state = clip.init(params) if hasattr(clip, "init") else {}
+    clipped, _ = benchmark(clip.update, grads, state, params)
     assert clipped.keys() == grads.keys()

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipbench import metrics, trees
-    from clipbench.registry import Count, Decay, NonNegative, Positive, Unit, UsageError, clip, optimizer, workload
+    from clipbench.registry import Count, Decay, Finite, NonNegative, Percent, Positive, Unit, UsageError, clip, optimizer, workload
 
 __version__ = "0.1.0"
 __all__ = [
     "Count",
     "Decay",
+    "Finite",
     "NonNegative",
+    "Percent",
     "Positive",
     "Unit",
     "UsageError",

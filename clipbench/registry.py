@@ -27,8 +27,10 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 Positive = Annotated[float, Field(gt=0, description="positive number")]
+Finite = Annotated[float, Field(gt=0, allow_inf_nan=False, description="positive, finite number")]
 NonNegative = Annotated[float, Field(ge=0, description="number of at least 0")]
 Unit = Annotated[float, Field(ge=0, le=1, description="number from 0 to 1")]
+Percent = Annotated[float, Field(ge=0, le=100, description="number from 0 to 100")]
 # The share of a running average that stays from one step to the next: at 1 it would never learn of a gradient.
 Decay = Annotated[float, Field(ge=0, lt=1, description="number from 0 up to, but not including, 1")]
 Count = Annotated[int, Field(ge=1, description="whole number of at least 1")]

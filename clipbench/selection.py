@@ -147,7 +147,8 @@ def extend(scores: pd.DataFrame) -> pd.DataFrame:
             axis, _, end = edge.partition(" ")
             values = lrs if axis == "lr" else points
             outermost, factor = (values[0], 1 / HALF_DECADE) if end == "low" else (values[-1], HALF_DECADE)
-            values += [snap(outermost * factor), snap(outermost * factor * factor)]
+            if outermost > 0:  # no decade begins at zero
+                values += [snap(outermost * factor), snap(outermost * factor * factor)]
         known = {(row["lr"], row[given] if points else None) for row in rows}
         for lr in lrs:
             for point in points or [math.nan]:

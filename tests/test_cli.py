@@ -550,9 +550,10 @@ def test_a_run_at_a_terminal_draws_its_bars(done):
 # ---------------------------------------------------------------------------------------------------------------- conform
 
 
-@pytest.mark.parametrize(
-    "name", ["none", "value", "norm", "layer", "sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "cosh"]
-)
+CLIPS = ["none", "value", "norm", "layer", "block-rms", "adaptive", "normalised", "quantile", "z-score", "adagc"]
+
+
+@pytest.mark.parametrize("name", [*CLIPS, "sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "cosh"])
 def test_packaged_components_conform(name):
     result = clipbench("conform", name)
     assert result.exit_code == 0, result.stdout + result.stderr

@@ -29,7 +29,18 @@ from clipbench.events import CHANGED, GRAD_NORM, LOSS
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
 
 ORDER = ("temporal-order", {"length": 5})
-METHODS = {"none": {}, "value": {"max_value": 0.01}, "norm": {"max_norm": 0.1}, "layer": {"max_norm": 0.05}}
+METHODS = {  # of every clip settings that act, beyond a warm-up
+    "none": {},
+    "value": {"max_value": 0.01},
+    "norm": {"max_norm": 0.1},
+    "layer": {"max_norm": 0.05},
+    "block-rms": {"max_rms": 0.005},
+    "adaptive": {},
+    "normalised": {"beta": 0.1},
+    "quantile": {"percentile": 40.0, "window": 5},
+    "z-score": {"max_z": 0.5, "warmup": 3},
+    "adagc": {"warmup": 3},
+}
 EVERY = [  # every optimizer, with clips in turn
     ("sgd", "none"),
     ("momentum", ("norm", METHODS["norm"])),
@@ -94,6 +105,8 @@ def test_whatever_a_clip_is_applied_to_lanes_and_the_loop_agree(problem, on):
         (rule, (name, {**METHODS[name], "on": on}))
         for rule, name in (("momentum", "norm"), ("adam", "value"), ("rmsprop", "layer"), ("sgd", "value"))
     ]
+    if on == "update":
+        arms.append(("adam", ("quantile", {"percentile": 30.0, "on": on})))  # which remembers
     asked = [job(problem, *arm, lr=0.01, seed=n % 2, dtype="float64") for n, arm in enumerate(arms)]
     for made, one in zip(lanes.run(asked), asked, strict=True):
         alone = engines.run(one)
@@ -128,6 +141,15 @@ def test_lanes_compute_under_autocast_as_the_loop_does(problem):
     alone = engines.run(asked[0])
     np.testing.assert_allclose(made.rows[:, LOSS], alone.rows[:, LOSS], rtol=5e-3)
     assert not np.array_equal(made.rows[:, LOSS], plain.rows[:, LOSS])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_clip_agrees_with_the_loop_on_matrices_and_vectors(method):
+    """A network of six tensors, over steps of which the clip shortens some."""
+    asked = [job("wdbc", "momentum", (method, METHODS[method]), lr=0.02, seed=seed, steps=30, dtype="float64") for seed in (0, 1)]
+    for made, one in zip(lanes.run(asked), asked, strict=True):
+        agree(made, engines.run(one))
+        assert (made.rows[:, CHANGED] > 0).any() == (method != "none")
 
 
 def test_every_lane_has_plain_numbers_of_its_own():

@@ -170,6 +170,21 @@ def test_an_edge_is_extended_by_two_half_decades_once_and_flagged(whole):
     assert set(flagged["relative"].dropna()) <= {0.01, 0.03, 0.1, 0.3, 1.0, 3.0}
 
 
+def test_an_axis_is_not_extended_beyond_the_range_of_its_threshold(tmp_path):
+    """The more of the gradient the better, at so small an lr; but there is no share above 1."""
+    (tmp_path / "share.py").write_text(
+        "from clipbench import Unit, clip, trees\n\n\n@clip('share')\nclass Share:\n    share: Unit = 1.0\n\n"
+        "    def update(self, grads, state, params):\n        return trees.scale(grads, self.share), state\n"
+    )
+    page = PAGE.replace('name = "norm"\nrelative = [0.1, 0.3]', 'name = "share"\nshare = [0.2, 0.5]')
+    counts, done = carried_out('use = ["share.py"]\n' + page.replace("[0.01, 0.1]", "[1e-5, 1e-4]"), tmp_path / "tiny")
+    found = done.read("cells")
+    shared = found[found["arm"] == "sgd + share"]
+    assert set(shared.loc[shared["extended"], "lr"]) >= {3e-4, 1e-3}
+    assert set(shared["threshold"]) == {0.2, 0.5}
+    assert counts["failed"] == 0
+
+
 def test_relative_thresholds_are_resolved_with_the_stored_pilot(whole):
     """To three digits; the multiple stays beside the number, and in the identity."""
     size = whole.page("calibration")["pilots"][PILOT]["norm, version 1"]

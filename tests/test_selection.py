@@ -154,6 +154,12 @@ def test_a_choice_at_an_edge_extends_its_axis_by_two_half_decades(axis, best, ne
     assert set(selection.extend(frame)["lr"]) == new
 
 
+def test_a_threshold_of_zero_has_nothing_below_it():
+    frame = scores([(0.1, 0.0, 0.0), (0.1, 10.0, 1.0)])
+    assert selection.choose(frame).iloc[0]["edge"] == "threshold low"
+    assert selection.extend(frame).empty
+
+
 def test_an_extension_fills_the_whole_new_border_of_the_grid_once():
     grid = [
         (lr, NAN, 0.0 if (lr, multiple) == (3.0, 0.1) else 1.0, {"relative": multiple, "threshold": multiple / 2})

@@ -21,6 +21,9 @@ CLIPS = {
     "norm": clips.Norm(max_norm=1.0),
     "norm inf": clips.Norm(max_norm=0.5, norm_type="inf"),
     "layer": clips.Layer(max_norm=0.7),
+    "block-rms": clips.BlockRMS(max_rms=0.5),
+    "adaptive": clips.Adaptive(max_ratio=0.3),
+    "normalised": clips.Normalised(),
 }
 
 

@@ -313,12 +313,15 @@ class _Campaign:
         return selection.score(selection.planned(self.store.read("cells"), self.store.page("plan")["cells"]))
 
     def extension(self) -> list[Cell]:
-        """The cells beyond an edge at which a choice lies."""
-        return [
-            replace(self.place(row), seed=seed, extended=True)
-            for row in selection.extend(self.scores()).to_dict("records")
-            for seed in range(self.study.seeds(self.templates[group_of_row(row)].workload.name).select)
-        ]
+        """The cells beyond an edge at which a choice lies, as far as a threshold's own range goes: no percentile is above 100."""
+        found = []
+        for row in selection.extend(self.scores()).to_dict("records"):
+            try:
+                cell = self.place(row)
+            except UsageError:
+                continue
+            found += [replace(cell, seed=seed, extended=True) for seed in range(self.study.seeds(cell.workload.name).select)]
+        return found
 
     def report(self) -> list[Cell]:
         """The chosen settings on fresh seeds, at every reading."""
