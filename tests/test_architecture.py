@@ -83,6 +83,8 @@ ONLY_IN = {
     "matplotlib": {"figures"},
     "seaborn": {"figures"},
     "jinja2": {"report"},
+    "monai": {"workloads"},
+    "nilearn": {"workloads"},
     "sklearn": {"workloads"},
     "click": {"cli"},
     "tqdm": {"cli"},
