@@ -24,9 +24,13 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def model(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
-    """The workload's module with the seed's weights: drawn in float32 on the CPU, then moved."""
+    """The workload's module with the seed's weights: drawn in float32 on the CPU, then moved.
+
+    ``model(self)`` draws them from torch's random state, which the seed has set; ``model(self, seed)`` makes them of the seed's number.
+    """
+    given = {"seed": seed} if _takes(workload.model, "seed") else {}
     with trees.seeded(workload.name, seed, "weights"):
-        return workload.model().to(device=device, dtype=dtype)
+        return workload.model(**given).to(device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=12)  # the seeds of one arm; of origin 14 MB each

@@ -16,7 +16,7 @@ from clipbench import feed, metrics, registry, trees
 from clipbench.registry import UsageError
 from clipbench.workloads import tabular
 
-NAMES = ["wdbc", "digits", "origin", "temporal-order", "cosh"]
+NAMES = ["wdbc", "digits", "origin", "temporal-order", "cosh", "cliff", "heavy-tails", "label-noise"]
 SPLIT = ["wdbc", "digits", "origin"]  # the seed draws which example is in which split
 KEYED = {"wdbc": load_breast_cancer, "digits": load_digits, "origin": load_digits}
 
