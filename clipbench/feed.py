@@ -26,7 +26,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 def model(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
     """The workload's module with the seed's weights: drawn in float32 on the CPU, then moved.
 
-    ``model(self)`` draws them from torch's random state, which the seed has set; ``model(self, seed)`` makes them of the seed's number.
+    ``model(self)`` draws them from torch's random state, which the seed has set; ``model(self, seed)`` is handed the seed as well.
     """
     given = {"seed": seed} if _takes(workload.model, "seed") else {}
     with trees.seeded(workload.name, seed, "weights"):

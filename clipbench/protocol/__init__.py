@@ -293,11 +293,14 @@ class _Campaign:
         return selection.score(selection.planned(self.store.read("cells"), self.store.page("plan")["cells"]))
 
     def extension(self) -> list[Cell]:
-        """The cells beyond an edge at which a choice lies."""
+        """The cells beyond an edge at which a choice lies; where no seed is reported on, nothing is chosen."""
+        rows = selection.extend(self.scores()).to_dict("records")
+        counts = [self.study.seeds(self.templates[group_of_row(row)].workload.name) for row in rows]
         return [
             replace(self.place(row), seed=seed, extended=True)
-            for row in selection.extend(self.scores()).to_dict("records")
-            for seed in range(self.study.seeds(self.templates[group_of_row(row)].workload.name).select)
+            for row, count in zip(rows, counts, strict=True)
+            if count.report
+            for seed in range(count.select)
         ]
 
     def report(self) -> list[Cell]:
