@@ -161,6 +161,20 @@ def test_streams_of_other_names_seeds_and_workloads_are_other_streams():
     assert len({trees.seed_of(*key) for key in keys}) == len(keys)
 
 
+def test_a_model_that_takes_the_seed_is_handed_its_number():
+    """And is built under the seeded random state all the same."""
+
+    class Numbered(Tiny):
+        def model(self, seed):
+            self.drawn = torch.rand(())
+            return nn.Linear(seed, 1)
+
+    one = Numbered()
+    assert feed.model(one, 3).in_features == 3
+    with trees.seeded("tiny", 3, "weights"):
+        assert one.drawn == torch.rand(())
+
+
 def test_weights_are_those_of_a_plainly_seeded_module():
     """``model`` is nothing but the constructor under a seed: no second draw, no hidden initialisation."""
     with torch.random.fork_rng(devices=[]):

@@ -286,6 +286,13 @@ def test_no_report_seeds_mean_no_report_cells(tmp_path):
     assert done.problems() == []
 
 
+def test_without_report_seeds_nothing_is_chosen_and_no_axis_extended(tmp_path):
+    """With them, the same page has a choice at an edge."""
+    counts, done = carried_out(PAGE.replace("report = 2", "report = 0"), tmp_path / "tiny")
+    assert counts["ran"] == len(done.page("plan")["cells"]["select"]) == 6
+    assert done.page("plan")["cells"]["extend"] == []
+
+
 def test_curves_of_report_and_diverged_cells_only_where_that_is_asked_for(tmp_path):
     """And it stays so: a later run that would keep all cannot bring the others back."""
     page = PAGE.replace("[0.01, 0.1]", "[0.1, 3.0]")

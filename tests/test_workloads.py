@@ -18,7 +18,7 @@ from clipbench.engines import Job, rates
 from clipbench.registry import UsageError
 from clipbench.workloads import tabular
 
-NAMES = ["wdbc", "digits", "origin", "phantom", "temporal-order", "cosh"]
+NAMES = ["wdbc", "digits", "origin", "phantom", "temporal-order", "cosh", "cliff", "heavy-tails", "label-noise"]
 SPLIT = ["wdbc", "digits", "origin"]  # the seed draws which example is in which split
 KEYED = {"wdbc": load_breast_cancer, "digits": load_digits, "origin": load_digits}
 

@@ -313,14 +313,20 @@ class _Campaign:
         return selection.score(selection.planned(self.store.read("cells"), self.store.page("plan")["cells"]))
 
     def extension(self) -> list[Cell]:
-        """The cells beyond an edge at which a choice lies, as far as a threshold's own range goes: no percentile is above 100."""
+        """The cells beyond an edge at which a choice lies, as far as a threshold's own range goes: no percentile is above 100.
+
+        Where no seed is reported on, nothing is chosen.
+        """
         found = []
         for row in selection.extend(self.scores()).to_dict("records"):
+            count = self.study.seeds(self.templates[group_of_row(row)].workload.name)
+            if not count.report:
+                continue
             try:
                 cell = self.place(row)
             except UsageError:
                 continue
-            found += [replace(cell, seed=seed, extended=True) for seed in range(self.study.seeds(cell.workload.name).select)]
+            found += [replace(cell, seed=seed, extended=True) for seed in range(count.select)]
         return found
 
     def report(self) -> list[Cell]:

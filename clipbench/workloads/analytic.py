@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 from torch import Generator, Tensor, nn
 
@@ -16,7 +19,7 @@ class Cosh:
     .. math:: f(x) = \sum_{i=1}^{d} \cosh x_i, \qquad \nabla f(x) = \sinh x + \xi, \qquad \xi \sim N(0, \sigma^2 I)
 
     (L₀, L₁)-smooth with L₀ = L₁ = 1 but not smooth: of the class for which clipping is proved to speed descent up. The seed draws
-    the start, uniform in [R/2, R]^d. The minimum is d, at 0.
+    the start, uniform in [R/2, R]^d, unless it is even. The minimum is d, at 0.
 
     The noise is on the gradient alone: every recorded loss is the true f. There is one noise vector a step, of 1×d, whatever the
     batch, which has no meaning here: a larger one does not average the noise. The targets are the optimum. Evaluations are without
@@ -25,6 +28,8 @@ class Cosh:
     :param dimension: d, at least 1.
     :param radius: R, in units of x, above 0; from 89 on f overflows in float32.
     :param noise: σ, in units of the gradient, at least 0.
+    :param start: ``"drawn"`` by the seed, or ``"even"``: d points from R/2 to R, evenly spaced, whatever the seed. An even start
+        without noise leaves nothing to the seed: every one is the same run, n = 1.
 
     **Source**: Zhang, He, Sra & Jadbabaie 2020.
     """
@@ -32,6 +37,7 @@ class Cosh:
     dimension: Count = 10
     radius: Positive = 8.0
     noise: NonNegative = 0.1
+    start: Literal["drawn", "even"] = "drawn"
 
     metric = metrics.log10_gap
     reference_loss = None  # an analytic function is compared with its own first loss
@@ -57,7 +63,8 @@ class Cosh:
         return self.noise * torch.randn(1, self.dimension, generator=generator), torch.tensor([self.optimum])
 
     def model(self) -> nn.Module:
-        return SumOfCosh(self.radius * (0.5 + 0.5 * torch.rand(self.dimension)))
+        even = self.start == "even"
+        return SumOfCosh(self.radius * (0.5 + 0.5 * (torch.linspace(0, 1, self.dimension) if even else torch.rand(self.dimension))))
 
 
 class SumOfCosh(nn.Module):
@@ -69,3 +76,121 @@ class SumOfCosh(nn.Module):
 
     def forward(self, noise: Tensor) -> Tensor:
         return self.x.cosh().sum() + (noise * (self.x - self.x.detach())).sum()
+
+
+@workload("cliff")
+class Cliff:
+    r"""A test of one step off a cliff: where a recurrence turns unstable, the gradient of its error leads far away at once.
+
+    .. math:: x_t = w\, \sigma(x_{t-1}) + b, \quad x_0 = \tfrac12, \qquad E(w, b) = \bigl(\sigma(x_{50}) - 0.7\bigr)^2
+
+    One unit through fifty steps of time: an error surface with a wall, for which the norm clip was proposed. Only w and b are
+    trained, without noise. The seed is the start: seed n is point n mod 400 of a grid of 20×20, w from 4 to 6 (the slower index)
+    and b from −3.2 to −2, so that any 400 seeds in a row are the whole grid. The least error is 0, along a curve; a run counts as a
+    success from E = 1e-4 down. The input is empty and a batch has no meaning.
+
+    Which starts succeed without a clip is chaotic, down to the rounding; about how many do is not. It has no settings.
+
+    **Source**: Pascanu, Mikolov & Bengio 2013, Figure 6.
+    """
+
+    metric = metrics.log10_gap
+    success = -4.0
+    optimum = 0.0
+    target = 1e-4  # a success: between starts that reach the foot and starts that fall, a median says nothing
+    reference_loss = None
+    version = 1
+    step_seconds = 1.1e-3
+    lanes = True
+
+    def data(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {split: (torch.empty(1, 0), torch.zeros(1)) for split in ("validation", "test")}
+
+    def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        return torch.empty(1, 0), torch.zeros(1)
+
+    def model(self, seed: int) -> nn.Module:
+        row, column = divmod(seed % SIDE**2, SIDE)
+        return UnitThroughTime(4 + 2 * row / (SIDE - 1), -3.2 + 1.2 * column / (SIDE - 1))
+
+
+SIDE = 20  # starts along either weight
+MOMENTS = 50  # of time
+
+
+class UnitThroughTime(nn.Module):
+    """E of one recurrent unit, a scalar; its input is not looked at."""
+
+    def __init__(self, weight: float, bias: float) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.tensor(weight)), nn.Parameter(torch.tensor(bias))
+
+    def forward(self, _: Tensor) -> Tensor:
+        state = torch.full_like(self.w, 0.5)
+        for _moment in range(MOMENTS):
+            state = self.w * state.sigmoid() + self.b
+        return (state.sigmoid() - 0.7).square()
+
+
+@workload("heavy-tails")
+class HeavyTails:
+    r"""A test of rare, huge gradients: how far the worst of them throws the weights, under noise of one and the same variance.
+
+    .. math:: f(x) = \tfrac12 \lVert x \rVert^2, \qquad \nabla f(x) = x + \xi, \qquad
+              \mathrm{E}\, \xi_i = 0, \quad \mathrm{E}\, \xi_i^2 = 1
+
+    From xᵢ = .01·i. The noise, independent in every coordinate, is centred and of unit variance; what differs is the tail, the
+    chance of one far outside. It is drawn by inverting, in float64,
+
+    - ``normal``;
+    - ``weibull``: F(z) = 1 − exp(−z^k), k = .2, before centring of mean 120 and variance 10! − 120²;
+    - ``burr``: Burr's type XII, F(z) = 1 − (1 + z^c)^−d, c = 1, d = 2.3, before centring of mean 1/1.3 and variance 2.3/(1.3²·.3).
+      Its third moment is infinite.
+
+    The noise is on the gradient alone, as in ``cosh``: every recorded loss is the true f. There is one noise vector a step, of 1×n,
+    whatever the batch. Evaluations are without noise. The minimum is 0, at 0; the seed draws the noise only.
+
+    :param dimension: n, at least 1.
+    :param noise: which distribution.
+
+    **Source**: Gorbunov, Danilova & Gasnikov 2020, their toy problem.
+    """
+
+    dimension: Count = 100
+    noise: Literal["normal", "weibull", "burr"] = "weibull"
+
+    metric = metrics.log10_gap
+    optimum = 0.0
+    target = 0.018
+    reference_loss = None
+    version = 1
+    step_seconds = 1.9e-4
+    lanes = True
+
+    def data(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {split: (torch.zeros(1, self.dimension), torch.zeros(1)) for split in ("validation", "test")}
+
+    def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        if self.noise == "normal":
+            return torch.randn(1, self.dimension, generator=generator), torch.zeros(1)
+        # In float32 a uniform number is never closer to 1 than 6e-8: the tail would end there.
+        survival = 1 - torch.rand(1, self.dimension, generator=generator, dtype=torch.float64)
+        if self.noise == "weibull":
+            raw, mean, variance = survival.log().neg() ** 5, 120.0, math.factorial(10) - 120.0**2
+        else:
+            raw, mean, variance = survival ** (-1 / 2.3) - 1, 1 / 1.3, 2.3 / (1.3**2 * 0.3)
+        return raw.sub_(mean).div_(math.sqrt(variance)).float(), torch.zeros(1)
+
+    def model(self) -> nn.Module:
+        return HalfSquare(0.01 * torch.arange(1, self.dimension + 1))
+
+
+class HalfSquare(nn.Module):
+    """f at the point ``x``, a scalar; an input of 1×n is added to its gradient and leaves its value alone."""
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.x = nn.Parameter(start)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return 0.5 * self.x.square().sum() + (noise * (self.x - self.x.detach())).sum()

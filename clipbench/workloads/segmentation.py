@@ -154,9 +154,10 @@ class Tissue:
     r"""A test of nnU-Net's own method on real MRI, and of whether its clip norm of 12 ever matters.
 
     Grey matter (1), white matter (2) or neither (0) on axial T1 slices of the ICBM 152 template (nonlinear, 2009a), the average of
-    real MRI of 152 adults, without the skull, as nilearn's wheel ships it with maps of the two tissues. McGill's licence grants use, copies and changes without fee where its notice stays; nilearn's page calls the licence unknown.
-    Resampled to 2 mm; a voxel is what is largest: grey, white or the rest. It is one average brain: measured is how well a network
-    fills in slices between others, not how well it would do on a patient.
+    real MRI of 152 adults, without the skull, as nilearn's wheel ships it with maps of the two tissues. McGill's licence grants
+    use, copies and changes without fee where its notice stays; nilearn's page calls the licence unknown. Resampled to 2 mm; a voxel
+    is what is largest: grey, white or the rest. It is one average brain: measured is how well a network fills in slices between
+    others, not how well it would do on a patient.
 
     The 60 slices with at least 200 voxels of each tissue, from below. Of every 15 neighbours, 9 train. Of the 6 between these the
     middle four are evaluated, validation and test by turns, and the outer two not used, so that what is evaluated is 4 mm or more
