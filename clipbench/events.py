@@ -56,6 +56,22 @@ class Verdict:
     diverged_at: int | None = None
 
 
+STATIONARY = 1e-3  # of a gradient's norm: the ε of the theory's ε-stationary points, as the published step counts take it
+
+
+def peak_ratio(rows: np.ndarray, optimum: float | None) -> float | None:
+    """The largest loss of the last half of a curve (steps × 6) over its median there, both above ``optimum``; or None."""
+    half = rows[len(rows) // 2 :, LOSS] - (optimum or 0.0)
+    middle = np.median(half) if len(half) and np.isfinite(half).all() else 0.0
+    return float(half.max() / middle) if middle > 0 else None
+
+
+def stationary_at(rows: np.ndarray) -> int | None:
+    """The first step of a curve (steps × 6) whose raw gradient is no longer than `STATIONARY`; None where none is."""
+    short = rows[:, GRAD_NORM] <= STATIONARY
+    return int(np.argmax(short)) if short.any() else None
+
+
 def ends(rows: np.ndarray) -> np.ndarray:
     """Which steps of a curve end it: those with a loss, gradient or parameter that is not finite (``rows``: steps × 6)."""
     return ~np.isfinite(rows[:, LOSS]) | np.isnan(rows[:, GRAD_NORM]) | np.isnan(rows[:, UPDATE_NORM])

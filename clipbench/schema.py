@@ -18,12 +18,16 @@ TEXT, INT, FLOAT, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
 @dataclass(frozen=True)
 class Column:
-    """One column of one table; ``unit`` is empty for a bare number or a word."""
+    """One column of one table; ``unit`` is empty for a bare number or a word.
+
+    ``later`` is one that older files lack: they are read with nulls in it.
+    """
 
     name: str
     type: pa.DataType
     unit: str
     meaning: str
+    later: bool = False
 
 
 CELLS = (
@@ -57,6 +61,14 @@ CELLS = (
     Column("steps_to_target", INT, "steps", "updates until the validation loss first met the target; null where it never did"),
     Column("clipped_fraction", FLOAT, "share of steps", "share of steps in which the clip altered at least one element"),
     Column("grad_norm_median", FLOAT, "gradient", "median over the steps of the raw gradient's 2-norm"),
+    Column(
+        "peak_ratio",
+        FLOAT,
+        "ratio",
+        "largest loss of the last half of the steps over the median there, both above the optimum where it is known",
+        later=True,
+    ),
+    Column("stationary_at", INT, "step", "first step whose raw gradient's norm is at most 1e-3; null where none is", later=True),
     Column("seconds", FLOAT, "s", "wall time of the cell in its worker; says nothing of a method's cost"),
     Column("settings", TEXT, "", "canonical JSON of everything the identity is made of"),
     Column("attempt", INT, "", "counts from 1; the highest attempt of a cell wins"),

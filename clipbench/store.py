@@ -231,7 +231,7 @@ class Store:
             if damage:
                 self.bad[f"{table}/{path.name}"] = damage
             else:
-                tables.append(_read(path).select(tables[0].column_names).cast(tables[0].schema))
+                tables.append(_complete(_read(path), table).select(tables[0].column_names).cast(tables[0].schema))
         return pa.concat_tables(tables).to_pandas(types_mapper=pd.ArrowDtype)
 
     def _files(self, table: str) -> list[Path]:
@@ -346,6 +346,14 @@ def set_old_aside(folder: Path) -> Path | None:
 
 def _read(path: Path) -> pa.Table:
     return pq.read_table(path, page_checksum_verification=True, memory_map=False, partitioning=None)
+
+
+def _complete(found: pa.Table, table: str) -> pa.Table:
+    """A file's rows with the columns that came later than the file."""
+    for column in schema.TABLES[table]:
+        if column.later and column.name not in found.column_names:
+            found = found.append_column(column.name, pa.nulls(len(found), column.type))
+    return found
 
 
 def _digest(path: Path) -> str:

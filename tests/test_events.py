@@ -9,7 +9,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from clipbench import schema
-from clipbench.events import COLUMNS, GRAD_NORM, LOSS, UPDATE_NORM, Event, Rules, Verdict, derive, ends, judge, rules_from
+from clipbench.events import (
+    COLUMNS,
+    GRAD_NORM,
+    LOSS,
+    UPDATE_NORM,
+    Event,
+    Rules,
+    Verdict,
+    derive,
+    ends,
+    judge,
+    peak_ratio,
+    rules_from,
+    stationary_at,
+)
 
 NAN, INF = math.nan, math.inf
 
@@ -346,3 +360,26 @@ def test_the_rules_are_the_agreed_ones():
     assert vars(Rules()) == {
         "blow_up": 10.0, "blow_up_steps": 10, "spike": 5.0, "spike_window": 50, "tail": 0.05, "left_below": 0.9, "left_above": 1.2,
     }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------- peaks and flat ground
+
+
+def test_peaks_are_those_of_the_last_half_above_the_optimum():
+    rows = np.ones((10, 6))
+    rows[:, LOSS] = [9.0, 80.0, 7.0, 6.0, 5.0, 3.0, 3.0, 11.0, 3.0, 3.0]
+    assert peak_ratio(rows, None) == pytest.approx(11 / 3)
+    assert peak_ratio(rows, 1.0) == pytest.approx(10 / 2)
+    assert peak_ratio(rows[:1], None) == 1.0
+
+
+@pytest.mark.parametrize("losses", [[], [1.0, math.inf], [1.0, math.nan], [1.0, 0.0]], ids=str)
+def test_where_there_is_no_ratio_there_is_none(losses):
+    assert peak_ratio(np.array([[loss, 1, 1, 1, 0, 1] for loss in losses]).reshape(-1, 6), None) is None
+
+
+def test_a_run_is_stationary_from_its_first_short_gradient_on():
+    rows = np.ones((4, 6))
+    assert stationary_at(rows) is None
+    rows[2:, GRAD_NORM] = [1e-3, math.nan]
+    assert stationary_at(rows) == 2

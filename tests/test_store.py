@@ -160,6 +160,21 @@ def test_columns_carry_their_unit_and_meaning_into_the_file(filled):
         assert all(written.field(column.name).metadata[b"meaning"].decode() == column.meaning for column in columns)
 
 
+def test_a_file_from_before_a_column_is_read_with_nulls_in_it_and_one_without_another_column_is_not(tmp_path, monkeypatch):
+    now = schema.TABLES["cells"]
+    monkeypatch.setitem(schema.TABLES, "cells", tuple(column for column in now if not column.later))
+    old = settle(tmp_path / "tiny")
+    old.commit("select-0001", tables_of(0, 1))
+    monkeypatch.setitem(schema.TABLES, "cells", now)
+    cells = Store(old.folder).read("cells")
+    assert list(cells.columns) == [column.name for column in now]
+    assert {column.name for column in now if cells[column.name].isna().all()} >= {"peak_ratio", "stationary_at"}
+    assert cells["seed"].tolist() == [0, 1]
+    monkeypatch.setitem(schema.TABLES, "cells", (*now, schema.Column("never", schema.INT, "", "a column that no file has")))
+    with pytest.raises(KeyError, match="never"):
+        Store(old.folder).read("cells")
+
+
 def test_tables_without_rows_get_no_file(tmp_path):
     new = settle(tmp_path / "tiny")
     new.commit("select-0001", {"cells": [row_of(0, status="failed", outcome=None)], "evals": [], "events": []})

@@ -49,6 +49,7 @@ class Record:
     failure: str | None = None
     metric: str | None = None
     steps_to_target: int | None = None
+    peak_ratio: float | None = None
     engine: str = "loop"
     threads: int = 1
     seconds: float = 0.0
@@ -86,7 +87,7 @@ def graded(workload: Any, outputs: Tensor, targets: Tensor, updates: int, split:
 
 
 def conclude(record: Record, workload: Any) -> None:
-    """Events, verdict and steps to target of a run whose curve and evaluations are recorded."""
+    """Events, verdict, peaks and steps to target of a run whose curve and evaluations are recorded."""
     rules = events.rules_from(record.job.cell.events)
     reference, optimum = workload.reference_loss, getattr(workload, "optimum", None)
     unbounded = bool(getattr(workload, "unbounded", False))
@@ -94,6 +95,7 @@ def conclude(record: Record, workload: Any) -> None:
     validation = [(step, value) for step, split, metric, value in record.evaluations if (split, metric) == ("validation", "loss")]
     last = validation[-1][1] if validation else None
     record.verdict = events.judge(record.rows, record.events, reference, optimum, unbounded, last, rules)
+    record.peak_ratio = events.peak_ratio(record.rows, optimum)
     target = getattr(workload, "target", None)
     if target is not None:
         record.steps_to_target = next((step for step, value in validation if value <= target), None)

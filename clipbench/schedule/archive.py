@@ -103,6 +103,8 @@ def cell_row(record: Record, worker: int, environment: str, attempt: int) -> dic
         "grad_norm_median": float(np.nanmedian(rows[:, events.GRAD_NORM]))
         if some and not np.isnan(rows[:, events.GRAD_NORM]).all()
         else None,
+        "peak_ratio": record.peak_ratio,
+        "stationary_at": events.stationary_at(rows),
         "seconds": record.seconds,
         "settings": cell.canonical,
         "attempt": attempt,
