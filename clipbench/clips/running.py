@@ -21,7 +21,8 @@ class Quantile:
 
     .. math:: g_t \leftarrow g_t \min\Bigl(1,\ \frac{Q_p(\lVert g_1 \rVert, \dots, \lVert g_t \rVert)}{\lVert g_t \rVert}\Bigr)
 
-    :param percentile: p, [0, 100], with linear interpolation between two norms: 10 clips 90 % of all steps, 100 none.
+    :param percentile: p, [0, 100], with linear interpolation between two norms: 10 clips 90 % of the steps while norms have no
+        trend, and fewer while they fall; 100 clips none.
     :param window: how many norms are remembered, the last ones; those of a run of as many steps are all.
 
     **Shapes**: any, kept. The first gradient passes as it is. **Errors**: none is raised; a NaN passes as it is, and infinity and
