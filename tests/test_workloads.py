@@ -16,7 +16,7 @@ from clipbench import feed, metrics, registry, trees
 from clipbench.registry import UsageError
 from clipbench.workloads import tabular
 
-NAMES = ["wdbc", "digits", "origin", "temporal-order", "cosh"]
+NAMES = ["wdbc", "digits", "origin", "temporal-order", "cosh", "text"]
 SPLIT = ["wdbc", "digits", "origin"]  # the seed draws which example is in which split
 KEYED = {"wdbc": load_breast_cancer, "digits": load_digits, "origin": load_digits}
 
@@ -90,7 +90,7 @@ def test_the_reference_is_the_loss_of_the_best_constant_prediction(name):
     assert work.loss(constant, labels).item() == pytest.approx(work.reference_loss, rel=2e-3)
 
 
-@pytest.mark.parametrize("name", ["digits", "origin", "temporal-order"])
+@pytest.mark.parametrize("name", ["digits", "origin", "temporal-order", "text"])
 def test_an_untrained_network_is_at_chance(name):
     """Its loss starts near the reference: the rules on outcomes compare like with like."""
     work = built(name)
