@@ -170,7 +170,7 @@ def peer(model, heads):
         ]
     for layer, block in zip(layers, model.blocks, strict=True):
         pairs = {
-            "self_attn.in_proj_weight": block.attended.weight, "self_attn.in_proj_bias": block.attended.bias,
+            "self_attn.in_proj_weight": block.attended.weight, "self_attn.in_proj_bias": torch.zeros(3 * width),
             "self_attn.out_proj.weight": block.joined.weight, "self_attn.out_proj.bias": block.joined.bias,
             "linear1.weight": block.hidden.weight, "linear1.bias": block.hidden.bias,
             "linear2.weight": block.folded.weight, "linear2.bias": block.folded.bias,
