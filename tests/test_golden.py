@@ -41,6 +41,7 @@ CASES = {
     "heavy-tails, sgd + norm": ("heavy-tails", "sgd", ("norm", {"max_norm": 10.0}), 1e-3, STEPS),
     "label-noise, sgd": ("label-noise", "sgd", ("none", {}), 1.0, STEPS),
     "phantom, nesterov + norm": ("phantom", "nesterov", ("norm", {"max_norm": 1.0}), 0.03, FEW),
+    "text, adam + norm": ("text", "adam", ("norm", {"max_norm": 0.3}), 0.01, STEPS),
     "tissue, adam": ("tissue", "adam", ("none", {}), 0.003, FEW),
     "origin, momentum + value": ("origin", "momentum", ("value", {"max_value": 0.01}), 0.01, FEW),
 }
@@ -91,6 +92,8 @@ def recorded():
 @pytest.mark.parametrize("case", CASES)
 def test_the_first_losses_are_those_of_this_version(case):
     """In float64, to nine digits."""
+    if case.startswith("text") and registry.find("workload", "text").version != 1:
+        pytest.skip("this Python has another text in its help topics")
     wrong = differences(case, recorded().get(case))
     assert not wrong, wrong[0]
 

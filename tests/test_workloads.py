@@ -18,7 +18,7 @@ from clipbench.engines import Job, rates
 from clipbench.registry import UsageError
 from clipbench.workloads import tabular
 
-NAMES = ["wdbc", "digits", "origin", "phantom", "temporal-order", "cosh", "cliff", "heavy-tails", "label-noise"]
+NAMES = ["wdbc", "digits", "origin", "phantom", "temporal-order", "text", "cosh", "cliff", "heavy-tails", "label-noise"]
 SPLIT = ["wdbc", "digits", "origin"]  # the seed draws which example is in which split
 KEYED = {"wdbc": load_breast_cancer, "digits": load_digits, "origin": load_digits}
 
@@ -99,7 +99,7 @@ def test_the_reference_is_the_loss_of_the_best_constant_prediction(name):
     assert work.loss(constant, labels).item() == pytest.approx(work.reference_loss, rel=2e-3)
 
 
-@pytest.mark.parametrize("name", ["digits", "origin", "temporal-order"])
+@pytest.mark.parametrize("name", ["digits", "origin", "temporal-order", "text"])
 def test_an_untrained_network_is_at_chance(name):
     """Its loss starts near the reference: the rules on outcomes compare like with like."""
     work = built(name)

@@ -24,6 +24,7 @@ from clipbench.analysis.outcomes import (
 )
 from clipbench.analysis.records import cost, curves, event_counts, events, failures
 from clipbench.analysis.settings import effective, fired, grid, notes, stable
+from clipbench.analysis.transfer import bases, carried, pairs
 
 __all__ = [
     "BASELINE",
@@ -31,6 +32,8 @@ __all__ = [
     "METHODS",
     "Components",
     "arms",
+    "bases",
+    "carried",
     "claims",
     "clip_pairs",
     "compare",
@@ -50,6 +53,7 @@ __all__ = [
     "named",
     "notes",
     "of_task",
+    "pairs",
     "plain",
     "results",
     "stable",

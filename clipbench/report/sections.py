@@ -8,6 +8,7 @@ from clipbench.report.evidence import Evidence
 from clipbench.report.parts import Section
 from clipbench.report.pictures import curves, fired, heat, stable
 from clipbench.report.records import cost, events, methods, not_run, provenance
+from clipbench.report.transfer import transfer
 from clipbench.report.words import census
 
 
@@ -25,6 +26,7 @@ def told(evidence: Evidence) -> list[Section]:
         headline(evidence),
         stable(evidence),
         clips(evidence),
+        transfer(evidence),
         curves(evidence),
         heat(evidence),
         fired(evidence),

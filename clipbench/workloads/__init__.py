@@ -1,5 +1,5 @@
 """The packaged workloads, a file per family. Importing this package registers them."""
 
-from clipbench.workloads import analytic, images, medmnist, segmentation, sequences, tabular
+from clipbench.workloads import analytic, images, medmnist, segmentation, sequences, tabular, text
 
-__all__ = ["analytic", "images", "medmnist", "segmentation", "sequences", "tabular"]
+__all__ = ["analytic", "images", "medmnist", "segmentation", "sequences", "tabular", "text"]

@@ -1,0 +1,204 @@
+"""Whether a threshold chosen under one condition holds under another: as a number, and as a multiple of the pilot's gradient.
+
+A condition is a task (a workload's settings and a batch size), or one learning rate of a task. Everything is of the selection
+phase, on the grid that the study itself asks for, so that two conditions have the same thresholds.
+
+The settings compared on a seed are chosen without it, under both conditions: a threshold chosen as the best on some seeds looks
+better on these than it is, and everything else worse.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from clipbench import schema, selection, statistics
+from clipbench.analysis.cells import plain, table_of
+from clipbench.selection import GROUP
+
+BASES = ("absolute", "relative")
+FAMILY = ["workload", "device", "dtype", "arm"]  # within which a threshold is carried from one condition to another
+PAIR = [*FAMILY, "basis", "kind", "source", "source_batch", "source_lr", "problem", "batch", "lr"]
+PROBLEM, BATCH = GROUP.index("problem"), GROUP.index("batch")
+FEWEST = 2  # thresholds from which to choose
+
+Key = tuple[Any, ...]
+
+
+def carried(cells: pd.DataFrame) -> pd.DataFrame:
+    """A row per pair of conditions and seed: what the threshold chosen at the one loses at the other.
+
+    Columns: ``FAMILY``; ``basis`` (``absolute`` or ``relative``); ``kind`` of the pair (``task`` or ``lr``); where the threshold
+    was chosen, ``source`` (a problem), ``source_batch`` and ``source_lr``; where it is used, ``problem``, ``batch`` and ``lr``
+    (no lr where the conditions are tasks: there each threshold has the lr that suits it best, so that it alone is carried);
+    ``seed``; ``carried`` and ``own``, the two thresholds as the study wrote them; ``loss`` and ``own_loss``, their best
+    validation loss on the seed: ∞ of an unstable run, NaN of a failed one.
+
+    Arms which have several thresholds of both bases only; a choice that the other condition did not try is left out.
+    """
+    frame = _grid(cells)
+    rows = []
+    for basis in BASES:
+        mine = frame[frame["basis"] == basis]
+        for seed in sorted(mine["seed"].unique()):
+            rows += list(_on(seed, mine))
+    return table_of(rows, [*PAIR, "seed", "carried", "own", "loss", "own_loss"])
+
+
+def _grid(cells: pd.DataFrame) -> pd.DataFrame:
+    """The clipped selection cells of the study's own grid, with ``basis``, and with ``threshold`` as the study wrote it."""
+    own = (cells["role"] == "select") & ~cells["extended"].astype(bool) & (cells["clip"] != "none")
+    frame = plain(cells[own])
+    relative, value = frame["relative"].notna(), frame["validation_value"].astype(float)
+    spoiled = frame["outcome"].isin(schema.UNSTABLE) | ~np.isfinite(value)
+    frame = frame.assign(
+        basis=np.where(relative, "relative", "absolute"),
+        threshold=frame["relative"].where(relative, frame["threshold"]),
+        relative=math.nan,  # one multiple is another number under every condition, and no number at all of a failed cell
+        loss=value.mask(spoiled, np.inf).mask(frame["status"] == "failed", np.nan),
+    )
+    several = frame.groupby([*GROUP, "basis"])["threshold"].nunique().ge(FEWEST)
+    both = several.groupby(GROUP).sum().eq(len(BASES))
+    return frame[pd.MultiIndex.from_frame(frame[GROUP]).isin(both.index[both])]
+
+
+def _on(seed: int, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The rows of one seed and basis: choices from all other seeds, losses from this one."""
+    scores, here = selection.score(frame[frame["seed"] != seed]), frame[frame["seed"] == seed]
+    loss = {_key(row, "lr", "threshold"): row["loss"] for row in here.to_dict("records")}
+    best = {_key(row): row["threshold"] for row in _chosen(scores)}
+    best_at = {_key(row, "lr"): row["threshold"] for _, one in scores.groupby("lr") for row in _chosen(one)}
+    lr = {_key(row, "threshold"): row["lr"] for _, one in scores.groupby("threshold") for row in _chosen(one)}
+
+    def row(family: Key, kind: str, source: Key, target: Key, lrs: tuple[float, float], taken: float, own: float) -> dict[str, Any]:
+        """``lrs`` are those of the carried and of the target's own threshold."""
+        place = dict(zip(FAMILY, family, strict=True)) | {"basis": frame["basis"].iloc[0], "kind": kind}
+        place |= {"source": source[PROBLEM], "source_batch": source[BATCH], "problem": target[PROBLEM], "batch": target[BATCH]}
+        found = [loss.get((*target[: len(GROUP)], *pair), math.nan) for pair in zip(lrs, (taken, own), strict=True)]
+        conditions = {"source_lr": (*source, math.nan)[len(GROUP)], "lr": (*target, math.nan)[len(GROUP)]}
+        return place | conditions | {"seed": seed, "carried": taken, "own": own, "loss": found[0], "own_loss": found[1]}
+
+    for family, tasks in here.drop_duplicates(GROUP).groupby(FAMILY, sort=True):
+        groups = [group for group in _groups(tasks) if group in best]
+        for source, target in itertools.permutations(groups, 2):
+            taken, own = best[source], best[target]
+            if (*target, taken) in lr:
+                yield row(family, "task", source, target, (lr[*target, taken], lr[*target, own]), taken, own)
+        for group in groups:
+            for source, target in itertools.permutations(sorted(place for place in best_at if place[:-1] == group), 2):
+                yield row(family, "lr", source, target, (target[-1], target[-1]), best_at[source], best_at[target])
+
+
+def _chosen(scores: pd.DataFrame) -> list[dict[str, Any]]:
+    return selection.choose(scores).to_dict("records")
+
+
+def _groups(tasks: pd.DataFrame) -> list[Key]:
+    return [tuple(row) for row in tasks[GROUP].sort_values(GROUP).itertuples(index=False)]
+
+
+def _key(row: Mapping[str, Any], *more: str) -> Key:
+    return tuple(row[name] for name in (*GROUP, *more))
+
+
+def pairs(rows: pd.DataFrame, kind: str = "task") -> pd.DataFrame:
+    """A row per pair of conditions of one ``kind``: what the carried threshold loses, its mean over the seeds with its interval.
+
+    ``statistic`` is ``mean``, ``median`` where a seed was unstable (it counts as ∞), or ``incomplete`` where one has no value: no
+    interval then. ``carried`` and ``own`` are the thresholds most often chosen; ``agreed`` is the share of seeds on which they
+    are the same. The seeds are paired; their choices share all seeds but two, so that intervals are narrow rather than wide.
+    """
+    found = []
+    for key, seeds in rows[rows["kind"] == kind].groupby(PAIR, dropna=False, sort=True):
+        gaps = statistics.differences(seeds["loss"], seeds["own_loss"])
+        found.append(
+            {
+                **dict(zip(PAIR, key, strict=True)),
+                "n": len(seeds),
+                "carried": _usual(seeds["carried"]),
+                "own": _usual(seeds["own"]),
+                "agreed": float((seeds["carried"] == seeds["own"]).mean()),
+                "unstable": int(np.isinf(seeds["loss"]).sum()),
+                "own_unstable": int(np.isinf(seeds["own_loss"]).sum()),
+                "own_loss": float(seeds["own_loss"].median()),
+                **_told(gaps),
+            }
+        )
+    columns = ["n", "carried", "own", "agreed", "unstable", "own_unstable", "own_loss", "statistic", "estimate", "low", "high"]
+    return table_of(found, [*PAIR, *columns])
+
+
+def _usual(values: pd.Series) -> float:
+    return float(values.mode().min())
+
+
+def _told(gaps: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
+    if np.isnan(gaps).any():
+        known = gaps[~np.isnan(gaps)]
+        return {"statistic": "incomplete", **statistics.median_interval(known)._asdict(), "low": math.nan, "high": math.nan}
+    statistic = "mean" if np.isfinite(gaps).all() else "median"
+    return {"statistic": statistic, **statistics.paired_difference(gaps, np.zeros_like(gaps))._asdict()}
+
+
+def bases(rows: pd.DataFrame) -> pd.DataFrame:
+    """Absolute against relative: a row per workload, arm and kind of pair.
+
+    Of each seed the median, over all pairs that both bases have, of what the carried threshold loses; ``absolute`` and ``relative``
+    are the medians of that over the seeds. ``unstable`` and ``relative_unstable`` count those of the ``carries`` (pairs × seeds)
+    whose run was unstable where that of the target's own threshold was not. ``estimate`` is the paired difference absolute −
+    relative with its interval: positive where the multiple carries better.
+    """
+    keyed = [name for name in PAIR if name != "basis"]
+    rows = rows.assign(gap=statistics.differences(rows["loss"], rows["own_loss"]), spoiled=_spoiled(rows))
+    sides = {basis: rows[rows["basis"] == basis] for basis in BASES}
+    columns = [*keyed, "seed", "gap", "spoiled"]
+    # lr is NaN of tasks: pandas merges a NaN with a NaN.
+    both = sides["absolute"][columns].merge(sides["relative"][columns], on=[*keyed, "seed"], suffixes=("_absolute", "_relative"))
+    found = []
+    for key, group in both.groupby([*FAMILY, "kind"], sort=True):
+        seeds = group.groupby("seed")[["gap_absolute", "gap_relative"]].agg(_median)
+        absolute, relative = (seeds[f"gap_{basis}"].to_numpy(dtype=float) for basis in BASES)
+        gaps = statistics.differences(absolute, relative)
+        found.append(
+            {
+                **dict(zip([*FAMILY, "kind"], key, strict=True)),
+                "n": len(seeds),
+                "pairs": len(group.drop_duplicates(keyed)),
+                "carries": len(group),
+                "absolute": _median(absolute),
+                "relative": _median(relative),
+                "unstable": int(group["spoiled_absolute"].sum()),
+                "relative_unstable": int(group["spoiled_relative"].sum()),
+                **_told(gaps),
+            }
+        )
+    columns = [
+        "n",
+        "pairs",
+        "carries",
+        "absolute",
+        "relative",
+        "unstable",
+        "relative_unstable",
+        "statistic",
+        "estimate",
+        "low",
+        "high",
+    ]
+    return table_of(found, [*FAMILY, "kind", *columns])
+
+
+def _median(values: ArrayLike) -> float:
+    """NaN where one is: nothing is concluded without it."""
+    sample = np.asarray(values, dtype=float)
+    return math.nan if np.isnan(sample).any() else statistics.median_interval(sample).estimate
+
+
+def _spoiled(rows: pd.DataFrame) -> pd.Series:
+    return np.isinf(rows["loss"].astype(float)) & ~np.isinf(rows["own_loss"].astype(float))
