@@ -22,12 +22,14 @@ from clipbench.analysis.outcomes import (
     without_value,
     worst_filled,
 )
+from clipbench.analysis.published import CLAIMS, published
 from clipbench.analysis.records import cost, curves, event_counts, events, failures
 from clipbench.analysis.settings import effective, fired, grid, notes, stable
 from clipbench.analysis.transfer import bases, carried, pairs
 
 __all__ = [
     "BASELINE",
+    "CLAIMS",
     "COUNTS",
     "METHODS",
     "Components",
@@ -55,6 +57,7 @@ __all__ = [
     "of_task",
     "pairs",
     "plain",
+    "published",
     "results",
     "stable",
     "succeeded",

@@ -7,6 +7,7 @@ optimizers apart; letters, hatches and labels say the rest, so that nothing depe
 from matplotlib.figure import Figure
 
 from clipbench.figures.outcomes import curves, headline
+from clipbench.figures.published import published
 from clipbench.figures.settings import cost, fired, heat, stable
 from clipbench.figures.style import CLIPS, OPTIMIZERS, STRANGERS, arm_colours, colours, number, ordered, render, setting
 
@@ -24,6 +25,7 @@ __all__ = [
     "heat",
     "number",
     "ordered",
+    "published",
     "render",
     "setting",
     "stable",

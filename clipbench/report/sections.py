@@ -7,6 +7,7 @@ from clipbench.report.comparisons import clips, headline
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import Section
 from clipbench.report.pictures import curves, fired, heat, stable
+from clipbench.report.published import published
 from clipbench.report.records import cost, events, methods, not_run, provenance
 from clipbench.report.transfer import transfer
 from clipbench.report.words import census
@@ -23,6 +24,7 @@ def told(evidence: Evidence) -> list[Section]:
     if not len(evidence.cells):
         return [not_run(evidence), provenance(evidence)]
     parts = [
+        published(evidence),
         headline(evidence),
         stable(evidence),
         clips(evidence),

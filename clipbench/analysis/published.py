@@ -1,0 +1,184 @@
+"""Published results beside what a store's runs gave: each a claim, its sides, and what must hold.
+
+A claim is looked for among the selection cells by the settings it was made for, so that any study which holds them is judged by it.
+The bounds leave room where a count is chaotic: unclipped runs over a cliff part by rounding alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from clipbench.analysis.cells import Components, plain, table_of, workload
+from clipbench.analysis.outcomes import succeeded
+
+PASCANU = "Pascanu, Mikolov & Bengio 2013"
+ZHANG = "Zhang, He, Sra & Jadbabaie 2020"
+GORBUNOV = "Gorbunov, Danilova & Gasnikov 2020"
+MENON = "Menon, Rawat, Reddi & Kumar 2020"
+INF = math.inf
+EXACT = 0.01  # of a step count without randomness: what another rounding may move
+
+SHARE, STEPS, PEAK, ACCURACY = "share of runs that succeed", "steps until ‖∇f‖ ≤ 1e-3", "worst peak over median", "mean accuracy"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a claim: which cells, by clip, threshold and rate (None: the best of all rates), and between what it must lie."""
+
+    label: str
+    clip: str = "none"
+    threshold: float | None = None
+    lr: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    low: float = -INF
+    high: float = INF
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published claim, in the terms of a study that repeats it.
+
+    ``settings`` are the workload's, beside each side's own; ``between`` relates the sides' values where bounds do not say all.
+    """
+
+    what: str
+    source: str
+    says: str
+    wanted: str
+    measure: str
+    workload: str
+    steps: int
+    sides: Sequence[Side]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    between: Callable[[Sequence[float]], bool] = lambda _: True
+
+
+def _sgd(lr: float, clip: str = "none", threshold: float | None = None, low: float = -INF, high: float = INF) -> Side:
+    label = f"no clip, lr {lr:g}" if threshold is None else f"{clip} {threshold:g}, lr {lr:g}"
+    return Side(label, clip, threshold, lr, {}, low, high)
+
+
+def _taking(steps: float, label: str, clip: str = "none", threshold: float | None = None, lr: float | None = None) -> Side:
+    return Side(label, clip, threshold, lr, {}, steps * (1 - EXACT), steps * (1 + EXACT))
+
+
+CLAIMS = (
+    Claim(
+        "A cliff, lr .1", f"{PASCANU}, Fig. 6", "the unclipped step is thrown far off the wall, the clipped one reaches its foot",
+        "none at most 65 %, norm at least 99 %", SHARE, "cliff", 2000,
+        (_sgd(0.1, high=0.65), _sgd(0.1, "norm", 1.0, low=0.99)),
+    ),
+    Claim(
+        "A cliff, lr .5", f"{PASCANU}, Fig. 6", "it is the length that has to be bounded: the direction down the wall is right",
+        "norm ahead of value by at least 60 points", SHARE, "cliff", 2000,
+        (_sgd(0.5, "value", 0.1), _sgd(0.5, "norm", 0.1)), {}, lambda seen: seen[1] - seen[0] >= 0.6,
+    ),
+    Claim(
+        "Steepness far out, R = 10", ZHANG, "clipped descent is faster than any fixed rate, without limit as R grows",
+        "8897 and 59 steps, within 1 %", STEPS, "cosh", 10_000,
+        (_taking(8897, "no clip, best lr"), _taking(59, "norm 1, lr 0.5", "norm", 1.0, 0.5)),
+        {"radius": 10.0, "noise": 0.0, "start": "even"},
+    ),
+    Claim(
+        "Steepness near by, R = 2", ZHANG, "near the minimum f is all but quadratic, and a clip can only slow",
+        "4 and 18 steps, within 1 %: the clip loses", STEPS, "cosh", 10_000,
+        (_taking(4, "no clip, best lr"), _taking(18, "norm 1, lr 0.5", "norm", 1.0, 0.5)),
+        {"radius": 2.0, "noise": 0.0, "start": "even"},
+    ),
+    Claim(
+        "Normal noise", GORBUNOV, "no gradient is long enough to be clipped",
+        "both the same, below 2", PEAK, "heavy-tails", 20_000,
+        (_sgd(1e-3, high=2.0), _sgd(1e-3, "norm", 100.0, high=2.0)), {"noise": "normal"}, lambda seen: seen[0] == seen[1],
+    ),
+    *(
+        Claim(
+            f"Heavy tails, {tail}", GORBUNOV, "under noise of the same variance and heavy tails, only clipped descent stays down",
+            "unclipped at least 4, and twice the clipped", PEAK, "heavy-tails", 20_000,
+            (_sgd(1e-3, low=4.0), _sgd(1e-3, "norm", 100.0)), {} if tail == "weibull" else {"noise": tail},
+            lambda seen: seen[0] >= 2 * seen[1],
+        )
+        for tail in ("weibull", "burr")
+    ),
+    Claim(
+        "Wrong labels", MENON, "clipping each example's gradient does not mend wrong labels; the partially huberised loss does",
+        "huberised at most .65, partially at least .98", ACCURACY, "label-noise", 300,
+        (
+            Side("logistic", lr=30.0),
+            Side("huberised", lr=30.0, settings={"objective": "huberised", "tau": 0.26}, high=0.65),
+            Side("partially huberised", lr=30.0, settings={"objective": "partially-huberised", "tau": 1.36}, low=0.98),
+        ),
+    ),
+    Claim(
+        "Temporal order, lr .3", f"{PASCANU}, the task at a small size", "a norm clip solves what unclipped descent does not",
+        "none at most 1 of 10, norm at least 9", SHARE, "temporal-order", 1500,
+        (_sgd(0.3, high=0.1), _sgd(0.3, "norm", 1.0, low=0.9)),
+    ),
+    Claim(
+        "Temporal order, lr .01", f"{PASCANU}, the task at a small size", "trains at this rate, for millions of updates",
+        "the clip gains nothing", SHARE, "temporal-order", 1500,
+        (_sgd(0.01, high=0.3), _sgd(0.01, "norm", 1.0)), {}, lambda seen: seen[1] <= seen[0] + 0.1,
+    ),
+    Claim(
+        "Temporal order, T = 50", f"{PASCANU}, the task at a small size", "a clip is for gradients that explode, not that vanish",
+        "both none", SHARE, "temporal-order", 1500,
+        (_sgd(0.3, high=0.0), _sgd(0.3, "norm", 1.0, high=0.0)), {"length": 50},
+    ),
+)  # fmt: skip
+
+
+def published(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
+    """A row per side of every claim whose sides are all among the cells.
+
+    Columns: ``claim``, ``source``, ``says``, ``wanted``, ``measure``, ``side``, ``n`` (runs), ``seen``, ``low`` and ``high`` (what
+    it must lie between; infinite where nothing is asked) and ``holds``, of the whole claim.
+    """
+    frame = plain(cells[(cells["role"] == "select") & (cells["optimizer"] == "sgd")])
+    documents = frame["settings"].map(json.loads)
+    frame = frame.assign(
+        own=[document["workload"]["settings"] for document in documents],
+        asked=[document["steps"] for document in documents],
+        bare=[not document["optimizer"]["settings"] for document in documents],
+        value=frame["metric_value"],
+        ended=frame["outcome"].where(frame["status"] != "failed", "failed"),
+    )
+    rows = []
+    for claim in CLAIMS:
+        found = [_of(frame, claim, side) for side in claim.sides]
+        if any(side.empty for side in found):
+            continue
+        seen = [_value(side, claim.measure, components) for side in found]
+        within = all(side.low <= value <= side.high for side, value in zip(claim.sides, seen, strict=True))
+        holds = bool(within and claim.between(seen))
+        shared = {"claim": claim.what, "source": claim.source, "says": claim.says, "wanted": claim.wanted, "measure": claim.measure}
+        rows += [
+            {**shared, "side": side.label, "n": len(mine), "seen": value, "low": side.low, "high": side.high, "holds": holds}
+            for side, mine, value in zip(claim.sides, found, seen, strict=True)
+        ]
+    return table_of(rows, ["claim", "source", "says", "wanted", "measure", "side", "n", "seen", "low", "high", "holds"])
+
+
+def _of(frame: pd.DataFrame, claim: Claim, side: Side) -> pd.DataFrame:
+    settings = {**claim.settings, **side.settings}
+    mine = frame[(frame["workload"] == claim.workload) & (frame["clip"] == side.clip) & (frame["asked"] == claim.steps)]
+    mine = mine[mine["bare"] & mine["relative"].isna() & (mine["own"].map(lambda own: own == settings))]
+    if side.threshold is not None:
+        mine = mine[mine["threshold"] == side.threshold]
+    return mine if side.lr is None else mine[mine["lr"] == side.lr]
+
+
+def _value(mine: pd.DataFrame, measure: str, components: Components) -> float:
+    """What a side's runs come to; a run without a value counts as the worst."""
+    if measure == SHARE:
+        return float(succeeded(mine, workload(components, str(mine["problem"].iloc[0]))).mean())
+    if measure == STEPS:
+        return float(mine["stationary_at"].astype(float).fillna(INF).min())
+    if measure == PEAK:
+        return float(mine["peak_ratio"].astype(float).fillna(INF).max())
+    return float(np.nan_to_num(mine["metric_value"].to_numpy(dtype=float)).mean())

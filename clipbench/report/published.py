@@ -1,0 +1,48 @@
+"""The section on published results, run again."""
+
+from __future__ import annotations
+
+from clipbench import analysis, figures
+from clipbench.report.evidence import Evidence
+from clipbench.report.frames import picture
+from clipbench.report.parts import Section, Table, Text
+from clipbench.report.words import plural
+
+
+def published(evidence: Evidence) -> Section:
+    """What papers say, beside what the same settings gave here."""
+    rows, title = analysis.published(evidence.cells, evidence.components), "Published results, run again"
+    if rows.empty:
+        return Section("published", title, [])
+    claims = rows.drop_duplicates("claim")
+    held = int(claims["holds"].sum())
+    words = (
+        f"**{held} of {plural(len(claims), 'claim')}** hold here. Each is run at the settings it was made for, and judged by "
+        "bounds set before. What must hold is a range where a count is chaotic: which unclipped starts survive a cliff depends on "
+        "rounding. The rows on which clipping loses, or gains nothing, belong to the claims as much as the others. Not all of this "
+        "is the papers' own experiment: temporal order is their task at a small size, with 1,500 updates where they took millions, "
+        "and their Figure 7 is not repeated."
+    )
+    cells = evidence.cells[evidence.cells["role"] == "select"]
+    figure = figures.published(rows, evidence.footer(cells))
+    caption = (
+        "What was seen (bars, with their value), and where it must lie (grey); some claims ask for a relation between their bars "
+        "instead. A share is of the seeds; steps are the fewest of any run; a peak is the largest loss of the last half of the "
+        "steps over the median there, of the worst seed; an accuracy is the mean over the seeds."
+    )
+    shown = picture(evidence, figure, caption, cells, "published")
+    sides = {claim: one.to_dict("records") for claim, one in rows.groupby("claim")}
+    table = [
+        [
+            str(row["claim"]),
+            str(row["source"]),
+            str(row["says"]),
+            str(row["wanted"]),
+            "; ".join(f"{side['side']}: {side['seen']:.4g} ({side['n']})" for side in sides[row["claim"]]),
+            "yes" if row["holds"] else "NO",
+        ]
+        for row in claims.to_dict("records")
+    ]
+    head = ["claim", "source", "what the paper says", "what must hold here", "seen (runs)", "holds"]
+    told = Table(evidence.name("tables", "published"), "Every claim with its source.", head, table, rows, words=6)
+    return Section("published", title, [Text(words), shown, told])
