@@ -36,18 +36,25 @@ def _denormals_flushed():
     torch.set_flush_denormal(False)
 
 
-def trained(cells, workload, clip, threshold=None, lr=None, **settings):
-    """The records of the study's cells with these words, in the order of lr and seed."""
-    mine = [
-        cell
-        for cell in cells
-        if (cell.workload.name, cell.clip.name, cell.clip_settings().get(cell.clip.threshold)) == (workload, clip, threshold)
-        and lr in (None, cell.lr)
-        and all(setting(cell, name) == value for name, value in settings.items())
-    ]
-    assert mine, "the study has no such cell"
-    jobs = [Job(cell, cell.clip_settings()) for cell in sorted(mine, key=lambda cell: (cell.lr, cell.seed))]
-    return [record for at in range(0, len(jobs), TOGETHER) for record in lanes.run(jobs[at : at + TOGETHER])]
+def trained(cells, workload, *arms, **settings):
+    """The records of the study's cells of some arms, ``(clip, threshold, lr)``: a list for each, in the order of lr and seed.
+
+    All of them as lanes of as few programs as can be: what has to be drawn is drawn once, and few lanes cost as much as 32.
+    """
+    found = []
+    for clip, threshold, lr in arms:
+        mine = [
+            cell
+            for cell in cells
+            if (cell.workload.name, cell.clip.name, cell.clip_settings().get(cell.clip.threshold)) == (workload, clip, threshold)
+            and lr in (None, cell.lr)
+            and all(setting(cell, name) == value for name, value in settings.items())
+        ]
+        assert mine, "the study has no such cell"
+        found.append([Job(cell, cell.clip_settings()) for cell in sorted(mine, key=lambda cell: (cell.lr, cell.seed))])
+    jobs = [job for one in found for job in one]
+    records = iter([record for at in range(0, len(jobs), TOGETHER) for record in lanes.run(jobs[at : at + TOGETHER])])
+    return [[next(records) for _ in one] for one in found]
 
 
 def setting(cell, name):
@@ -73,7 +80,7 @@ def succeeded(records):
 
 def test_most_starts_reach_the_foot_of_the_cliff_with_a_norm_clip_and_hardly_half_without(cells):
     """lr .1: at most 65 % without a clip (about 180 of 400 seen), at least 99 % with norm 1 (400 seen)."""
-    free, clipped = trained(cells, "cliff", "none", lr=0.1), trained(cells, "cliff", "norm", 1.0, lr=0.1)
+    free, clipped = trained(cells, "cliff", ("none", None, 0.1), ("norm", 1.0, 0.1))
     assert len(free) == len(clipped) == 400
     assert succeeded(free) <= 0.65 * 400
     assert succeeded(clipped) >= 0.99 * 400
@@ -81,7 +88,7 @@ def test_most_starts_reach_the_foot_of_the_cliff_with_a_norm_clip_and_hardly_hal
 
 def test_at_a_cliff_the_length_has_to_be_clipped_and_not_the_elements(cells):
     """lr .5, threshold .1: norm is ahead of value by at least 60 points (400 and 1 of 400 seen)."""
-    norm, value = trained(cells, "cliff", "norm", 0.1, lr=0.5), trained(cells, "cliff", "value", 0.1, lr=0.5)
+    norm, value = trained(cells, "cliff", ("norm", 0.1, 0.5), ("value", 0.1, 0.5))
     assert succeeded(norm) - succeeded(value) >= 0.6 * 400
 
 
@@ -97,8 +104,7 @@ def steps_until_flat(record):
 @pytest.mark.parametrize(("radius", "best", "clipped"), [(10.0, 8897, 59), (2.0, 4, 18)])
 def test_the_steps_of_the_best_fixed_rate_and_of_a_norm_clip_are_known(cells, radius, best, clipped):
     """Far out the clip is faster by two orders; near by, at R = 2, it loses. Within 1 %: there is no randomness."""
-    free = trained(cells, "cosh", "none", radius=radius)
-    [fast] = trained(cells, "cosh", "norm", 1.0, lr=0.5, radius=radius)
+    free, [fast] = trained(cells, "cosh", ("none", None, None), ("norm", 1.0, 0.5), radius=radius)
     assert min(map(steps_until_flat, free)) == pytest.approx(best, rel=0.01)
     assert steps_until_flat(fast) == pytest.approx(clipped, rel=0.01)
 
@@ -124,7 +130,7 @@ def spread(record):
 
 def test_under_normal_noise_a_clip_changes_nothing(cells):
     """Of the same variance: no gradient is as long as 100."""
-    free, clipped = (trained(cells, "heavy-tails", *clip, noise="normal") for clip in (("none",), ("norm", 100.0)))
+    free, clipped = trained(cells, "heavy-tails", ("none", None, 1e-3), ("norm", 100.0, 1e-3), noise="normal")
     assert [spread(record) for record in clipped] == [spread(record) for record in free]
     assert max(map(spread, free)) < 2
 
@@ -133,9 +139,9 @@ def test_under_normal_noise_a_clip_changes_nothing(cells):
 def test_under_heavy_tails_a_clip_cuts_the_peaks(cells, noise):
     """The worst of the seeds: at least 4 without a clip, and at least twice what it is with one.
 
-    Not every seed: a giant falls into the last half of some only. In each the clip is no worse.
+    Not in every seed: a giant falls into the last half of about one in three (Weibull) or one in six (Burr).
     """
-    free, clipped = (trained(cells, "heavy-tails", *clip, noise=noise) for clip in (("none",), ("norm", 100.0)))
+    free, clipped = trained(cells, "heavy-tails", ("none", None, 1e-3), ("norm", 100.0, 1e-3), noise=noise)
     worst = max(map(spread, free))
     assert worst >= 4
     assert worst >= 2 * max(map(spread, clipped))
@@ -148,7 +154,9 @@ def test_under_heavy_tails_a_clip_cuts_the_peaks(cells, noise):
 def test_clipping_each_examples_gradient_does_not_mend_wrong_labels_and_the_partial_loss_does(cells):
     """Mean accuracy on 500 right labels, over 50 draws: at most .65, and at least .98. Of this mixture, not of every problem."""
     found = {
-        objective: np.array([at_the_end(record) for record in trained(cells, "label-noise", "none", objective=objective)])
+        objective: np.array(
+            [at_the_end(one) for one in trained(cells, "label-noise", ("none", None, 30.0), objective=objective)[0]]
+        )
         for objective in ("logistic", "huberised", "partially-huberised")
     }
     assert {len(values) for values in found.values()} == {50}
@@ -163,18 +171,18 @@ def test_clipping_each_examples_gradient_does_not_mend_wrong_labels_and_the_part
 
 def test_a_norm_clip_solves_temporal_order_at_a_hot_rate_and_gains_nothing_at_the_papers(cells):
     """T = 20. At lr .3 one of ten at most without, nine at least with norm 1. At lr .01 few either way, with the clip no more."""
-    none = {lr: succeeded(trained(cells, "temporal-order", "none", lr=lr, length=20)) for lr in (0.01, 0.3)}
-    norm = {lr: succeeded(trained(cells, "temporal-order", "norm", 1.0, lr=lr, length=20)) for lr in (0.01, 0.3)}
-    assert none[0.3] <= 1
-    assert norm[0.3] >= 9
-    assert none[0.01] <= 3
-    assert norm[0.01] <= none[0.01] + 1
+    arms = [(*clip, lr) for lr in (0.3, 0.01) for clip in (("none", None), ("norm", 1.0))]
+    free, clipped, cold, cold_clipped = map(succeeded, trained(cells, "temporal-order", *arms, length=20))
+    assert free <= 1
+    assert clipped >= 9
+    assert cold <= 3
+    assert cold_clipped <= cold + 1
 
 
 def test_a_norm_clip_does_not_cure_vanishing_gradients(cells):
     """T = 50, lr .3: no seed of ten succeeds in 1500 steps, with the clip or without."""
-    for clip in (("none",), ("norm", 1.0)):
-        assert succeeded(trained(cells, "temporal-order", *clip, length=50)) == 0
+    runs = trained(cells, "temporal-order", ("none", None, 0.3), ("norm", 1.0, 0.3), length=50)
+    assert [(len(records), succeeded(records)) for records in runs] == [(10, 0), (10, 0)]
 
 
 # --------------------------------------------------------------------------------------------------------------------- the study
