@@ -106,7 +106,7 @@ def test_whatever_a_clip_is_applied_to_lanes_and_the_loop_agree(problem, on):
         for rule, name in (("momentum", "norm"), ("adam", "value"), ("rmsprop", "layer"), ("sgd", "value"))
     ]
     if on == "update":
-        arms.append(("adam", ("quantile", {"percentile": 30.0, "on": on})))  # which remembers
+        arms.append(("momentum", ("quantile", {"percentile": 30.0, "on": on})))  # which remembers
     asked = [job(problem, *arm, lr=0.01, seed=n % 2, dtype="float64") for n, arm in enumerate(arms)]
     for made, one in zip(lanes.run(asked), asked, strict=True):
         alone = engines.run(one)
