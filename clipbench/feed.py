@@ -7,8 +7,8 @@ batches, in every process and in every engine.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -53,7 +53,8 @@ def splits(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device:
     workload that only samples is evaluated on one sampled batch per split.
     """
     if not hasattr(workload, "data"):
-        drawn = {name: _sampled(workload, trees.generator(workload.name, seed, name), EVALUATED) for name in ("validation", "test")}
+        names = ("validation", "test")
+        drawn = {name: _sampler(workload, trees.generator(workload.name, seed, name), EVALUATED)() for name in names}
     elif _takes(workload.data, "generator"):
         drawn = workload.data(trees.generator(workload.name, seed, "split"))
     else:
@@ -77,8 +78,9 @@ def batches(
     """
     stream = trees.generator(workload.name, seed, "batches")
     if hasattr(workload, "sample"):
+        draw = _sampler(workload, stream, batch)
         for _ in range(steps):
-            inputs, targets = _sampled(workload, stream, batch)
+            inputs, targets = draw()
             yield cast(inputs, dtype, device), cast(targets, dtype, device)
         return
     inputs, targets = splits(workload, seed, dtype, device)["train"]
@@ -88,8 +90,9 @@ def batches(
         yield from zip(inputs[some].unbind(), targets[some].unbind(), strict=True)
 
 
-def _sampled(workload: Any, stream: torch.Generator, batch: int) -> Batch:
-    return workload.sample(stream, batch) if _takes(workload.sample, "batch") else workload.sample(stream)
+def _sampler(workload: Any, stream: torch.Generator, batch: int) -> Callable[[], Batch]:
+    """``sample`` with its arguments: to look its signature up at every draw takes longer than some draws."""
+    return partial(workload.sample, stream, batch) if _takes(workload.sample, "batch") else partial(workload.sample, stream)
 
 
 def order(examples: int, batch: int, steps: int, stream: torch.Generator, name: str) -> Tensor:
