@@ -53,10 +53,10 @@ def step_locked(cls: type[Any]) -> str | None:
             apart = _apart(together.weights[lane].numpy(), together.model.flat(trainer.module).numpy())
             measured = trainer.meter.rows()[0]
             apart = max(apart, *(_apart(rows[lane, [one]], measured[[one]]) for one in MEASURES))
-            if abs(rows[lane, events.CHANGED] - measured[events.CHANGED]) > COUNTED:
-                raise Fault(f"with {jobs[lane].cell.arm}, step {number} changes another share of elements than the loop's")
             if apart > LOCKED:
                 raise Fault(f"with {jobs[lane].cell.arm}, step {number} is {apart:.2g} from the loop's")
+            if abs(rows[lane, events.CHANGED] - measured[events.CHANGED]) > COUNTED:
+                raise Fault(f"with {jobs[lane].cell.arm}, step {number} changes another share of elements than the loop's")
     return f"{len(jobs)} arms, {steps} steps"
 
 
