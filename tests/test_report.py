@@ -280,6 +280,14 @@ def test_before_the_report_phase_the_page_says_so_and_shows_the_grid(tmp_path):
 
 
 @pytest.mark.usefixtures("sketched")
+def test_a_study_without_the_five_methods_says_so_and_not_that_nothing_ran(tmp_path):
+    store = synthetic.build(tmp_path / "other", optimizers=("adam",), with_throughput=False)
+    text = page(store)
+    assert "This study has none of them" in text
+    assert "has not run yet" not in text
+
+
+@pytest.mark.usefixtures("sketched")
 def test_a_report_phase_that_stopped_early_is_incomplete_and_claims_nothing(tmp_path):
     store = synthetic.build(tmp_path / "partial", optimizers=("sgd",), relative=(0.1, 1.0))
     plan = store.page("plan")

@@ -39,6 +39,8 @@ def headline(evidence: Evidence) -> Section:
     """The named methods, at equal budget, at all settings and untuned."""
     methods, results = evidence.methods, evidence.results
     shown = results[results["arm"].isin(methods.values())]
+    if not methods:
+        return Section("headline", "The five methods", [Text("This study has none of them: what it compares is below.")])
     if shown.empty or not evidence.drawn["ended"].isin([*schema.OUTCOMES, "failed"]).any():
         return Section(
             "headline", "The five methods", [Text("The report phase has not run yet, so that there is nothing to compare.")]
