@@ -1,0 +1,164 @@
+"""What a run will do here: its cells by phase, what it files where, and what it will cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from clipbench import lr_schedules, registry, schedule
+from clipbench.cell import EXAMPLE, Cell
+from clipbench.engines import rates
+from clipbench.engines.rates import BATCHED, LOOP
+from clipbench.protocol import choices
+from clipbench.protocol.choices import Asked
+from clipbench.registry import UsageError
+from clipbench.store import Store
+from clipbench.study import Study
+
+HEADLINE = {
+    "plain SGD": "sgd",
+    "momentum": "momentum",
+    "RMSprop": "rmsprop",
+    "value clip": "sgd + value",
+    "norm clip": "sgd + norm",
+}
+
+
+@dataclass
+class Plan:
+    """The cells a study asks for here, by phase, and those it cannot have."""
+
+    cells: list[Cell]
+    not_run: list[dict[str, Any]]
+
+    @property
+    def tasks(self) -> dict[str, Cell]:
+        """One cell for every workload, batch, device and dtype."""
+        return {task_key(cell): cell for cell in self.cells}
+
+
+def task_key(cell: Cell) -> str:
+    """What a cell's runs are compared within: ``wdbc, batch 32, cpu, float32``."""
+    return f"{cell.problem}, batch {cell.batch}, {cell.device}, {cell.dtype}"
+
+
+def headline(cells: Sequence[Cell]) -> dict[str, str]:
+    """Method → arm. Where every optimizer of a study has one and the same schedule, its methods are the arms that have it."""
+    schedules = {cell.schedule for cell in cells}
+    if len(schedules) > 1 or schedules <= {lr_schedules.CONSTANT}:
+        return HEADLINE
+    arms = {(cell.optimizer.name, cell.clip.label): cell.arm for cell in cells if not cell.optimizer.own}
+    found = {}
+    for method, arm in HEADLINE.items():
+        optimizer, _, clip = arm.partition(" + ")
+        found[method] = arms.get((optimizer, clip or "none"), arm)
+    return found
+
+
+def pilot_key(cell: Cell) -> str:
+    """Where a pilot is filed: another version of the workload has a pilot of its own."""
+    return f"{task_key(cell)}, version {cell.workload.version}"
+
+
+def work_key(cell: Cell, place: str) -> str:
+    """What is one piece of a ``place``, a task or a pilot: the gradients of single examples have a program of their own."""
+    return f"{place}, by example" if cell.on == EXAMPLE else place
+
+
+def choice_key(cell: Cell) -> str:
+    """Where the choice of an engine is filed."""
+    return work_key(cell, pilot_key(cell))
+
+
+def gauge_key(cell: Cell) -> str:
+    """Where a median size is filed within a pilot: a clip's other version may measure size otherwise."""
+    return f"{cell.clip.label}, version {cell.clip.version}"
+
+
+def plan(study: Study, device: str = "study") -> Plan:
+    """The selection cells of a study; those for a device this machine lacks are listed as not run.
+
+    :param device: ``study`` (what the page says), ``cpu``, ``cuda``, or ``auto`` (CUDA where there is one, the CPU elsewhere).
+    :raises UsageError: anything is wrong with the study, or a workload is not ``ready``.
+    """
+    cells, not_run = study.cells(), []
+    for workload in {cell.problem: cell.workload for cell in cells}.values():
+        registry.ready(workload.name, workload.own)
+    if device in ("cpu", "cuda", "auto"):
+        wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        if wanted == "cuda" and not torch.cuda.is_available():
+            raise UsageError("--device cuda: this machine has no CUDA device; leave --device out, or say cpu.")
+        cells = list({cell.id: cell for cell in (replace(cell, device=wanted) for cell in cells)}.values())
+    if not torch.cuda.is_available():
+        absent = sum(cell.device == "cuda" for cell in cells)
+        if absent:
+            not_run.append({"device": "cuda", "cells": absent, "reason": "this machine has no CUDA device"})
+        cells = [cell for cell in cells if cell.device != "cuda"]
+    return Plan(cells, not_run)
+
+
+def runnable(study: Study, device: str = "study") -> Plan:
+    """The plan of a study that has a cell to run here.
+
+    :raises UsageError: it has none; or anything is wrong with the study.
+    """
+    asked = plan(study, device)
+    if not asked.cells:
+        raise UsageError(f"{study.where}: every cell is for an absent device ({asked.not_run[0]['reason']}).")
+    return asked
+
+
+def predict(study: Study, asked: Plan, store: Store | None, engine: str | None = None) -> list[dict[str, Any]]:
+    """What a run will cost, a row per task: cells to select, cells stored, report cells at most, seconds a step, seconds in all.
+
+    Seconds a step are those of the stored choice of engine where there is one, of one measured here elsewhere.
+    """
+    stored = store.read("cells") if store is not None else None
+    pages_ = {name: store.page(name) if store is not None else {} for name in ("plan", "calibration")}
+    chosen = set(pages_["plan"].get("cells", {}).get("report", []))
+    tasks: dict[str, list[Cell]] = {}
+    for cell in asked.cells:
+        tasks.setdefault(work_key(cell, task_key(cell)), []).append(cell)
+    how = choices.outlook(
+        {key: (choice_key(cells[0]), cells) for key, cells in tasks.items()},
+        pages_["calibration"].get("engines", {}),
+        Asked(engine or study.document.run.engine, rates.MEMORY, schedule.LIMIT, cores(), study.used),
+    )
+    rows = []
+    for key, cells in tasks.items():
+        arms = {cell.arm for cell in cells}
+        untuned = {*headline(asked.cells).values(), *study.document.untuned.arms}
+        report = sum(2 + (arm in untuned) for arm in arms) * study.seeds(cells[0].workload.name).report
+        have, unreported = 0, report
+        if stored is not None:
+            have = int((stored["cell"].isin({cell.id for cell in cells}) & (stored["status"] != "failed")).sum())
+            unreported = 0 if chosen and chosen <= set(stored["cell"]) else report
+        choice = how[key]
+        step_seconds = choice.rate(choice.engine) or 0.0
+        missing = (len(cells) - have + unreported) * cells[0].steps
+        rows.append(
+            {
+                "task": key,
+                "select": len(cells),
+                "stored": have,
+                "report": report,
+                "engine": f"{choice.lanes} lanes{', compiled' if choice.compiled else ''}" if choice.engine == BATCHED else LOOP,
+                "step_seconds": step_seconds,
+                "seconds": step_seconds * missing,
+            }
+        )
+    return rows
+
+
+def shards(cells: int) -> int:
+    """How many files of the ``cells`` table so many cells make, at least."""
+    return -(-cells // schedule.SHARD_CELLS)
+
+
+def cores() -> int:
+    """Workers a run starts where nobody says how many."""
+    return os.cpu_count() or 1
