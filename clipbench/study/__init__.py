@@ -10,96 +10,19 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from clipbench import lr_schedules, registry
 from clipbench.cell import ACCUMULATE, EXAMPLE, GRADIENT, ON, RELATIVE, SCHEDULE, UPDATE, WORDS, Cell, Part
 from clipbench.events import Rules
 from clipbench.registry import UsageError
+from clipbench.study.page import Document, Seeds, Table
+from clipbench.study.sentences import ordinal, sentence
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 DEVICE_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, description="positive number")]
-Whole = Annotated[int, Field(ge=1, description="whole number of at least 1")]
-Device = Literal["cpu", "cuda"]
-Dtype = Literal["float32", "float64", "bfloat16-mixed"]
-On = Literal["gradient", "update", "example"]
-
-
-class Page(BaseModel):
-    """What every table of a study page shares: strict types, and no word it does not know."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Seeds(Page):
-    """How many seeds each phase of the protocol runs."""
-
-    select: Annotated[int, Field(ge=1, description="whole number of at least 1")] = 3
-    report: Annotated[int, Field(ge=0, description="whole number of at least 0")] = 10
-
-
-class Untuned(Page):
-    """The row nobody tuned: one learning rate and one threshold for every workload.
-
-    It is run for the five methods of the headline, and for the ``arms`` named here, such as ``momentum + value``.
-    """
-
-    lr: Rate = 0.01
-    threshold: Rate = 1.0
-    arms: list[str] = Field(default_factory=list)
-
-
-class Run(Page):
-    """The ``[run]`` table."""
-
-    steps: Whole
-    batch: Whole | list[Whole] = 32
-    device: Device | list[Device] = "cpu"
-    dtype: Dtype | list[Dtype] = "float32"
-    lr: Rate | list[Rate] | None = None
-    schedule: str | list[str] = lr_schedules.CONSTANT
-    accumulate: Whole | list[Whole] = 1
-    seeds: Seeds = Seeds()
-    engine: Literal["auto", "loop", "batched"] = "auto"
-    evaluations: Whole = 20
-    events: dict[str, float] = Field(default_factory=dict)
-
-
-class Table(BaseModel):
-    """A ``[[workload]]``, ``[[optimizer]]`` or ``[[clip]]`` table: reserved words, and the component's own settings beside them."""
-
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-
-    name: str
-    steps: Whole | None = None
-    batch: Whole | list[Whole] | None = None
-    lr: Rate | list[Rate] | dict[str, Rate | list[Rate]] | None = None
-    schedule: str | list[str] | None = None
-    accumulate: Whole | list[Whole] | None = None
-    seeds: Seeds | None = None
-    relative: Rate | list[Rate] | None = None
-    on: On | list[On] | None = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
-class Document(Page):
-    """The whole page."""
-
-    title: str = ""
-    use: list[str] = Field(default_factory=list)
-    run: Run
-    untuned: Untuned = Untuned()
-    workload: Annotated[list[Table], Field(min_length=1)]
-    optimizer: Annotated[list[Table], Field(min_length=1)]
-    clip: Annotated[list[Table], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -277,9 +200,9 @@ def _with(part: Part, word: str, value: Any, default: Any) -> Part:
 
 
 def _at_home(kind: registry.Kind, table: Table, where: str) -> None:
-    """Whether the words of a table belong into one of its kind.
+    """Whether the words of a table belong into one of its kind, and its schedules are such.
 
-    :raises UsageError: one does not.
+    :raises UsageError: one does not, or is none.
     """
     homes = {
         "seeds": (table.seeds is not None, ("workload",), "[run] or in a [[workload]]"),
@@ -290,11 +213,8 @@ def _at_home(kind: registry.Kind, table: Table, where: str) -> None:
     for word, (given, kinds, home) in homes.items():
         if given and kind not in kinds:
             raise UsageError(f"{where}: `{word}` belongs in {home}, not here.")
-
-
-def ordinal(number: int) -> str:
-    """0 → first."""
-    return ORDINALS[number] if number < len(ORDINALS) else f"{number + 1}th"
+    for schedule in [] if table.schedule is None else _axis(table.schedule, f"{where}: `schedule`"):
+        lr_schedules.canonical(schedule, where)
 
 
 def _axis(value: Any, what: str) -> list[Any]:
@@ -366,74 +286,9 @@ def parse(name: str, text: str, folder: Path) -> Study:
     try:
         document = Document.model_validate(raw)
     except ValidationError as error:
-        raise UsageError(_sentence(where, raw, error)) from None
+        raise UsageError(sentence(where, raw, error)) from None
     study = Study(name, text, folder, document)
     registry.load_packaged()
     for file in document.use:
         registry.load_file(folder / file, f"{where}: use")
     return study
-
-
-WANTED = {
-    "steps": "a whole number of at least 1",
-    "batch": "a whole number of at least 1, or a list of them",
-    "evaluations": "a whole number of at least 1",
-    "lr": "a positive number, a list of them, or a table of lists by name",
-    "run.lr": "a positive number, or a list of them",
-    "untuned.lr": "a positive number",
-    "relative": "a positive number, or a list of them",
-    "seeds": "a table such as { select = 3, report = 10 }",
-    "select": "a whole number of at least 1",
-    "report": "a whole number of at least 0",
-    "device": '"cpu", "cuda", or a list of them',
-    "dtype": '"float32", "float64", "bfloat16-mixed", or a list of them',
-    "schedule": 'text such as "cosine" or "step(factor=0.3)", or a list of such',
-    "accumulate": "a whole number of at least 1, or a list of them",
-    "on": '"gradient", "update", "example", or a list of them',
-    "engine": '"auto", "loop" or "batched"',
-    "threshold": "a positive number",
-    "arms": 'a list of arms such as "momentum + value"',
-    "name": "text",
-    "title": "text",
-    "use": "a list of file names",
-    "events": "a table of numbers",
-    "run": "a table with at least `steps`",
-    "untuned": "a table with `lr` and `threshold`",
-    "workload": "at least one [[workload]] table",
-    "optimizer": "at least one [[optimizer]] table",
-    "clip": "at least one [[clip]] table",
-}
-
-
-def _sentence(where: str, raw: Mapping[str, Any], error: ValidationError) -> str:
-    """The first error of the validation library, as a sentence of ours."""
-    first = error.errors()[0]
-    place = [step for step in first["loc"] if isinstance(step, int) or step in WANTED or first["type"] == "extra_forbidden"]
-    section = str(place[0])
-    if section in registry.KINDS and len(place) > 1 and isinstance(place[1], int):
-        where, path = f"{where}, {ordinal(place[1])} [[{section}]]", place[2:]
-    elif section in ("run", "untuned") and len(place) > 1:
-        where, path = f"{where}, [{section}]", place[1:]
-    else:
-        path = place
-    names = [str(step) for step in path if not isinstance(step, int)]
-    name = names[-1] if names else section
-    if first["type"] == "extra_forbidden":
-        pages: dict[str, type[Page]] = {"run": Run, "untuned": Untuned}
-        known = (Seeds if "seeds" in names else pages.get(section, Document)).model_fields
-        hint = registry.nearest(name, known)
-        return f"{where}: there is no setting `{name}`. There are: {', '.join(known)}.{hint}"
-    wanted = WANTED.get(f"{section}.{name}") or WANTED.get(name, "something else")
-    if first["type"] == "missing":
-        return f"{where}: `{name}` is missing; it must be {wanted}."
-    return f"{where}: `{name}` is {_given(raw, first)}, and must be {wanted}."
-
-
-def _given(raw: Mapping[str, Any], first: Any) -> str:
-    value: Any = raw
-    for step in first["loc"]:  # a union's own words are no step of the page
-        inside = (
-            step in value if isinstance(value, dict) else isinstance(value, list) and isinstance(step, int) and step < len(value)
-        )
-        value = value[step] if inside else value
-    return repr(value)
