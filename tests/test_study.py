@@ -408,7 +408,8 @@ CASES = {
     # schedules, parts of a batch, what a clip is applied to
     "an unknown schedule": ("[run]", '[run]\nschedule = "cosin"', "[run]", '"cosin"', "Did you mean cosine?"),
     "an unknown setting of a schedule": (
-        '"sgd"', '"sgd"\nschedule = "step(facter=0.1)"', "first [[optimizer]]", "`facter`", "factor (number of at least 0)", "Did you mean factor?",
+        '"sgd"', '"sgd"\nschedule = "step(facter=0.1)"', "first [[optimizer]]", "`facter`", "factor (number of at least 0)",
+        "Did you mean factor?",
     ),
     "a number for a schedule": ("[run]", "[run]\nschedule = 3", "[run]", "`schedule` is 3", 'text such as "cosine"'),
     "a schedule twice": ("[run]", '[run]\nschedule = ["cosine", "cosine()"]', "[run]", "`schedule` has 'cosine' twice"),

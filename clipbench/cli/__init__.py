@@ -6,12 +6,9 @@ they are called, so that help, report and verify never wait for torch.
 
 from __future__ import annotations
 
-import errno
 import re
 import sys
 import warnings
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,6 +16,8 @@ import click
 from tqdm import tqdm
 
 from clipbench import __version__
+from clipbench.cli.data import data
+from clipbench.cli.leaving import FINDING, WRONG_USE, command, leave
 from clipbench.registry import UsageError
 
 if TYPE_CHECKING:
@@ -26,9 +25,7 @@ if TYPE_CHECKING:
     from clipbench.store import Store
     from clipbench.study import Study
 
-FINDING, WRONG_USE, INTERRUPTED = 1, 2, 130
 RESULTS = Path("results")
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main() -> None:
@@ -40,32 +37,6 @@ def main() -> None:
 def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
     if issubclass(category, UserWarning):
         click.echo(f"clipbench: warning: {' '.join(str(message).split())}", err=True)
-
-
-def command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Every error a user can cause is one sentence and exit code 2."""
-
-    @wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except UsageError as error:
-            _leave(str(error), WRONG_USE)
-        except OSError as error:
-            if error.filename is None and error.errno not in (*FULL, errno.EROFS):
-                raise
-            reason = "the disk is full" if error.errno in FULL else (error.strerror or str(error)).lower()
-            place = f"{error.filename}: " if error.filename else ""
-            _leave(f"{place}{reason}; nothing that was stored is lost.", WRONG_USE)
-        except KeyboardInterrupt:
-            _leave("interrupted; every cell that ended is kept, and `run` goes on from there.", INTERRUPTED)
-
-    return wrapped
-
-
-def _leave(sentence: str, code: int) -> None:
-    click.echo(f"clipbench: {' '.join(sentence.split())}", err=True)  # a name or an exception's text may hold line breaks
-    sys.exit(code)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -192,7 +163,7 @@ def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
     found = SIZE.fullmatch(text.strip())
     size = float(found[1]) * UNITS[(found[2] or "B").upper()] if found else 0
     if size < 1:
-        _leave(f"--memory is {text!r}, and must be a positive size such as 2GB or 500MB.", WRONG_USE)
+        leave(f"--memory is {text!r}, and must be a positive size such as 2GB or 500MB.", WRONG_USE)
     return int(size)
 
 
@@ -335,7 +306,7 @@ def verify(folder: Path) -> None:
     for sentence in found:
         click.echo(sentence)
     if found:
-        _leave(f"{folder}: {len(found)} broken promises.", FINDING)
+        leave(f"{folder}: {len(found)} broken promises.", FINDING)
     click.echo(f"{folder}: {len(store.read('cells'))} cells, every file and every promise holds.")
 
 
@@ -403,56 +374,7 @@ def conform(component: str) -> None:
             broken += not check.passed
             click.echo(f"  {'holds ' if check.passed else 'BROKEN'}  {check.claim}{f': {check.detail}' if check.detail else ''}")
     if broken:
-        _leave(f"{broken} broken promises.", FINDING)
+        leave(f"{broken} broken promises.", FINDING)
 
 
-@cli.group()
-def data() -> None:
-    """The medical image sets that the workload medmnist reads."""
-
-
-@data.command("list")
-@command
-def data_list() -> None:
-    """The sets of MedMNIST, and the image sizes of each that lie in the data folder."""
-    from clipbench import datasets
-
-    folder = datasets.folder()
-    for name, family in datasets.FAMILIES.items():
-        there = [
-            str(one.size) for size in datasets.SIZES if (folder / f"{(one := datasets.Dataset(name, size)).stem}.npz").is_file()
-        ]
-        about = f"{family.task}, {family.classes} labels, {family.licence}"
-        click.echo(f"  {name:<14}  {about:<43}  {', '.join(there) or '-'}")
-    click.echo(f"  in {folder}")
-
-
-@data.command()
-@click.argument("name")
-@click.option("--size", type=click.Choice(["28", "64", "128", "224"]), default="28", help="Pixels a side.")
-@click.option("--to", "into", type=click.Path(path_type=Path), default=None, help="Folder; the data folder where not given.")
-@click.option("--accept-licence", is_flag=True, help="Fetch a set whose licence forbids commercial use.")
-@command
-def fetch(name: str, size: str, into: Path | None, accept_licence: bool) -> None:
-    """Download a set, check it against its published MD5, and keep it only if that is right."""
-    from clipbench import datasets
-
-    dataset = datasets.named(name if size == "28" else f"{name}_{size}")
-    folder = into or datasets.folder()
-    bar: tqdm[Any] = tqdm(
-        desc=dataset.stem, unit="B", unit_scale=True, file=sys.stderr, disable=not sys.stderr.isatty(), leave=False
-    )
-
-    def watch(come: int, whole: int | None) -> None:
-        bar.total = whole
-        bar.update(come)
-
-    with bar:
-        try:
-            fetched = datasets.fetch(dataset, folder, accept_licence=accept_licence, watch=watch)
-        except KeyboardInterrupt:
-            _leave("interrupted; nothing was kept.", INTERRUPTED)
-    file = folder / f"{dataset.stem}.npz"
-    click.echo(
-        f"{file}: {dataset.family.licence}, its MD5 is right." if fetched else f"{file}: it is there already, its MD5 is right."
-    )
+cli.add_command(data)
