@@ -286,7 +286,7 @@ def test_a_disk_that_takes_nothing_more_is_one_sentence_and_loses_nothing(writte
     before = {path: path.read_bytes() for path in folder.glob("*/*")}
 
     def broken(*_, **__):
-        raise OSError(number, os.strerror(number), *([] if number in cli_.FULL else ["the/file"]))
+        raise OSError(number, os.strerror(number), *([] if number in cli_.leaving.FULL else ["the/file"]))
 
     def ended(jobs, store, *_, **__):
         store.commit("select-0009", {"cells": []})
@@ -296,7 +296,7 @@ def test_a_disk_that_takes_nothing_more_is_one_sentence_and_loses_nothing(writte
         patch.setattr("clipbench.schedule.run", ended)
         patch.setattr(what, broken)
         result = clipbench("run", page, "--out", folder, "--no-throughput")
-    words = "the disk is full" if number in cli_.FULL else os.strerror(number).lower()
+    words = "the disk is full" if number in cli_.leaving.FULL else os.strerror(number).lower()
     assert refused(result, words, "nothing that was stored is lost")
     assert {path: path.read_bytes() for path in folder.glob("*/*")} == before
     assert not list(folder.rglob(".writing-*"))
