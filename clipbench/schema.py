@@ -45,7 +45,7 @@ CELLS = (
     Column("arm", TEXT, "", "the optimizer and the clip with their settings other than lr and threshold"),
     Column("batch", INT, "examples", "batch size"),
     Column("device", TEXT, "", "cpu or cuda"),
-    Column("dtype", TEXT, "", "float32 or float64"),
+    Column("dtype", TEXT, "", "float32, float64 or bfloat16-mixed"),
     Column("engine", TEXT, "", "which engine made the row"),
     Column("status", TEXT, "", "completed, diverged or failed"),
     Column("outcome", TEXT, "", "learned, stalled, collapsed or diverged; null for a failed cell"),
@@ -87,14 +87,14 @@ CURVES = (
         "gradient",
         "2-norm of the raw gradient; inf where finite elements overflow it, NaN where an element is not finite",
     ),
-    Column("kept", FLOAT, "ratio", "norm of the clipped gradient over the norm of the raw one; 1 for a zero gradient"),
+    Column("kept", FLOAT, "ratio", "norm of what the clip returned over that of what it was handed, the gradient or the update; 1 for zero"),
     Column(
         "cosine",
         FLOAT,
         "ratio",
-        "cosine between clipped and raw gradient; 1 for a zero gradient, NaN where only the clipped one is zero",
+        "cosine between what the clip was handed and what it returned; 1 for zero, NaN where only the returned one is zero",
     ),
-    Column("changed", FLOAT, "share of elements", "share of gradient elements the clip altered; NaN where it was handed a NaN"),
+    Column("changed", FLOAT, "share of elements", "share of the elements it was handed that the clip altered; NaN where one was NaN"),
     Column("update_norm", FLOAT, "parameter", "2-norm of the parameters' change; NaN where a parameter is not finite"),
 )
 EVALS = (
