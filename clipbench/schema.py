@@ -87,14 +87,14 @@ CURVES = (
         "gradient",
         "2-norm of the raw gradient; inf where finite elements overflow it, NaN where an element is not finite",
     ),
-    Column("kept", FLOAT, "ratio", "norm of what the clip returned over that of what it was handed, the gradient or the update; 1 for zero"),
+    Column("kept", FLOAT, "ratio", "norm of what the clip returned over that of what it was handed; 1 for zero"),
     Column(
         "cosine",
         FLOAT,
         "ratio",
-        "cosine between what the clip was handed and what it returned; 1 for zero, NaN where only the returned one is zero",
+        "cosine between what the clip was handed and what it returned; 1 for zero, NaN where only that is zero",
     ),
-    Column("changed", FLOAT, "share of elements", "share of the elements it was handed that the clip altered; NaN where one was NaN"),
+    Column("changed", FLOAT, "share of elements", "share of the elements that the clip altered; NaN where it was handed a NaN"),
     Column("update_norm", FLOAT, "parameter", "2-norm of the parameters' change; NaN where a parameter is not finite"),
 )
 EVALS = (
