@@ -272,11 +272,22 @@ def test_an_empty_store_says_that_nothing_was_run(tmp_path):
 @pytest.mark.usefixtures("sketched")
 def test_before_the_report_phase_the_page_says_so_and_shows_the_grid(tmp_path):
     store = synthetic.build(tmp_path / "early", optimizers=("sgd",), report=0, with_throughput=False)
+    plan = store.page("plan")
+    plan["protocol"]["seeds"] = {problem: {**count, "report": 10} for problem, count in plan["protocol"]["seeds"].items()}
+    store.write_page("plan", plan)
     text = page(store)
     assert "No answer yet" in text
     assert "The report phase has not run yet" in text
     assert "Throughput was not measured" in text
     assert "heat" in {path.stem.partition("-")[0] for path in (store.folder / "report" / "figures").glob("*.svg")}
+
+
+@pytest.mark.usefixtures("sketched")
+def test_a_study_without_report_seeds_does_not_promise_an_answer(tmp_path):
+    text = page(synthetic.build(tmp_path / "all", optimizers=("sgd",), report=0, with_throughput=False))
+    assert "Nothing is chosen here" in text
+    assert "No answer yet" not in text
+    assert "has not run yet" not in text
 
 
 @pytest.mark.usefixtures("sketched")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -36,6 +36,7 @@ from clipbench.figures.style import (
 
 LETTERS = {"diverged": "D", "collapsed": "C", "stalled": "S", "failed": "F", "no_value": "?"}
 HATCHES = {"diverged": "xxxx", "collapsed": "////", "stalled": "----", "failed": "||||", "no_value": "...."}
+USUAL = 30  # characters of an arm's name that a figure has room for
 SHADES = 40  # matplotlib draws a colour bar of 50 shades or more as an embedded bitmap
 
 
@@ -198,7 +199,7 @@ def stable(ranges: pd.DataFrame, arms: pd.DataFrame, steady: pd.DataFrame, foote
     ordered = sorted(
         arms.to_dict("records"), key=lambda row: (optimizers.index(row["optimizer_label"]), clips.index(row["clip_label"]))
     )
-    figure = blank(6.6, 0.27 * len(ordered) + 1.0, footer)
+    figure = blank(6.6 + _room(arm["arm"] for arm in ordered), 0.27 * len(ordered) + 1.0, footer)
     axes, tints = figure.subplots(), arm_colours(arms)
     tried: set[float] = set()
     for row, arm in enumerate(ordered):
@@ -319,3 +320,8 @@ def cost(table: pd.DataFrame, footer: str) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"×{number(round(value, 4))}"))
     axes.set_xlabel("step time relative to the same optimizer without a clip")
     return figure
+
+
+def _room(labels: Iterable[str]) -> float:
+    """What a figure is wider by for labels longer than `USUAL`, in inches: else they take it from the axes."""
+    return 0.06 * max(0, max(map(len, labels), default=0) - USUAL)

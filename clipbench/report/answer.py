@@ -51,6 +51,13 @@ def told(evidence: Evidence) -> list[Text | List]:
     """The reader's question, answered from the numbers, task by task."""
     if not len(evidence.cells):
         return [Text("**Nothing has been run yet.** No cell of this study is stored; `clipbench run` fills this folder.")]
+    if not evidence.reports:
+        return [
+            Text(
+                "**Nothing is chosen here.** This study reports on no fresh seeds: it shows what every setting did, and has no "
+                "tuned methods to compare."
+            )
+        ]
     if not evidence.drawn["ended"].isin(schema.OUTCOMES).any():
         return [
             Text(

@@ -39,6 +39,8 @@ def headline(evidence: Evidence) -> Section:
     """The named methods, at equal budget, at all settings and untuned."""
     methods, results = evidence.methods, evidence.results
     shown = results[results["arm"].isin(methods.values())]
+    if not evidence.reports:
+        return Section("headline", "The five methods", [Text("This study reports on no fresh seeds, and chooses no settings.")])
     if not methods:
         return Section("headline", "The five methods", [Text("This study has none of them: what it compares is below.")])
     if shown.empty or not evidence.drawn["ended"].isin([*schema.OUTCOMES, "failed"]).any():

@@ -54,6 +54,11 @@ class Evidence:
         named = analysis.named(self.plan.get("protocol", {}).get("headline", {}))
         return {name: arm for name, arm in named.items() if arm in held}
 
+    @property
+    def reports(self) -> bool:
+        """Whether the study asks for any fresh seed to report on."""
+        return any(count["report"] for count in self.plan.get("protocol", {}).get("seeds", {}).values())
+
     def about(self, task: Sequence[Any]) -> dict[str, Any]:
         """What the components page says of the task's workload."""
         return analysis.workload(self.components, task[0])
