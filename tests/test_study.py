@@ -178,6 +178,16 @@ def test_clip_wins_over_optimizer_wins_over_workload_wins_over_run():
     assert seen == [32, 4, 8, 16]
 
 
+def test_an_optimizer_or_clip_may_be_for_some_workloads_only():
+    text = PAGE + '[[workload]]\nname = "digits"\n[[optimizer]]\nname = "adam"\nworkloads = ["wdbc"]\n'
+    text = with_line('"norm"', 'workloads = ["digits"]', text)
+    assert {(cell.workload.name, cell.arm) for cell in cells(text)} == {
+        ("wdbc", "sgd"), ("wdbc", "adam"), ("digits", "sgd"), ("digits", "sgd + norm"),
+    }  # fmt: skip
+    whole = {cell.id for cell in cells(text.replace('workloads = ["wdbc"]', "").replace('workloads = ["digits"]', ""))}
+    assert {cell.id for cell in cells(text)} < whole  # the word is no part of a cell's identity
+
+
 def test_a_workload_has_steps_of_its_own():
     text = with_line('"wdbc"', "steps = 20") + '[[workload]]\nname = "digits"\n'
     assert {(cell.workload.name, cell.steps) for cell in cells(text)} == {("wdbc", 20), ("digits", 10)}
@@ -437,6 +447,13 @@ CASES = {
     "the same workload twice": ("[[optimizer]]", '[[workload]]\nname = "wdbc"\n[[optimizer]]', "twice", "wdbc, sgd, lr 0.1"),
     "two numbers of seeds for a workload": (
         "[[optimizer]]", '[[workload]]\nname = "wdbc"\nwidth = 8\nseeds = { select = 2 }\n[[optimizer]]', "[[workload]]", "`seeds`",
+    ),
+    "a workload not run": ('"norm"', '"norm"\nworkloads = ["wdcb"]', "second [[clip]]", '"wdcb"', "Did you mean wdbc?"),
+    "workloads that are no list": ('"norm"', '"norm"\nworkloads = "wdbc"', "second [[clip]]", "`workloads` is 'wdbc'", "a list"),
+    "workloads that are none": ('"norm"', '"norm"\nworkloads = []', "second [[clip]]", "`workloads` is []", "a list"),
+    "workloads of a workload": ('"wdbc"', '"wdbc"\nworkloads = ["wdbc"]', "first [[workload]]", "belongs in an [[optimizer]]"),
+    "a workload for which nothing is": (
+        '"sgd"', '"sgd"\nworkloads = ["digits"]\n[[workload]]\nname = "digits"', "first [[workload]]", '"wdbc"', "`workloads`",
     ),
     "a name and a class": ('"sgd"', '"sgd"\ntorch = "torch.optim.SGD"', "first [[optimizer]]", "`name` or `torch`", "not both"),
     "an unknown class": ('name = "sgd"', 'torch = "torch.optim.NAdamm"', "first [[optimizer]]", "Did you mean torch.optim.NAdam?"),

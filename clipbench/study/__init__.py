@@ -64,6 +64,12 @@ class Study:
                         f"{self.where}: the same cell is asked for twice ({point}); two tables or two values repeat each other."
                     )
                 found[cell.id] = cell
+        met = {cell.workload.name for cell in found.values()}
+        for number, table in enumerate(self.document.workload):
+            if table.name not in met:
+                raise UsageError(
+                    f'{self.where}, {ordinal(number)} [[workload]]: no optimizer with a clip is for "{table.name}"; see `workloads`.'
+                )
         arms = {cell.arm for cell in found.values()}
         for arm in self.document.untuned.arms:
             if arm not in arms:
@@ -84,6 +90,8 @@ class Study:
         optimizers = list(self._parts("optimizer", self.document.optimizer))
         clips = list(self._parts("clip", self.document.clip))
         for (w, workload), (o, optimizer), (c, clip) in product(workloads, optimizers, clips):
+            if not (o.meets(w.name) and c.meets(w.name)):
+                continue
             steps = c.steps or o.steps or w.steps or run.steps
             size = next(given for given in (c.batch, o.batch, w.batch, run.batch) if given is not None)
             batches = _axis(size, f"{self.where}, [run]: `batch`")
@@ -155,6 +163,10 @@ class Study:
                     if name not in (names := [other.name for other in others]):
                         hint = registry.nearest(name, names)
                         raise UsageError(f'{where}: `lr` names "{name}", which the study does not run.{hint}')
+            for name in table.workloads or []:
+                if name not in (names := [other.name for other in self.document.workload]):
+                    hint = registry.nearest(name, names)
+                    raise UsageError(f'{where}: `workloads` names "{name}", which the study does not run.{hint}')
             if table.relative is not None and not hasattr(cls, "size"):
                 raise UsageError(
                     f'{where}: "{table.name}" has no size that `relative` could be a multiple of; give its setting a number.'
@@ -209,6 +221,7 @@ def _at_home(kind: registry.Kind, table: Table, where: str) -> None:
         "accumulate": (table.accumulate is not None, ("workload",), "[run] or in a [[workload]]"),
         "schedule": (table.schedule is not None, ("workload", "optimizer"), "[run], a [[workload]] or an [[optimizer]]"),
         "on": (table.on is not None, ("clip",), "a [[clip]]"),
+        "workloads": (table.workloads is not None, ("optimizer", "clip"), "an [[optimizer]] or a [[clip]]"),
     }
     for word, (given, kinds, home) in homes.items():
         if given and kind not in kinds:

@@ -69,6 +69,11 @@ class Table(BaseModel):
     seeds: Seeds | None = None
     relative: Rate | list[Rate] | None = None
     on: On | list[On] | None = None
+    workloads: Annotated[list[str], Field(min_length=1)] | None = None
+
+    def meets(self, workload: str) -> bool:
+        """Whether an optimizer's or clip's table is for the workload of that name."""
+        return self.workloads is None or workload in self.workloads
 
     @property
     def settings(self) -> dict[str, Any]:

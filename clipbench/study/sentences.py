@@ -28,6 +28,7 @@ WANTED = {
     "schedule": 'text such as "cosine" or "step(factor=0.3)", or a list of such',
     "accumulate": "a whole number of at least 1, or a list of them",
     "on": '"gradient", "update", "example", or a list of them',
+    "workloads": "a list of names of the study's workloads",
     "engine": '"auto", "loop" or "batched"',
     "threshold": "a positive number",
     "arms": 'a list of arms such as "momentum + value"',
