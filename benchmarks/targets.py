@@ -1,8 +1,8 @@
 """The targets of the packaged workloads: what the best unclipped arm has reached after three quarters of its steps.
 
 ``python benchmarks/targets.py quick wdbc digits temporal-order cosh`` runs the unclipped arms of the study ``quick``. For each
-workload it prints the median, over 20 report seeds, of the validation loss at 75 % of the steps, for the arm that is best at the
-end. The numbers go into the workloads' ``target``.
+workload and batch size it prints the median, over 20 report seeds, of the validation loss at 75 % of the steps, for the arm that is
+best at the end. The numbers go into the workloads' ``target``.
 """
 
 import sys
@@ -40,14 +40,15 @@ def main(name: str, workloads: list[str]) -> None:
         cells, evals = store.read("cells"), store.read("evals")
         seeds = dict.fromkeys(cells["problem"].unique(), SEEDS)
         chosen = selection.readings(selection.score(cells), seeds, None)
-        chosen = chosen[chosen["reading"] == "all"][["problem", "arm", "lr"]].drop_duplicates()
+        chosen = chosen[chosen["reading"] == "all"][["problem", "batch", "arm", "lr"]].drop_duplicates()
         losses = evals[(evals["split"] == "validation") & (evals["metric"] == "loss")]
-        for problem, arms in chosen.groupby("problem"):
+        for (problem, batch), arms in chosen.groupby(["problem", "batch"]):
             ends, targets = {}, {}
             for arm in arms.itertuples():
                 runs = cells[
                     (cells["role"] == "report")
                     & (cells["problem"] == problem)
+                    & (cells["batch"] == batch)
                     & (cells["arm"] == arm.arm)
                     & (cells["lr"] == arm.lr)
                 ]
@@ -57,10 +58,11 @@ def main(name: str, workloads: list[str]) -> None:
                 ends[arm.arm] = mine.loc[mine["step"] == last, "value"].median()
                 targets[arm.arm] = mine.loc[mine["step"] == early, "value"].median()
                 sys.stdout.write(
-                    f"  {problem}: {arm.arm} at lr {arm.lr:g} ends at {ends[arm.arm]:.4g}, {targets[arm.arm]:.4g} at 75 %\n"
+                    f"  {problem}, batch {batch}: {arm.arm} at lr {arm.lr:g} ends at {ends[arm.arm]:.4g}, "
+                    f"{targets[arm.arm]:.4g} at 75 %\n"
                 )
             best = min(ends, key=ends.__getitem__)
-            sys.stdout.write(f"{problem}: target {targets[best]:.6g} ({best}, {SEEDS} seeds)\n")
+            sys.stdout.write(f"{problem}, batch {batch}: target {targets[best]:.6g} ({best}, {SEEDS} seeds)\n")
 
 
 if __name__ == "__main__":

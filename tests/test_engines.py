@@ -328,6 +328,29 @@ def test_two_processes_record_the_same_bits():
 # -------------------------------------------------------------------------------------------------------- divergence and failure
 
 
+def test_a_clip_that_remembers_the_weights_remembers_them_as_they_were():
+    """It is handed the weights themselves, not a copy at every step: what it keeps of them, or of a part, must stay."""
+
+    class Wandered:
+        """Scale by how far the weights have moved since the start."""
+
+        def init(self, params):
+            return {"start": params["w"], "row": {"first": params["w"][0]}}
+
+        def update(self, grads, state, params):
+            moved = (params["w"] - state["start"]).norm() + (params["w"][0] - state["row"]["first"]).norm()
+            return {"w": grads["w"] * moved}, {"start": params["w"].T, "row": {"first": state["row"]["first"]}}
+
+    weight = nn.Parameter(torch.zeros(2, 2))
+    clip_gradient = engines.clipper(Wandered(), {"w": weight})
+    for gone in (0.0, 3.0, 3.0):
+        weight.data.add_(gone)
+        weight.grad = torch.ones(2, 2)
+        clip_gradient()
+        row = weight.detach()[0].norm().item()
+        assert weight.grad[0, 0].item() == pytest.approx(2 * gone + row)
+
+
 def test_descent_with_lr_3_on_a_quadratic_diverges_and_keeps_its_curve(quadratic):
     """x doubles at every step: 4ⁿ/2 passes the largest float32 at step 64, which is the last row; its norm overflows there too."""
     made = record("quadratic", lr=3.0, steps=200)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from clipbench import events, feed, lr_schedules, metrics, optimizers, trees
 from clipbench.cell import EXAMPLE, UPDATE, Cell
@@ -188,18 +189,16 @@ def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
 
         return in_place
 
-    def weights() -> trees.Tree:
-        """As they are now: the clip may keep them."""
-        return {name: param.detach().clone() for name, param in named.items()}
-
-    state = clip.init(weights()) if hasattr(clip, "init") else {}
+    weights = {name: param.detach() for name, param in named.items()}  # not copies: they move with every step
+    state = _apart(clip.init(weights), weights) if hasattr(clip, "init") else {}
 
     @torch.no_grad()
     def pure() -> bool:
         nonlocal state
         # A parameter without a gradient counts as one whose gradient is zero, and stays without one.
         grads = {name: torch.zeros_like(param) if param.grad is None else param.grad for name, param in named.items()}
-        clipped, state = clip.update(grads, state, weights())
+        clipped, state = clip.update(grads, state, weights)
+        state = _apart(state, weights)
         if clipped is grads:
             return False
         for name, param in named.items():
@@ -208,6 +207,14 @@ def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
         return True
 
     return pure
+
+
+def _apart(state: Any, weights: trees.Tree) -> Any:
+    """What a clip remembers, copied where it lies in the weights' own memory: they move on, and what is remembered must not."""
+    if not state:
+        return state
+    moving = {weight.untyped_storage().data_ptr() for weight in weights.values()}
+    return pytree.tree_map_only(Tensor, lambda leaf: leaf.clone() if leaf.untyped_storage().data_ptr() in moving else leaf, state)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import product
@@ -67,9 +67,8 @@ class Study:
         met = {cell.workload.name for cell in found.values()}
         for number, table in enumerate(self.document.workload):
             if table.name not in met:
-                raise UsageError(
-                    f'{self.where}, {ordinal(number)} [[workload]]: no optimizer with a clip is for "{table.name}"; see `workloads`.'
-                )
+                where = f"{self.where}, {ordinal(number)} [[workload]]"
+                raise UsageError(f'{where}: no optimizer with a clip is for "{table.name}"; look at their `workloads`.')
         arms = {cell.arm for cell in found.values()}
         for arm in self.document.untuned.arms:
             if arm not in arms:
@@ -158,15 +157,8 @@ class Study:
                 raise UsageError(
                     f'{where}: another table of "{table.name}" gives other `seeds`; a workload has the same in all its tables.'
                 )
-            if isinstance(table.lr, dict):
-                for name in table.lr:
-                    if name not in (names := [other.name for other in others]):
-                        hint = registry.nearest(name, names)
-                        raise UsageError(f'{where}: `lr` names "{name}", which the study does not run.{hint}')
-            for name in table.workloads or []:
-                if name not in (names := [other.name for other in self.document.workload]):
-                    hint = registry.nearest(name, names)
-                    raise UsageError(f'{where}: `workloads` names "{name}", which the study does not run.{hint}')
+            _run(table.lr if isinstance(table.lr, dict) else (), others, f"{where}: `lr`")
+            _run(table.workloads or (), self.document.workload, f"{where}: `workloads`")
             if table.relative is not None and not hasattr(cls, "size"):
                 raise UsageError(
                     f'{where}: "{table.name}" has no size that `relative` could be a multiple of; give its setting a number.'
@@ -228,6 +220,17 @@ def _at_home(kind: registry.Kind, table: Table, where: str) -> None:
             raise UsageError(f"{where}: `{word}` belongs in {home}, not here.")
     for schedule in [] if table.schedule is None else _axis(table.schedule, f"{where}: `schedule`"):
         lr_schedules.canonical(schedule, where)
+
+
+def _run(named: Iterable[str], tables: Sequence[Table], what: str) -> None:
+    """Whether a word names none but what the study runs.
+
+    :raises UsageError: it does.
+    """
+    known = [table.name for table in tables]
+    for name in named:
+        if name not in known:
+            raise UsageError(f'{what} names "{name}", which the study does not run.{registry.nearest(name, known)}')
 
 
 def _axis(value: Any, what: str) -> list[Any]:
