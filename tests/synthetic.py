@@ -293,7 +293,7 @@ def build(  # noqa: PLR0913, PLR0917
     relative: Sequence[float] = RELATIVE,
     select: int = 3,
     report: int = 10,
-    untuned: Mapping[str, float] | None = None,
+    untuned: Mapping[str, Any] | None = None,
     curves: str = "all",
     change: Callable[[Cell], dict[str, list[dict[str, Any]]] | None] = lambda _: None,
     with_throughput: bool = True,
@@ -330,7 +330,9 @@ def build(  # noqa: PLR0913, PLR0917
     commit(store, "select", [made(one) for one in grid(range(select))])
     if report:
         scores = selection.score(store.read("cells"))
-        wanted = selection.readings(scores, dict.fromkeys(problems, report), untuned, list(HEADLINE.values()))
+        wanted = selection.readings(
+            scores, dict.fromkeys(problems, report), untuned, (untuned or {}).get("arms", HEADLINE.values())
+        )
         parts: dict[str, Any] = {}
         kinds = {one.arm: (one.optimizer.name, one.clip.name) for one in grid(range(1))}
         for row in wanted.to_dict("records"):

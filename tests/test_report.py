@@ -299,6 +299,16 @@ def test_a_study_without_the_five_methods_says_so_and_not_that_nothing_ran(tmp_p
 
 
 @pytest.mark.usefixtures("sketched")
+@pytest.mark.parametrize(("threshold", "words"), [(1e3, "its clip never fired"), (0.01, "its clip fired in ")])
+def test_an_arm_that_the_page_names_untuned_is_answered_for(tmp_path, threshold, words):
+    """nnU-Net's very setting is such a one: its clip fires, or it does not."""
+    asked = {"lr": 0.01, "threshold": threshold, "arms": ["adam + norm"]}
+    text = page(synthetic.build(tmp_path / "asked", optimizers=("adam",), untuned=asked, with_throughput=False))
+    assert f"As the study sets it</strong>, adam + norm at lr 0.01 and threshold {threshold:g}" in text
+    assert words in text
+
+
+@pytest.mark.usefixtures("sketched")
 def test_a_report_phase_that_stopped_early_is_incomplete_and_claims_nothing(tmp_path):
     store = synthetic.build(tmp_path / "partial", optimizers=("sgd",), relative=(0.1, 1.0))
     plan = store.page("plan")

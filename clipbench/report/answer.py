@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 
 from clipbench import analysis, schema, selection
+from clipbench.report.comparisons import estimate
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import List, Text
 from clipbench.report.words import (
     Row,
     between,
+    decimals,
     fixed,
     gap_places,
     interval_of,
@@ -140,6 +142,7 @@ def _task_answer(
         sentences += [_range_sentence(clip, evidence.of(ranges, task), methods) for clip in CLIPS if clip in methods]
     sentences.append(_cost_sentence(evidence, task, costs))
     sentences.append(_claims_sentence(evidence.of(claimed, task)))
+    sentences += _asked_sentences(evidence, task)
     words = " ".join(filter(None, sentences))
     return f"**{evidence.labels[task]}**: {metric_note(about)}. {words}" if words else ""
 
@@ -233,3 +236,20 @@ def _claims_sentence(claimed: pd.DataFrame) -> str:
         return f"On {names}, none of {plural(len(others), 'comparison')} between clipped and unclipped survives Holm's correction."
     total = plural(len(others), "comparison")
     return f"On {names}, clipping gains in {better} and loses in {worse} of {total} after Holm's correction."
+
+
+def _asked_sentences(evidence: Evidence, task: tuple[Any, ...]) -> list[str]:
+    """What came of the untuned arms that the study's page names: its own question."""
+    about, results = evidence.about(task), evidence.of(evidence.results, task)
+    asked = results[(results["reading"] == "untuned") & ~results["arm"].isin([*evidence.methods.values()])]
+    places = decimals(results["estimate"])
+    sentences = []
+    for row in asked.to_dict("records"):
+        at = f"lr {short(row['lr'])}" + (f" and threshold {short(row['threshold'])}" if row["threshold"] >= 0 else "")
+        shown = f"**As the study sets it**, {row['arm']} at {at} has {metric_words(about)} {estimate(row, places, about)}"
+        if row["never_fired"]:
+            shown += f"; its clip never fired (under {percent(selection.FIRED)} of steps): the same as none"
+        elif row["clipped_fraction"] >= 0:
+            shown += f"; its clip fired in {percent(row['clipped_fraction'])} of steps"
+        sentences.append(f"{shown}.")
+    return sentences
