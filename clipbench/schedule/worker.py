@@ -24,6 +24,7 @@ from clipbench.engines.program import NoLanes
 from clipbench.schedule.shards import Shard
 
 Used = tuple[Path, str]  # a stranger's file, and the hash it had when the study was read
+FAREWELL = 5.0  # seconds a process that has sent its result may take to end: torch's compiler has helpers of its own to end
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
@@ -158,6 +159,7 @@ def call(
         if not pipe.poll(limit):
             raise registry.UsageError(f"{function.__name__.strip('_')} took longer than {limit:g} s.")
         fine, value = pipe.recv()
+        process.join(FAREWELL)
     except (EOFError, OSError):
         process.join()
         raise registry.UsageError(
