@@ -100,9 +100,9 @@ class _Supervisor:
                 self._supervise(interrupts)
             finally:
                 for worker in self.crew:
-                    worker.process.terminate()
+                    worker.dismiss()
                 for worker in self.crew:
-                    worker.process.join()
+                    worker.end()
                 self.archive.flush()
         if interrupts:
             raise KeyboardInterrupt

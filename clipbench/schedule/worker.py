@@ -131,6 +131,20 @@ class Worker:
         left = self.shard.without(records) if self.shard is not None else None
         self.shard, self.since = (left if left is not None and left.jobs else None), time.monotonic()
 
+    def dismiss(self) -> None:
+        """Tell an idle worker to end by itself; one with a shard in its hand is ended."""
+        if self.ready and self.shard is None:
+            with suppress(BrokenPipeError):
+                self.pipe.send(None)
+        else:
+            self.process.terminate()
+
+    def end(self) -> None:
+        """Wait for it to be gone, and see to it where that takes too long."""
+        self.process.join(FAREWELL)
+        self.process.terminate()
+        self.process.join()
+
     def death(self) -> str:
         """Why the process ended, in words."""
         self.process.join()
