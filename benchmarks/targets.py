@@ -27,6 +27,7 @@ def unclipped(name: str, workloads: list[str]) -> study.Study:
             table.model_copy(update={"seeds": table.seeds and table.seeds.model_copy(update={"report": SEEDS})}) for table in tables
         ],
         "clip": [table for table in page.document.clip if table.name == "none"],
+        "untuned": page.document.untuned.model_copy(update={"arms": []}),
     }
     return replace(page, document=page.document.model_copy(update=changes))
 

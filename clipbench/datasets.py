@@ -35,6 +35,7 @@ SPLITS = {"train": "train", "validation": "val", "test": "test"}  # ours → the
 FREE = "CC BY 4.0"
 MOST = 200_000  # images a split; the largest, of tissuemnist, has 165,466
 LARGEST = 2**34  # bytes that the images of a file may take as float32
+TOO_LARGE = ("pathmnist_128", "pathmnist_224", "octmnist_224", "tissuemnist_224")  # which take more
 CHUNK = 2**20
 TIMEOUT = 60.0  # seconds without a byte
 MD5 = partial(hashlib.md5, usedforsecurity=False)  # what MedMNIST publishes: against damage and mistakes, not against malice
@@ -45,8 +46,13 @@ DAMAGE = (
     ValueError,
     SyntaxError,
     tokenize.TokenError,
-    RuntimeError,
-)  # the last: encrypted
+    RuntimeError,  # encrypted
+    TypeError,  # the last four: headers of nonsense, which numpy reads as Python
+    IndexError,
+    KeyError,
+    MemoryError,
+)
+PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes; the others are refused
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ class Dataset:
 def named(stem: str) -> Dataset:
     """The set called ``pneumoniamnist``, or one of its larger files, ``pneumoniamnist_64``.
 
-    :raises UsageError: there is none, or its task is not one of ours.
+    :raises UsageError: there is none, its task is not one of ours, or it is too large.
     """
     found = re.fullmatch(r"([a-z]+)(?:_(64|128|224))?", stem)
     if found is None or found[1] not in FAMILIES:
@@ -146,6 +152,8 @@ def named(stem: str) -> Dataset:
         )
     if reason := _refusal(FAMILIES[found[1]]):
         raise UsageError(f"{found[1]} is {reason}, and only binary-class and multi-class sets are trained here.")
+    if stem in TOO_LARGE:
+        raise UsageError(f"{stem}: its images take more than {LARGEST >> 30} GiB in float32; take a smaller size of it.")
     return Dataset(found[1], int(found[2] or SIZES[0]))
 
 
@@ -159,10 +167,21 @@ def _refusal(family: Family) -> str:
 def folder() -> Path:
     """The data folder: ``CLIPBENCH_DATA`` where it is set, else where the platform keeps a user's data. It need not be there."""
     if given := os.environ.get("CLIPBENCH_DATA"):
-        return Path(given).expanduser()
+        return _expanded(given, "CLIPBENCH_DATA")
     home = Path.home()
     usual = {"darwin": home / "Library" / "Application Support", "win32": home / "AppData" / "Local"}
     return Path(os.environ.get("XDG_DATA_HOME") or usual.get(sys.platform, home / ".local" / "share")) / "clipbench"
+
+
+def _expanded(path: str, what: str) -> Path:
+    """The path, its ``~`` or ``~name`` replaced by that user's home.
+
+    :raises UsageError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{what} is {path}, and there is no such user here.") from None
 
 
 def located(dataset: Dataset, path: str = "") -> Path:
@@ -171,7 +190,7 @@ def located(dataset: Dataset, path: str = "") -> Path:
     :raises UsageError: it is not there; or it was not given, and the set's licence is not `FREE`.
     """
     if path:
-        if not (given := Path(path).expanduser()).is_file():
+        if not (given := _expanded(path, "path")).is_file():
             raise UsageError(f"{path}: there is no such file.")
         return given
     file = folder() / f"{dataset.stem}.npz"
@@ -209,6 +228,15 @@ class Archive:
     file: Path
     dataset: Dataset
     labels: Mapping[str, np.ndarray]
+
+    def sound(self) -> None:
+        """Read all of it once.
+
+        :raises UsageError: the file is damaged.
+        """
+        with _unzipped(self.file) as archive:
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile
 
     def images(self, split: str) -> np.ndarray:
         """The images of a split, uint8 of N×size×size, or ×3.
@@ -275,6 +303,8 @@ def _header(archive: zipfile.ZipFile, file: Path, key: str) -> tuple[np.dtype, t
     except KeyError:
         keys = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist())[:12]) or "nothing"
         raise UsageError(f"{file}: there is no array {key} in it; it has: {keys}.") from None
+    if info.compress_type not in PLAIN:
+        raise UsageError(f"{file}: {key} is compressed in a way that numpy never writes; save it anew with numpy.savez_compressed.")
     with archive.open(info) as member:
         if npy.read_magic(member) != (1, 0):  # a longer header than that of 1.0, of 64 KiB at most, is none of a plain array
             raise zipfile.BadZipFile

@@ -14,13 +14,20 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPONENTS = {"workloads": {"cliff": {"success": -4.0, "higher_is_better": False}}}
 
 
-def row(clip, threshold, lr, metric, *, workload="cliff", steps=2000, settings=(), optimizer=(), **others):
+def row(  # noqa: PLR0913 - a column or a setting each
+    clip, threshold, lr, metric, *, workload="cliff", steps=2000, settings=(), optimizer=(), beside=(), **others
+):
     """A selection cell of plain SGD, as the store has it, with the columns that claims are judged by."""
-    document = {"workload": {"settings": dict(settings)}, "optimizer": {"settings": dict(optimizer)}, "steps": steps}
+    own = {} if clip == "none" else {"max_value" if clip == "value" else "max_norm": threshold}
+    document = {
+        "workload": {"settings": dict(settings)}, "optimizer": {"settings": dict(optimizer)}, "steps": steps,
+        "clip": {"settings": {**own, **dict(beside)}},
+    }  # fmt: skip
     return {
         "role": "select", "optimizer": "sgd", "workload": workload, "problem": workload, "clip": clip, "threshold": threshold,
         "relative": math.nan, "lr": lr, "metric_value": metric, "outcome": "learned", "status": "completed",
-        "settings": json.dumps(document), "stationary_at": math.nan, "peak_ratio": math.nan, **others,
+        "settings": json.dumps(document), "stationary_at": math.nan, "peak_ratio": math.nan,
+        "batch": 1, "dtype": "float64", "device": "cpu", **others,
     }  # fmt: skip
 
 
@@ -29,11 +36,11 @@ def judged(rows):
 
 
 def cliff(free, clipped):
-    """A hundred starts without and with the clip, so many of which succeed."""
+    """Four hundred starts without and with the clip, so many in a hundred of which succeed."""
     return [
-        row(clip, threshold, 0.1, -9.0 if number < good else -1.0)
+        row(clip, threshold, 0.1, -9.0 if number % 100 < good else -1.0)
         for clip, threshold, good in (("none", math.nan, free), ("norm", 1.0, clipped))
-        for number in range(100)
+        for number in range(400)
     ]
 
 
@@ -48,18 +55,37 @@ def test_a_claim_holds_up_to_its_bounds_and_not_beyond(free, clipped, holds):
 @pytest.mark.parametrize(("value", "holds"), [(40, True), (41, False)])
 def test_a_claim_may_be_a_relation_between_its_sides(value, holds):
     rows = [
-        row(clip, 0.1, 0.5, -9.0 if number < good else -1.0)
+        row(clip, 0.1, 0.5, -9.0 if number % 100 < good else -1.0)
         for clip, good in (("value", value), ("norm", 100))
-        for number in range(100)
+        for number in range(400)
     ]
     assert judged(rows)["holds"].tolist() == [holds] * 2
 
 
-def test_a_run_that_diverged_or_failed_is_no_success():
-    rows = cliff(60, 100)
+def test_a_run_that_diverged_is_no_success():
+    rows = cliff(60, 99)
+    spoiled = {"outcome": "diverged", "status": "diverged", "metric_value": None}
     assert judged(rows)["holds"].all()
-    for spoiled in ({"outcome": "diverged", "metric_value": None}, {"outcome": None, "status": "failed", "metric_value": None}):
-        assert not judged([*rows[:100], *({**one, **spoiled} if n < 2 else one for n, one in enumerate(rows[100:]))])["holds"].any()
+    assert not judged([*rows[:400], *({**one, **spoiled} if n < 4 else one for n, one in enumerate(rows[400:]))])["holds"].any()
+
+
+FAILED = {"outcome": None, "status": "failed", "metric_value": None}
+
+
+@pytest.mark.parametrize("spoiled", [range(1), range(400), range(400, 401), range(800)], ids=str)
+def test_a_run_that_failed_is_no_evidence_for_or_against_a_claim(spoiled):
+    """Killed or out of memory on the unclipped side, it would make the clip look good."""
+    found = judged([{**one, **FAILED} if n in spoiled else one for n, one in enumerate(cliff(60, 100))])
+    assert not found["complete"].any()
+    assert not found["holds"].any()
+    assert found["n"].sum() == 800 - len(spoiled)
+    figures.published(found, "footer")
+
+
+def test_a_claim_is_not_judged_on_the_runs_that_happen_to_be_there():
+    found = judged([one for n, one in enumerate(cliff(60, 100)) if n % 400 < 399])
+    assert not found["complete"].any()
+    assert not found["holds"].any()
 
 
 def test_steps_are_those_of_the_best_rate_and_never_is_infinite():
@@ -79,12 +105,13 @@ def test_steps_are_those_of_the_best_rate_and_never_is_infinite():
     "change",
     [
         {"steps": 1999}, {"settings": {"width": 3}}, {"role": "report"}, {"optimizer": {"weight_decay": 0.1}}, {"relative": 1.0},
-        {"lr": 0.2}, {"threshold": 2.0},
+        {"lr": 0.2}, {"threshold": 2.0}, {"beside": {"on": "update"}}, {"beside": {"norm_type": "inf"}}, {"batch": 32},
+        {"dtype": "float32"},
     ],
     ids=str,
 )  # fmt: skip
 def test_cells_of_other_settings_are_not_what_was_claimed(change):
-    free, clipped = cliff(60, 100)[:100], {"clip": "norm", "threshold": 1.0, "lr": 0.1, "metric": -9.0} | change
+    free, clipped = cliff(60, 100)[:400], {"clip": "norm", "threshold": 1.0, "lr": 0.1, "metric": -9.0} | change
     assert judged([*free, row(**clipped)]).empty
 
 

@@ -384,6 +384,7 @@ def test_gradients_in_another_unit_are_clipped_alike(rule, larger):
 
 LEARNERS = {
     "quantile": clips.Quantile(30.0),
+    "quantile of five": clips.Quantile(30.0, window=5),
     "z-score": clips.ZScore(0.5, warmup=4),
     "adagc": clips.AdaGC(1.05, max_norm=3.0, warmup=4),
 }

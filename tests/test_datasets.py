@@ -77,6 +77,14 @@ def test_the_data_folder_is_what_the_environment_says(monkeypatch, tmp_path):
     assert datasets.folder() == tmp_path / "clipbench"
 
 
+def test_the_home_of_nobody_is_one_sentence(monkeypatch):
+    with pytest.raises(UsageError, match=r"path is ~nobody-of-that-name/a\.npz, and there is no such user here"):
+        datasets.located(PNEUMONIA, "~nobody-of-that-name/a.npz")
+    monkeypatch.setenv("CLIPBENCH_DATA", "~nobody-of-that-name")
+    with pytest.raises(UsageError, match="CLIPBENCH_DATA is ~nobody-of-that-name, and there is no such user here"):
+        datasets.folder()
+
+
 def test_looking_creates_nothing(tmp_path):
     """Not on import, not by ``list``, ``data list`` or ``conform``."""
     environment = {name: value for name, value in os.environ.items() if name not in ("CLIPBENCH_DATA", "XDG_DATA_HOME")}
@@ -247,6 +255,43 @@ def test_what_is_no_npz_is_refused(tmp_path, content):
         look(tmp_path / "bad.npz")
 
 
+@pytest.mark.parametrize(
+    "header", [b"{[1]: 2}", b"{1: 2, 'a': 3}", b"{'descr': (), 'fortran_order': False, 'shape': (60,)}", b"-" * 9000]
+)
+def test_a_header_of_nonsense_is_refused(tmp_path, header):
+    """What numpy takes it for is Python, and may raise anything."""
+    file = sets.write(tmp_path / "bad.npz", train_images=None)
+    with zipfile.ZipFile(file, "a") as archive:
+        member = header.ljust(118 if len(header) < 118 else len(header) + 1) + b"\n"
+        archive.writestr("train_images.npy", b"\x93NUMPY\x01\x00" + len(member).to_bytes(2, "little") + member)
+    with pytest.raises(UsageError, match=r"this is no \.npz file, or it is damaged or cut off"):
+        look(file)
+
+
+@pytest.mark.parametrize("way", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_compression_that_numpy_never_writes_is_refused(tmp_path, way):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", way) as archive:
+        for key, array in sets.arrays().items():
+            with archive.open(f"{key}.npy", "w") as member:
+                np.lib.format.write_array(member, array)
+    with pytest.raises(UsageError, match="is compressed in a way that numpy never writes"):
+        look(tmp_path / "a.npz")
+
+
+def test_damage_within_the_images_is_found_before_they_are_asked_for(tmp_path):
+    """Headers and labels are fine; the archive's own sums are not."""
+    good = sets.write(tmp_path / "good.npz")
+    datasets.opened(PNEUMONIA, good, official=False).sound()
+    with zipfile.ZipFile(good) as archive:
+        place = archive.getinfo("train_images.npy").header_offset + 2000
+    raw = bytearray(good.read_bytes())
+    raw[place] ^= 1
+    good.write_bytes(raw)
+    found = datasets.opened(PNEUMONIA, good, official=False)
+    with pytest.raises(UsageError, match=r"this is no \.npz file, or it is damaged or cut off"):
+        found.sound()
+
+
 # ------------------------------------------------------------------------------------------------------------------- fetching
 
 
@@ -374,6 +419,7 @@ def test_what_ends_a_download_half_way_leaves_nothing(server, tmp_path, monkeypa
     [
         (["pneumonia"], "Did you mean pneumoniamnist?"),
         (["retinamnist"], "retinamnist is for ordinal-regression"),
+        (["pathmnist", "--size", "128"], "pathmnist_128: its images take more than 16 GiB in float32; take a smaller size"),
         (["dermamnist"], "licensed CC BY-NC 4.0 (no commercial use) and leaks"),
     ],
 )

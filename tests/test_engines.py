@@ -220,6 +220,15 @@ def test_one_example_alone_is_clipped_as_its_batch():
     np.testing.assert_allclose(*made, rtol=1e-9, atol=1e-12)
 
 
+def test_parts_of_a_batch_change_nothing_for_single_examples():
+    """But what it takes to hold them: parts of other sizes add up to the same mean."""
+    made = [
+        record(("digits", parts), "sgd", ("norm", {"max_norm": 0.2, "on": "example"}), batch=20, steps=10, dtype="float64").rows
+        for parts in ({}, {"accumulate": 4})
+    ]
+    np.testing.assert_allclose(*made, rtol=1e-9, atol=1e-12)
+
+
 def test_a_model_that_mixes_examples_has_no_gradient_of_one():
     """BatchNorm: the record says so, and the matrix goes on."""
 

@@ -133,7 +133,7 @@ def test_lanes_take_a_batch_in_parts_as_the_loop_does():
         agree(found, engines.run(one))
 
 
-@pytest.mark.parametrize("problem", ["digits", ORDER], ids=str)
+@pytest.mark.parametrize("problem", ["digits", ORDER, "phantom"], ids=str)
 def test_lanes_compute_under_autocast_as_the_loop_does(problem):
     """To what bfloat16 can tell apart; and not as float32 does."""
     asked = [job(problem, "momentum", lr=0.01, dtype=dtype) for dtype in ("bfloat16-mixed", "float32")]

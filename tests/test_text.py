@@ -85,12 +85,11 @@ def test_a_python_without_the_topics_still_has_the_other_workloads():
     code = """if True:
         import sys
         sys.modules["pydoc_data.topics"] = None
-        import torch
         from clipbench import registry
         registry.load_packaged()
         assert registry.build("workload", "wdbc", {}).width == 64
         try:
-            registry.build("workload", "text", {}).sample(torch.Generator(), 2)
+            registry.ready("text", {})
         except registry.UsageError as error:
             print(error)
     """
@@ -265,11 +264,10 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 
 
 def test_a_context_longer_than_a_split_is_refused():
-    """Of the fixed windows the smallest split decides, of the drawn ones the training text."""
-    with pytest.raises(UsageError, match="the context is 10000, and must be less than the"):
-        built(context=10_000).data()
-    with pytest.raises(UsageError, match="the context is 100000, and must be less than the"):
-        built(context=100_000).sample(draw(), 1)
+    """Before anything is trained: the shortest split decides."""
+    for refused in (built(context=10_000).ready, built(context=10_000).data, built(context=10_000).model):
+        with pytest.raises(UsageError, match="the context is 10000, and must be less than the"):
+            refused()
 
 
 def test_settings_make_the_network_as_wide_deep_and_long_as_they_say():

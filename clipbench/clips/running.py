@@ -51,7 +51,7 @@ class Quantile:
 
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
         norm = trees.norm(grads)
-        norms = torch.cat([norm.reshape(1), state["norms"][:-1]])
+        norms = torch.where(norm.isfinite(), torch.cat([norm.reshape(1), state["norms"][:-1]]), state["norms"])
         return trees.scale_to(grads, self._quantile(norms), norm), {"norms": norms}
 
     def _quantile(self, norms: Tensor) -> Tensor:

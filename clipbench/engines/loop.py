@@ -86,7 +86,7 @@ class Trainer:
             # What no clip costs is nothing: its rule would be handed a copy of the weights for nothing.
             self.clip = untouched if getattr(components.clip, "name", None) == "none" else clipper(components.clip, named)
         if cell.on == EXAMPLE:
-            examples = ByExample(self.workload, self.module, components.clip, named)
+            examples = ByExample(self.workload, self.module, components.clip, named, self.parts)
             self.backward, self.clip = examples.backward, examples.clip
         # Round and round for whom steps on, as a timing does.
         lrs = [cell.lr * factor for factor in lr_schedules.factors(cell.schedule, cell.steps)]
@@ -127,14 +127,15 @@ def untouched() -> bool:
 class ByExample:
     """Clips the gradient of every example by itself and takes the mean, as private training does, without its noise.
 
-    The raw gradient is the mean of those of the examples. They come from ``torch.func``, all at once: a module that mixes the
-    examples of a batch, as BatchNorm does, cannot be trained so.
+    The raw gradient is the mean of those of the examples. They come from ``torch.func``, those of a part of the batch at once: a
+    module that mixes the examples of a batch, as BatchNorm does, cannot be trained so. Parts change what it takes to hold them, and
+    nothing else.
 
     **Source**: Abadi et al. 2016; Menon, Rawat, Reddi & Kumar 2020 against label noise.
     """
 
-    def __init__(self, workload: Any, module: nn.Module, clip: Any, named: Mapping[str, nn.Parameter]) -> None:
-        self.named, self.clipper, self.clipped = named, clip, dict[str, Tensor]()
+    def __init__(self, workload: Any, module: nn.Module, clip: Any, named: Mapping[str, nn.Parameter], parts: int) -> None:
+        self.named, self.clipper, self.parts, self.clipped = named, clip, parts, dict[str, Tensor]()
 
         def loss(params: trees.Tree, inputs: Tensor, targets: Tensor) -> Tensor:
             output = torch.func.functional_call(module, params, (inputs.unsqueeze(0),))
@@ -145,15 +146,24 @@ class ByExample:
     def backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The raw gradient into ``.grad``; the mean loss."""
         params = {name: param.detach() for name, param in self.named.items()}
+        found = [self._part(params, *part) for part in feed.parts(inputs, targets, self.parts)]
+        raw, self.clipped, loss = found[0]
+        for more, clipped, further in found[1:]:
+            raw, self.clipped = trees.map(torch.add, raw, more), trees.map(torch.add, self.clipped, clipped)
+            loss = loss + further
+        for name, param in self.named.items():
+            param.grad = raw[name]
+        return loss
+
+    def _part(self, params: trees.Tree, share: float, inputs: Tensor, targets: Tensor) -> tuple[trees.Tree, trees.Tree, Tensor]:
+        """Of a part of the batch its share in the raw gradient, in the clipped one and in the loss."""
         try:
             grads, losses = self.each(params, inputs, targets)
         except RuntimeError as error:  # torch's own words are about transforms that nobody here has heard of
             raise RuntimeError(f"the model has no gradient of a single example, which the clip is applied to ({error})") from error
         clipped = torch.func.vmap(lambda tree: self.clipper.update(tree, {}, params)[0])(grads)
-        self.clipped = {name: grad.mean(0) for name, grad in clipped.items()}
-        for name, param in self.named.items():
-            param.grad = grads[name].mean(0)
-        return losses.mean()
+        means = [{name: grad.mean(0) for name, grad in tree.items()} for tree in (grads, clipped)]
+        return trees.scale(means[0], share), trees.scale(means[1], share), share * losses.mean()
 
     def clip(self) -> bool:
         """The mean of the clipped gradients into ``.grad``."""

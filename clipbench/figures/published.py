@@ -40,6 +40,8 @@ def _panel(axes: Axes, sides: list[dict[str, Any]]) -> None:
     end = largest * 3 if wide else max(1.0, 1.12 * largest) if largest > 1 else 1.0
     start = smallest / 3 if wide else 0.0
     for place, side in enumerate(sides):
+        if math.isnan(side["seen"]):
+            continue
         seen = min(side["seen"], end)
         clip = side["side"].split()[0]
         axes.barh(place, seen - start, left=start, height=0.55, color=CLIPS.get(clip, CLIPS["none"]), zorder=2)
@@ -64,4 +66,5 @@ def _panel(axes: Axes, sides: list[dict[str, Any]]) -> None:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_xlabel(sides[0]["measure"])
-    axes.set_title(f"{sides[0]['claim']}{'' if sides[0]['holds'] else ': DOES NOT HOLD'}")
+    ending = "" if sides[0]["holds"] else ": DOES NOT HOLD" if sides[0]["complete"] else ": lacks runs"
+    axes.set_title(f"{sides[0]['claim']}{ending}")

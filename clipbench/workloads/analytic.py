@@ -29,7 +29,7 @@ class Cosh:
     :param radius: R, in units of x, above 0; from 89 on f overflows in float32.
     :param noise: σ, in units of the gradient, at least 0.
     :param start: ``"drawn"`` by the seed, or ``"even"``: d points from R/2 to R, evenly spaced, whatever the seed. An even start
-        without noise leaves nothing to the seed: every one is the same run, n = 1.
+        without noise leaves nothing to the seed: every one is the same run, so that a study should ask for one.
 
     **Source**: Zhang, He, Sra & Jadbabaie 2020.
     """
@@ -86,7 +86,8 @@ class Cliff:
 
     One unit through fifty steps of time: an error surface with a wall, for which the norm clip was proposed. Only w and b are
     trained, without noise. The seed is the start: seed n is point n mod 400 of a grid of 20×20, w from 4 to 6 (the slower index)
-    and b from −3.2 to −2, so that any 400 seeds in a row are the whole grid. The least error is 0, along a curve; a run counts as a
+    and b from −3.2 to −2, so that any 400 seeds in a row are the whole grid. Fewer are a corner of it, and report seeds no
+    fresh luck: a study of it asks for the 400. The least error is 0, along a curve; a run counts as a
     success from E = 1e-4 down. The input is empty and a batch has no meaning.
 
     Which starts succeed without a clip is chaotic, down to the rounding; about how many do is not. It has no settings.

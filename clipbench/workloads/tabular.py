@@ -70,7 +70,7 @@ def _breast_cancer() -> tuple[Tensor, Tensor]:
 
 @workload("label-noise")
 class LabelNoise:
-    r"""A test of wrong labels: whether it helps to limit what one example may pull, as clipping each example's gradient does.
+    r"""A test of wrong labels: whether it helps to limit what one example may pull.
 
     A mixture on which label noise defeats every convex loss. Two features; (1, 0) is far out, (γ, 5γ) pulls a separating line away,
     (γ, −γ), twice as frequent, pays for it; γ = 1/24. Each is the centre of a normal cloud of deviation .01, and so is its mirror
@@ -85,8 +85,10 @@ class LabelNoise:
               \end{cases}
 
     The huberised loss is the logistic one whose derivative by the score, at most 1, is clipped at τ, example by example: convex,
-    and no help. The partially huberised loss clips the derivative of −log p by p alone: an example given up on stops pulling. Only
-    a run's end tells: the logistic loss at lr 1 has .98 of the test right after 100 steps of the whole batch, and .54 after 2000.
+    and no help. Clipping the norm of each example's gradient (``on = "example"``) is the same only where all examples are of one
+    length; here, where they differ, a small threshold does help. The partially huberised loss clips the derivative of −log p by p
+    alone: an example given up on stops pulling. Only a run's end tells: the logistic loss at lr 1 has .98 of the test right after
+    100 steps of the whole batch, and .54 after 2000.
 
     :param objective: which loss.
     :param tau: τ; of the huberised loss in (0, 1], of the partially huberised at least 1; not looked at by the logistic one.
@@ -114,10 +116,17 @@ class LabelNoise:
         """At a score of 0, the best constant: both labels are as frequent."""
         return self.loss(torch.zeros(1, 2), torch.zeros(1)).item()
 
-    def data(self, generator: Generator) -> dict[str, tuple[Tensor, Tensor]]:
+    def ready(self) -> None:
+        """Whether τ fits the objective.
+
+        :raises UsageError: it does not.
+        """
         if (self.objective == "huberised" and self.tau > 1) or (self.objective == "partially-huberised" and self.tau < 1):
             wanted = "at most" if self.objective == "huberised" else "at least"
             raise UsageError(f'workload "label-noise": tau is {self.tau:g}, and must be {wanted} 1 for the {self.objective} loss.')
+
+    def data(self, generator: Generator) -> dict[str, tuple[Tensor, Tensor]]:
+        self.ready()
         sizes = {"train": (1000, self.flip), "validation": (500, self.flip), "test": (500, 0.0)}
         return {split: _long_servedio(examples, flip, generator) for split, (examples, flip) in sizes.items()}
 

@@ -99,35 +99,40 @@ class Text:
     lanes = True
     version = version_of(corpus())
 
+    def ready(self) -> None:
+        """Whether the heads share the width, and a window fits into every split.
+
+        :raises UsageError: they do not, or it does not.
+        """
+        if self.width % self.heads:
+            raise UsageError(f'workload "text": the width is {self.width}, and must be a multiple of its {self.heads} heads.')
+        shortest = min(map(len, _parts().values()))
+        if shortest <= self.context:
+            raise UsageError(
+                f'workload "text": the context is {self.context}, and must be less than the {shortest} characters of a split of '
+                "Python's help topics (pydoc_data.topics)."
+            )
+
     def data(self) -> dict[str, tuple[Tensor, Tensor]]:
+        self.ready()
         return {split: self._windows(_parts()[split]) for split in ("validation", "test")}
 
     def sample(self, generator: Generator, batch: int) -> tuple[Tensor, Tensor]:
         part = _parts()["train"]
-        self._fits(part)
         start = torch.randint(len(part) - self.context, (batch, 1), generator=generator)
         window = part[start + torch.arange(self.context + 1)]
         return window[:, :-1], window[:, 1:]
 
     def model(self) -> nn.Module:
-        if self.width % self.heads:
-            raise UsageError(f'workload "text": the width is {self.width}, and must be a multiple of its {self.heads} heads.')
+        self.ready()
         return Decoder(self.width, self.depth, self.heads, self.context)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return nn.functional.cross_entropy(output.flatten(0, -2), target.flatten())
 
     def _windows(self, part: Tensor) -> tuple[Tensor, Tensor]:
-        self._fits(part)
         count = (len(part) - 1) // self.context * self.context
         return part[:count].reshape(-1, self.context), part[1 : count + 1].reshape(-1, self.context)
-
-    def _fits(self, part: Tensor) -> None:
-        if len(part) <= self.context:
-            raise UsageError(
-                f'workload "text": the context is {self.context}, and must be less than the {len(part)} characters of a split of '
-                "Python's help topics (pydoc_data.topics)."
-            )
 
 
 @lru_cache(maxsize=1)
