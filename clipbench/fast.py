@@ -1,14 +1,14 @@
 """Clip and step at once: the weights that ``clip_grad_norm_`` and ``optimizer.step()`` would leave, in a fraction of their time.
 
-The pair reads and writes every gradient once more than it must, and asks Python about every tensor a dozen times. Here the norm's
-coefficient goes into the update itself, as SGD is linear in the gradient, and one fused kernel takes all tensors. What must be asked
-about them is asked once and kept in a :class:`_Plan`; before every step the plan looks whether it still holds, and is made anew
-where it does not. Where the fast way does not apply, torch's own pair runs.
+The pair reads and writes every gradient once more than it must, and asks Python about every tensor a dozen times. Here the
+coefficient goes into the update itself, for SGD is linear in the gradient, and one fused kernel takes all tensors. What must be
+known of them is looked up once and kept in a :class:`_Plan`; before every step the plan looks whether it still holds, and is made
+anew where it does not. Where the fast way does not apply, torch's own pair runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import repeat
 from operator import is_, itemgetter
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils import clip_grad_value_ as _clip_grad_value_
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim import optimizer as _hooks
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from clipbench.registry import UsageError
 
@@ -39,7 +39,8 @@ def norm_clipped_step(optimizer: Optimizer, max_norm: float) -> Tensor:
     return to ``optimizer.step()`` work as ever. Fast for :class:`torch.optim.SGD`, ``Adam`` and ``AdamW`` with float32 or float64
     tensors on one device, from the second step on; everything else is given to the pair itself. Nothing waits for a CUDA device.
 
-    What ``.grad`` holds afterwards is not promised: the pair leaves it clipped, the fast way may leave it as it was.
+    What ``.grad`` holds afterwards is not promised: the pair leaves it clipped, the fast way may leave it as it was. With a
+    ``GradScaler``, whose own ``step`` may skip one, keep the pair.
 
     :param optimizer: any torch optimizer; the clip is over all its parameters that have a gradient.
     :param max_norm: from 0 to infinity, in units of the gradient.
@@ -58,11 +59,12 @@ def norm_clipped_step(optimizer: Optimizer, max_norm: float) -> Tensor:
     """
     limit = _threshold("norm_clipped_step: max_norm", max_norm)
     with torch.no_grad():
-        plan, grads = _plan(optimizer)
-        if plan is None:
+        ready = _ready(optimizer)
+        if ready is None:
             total = clip_grad_norm_(_params(optimizer), limit)
             optimizer.step()
             return total
+        plan, grads = ready
         total = plan.norm(grads)
         # On a CPU the coefficient is a number at once; on a device it stays there, for reading it would wait for the device.
         coefficient = min(limit / (total.item() + 1e-6), 1.0) if plan.on_cpu else (limit / (total + 1e-6)).clamp_(max=1.0)
@@ -87,11 +89,12 @@ def value_clipped_step(optimizer: Optimizer, max_value: float) -> None:
     """
     limit = _threshold("value_clipped_step: max_value", max_value)
     with torch.no_grad():
-        plan, grads = _plan(optimizer)
-        if plan is None:
+        ready = _ready(optimizer)
+        if ready is None:
             _clip_grad_value_(_params(optimizer), limit)
             optimizer.step()
         else:
+            plan, grads = ready
             _clamp(grads, limit)
             plan.step(grads, 1.0)
 
@@ -146,34 +149,34 @@ def _params(optimizer: Optimizer) -> list[Tensor]:
 _plans: WeakKeyDictionary[Optimizer, _Plan] = WeakKeyDictionary()
 
 
-def _plan(optimizer: Optimizer) -> tuple[_Plan, list[Tensor]] | tuple[None, None]:
-    """The plan that holds for this step with the gradients it is for, or neither where torch's pair has to do it."""
+def _ready(optimizer: Optimizer) -> tuple[_Plan, list[Tensor]] | None:
+    """The plan for this step and the gradients it is for; None where torch's pair has to do it."""
     if not _steps_plainly(optimizer):
-        return None, None
+        return None
     plan = _plans.get(optimizer)
     grads = plan.grads(optimizer) if plan is not None else None
     if grads is None:
         _plans.pop(optimizer, None)
         plan = _Plan.of(optimizer)
         grads = plan.grads(optimizer) if plan is not None else None
-        if plan is None or grads is None:
-            return None, None
-        _plans[optimizer] = plan
-    if "step" in vars(optimizer):
-        optimizer._opt_called = True  # as the scheduler's wrapper of step() notes it
+    if plan is None or grads is None:
+        return None
+    _plans[optimizer] = plan
+    if "step" in vars(optimizer):  # wrapped by a learning-rate scheduler, which wants to know that there was a step
+        vars(optimizer)["_opt_called"] = True
     return plan, grads
 
 
 def _steps_plainly(optimizer: Optimizer) -> bool:
     """Whether ``optimizer.step()`` is torch's own, and nobody listens to it or traces it."""
-    own = vars(optimizer).get("step")
+    own = vars(optimizer)
     return (
         type(optimizer) in (SGD, Adam, AdamW)
-        and (own is None or hasattr(own, "_wrapped_by_lr_sched"))
-        and not optimizer._optimizer_step_pre_hooks
-        and not optimizer._optimizer_step_post_hooks
-        and not _hooks._global_optimizer_pre_hooks
-        and not _hooks._global_optimizer_post_hooks
+        and ("step" not in own or hasattr(own["step"], "_wrapped_by_lr_sched"))
+        and not own["_optimizer_step_pre_hooks"]
+        and not own["_optimizer_step_post_hooks"]
+        and not _global_optimizer_pre_hooks
+        and not _global_optimizer_post_hooks
         and not torch.compiler.is_compiling()
     )
 
@@ -230,84 +233,76 @@ class _Plan:
     ones and each gradient has its parameter's layout.
     """
 
-    def __init__(self, parts: list[_Part], params: list[Tensor], idle: list[Tensor], entries: list[Group], slots: list[Group]) -> None:
-        self.parts, self.params, self.idle, self.entries, self.slots = parts, params, idle, entries, slots
+    def __init__(self, optimizer: Optimizer, parts: list[_Part], params: list[Tensor], slots: list[Group]) -> None:
+        self.parts, self.params, self.slots = parts, params, slots
+        self.idle = [param for part in parts for param in part.params if param.grad is None]
+        self.entries = list(optimizer.state.values())
+        self.kept = [{key: [slot[key] for slot in slots[part.span]] for key in part.keys} for part in parts]
         self.aliases = [param.detach() for param in params]
         self.pointers = [param.data_ptr() for param in params]
         self.sizes = [param.numel() for param in params]
-        self.contiguous = all(param.is_contiguous() for param in params)
         self.layouts = [_layout(param) for param in params]
+        self.contiguous = all(param.is_contiguous() for param in params)
         self.on_cpu = params[0].is_cpu
-        self.kept = [{key: [slot[key] for slot in slots[part.span]] for key in part.keys} for part in parts]
         self.small = [index for index, size in enumerate(self.sizes) if size <= SMALL] if self.on_cpu else []
         self.large = sorted(set(range(len(params))) - set(self.small))
-        self.buckets, self.scratch = self._gathering()
+        self.buckets, self.places = _side_by_side([self.aliases[index] for index in self.small])
 
     @classmethod
     def of(cls, optimizer: Optimizer) -> _Plan | None:
         """A plan for the gradients and the state as they are; None where there can be none, as before the first step."""
-        parts, params, slots, idle = [], [], [], []
+        parts: list[_Part] = []
+        params: list[Tensor] = []
         for group in optimizer.param_groups:
-            begin = len(params)
-            for param in group["params"]:
-                (idle if param.grad is None else params).append(param)
-            slots += [optimizer.state.get(param, {}) for param in params[begin:]]
-            parts.append(_Part(group, list(group["params"]), slice(begin, len(params)), _keys(optimizer, group)))
-            if not all(key in slot for slot in slots[begin:] for key in parts[-1].keys):
-                return None
-        if not params or len(set(map(id, params))) < len(params):
-            return None
-        plain = all(
-            _fits(param, param.grad, [slot[key] for key in part.keys if key != "step"]) and _counts(param, slot)
-            for part in parts
-            for param, slot in zip(params[part.span], slots[part.span], strict=True)
+            having = [param for param in group["params"] if param.grad is not None]
+            span = slice(len(params), len(params) + len(having))
+            parts.append(_Part(group, list(group["params"]), span, _keys(optimizer, group)))
+            params += having
+        slots = [optimizer.state.get(param, {}) for param in params]
+        fit = all(
+            _fits(param, slot, part.keys) for part in parts for param, slot in zip(params[part.span], slots[part.span], strict=True)
         )
-        if not plain or len({(param.dtype, param.device) for param in params}) > 1:
-            return None
-        return cls(parts, params, idle, list(optimizer.state.values()), slots)
-
-    def _gathering(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Vectors for the small gradients side by side, and each gradient's place there."""
-        rows: list[list[int]] = []
-        for index in self.small:
-            if not rows or sum(rows[-1]) + self.sizes[index] > BUCKET:
-                rows.append([])
-            rows[-1].append(self.sizes[index])
-        buckets = [self.aliases[0].new_zeros(sum(row)) for row in rows]
-        return buckets, [place for bucket, row in zip(buckets, rows, strict=True) for place in bucket.split(row)]
+        one_kind = len({(param.dtype, param.device) for param in params}) == 1
+        unique = len(set(map(id, params))) == len(params)
+        return cls(optimizer, parts, params, slots) if fit and one_kind and unique else None
 
     def grads(self, optimizer: Optimizer) -> list[Tensor] | None:
         """The gradients, where the plan still holds for them and for all the optimizer has; else None."""
-        if len(optimizer.param_groups) != len(self.parts) or len(optimizer.state) != len(self.entries):
+        if not (self._has_groups(optimizer) and self._has_state(optimizer)):
             return None
-        for group, part in zip(optimizer.param_groups, self.parts, strict=True):
-            if group is not part.group or len(group["params"]) != len(part.params) or not _same(group["params"], part.params):
-                return None
-            if not _is_plain(group) or _keys(optimizer, group) != part.keys:
-                return None
-        if not _same(optimizer.state.values(), self.entries) or not self._keeps():
-            return None
-        if list(map(Tensor.data_ptr, self.params)) != self.pointers:
-            return None
-        grads = [param.grad for param in self.params]
+        grads: list[Any] = [param.grad for param in self.params]
         if any(map(is_, grads, repeat(None))) or any(param.grad is not None for param in self.idle):
             return None
-        if list(map(Tensor.numel, grads)) != self.sizes:
-            return None
-        same = all(map(Tensor.is_contiguous, grads)) if self.contiguous else list(map(_layout, grads)) == self.layouts
-        return grads if same else None
+        lie_alike = (
+            list(map(Tensor.data_ptr, self.params)) == self.pointers
+            and list(map(Tensor.numel, grads)) == self.sizes
+            and (all(map(Tensor.is_contiguous, grads)) if self.contiguous else list(map(_layout, grads)) == self.layouts)
+        )
+        return grads if lie_alike else None
 
-    def _keeps(self) -> bool:
-        """Whether every state tensor is the one that was there."""
-        for part, kept in zip(self.parts, self.kept, strict=True):
-            slots = self.slots[part.span]
-            for key, tensors in kept.items():
-                try:
-                    if not _same(map(itemgetter(key), slots), tensors):
-                        return False
-                except KeyError:
-                    return False
-        return True
+    def _has_groups(self, optimizer: Optimizer) -> bool:
+        """Whether the groups have the very parameters of the plan, and settings it can follow."""
+        return len(optimizer.param_groups) == len(self.parts) and all(
+            group is part.group
+            and len(group["params"]) == len(part.params)
+            and _same(group["params"], part.params)
+            and _is_plain(group)
+            and _keys(optimizer, group) == part.keys
+            for group, part in zip(optimizer.param_groups, self.parts, strict=True)
+        )
+
+    def _has_state(self, optimizer: Optimizer) -> bool:
+        """Whether the state has the very tensors of the plan."""
+        if len(optimizer.state) != len(self.entries) or not _same(optimizer.state.values(), self.entries):
+            return False
+        try:
+            return all(
+                _same(map(itemgetter(key), self.slots[part.span]), tensors)
+                for part, kept in zip(self.parts, self.kept, strict=True)
+                for key, tensors in kept.items()
+            )
+        except KeyError:
+            return False
 
     def norm(self, grads: list[Tensor]) -> Tensor:
         """The norm of the tensors' norms, as torch takes it, but that small tensors lie side by side for one norm."""
@@ -315,8 +310,8 @@ class _Plan:
             for bucket in self.buckets:
                 bucket.zero_()
             # place = 0 + gradient: of torch's operations on lists, this one costs the least for a tensor
-            torch._fused_sgd_(self.scratch, [grads[index] for index in self.small], [], lr=-1.0, **PLAIN)
-        norms = torch._foreach_norm([*self.buckets, *(grads[index] for index in self.large)])
+            torch._fused_sgd_(self.places, [grads[index] for index in self.small], [], lr=-1.0, **PLAIN)
+        norms = torch._foreach_norm([*self.buckets, *(grads[index] for index in self.large)])  # noqa: SLF001 - it has no other name
         return torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
 
     def step(self, grads: list[Tensor], coefficient: float | Tensor) -> None:
@@ -332,36 +327,47 @@ class _Plan:
         torch.autograd.graph.increment_version(self.params)
 
 
-def _fits(param: Tensor, grad: Tensor, state: list[Tensor]) -> bool:
-    """Whether the parameter is plain and dense, and its gradient and state lie as it does."""
+def _side_by_side(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Vectors in which all of the tensors have a place, and these places."""
+    rows: list[list[int]] = []
+    for tensor in tensors:
+        if not rows or sum(rows[-1]) + tensor.numel() > BUCKET:
+            rows.append([])
+        rows[-1].append(tensor.numel())
+    buckets = [tensors[0].new_zeros(sum(row)) for row in rows]
+    return buckets, [place for bucket, row in zip(buckets, rows, strict=True) for place in bucket.split(row)]
+
+
+def _fits(param: Tensor, slot: Group, keys: tuple[str, ...]) -> bool:
+    """Whether the parameter is plain and dense, and its gradient and its state are there and lie as it does."""
+    if not all(key in slot for key in keys):
+        return False
+    beside = [param.grad, *(slot[key] for key in keys if key != "step")]
+    step = slot["step"] if "step" in keys else None
     return (
         type(param) in (Tensor, torch.nn.Parameter)
         and param.dtype in DTYPES
         and param.device.type in ("cpu", "cuda")
         and param.layout is torch.strided
+        and not param.is_inference()
         and _is_dense(param)
         and all(
             type(tensor) is Tensor
             and (tensor.layout, tensor.dtype, tensor.device) == (param.layout, param.dtype, param.device)
             and _layout(tensor) == _layout(param)
-            for tensor in (grad, *state)
+            for tensor in beside
         )
+        and (step is None or (type(step) is Tensor and step.dtype is torch.float32 and step.device == param.device))
     )
-
-
-def _counts(param: Tensor, slot: Group) -> bool:
-    """Whether the count of steps, if there is one, is where the fused kernels look for it."""
-    step = slot.get("step")
-    return step is None or (isinstance(step, Tensor) and step.dtype is torch.float32 and step.device == param.device)
 
 
 # --------------------------------------------------------------------------------------------------------------- the kernels
 
-PLAIN = dict(weight_decay=0.0, momentum=0.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False)
+PLAIN: Group = dict(weight_decay=0.0, momentum=0.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False)
 
 
 def _step_sgd(group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, coefficient: float) -> None:
-    r"""SGD by :math:`k g`, which is SGD by :math:`g` with other settings:
+    r"""SGD by :math:`k g`, which is SGD by :math:`g` with other settings.
 
     .. math:: \mu b + (1 - \tau)(k g + \lambda p) = \mu b + (1 - \tau')\bigl(g + \tfrac{\lambda}{k} p\bigr),
               \qquad 1 - \tau' = k (1 - \tau)
@@ -376,9 +382,7 @@ def _step_sgd(group: Group, params: list[Tensor], grads: list[Tensor], kept: Gro
     elif group["momentum"]:
         _fused_sgd(group, params, grads, kept, weight_decay=group["weight_decay"] / coefficient, dampening=1 - share)
     else:
-        _fused_sgd(
-            group, params, grads, kept, weight_decay=group["weight_decay"] / coefficient, lr=group["lr"] * coefficient
-        )
+        _fused_sgd(group, params, grads, kept, weight_decay=group["weight_decay"] / coefficient, lr=group["lr"] * coefficient)
 
 
 def _step_scaled(group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, coefficient: float | Tensor) -> None:

@@ -6,7 +6,7 @@ import copy
 import gc
 import io
 import math
-import pickle
+import re
 import weakref
 
 import pytest
@@ -14,6 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import skip_init
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from clipbench import UsageError, fast
 
@@ -33,7 +35,8 @@ RULES = {
     "adam, fused": (Adam, {"fused": True}),
     "sgd, foreach": (SGD, {"momentum": 0.9, "foreach": True}),
 }
-TOLERANCE = {torch.float32: {"rtol": 1e-6, "atol": 1e-7}, torch.float64: {"rtol": 1e-12, "atol": 1e-14}}
+# Weights and thresholds are of order 1; a sum that cancels keeps the rounding of what was added.
+TOLERANCE = {torch.float32: {"rtol": 1e-6, "atol": 5e-7}, torch.float64: {"rtol": 1e-12, "atol": 1e-14}}
 NORM, VALUE = "norm", "value"
 
 
@@ -78,8 +81,8 @@ class Twins:
             change(params, optimizer)
 
     def step(self, size=1.0, change=None):
-        for params in self.params:
-            fill(params, self.count, size)
+        for optimizer in self.optimizers:
+            fill([param for group in optimizer.param_groups for param in group["params"]], self.count, size)
         if change is not None:
             self.each(change)
         totals = [go(one, self.clip, self.threshold) for go, one in zip((quick, pair), self.optimizers, strict=True)]
@@ -163,10 +166,10 @@ def test_without_any_gradient_the_norm_is_zero_and_the_values_are_refused_as_tor
     params = weights()
     optimizer = SGD(params, lr=0.1)
     assert fast.norm_clipped_step(optimizer, 1.0) == 0
-    with pytest.raises(Exception, match="non-empty|empty") as torchs:
+    with pytest.raises(RuntimeError, match="empty") as torchs:
         nn.utils.clip_grad_value_(params, 1.0)
     for call in (lambda: fast.value_clipped_step(optimizer, 1.0), lambda: fast.clip_grad_value_(params, 1.0)):
-        with pytest.raises(type(torchs.value)):
+        with pytest.raises(RuntimeError, match=re.escape(str(torchs.value))):
             call()
 
 
@@ -237,26 +240,12 @@ def transpose(params, _):
     params[1].grad = params[1].grad.t()
 
 
-def reshape(params, _):
-    params[2].data, grad = params[2].data.view(80, 70), params[2].grad
-    params[2].grad = grad.view(80, 70)
-
-
-def shrink(params, _):
-    params[2].grad, params[2].data = None, params[2].data[:0]
-    params[2].grad = torch.zeros(0, 80, dtype=params[2].dtype)
-
-
 def lose_gradient(params, _):
     params[1].grad = None
 
 
 def transposed_gradient(params, _):
     params[1].grad = params[1].grad.t().contiguous().t()
-
-
-def expanded_gradient(params, _):
-    params[2].grad = torch.ones(1, 1, dtype=params[2].dtype).expand(70, 80)
 
 
 def load_own_state(_, optimizer):
@@ -297,8 +286,9 @@ def more_params(params, optimizer):
     optimizer.add_param_group({"params": added, "lr": 0.3})
 
 
-def fewer_params(_, optimizer):
+def fewer_params(params, optimizer):
     optimizer.param_groups[0]["params"].pop(1)
+    del optimizer.state[params[1]]
 
 
 def lr_as_tensor(_, optimizer):
@@ -314,10 +304,8 @@ def in_place(params, optimizer):
 CHANGES = [
     reassign,
     transpose,
-    reshape,
     lose_gradient,
     transposed_gradient,
-    expanded_gradient,
     load_own_state,
     new_momentum,
     new_entry,
@@ -337,12 +325,8 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_change_between_steps_is_met_as_torchs_pair_meets_it(change, clip):
     """Once in mid-training, and then the training goes on."""
-    lasting = change in (transpose, reshape)  # the state keeps the old shape, which torch itself does not go on with
     twins = Twins(dtype=torch.float64, shapes=[(3,), (5, 5), (70, 80)], clip=clip)
-    for step in range(3 if lasting else 6):
-        if lasting and step == 2:
-            twins.step(change=lambda params, _: None)
-            continue
+    for step in range(6):
         twins.step(change=change if step == 3 else None)
         twins.agree()
 
@@ -358,13 +342,27 @@ def test_after_a_change_that_lasts_the_way_is_fast_again(change):
     assert fast._plans[twins.optimizers[0]] is plan
 
 
-def test_a_gradient_of_other_strides_is_never_read_as_if_it_had_the_parameters():
-    """The fused kernel would take an expanded gradient's neighbours in memory for its elements."""
-    for change in (expanded_gradient, transposed_gradient):
-        twins = Twins(shapes=[(3,), (4, 5), (70, 80)])
-        for _ in range(4):
-            twins.step(change=change)
-            twins.agree()
+def expanded_gradient(params, _):
+    params[2].grad = torch.ones(1, 1, dtype=params[2].dtype).expand(70, 80)
+
+
+def shrunken_weight(params, _):
+    params[2].grad, params[2].data = None, params[2].data[:1]
+    params[2].grad = torch.ones_like(params[2])
+
+
+@pytest.mark.parametrize("clip", [NORM, VALUE])
+@pytest.mark.parametrize("change", [expanded_gradient, shrunken_weight], ids=lambda change: change.__name__)
+def test_memory_that_is_nobodys_is_never_read(change, clip):
+    """The fused kernels ask no tensor for its size: they would take what lies behind it. Torch's pair refuses such a step."""
+    twins = Twins(shapes=[(3,), (4, 5), (70, 80)], clip=clip)
+    for _ in range(3):
+        twins.step()
+    for params, optimizer, go in zip(twins.params, twins.optimizers, (quick, pair), strict=True):
+        fill(params, 3)
+        change(params, optimizer)
+        with pytest.raises(RuntimeError, match=r"single memory location|broadcast shape"):
+            go(optimizer, clip, 1.0)
 
 
 def test_settings_that_a_scheduler_moves_are_read_at_every_step():
@@ -393,7 +391,7 @@ def test_a_scheduler_is_told_of_a_fast_step():
 
 
 def test_gradients_kept_and_zeroed_in_place_serve_as_well():
-    models = [nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)).double() for _ in range(2)]
+    models = [nn.Sequential(skip_init(nn.Linear, 6, 5), nn.Tanh(), skip_init(nn.Linear, 5, 1)).double() for _ in range(2)]
     for model in models:
         for param, start in zip(model.parameters(), weights([(5, 6), (5,), (1, 5), (1,)], torch.float64), strict=True):
             param.data.copy_(start.data)
@@ -410,7 +408,7 @@ def test_gradients_kept_and_zeroed_in_place_serve_as_well():
 
 def test_channels_last_weights_take_the_fast_way():
     def twin():
-        model = nn.Conv2d(3, 8, 3).double().to(memory_format=torch.channels_last)
+        model = skip_init(nn.Conv2d, 3, 8, 3).double().to(memory_format=torch.channels_last)
         for param, start in zip(model.parameters(), weights([(8, 3, 3, 3), (8,)], torch.float64), strict=True):
             param.data.copy_(start.data)
         return model, SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -449,7 +447,6 @@ FALLBACKS = {
     "amsgrad": (Adam, {"amsgrad": True}, None),
     "a learning rate in a tensor": (SGD, {"momentum": 0.9, "lr": torch.tensor(0.05)}, None),
     "a gradient of its own layout": (SGD, {"momentum": 0.9}, transposed_gradient),
-    "differentiable": (SGD, {"momentum": 0.9, "differentiable": True}, None),
 }
 
 
@@ -463,6 +460,25 @@ def test_the_pair_does_what_the_fast_way_does_not(case, clip):
         for mine, theirs in zip(*twins.params, strict=True):
             assert torch.equal(mine, theirs)
     assert not twins.planned
+
+
+@pytest.mark.parametrize("flag", ["amsgrad", "capturable", "differentiable"])
+def test_a_flag_raised_in_mid_training_sends_the_next_step_to_torch(flag):
+    twins = Twins(AdamW, {})
+    for _ in range(3):
+        twins.step()
+    assert twins.planned
+    called = []
+    optimizer = twins.optimizers[0]
+    optimizer.param_groups[0][flag] = True
+
+    def step():
+        called.append(optimizer)
+
+    step._wrapped_by_lr_sched = True  # else a step of the instance's own would be reason enough
+    optimizer.step = step
+    fast.norm_clipped_step(optimizer, 1.0)
+    assert called == [optimizer]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64], ids=str)
@@ -490,7 +506,7 @@ def test_two_dtypes_in_one_optimizer_go_to_the_pair():
 def test_sparse_gradients_go_to_the_pair():
     twins = []
     for go in (quick, pair):
-        layer = nn.EmbeddingBag(5, 3, sparse=True)
+        layer = skip_init(nn.EmbeddingBag, 5, 3, sparse=True)
         layer.weight.data = weights([(5, 3)])[0].data
         optimizer = SGD(layer.parameters(), lr=0.1)
         for _ in range(3):
@@ -508,10 +524,10 @@ def test_sparse_gradients_go_to_the_pair():
 
 
 def test_a_parameter_listed_twice_is_stepped_twice_as_torch_does():
-    with pytest.warns(UserWarning, match="duplicate"):
-        twins = Twins(shapes=[(3,), (4, 5)])
-        for number, params in enumerate(twins.params):
-            twins.optimizers[number] = SGD([params[0], params[1], params[0]], lr=0.1, momentum=0.9)
+    twins = Twins(shapes=[(3,), (4, 5)])
+    for number, (first, second) in enumerate(twins.params):
+        with pytest.warns(UserWarning, match="duplicate"):
+            twins.optimizers[number] = SGD([first, second, first], lr=0.1, momentum=0.9)
     for _ in range(3):
         twins.step()
         twins.agree()
@@ -528,8 +544,8 @@ def test_hooks_on_the_step_are_called(where):
     register = {
         "before": ours.register_step_pre_hook,
         "after": ours.register_step_post_hook,
-        "before all": torch.optim.optimizer.register_optimizer_step_pre_hook,
-        "after all": torch.optim.optimizer.register_optimizer_step_post_hook,
+        "before all": register_optimizer_step_pre_hook,
+        "after all": register_optimizer_step_post_hook,
     }[where]
     hook = register(lambda optimizer, *_: seen.append(optimizer))
     try:
@@ -584,12 +600,11 @@ def test_fast_steps_and_torchs_may_alternate():
         twins.agree()
 
 
-@pytest.mark.parametrize("copier", [copy.deepcopy, lambda given: pickle.loads(pickle.dumps(given))], ids=["deepcopy", "pickle"])
-def test_a_copied_optimizer_trains_its_own_copy_of_the_weights(copier):
+def test_a_copied_optimizer_trains_its_own_copy_of_the_weights():
     twins = Twins(dtype=torch.float64)
     for _ in range(3):
         twins.step()
-    params, optimizer = copier((twins.params[0], twins.optimizers[0]))
+    params, optimizer = copy.deepcopy((twins.params[0], twins.optimizers[0]))
     before = [param.detach().clone() for param in twins.params[0]]
     for step in range(2):
         fill(params, 50 + step)
@@ -658,9 +673,70 @@ def test_values_of_one_tensor_and_of_any_layout_are_clipped():
 def test_values_of_gradients_without_and_of_half_precision_are_clipped():
     params = [nn.Parameter(torch.zeros(3, dtype=torch.bfloat16)), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))]
     params[0].grad, params[1].grad = torch.tensor([3.0, -3.0, 0.1], dtype=torch.bfloat16), torch.tensor([9.0, -0.2])
-    torchs = copy.deepcopy(params)
+    torchs = [copy.copy(param) for param in params]
+    for mine, theirs in zip(params, torchs, strict=True):
+        theirs.grad = None if mine.grad is None else mine.grad.clone()
     fast.clip_grad_value_(params, 0.3)
     nn.utils.clip_grad_value_(torchs, 0.3)
     assert torch.equal(params[0].grad, torchs[0].grad)
     assert torch.equal(params[1].grad, torchs[1].grad)
     assert params[2].grad is None
+
+
+# ------------------------------------------------------------------------------------------------------------------ on a device
+
+on_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+
+
+@on_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("clip", [NORM, VALUE])
+@pytest.mark.parametrize("rule", [*RULES, "adamw, fused"])
+def test_on_a_device_weights_and_state_are_those_of_torchs_pair(rule, clip, dtype):
+    cls, settings = {**RULES, "adamw, fused": (AdamW, {"fused": True})}[rule]
+    ours, torchs = ([nn.Parameter(param.detach().cuda()) for param in weights(dtype=dtype)] for _ in range(2))
+    optimizers = [cls(params, lr=0.05, **settings) for params in (ours, torchs)]
+    for step in range(6):
+        for params, optimizer, go in zip((ours, torchs), optimizers, (quick, pair), strict=True):
+            start = weights(dtype=dtype, seed=100 + step)
+            for param, grad in zip(params, start, strict=True):
+                param.grad = grad.detach().cuda()
+            go(optimizer, clip, 0.5)
+    for mine, theirs in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(mine, theirs, **TOLERANCE[dtype])
+    torch.testing.assert_close(*(one.state_dict()["state"] for one in optimizers), **TOLERANCE[dtype])
+    assert (optimizers[0] in fast._plans) == (cls is SGD or settings.get("fused", False))
+
+
+def device_model(count):
+    params = [nn.Parameter(torch.zeros(3, 5, device="cuda")) for _ in range(count)]
+    optimizer = SGD(params, lr=0.1, momentum=0.9)
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        fast.norm_clipped_step(optimizer, 1.0)
+    return optimizer
+
+
+@on_device
+def test_on_a_device_no_step_waits_for_it():
+    optimizer = device_model(10)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        fast.norm_clipped_step(optimizer, 1.0)
+        fast.value_clipped_step(optimizer, 1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@on_device
+@pytest.mark.parametrize("go", [fast.norm_clipped_step, fast.value_clipped_step])
+def test_on_a_device_the_number_of_kernels_is_not_that_of_the_tensors(go):
+    launched = []
+    for count in (4, 24):
+        optimizer = device_model(count)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            go(optimizer, 1.0)
+            torch.cuda.synchronize()
+        launched.append(sum(event.count for event in profile.key_averages() if event.self_device_time_total))
+    assert launched[0] == launched[1]
