@@ -159,9 +159,10 @@ def _ready(optimizer: Optimizer) -> tuple[_Plan, list[Tensor]] | None:
         _plans.pop(optimizer, None)
         plan = _Plan.of(optimizer)
         grads = plan.grads(optimizer) if plan is not None else None
+        if plan is not None and grads is not None:
+            _plans[optimizer] = plan
     if plan is None or grads is None:
         return None
-    _plans[optimizer] = plan
     if "step" in vars(optimizer):  # wrapped by a learning-rate scheduler, which wants to know that there was a step
         vars(optimizer)["_opt_called"] = True
     return plan, grads
@@ -183,10 +184,10 @@ def _steps_plainly(optimizer: Optimizer) -> bool:
 
 def _is_plain(group: Group) -> bool:
     """Whether the group's settings are numbers, and of the kinds that the fused kernels know."""
-    numbers = [group["lr"], group["weight_decay"], *group.get("betas", ())]
-    return all(isinstance(number, float | int) for number in numbers) and not any(
-        group.get(name) for name in ("amsgrad", "differentiable", "capturable")
-    )
+    numbers = (group["lr"], group["weight_decay"], *group.get("betas", ()))
+    if group["differentiable"] or group.get("capturable") or group.get("amsgrad"):
+        return False
+    return all(map(isinstance, numbers, repeat((float, int))))
 
 
 def _keys(optimizer: Optimizer, group: Group) -> tuple[str, ...]:
@@ -225,6 +226,28 @@ class _Part:
     keys: tuple[str, ...]
 
 
+class _Bucket:
+    """A vector in which some gradients lie side by side, for one norm of all of them."""
+
+    def __init__(self, tensors: list[Tensor], indices: list[int]) -> None:
+        mine = [tensors[index] for index in indices]
+        self.indices = indices
+        self.takes_all = len(mine) == len(tensors)
+        self.flat = all(tensor.dim() == 1 for tensor in mine)
+        self.vector = mine[0].new_zeros(sum(tensor.numel() for tensor in mine))
+        self.places = self.vector.split([tensor.numel() for tensor in mine])
+
+    def fill(self, grads: list[Tensor]) -> Tensor:
+        """The vector, filled with its own among all gradients."""
+        mine = grads if self.takes_all else [grads[index] for index in self.indices]
+        if self.flat:
+            return torch.cat(mine, out=self.vector)
+        # place = 0 + gradient: for tensors of any shape no other of torch's operations on lists costs as little
+        self.vector.zero_()
+        torch._fused_sgd_(self.places, mine, [], lr=-1.0, **PLAIN)
+        return self.vector
+
+
 class _Plan:
     """What one optimizer's step needs to know of its tensors, as far as it stays the same from step to step.
 
@@ -236,7 +259,7 @@ class _Plan:
     def __init__(self, optimizer: Optimizer, parts: list[_Part], params: list[Tensor], slots: list[Group]) -> None:
         self.parts, self.params, self.slots = parts, params, slots
         self.idle = [param for part in parts for param in part.params if param.grad is None]
-        self.entries = list(optimizer.state.values())
+        self.state = {key: [entry.get(key) for entry in optimizer.state.values()] for part in parts for key in part.keys}
         self.kept = [{key: [slot[key] for slot in slots[part.span]] for key in part.keys} for part in parts]
         self.aliases = [param.detach() for param in params]
         self.pointers = [param.data_ptr() for param in params]
@@ -244,9 +267,9 @@ class _Plan:
         self.layouts = [_layout(param) for param in params]
         self.contiguous = all(param.is_contiguous() for param in params)
         self.on_cpu = params[0].is_cpu
-        self.small = [index for index, size in enumerate(self.sizes) if size <= SMALL] if self.on_cpu else []
-        self.large = sorted(set(range(len(params))) - set(self.small))
-        self.buckets, self.places = _side_by_side([self.aliases[index] for index in self.small])
+        small = [index for index, size in enumerate(self.sizes) if size <= SMALL] if self.on_cpu else []
+        self.large = sorted(set(range(len(params))) - set(small))
+        self.buckets = [_Bucket(self.aliases, row) for row in self._rows(small)]
 
     @classmethod
     def of(cls, optimizer: Optimizer) -> _Plan | None:
@@ -266,12 +289,21 @@ class _Plan:
         unique = len(set(map(id, params))) == len(params)
         return cls(optimizer, parts, params, slots) if fit and one_kind and unique else None
 
+    def _rows(self, indices: list[int]) -> list[list[int]]:
+        """Indices of tensors in rows, each of which fits one bucket."""
+        rows: list[list[int]] = []
+        for index in indices:
+            if not rows or sum(self.sizes[other] for other in rows[-1]) + self.sizes[index] > BUCKET:
+                rows.append([])
+            rows[-1].append(index)
+        return rows
+
     def grads(self, optimizer: Optimizer) -> list[Tensor] | None:
         """The gradients, where the plan still holds for them and for all the optimizer has; else None."""
         if not (self._has_groups(optimizer) and self._has_state(optimizer)):
             return None
         grads: list[Any] = [param.grad for param in self.params]
-        if any(map(is_, grads, repeat(None))) or any(param.grad is not None for param in self.idle):
+        if any(map(is_, grads, repeat(None))) or (self.idle and any(param.grad is not None for param in self.idle)):
             return None
         lie_alike = (
             list(map(Tensor.data_ptr, self.params)) == self.pointers
@@ -293,25 +325,18 @@ class _Plan:
 
     def _has_state(self, optimizer: Optimizer) -> bool:
         """Whether the state has the very tensors of the plan."""
-        if len(optimizer.state) != len(self.entries) or not _same(optimizer.state.values(), self.entries):
-            return False
+        entries = optimizer.state.values()
         try:
             return all(
-                _same(map(itemgetter(key), self.slots[part.span]), tensors)
-                for part, kept in zip(self.parts, self.kept, strict=True)
-                for key, tensors in kept.items()
+                len(entries) == len(tensors) and _same(map(itemgetter(key), entries), tensors)
+                for key, tensors in self.state.items()
             )
         except KeyError:
             return False
 
     def norm(self, grads: list[Tensor]) -> Tensor:
         """The norm of the tensors' norms, as torch takes it, but that small tensors lie side by side for one norm."""
-        if self.small:
-            for bucket in self.buckets:
-                bucket.zero_()
-            # place = 0 + gradient: of torch's operations on lists, this one costs the least for a tensor
-            torch._fused_sgd_(self.places, [grads[index] for index in self.small], [], lr=-1.0, **PLAIN)
-        norms = torch._foreach_norm([*self.buckets, *(grads[index] for index in self.large)])  # noqa: SLF001 - it has no other name
+        norms = torch._foreach_norm([*(bucket.fill(grads) for bucket in self.buckets), *(grads[index] for index in self.large)])  # noqa: SLF001 - it has no other name
         return torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
 
     def step(self, grads: list[Tensor], coefficient: float | Tensor) -> None:
@@ -325,17 +350,6 @@ class _Plan:
             else:
                 _step_scaled(part.group, params, own, kept, coefficient)
         torch.autograd.graph.increment_version(self.params)
-
-
-def _side_by_side(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Vectors in which all of the tensors have a place, and these places."""
-    rows: list[list[int]] = []
-    for tensor in tensors:
-        if not rows or sum(rows[-1]) + tensor.numel() > BUCKET:
-            rows.append([])
-        rows[-1].append(tensor.numel())
-    buckets = [tensors[0].new_zeros(sum(row)) for row in rows]
-    return buckets, [place for bucket, row in zip(buckets, rows, strict=True) for place in bucket.split(row)]
 
 
 def _fits(param: Tensor, slot: Group, keys: tuple[str, ...]) -> bool:
