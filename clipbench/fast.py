@@ -257,7 +257,7 @@ class _Plan:
     """
 
     def __init__(self, optimizer: Optimizer, parts: list[_Part], params: list[Tensor], slots: list[Group]) -> None:
-        self.parts, self.params, self.slots = parts, params, slots
+        self.parts, self.params = parts, params
         self.idle = [param for part in parts for param in part.params if param.grad is None]
         self.state = {key: [entry.get(key) for entry in optimizer.state.values()] for part in parts for key in part.keys}
         self.kept = [{key: [slot[key] for slot in slots[part.span]] for key in part.keys} for part in parts]
