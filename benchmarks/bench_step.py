@@ -55,8 +55,8 @@ def measured(clip="norm"):
 
 
 def test_harness_step_against_the_bare_loop(ratio):
-    """The bound is 1.4, the goal 1.2. Reported, not asserted: a shared machine's clock decides no test."""
-    assert ratio("wdbc step, all measures recorded / bare loop (at most 1.4, goal 1.2)", measured, bare) > 0
+    """The goal is 1.2."""
+    assert ratio("wdbc step, all measures recorded / bare loop", measured, bare, at_most=1.4) > 0
 
 
 @pytest.mark.parametrize("clip", ["none", "value", "norm"])

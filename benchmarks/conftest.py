@@ -1,13 +1,39 @@
 """The suite's own comparison: ratios taken within one process, printed below pytest-benchmark's tables."""
 
 import statistics
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from clipbench import registry
 
-ratios = pytest.StashKey[list[tuple[str, float, float, float]]]()
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median quotient of two timings, its quartiles, and the bound it is to keep."""
+
+    name: str
+    median: float
+    low: float
+    high: float
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def verdict(self):
+        """The bound and whether it was met, or nothing."""
+        if self.at_most is not None:
+            return f"at most {self.at_most:.2f}  {'met' if self.median <= self.at_most else 'missed'}"
+        if self.at_least is not None:
+            return f"at least {self.at_least:.2f}  {'met' if self.median >= self.at_least else 'missed'}"
+        return ""
+
+    def __str__(self):
+        return f"{self.name:<80} {self.median:6.3f}  ({self.low:.3f} to {self.high:.3f})  {self.verdict}".rstrip()
+
+
+ratios = pytest.StashKey[list[Ratio]]()
 
 
 def pytest_configure(config):
@@ -24,13 +50,16 @@ def one_thread():
 
 @pytest.fixture
 def ratio(request):
-    """``ratio(name, numerator, denominator)``: the two in turn, the quotient of each pair, and their median for the comparison."""
+    """``ratio(name, numerator, denominator)``: the two in turn, the quotient of each pair, and their median for the comparison.
 
-    def take(name, numerator, denominator, pairs=25):
+    ``at_most`` or ``at_least`` is the bound: told with the ratio, never asserted, for a shared machine's clock decides no test.
+    """
+
+    def take(name, numerator, denominator, pairs=25, **bound):
         numerator(), denominator()
         quotients = sorted(numerator() / denominator() for _ in range(pairs))
         low, high = quotients[pairs // 4], quotients[-1 - pairs // 4]
-        request.config.stash[ratios].append((name, statistics.median(quotients), low, high))
+        request.config.stash[ratios].append(Ratio(name, statistics.median(quotients), low, high, **bound))
         return statistics.median(quotients)
 
     return take
@@ -38,6 +67,6 @@ def ratio(request):
 
 def pytest_terminal_summary(terminalreporter, config):
     if config.stash[ratios]:
-        terminalreporter.section("ratios, paired within this process: median (quartiles)")
-        for name, middle, low, high in config.stash[ratios]:
-            terminalreporter.write_line(f"{name:<80} {middle:5.2f}  ({low:.2f} to {high:.2f})")
+        terminalreporter.section("ratios, paired within this process: median (quartiles), bound")
+        for one in config.stash[ratios]:
+            terminalreporter.write_line(str(one))

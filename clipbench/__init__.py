@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipbench import metrics, trees
+    from clipbench import fast, metrics, trees
     from clipbench.registry import Count, Decay, Finite, NonNegative, Percent, Positive, Unit, UsageError, clip, optimizer, workload
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __all__ = [
     "Unit",
     "UsageError",
     "clip",
+    "fast",
     "metrics",
     "optimizer",
     "trees",
@@ -27,7 +28,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562), so that ``clipbench --help`` does not wait for torch."""
-    if name in ("metrics", "trees"):
+    if name in ("fast", "metrics", "trees"):
         return import_module(f"clipbench.{name}")
     if name in __all__:
         return getattr(import_module("clipbench.registry"), name)

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 MATTER = {"registry", "trees", "metrics"}
 MEMORY = {"registry", "schema", "cell", "store"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "__init__": {"registry", "trees", "metrics"},
+    "__init__": {"registry", "trees", "metrics", "fast"},
     # the matter
     "registry": set(),
     "trees": set(),
@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "figures": {"registry", "schema", "statistics", "selection", "analysis"},
     "report": {*MEMORY, "statistics", "selection", "analysis", "figures"},
     # what stands beside
+    "fast": {"registry"},
     "throughput": {*MATTER, "optimizers", "schema", "cell", "feed", "step", "engines"},
     "conformance": {*MATTER, "optimizers", "events", "cell", "feed", "step", "engines"},
     "gate": {*MEMORY, "statistics", "analysis", "throughput"},

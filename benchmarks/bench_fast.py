@@ -1,0 +1,166 @@
+"""What the fast clips save: against torch's pair at its defaults, a reference written by hand, and the bytes that must move."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+from clipbench import fast
+
+LR, MOMENTUM, MAX_NORM, MAX_VALUE = 1e-6, 0.9, 1.0, 0.5
+
+
+def resnet(widths=(64, 128, 256, 512)):
+    """The 62 shapes of a ResNet-18: 11,689,512 parameters."""
+    shapes, before = [(64, 3, 7, 7), (64,), (64,)], 64
+    for width in widths:
+        for block in range(2):
+            shapes += [(width, before, 3, 3), (width,), (width,), (width, width, 3, 3), (width,), (width,)]
+            if block == 0 and width != before:
+                shapes += [(width, before, 1, 1), (width,), (width,)]
+            before = width
+    return [*shapes, (1000, 512), (1000,)]
+
+
+SMALL = {
+    "6k in 6": [(64, 30), (64,), (64, 64), (64,), (2, 64), (2,)],
+    "250k in 20": [(157, 157), (157,)] * 10,
+}
+TINY = {
+    "8k in 120": [(64,)] * 120,
+    "10k in 300": [(index % 7 + 1, index % 11 + 3) for index in range(300)],
+}
+LARGE = {"12M in 62": resnet(), "25M in 4": [(2500, 2500)] * 4}
+SIZES = SMALL | TINY | LARGE
+NORM_BOUNDS = dict.fromkeys(SMALL, 0.4) | dict.fromkeys(TINY, 0.1) | dict.fromkeys(LARGE, 0.7)
+
+
+def weights(size):
+    drawn = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(shape, generator=drawn)) for shape in SIZES[size]]
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=drawn)
+    return params
+
+
+def with_optimizer(size, make=torch.optim.SGD, **settings):
+    """Weights with gradients, and their optimizer after its first step, which makes the state."""
+    params = weights(size)
+    optimizer = make(params, lr=LR, **settings)
+    optimizer.step()
+    return params, optimizer
+
+
+def timed(call, size):
+    """Seconds of one call, the mean of some milliseconds' worth, on the thread's own clock: a neighbour's turn is not ours.
+
+    The first calls are not counted: they find the caches full of the other side's data.
+    """
+    count = max(1, min(40, 500_000 // sum(torch.Size(shape).numel() for shape in SIZES[size])))
+
+    def block():
+        for _ in range(min(3, count)):
+            call()
+        start = time.thread_time()
+        for _ in range(count):
+            call()
+        return (time.thread_time() - start) / count
+
+    return block
+
+
+def default_norm(size, make=torch.optim.SGD, **settings):
+    params, optimizer = with_optimizer(size, make, **settings)
+    return lambda: (clip_grad_norm_(params, MAX_NORM), optimizer.step())
+
+
+def default_value(size):
+    params, optimizer = with_optimizer(size, momentum=MOMENTUM)
+    return lambda: (clip_grad_value_(params, MAX_VALUE), optimizer.step())
+
+
+def quick_norm(size, make=torch.optim.SGD, **settings):
+    _, optimizer = with_optimizer(size, make, **settings)
+    return lambda: fast.norm_clipped_step(optimizer, MAX_NORM)
+
+
+def quick_value(size):
+    _, optimizer = with_optimizer(size, momentum=MOMENTUM)
+    return lambda: fast.value_clipped_step(optimizer, MAX_VALUE)
+
+
+def by_hand(size):
+    """The frozen reference: norm clip and momentum as a careful user writes them. It is never made faster."""
+    params = weights(size)
+    buffers = [torch.zeros_like(param) for param in params]
+
+    @torch.no_grad()
+    def step():
+        norms = [torch.linalg.vector_norm(param.grad) for param in params]
+        total = torch.linalg.vector_norm(torch.stack(norms)).item()
+        coefficient = min(MAX_NORM / (total + 1e-6), 1.0)
+        for param, buffer in zip(params, buffers, strict=True):
+            buffer.mul_(MOMENTUM).add_(param.grad, alpha=coefficient)
+            param.add_(buffer, alpha=-LR)
+
+    return step
+
+
+def floor(size, bytes_each):
+    """Seconds in which ``add_`` moves so many bytes a parameter, over as much memory as weights, gradients and momentum take."""
+    params = sum(torch.Size(shape).numel() for shape in SIZES[size])
+    left, right = torch.ones(params * 3 // 2), torch.ones(params * 3 // 2)  # 12 bytes an element of each: two read, one written
+    block = timed(lambda: left.add_(right), size)
+    return lambda: block() * bytes_each / 18
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_norm_clip_and_momentum_against_the_default_pair(ratio, size):
+    ours, theirs = timed(quick_norm(size, momentum=MOMENTUM), size), timed(default_norm(size, momentum=MOMENTUM), size)
+    assert ratio(f"norm clip + momentum, {size}: fast / default pair", ours, theirs, at_most=NORM_BOUNDS[size]) > 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_norm_clip_and_momentum_against_the_reference(ratio, size):
+    ours, theirs = timed(quick_norm(size, momentum=MOMENTUM), size), timed(by_hand(size), size)
+    assert ratio(f"norm clip + momentum, {size}: fast / written by hand", ours, theirs) > 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_norm_clip_and_adamw_against_the_default_pair(ratio, size):
+    make = torch.optim.AdamW
+    pairs = 9 if size in LARGE else 25
+    ours, theirs = timed(quick_norm(size, make), size), timed(default_norm(size, make), size)
+    assert ratio(f"norm clip + AdamW, {size}: fast / default pair", ours, theirs, pairs) > 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_value_clip_and_momentum_against_the_default_pair(ratio, size):
+    bound = {"at_most": 0.5} if size in LARGE else {}
+    ours, theirs = timed(quick_value(size), size), timed(default_value(size), size)
+    assert ratio(f"value clip + momentum, {size}: fast / default pair", ours, theirs, **bound) > 0
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_value_clip_alone_against_torchs(ratio, size):
+    ours, theirs = weights(size), weights(size)
+    quick = timed(lambda: fast.clip_grad_value_(ours, MAX_VALUE), size)
+    default = timed(lambda: clip_grad_value_(theirs, MAX_VALUE), size)
+    assert ratio(f"value clip, {size}: fast / default", quick, default, at_most=0.5) > 0
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_share_of_the_floor(ratio, size):
+    """Floor: weights, gradients and momentum read once, weights and momentum written once; the norm reads the gradients before."""
+    norm, value = timed(quick_norm(size, momentum=MOMENTUM), size), timed(quick_value(size), size)
+    assert ratio(f"norm clip + momentum, {size}: share of the floor reached", floor(size, 24), norm, at_least=0.65) > 0
+    assert ratio(f"value clip + momentum, {size}: share of the floor reached", floor(size, 20), value, at_least=0.85) > 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("step", [default_norm, quick_norm])
+def test_norm_clip_and_momentum(benchmark, step, size):
+    benchmark.group = f"norm clip + momentum, {size}"
+    benchmark(step(size, momentum=MOMENTUM))
