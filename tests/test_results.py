@@ -11,7 +11,7 @@ import torch
 from clipbench import registry, report
 from clipbench.store import Store
 
-STUDIES = ("quick", "origin", "full", "published", "nnunet")
+STUDIES = ("quick", "origin", "full", "published", "nnunet", "transfer")
 
 
 @pytest.fixture(params=STUDIES)
