@@ -86,9 +86,9 @@ def quick_norm(size, make=torch.optim.SGD, **settings):
     return lambda: fast.norm_clipped_step(optimizer, MAX_NORM)
 
 
-def quick_value(size):
+def quick_value(size, compiled=False):
     _, optimizer = with_optimizer(size, momentum=MOMENTUM)
-    return lambda: fast.value_clipped_step(optimizer, MAX_VALUE)
+    return lambda: fast.value_clipped_step(optimizer, MAX_VALUE, compiled=compiled)
 
 
 def by_hand(size):
@@ -141,6 +141,9 @@ def test_value_clip_and_momentum_against_the_default_pair(ratio, size):
     bound = {"at_most": 0.5} if size in LARGE else {}
     ours, theirs = timed(quick_value(size), size), timed(default_value(size), size)
     assert ratio(f"value clip + momentum, {size}: fast / default pair", ours, theirs, **bound) > 0
+    if size in LARGE:
+        ours = timed(quick_value(size, compiled=True), size)
+        assert ratio(f"value clip + momentum, {size}: fast, compiled / default pair", ours, theirs, **bound) > 0
 
 
 @pytest.mark.parametrize("size", LARGE)
@@ -157,6 +160,8 @@ def test_share_of_the_floor(ratio, size):
     norm, value = timed(quick_norm(size, momentum=MOMENTUM), size), timed(quick_value(size), size)
     assert ratio(f"norm clip + momentum, {size}: share of the floor reached", floor(size, 24), norm, at_least=0.65) > 0
     assert ratio(f"value clip + momentum, {size}: share of the floor reached", floor(size, 20), value, at_least=0.85) > 0
+    value = timed(quick_value(size, compiled=True), size)
+    assert ratio(f"value clip + momentum, {size}: share of the floor reached, compiled", floor(size, 20), value, at_least=0.85) > 0
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -7,6 +7,9 @@ import gc
 import io
 import math
 import re
+import shutil
+import sys
+import warnings
 import weakref
 
 import pytest
@@ -18,6 +21,7 @@ from torch.nn.utils import skip_init
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from clipbench import UsageError, fast
+from clipbench.fast import kernels
 
 SGD, Adam, AdamW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 SHAPES = [(3,), (4, 5), (70, 80), (), (2, 3, 2, 2), (0, 4), (1, 7)]
@@ -144,6 +148,62 @@ def test_any_model_threshold_and_gradient_gives_what_torchs_pair_gives(shapes, t
 
 
 # -------------------------------------------------------------------------------------------------------------- the norm itself
+
+
+# -------------------------------------------------------------------------------------------------------- in one pass, compiled
+
+BIG = [(600, 500), (4, 4), (kernels.LARGE,), (31,)]
+compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs a C++ compiler, and there is no g++ here")
+
+
+def compiled(optimizer, _, threshold):
+    return fast.value_clipped_step(optimizer, threshold, compiled=True)
+
+
+@compiler
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself
+@pytest.mark.parametrize("rule", [{"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}], ids=str)
+def test_the_compiled_kernel_gives_the_weights_and_state_of_torchs_pair_and_writes_no_gradient(rule, monkeypatch):
+    """Beside tensors too small for it, and as the learning rate moves."""
+    monkeypatch.setattr(sys.modules[__name__], "quick", compiled)
+    twins = Twins(SGD, rule, BIG, clip=VALUE, threshold=0.3)
+    for count in range(4):
+        twins.step(change=lambda _, optimizer, lr=0.1 / (count + 1): optimizer.param_groups[0].update(lr=lr))
+        twins.agree()
+    assert twins.planned
+    assert [bool((param.grad.abs() > 0.3).any()) for param in twins.params[0]] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("rule", ["plain", "nesterov", "adamw"])
+def test_what_the_compiled_kernel_does_not_know_takes_two_passes(rule, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "quick", compiled)
+    twins = Twins(*RULES[rule], BIG, clip=VALUE, threshold=0.3)
+    for _ in range(3):
+        twins.step()
+        twins.agree()
+
+
+def test_without_a_compiler_there_is_one_warning_and_the_two_passes(monkeypatch):
+    def absent(*_, **__):
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: absent)
+    monkeypatch.setattr(sys.modules[__name__], "quick", compiled)
+    kernels._compiled.cache_clear()
+    try:
+        twins = Twins(shapes=BIG, clip=VALUE, threshold=0.3)
+        twins.step()
+        with pytest.warns(UserWarning, match=r"torch cannot compile here \(no C\+\+ compiler found\)"):
+            twins.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            twins.step()
+        twins.agree()
+    finally:
+        kernels._compiled.cache_clear()
+
+
+# ------------------------------------------------------------------------------------------------------------ what comes back
 
 
 def test_the_norm_comes_back_as_torch_gives_it():

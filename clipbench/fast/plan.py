@@ -1,10 +1,4 @@
-"""Clip and step at once: the weights that ``clip_grad_norm_`` and ``optimizer.step()`` would leave, in a fraction of their time.
-
-The pair reads and writes every gradient once more than it must, and asks Python about every tensor a dozen times. Here the
-coefficient goes into the update itself, for SGD is linear in the gradient, and one fused kernel takes all tensors. What must be
-known of them is looked up once and kept in a :class:`_Plan`; before every step the plan looks whether it still holds, and is made
-anew where it does not. Where the fast way does not apply, torch's own pair runs.
-"""
+"""What one optimizer's step needs to know of its tensors, looked up once and kept as long as it holds."""
 
 from __future__ import annotations
 
@@ -13,162 +7,21 @@ from dataclasses import dataclass
 from itertools import repeat
 from operator import is_, itemgetter
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-from torch.nn.utils import clip_grad_value_ as _clip_grad_value_
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from clipbench.registry import UsageError
+from clipbench.fast import kernels
+from clipbench.fast.kernels import LARGE, PLAIN, Group
 
 DTYPES = (torch.float32, torch.float64)  # half precision rounds between the clip and the step, and one kernel would not
 SMALL = 4096  # elements; below, a tensor's norm costs more to ask for than to copy the tensor beside its neighbours
 BUCKET = 16384  # elements that share one norm: its rounding error grows with their number, and is 1e-7 here
-FAINT = 1e-6  # below, 1 - coefficient has lost digits that the coefficient had
-
-Group = dict[str, Any]
 
 
-def norm_clipped_step(optimizer: Optimizer, max_norm: float) -> Tensor:
-    """Clip all gradients to one global 2-norm and step: ``clip_grad_norm_(params, max_norm); optimizer.step()`` in one.
-
-    Weights and the optimizer's state come out as the pair leaves them, up to rounding; checkpoints, learning-rate schedulers and a
-    return to ``optimizer.step()`` work as ever. Fast for :class:`torch.optim.SGD`, ``Adam`` and ``AdamW`` with float32 or float64
-    tensors on one device, from the second step on; everything else is given to the pair itself. Nothing waits for a CUDA device.
-
-    What ``.grad`` holds afterwards is not promised: the pair leaves it clipped, the fast way may leave it as it was. With a
-    ``GradScaler``, whose own ``step`` may skip one, keep the pair.
-
-    :param optimizer: any torch optimizer; the clip is over all its parameters that have a gradient.
-    :param max_norm: from 0 to infinity, in units of the gradient.
-    :returns: the norm before the clip, a tensor of shape ``()`` on the gradients' device.
-    :raises UsageError: where ``max_norm`` is negative or no number.
-
-    Source: Pascanu et al. 2013; :func:`torch.nn.utils.clip_grad_norm_`.
-
-    >>> weight = torch.nn.Parameter(torch.zeros(2))
-    >>> optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
-    >>> weight.grad = torch.tensor([3.0, 4.0])
-    >>> norm_clipped_step(optimizer, max_norm=1.0)
-    tensor(5.)
-    >>> weight.data
-    tensor([-0.6000, -0.8000])
-    """
-    limit = _threshold("norm_clipped_step: max_norm", max_norm)
-    with torch.no_grad():
-        ready = _ready(optimizer)
-        if ready is None:
-            total = clip_grad_norm_(_params(optimizer), limit)
-            optimizer.step()
-            return total
-        plan, grads = ready
-        total = plan.norm(grads)
-        # On a CPU the coefficient is a number at once; on a device it stays there, for reading it would wait for the device.
-        coefficient = min(limit / (total.item() + 1e-6), 1.0) if plan.on_cpu else (limit / (total + 1e-6)).clamp_(max=1.0)
-        plan.step(grads, coefficient)
-        return total
-
-
-def value_clipped_step(optimizer: Optimizer, max_value: float) -> None:
-    """Clamp every element of the gradients and step: ``clip_grad_value_(params, max_value); optimizer.step()`` in one.
-
-    As :func:`norm_clipped_step`, but that ``.grad`` is clipped afterwards, as the pair leaves it.
-
-    :param max_value: from 0 to infinity, in units of the gradient.
-    :raises UsageError: where ``max_value`` is negative or no number.
-
-    >>> weight = torch.nn.Parameter(torch.zeros(2))
-    >>> optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
-    >>> weight.grad = torch.tensor([3.0, -0.5])
-    >>> value_clipped_step(optimizer, max_value=1.0)
-    >>> weight.data
-    tensor([-1.0000,  0.5000])
-    """
-    limit = _threshold("value_clipped_step: max_value", max_value)
-    with torch.no_grad():
-        ready = _ready(optimizer)
-        if ready is None:
-            _clip_grad_value_(_params(optimizer), limit)
-            optimizer.step()
-        else:
-            plan, grads = ready
-            _clamp(grads, limit)
-            plan.step(grads, 1.0)
-
-
-def clip_grad_value_(params: Tensor | Iterable[Tensor], max_value: float) -> None:
-    """Clamp every element of the gradients in place, as :func:`torch.nn.utils.clip_grad_value_`, in one pass instead of two.
-
-    :param max_value: from 0 to infinity, in units of the gradient.
-    :raises UsageError: where ``max_value`` is negative or no number.
-
-    >>> weight = torch.nn.Parameter(torch.zeros(3))
-    >>> weight.grad = torch.tensor([3.0, -0.5, float("nan")])
-    >>> clip_grad_value_([weight], max_value=1.0)
-    >>> weight.grad
-    tensor([ 1.0000, -0.5000,     nan])
-    """
-    limit = _threshold("clip_grad_value_: max_value", max_value)
-    params = [params] if isinstance(params, Tensor) else list(params)
-    grads = [grad for param in params if (grad := param.grad) is not None]
-    if grads and all(type(grad) is Tensor and grad.is_cpu and grad.layout is torch.strided for grad in grads):
-        with torch.no_grad():
-            _clamp(grads, limit)
-    else:
-        _clip_grad_value_(params, limit)
-
-
-def _threshold(where: str, given: float) -> float:
-    try:
-        limit = float(given)
-    except (TypeError, ValueError):
-        limit = -1.0
-    if not limit >= 0:
-        raise UsageError(f"{where} is {given!r}; it has to be a number of at least 0.")
-    return limit
-
-
-def _clamp(grads: list[Tensor], limit: float) -> None:
-    if grads[0].is_cpu:
-        for grad in grads:
-            grad.clamp_(-limit, limit)
-    else:  # a launch costs more than a second pass
-        torch._foreach_clamp_min_(grads, -limit)
-        torch._foreach_clamp_max_(grads, limit)
-
-
-def _params(optimizer: Optimizer) -> list[Tensor]:
-    return [param for group in optimizer.param_groups for param in group["params"]]
-
-
-# ------------------------------------------------------------------------------------------------------------------- the plans
-
-_plans: WeakKeyDictionary[Optimizer, _Plan] = WeakKeyDictionary()
-
-
-def _ready(optimizer: Optimizer) -> tuple[_Plan, list[Tensor]] | None:
-    """The plan for this step and the gradients it is for; None where torch's pair has to do it."""
-    if not _steps_plainly(optimizer):
-        return None
-    plan = _plans.get(optimizer)
-    grads = plan.grads(optimizer) if plan is not None else None
-    if grads is None:
-        _plans.pop(optimizer, None)
-        plan = _Plan.of(optimizer)
-        grads = plan.grads(optimizer) if plan is not None else None
-        if plan is not None and grads is not None:
-            _plans[optimizer] = plan
-    if plan is None or grads is None:
-        return None
-    if "step" in vars(optimizer):  # wrapped by a learning-rate scheduler, which wants to know that there was a step
-        vars(optimizer)["_opt_called"] = True
-    return plan, grads
-
-
-def _steps_plainly(optimizer: Optimizer) -> bool:
+def steps_plainly(optimizer: Optimizer) -> bool:
     """Whether ``optimizer.step()`` is torch's own, and nobody listens to it or traces it."""
     own = vars(optimizer)
     return (
@@ -248,7 +101,7 @@ class _Bucket:
         return self.vector
 
 
-class _Plan:
+class Plan:
     """What one optimizer's step needs to know of its tensors, as far as it stays the same from step to step.
 
     The fused kernels look neither at sizes nor at strides. So a plan is made for tensors that were looked at, keeps these (the
@@ -272,7 +125,7 @@ class _Plan:
         self.buckets = [_Bucket(self.aliases, row) for row in self._rows(small)]
 
     @classmethod
-    def of(cls, optimizer: Optimizer) -> _Plan | None:
+    def of(cls, optimizer: Optimizer) -> Plan | None:
         """A plan for the gradients and the state as they are; None where there can be none, as before the first step."""
         parts: list[_Part] = []
         params: list[Tensor] = []
@@ -345,11 +198,34 @@ class _Plan:
             params, own = self.aliases[part.span], grads[part.span]
             if not params:
                 continue
-            if isinstance(coefficient, float) and "step" not in kept:
-                _step_sgd(part.group, params, own, kept, coefficient)
-            else:
-                _step_scaled(part.group, params, own, kept, coefficient)
+            kernels.step(part.group, params, own, kept, coefficient)
         torch.autograd.graph.increment_version(self.params)
+
+    def step_clamped(self, grads: list[Tensor], limit: float, compiled: bool) -> None:
+        """Step by the clamped gradients; of large tensors in one pass where that is asked for and can be had."""
+        for part, kept in zip(self.parts, self.kept, strict=True):
+            params, own = self.aliases[part.span], grads[part.span]
+            if not params:
+                continue
+            kernel = kernels.one_pass(part.group, params) if compiled and self.contiguous else None
+            large = [index for index, param in enumerate(params) if param.numel() >= LARGE] if kernel else []
+            if kernel and large:
+                kernels.step_clamped(kernel, part.group, *_rows_of(large, params, own, kept), limit)
+            if rest := sorted(set(range(len(params))) - set(large)):
+                others = _rows_of(rest, params, own, kept)
+                kernels.clamp(others[1], limit)
+                kernels.step(part.group, *others, 1.0)
+        torch.autograd.graph.increment_version(self.params)
+
+
+def _rows_of(
+    indices: list[int], params: list[Tensor], grads: list[Tensor], kept: Group
+) -> tuple[list[Tensor], list[Tensor], Group]:
+    """Some of a part's tensors, with their gradients and what is kept of them."""
+    if len(indices) == len(params):
+        return params, grads, kept
+    some = itemgetter(*indices) if len(indices) > 1 else lambda row: (row[indices[0]],)
+    return list(some(params)), list(some(grads)), {key: list(some(tensors)) for key, tensors in kept.items()}
 
 
 def _fits(param: Tensor, slot: Group, keys: tuple[str, ...]) -> bool:
@@ -372,68 +248,4 @@ def _fits(param: Tensor, slot: Group, keys: tuple[str, ...]) -> bool:
             for tensor in beside
         )
         and (step is None or (type(step) is Tensor and step.dtype is torch.float32 and step.device == param.device))
-    )
-
-
-# --------------------------------------------------------------------------------------------------------------- the kernels
-
-PLAIN: Group = dict(weight_decay=0.0, momentum=0.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False)
-
-
-def _step_sgd(group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, coefficient: float) -> None:
-    r"""SGD by :math:`k g`, which is SGD by :math:`g` with other settings.
-
-    .. math:: \mu b + (1 - \tau)(k g + \lambda p) = \mu b + (1 - \tau')\bigl(g + \tfrac{\lambda}{k} p\bigr),
-              \qquad 1 - \tau' = k (1 - \tau)
-
-    Nesterov's step takes the gradient a second time, and has no such settings.
-    """
-    share = coefficient * (1 - group["dampening"])
-    if coefficient == 1:
-        _fused_sgd(group, params, grads, kept)
-    elif not share >= FAINT or group["nesterov"]:  # NaN too
-        _step_scaled(group, params, grads, kept, coefficient)
-    elif group["momentum"]:
-        _fused_sgd(group, params, grads, kept, weight_decay=group["weight_decay"] / coefficient, dampening=1 - share)
-    else:
-        _fused_sgd(group, params, grads, kept, weight_decay=group["weight_decay"] / coefficient, lr=group["lr"] * coefficient)
-
-
-def _step_scaled(group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, coefficient: float | Tensor) -> None:
-    """Any step by scaled gradients; in float32 the kernel scales them itself, by dividing."""
-    scale = None
-    if isinstance(coefficient, Tensor) or coefficient != 1:
-        if params[0].dtype is torch.float32:
-            scale = torch.as_tensor(coefficient, dtype=torch.float32).reciprocal()
-        else:
-            torch._foreach_mul_(grads, coefficient)
-    if "step" in kept:
-        _fused_adam(group, params, grads, kept, scale)
-    else:
-        _fused_sgd(group, params, grads, kept, grad_scale=scale)
-
-
-def _fused_sgd(group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, **changes: Any) -> None:
-    settings = {name: group[name] for name in ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")}
-    torch._fused_sgd_(params, grads, kept.get("momentum_buffer", []), is_first_step=False, **(settings | changes))
-
-
-def _fused_adam(group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, scale: Tensor | None) -> None:
-    kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-    torch._foreach_add_(kept["step"], 1)
-    kernel(
-        params,
-        grads,
-        kept["exp_avg"],
-        kept["exp_avg_sq"],
-        [],
-        kept["step"],
-        lr=group["lr"],
-        beta1=group["betas"][0],
-        beta2=group["betas"][1],
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        amsgrad=False,
-        maximize=group["maximize"],
-        grad_scale=scale,
     )

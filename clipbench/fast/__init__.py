@@ -1,0 +1,151 @@
+"""Clip and step at once: the weights that ``clip_grad_norm_`` and ``optimizer.step()`` would leave, in a fraction of their time.
+
+The pair reads and writes every gradient once more than it must, and asks Python about every tensor a dozen times. Here the
+coefficient goes into the update itself, for SGD is linear in the gradient, and one fused kernel takes all tensors. What must be
+known of them is looked up once and kept in a plan; before every step the plan looks whether it still holds, and is made
+anew where it does not. Where the fast way does not apply, torch's own pair runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_value_ as _clip_grad_value_
+from torch.optim import Optimizer
+
+from clipbench.fast import kernels
+from clipbench.fast.plan import Plan, steps_plainly
+from clipbench.registry import UsageError
+
+__all__ = ["clip_grad_value_", "norm_clipped_step", "value_clipped_step"]
+
+
+def norm_clipped_step(optimizer: Optimizer, max_norm: float) -> Tensor:
+    """Clip all gradients to one global 2-norm and step: ``clip_grad_norm_(params, max_norm); optimizer.step()`` in one.
+
+    Weights and the optimizer's state come out as the pair leaves them, up to rounding; checkpoints, learning-rate schedulers and a
+    return to ``optimizer.step()`` work as ever. Fast for :class:`torch.optim.SGD`, ``Adam`` and ``AdamW`` with float32 or float64
+    tensors on one device, from the second step on; everything else is given to the pair itself. Nothing waits for a CUDA device.
+
+    What ``.grad`` holds afterwards is not promised: the pair leaves it clipped, the fast way may leave it as it was. With a
+    ``GradScaler``, whose own ``step`` may skip one, keep the pair.
+
+    :param optimizer: any torch optimizer; the clip is over all its parameters that have a gradient.
+    :param max_norm: from 0 to infinity, in units of the gradient.
+    :returns: the norm before the clip, a tensor of shape ``()`` on the gradients' device.
+    :raises UsageError: where ``max_norm`` is negative or no number.
+
+    Source: Pascanu et al. 2013; :func:`torch.nn.utils.clip_grad_norm_`.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> norm_clipped_step(optimizer, max_norm=1.0)
+    tensor(5.)
+    >>> weight.data
+    tensor([-0.6000, -0.8000])
+    """
+    limit = _threshold("norm_clipped_step: max_norm", max_norm)
+    with torch.no_grad():
+        ready = _ready(optimizer)
+        if ready is None:
+            total = clip_grad_norm_(_params(optimizer), limit)
+            optimizer.step()
+            return total
+        plan, grads = ready
+        total = plan.norm(grads)
+        # On a CPU the coefficient is a number at once; on a device it stays there, for reading it would wait for the device.
+        coefficient = min(limit / (total.item() + 1e-6), 1.0) if plan.on_cpu else (limit / (total + 1e-6)).clamp_(max=1.0)
+        plan.step(grads, coefficient)
+        return total
+
+
+def value_clipped_step(optimizer: Optimizer, max_value: float, *, compiled: bool = False) -> None:
+    """Clamp every element of the gradients and step: ``clip_grad_value_(params, max_value); optimizer.step()`` in one.
+
+    As :func:`norm_clipped_step`, but that ``.grad`` is clipped afterwards, as the pair leaves it, unless ``compiled``.
+
+    :param max_value: from 0 to infinity, in units of the gradient.
+    :param compiled: clamp and step in one pass over memory where torch has no kernel for it: SGD with momentum on a CPU, tensors of
+        at least 262,144 elements. Torch's compiler makes the kernel at the first such step, in seconds; where it cannot, a warning
+        says so, and the two passes stay.
+    :raises UsageError: where ``max_value`` is negative or no number.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
+    >>> weight.grad = torch.tensor([3.0, -0.5])
+    >>> value_clipped_step(optimizer, max_value=1.0)
+    >>> weight.data
+    tensor([-1.0000,  0.5000])
+    """
+    limit = _threshold("value_clipped_step: max_value", max_value)
+    with torch.no_grad():
+        ready = _ready(optimizer)
+        if ready is None:
+            _clip_grad_value_(_params(optimizer), limit)
+            optimizer.step()
+        else:
+            plan, grads = ready
+            plan.step_clamped(grads, limit, compiled)
+
+
+def clip_grad_value_(params: Tensor | Iterable[Tensor], max_value: float) -> None:
+    """Clamp every element of the gradients in place, as :func:`torch.nn.utils.clip_grad_value_`, in one pass instead of two.
+
+    :param max_value: from 0 to infinity, in units of the gradient.
+    :raises UsageError: where ``max_value`` is negative or no number.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(3))
+    >>> weight.grad = torch.tensor([3.0, -0.5, float("nan")])
+    >>> clip_grad_value_([weight], max_value=1.0)
+    >>> weight.grad
+    tensor([ 1.0000, -0.5000,     nan])
+    """
+    limit = _threshold("clip_grad_value_: max_value", max_value)
+    params = [params] if isinstance(params, Tensor) else list(params)
+    grads = [grad for param in params if (grad := param.grad) is not None]
+    if grads and all(type(grad) is Tensor and grad.is_cpu and grad.layout is torch.strided for grad in grads):
+        with torch.no_grad():
+            kernels.clamp(grads, limit)
+    else:
+        _clip_grad_value_(params, limit)
+
+
+def _threshold(where: str, given: float) -> float:
+    try:
+        limit = float(given)
+    except (TypeError, ValueError):
+        limit = -1.0
+    if not limit >= 0:
+        raise UsageError(f"{where} is {given!r}; it has to be a number of at least 0.")
+    return limit
+
+
+def _params(optimizer: Optimizer) -> list[Tensor]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+_plans: WeakKeyDictionary[Optimizer, Plan] = WeakKeyDictionary()
+
+
+def _ready(optimizer: Optimizer) -> tuple[Plan, list[Tensor]] | None:
+    """The plan for this step and the gradients it is for; None where torch's pair has to do it."""
+    if not steps_plainly(optimizer):
+        return None
+    plan = _plans.get(optimizer)
+    grads = plan.grads(optimizer) if plan is not None else None
+    if grads is None:
+        _plans.pop(optimizer, None)
+        plan = Plan.of(optimizer)
+        grads = plan.grads(optimizer) if plan is not None else None
+        if plan is not None and grads is not None:
+            _plans[optimizer] = plan
+    if plan is None or grads is None:
+        return None
+    if "step" in vars(optimizer):  # wrapped by a learning-rate scheduler, which wants to know that there was a step
+        vars(optimizer)["_opt_called"] = True
+    return plan, grads
