@@ -9,6 +9,7 @@ from clipbench.engines import Components, Job
 from clipbench.engines.loop import untouched
 from clipbench.store import Store
 from clipbench.throughput import Step
+from clipbench.throughput.footprint import Footprint
 
 PAGE = """
 [run]
@@ -64,8 +65,8 @@ def of(rows, optimizer, clip):
 def test_every_method_has_a_row_a_block_and_no_clip_is_one_of_them(rows):
     for optimizer, clips in (("sgd", ("none", "norm", "value")), ("adam", ("none", "norm"))):
         for clip in clips:
-            assert [row["block"] for row in of(rows, optimizer, clip)] == list(range(throughput.ROUNDS))
-    assert len(rows) == 5 * throughput.ROUNDS
+            assert [row["block"] for row in of(rows, optimizer, clip)] == list(range(throughput.AFTER_RUN.rounds))
+    assert len(rows) == 5 * throughput.AFTER_RUN.rounds
 
 
 def test_blocks_side_by_side_are_as_long_as_each_other(rows):
@@ -130,7 +131,7 @@ def test_a_block_that_something_else_slowed_is_not_valid(monkeypatch):
         return {7: 3.0, 9: 2.0}.get(number, 1.0) if step.trainer.clip is untouched else 1.5
 
     monkeypatch.setattr(Step, "block", block)
-    monkeypatch.setattr(Step, "peak_bytes", lambda _: 1)
+    monkeypatch.setattr(Step, "footprint", lambda _: Footprint(1))
     rows = throughput.measure([[job(), job(clip="norm")]])
     assert [(row["clip"], row["block"]) for row in rows if not row["valid"]] == [("none", 7)]
     assert {row["seconds"] for row in of(rows, "sgd", "norm")} == {1.5}
@@ -140,10 +141,10 @@ def test_the_order_within_a_round_changes(monkeypatch):
     """Else a method would always meet what its neighbour left behind."""
     order = []
     monkeypatch.setattr(Step, "block", lambda step, _: order.append(step) or 1.0)
-    monkeypatch.setattr(Step, "peak_bytes", lambda _: 1)
+    monkeypatch.setattr(Step, "footprint", lambda _: Footprint(1))
     throughput.measure([[job(), job(clip="norm"), job(clip="value")]])
     rounds = [tuple(order[start : start + 3]) for start in range(6, len(order), 3)]
-    assert len(rounds) == throughput.ROUNDS
+    assert len(rounds) == throughput.AFTER_RUN.rounds
     assert all(len(set(one)) == 3 for one in rounds)
     assert len(set(rounds)) == 6
 
@@ -180,5 +181,5 @@ def test_a_run_times_once_and_a_clip_that_joins_is_timed_beside_the_others(tmp_p
     assert len(run(PAGE)) == len(first)
     grown = run(PAGE + '\n[[clip]]\nname = "value"\nmax_value = 0.1\n')
     rounds = [set(block["clip"]) for _, block in grown.groupby("block")]
-    assert len(grown) == len(first) + 3 * throughput.ROUNDS
-    assert rounds == [{"none", "norm"}] * throughput.ROUNDS + [{"none", "norm", "value"}] * throughput.ROUNDS
+    assert len(grown) == len(first) + 3 * throughput.AFTER_RUN.rounds
+    assert rounds == [{"none", "norm"}] * throughput.AFTER_RUN.rounds + [{"none", "norm", "value"}] * throughput.AFTER_RUN.rounds
