@@ -21,7 +21,7 @@ def cost(throughput: pd.DataFrame) -> pd.DataFrame:
     Also step time quantiles, samples per second and peak memory.
     """
     frame = plain(throughput)
-    frame = frame[(frame["part"] != "update") & ~(frame["threads"] > 1)].copy()
+    frame = frame[(frame["part"] != "update") & ~(frame["threads"] > 1)].astype({"batch": np.int64})
     timed = [*TIMED, "clip", "threshold"]
     frame["step_seconds"] = frame["seconds"] / frame["steps"]
     frame["usable"] = frame["valid"] & (frame["step_seconds"] > 0)

@@ -35,7 +35,7 @@ from clipbench.registry import UsageError
 from clipbench.store import Store
 from clipbench.study import Study, part
 
-__all__ = ["HEADLINE", "PHASES", "Plan", "cores", "headline", "plan", "predict", "run", "runnable", "shards", "survey"]
+__all__ = ["HEADLINE", "PHASES", "Plan", "Silent", "cores", "headline", "plan", "predict", "run", "runnable", "shards", "survey"]
 
 PHASES = ("select", "extend", "report")
 
@@ -233,17 +233,16 @@ class _Campaign:
         """Time every method, unless this environment's timings are stored; returns how many benches."""
         stored = self.store.read("throughput")
         names = ["problem", "batch", "device", "dtype", "optimizer", "clip"]
-        alike = (stored["implementation"] == throughput.DEFAULT) & (stored["part"].fillna(throughput.STEP) == throughput.STEP)
-        rows = stored.loc[(stored["environment"] == self.environment) & alike, names]
-        timed = set(rows.itertuples(index=False, name=None))
+        same = (stored["environment"] == self.environment) & (stored["implementation"] == throughput.DEFAULT)
+        same &= (stored["part"].fillna(throughput.STEP) == throughput.STEP) & (stored["threads"].fillna(1) == 1)
+        timed = set(stored.loc[same, names].itertuples(index=False, name=None))
         # Whole benches: a clip that joins a study is timed beside its neighbours, not alone.
         benches = throughput.benches([self.job(cell) for cell in self.asked.cells])
         benches = [bench for bench in benches if not {_method(job.cell) for job in bench} <= timed]
         tasks = [list(group) for _, group in groupby(benches, key=lambda bench: task_key(bench[0].cell))]
         self.watcher.phase("throughput", len(tasks))
         for task in tasks:
-            rows = schedule.call(throughput.measure, (task,), self.study.used, task[0][0].cell.device)
-            self._keep_timings(rows)
+            self._keep_timings(schedule.call(throughput.measure, (task,), self.study.used, task[0][0].cell.device))
             self.watcher.tick()
         return len(benches)
 

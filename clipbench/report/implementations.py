@@ -12,10 +12,12 @@ import pandas as pd
 from clipbench import analysis, figures
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import Heading, List, Part, Picture, Table, Text
-from clipbench.report.words import DASH, between, fixed, listed, number_of_bytes, percent, plural, seconds, short
+from clipbench.report.words import DASH, between, decimals, fixed, listed, number_of_bytes, percent, plural, seconds, short
 from clipbench.statistics import Interval
 
-WHAT = {"update": "the clip and the optimizer's step alone, on given gradients", "step": "the whole training step"}
+WHAT = {"update": "clip and step alone, on given gradients", "step": "whole training step"}  # part → in words
+COUNTED = ("kernels", "synchronisations")
+LARGE = 10**6  # parameters: below, calls take the time, and not memory
 
 
 def implementations(evidence: Evidence) -> list[Part]:
@@ -31,25 +33,28 @@ def implementations(evidence: Evidence) -> list[Part]:
             "nothing is asked, `loop` and `foreach` its functions tensor by tensor and all at once, `fused` the optimizer's "
             "fused step, which takes a norm clip as `grad_scale`, `flat` torch's default over one flat tensor, and `compiled`"
             " one program over it. All leave the same weights. Blocks ran side by side in a shuffled order; ratios are "
-            "medians of those of a round, with "
-            "their order-statistic intervals. The floor is the least that must be read and written, at the rate of a sum (on CUDA "
-            "a copy) over as much memory in the same round."
+            "medians of those of a round, with their order-statistic intervals. The floor is the least that must be read and "
+            "written, at the rate of a sum (on CUDA a copy) over as much memory in the same round."
         ),
     ]
-    for key, mine in found.groupby([*analysis.MACHINE, "part"], dropna=False, sort=True):
-        place = dict(zip([*analysis.MACHINE, "part"], key, strict=True))
-        label = _label(evidence, place, found)
-        here = best[(best[list(place)] == pd.Series(place)).all(axis=1)]
-        parts.append(Heading(f"{WHAT[place['part']][:1].upper()}{WHAT[place['part']][1:]}, {label}"))
-        if place["part"] == "update" and len(here):
-            parts.append(List([Text(_sentence(size, rows)) for size, rows in _by_size(here)]))
-        if np.isfinite(mine["relative"]).any():
-            parts.append(_picture(evidence, f"{place['part']}, {label}", mine))
-        parts.append(_table(evidence, f"{place['part']}, {label}", mine, here))
+    for key, machine in found.groupby(analysis.MACHINE, dropna=False, sort=True):
+        place = dict(zip(analysis.MACHINE, key, strict=True))
+        for part, what in WHAT.items():
+            mine = machine[machine["part"] == part]
+            if mine.empty:
+                continue
+            here = best.merge(mine[[*analysis.MACHINE, "part"]].drop_duplicates(), on=[*analysis.MACHINE, "part"])
+            label = ", ".join(filter(None, [what, _where(evidence, place, found)]))
+            parts.append(Heading(label[0].upper() + label[1:]))
+            if part == "update" and len(here):
+                parts.append(List([Text(_sentence(size, rows)) for size, rows in _by_size(here)]))
+            if np.isfinite(mine["relative"]).any():
+                parts.append(_picture(evidence, label, mine))
+            parts.append(_table(evidence, label, mine, here))
     return parts
 
 
-def _label(evidence: Evidence, place: Mapping[str, Any], found: pd.DataFrame) -> str:
+def _where(evidence: Evidence, place: Mapping[str, Any], found: pd.DataFrame) -> str:
     """Threads; device, dtype and machine where there are several."""
     words = ["one thread" if place["threads"] == 1 else f"{int(place['threads'])} threads"] if place["device"] == "cpu" else []
     words += [str(place[name]) for name in ("device", "dtype") if len(set(found[name])) > 1 or place[name] == "cuda"]
@@ -80,7 +85,7 @@ def _sentence(size: str, rows: pd.DataFrame) -> str:
 def _with(row: Mapping[str, Any]) -> str:
     """The optimizer and, where something is gained, the time over that of torch's default."""
     gained = row["best_relative_high"] < 1
-    return f"{row['optimizer']} (×{fixed(row['best_relative'], 2)})" if gained else str(row["optimizer"])
+    return f"{row['optimizer']} (×{short(row['best_relative'])})" if gained else str(row["optimizer"])
 
 
 def _picture(evidence: Evidence, label: str, mine: pd.DataFrame) -> Picture:
@@ -105,7 +110,7 @@ def _table(evidence: Evidence, label: str, mine: pd.DataFrame, best: pd.DataFram
             row["implementation"],
             "1" if row["implementation"] == analysis.DEFAULT else _ratio(row, "best_relative"),
             _ratio(row, "best_ratio"),
-            f"{percent(row['default_share'])} → {percent(row['best_share'])}" if math.isfinite(row["best_share"]) else DASH,
+            _shares(row),
             f"{row['best_samples_per_second']:,.0f}" if math.isfinite(row["best_samples_per_second"]) else DASH,
             number_of_bytes(row["best_peak_bytes"]),
             *(f"{short(row[f'default_{name}'])} → {short(row[f'best_{name}'])}" for name in COUNTED if counted),
@@ -120,9 +125,14 @@ def _table(evidence: Evidence, label: str, mine: pd.DataFrame, best: pd.DataFram
     return Table(evidence.name("tables", "implementations", label), caption, head, rows, mine.reset_index(drop=True), words=3)
 
 
-COUNTED = ("kernels", "synchronisations")
+def _shares(row: Mapping[str, Any]) -> str:
+    """The share of the floor that torch's default reaches, and the quickest, where memory is what takes the time."""
+    if row["parameters"] < LARGE or not math.isfinite(row["best_share"]):
+        return DASH
+    return f"{percent(row['default_share'])} → {percent(row['best_share'])}"
 
 
 def _ratio(row: Mapping[str, Any], name: str) -> str:
     interval = Interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
-    return f"{fixed(interval.estimate, 2)} {between(interval, 2)}".strip()
+    places = max(2, decimals([interval.estimate]) - 1)
+    return f"{fixed(interval.estimate, places)} {between(interval, places)}".strip()

@@ -24,6 +24,7 @@ from clipbench.engines.program import NoLanes
 from clipbench.schedule.shards import Shard
 
 Used = tuple[Path, str]  # a stranger's file, and the hash it had when the study was read
+PARTING = 5.0  # seconds a called process has to end after its result
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
@@ -164,6 +165,7 @@ def call(
         if not pipe.poll(limit):
             raise registry.UsageError(f"{function.__name__.strip('_')} took longer than {limit:g} s.")
         fine, value = pipe.recv()
+        process.join(PARTING)  # by itself: one that is ended leaves semaphores of the compiler behind
     except (EOFError, OSError):
         process.join()
         raise registry.UsageError(

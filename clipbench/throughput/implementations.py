@@ -8,6 +8,7 @@ step takes.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, ClassVar
@@ -287,7 +288,9 @@ def _compile(program: Callable[..., None], *arguments: Any) -> None:
     :raises Unfit: the compiler is not there, or fails.
     """
     try:
-        program(*arguments)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch's own of itself
+            program(*arguments)
     except Exception as error:
         said = " ".join(str(error).split())
         missing = "compiler" in said.lower() and "found" in said.lower()

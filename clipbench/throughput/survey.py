@@ -29,7 +29,7 @@ UPDATES = Pace(rounds=20, seconds=0.001, warm_up=2, limit=2.0)
 DIVIDED = 10**6  # parameters from which on threads share the work of an update: it is timed with all of them as well
 
 Row = dict[str, Any]
-Refusals = dict[str, None]  # sentences, each once
+Refusals = dict[tuple[str, str], str]  # implementation and reason → with what it was asked for first
 
 
 def measure(benches: Sequence[Sequence[Job]]) -> list[Row]:
@@ -55,14 +55,16 @@ def surveys(jobs: Sequence[Job], sizes: Mapping[str, Sequence[Shape]], implement
             workloads = {bench[0].cell.problem: bench[0].cell.workload for bench in mine}
             optimizer = _bare(mine[0][0].cell.optimizer)
             found.append(AtSizes(optimizer, clips, sizes, workloads, device, dtype, implementations, threads))
-            found.append(InTraining(mine, implementations if threads == 1 else [DEFAULT], threads))
+            if threads == 1 or DEFAULT in implementations:
+                found.append(InTraining(mine, implementations if threads == 1 else [DEFAULT], threads))
     return found
 
 
 def carry_out(survey: Survey) -> tuple[list[Row], list[str]]:
     """One part of the long form, in a process of its own: its rows, and why some implementations have none."""
     refusals: Refusals = {}
-    return list(survey.rows(refusals)), list(refusals)
+    rows = survey.rows(refusals)
+    return rows, [f"{name} is left out with {what}: {reason}." for (name, reason), what in refusals.items()]
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,11 @@ def _training(bench: Sequence[Job], implementations: Sequence[str], pace: Pace, 
     for implementation in implementations:
         for job in bench:
             try:
-                groups.setdefault(implementation, []).append((job, Step(job, implementation)))
+                step = Step(job, implementation)
             except Unfit as unfit:
-                refusals[f"{implementation}: not with {job.cell.arm}, for {unfit}."] = None
+                refusals.setdefault((implementation, str(unfit)), job.cell.arm)
+            else:
+                groups.setdefault(implementation, []).append((job, step))
     timed = take_turns([[step for _, step in group] for group in groups.values()], pace)
     rows = []
     for (implementation, group), blocks in zip(groups.items(), timed, strict=True):
@@ -189,14 +193,15 @@ class AtSizes:
             try:
                 weights = Weights(implementation, rule, LR, given)
             except Unfit as unfit:
-                refusals[f"{implementation}: not with {self.optimizer.label}, for {unfit}."] = None
+                refusals.setdefault((implementation, str(unfit)), self.optimizer.label)
                 continue
             for label, (clip, _) in self.clips.items():
                 try:
                     update = Update(weights, registry.build("clip", clip.name, settings[label]))
-                    groups.setdefault(implementation, {})[label] = update
                 except Unfit as unfit:
-                    refusals[f"{implementation}: not with {label}, for {unfit}."] = None
+                    refusals.setdefault((implementation, str(unfit)), label)
+                else:
+                    groups.setdefault(implementation, {})[label] = update
         return groups
 
 
