@@ -568,8 +568,11 @@ def test_the_section_on_cost_says_which_implementation_to_use_at_each_size(tmp_p
     store.add_throughput(
         synthetic.surveyed({"torch": {"none": 1.0, "norm": 3.0}, "flat": {"none": 1.0, "norm": 4.0}}, parameters=1000)
     )
+    disturbed = [{**row, "valid": row["block"] < 3} for row in synthetic.surveyed(COSTS, parameters=5000)]
+    store.add_throughput(disturbed)
     text = page(store)
     words = re.sub(r"<[^>]*>|`", "", html.unescape(text))
+    assert "5000 in 6 tensors: For norm, too few valid blocks to tell with momentum." in words
     assert words.count("For norm, flat with momentum (×0.5). For value, torch's default, which nothing beats, with momentum.") == 2
     assert "1000 in 6 tensors: For norm, torch's default, which nothing beats, with momentum." in words
     assert words.index("1000 in 6 tensors: ") < words.index("2000000 in 6 tensors: ")

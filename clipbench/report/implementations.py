@@ -16,6 +16,7 @@ from clipbench.report.words import DASH, between, decimals, fixed, listed, numbe
 from clipbench.statistics import Interval
 
 WHAT = {"update": "clip and step alone, on given gradients", "step": "whole training step"}  # part → in words
+DEFAULT, UNCLEAR = "torch's default, which nothing beats,", "too few valid blocks to tell"
 COUNTED = ("kernels", "synchronisations")
 LARGE = 10**6  # parameters: below, calls take the time, and not memory
 
@@ -75,17 +76,20 @@ def _sentence(size: str, rows: pd.DataFrame) -> str:
     for clip, mine in rows.groupby("clip", sort=False):
         by: dict[str, list[str]] = {}
         for row in mine.to_dict("records"):
-            by.setdefault(row["implementation"] if row["best_relative_high"] < 1 else "torch", []).append(_with(row))
-        uses = [f"`{name}` with {listed(uses)}" for name, uses in by.items() if name != "torch"]
-        uses += [f"torch's default, which nothing beats, with {listed(uses)}" for name, uses in by.items() if name == "torch"]
-        said.append(f"for {clip}, {'; '.join(uses)}")
-    return f"**{size}**: {'. '.join(sentence[0].upper() + sentence[1:] for sentence in said)}."
+            use, gain = _use(row)
+            by.setdefault(use, []).append(row["optimizer"] + gain)
+        uses = [f"{use} with {listed(by[use])}" for use in sorted(by, key=lambda use: (use in (DEFAULT, UNCLEAR), use))]
+        said.append(f"For {clip}, {'; '.join(uses)}.")
+    return f"**{size}**: {' '.join(said)}"
 
 
-def _with(row: Mapping[str, Any]) -> str:
-    """The optimizer and, where something is gained, the time over that of torch's default."""
-    gained = row["best_relative_high"] < 1
-    return f"{row['optimizer']} (×{short(row['best_relative'])})" if gained else str(row["optimizer"])
+def _use(row: Mapping[str, Any]) -> tuple[str, str]:
+    """What to use with one optimizer and clip, and what of torch's default's time it takes."""
+    if row["implementation"] == analysis.DEFAULT or row["best_relative_high"] >= 1:
+        return DEFAULT, ""
+    if math.isnan(row["best_relative_high"]):
+        return UNCLEAR, ""
+    return f"`{row['implementation']}`", f" (×{short(row['best_relative'])})"
 
 
 def _picture(evidence: Evidence, label: str, mine: pd.DataFrame) -> Picture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +72,9 @@ def _silent() -> Iterator[None]:
     kept, void = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(void, 2)
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(Warning: )?Profiler clears events")  # torch 2.11 says so of every profile
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
