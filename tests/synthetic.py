@@ -254,6 +254,9 @@ def commit(store: Store, shard: str, parts: Sequence[Mapping[str, Any]]) -> None
     store.commit(shard, {table: [row for part in parts for row in part[table]] for table in ("cells", "curves", "evals", "events")})
 
 
+NUMBERS = ("batch", "parameters", "tensors", "threads", "floor_bytes", "floor_seconds", "kernels", "synchronisations")
+
+
 def timing(problem: str, optimizer: str, clips: Mapping[str, float], blocks: int = 20, **overrides: Any) -> list[dict[str, Any]]:
     """Timed blocks, every clip beside ``none`` in each; ``clips`` maps a clip to its cost relative to none."""
     random = np.random.default_rng([7, *problem.encode(), *optimizer.encode()])
@@ -277,12 +280,28 @@ def timing(problem: str, optimizer: str, clips: Mapping[str, float], blocks: int
                     "steps": 50,
                     "peak_bytes": 1_500_000 + int(50_000 * cost),
                     "valid": block != 3,
+                    **dict.fromkeys(("part", "parameters", "tensors", "threads", "floor_bytes", "floor_seconds")),
+                    **dict.fromkeys(("kernels", "synchronisations")),
                     "environment": "e1",
                     "created": "2026-01-01T00:00:00Z",
                     **overrides,
                 }
             )
     return rows
+
+
+def surveyed(
+    costs: Mapping[str, Mapping[str, float]], parameters: int = 2_000_000, optimizer: str = "momentum", **overrides: Any
+) -> list[dict[str, Any]]:
+    """Blocks of the long form: implementation → clip → what it takes, in units of what the floor takes."""
+    problem = f"{parameters} in 6 tensors"
+    own = {"workload": None, "batch": None, "part": "update", "parameters": parameters, "tensors": 6, "threads": 1}
+    own |= {"floor_bytes": 20 * parameters, "floor_seconds": 1e-4}
+    return [
+        {**row, "seconds": row["steps"] * 1e-4 * costs[implementation][row["clip"]] * (1 + row["block"] / 1000)}
+        for implementation in costs
+        for row in timing(problem, optimizer, costs[implementation], implementation=implementation, **{**own, **overrides})
+    ]
 
 
 def build(  # noqa: PLR0913, PLR0917

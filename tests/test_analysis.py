@@ -504,6 +504,61 @@ def test_cost_is_apart_for_every_implementation_and_batch():
     assert len(timed(rows)) == 8
 
 
+def test_a_clip_costs_what_it_adds_to_a_whole_step_on_one_thread():
+    """Updates, and blocks of several threads, are no training steps of that kind."""
+    rows = synthetic.timing("digits", "sgd", {"none": 1.0, "norm": 1.0}, seconds=1.0)
+    others = [
+        synthetic.timing("digits", "sgd", {"none": 1, "norm": 9}, threads=2),
+        synthetic.surveyed({"torch": {"none": 1, "norm": 9}}),
+    ]
+    assert timed([*rows, *others[0], *others[1]]).equals(timed(rows))
+
+
+SURVEYED = {
+    "torch": {"none": 2.0, "value": 4.0, "norm": 4.0},
+    "fused": {"none": 1.5, "norm": 3.0, "value": 5.0},
+    "flat": {"none": 1.25, "norm": 2.0},
+}
+
+
+def survey(rows):
+    frame = pd.DataFrame(rows)
+    return analysis.implementations(frame.astype({name: float for name in frame if name in synthetic.NUMBERS}))
+
+
+def test_implementations_are_set_against_no_clip_the_default_and_the_floor():
+    table = survey(synthetic.surveyed(SURVEYED)).set_index(["implementation", "clip"])
+    flat = table.loc[("flat", "norm")]
+    assert flat[["ratio", "relative"]].tolist() == pytest.approx([1.6, 0.5])
+    assert flat["ratio_low"] <= 1.6 <= flat["ratio_high"]
+    assert flat["share"] == pytest.approx(0.5, rel=0.02)
+    assert flat["seconds_50"] == pytest.approx(2e-4, rel=0.02)
+    assert flat["bytes_per_second"] == pytest.approx(20 * 2_000_000 / flat["seconds_50"])
+    assert flat[["blocks", "invalid"]].tolist() == [19, 1]
+    assert table.loc[[("flat", "none"), ("torch", "none")], "ratio"].isna().all()
+    assert math.isnan(table.loc[("torch", "norm"), "relative"])
+    assert set(table["size"]) == {"2000000 in 6 tensors"}
+
+
+def test_the_quickest_is_the_least_beside_the_default_and_the_default_where_nothing_beats_it():
+    best = analysis.quickest(survey(synthetic.surveyed(SURVEYED))).set_index("clip")
+    assert best["implementation"].to_dict() == {"norm": "flat", "value": "torch"}
+    assert best.loc["norm", ["default_ratio", "best_ratio", "best_relative"]].tolist() == pytest.approx([2.0, 1.6, 0.5])
+    assert best.loc["value", "best_ratio"] == pytest.approx(2.0)
+
+
+def test_without_torchs_default_there_is_nothing_to_be_quicker_than():
+    assert analysis.quickest(survey(synthetic.surveyed({"flat": SURVEYED["flat"]}))).empty
+
+
+def test_a_runs_own_timings_are_no_survey_and_threads_are_kept_apart():
+    own = synthetic.timing("digits", "sgd", {"none": 1.0, "norm": 2.0})
+    assert survey(own).empty
+    both = survey([*synthetic.surveyed(SURVEYED), *synthetic.surveyed({"torch": SURVEYED["torch"]}, threads=2), *own])
+    assert both.groupby("threads").size().to_dict() == {1.0: 8, 2.0: 3}
+    assert set(both["part"]) == {"update"}
+
+
 def test_events_are_those_of_compared_cells_worst_first(tmp_path):
     store = build(tmp_path / "s", report=0, change=at({(3.0, None): "diverged", (1.0, None): "collapsed"}))
     cells, _ = analysis.current(store)

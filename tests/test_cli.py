@@ -263,8 +263,8 @@ def test_folders_that_hold_something_else_are_refused_and_left_alone(written, tm
         assert refused(clipbench(*command, page, "--out", folder), 'holds the study "tiny", not "other"')
     assert refused(clipbench("run", page, "--out", tmp_path / "mine"), "not empty and holds no study")
     assert refused(clipbench("run", page, "--anew", "--out", tmp_path / "mine"), "not empty and holds no study")
+    assert refused(clipbench("throughput", page, "--out", tmp_path / "mine"), "not empty and holds no study")
     assert refused(clipbench("run", page, "--out", page), "this is a file")
-    assert refused(clipbench("throughput", page, "--out", tmp_path / "mine"), "there are no results of other")
     for command in ("report", "verify"):
         assert refused(clipbench(command, tmp_path / "mine"), "this is no results folder")
         assert refused(clipbench(command, tmp_path / "gone"), "this is no results folder")
@@ -435,12 +435,45 @@ def test_throughput_times_again_beside_what_is_stored(done, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     counts = []
     for _ in range(2):
-        result = clipbench("throughput", page, "--out", copy)
+        result = clipbench("throughput", page, "--out", copy, "--sizes", "none", "--implementation", "torch")
         assert result.exit_code == 0, result.stderr
         counts.append(len(Store(copy).read("throughput")))
     assert counts[0] > 0
     assert counts[1] == 2 * counts[0]
     assert Store(copy).problems() == []
+
+
+def test_throughput_fills_a_new_folder_from_which_run_and_report_go_on(written, tmp_path):
+    """In a process of its own, with the compiled program among what is timed; nothing but sentences comes out."""
+    page, folder = written(name="timed"), tmp_path / "timed"
+    asked = ["throughput", page, "--out", folder, "--sizes", "1k,tiny", "--implementation", "torch,fused,compiled"]
+    said = process(*asked)
+    assert said.returncode == 0, said.stderr
+    assert all(line.startswith("clipbench: ") for line in said.stderr.splitlines())
+    timed = Store(folder).read("throughput")
+    assert f"{len(timed):,} blocks timed" in said.stdout
+    assert {"cosh", "993 in 4 tensors", "9.6k in 150 tensors"} == set(timed["problem"])
+    assert {"torch", "fused"} <= set(timed["implementation"])
+    assert timed.loc[timed["part"] == "update", "floor_bytes"].notna().all()
+    report = clipbench("report", folder)
+    assert report.exit_code == 0, report.stderr
+    assert "Which implementation to use" in (folder / "report" / "report.md").read_text(encoding="utf-8")
+    assert clipbench("run", page, "--out", folder).exit_code == 0
+    assert len(Store(folder).read("throughput")) == len(timed)
+    assert Store(folder).problems() == []
+
+
+@pytest.mark.parametrize(
+    ("option", "fragments"),
+    [
+        (("--sizes", "1k,12M"), ('--sizes: there is no size "12M".', "There are: 1k, 10k, tiny")),
+        (("--sizes", ""), ('there is no size ""',)),
+        (("--implementation", "Flat"), ('there is no implementation "Flat". Did you mean flat?',)),
+    ],
+)
+def test_throughput_refuses_what_it_does_not_know_and_makes_no_folder(written, tmp_path, option, fragments):
+    assert refused(clipbench("throughput", written(), "--out", tmp_path / "new", *option), *fragments)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["--version"], ["verify"], ["report"]])

@@ -10,6 +10,7 @@ from clipbench import engines, registry, schedule, throughput
 from clipbench.cell import Cell, Part
 from clipbench.engines import Job, lanes
 from clipbench.events import LOSS
+from clipbench.throughput.updates import Given, Update, Weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 
@@ -66,3 +67,51 @@ def test_timing_waits_for_the_device_and_reads_its_memory():
     rows = schedule.call(throughput.measure, ([[job("cuda", "float32", clip) for clip in ("none", "norm")]],), [], "cuda")
     assert {row["clip"] for row in rows} == {"none", "norm"}
     assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("implementation", throughput.IMPLEMENTATIONS)
+@pytest.mark.parametrize("clip", ["none", "value", "norm"])
+def test_every_implementation_leaves_the_same_weights_on_the_device(implementation, clip):
+    """As torch's defaults leave on the CPU, over five steps of momentum."""
+    registry.load_packaged()
+
+    def weights(name, device):
+        given = Given([(64, 30), (64,), (2, 64), (2,)], torch.float64, "cpu")
+        given.weights, given.grads = given.weights.to(device), given.grads.to(device)
+        held = Weights(name, registry.build("optimizer", "momentum", {}), 0.01, given)
+        settings = {"norm": {"max_norm": 0.1}, "value": {"max_value": 0.01}, "none": {}}[clip]
+        Update(held, registry.build("clip", clip, settings)).block(5)
+        return torch.cat([param.detach().flatten() for param in held.built.params]).cpu()
+
+    try:
+        torch.testing.assert_close(weights(implementation, "cuda"), weights("torch", "cpu"), rtol=1e-6, atol=1e-9)
+    except throughput.Unfit as unfit:
+        pytest.skip(str(unfit))
+
+
+def test_kernels_do_not_grow_with_the_tensors_where_they_are_taken_at_once_and_waits_are_counted():
+    registry.load_packaged()
+    rule, clip = registry.build("optimizer", "momentum", {}), registry.build("clip", "norm", {"max_norm": 0.1})
+
+    def taken(name, tensors):
+        update = Update(Weights(name, rule, 0.01, Given([(8, 8)] * tensors, torch.float32, "cuda")), clip)
+        update.block(2)
+        return update.footprint()
+
+    assert taken("flat", 10).kernels == taken("flat", 150).kernels
+    assert taken("loop", 150).kernels > taken("loop", 10).kernels > 10
+    assert taken("flat", 10).synchronisations == 0
+    assert taken("origin", 10).synchronisations >= 10
+
+
+def test_the_long_form_sets_updates_on_the_device_against_a_copy():
+    registry.load_packaged()
+    parts = throughput.surveys(
+        [job("cuda", "float32", clip) for clip in ("none", "norm")], throughput.sizes_named("2M"), ["torch"], 2
+    )
+    assert [part.threads for part in parts] == [1, 1]
+    rows, _ = schedule.call(throughput.carry_out, (parts[0],), [], "cuda")
+    large = [row for row in rows if row["parameters"] > 1e6]
+    assert large
+    assert all(row["kernels"] > 0 and row["peak_bytes"] > 0 for row in large)
+    assert all(0 < row["floor_seconds"] < row["seconds"] / row["steps"] for row in large if row["valid"] and row["floor_seconds"])

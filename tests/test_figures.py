@@ -36,6 +36,7 @@ def frames(tmp_path_factory):
         report=3,
         change=change,
     )
+    store.add_throughput(synthetic.surveyed({name: {"none": 1.0, "norm": cost} for name, cost in (("torch", 2), ("flat", 1.5))}))
     cells, _ = analysis.current(store)
     components, protocol = store.page("components"), store.page("plan")["protocol"]
     drawn = analysis.draws(cells, protocol)
@@ -50,6 +51,7 @@ def frames(tmp_path_factory):
         "steady": analysis.effective(analysis.stable(cells), arms),
         "fired": analysis.fired(cells),
         "cost": analysis.cost(store.read("throughput")),
+        "implementations": analysis.implementations(store.read("throughput")),
         "curves": analysis.curves(store.read("curves"), drawn, components),
     }
 
@@ -71,10 +73,11 @@ def draw(name: str, frames) -> Figure:
         "stable": lambda: figures.stable(f["stable"], f["arms"], f["steady"], "foot"),
         "fired": lambda: figures.fired(f["fired"], f["arms"], "foot"),
         "cost": lambda: figures.cost(f["cost"], "foot"),
+        "implementations": lambda: figures.implementations(f["implementations"], "foot"),
     }[name]()
 
 
-KINDS = ("headline", "curves", "heat", "stable", "fired", "cost")
+KINDS = ("headline", "curves", "heat", "stable", "fired", "cost", "implementations")
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import html
 import html.parser
 import json
 import os
@@ -560,3 +561,55 @@ def test_a_browser_shows_the_page_without_a_complaint(small, tmp_path):
             chromium(tmp_path / f"p{width}", f"--window-size={width},900", "--dump-dom", probe.as_uri()).stdout,
         )
         assert json.loads(title[1]) == {"tables": True, "figures": True, "overflow": False}
+
+
+# ------------------------------------------------------------------------------------------------------------- implementations
+
+COSTS = {"torch": {"none": 2.0, "value": 4.0, "norm": 4.0}, "flat": {"none": 1.25, "value": 6.0, "norm": 2.0}}
+
+
+@pytest.mark.usefixtures("sketched")
+def test_the_section_on_cost_says_which_implementation_to_use_at_each_size(tmp_path):
+    store = synthetic.build(tmp_path / "s", **MATRIX, report=2)
+    before = page(store)
+    assert "Which implementation to use" not in before
+    store.add_throughput(synthetic.surveyed(COSTS))
+    store.add_throughput(synthetic.surveyed(COSTS, threads=2))
+    store.add_throughput(
+        synthetic.surveyed({"torch": {"none": 1.0, "norm": 3.0}, "flat": {"none": 1.0, "norm": 4.0}}, parameters=1000)
+    )
+    disturbed = [{**row, "valid": row["block"] < 3} for row in synthetic.surveyed(COSTS, parameters=5000)]
+    store.add_throughput(disturbed)
+    text = page(store)
+    words = re.sub(r"<[^>]*>|`", "", html.unescape(text))
+    assert "5000 in 6 tensors: For norm, too few valid blocks to tell with momentum." in words
+    assert words.count("For norm, flat with momentum (×0.5). For value, torch's default, which nothing beats, with momentum.") == 2
+    assert "1000 in 6 tensors: For norm, torch's default, which nothing beats, with momentum." in words
+    assert words.index("1000 in 6 tensors: ") < words.index("2000000 in 6 tensors: ")
+    assert "Clip and step alone, on given gradients, one thread" in words
+    assert "Clip and step alone, on given gradients, 2 threads" in words
+    assert "25 % → 50 %" in words
+    assert "digits: cost of a training step." in words
+
+
+@pytest.mark.usefixtures("sketched")
+def test_timings_without_a_single_cell_have_a_report(tmp_path):
+    store = Store.create(tmp_path / "timed", "timed", 'title = "Timed"')
+    store.add_throughput(synthetic.surveyed(COSTS))
+    text = page(store)
+    assert "Nothing has been run yet" in text
+    assert "Which implementation to use" in text
+
+
+@pytest.mark.usefixtures("sketched")
+def test_kernels_and_waits_are_shown_where_they_were_counted(tmp_path):
+    store = Store.create(tmp_path / "cuda", "cuda", 'title = "Timed"')
+    counted = [
+        {**row, "kernels": 9 if row["implementation"] == "torch" else 4, "synchronisations": 0}
+        for row in synthetic.surveyed(COSTS, device="cuda")
+    ]
+    store.add_throughput(counted)
+    text = re.sub(r"<[^>]*>", " ", page(store))
+    assert "9 → 4" in text
+    assert "synchronisations" in text
+    assert "on given gradients, cuda" in text

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from clipbench import engines, feed, protocol, registry, schedule, study, throughput
+from clipbench import engines, feed, protocol, registry, schedule, schema, study, throughput
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job
 from clipbench.engines.loop import untouched
 from clipbench.store import Store
 from clipbench.throughput import Step
+from clipbench.throughput.footprint import Footprint
 
 PAGE = """
 [run]
@@ -64,8 +65,8 @@ def of(rows, optimizer, clip):
 def test_every_method_has_a_row_a_block_and_no_clip_is_one_of_them(rows):
     for optimizer, clips in (("sgd", ("none", "norm", "value")), ("adam", ("none", "norm"))):
         for clip in clips:
-            assert [row["block"] for row in of(rows, optimizer, clip)] == list(range(throughput.ROUNDS))
-    assert len(rows) == 5 * throughput.ROUNDS
+            assert [row["block"] for row in of(rows, optimizer, clip)] == list(range(throughput.AFTER_RUN.rounds))
+    assert len(rows) == 5 * throughput.AFTER_RUN.rounds
 
 
 def test_blocks_side_by_side_are_as_long_as_each_other(rows):
@@ -130,7 +131,7 @@ def test_a_block_that_something_else_slowed_is_not_valid(monkeypatch):
         return {7: 3.0, 9: 2.0}.get(number, 1.0) if step.trainer.clip is untouched else 1.5
 
     monkeypatch.setattr(Step, "block", block)
-    monkeypatch.setattr(Step, "peak_bytes", lambda _: 1)
+    monkeypatch.setattr(Step, "footprint", lambda _: Footprint(1))
     rows = throughput.measure([[job(), job(clip="norm")]])
     assert [(row["clip"], row["block"]) for row in rows if not row["valid"]] == [("none", 7)]
     assert {row["seconds"] for row in of(rows, "sgd", "norm")} == {1.5}
@@ -140,10 +141,10 @@ def test_the_order_within_a_round_changes(monkeypatch):
     """Else a method would always meet what its neighbour left behind."""
     order = []
     monkeypatch.setattr(Step, "block", lambda step, _: order.append(step) or 1.0)
-    monkeypatch.setattr(Step, "peak_bytes", lambda _: 1)
+    monkeypatch.setattr(Step, "footprint", lambda _: Footprint(1))
     throughput.measure([[job(), job(clip="norm"), job(clip="value")]])
     rounds = [tuple(order[start : start + 3]) for start in range(6, len(order), 3)]
-    assert len(rounds) == throughput.ROUNDS
+    assert len(rounds) == throughput.AFTER_RUN.rounds
     assert all(len(set(one)) == 3 for one in rounds)
     assert len(set(rounds)) == 6
 
@@ -180,5 +181,109 @@ def test_a_run_times_once_and_a_clip_that_joins_is_timed_beside_the_others(tmp_p
     assert len(run(PAGE)) == len(first)
     grown = run(PAGE + '\n[[clip]]\nname = "value"\nmax_value = 0.1\n')
     rounds = [set(block["clip"]) for _, block in grown.groupby("block")]
-    assert len(grown) == len(first) + 3 * throughput.ROUNDS
-    assert rounds == [{"none", "norm"}] * throughput.ROUNDS + [{"none", "norm", "value"}] * throughput.ROUNDS
+    assert len(grown) == len(first) + 3 * throughput.AFTER_RUN.rounds
+    assert rounds == [{"none", "norm"}] * throughput.AFTER_RUN.rounds + [{"none", "norm", "value"}] * throughput.AFTER_RUN.rounds
+
+
+# ------------------------------------------------------------------------------------------------------------- the long form
+
+SURVEYED = ["origin", "torch", "loop", "foreach", "fused", "flat"]
+
+
+def jobs(page=PAGE):
+    return [Job(cell, cell.clip_settings()) for cell in study.parse("tiny", page, None).cells()]
+
+
+@pytest.fixture(scope="module")
+def surveyed(_packaged):
+    """Every part of the long form for one workload and optimizer, on one thread, with one size beside; and what was refused."""
+    page = PAGE + '\n[[clip]]\nname = "layer"\nmax_norm = 0.1\n'
+    parts = throughput.surveys(jobs(page), throughput.sizes_named("1k"), SURVEYED, 1)
+    told = [schedule.call(throughput.carry_out, (part,), (), part.device, threads=part.threads) for part in parts]
+    return [row for rows, _ in told for row in rows], [sentence for _, refusals in told for sentence in refusals]
+
+
+def test_the_long_form_times_updates_at_sizes_and_workloads_and_training_steps(surveyed):
+    rows, _ = surveyed
+    assert {(row["part"], row.get("workload"), row["problem"], row["parameters"], row["tensors"]) for row in rows} == {
+        ("update", None, "993 in 4 tensors", 993, 4),
+        ("update", "wdbc", "wdbc", 6274, 6),
+        ("step", "wdbc", "wdbc", 6274, 6),
+    }
+    for part in ("update", "step"):
+        timed = {(row["implementation"], row["clip"]) for row in rows if row["part"] == part}
+        assert timed == {(name, clip) for name in SURVEYED for clip in ("none", "norm")} | {("torch", "layer")}
+
+
+def test_every_block_of_the_long_form_has_the_block_without_a_clip_beside_it(surveyed):
+    rows, _ = surveyed
+    blocks = {}
+    for row in rows:
+        blocks.setdefault((row["part"], row["problem"], row["implementation"], row["block"]), {})[row["clip"]] = row
+    assert all({"none", "norm"} <= beside.keys() for beside in blocks.values())
+    assert all(len({row["steps"] for row in beside.values()}) == 1 for beside in blocks.values())
+
+
+def test_every_row_of_the_long_form_fills_the_columns_it_can(surveyed):
+    rows, _ = surveyed
+    names = {column.name for column in schema.THROUGHPUT} - {"environment"}
+    assert all(row.keys() <= names for row in rows)
+    assert {row["threads"] for row in rows} == {1}
+    assert all(row["peak_bytes"] > 0 and row["seconds"] > 0 for row in rows)
+    for row in rows:
+        counted = row["part"] == "update" and row["clip"] != "layer"
+        assert (row.get("floor_bytes") is not None) == counted
+    floors = {row["clip"]: row["floor_bytes"] / row["parameters"] for row in rows if row.get("floor_bytes")}
+    assert floors == {"none": 12, "norm": 16}
+
+
+def test_what_has_no_such_implementation_is_told_once_with_its_reason(surveyed):
+    _, refusals = surveyed
+    assert refusals[:4] == [
+        "origin is left out with layer: nobody writes it by hand.",
+        "loop is left out with layer: torch has no function of its own for it.",
+        "foreach is left out with layer: torch has no function of its own for it.",
+        "fused is left out with layer: no fused step takes it.",
+    ]
+    assert "flat is left out with layer: it is another clip over one flat tensor." in refusals
+
+
+def test_all_threads_are_a_part_of_their_own_and_their_rows_say_so():
+    parts = throughput.surveys(jobs(), throughput.sizes_named("1k"), ["torch"], 2)
+    assert [part.threads for part in parts] == [1, 1, 2, 2]
+    _, _, sizes, training = parts
+    assert schedule.call(throughput.carry_out, (sizes,), (), "cpu", threads=2) == ([], [])  # 1k is too few to share
+    rows, _ = schedule.call(throughput.carry_out, (training,), (), "cpu", threads=2)
+    assert {(row["threads"], row["part"]) for row in rows} == {(2, "step")}
+
+
+def test_a_training_step_takes_the_weights_where_torchs_own_step_takes_them():
+    for implementation in [name for name in SURVEYED if name != "torch"]:
+        asked = job("momentum", "norm", dtype="float64")
+        ours, theirs = Step(asked, implementation), Step(asked)
+        for _ in range(5):
+            ours.once()
+            theirs.once()
+        for mine, other in zip(weights(ours.trainer.module), weights(theirs.trainer.module), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)
+
+
+def test_a_run_after_the_long_form_times_nothing_again_and_before_it_is_no_hindrance(tmp_path):
+    page = study.parse("tiny", PAGE, tmp_path)
+    store = Store.create(tmp_path / "tiny", page.name, page.text)
+    with store.claim():
+        blocks = protocol.survey(page, store, "study", {}, ["torch"], protocol.Silent())
+        timed = Store(store.folder).read("throughput")
+        assert len(timed) == blocks
+        counts = protocol.run(page, store, workers=1)
+    assert counts["timed"] == 0
+    assert len(Store(store.folder).read("throughput")) == blocks
+    assert timed.groupby(["part", "threads", "problem", "clip", "block"]).size().max() == 1
+
+
+def test_a_run_still_times_its_own_where_only_other_implementations_were(tmp_path):
+    page = study.parse("tiny", PAGE, tmp_path)
+    store = Store.create(tmp_path / "tiny", page.name, page.text)
+    with store.claim():
+        protocol.survey(page, store, "study", {}, ["loop"], protocol.Silent())
+        assert protocol.run(page, store, workers=1)["timed"] == 1

@@ -6,6 +6,7 @@ concluded without it.
 """
 
 from clipbench.analysis.cells import Components, arms, counts, current, mixtures, of_task, plain, workload
+from clipbench.analysis.implementations import DEFAULT, MACHINE, implementations, quickest
 from clipbench.analysis.outcomes import (
     BASELINE,
     COUNTS,
@@ -31,6 +32,8 @@ __all__ = [
     "BASELINE",
     "CLAIMS",
     "COUNTS",
+    "DEFAULT",
+    "MACHINE",
     "METHODS",
     "Components",
     "arms",
@@ -51,6 +54,7 @@ __all__ = [
     "fired",
     "grid",
     "headline_pairs",
+    "implementations",
     "mixtures",
     "named",
     "notes",
@@ -58,6 +62,7 @@ __all__ = [
     "pairs",
     "plain",
     "published",
+    "quickest",
     "results",
     "stable",
     "succeeded",

@@ -16,10 +16,12 @@ CURVE_POINTS = 150
 def cost(throughput: pd.DataFrame) -> pd.DataFrame:
     """What each clip costs: the median over blocks of its step time over the unclipped one's beside it, with its interval.
 
-    Timings of different environments are different rows. Invalid blocks are counted (``invalid``) and left out.
+    Of the whole training step on one thread, as every run times it; timings of different environments are different rows. Invalid
+    blocks are counted (``invalid``) and left out.
     Also step time quantiles, samples per second and peak memory.
     """
     frame = plain(throughput)
+    frame = frame[(frame["part"] != "update") & ~(frame["threads"] > 1)].astype({"batch": np.int64})
     timed = [*TIMED, "clip", "threshold"]
     frame["step_seconds"] = frame["seconds"] / frame["steps"]
     frame["usable"] = frame["valid"] & (frame["step_seconds"] > 0)

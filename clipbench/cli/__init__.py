@@ -314,20 +314,26 @@ def verify(folder: Path) -> None:
 @STUDY
 @OUT
 @DEVICE
+@click.option(
+    "--sizes", default=None, help="Model sizes beside the study's workloads, such as 1k,11.7M, or none; all where not given."
+)
+@click.option("--implementation", default=None, help="Comma-separated, such as torch,fused; all where not given.")
 @command
-def throughput(study: str, out: Path | None, device: str | None) -> None:
-    """Time every method of a study's workloads again, alone on the machine, beside the timings stored."""
+def throughput(study: str, out: Path | None, device: str | None, sizes: str | None, implementation: str | None) -> None:
+    """Time every implementation of a study's clips and steps, alone on the machine, beside the timings stored."""
     from clipbench import protocol
+    from clipbench.store import Store
     from clipbench.study import read
+    from clipbench.throughput import implementations_named, sizes_named
 
     page = read(study)
+    protocol.runnable(page, device or "study")
+    asked = sizes_named(sizes), implementations_named(implementation)
     folder = out or RESULTS / page.name
-    store = _open(folder, page)
-    if store is None:
-        raise UsageError(f"{folder}: there are no results of {page.name}; run the study first, or say where with --out.")
+    store = Store.create(folder, page.name, page.text)
     with store.claim(), Bars() as bars:
-        benches = protocol.time_again(page, store, device or "study", bars)
-    click.echo(f"{folder}: {benches} optimizers timed on their workloads, with every clip.")
+        blocks = protocol.survey(page, store, device or "study", *asked, bars)
+    click.echo(f"{folder}: {blocks:,} blocks timed; `clipbench report {folder}` draws what they say.")
 
 
 @cli.command()

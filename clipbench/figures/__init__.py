@@ -6,6 +6,7 @@ optimizers apart; letters, hatches and labels say the rest, so that nothing depe
 
 from matplotlib.figure import Figure
 
+from clipbench.figures.implementations import implementations
 from clipbench.figures.outcomes import curves, headline
 from clipbench.figures.published import published
 from clipbench.figures.settings import cost, fired, heat, stable
@@ -23,6 +24,7 @@ __all__ = [
     "fired",
     "headline",
     "heat",
+    "implementations",
     "number",
     "ordered",
     "published",

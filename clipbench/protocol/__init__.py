@@ -35,7 +35,7 @@ from clipbench.registry import UsageError
 from clipbench.store import Store
 from clipbench.study import Study, part
 
-__all__ = ["HEADLINE", "PHASES", "Plan", "cores", "headline", "plan", "predict", "run", "runnable", "shards", "time_again"]
+__all__ = ["HEADLINE", "PHASES", "Plan", "Silent", "cores", "headline", "plan", "predict", "run", "runnable", "shards", "survey"]
 
 PHASES = ("select", "extend", "report")
 
@@ -86,12 +86,19 @@ def run(  # noqa: PLR0913 - what a run may be told
     }
 
 
-def time_again(study: Study, store: Store, device: str, watcher: Watcher) -> int:
-    """Time every method once more, beside the timings stored; returns how many benches."""
-    asked = plan(study, device)
-    campaign = _Campaign(study, store, asked, _settle(study, store, asked, store.page("environment")["curves"]), 1, watcher)
+def survey(
+    study: Study, store: Store, device: str, sizes: Mapping[str, Any], implementations: Sequence[str], watcher: Watcher
+) -> int:
+    """Time every implementation of every method into a claimed store, beside the timings stored; returns how many blocks.
+
+    :param sizes: model sizes beside those of the study's workloads, name → shapes.
+    :raises UsageError: the study has no cell to run here.
+    """
+    asked = runnable(study, device)
+    environment = _settle(study, store, asked, store.page("environment").get("curves", "all"))
+    campaign = _Campaign(study, store, asked, environment, 1, watcher)
     campaign.calibrate()
-    return campaign.time(again=True)
+    return campaign.survey(sizes, implementations)
 
 
 class _Campaign:
@@ -222,25 +229,45 @@ class _Campaign:
             clip = part("clip", registry.find("clip", clip.name), {**others, **given}, self.study.where)
         return replace(template, clip=clip, lr=float(row["lr"]))
 
-    def time(self, again: bool = False) -> int:
+    def time(self) -> int:
         """Time every method, unless this environment's timings are stored; returns how many benches."""
         stored = self.store.read("throughput")
         names = ["problem", "batch", "device", "dtype", "optimizer", "clip"]
-        rows = stored.loc[stored["environment"] == self.environment, names]
-        timed = set() if again else set(rows.itertuples(index=False, name=None))
+        same = (stored["environment"] == self.environment) & (stored["implementation"] == throughput.DEFAULT)
+        same &= (stored["part"].fillna(throughput.STEP) == throughput.STEP) & (stored["threads"].fillna(1) == 1)
+        timed = set(stored.loc[same, names].itertuples(index=False, name=None))
         # Whole benches: a clip that joins a study is timed beside its neighbours, not alone.
         benches = throughput.benches([self.job(cell) for cell in self.asked.cells])
         benches = [bench for bench in benches if not {_method(job.cell) for job in bench} <= timed]
-        # Numbers go on from those stored: blocks of the same number ran side by side.
-        first = int(stored["block"].max()) + 1 if len(stored) else 0
         tasks = [list(group) for _, group in groupby(benches, key=lambda bench: task_key(bench[0].cell))]
         self.watcher.phase("throughput", len(tasks))
         for task in tasks:
-            rows = schedule.call(throughput.measure, (task,), self.study.used, task[0][0].cell.device)
-            here = {"environment": self.environment}
-            self.store.add_throughput([{**row, **here, "block": first + row["block"]} for row in rows])
+            self._keep_timings(schedule.call(throughput.measure, (task,), self.study.used, task[0][0].cell.device))
             self.watcher.tick()
         return len(benches)
+
+    def survey(self, sizes: Mapping[str, Any], implementations: Sequence[str]) -> int:
+        """Time every implementation of every method; returns how many blocks."""
+        parts = throughput.surveys([self.job(cell) for cell in self.asked.cells], sizes, implementations, cores())
+        self.watcher.phase("throughput", len(parts))
+        blocks, refused = 0, set[str]()
+        for one in parts:
+            rows, refusals = schedule.call(throughput.carry_out, (one,), self.study.used, one.device, threads=one.threads)
+            for sentence in refusals:
+                if sentence not in refused:
+                    self.watcher.note(sentence)
+            refused.update(refusals)
+            self._keep_timings(rows)
+            blocks += len(rows)
+            self.watcher.tick()
+        return blocks
+
+    def _keep_timings(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Into the store; their numbers go on from those there: blocks of the same number ran side by side."""
+        if rows:
+            stored = self.store.read("throughput")["block"]
+            first = int(stored.max()) + 1 if len(stored) else 0
+            self.store.add_throughput([{**row, "environment": self.environment, "block": first + row["block"]} for row in rows])
 
 
 def _pilot(cell: Cell, clips: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, float]:

@@ -70,7 +70,7 @@ def told(evidence: Evidence) -> list[Text | List]:
         ]
     pairs = analysis.headline_pairs(evidence.arms, evidence.methods)
     compared = _corrected(analysis.compare(evidence.drawn, pairs, evidence.components), evidence)
-    ranges, costs = analysis.stable(evidence.cells), analysis.cost(evidence.throughput)
+    ranges, costs = analysis.stable(evidence.cells), evidence.costs
     claimed = analysis.claims(evidence.drawn, evidence.arms, evidence.components)
     items = [Text(_task_answer(evidence, task, compared, ranges, costs, claimed)) for task in evidence.tasks]
     brackets = Text("In brackets: 95 % intervals. n: report seeds, each run by both methods. Stable: every selection seed learned.")

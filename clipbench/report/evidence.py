@@ -59,6 +59,12 @@ class Evidence:
         """Whether the study asks for any fresh seed to report on."""
         return any(count["report"] for count in self.plan.get("protocol", {}).get("seeds", {}).values())
 
+    @property
+    def costs(self) -> pd.DataFrame:
+        """What each clip costs as torch does it where nothing is asked."""
+        costs = analysis.cost(self.throughput)
+        return costs[costs["implementation"] == analysis.DEFAULT]
+
     def about(self, task: Sequence[Any]) -> dict[str, Any]:
         """What the components page says of the task's workload."""
         return analysis.workload(self.components, task[0])

@@ -11,6 +11,7 @@ import pandas as pd
 
 from clipbench import analysis, figures, schema, selection
 from clipbench.report.evidence import Evidence
+from clipbench.report.implementations import implementations
 from clipbench.report.parts import Heading, List, Part, Picture, Section, Table, Text
 from clipbench.report.words import (
     DASH,
@@ -32,21 +33,23 @@ LISTED = 40  # rows of a long list on the page; its CSV has them all
 
 def cost(evidence: Evidence) -> Section:
     """What a clip costs."""
-    title, costs = "What a clip costs", analysis.cost(evidence.throughput)
-    if costs.empty:
+    title, costs, more = "What a clip costs", evidence.costs, implementations(evidence)
+    if costs.empty and not more:
         return Section(
             "cost",
             title,
             [Text("Throughput was not measured in this folder; `clipbench throughput` or a run without `--no-throughput` does.")],
         )
-    parts: list[Part] = [
-        Text(
-            "Time of the real torch step, measured apart from the training runs with nothing else running: every clip's "
-            "block beside one of the same optimizer "
-            "without a clip. The ratio is the median over the pairs of blocks with its order-statistic interval; quantiles "
-            "are over blocks."
+    parts: list[Part] = []
+    if len(costs):
+        parts.append(
+            Text(
+                "Time of the real torch step, measured apart from the training runs with nothing else running: every clip's "
+                "block beside one of the same optimizer "
+                "without a clip. The ratio is the median over the pairs of blocks with its order-statistic interval; quantiles "
+                "are over blocks."
+            )
         )
-    ]
     places = [*TASK, "environment"]
     several = len(set(costs["environment"])) > 1
     for key, mine in costs.groupby(places, dropna=False, sort=True):
@@ -63,15 +66,14 @@ def cost(evidence: Evidence) -> Section:
             shown.append(Picture(evidence.name("figures", "cost", label), full, caption, *figures.render(figure)))
         shown.append(_cost_table(evidence, label, mine))
         parts += [Heading(label), *shown] if len(costs[places].drop_duplicates()) > 1 else shown
-    return Section("cost", title, parts)
+    return Section("cost", title, parts + more)
 
 
 def _cost_table(evidence: Evidence, label: str, mine: pd.DataFrame) -> Table:
-    several = len(set(mine["implementation"])) > 1
     rows = [
         [
             row["optimizer"],
-            row["clip"] + (f" ({row['implementation']})" if several else ""),
+            row["clip"],
             "1"
             if row["clip"] == "none"
             else f"{fixed(row['ratio'], 2)} {between(Interval(row['ratio'], row['low'], row['high']), 2)}".strip(),

@@ -22,7 +22,8 @@ def subtitle(evidence: Evidence) -> str:
 def told(evidence: Evidence) -> list[Section]:
     """All sections that this store can fill."""
     if not len(evidence.cells):
-        return [not_run(evidence), provenance(evidence)]
+        timed = [cost(evidence)] if len(evidence.throughput) else []
+        return [*timed, not_run(evidence), provenance(evidence)]
     parts = [
         published(evidence),
         headline(evidence),

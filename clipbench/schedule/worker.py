@@ -156,16 +156,22 @@ _called: set[Any] = set()  # the processes of calls under way
 
 
 def call(
-    function: Callable[..., Any], arguments: Sequence[Any], use: Sequence[Used], device: str, limit: float | None = None
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    use: Sequence[Used],
+    device: str,
+    limit: float | None = None,
+    threads: int = 1,
 ) -> Any:
-    """``function(*arguments)`` in a fresh worker of one thread, alone: a pilot, a timing, a replay.
+    """``function(*arguments)`` in a fresh worker, alone: a pilot, a timing, a replay.
 
     :param limit: seconds it may take.
+    :param threads: torch threads it has.
     :raises UsageError: what the function raised as such, or that it took too long.
     """
     server = context(device)
     pipe, end = server.Pipe()
-    process = server.Process(target=_call, args=(end, function, tuple(arguments), tuple(use)), daemon=True)
+    process = server.Process(target=_call, args=(end, function, tuple(arguments), tuple(use), threads), daemon=True)
     process.start()
     _called.add(process)
     end.close()
@@ -194,11 +200,13 @@ def abandon() -> None:
         process.terminate()
 
 
-def _call(pipe: connection.Connection, function: Callable[..., Any], arguments: Sequence[Any], use: Sequence[Used]) -> None:
+def _call(
+    pipe: connection.Connection, function: Callable[..., Any], arguments: Sequence[Any], use: Sequence[Used], threads: int
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _follow()
     try:
-        prepare(1, use)
+        prepare(threads, use)
         pipe.send((True, function(*arguments)))
     except Exception as error:  # noqa: BLE001 - a stranger's component may raise anything
         said = (

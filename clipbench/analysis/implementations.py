@@ -1,0 +1,104 @@
+"""What each implementation of a clip and a step costs at each model size, and which of them is the quickest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from clipbench import statistics
+from clipbench.analysis.cells import plain, table_of
+
+DEFAULT = "torch"  # what torch does where nothing is asked
+MACHINE = ["device", "dtype", "environment", "threads"]
+SIZED = [*MACHINE, "part", "parameters", "tensors", "problem", "batch"]
+METHOD = [*SIZED, "optimizer", "clip", "implementation"]
+RATIOS = ("ratio", "relative", "share")
+MEASURES = [
+    "size",
+    "threshold",
+    "blocks",
+    "invalid",
+    *(f"{ratio}{bound}" for ratio in RATIOS for bound in ("", "_low", "_high")),
+    "seconds_5",
+    "seconds_50",
+    "seconds_95",
+    "samples_per_second",
+    "bytes_per_second",
+    "peak_bytes",
+    "kernels",
+    "synchronisations",
+]
+
+
+def implementations(throughput: pd.DataFrame) -> pd.DataFrame:
+    """A row for every implementation of every clip, optimizer and size that `clipbench throughput` has timed.
+
+    Ratios are taken within a round, their medians with the order-statistic interval: ``ratio`` is to the same step without a clip,
+    ``relative`` to the same clip and step as torch does it where nothing is asked, and ``share`` is that of the floor which is
+    reached. Quantiles are of the seconds a step. Invalid blocks are counted and left out.
+    """
+    frame = _surveyed(plain(throughput))
+    frame["each"] = frame["seconds"] / frame["steps"]
+    frame["usable"] = frame["valid"] & (frame["each"] > 0)
+    sound = frame[frame["usable"]]
+    frame = _beside(frame, sound[sound["clip"] == "none"], [*SIZED, "optimizer", "implementation", "block"], "unclipped")
+    frame = _beside(frame, sound[sound["implementation"] == DEFAULT], [*SIZED, "optimizer", "clip", "block"], "default")
+    rows = []
+    for key, blocks in frame.groupby(METHOD, dropna=False, sort=True):
+        place = dict(zip(METHOD, key, strict=True))
+        here = blocks[blocks["usable"]]
+        taken = {"ratio": here["each"] / here["unclipped"], "relative": here["each"] / here["default"]}
+        taken["share"] = here["floor_seconds"] / here["each"]
+        if place["clip"] == "none":
+            taken["ratio"] = taken["ratio"].iloc[:0]
+        if place["implementation"] == DEFAULT:
+            taken["relative"] = taken["relative"].iloc[:0]
+        row = {**place, "size": _size(blocks.iloc[0]), "blocks": len(here), "invalid": len(blocks) - len(here)}
+        for name, ratios in taken.items():
+            interval = statistics.median_interval(ratios.dropna())
+            row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        quantiles = here["each"].quantile([0.05, 0.5, 0.95]).to_numpy() if len(here) else np.full(3, np.nan)
+        row |= dict(zip(("seconds_5", "seconds_50", "seconds_95"), quantiles, strict=True))
+        row["samples_per_second"] = place["batch"] / quantiles[1]
+        row["bytes_per_second"] = blocks["floor_bytes"].iloc[0] / quantiles[1]
+        rows.append(row | {name: blocks[name].iloc[0] for name in ("threshold", "peak_bytes", "kernels", "synchronisations")})
+    return table_of(rows, [*METHOD, *MEASURES])
+
+
+def quickest(found: pd.DataFrame) -> pd.DataFrame:
+    """For every size, optimizer and clip: torch's default (``default_*``) and the quickest ``implementation`` (``best_*``).
+
+    The quickest is the one of the least ``relative``, which a load that came and went has met as it has met the default.
+    """
+    place = [*SIZED, "optimizer", "clip"]
+    sides = {name: [f"{side}_{name}" for side in ("default", "best")] for name in MEASURES if name not in ("size", "threshold")}
+    rows = []
+    for key, mine in found[found["clip"] != "none"].groupby(place, dropna=False, sort=True):
+        timed = mine[mine["blocks"] > 0]
+        default = timed[timed["implementation"] == DEFAULT]
+        if default.empty:
+            continue
+        best = timed.loc[timed["relative"].where(timed["implementation"] != DEFAULT, 1.0).fillna(np.inf).idxmin()]
+        row = {**dict(zip(place, key, strict=True)), "size": best["size"], "implementation": best["implementation"]}
+        for name, pair in sides.items():
+            row |= dict(zip(pair, (default.iloc[0][name], best[name]), strict=True))
+        rows.append(row)
+    return table_of(rows, [*place, "size", "implementation", *(name for pair in sides.values() for name in pair)])
+
+
+def _surveyed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The blocks of `clipbench throughput`: without training steps of which no more was timed than every run times."""
+    frame = frame.assign(part=frame["part"].map(lambda part: part or "step"), threads=frame["threads"].fillna(1))
+    several = frame.groupby(SIZED, dropna=False)["implementation"].transform("nunique") > 1
+    return frame[several | (frame["part"] == "update") | (frame["threads"] > 1)].copy()
+
+
+def _beside(frame: pd.DataFrame, others: pd.DataFrame, on: list[str], name: str) -> pd.DataFrame:
+    """Every block with the seconds a step of the block beside it."""
+    lone = others.drop_duplicates(on)[[*on, "each"]].rename(columns={"each": name})
+    return frame.merge(lone, on=on, how="left", sort=False)
+
+
+def _size(row: pd.Series) -> str:
+    """A size as figures and tables name it: a workload with its number of parameters, or the size's own name."""
+    return row["problem"] if row["workload"] is None else f"{row['problem']} ({int(row['parameters']):,})"
