@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {*MEMORY, "statistics", "selection", "analysis", "figures"},
     # what stands beside
     "fast": {"registry"},
-    "throughput": {*MATTER, "optimizers", "schema", "cell", "feed", "step", "engines"},
+    "throughput": {*MATTER, "optimizers", "fast", "schema", "cell", "feed", "step", "engines"},
     "conformance": {*MATTER, "optimizers", "events", "cell", "feed", "step", "engines"},
     "gate": {*MEMORY, "statistics", "analysis", "throughput"},
     # a run from end to end

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
-from clipbench import engines, optimizers
+from clipbench import engines, fast, optimizers
 from clipbench.registry import UsageError, nearest
 
 Update = Callable[[], object]
@@ -154,6 +154,29 @@ class Fused(Torch):
         raise Unfit("no fused step takes it")
 
 
+class Fast(Torch):
+    """``clipbench.fast``: the clip and the step in one call on torch's own optimizer, whose gradients stay where they are."""
+
+    def __init__(self, params: Sequence[nn.Parameter], rule: Any, lr: float) -> None:
+        super().__init__(params, rule, lr)
+        if type(self.optimizer) not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+            raise Unfit("clipbench.fast leaves it to torch's own pair")
+
+    def update(self, clip: Any) -> Update:
+        if clip.name == "none":
+            return super().update(clip)
+        if clip.name == "value":
+            return partial(fast.value_clipped_step, self.optimizer, clip.max_value)
+        if clip.name == "norm" and clip.norm_type == 2:
+            return partial(fast.norm_clipped_step, self.optimizer, clip.max_norm)
+        raise Unfit("clipbench.fast has no such clip")
+
+    def cut(self, clip: Any) -> Update:
+        if clip.name == "value":
+            return partial(fast.clip_grad_value_, self.params, clip.max_value)
+        raise Unfit("clipbench.fast has no such clip without a step")
+
+
 class Flat(Torch):
     """torch's defaults over one flat tensor, of which all weights are views, and their gradients of another."""
 
@@ -201,6 +224,7 @@ IMPLEMENTATIONS: dict[str, type[Torch]] = {
     "loop": Loop,
     "foreach": Foreach,
     "fused": Fused,
+    "fast": Fast,
     "flat": Flat,
     "compiled": Compiled,
 }
