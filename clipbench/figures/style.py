@@ -146,6 +146,7 @@ def render(figure: Figure, dpi: int = 150) -> tuple[str, bytes]:
     """The figure as SVG text and PNG: no date, no version, coordinates to a hundredth of a point."""
     vector, pixels = io.StringIO(), io.BytesIO()
     with mpl.rc_context(STYLE):
+        figure.set_dpi(dpi)  # text is wider or narrower at another one: what is laid out must be what is drawn
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once, for both
         figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
