@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # what stands beside
     "throughput": {*MATTER, "optimizers", "schema", "cell", "feed", "step", "engines"},
     "conformance": {*MATTER, "optimizers", "events", "cell", "feed", "step", "engines"},
-    "gate": {*MEMORY, "statistics", "analysis", "throughput"},
+    "gate": {*MATTER, *MEMORY, "study", "statistics", "feed", "engines", "schedule", "protocol"},
     # a run from end to end
     "protocol": {
         *MEMORY,
