@@ -1,6 +1,6 @@
 """The arms of a benchmark, in a process of their own: found by name, warmed up, and timed in turn in short samples.
 
-A sample is so many calls as take about a millisecond: short enough that most fall between two interruptions, long enough for the
+A sample is so many calls as take half a millisecond: short enough that most fall between two interruptions, long enough for the
 clock. Longer ones are all disturbed on a busy machine, and no statistic mends that.
 """
 
@@ -10,8 +10,10 @@ import gc
 import importlib
 import math
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
@@ -27,10 +29,10 @@ from clipbench.registry import UsageError
 
 Work = Callable[[], object]
 
-TARGET, LONGEST = 1e-3, 2e-3  # seconds of a sample; a single call may take no more than the second
+TARGET, LONGEST = 0.5e-3, 2e-3  # seconds of a sample; a single call may take no more than the second
 WARM_UP = 10  # calls
-ROUNDS, MOST_ROUNDS = 40, 240  # the second where the reference does not find itself at once
-PATIENCE = 60.0  # seconds a benchmark may take
+ROUNDS, MOST_ROUNDS = 40, 200  # the second where forty do not settle it
+PATIENCE = 120.0  # seconds a benchmark may take, most of which a busy machine gives to others
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ class Task:
 
     bench: Bench
     slowdown: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """Ours / reference, as it is expected to be."""
+        return self.bench.ratio if self.slowdown is None else 1.0
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """From where the least ratio and the paired median alarm."""
+        return self.bench.min_ratio * self.ratio, self.bench.paired_median * self.ratio
 
 
 def measure(tasks: Sequence[Task], files: Path) -> list[Samples | Broken]:
@@ -67,6 +79,7 @@ def _in_a_process(tasks: Sequence[Task], files: Path) -> list[Samples | Broken]:
     end.close()
     found: list[Samples | Broken] = []
     try:
+        pipe.recv()  # ready: importing torch is no part of any benchmark
         while len(found) < len(tasks):
             if not pipe.poll(PATIENCE):
                 return [*found, Broken(f"it took longer than {PATIENCE:g} s")]
@@ -81,17 +94,20 @@ def _in_a_process(tasks: Sequence[Task], files: Path) -> list[Samples | Broken]:
 
 
 def _serve(pipe: connection.Connection, tasks: Sequence[Task], files: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
     schedule.prepare(1)
-    for task in tasks:
-        pipe.send(_measured(task, files))
+    with suppress(BrokenPipeError):
+        pipe.send(None)
+        for task in tasks:
+            pipe.send(_measured(task, files))
 
 
 def _measured(task: Task, files: Path) -> Samples | Broken:
     try:
         reference, again = (_arm(task.bench.reference, "reference", files) for _ in range(2))
-        if task.slowdown is None:
-            return timed(_arm(task.bench.ours, "ours", files), reference, again)
-        return timed(_arm(task.bench.reference, "reference", files), reference, again, task.slowdown)
+        ours = task.bench.ours if task.slowdown is None else task.bench.reference
+        arms = _arm(ours, "ours" if task.slowdown is None else "reference", files), reference, again
+        return timed(arms, task.limits, task.slowdown or 0.0)
     except _NoSamples as error:
         return error.broken
     except Exception as error:  # noqa: BLE001 - a stranger's benchmark may raise anything; the others go on
@@ -113,21 +129,22 @@ def _arm(name: str, side: str, files: Path) -> Work:
     except (UsageError, ImportError) as error:
         raise _NoSamples(f"{name} is not there: {str(error).rstrip('.')}", fault) from error
     if not hasattr(module, function):
-        raise _NoSamples(f"{name} is not there.{registry.nearest(function, vars(module))}".rstrip("."), fault)
+        hint = registry.nearest(function, vars(module)).rstrip("?")
+        raise _NoSamples(f"{name} is not there{f' ({hint.strip()}?)' if hint else ''}", fault)
     work = getattr(module, function)()
     if not callable(work):
         raise _NoSamples(f"{name} returned {type(work).__name__}, not a function to be timed", fault)
     return work
 
 
-def timed(ours: Work, reference: Work, again: Work, slowdown: float = 0.0) -> Samples:
-    """Samples of three arms in turn, in an order shuffled anew every round.
+def timed(arms: Sequence[Work], limits: tuple[float, float], slowdown: float = 0.0) -> Samples:
+    """Samples of three arms in turn, in an order shuffled anew every round; up to `MOST_ROUNDS` of them where a few settle nothing.
 
-    Where the reference does not find itself, the rounds go on to `MOST_ROUNDS`; ours has no say in it.
-
+    :param arms: ours, the reference, and the reference once more.
+    :param limits: from where the least ratio and the paired median alarm.
     :param slowdown: the share of a sample's time that is added to every sample of ours, as work.
     """
-    arms = (ours, reference, again)
+    reference = arms[1]
     for arm in arms:
         for _ in range(WARM_UP):
             arm()
@@ -150,7 +167,7 @@ def timed(ours: Work, reference: Work, again: Work, slowdown: float = 0.0) -> Sa
                     seconds[index] = _sample(arms[index], calls, loops if index == 0 else 0)
                 rounds.append(tuple(seconds))
             samples = Samples(*np.array(rounds).T)
-            if samples.agrees or len(rounds) >= MOST_ROUNDS:
+            if samples.settled(*limits) or len(rounds) >= MOST_ROUNDS:
                 break
     finally:
         gc.enable()

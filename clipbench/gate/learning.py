@@ -133,13 +133,12 @@ def _run(page: Study, engine: str, engines: dict[str, Any], workers: int | None,
 def run_of(store: Store) -> Run:
     """What a store holds; of each cell also its validation losses, and its curve where that was kept."""
     cells: dict[str, Row] = {row["cell"]: row for row in store.read("cells").to_dict("records")}
-    evals = store.read("evals")
-    evals = evals[evals["metric"] == "loss"].sort_values(["cell", "split", "step"])
-    for cell, some in evals.groupby("cell"):
-        cells[str(cell)]["evaluations"] = some["value"].to_numpy(float, na_value=np.nan)
-    curves = store.read("curves").sort_values(["cell", "step"])
-    for cell, some in curves.groupby("cell"):
-        cells[str(cell)]["curve"] = some["loss"].to_numpy(float, na_value=np.nan)
+    evals, curves = store.read("evals"), store.read("curves")
+    losses = evals[evals["metric"] == "loss"].sort_values(["cell", "split", "step"])
+    for name, frame, column in (("evaluations", losses, "value"), ("curve", curves.sort_values(["cell", "step"]), "loss")):
+        for cell, some in frame.groupby("cell"):
+            if cell in cells:
+                cells[cell][name] = some[column].to_numpy(float, na_value=np.nan)
     return Run(cells, store.page("environment").get("environments", {}), store.page("components"))
 
 

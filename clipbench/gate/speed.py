@@ -52,8 +52,7 @@ def _judged(task: Task, samples: Samples | Broken) -> str:
         if samples.fault == "page":
             raise UsageError(f'"{task.bench.name}": its reference {samples.reason}.')
         return rule.INCONCLUSIVE if samples.fault == "machine" else rule.ALARM
-    ratio = 1.0 if task.slowdown is not None else task.bench.ratio
-    return rule.judge(samples, ratio, task.bench.min_ratio, task.bench.paired_median)
+    return rule.judge(samples, *task.limits)
 
 
 def _finding(bench: Bench, verdict: str, measured: list[Samples | Broken], machine: Machine | None, here: Machine) -> Finding:
@@ -61,22 +60,23 @@ def _finding(bench: Bench, verdict: str, measured: list[Samples | Broken], machi
     if isinstance(first, Broken):
         slow = first.fault == "machine"
         return Finding("speed", bench.name, INCONCLUSIVE if slow else REGRESSION, f"{first.reason}.")
+    least, paired = first.ratios
     numbers = {
         "expected_ratio": bench.ratio,
-        "least_ratio": first.least,
-        "paired_median": first.paired,
-        "least_ratio_of_the_reference_to_itself": first.least_again,
+        "least_ratio": least,
+        "paired_median": paired,
+        "of_the_reference_to_itself": first.ratios_again,
         "rounds": len(first.ours),
         "processes": len(measured),
     }
-    ratios = f"{first.least:.3f} × the reference at least, {first.paired:.3f} × in the median"
+    ratios = f"{least:.3f} × the reference at least, {paired:.3f} × in the median"
     expected = "" if bench.ratio == 1 else f", {bench.ratio:g} expected"
     finding = Finding("speed", bench.name, PASS, f"{ratios}{expected}.", numbers)
     if verdict == rule.PASS:
         unconfirmed = f"{ratios}{expected}; fresh processes did not repeat it." if len(measured) > 1 else finding.sentence
         return replace(finding, sentence=unconfirmed)
     if verdict == rule.INCONCLUSIVE:
-        noise = f"this machine is too noisy now: the reference takes {first.least_again:.3f} of its own time"
+        noise = f"this machine is too noisy now: the reference takes {first.ratios_again[1]:.3f} × its own time"
         if first.agrees:
             noise = f"{ratios}{expected}, and in a fresh process the machine was too noisy to tell"
         return replace(finding, verdict=INCONCLUSIVE, sentence=f"{noise}.")
