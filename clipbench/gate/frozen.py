@@ -9,7 +9,7 @@ Each function is a factory: it returns work to be timed, a function without argu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any
 
@@ -154,17 +154,30 @@ def norm_rule() -> Work:
 def adam_rule() -> Work:
     """Adam's direction as a pure function, its state made anew at every step."""
     grads, params = _gradients(), _gradients()
-    mean, square = ({name: torch.zeros_like(grad) for name, grad in grads.items()} for _ in range(2))
-    power1 = power2 = torch.ones((), dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64)
+    state: dict[str, Any] = {
+        "mean": {name: torch.zeros_like(grad) for name, grad in grads.items()},
+        "square": {name: torch.zeros_like(grad) for name, grad in grads.items()},
+        "power1": one,
+        "power2": one,
+    }
 
-    def work() -> dict[str, Tensor]:
-        nonlocal mean, square, power1, power2
-        decayed = _leaf_by_leaf(lambda g, p: g + 0.0 * p, grads, params)
-        power1, power2 = power1 * 0.9, power2 * 0.999
-        mean = _leaf_by_leaf(lambda m, g: 0.9 * m + (1 - 0.9) * g, mean, decayed)
-        square = _leaf_by_leaf(lambda v, g: 0.999 * v + (1 - 0.999) * g * g, square, decayed)
-        scale, root = (1 - power1).to(torch.float32), (1 - power2).sqrt().to(torch.float32)
-        return _leaf_by_leaf(lambda m, v: m / scale / (v.sqrt() / root + 1e-8), mean, square)
+    def decayed(grads: dict[str, Tensor], params: dict[str, Tensor], weight_decay: float) -> dict[str, Tensor]:
+        return _leaf_by_leaf(lambda g, p: g + weight_decay * p, grads, params)
+
+    def rule(grads: dict[str, Tensor], state: dict[str, Any], beta1: float, beta2: float, eps: float) -> tuple[Any, dict[str, Any]]:
+        power1, power2 = state["power1"] * beta1, state["power2"] * beta2
+        mean = _leaf_by_leaf(lambda m, g: beta1 * m + (1 - beta1) * g, state["mean"], grads)
+        square = _leaf_by_leaf(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["square"], grads)
+        dtype = next(iter(grads.values())).dtype
+        scale, root = (1 - power1).to(dtype), (1 - power2).sqrt().to(dtype)
+        direction = _leaf_by_leaf(lambda m, v: m / scale / (v.sqrt() / root + eps), mean, square)
+        return direction, {"mean": mean, "square": square, "power1": power1, "power2": power2}
+
+    def work() -> Any:
+        nonlocal state
+        direction, state = rule(decayed(grads, params, 0.0), state, 0.9, 0.999, 1e-8)
+        return direction
 
     return work
 
@@ -175,14 +188,14 @@ def feed() -> Work:
     inputs, targets = torch.randn(341, 30, generator=draw), torch.randint(2, (341,), generator=draw)
     per_epoch = len(inputs) // BATCH
 
-    def work() -> Tensor:
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
         stream = _drawn()
         epochs = [torch.randperm(len(inputs), generator=stream)[: per_epoch * BATCH] for _ in range(-(-FED // per_epoch))]
         index = torch.cat(epochs).reshape(-1, BATCH)[:FED]
-        taken = [pair for some in index.split(16) for pair in zip(inputs[some].unbind(), targets[some].unbind(), strict=True)]
-        return taken[-1][0][0, 0]
+        for some in index.split(16):
+            yield from zip(inputs[some].unbind(), targets[some].unbind(), strict=True)
 
-    return work
+    return lambda: list(batches())[-1][0][0, 0]
 
 
 def lanes() -> Work:  # noqa: PLR0915 - one program, to be read in one go
@@ -251,10 +264,17 @@ def lanes() -> Work:  # noqa: PLR0915 - one program, to be read in one go
     def largest(rows: Tensor) -> Tensor:
         return aten.maximum.default(aten.amax.default(rows, [1]), aten.neg.default(aten.amin.default(rows, [1])))
 
+    known: dict[Any, str] = {}
+
+    def looked_up(what: str, settings: tuple[Any, ...], *given: Tensor) -> str:
+        return known.setdefault((what, settings, *(tensor.shape for tensor in given)), what)
+
     def work() -> Tensor:
         nonlocal weights, momentum
+        looked_up("gradient", (), weights, inputs, targets)
         grads, losses = gradient()
         grads, weights = grads[:LANES], weights[:LANES]
+        looked_up("update", ("momentum", (), "norm", (), (1, 1)), weights, grads, lr, decay, penalty, limit, momentum)
         size = aten.linalg_vector_norm.default(grads, 2.0, [1])
         size = aten.linalg_vector_norm.default(aten.stack.default([aten.permute.default(size, [0])], 1), 2.0, [1])
         size = aten.add.Tensor(size, aten._to_copy.default(1e-6, dtype=torch.float32))  # noqa: SLF001
