@@ -422,7 +422,9 @@ print(sorted({"torch", "matplotlib", "pandas"} & set(sys.modules)), file=sys.std
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"], ["verify", "--help"], ["run", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["report", "--help"], ["verify", "--help"], ["run", "--help"], ["gate", "--help"]], ids=" ".join
+)
 def test_help_waits_for_no_library(arguments: list[str]):
     pytest.importorskip("clipbench.cli", reason="the command line is not built yet")
     done = subprocess.run([sys.executable, "-c", IMPORTED, *arguments], capture_output=True, text=True, timeout=60, check=False)

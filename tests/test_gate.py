@@ -648,6 +648,7 @@ def test_every_seed_for_the_worse_is_a_regression(case):
     found = compared(changes)
     assert found.verdict == verdict.REGRESSION
     assert measure in [test["measure"] for test in found.numbers["worse"]]
+    assert json.loads(verdict.document([found], gate.environment()))["exit_code"] == 1
 
 
 def test_every_seed_for_the_better_is_told_and_passes():

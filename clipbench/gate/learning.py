@@ -165,7 +165,15 @@ def compare(name: str, before: Run, now: Run, margin: float) -> Finding:
         **{state.replace(" ", "_"): count for state, count in counts.items()},
         "tests": int(np.sum(~np.isnan(corrected))),
         "better": better,
-        "worse": [{"setting": test.setting, "measure": test.measure, "by": test.worse, "p": test.p} for test in worse],
+        "worse": [
+            {
+                "setting": test.setting,
+                "measure": test.measure,
+                "by": test.worse if np.isfinite(test.worse) else str(test.worse),
+                "p": test.p,
+            }
+            for test in worse
+        ],
     }
     platform = _same_platform(before, now)
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
@@ -293,4 +301,4 @@ def _unstable(rows: Sequence[Row]) -> np.ndarray:
 
 def _middle(gaps: np.ndarray) -> float:
     """The mean where there is one, else the median of all pairs that differ."""
-    return float(gaps.mean()) if np.isfinite(gaps).all() else float(np.median(gaps[gaps != 0]))
+    return float(gaps.mean()) if np.isfinite(gaps).all() else statistics.median_interval(gaps[gaps != 0]).estimate

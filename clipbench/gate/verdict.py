@@ -66,4 +66,4 @@ def document(findings: Sequence[Finding], environment: dict[str, Any]) -> str:
         "findings": [asdict(finding) for finding in findings],
         "environment": environment,
     }
-    return json.dumps(page, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(page, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
