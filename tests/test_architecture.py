@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fast": {"registry"},
     "throughput": {*MATTER, "optimizers", "fast", "schema", "cell", "feed", "step", "engines"},
     "conformance": {*MATTER, "optimizers", "events", "cell", "feed", "step", "engines"},
-    "gate": {*MEMORY, "statistics", "analysis", "throughput"},
+    "gate": {*MATTER, *MEMORY, "study", "statistics", "feed", "engines", "schedule", "protocol"},
     # a run from end to end
     "protocol": {
         *MEMORY,
@@ -423,7 +423,9 @@ print(sorted({"torch", "matplotlib", "pandas"} & set(sys.modules)), file=sys.std
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"], ["verify", "--help"], ["run", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["report", "--help"], ["verify", "--help"], ["run", "--help"], ["gate", "--help"]], ids=" ".join
+)
 def test_help_waits_for_no_library(arguments: list[str]):
     pytest.importorskip("clipbench.cli", reason="the command line is not built yet")
     done = subprocess.run([sys.executable, "-c", IMPORTED, *arguments], capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""The command line: list, plan, run, report, verify, throughput, replay, conform, data.
+"""The command line: list, plan, run, report, verify, throughput, replay, conform, gate, data.
 
 Exit codes: 0 done, 1 a finding, 2 wrong use, 130 interrupted with everything finished kept. Commands import what they need when
 they are called, so that help, report and verify never wait for torch.
@@ -10,18 +10,18 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
 from clipbench import __version__
 from clipbench.cli.data import data
+from clipbench.cli.gate import gate
 from clipbench.cli.leaving import FINDING, WRONG_USE, command, leave
+from clipbench.cli.progress import Bars
 from clipbench.registry import UsageError
 
 if TYPE_CHECKING:
-    from clipbench.engines import Record
     from clipbench.store import Store
     from clipbench.study import Study
 
@@ -237,46 +237,6 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
         sys.exit(FINDING)
 
 
-class Bars:
-    """Progress on stderr, one bar a phase; silent where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        self.bar: tqdm[Any] | None = None
-        self.diverged = self.failed = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def phase(self, name: str, cells: int) -> None:
-        self._close()
-        if cells:
-            self.bar = tqdm(
-                total=cells, desc=f"{name:<10}", unit="cell", file=sys.stderr, disable=not sys.stderr.isatty(), mininterval=0.5
-            )
-
-    def record(self, record: Record) -> None:
-        self.failed += record.failure is not None
-        self.diverged += record.verdict is not None and record.verdict.status == "diverged"
-        if self.bar is not None:
-            self.bar.set_postfix(diverged=self.diverged, failed=self.failed, refresh=False)
-            self.bar.update()
-
-    def tick(self) -> None:
-        if self.bar is not None:
-            self.bar.update()
-
-    def note(self, sentence: str) -> None:
-        click.echo(f"clipbench: {sentence}", err=True)
-
-
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--format", "formats", default="html,md,csv", help="Comma-separated: html, md, csv.")
@@ -383,4 +343,5 @@ def conform(component: str) -> None:
         leave(f"{broken} broken promises.", FINDING)
 
 
+cli.add_command(gate)
 cli.add_command(data)

@@ -1,0 +1,212 @@
+"""The arms of a benchmark, in a process of their own: found by name, warmed up, and timed in turn in short samples.
+
+A sample is so many calls as take half a millisecond: short enough that most fall between two interruptions, long enough for the
+clock. Longer ones are all disturbed on a busy machine, and no statistic mends that.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import math
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clipbench import registry, schedule
+from clipbench.gate.limits import Bench
+from clipbench.gate.rule import Samples
+from clipbench.registry import UsageError
+
+Work = Callable[[], object]
+
+TARGET, LONGEST = 0.5e-3, 2e-3  # seconds of a sample; a single call may take no more than the second
+WARM_UP = 10  # calls
+ROUNDS, MOST_ROUNDS = 40, 200  # the second where forty do not settle it
+PATIENCE = 120.0  # seconds a benchmark may take, most of which a busy machine gives to others
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Why a benchmark gave no samples; ``fault`` says whose: ours, the page's (wrong use), or the machine's (too slow a call)."""
+
+    reason: str
+    fault: str = "ours"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark to be measured. With a ``slowdown``, 0 too, the reference stands in for ours, with that share of work added."""
+
+    bench: Bench
+    slowdown: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """Ours / reference, as it is expected to be."""
+        return self.bench.ratio if self.slowdown is None else 1.0
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """From where the least ratio and the paired median alarm."""
+        return self.bench.min_ratio * self.ratio, self.bench.paired_median * self.ratio
+
+
+def measure(tasks: Sequence[Task], files: Path) -> list[Samples | Broken]:
+    """Every task in one fresh process; a task that ends the process, or hangs, is broken, and the rest goes on in another."""
+    found: list[Samples | Broken] = []
+    while len(found) < len(tasks):
+        found += _in_a_process(tasks[len(found) :], files)
+    return found
+
+
+def _in_a_process(tasks: Sequence[Task], files: Path) -> list[Samples | Broken]:
+    """Of the first tasks at least one result."""
+    # Spawned, not forked: memory laid out anew is the point of a second process.
+    server = multiprocessing.get_context("spawn")
+    pipe, end = server.Pipe()
+    process = server.Process(target=_serve, args=(end, tuple(tasks), files), daemon=True)
+    process.start()
+    end.close()
+    found: list[Samples | Broken] = []
+    try:
+        pipe.recv()  # ready: importing torch is no part of any benchmark
+        while len(found) < len(tasks):
+            if not pipe.poll(PATIENCE):
+                return [*found, Broken(f"it took longer than {PATIENCE:g} s")]
+            found.append(pipe.recv())
+    except (EOFError, OSError):
+        process.join()
+        return [*found, Broken(f"its process ended with code {process.exitcode}")]
+    finally:
+        process.terminate()
+        process.join()
+    return found
+
+
+def _serve(pipe: connection.Connection, tasks: Sequence[Task], files: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
+    schedule.prepare(1)
+    with suppress(BrokenPipeError):
+        pipe.send(None)
+        for task in tasks:
+            pipe.send(_measured(task, files))
+
+
+def _measured(task: Task, files: Path) -> Samples | Broken:
+    try:
+        reference, again = (_arm(task.bench.reference, "reference", files) for _ in range(2))
+        ours = task.bench.ours if task.slowdown is None else task.bench.reference
+        arms = _arm(ours, "ours" if task.slowdown is None else "reference", files), reference, again
+        return timed(arms, task.limits, task.slowdown or 0.0)
+    except _NoSamples as error:
+        return error.broken
+    except Exception as error:  # noqa: BLE001 - a stranger's benchmark may raise anything; the others go on
+        return Broken(f"it raised {type(error).__name__}: {error}".replace("\n", " ")[:300])
+
+
+class _NoSamples(Exception):  # noqa: N818 - an answer, not an error
+    def __init__(self, reason: str, fault: str = "ours") -> None:
+        super().__init__(reason)
+        self.broken = Broken(reason, fault)
+
+
+def _arm(name: str, side: str, files: Path) -> Work:
+    """The work that a factory named in the page returns."""
+    fault = "ours" if side == "ours" else "page"
+    place, _, function = name.rpartition(":")
+    try:
+        module: Any = registry.load_file(files / place, side) if place.endswith(".py") else importlib.import_module(place)
+    except (UsageError, ImportError) as error:
+        raise _NoSamples(f"{name} is not there: {str(error).rstrip('.')}", fault) from error
+    if not hasattr(module, function):
+        hint = registry.nearest(function, vars(module)).rstrip("?")
+        raise _NoSamples(f"{name} is not there{f' ({hint.strip()}?)' if hint else ''}", fault)
+    work = getattr(module, function)()
+    if not callable(work):
+        raise _NoSamples(f"{name} returned {type(work).__name__}, not a function to be timed", fault)
+    return work
+
+
+def timed(arms: Sequence[Work], limits: tuple[float, float], slowdown: float = 0.0) -> Samples:
+    """Samples of three arms in turn, in an order shuffled anew every round; up to `MOST_ROUNDS` of them where a few settle nothing.
+
+    :param arms: ours, the reference, and the reference once more.
+    :param limits: from where the least ratio and the paired median alarm.
+    :param slowdown: the share of a sample's time that is added to every sample of ours, as work.
+    """
+    reference = arms[1]
+    for arm in arms:
+        for _ in range(WARM_UP):
+            arm()
+    single = min(_sample(reference, 1) for _ in range(2 * WARM_UP))
+    if single > LONGEST:
+        raise _NoSamples(
+            f"one call of its reference takes {1e3 * single:.1f} ms here, and {1e3 * LONGEST:g} ms is the most", "machine"
+        )
+    calls = max(1, round(TARGET / single))
+    loops = _loops(slowdown * min(_sample(reference, calls) for _ in range(2 * WARM_UP))) if slowdown else 0
+    shuffle = np.random.default_rng(0)
+    rounds: list[tuple[float, ...]] = []
+    gc.collect()
+    gc.disable()
+    try:
+        while True:
+            for _ in range(ROUNDS):
+                seconds = [0.0, 0.0, 0.0]
+                for index in shuffle.permutation(3):
+                    seconds[index] = _sample(arms[index], calls, loops if index == 0 else 0)
+                rounds.append(tuple(seconds))
+            samples = Samples(*np.array(rounds).T)
+            if samples.settled(*limits) or len(rounds) >= MOST_ROUNDS:
+                break
+    finally:
+        gc.enable()
+    for arm in arms:
+        _check(arm())
+    return samples
+
+
+def _sample(work: Work, calls: int, loops: int = 0) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        work()
+    if loops:
+        _spend(loops)
+    return time.perf_counter() - start
+
+
+def _spend(loops: int) -> int:
+    """Work that takes time and nothing else."""
+    total = 0
+    for number in range(loops):
+        total += number & 3
+    return total
+
+
+def _loops(seconds: float) -> int:
+    """So many loops as take this long when nothing disturbs them."""
+    some = 2000
+    least = float("inf")
+    for _ in range(30):
+        start = time.perf_counter()
+        _spend(some)
+        least = min(least, time.perf_counter() - start)
+    return round(some * seconds / least)
+
+
+def _check(result: object) -> None:
+    """What work returns may be a number, and then it is a finite one: computing NaN has no speed."""
+    if isinstance(result, torch.Tensor) and result.numel() == 1:
+        result = float(result)
+    if isinstance(result, float) and not math.isfinite(result):
+        raise _NoSamples(f"it returned {result}")

@@ -1,0 +1,304 @@
+"""The learning part: a study run anew, cell beside cell with the committed results of the code as it was.
+
+Cells of the same identity have the same weights, batches and noise. So nothing may differ but what the code has changed:
+
+1. On the platform that made the baseline every number must have the same bits, elsewhere be within a tolerance.
+2. A number that moved is told, and is no regression by itself: a sum in another order moves the last bits, and where training is
+   chaotic the last bits decide everything. What becomes of them has no preference for worse.
+3. So where cells of a setting moved, its seeds are tested, in pairs: the metric, the updates to the target, and how many runs were
+   unstable. All tests of a baseline are one family, corrected by Holm. A regression is what is significantly worse.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipbench import protocol, statistics
+from clipbench.gate.limits import Learning, Limits
+from clipbench.gate.verdict import INCONCLUSIVE, PASS, REGRESSION, Finding
+from clipbench.protocol import pages
+from clipbench.protocol.watcher import Watcher
+from clipbench.registry import UsageError
+from clipbench.schema import UNSTABLE
+from clipbench.store import Store
+from clipbench.study import Study
+
+Row = dict[str, Any]
+
+LEVEL = 0.05  # of the whole family
+TOLERANCE = {"float32": 1e-3, "float64": 1e-8}  # relative, where the same bits cannot be asked for
+MIXED_TOLERANCE = 1e-2
+SETTING = ("problem", "batch", "device", "dtype", "arm", "relative", "lr")  # what the seeds of one test share
+NUMBERS = (
+    *("threshold", "initial_loss", "final_loss", "best_loss", "metric_value", "validation_value", "grad_norm_median"),
+    *("steps_to_target", "steps"),
+)
+ARRAYS = ("evaluations", "curve")
+WORDS = ("status", "outcome")
+SAME, NEAR, MOVED = "same bits", "within a tolerance", "moved"
+
+
+class Unusable(Exception):  # noqa: N818 - an answer, not an error
+    """Why a baseline says nothing here; the message says it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The cells of one store by identity, and what its pages say of the machines and the components."""
+
+    cells: dict[str, Row]
+    environments: dict[str, Any]
+    components: dict[str, Any]
+
+
+def findings(limits: Limits, workers: int | None, watcher: Watcher) -> Iterator[Finding]:
+    """A finding for each study of the page."""
+    for learning in limits.learnings:
+        folder, page = limits.baselines / learning.baseline, limits.studies[learning.study]
+        name = f"{page.name}, {learning.engine}"
+        try:
+            before, engines = _baseline(folder, page, learning)
+        except Unusable as reason:
+            yield Finding("learning", name, INCONCLUSIVE, f"{folder}: {reason}.")
+            continue
+        now = _run(page, learning.engine, engines, workers, watcher)
+        yield compare(name, before, now, learning.metric)
+
+
+def _baseline(folder: Path, page: Study, learning: Learning) -> tuple[Run, dict[str, Any]]:
+    """The committed cells, and how their engines were chosen.
+
+    :raises Unusable: there are none, or they are not those of this study, schema, machine or device.
+    """
+    again = f"`clipbench run {learning.study} --engine {learning.engine} --no-throughput --anew --out {folder}` makes it anew"
+    if not (folder / "study.toml").is_file():
+        raise Unusable(f"there is no baseline; {again.replace(' --anew', '').replace('makes it anew', 'makes one')}")
+    store = Store(folder)
+    try:
+        found = run_of(store)
+        calibration = store.page("calibration")
+    except (UsageError, KeyError, ValueError, TypeError, NotImplementedError) as error:  # pyarrow's are among them
+        raise Unusable(f"the baseline has another schema, or is damaged ({_short(error)}); {again}") from None
+    if store.bad:
+        raise Unusable(f"{len(store.bad)} files of the baseline are damaged, {min(store.bad)} first; restore them, or {again}")
+    if store.name != page.name:
+        raise Unusable(f'the baseline is of the study "{store.name}", not "{page.name}"; {again}')
+    asked = protocol.runnable(page)
+    here = pages.environment(asked.cells)
+    for environment in found.environments.values():
+        for what in ("machine", "system", "cuda"):
+            if environment.get(what) != here.get(what):
+                raise Unusable(f"the baseline is of another {what} ({environment.get(what)}, here {here.get(what)}); {again}")
+    if moved := _other_versions(found.components, pages.components(asked.cells)):
+        raise Unusable(f"the baseline was made with another version of {', '.join(moved)}; {again}")
+    if {cell.id for cell in asked.cells} - set(found.cells):
+        devices = {row["device"] for row in found.cells.values()}
+        other = {cell.device for cell in asked.cells} - devices
+        what = f"of another device ({', '.join(sorted(devices))})" if other else "of another page of this study"
+        raise Unusable(f"the baseline is {what}, and lacks cells of it; {again}")
+    return found, calibration.get("engines", {})
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _other_versions(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The components that both know, in different versions."""
+    return [
+        f"{label} ({before[kind][label]['version']}, now {one['version']})"
+        for kind, known in now.items()
+        for label, one in known.items()
+        if label in before.get(kind, {}) and before[kind][label]["version"] != one["version"]
+    ]
+
+
+def _run(page: Study, engine: str, engines: dict[str, Any], workers: int | None, watcher: Watcher) -> Run:
+    """The study, run anew in a folder that is thrown away. The engines are chosen as they were for the baseline."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.create(Path(folder) / page.name, page.name, page.text)
+        store.write_page("calibration", {"engines": engines})
+        with store.claim():
+            protocol.run(page, store, engine=engine, workers=workers, with_throughput=False, watcher=watcher)
+        return run_of(store)
+
+
+def run_of(store: Store) -> Run:
+    """What a store holds; of each cell also its validation losses, and its curve where that was kept."""
+    cells: dict[str, Row] = {row["cell"]: row for row in store.read("cells").to_dict("records")}
+    evals, curves = store.read("evals"), store.read("curves")
+    losses = evals[evals["metric"] == "loss"].sort_values(["cell", "split", "step"])
+    for name, frame, column in (("evaluations", losses, "value"), ("curve", curves.sort_values(["cell", "step"]), "loss")):
+        for cell, some in frame.groupby("cell"):
+            if cell in cells:
+                cells[cell][name] = some[column].to_numpy(float, na_value=np.nan)
+    return Run(cells, store.page("environment").get("environments", {}), store.page("components"))
+
+
+# ------------------------------------------------------------------------------------------------------------------- comparing
+
+
+def compare(name: str, before: Run, now: Run, margin: float) -> Finding:
+    """One study before and now.
+
+    :param margin: what a seed's metric must differ by to count, in the metric's own units.
+    """
+    common = [cell for cell in before.cells if cell in now.cells]
+    states = {cell: _state(before.cells[cell], now.cells[cell], margin) for cell in common}
+    counts = {state: sum(found == state for found in states.values()) for state in (SAME, NEAR, MOVED)}
+    others = len(set(before.cells) ^ set(now.cells))
+    failed = [cell for cell in common if now.cells[cell]["status"] == "failed" != before.cells[cell]["status"]]
+    tests = list(_tests(before, now, {cell for cell, state in states.items() if state == MOVED}, margin))
+    corrected = statistics.holm([test.p for test in tests])
+    worse = [replace(test, p=float(p)) for test, p in zip(tests, corrected, strict=True) if p < LEVEL and test.worse > 0]
+    better = sum(bool(p < LEVEL and test.worse < 0) for test, p in zip(tests, corrected, strict=True))
+    numbers = {
+        "cells": len(common),
+        "in_one_of_the_two_only": others,
+        **{state.replace(" ", "_"): count for state, count in counts.items()},
+        "tests": int(np.sum(~np.isnan(corrected))),
+        "better": better,
+        "worse": [
+            {
+                "setting": test.setting,
+                "measure": test.measure,
+                "by": test.worse if np.isfinite(test.worse) else str(test.worse),
+                "p": test.p,
+            }
+            for test in worse
+        ],
+    }
+    platform = _same_platform(before, now)
+    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    sentence = f"{len(common)} cells, {told}{'' if platform else ' (another processor, torch or engine made the baseline)'}"
+    if others:
+        sentence += f"; {others} were chosen in one of the two runs only"
+    if failed:
+        row = now.cells[failed[0]]
+        sentence = f"{len(failed)} cells fail now, {row['problem']}, {row['arm']} first ({row['reason']}). {sentence}"
+        return Finding("learning", name, REGRESSION, f"{sentence}.", numbers)
+    if not worse:
+        if counts[MOVED]:
+            sentence += (
+                f"; {numbers['tests']} paired tests find {'nothing' if not better else f'{better} better and nothing'} worse"
+            )
+        return Finding("learning", name, PASS, f"{sentence}.", numbers)
+    first = min(worse, key=lambda test: test.p)
+    sentence = f"worse in {len(worse)} of {numbers['tests']} paired tests, {first} first. {sentence}"
+    if not (platform or _began_alike(before, now, common)):
+        sentence += "; but runs began otherwise: this machine draws other data or weights than the baseline's"
+        return Finding("learning", name, INCONCLUSIVE, f"{sentence}.", numbers)
+    return Finding("learning", name, REGRESSION, f"{sentence}.", numbers)
+
+
+def _state(then: Row, here: Row, margin: float) -> str:
+    """Whether a cell's numbers are the same bits, within a tolerance, or neither."""
+    if any(_given(then[name]) != _given(here[name]) for name in WORDS):
+        return MOVED
+    pairs = {name: (np.array([_number(then[name])]), np.array([_number(here[name])])) for name in NUMBERS}
+    pairs |= {name: (then[name], here[name]) for name in ARRAYS if name in then and name in here}
+    if all(np.array_equal(old, new, equal_nan=True) for old, new in pairs.values()):
+        return SAME
+    tolerance = TOLERANCE.get(str(here["dtype"]), MIXED_TOLERANCE)
+    metric = pairs.pop("metric_value")
+    near = all(_apart(old, new) <= tolerance for old, new in pairs.values())
+    return NEAR if near and _apart(*metric, relative=False) <= margin else MOVED
+
+
+def _given(value: Any) -> Any:
+    return None if value is None or value != value or str(value) == "<NA>" else value  # noqa: PLR0124 - NaN alone differs from itself
+
+
+def _number(value: Any) -> float:
+    return np.nan if _given(value) is None else float(value)
+
+
+def _apart(old: np.ndarray, new: np.ndarray, relative: bool = True) -> float:
+    """The largest difference, by the largest value where relative; ∞ where other values are finite."""
+    if len(old) != len(new) or not np.array_equal(np.isfinite(old), np.isfinite(new)):
+        return np.inf
+    both = np.isfinite(old)
+    if not both.any():
+        return 0.0
+    largest = np.abs(old[both]).max() if relative else 1.0
+    return float(np.abs(old - new)[both].max() / max(largest, np.finfo(float).tiny))
+
+
+def _same_platform(before: Run, now: Run) -> bool:
+    """Whether the same bits can be asked for: one processor, one torch, one thread, on the CPU, by the same engine."""
+
+    def platforms(run: Run) -> set[Any]:
+        machines = {key: (page.get("processor"), page.get("libraries", {}).get("torch")) for key, page in run.environments.items()}
+        return {(machines.get(row["environment"]), row["threads"], row["device"], row["engine"]) for row in run.cells.values()}
+
+    found = platforms(before) | platforms(now)
+    return len({machine for machine, *_ in found}) == 1 and all((threads, device) == (1, "cpu") for _, threads, device, _ in found)
+
+
+def _began_alike(before: Run, now: Run, cells: Sequence[str]) -> bool:
+    """Whether the first loss of every cell is that of the baseline: the same data, weights and first batch."""
+    pairs = ((_number(before.cells[cell]["initial_loss"]), _number(now.cells[cell]["initial_loss"])) for cell in cells)
+    return all(_apart(np.array([old]), np.array([new])) <= TOLERANCE["float32"] for old, new in pairs)
+
+
+@dataclass(frozen=True)
+class Test:
+    """One paired test over the seeds of one setting; ``worse`` is the estimated difference, positive where it is for the worse."""
+
+    setting: str
+    measure: str
+    worse: float
+    p: float
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {self.measure} by {self.worse:.3g} (p {self.p:.2g})"
+
+
+def _tests(before: Run, now: Run, moved: AbstractSet[str], margin: float) -> Iterator[Test]:
+    """Three tests for each setting of which a cell has moved."""
+    settings: dict[tuple[Any, ...], list[str]] = {}
+    for cell, row in before.cells.items():
+        if cell in now.cells:
+            settings.setdefault(tuple(_given(row[name]) for name in SETTING), []).append(cell)
+    for cells in settings.values():
+        if not moved & set(cells):
+            continue
+        row = before.cells[cells[0]]
+        setting = f"{row['problem']}, {row['arm']}, lr {row['lr']:g}"
+        old, new = [before.cells[cell] for cell in cells], [now.cells[cell] for cell in cells]
+        sign = 1.0 if before.components["workloads"][row["problem"]]["higher_is_better"] else -1.0
+        gaps = statistics.differences(_quality(old, sign), _quality(new, sign))
+        gaps[np.abs(gaps) <= margin] = 0.0  # rounding has a direction, too: it must not count
+        yield Test(setting, f"{row['metric']} is worse", _middle(gaps), statistics.paired_p(gaps))
+        gaps = statistics.differences(_updates(new), _updates(old))
+        yield Test(setting, "updates to the target are more", _middle(gaps), statistics.paired_p(gaps))
+        unstable, was = _unstable(new), _unstable(old)
+        difference = float(unstable.sum() - was.sum())
+        yield Test(setting, "unstable runs are more", difference, statistics.discordant_p(unstable, was))
+
+
+def _quality(rows: Sequence[Row], sign: float) -> np.ndarray:
+    """The metric, higher for better; a run without one is worse than any."""
+    values = np.array([_number(row["metric_value"]) for row in rows])
+    return np.where(np.isnan(values), -np.inf, sign * values)
+
+
+def _updates(rows: Sequence[Row]) -> np.ndarray:
+    values = np.array([_number(row["steps_to_target"]) for row in rows])
+    return np.where(np.isnan(values), np.inf, values)
+
+
+def _unstable(rows: Sequence[Row]) -> np.ndarray:
+    return np.array([row["status"] == "failed" or row["outcome"] in UNSTABLE for row in rows])
+
+
+def _middle(gaps: np.ndarray) -> float:
+    """The mean where there is one, else the median of all pairs that differ."""
+    return float(gaps.mean()) if np.isfinite(gaps).all() else statistics.median_interval(gaps[gaps != 0]).estimate

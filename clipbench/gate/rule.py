@@ -1,0 +1,83 @@
+"""The rule of the speed gate, on arrays of seconds: when a benchmark is slower than its reference, and when nobody can tell.
+
+Two statistics of samples that were taken in turn. The *least ratio* compares the shortest sample of each side: what the work takes
+when nothing disturbs it. The *paired median* compares the samples of each round, over the quieter half of the rounds: what a
+disturbance shared by both leaves alone. Under load either goes astray by itself, and seldom both to the same side. So an alarm
+takes both; and the reference stands in for our side as well, in an arm of its own: where both stray there, the machine speaks, and
+not the code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+AGREEMENT = 0.03  # within which the reference must find itself
+QUIETER = 0.5  # the share of the rounds that the paired median is taken over
+PASS, ALARM, INCONCLUSIVE = "pass", "alarm", "inconclusive"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Seconds of the same number of calls, one value a round: ours, the reference, and the reference once more."""
+
+    ours: Array
+    reference: Array
+    again: Array
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.ours), len(self.reference), len(self.again)}
+        if len(sizes) > 1 or 0 in sizes:
+            raise ValueError(f"rounds need one sample of each, not {sorted(sizes)}")
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        """Ours over the reference: the least ratio and the paired median."""
+        return compared(self.ours, self.reference)
+
+    @property
+    def ratios_again(self) -> tuple[float, float]:
+        """The same of the reference over itself."""
+        return compared(self.again, self.reference)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the reference finds itself, by one statistic at least: an alarm needs both to stray."""
+        return min(abs(ratio - 1) for ratio in self.ratios_again) <= AGREEMENT
+
+    def settled(self, min_ratio: float, paired_median: float) -> bool:
+        """Whether more rounds are not needed: the reference finds itself by both statistics, and they say the same of ours.
+
+        :param min_ratio: from where the least ratio alarms; ``paired_median`` likewise.
+        """
+        least, paired = self.ratios
+        return max(abs(ratio - 1) for ratio in self.ratios_again) <= AGREEMENT and (least > min_ratio) == (paired > paired_median)
+
+
+def compared(ours: Array, reference: Array) -> tuple[float, float]:
+    """The least ratio, and the paired median over the quieter half of the rounds, by both samples' lengths."""
+    disturbed = ours / ours.min() + reference / reference.min()
+    quiet = np.argsort(disturbed, kind="stable")[: max(1, round(QUIETER * len(ours)))]
+    return float(ours.min() / reference.min()), float(np.median(ours[quiet] / reference[quiet]))
+
+
+def judge(samples: Samples, min_ratio: float, paired_median: float) -> str:
+    """``pass``, ``alarm`` or ``inconclusive``.
+
+    :param min_ratio: from where the least ratio alarms; ``paired_median`` likewise.
+    """
+    if not samples.agrees:
+        return INCONCLUSIVE
+    least, paired = samples.ratios
+    return ALARM if least > min_ratio and paired > paired_median else PASS
+
+
+def confirmed(first: str, others: list[str]) -> str:
+    """The verdict of a measurement and of those that repeat it: an alarm stands where every one of them alarms."""
+    if first != ALARM or PASS in others:
+        return INCONCLUSIVE if first == INCONCLUSIVE else PASS
+    return INCONCLUSIVE if INCONCLUSIVE in others else ALARM

@@ -1,0 +1,177 @@
+"""The gate's own error rates, measured here and now: how often it cries wolf, and how often it misses one.
+
+A check is one benchmark gone through the whole rule, its confirmation in fresh processes included. In most the reference stands on
+our side as well: an alarm is false. In the others so much work is added to every sample of it as takes 5 or 10 % of its time: no
+alarm is a miss. Every second batch of checks runs beside processes that do nothing but take the processor's time.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from math import nan
+from typing import Any
+
+import numpy as np
+
+from clipbench import statistics
+from clipbench.gate import rule, speed
+from clipbench.gate.arms import Broken, Task
+from clipbench.gate.limits import Limits
+from clipbench.protocol.watcher import Watcher
+from clipbench.registry import UsageError
+
+SLOWDOWNS = (0.0, 0.05, 0.10)
+BATCHES = 4
+HOGS = 3  # processes beside a loaded batch
+MOST, LEAST = 0.01, {0.05: 0.95, 0.10: 0.99}  # the share of alarms must be below, and at least
+HOG = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100_000))"  # ends with whoever started it
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How often the gate alarmed in checks of one kind.
+
+    :param slowdown: the share of work added, 0 for none.
+    :param load: whether other processes ran beside; None for both kinds together.
+    :param least_ratio: the median of what was measured first: 1 and the slowdown, if it was added truly.
+    """
+
+    slowdown: float
+    load: bool | None
+    checks: int
+    alarms: int
+    inconclusive: int
+    low: float
+    high: float
+    least_ratio: float
+
+    @property
+    def share(self) -> float:
+        """Of checks that alarmed, 0 to 1."""
+        return self.alarms / self.checks
+
+    @property
+    def holds(self) -> bool:
+        """Whether the share is within what the gate must reach."""
+        return self.share < MOST if self.slowdown == 0 else self.share >= LEAST[self.slowdown]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """All rates, those of both kinds of batches together first."""
+
+    rates: tuple[Rate, ...]
+
+    @property
+    def hold(self) -> bool:
+        """Whether the gate is as good as it must be."""
+        return all(rate.holds for rate in self.rates if rate.load is None)
+
+
+Check = tuple[float, bool, str, float]  # slowdown, load, verdict, least ratio
+
+
+def run(limits: Limits, checks: int, watcher: Watcher) -> Rates:
+    """``checks`` checks of equals and a quarter as many of each slowdown, in turn over the page's references.
+
+    :raises UsageError: the page has no benchmarks, or one that gives no samples here.
+    """
+    if not limits.benches:
+        raise UsageError("--self-test: the page has no [[bench]], whose reference could be measured.")
+    wanted = [slowdown for slowdown in SLOWDOWNS for _ in range(checks // 4 if slowdown else checks)]
+    order = np.random.default_rng(0).permutation(len(wanted))
+    tasks = [Task(limits.benches[place % len(limits.benches)], wanted[index]) for place, index in enumerate(order)]
+    watcher.phase("self-test", len(tasks))
+    found: list[Check] = []
+    for number in range(BATCHES):
+        batch, load = tasks[number::BATCHES], bool(number % 2)
+        with hogs(HOGS if load else 0):
+            results = speed.verdicts(batch, limits.files)
+        for task, (verdict, measured) in zip(batch, results, strict=True):
+            first = measured[0]
+            if isinstance(first, Broken) and first.fault != "machine":
+                raise UsageError(f'--self-test: "{task.bench.name}" gave no samples: {first.reason}.')
+            found.append((float(task.slowdown or 0), load, verdict, nan if isinstance(first, Broken) else first.ratios[0]))
+            watcher.tick()
+    return Rates(tuple(_rates(found)))
+
+
+@contextmanager
+def hogs(number: int) -> Iterator[None]:
+    """So many processes beside, each taking all the processor's time it is given."""
+    running = [subprocess.Popen([sys.executable, "-c", HOG]) for _ in range(number)]  # noqa: S603 - our own interpreter and text
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def _rates(checks: Sequence[Check]) -> Iterator[Rate]:
+    for load in (None, False, True):
+        for slowdown in sorted({check[0] for check in checks}):
+            some = [check for check in checks if check[0] == slowdown and load in (None, check[1])]
+            alarms = sum(verdict == rule.ALARM for _, _, verdict, _ in some)
+            unsure = sum(verdict == rule.INCONCLUSIVE for _, _, verdict, _ in some)
+            if some:
+                interval = statistics.share_interval(alarms, len(some))
+                yield Rate(
+                    slowdown,
+                    load,
+                    len(some),
+                    alarms,
+                    unsure,
+                    interval.low,
+                    interval.high,
+                    float(np.nanmedian([c[3] for c in some])),
+                )
+
+
+def _kind(rate: Rate) -> str:
+    what = "false alarms" if rate.slowdown == 0 else f"{rate.slowdown:.0%} slowdowns found"
+    return what + {None: "", False: ", nothing beside", True: f", {HOGS} processes beside"}[rate.load]
+
+
+def text(rates: Rates) -> str:
+    """For a terminal: a line each, and whether the gate is as good as it must be."""
+    lines = [
+        f"{_kind(rate):<44} {rate.alarms:>4} of {rate.checks:<4} {rate.share:7.2%}  [{rate.low:.2%}, {rate.high:.2%}]"
+        f"  {rate.inconclusive} inconclusive"
+        for rate in rates.rates
+    ]
+    end = (
+        "The gate is as good as it must be."
+        if rates.hold
+        else "The gate is not as good as it must be: "
+        + "; ".join(_kind(rate) for rate in rates.rates if rate.load is None and not rate.holds)
+    )
+    return "\n".join([*lines, end])
+
+
+def markdown(rates: Rates, environment: dict[str, Any]) -> str:
+    """The rates as a table, with the machine below."""
+    rows = [
+        f"| {_kind(rate)} | {rate.alarms} of {rate.checks} | {rate.share:.2%} | {rate.low:.2%} to {rate.high:.2%} "
+        f"| {rate.inconclusive} | {rate.least_ratio:.3f} |"
+        for rate in rates.rates
+    ]
+    head = [
+        "| | alarms | share | 95 % interval | inconclusive | median least ratio |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    where = (
+        f"{environment['processor']}, {environment['cores']} cores, torch {environment['libraries']['torch']}; Wilson's intervals."
+    )
+    return "\n".join(["# The gate's own error rates", "", "`clipbench gate --self-test`", "", *head, *rows, "", where, ""])
+
+
+def document(rates: Rates, environment: dict[str, Any]) -> str:
+    """The rates for machines."""
+    page = {"holds": rates.hold, "rates": [asdict(rate) for rate in rates.rates], "environment": environment}
+    return json.dumps(page, indent=1, ensure_ascii=False) + "\n"

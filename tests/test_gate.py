@@ -1,0 +1,699 @@
+"""The gate: its rule on samples with known answers, its page, and planted faults that real runs of it must find."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import clipbench
+from clipbench import cli as cli_
+from clipbench import gate, study
+from clipbench.gate import arms, frozen, learning, limits, ours, rule, self_test, speed, verdict
+from clipbench.gate.arms import Broken, Task
+from clipbench.gate.limits import Bench, Machine
+from clipbench.gate.rule import ALARM, INCONCLUSIVE, PASS, Samples
+from clipbench.registry import UsageError
+from clipbench.store import Store
+
+HERE = Machine("a processor", "2.0")
+TINY = Bench("tiny", "mine.py:ours", "mine.py:reference")
+
+
+def process(*args, cwd, tree=None):
+    """The command line as a process of its own in ``cwd``, which Python looks into first; ``tree`` holds the package."""
+    places = os.pathsep.join([str(tree or Path(clipbench.__file__).parents[1]), *filter(None, sys.path)])
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "clipbench", *map(str, args)]
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+
+
+def drawn(slower=1.0, noise=0.01, spikes=0.2, rounds=40, seed=0, again=1.0):
+    """Samples of a machine with jitter, and with interruptions that cost a sample up to four times its length."""
+    draw = np.random.default_rng(seed)
+
+    def arm(level):
+        jitter = 1 + noise * draw.exponential(size=rounds)
+        return 1e-3 * level * jitter * np.where(draw.random(rounds) < spikes, draw.uniform(1, 4, rounds), 1)
+
+    return Samples(arm(slower), arm(1.0), arm(again))
+
+
+def judged(samples, ratio=1.0):
+    return rule.judge(samples, *Task(replace(TINY, ratio=ratio)).limits)
+
+
+# --------------------------------------------------------------------------------------------------------------------- the rule
+
+
+def test_equals_are_no_alarm_however_often_they_are_interrupted():
+    assert [judged(drawn(seed=seed)) for seed in range(200)].count(ALARM) == 0
+
+
+@pytest.mark.parametrize("slower", [1.05, 1.1, 1.5])
+def test_a_slowdown_is_an_alarm_through_interruptions(slower):
+    assert [judged(drawn(slower, seed=seed)) for seed in range(200)].count(ALARM) >= 190
+
+
+def test_both_statistics_must_exceed_their_limit():
+    steady = np.full(40, 1e-3)
+    few = np.where(np.arange(40) == 0, 1e-3, 1.1e-3)  # one sample as short as ever: the least ratio is 1
+    most = np.where(np.arange(40) < 30, 1.01e-3, 1.2e-3)
+    assert judged(Samples(few, steady, steady)) == PASS
+    assert judged(Samples(most, steady * 0.96, steady * 0.96)) == ALARM
+    assert judged(Samples(np.full(40, 1.04e-3), np.where(np.arange(40) == 0, 1e-3, 1.03e-3), steady)) == PASS
+
+
+def test_a_slowdown_is_one_above_the_expected_ratio():
+    assert judged(drawn(1.5), ratio=1.5) == PASS
+    assert judged(drawn(1.65), ratio=1.5) == ALARM
+    assert judged(drawn(0.8), ratio=0.7) == ALARM
+
+
+@pytest.mark.parametrize("again", [0.95, 1.05])
+@pytest.mark.parametrize("slower", [1.0, 1.5])
+def test_where_the_reference_does_not_find_itself_nothing_is_said(again, slower):
+    assert judged(drawn(slower, again=again)) == INCONCLUSIVE
+
+
+def test_rounds_without_a_sample_of_each_arm_are_refused():
+    with pytest.raises(ValueError, match="one sample of each"):
+        Samples(np.ones(3), np.ones(3), np.ones(2))
+    with pytest.raises(ValueError, match="one sample of each"):
+        Samples(np.ones(0), np.ones(0), np.ones(0))
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([ALARM, ALARM, ALARM], ALARM),
+        ([ALARM, PASS], PASS),
+        ([ALARM, INCONCLUSIVE, ALARM], INCONCLUSIVE),
+        ([INCONCLUSIVE, PASS], PASS),
+    ],
+)
+def test_an_alarm_stands_where_every_fresh_process_repeats_it(others, expected):
+    assert rule.confirmed(ALARM, others) == expected
+    assert rule.confirmed(PASS, []) == PASS
+
+
+# ---------------------------------------------------------------------------------------------- what is made of measurements
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """``measured(first, *fresh)``: what the gate says of a benchmark whose processes gave these."""
+
+    def told(*results, bench=TINY, machine=None):
+        given = iter(results)
+        monkeypatch.setattr(speed, "measure", lambda tasks, _: [next(given) for _ in tasks])
+        page = limits.Limits(Path(), Path(), (bench,), machine=machine)
+        [found] = speed.findings(page, HERE)
+        return found
+
+    return told
+
+
+def test_an_alarm_repeated_by_three_fresh_processes_is_a_regression(measured):
+    found = measured(*[drawn(1.1, seed=seed) for seed in range(4)])
+    assert found.verdict == verdict.REGRESSION
+    assert "slower in 4 of 4 processes" in found.sentence
+
+
+def test_an_alarm_that_one_fresh_process_does_not_repeat_passes_and_is_told(measured):
+    found = measured(drawn(1.1), drawn(1.1), drawn(1.0), drawn(1.1))
+    assert found.verdict == verdict.PASS
+    assert "did not repeat it" in found.sentence
+
+
+def test_a_noisy_machine_is_inconclusive(measured):
+    found = measured(drawn(1.1, again=1.2))
+    assert found.verdict == verdict.INCONCLUSIVE
+    assert "too noisy" in found.sentence
+
+
+@pytest.mark.parametrize("reason", ["mine.py:ours is not there", "it returned nan", "it raised ValueError: no"])
+def test_a_benchmark_without_samples_fails(measured, reason):
+    found = measured(Broken(reason))
+    assert (found.verdict, found.sentence) == (verdict.REGRESSION, f"{reason}.")
+
+
+def test_a_ratio_measured_on_another_machine_proves_nothing(measured):
+    bench = replace(TINY, ratio=1.5)
+    slow = [drawn(1.8, seed=seed) for seed in range(4)]
+    assert measured(*slow, bench=bench, machine=HERE).verdict == verdict.REGRESSION
+    elsewhere = measured(*slow, bench=bench, machine=Machine("another processor", "2.0"))
+    assert elsewhere.verdict == verdict.INCONCLUSIVE
+    assert "that was measured on another processor, torch 2.0" in elsewhere.sentence
+    assert measured(drawn(1.5), bench=bench, machine=Machine("another processor", "2.0")).verdict == verdict.PASS
+
+
+def test_one_regression_is_one_and_one_open_question_leaves_the_whole_open():
+    def code(*verdicts):
+        return verdict.CODES[verdict.overall([verdict.Finding("speed", "x", one, "") for one in verdicts])]
+
+    assert code("pass", "pass") == 0
+    assert code("pass", "inconclusive", "regression") == 1
+    assert code("inconclusive", "pass") == 3
+
+
+def test_a_name_with_a_bar_does_not_break_the_table():
+    page = verdict.markdown([verdict.Finding("speed", "a|b", "pass", "x\ny")], gate.environment())
+    assert "| speed | a\\|b | passes | x y |" in page
+
+
+# ------------------------------------------------------------------------------------------------------------- real measurements
+
+MINE = """
+import os
+import time
+
+
+def work(loops):
+    def spin():
+        for _ in range(loops):
+            pass
+    return spin
+
+
+def ours():
+    return work(2000)
+
+
+def slow():
+    return work(4000)
+
+
+def reference():
+    return work(2000)
+
+
+def long():
+    return lambda: time.sleep(0.003)
+
+
+def nan():
+    return lambda: float("nan")
+
+
+def number():
+    return 3.0
+
+
+def dies():
+    return lambda: os._exit(7)
+
+
+def raises():
+    raise ValueError("no\\nway")
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "mine.py").write_text(MINE)
+    return folder
+
+
+def test_what_can_be_wrong_with_a_benchmark_is_told_and_the_others_are_measured(files):
+    names = ("ours", "nan", "vanished", "dies", "raises", "number", "reference")
+    tasks = [Task(Bench(name, f"mine.py:{name}", "mine.py:reference")) for name in names]
+    tasks += [Task(Bench("absent", "absent.py:x", "mine.py:reference")), Task(Bench("long", "mine.py:ours", "mine.py:long"))]
+    tasks += [Task(Bench("module", "mine_absent:x", "mine.py:reference"))]
+    first, nan, vanished, dies, raises, number, last, absent, long, module = arms.measure(tasks, files)
+    assert isinstance(first, Samples)
+    assert isinstance(last, Samples)
+    assert len(last.ours) >= arms.ROUNDS
+    assert nan == Broken("it returned nan")
+    assert (vanished.fault, vanished.reason[:31]) == ("ours", "mine.py:vanished is not there (")
+    assert dies == Broken("its process ended with code 7")
+    assert raises == Broken("it raised ValueError: no way")
+    assert number == Broken("mine.py:number returned float, not a function to be timed")
+    assert absent.reason.startswith("absent.py:x is not there")
+    assert module.reason.startswith("mine_absent:x is not there")
+    assert (long.fault, "2 ms is the most" in long.reason) == ("machine", True)
+
+
+def test_a_tensor_that_is_not_finite_is_as_bad_as_a_number():
+    steady = iter(range(10**9)).__next__
+    with pytest.raises(arms._NoSamples, match="returned inf"):
+        arms.timed([lambda: torch.tensor(float("inf")), steady, steady], (1.03, 1.02))
+
+
+def test_work_is_added_that_takes_the_time_asked_for():
+    def spent(loops):
+        start = time.perf_counter()
+        arms._spend(loops)
+        return time.perf_counter() - start
+
+    loops = arms._loops(1e-3)
+    assert 0.3e-3 < min(spent(loops) for _ in range(50)) < 3e-3
+
+
+@pytest.fixture
+def page(files, tmp_path):
+    """A function that writes a page of limits beside ``mine.py`` and returns its path."""
+
+    def write(text):
+        shutil.copy(files / "mine.py", tmp_path)
+        (tmp_path / "limits.toml").write_text(text)
+        return tmp_path / "limits.toml"
+
+    return write
+
+
+def bench(name, of="ours", **settings):
+    lines = [f'[[bench]]\nname = "{name}"\nours = "mine.py:{of}"\nreference = "mine.py:reference"']
+    return "\n".join([*lines, *(f"{key} = {value}" for key, value in settings.items())]) + "\n"
+
+
+def test_work_that_takes_twice_as_long_fails_and_is_told_everywhere(page, tmp_path):
+    path = page(bench("twice", "slow") + bench("vanished", "solw"))
+    done = process("gate", "--limits", path, "--markdown", "gate.md", "--json", "gate.json", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[-1] == "The gate found a regression."
+    document = json.loads((tmp_path / "gate.json").read_text())
+    twice, vanished = document["findings"]
+    assert (document["exit_code"], twice["verdict"], vanished["verdict"]) == (1, "regression", "regression")
+    assert 1.5 < twice["numbers"]["least_ratio"] < 2.5
+    assert vanished["sentence"] == "mine.py:solw is not there (Did you mean slow?)."
+    assert "| speed | twice | REGRESSION | slower in 4 of 4 processes" in (tmp_path / "gate.md").read_text()
+
+
+def test_the_self_test_counts_what_it_finds(page, tmp_path, monkeypatch):
+    """On made-up samples: those of 5 % are found in this process, and not in fresh ones."""
+    passes = iter(range(100))
+
+    def measure(tasks, _):
+        number = next(passes)
+        shares = [0.0 if number % 4 and task.slowdown == 0.05 else task.slowdown for task in tasks]
+        return [drawn(1 + share, seed=seed) for seed, share in enumerate(shares)]
+
+    monkeypatch.setattr(speed, "measure", measure)
+    given = ["gate", "--limits", str(page(bench("tiny"))), "--self-test", "--checks", "40", "--json", str(tmp_path / "rates.json")]
+    done = CliRunner().invoke(cli_.cli, given, prog_name="clipbench")
+    assert done.exit_code == 1, done.stderr
+    rates = json.loads((tmp_path / "rates.json").read_text())["rates"]
+    whole = [(rate["slowdown"], rate["checks"], rate["alarms"]) for rate in rates if rate["load"] is None]
+    assert whole == [(0.0, 40, 0), (0.05, 10, 0), (0.1, 10, 10)]
+    assert {rate["load"] for rate in rates} == {None, False, True}
+    assert done.stdout.endswith("The gate is not as good as it must be: 5% slowdowns found\n")
+
+
+def test_rates_are_told_with_their_bounds():
+    checks = [(0.0, False, PASS, 1.0)] * 399 + [(0.0, True, INCONCLUSIVE, 1.0)] + [(0.1, False, ALARM, 1.1)] * 98
+    checks += [(0.1, False, PASS, 1.1)] * 2
+    rates = self_test.Rates(tuple(self_test._rates(checks)))
+    false, found = rates.rates[:2]
+    assert (false.alarms, false.checks, false.inconclusive) == (0, 400, 1)
+    assert false.high == pytest.approx(0.0095, abs=1e-4)  # Wilson's bound for 0 of 400
+    assert (found.share, found.holds, rates.hold) == (0.98, False, False)
+    assert "not as good as it must be: 10% slowdowns found" in self_test.text(rates)
+
+
+def test_load_ends_with_the_self_test():
+    with self_test.hogs(2):
+        pass
+    with pytest.raises(KeyboardInterrupt), self_test.hogs(1):
+        raise KeyboardInterrupt
+
+
+# --------------------------------------------------------------------------------------------------------- frozen, and ours
+
+
+@pytest.mark.parametrize("bench", limits.read().benches, ids=lambda bench: bench.name)
+def test_the_packaged_benchmarks_work_on_both_sides(bench):
+    """Each side gives the same kind of thing, and goes on giving it."""
+    denormals = torch.tensor([1e-40]).mul(1.0).item() == 0
+    mine, theirs = (arms._arm(name, "ours", Path()) for name in (bench.ours, bench.reference))
+    for _ in range(3):
+        one, other = mine(), theirs()
+    arms._check(one)
+    arms._check(other)
+    assert (torch.tensor([1e-40]).mul(1.0).item() == 0) == denormals
+
+
+@pytest.mark.parametrize("name", ["value_rule", "norm_rule", "adam_rule"])
+def test_a_frozen_rule_gives_the_bits_of_ours(name):
+    """On the same gradients: then the two do the same work."""
+    mine, theirs = getattr(ours, name)(), getattr(frozen, name)()
+    cells = {"value_rule": "clip", "norm_rule": "clip", "adam_rule": "grads"}
+    variables = dict(zip(mine.__code__.co_freevars, mine.__closure__, strict=True))
+    other = dict(zip(theirs.__code__.co_freevars, theirs.__closure__, strict=True))
+    assert cells[name] in variables
+    for key in ("grads", "params"):
+        if key in other:
+            other[key].cell_contents = variables[key].cell_contents
+    one, two = mine(), theirs()
+    one, two = (result[0] if isinstance(result, tuple) else result for result in (one, two))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_the_frozen_references_import_nothing_of_ours():
+    source = Path(frozen.__file__).read_text(encoding="utf-8")
+    assert "import clipbench" not in source
+    assert "from clipbench" not in source
+
+
+# ------------------------------------------------------------------------------------------------------------------- the page
+
+
+WRONG = {
+    "nothing": ("", ["nothing is gated"]),
+    "no TOML": ("x = [", ["this is no TOML"]),
+    "a table": ("[[bnech]]\n", ["there is no table `bnech`", "Did you mean bench?"]),
+    "one bracket": ('[bench]\nname = "x"\n', ["write [[bench]], with two brackets"]),
+    "a setting": (bench("x", mni_ratio=1.1), ["first [[bench]]: there is no setting `mni_ratio`", "Did you mean min_ratio?"]),
+    "no reference": ('[[bench]]\nname = "x"\nours = "a:b"\n', ["`reference` is missing"]),
+    "a word for a number": (bench("x", ratio='"1"'), ["`ratio` is '1', and must be a positive, finite number"]),
+    "a ratio of no machine": (bench("x", ratio=1.2), ['the ratio 1.2 of "x" holds where it was measured; name that in [machine]']),
+    "a limit below 1": (bench("x", min_ratio=0.9), ['`min_ratio` of "x" is 0.9, and must be above 1']),
+    "a name twice": (bench("x") + bench("x"), ['two benches are called "x"']),
+    "no function in a name": ('[[bench]]\nname = "x"\nours = "a"\nreference = "a:b"\n', ["`ours` of \"x\" is 'a', and must be"]),
+    "a study": ('[[learning]]\nstudy = "smke"\nbaseline = "x"\n', ['no packaged study "smke"', "Did you mean smoke?"]),
+    "an engine": (
+        '[[learning]]\nstudy = "smoke"\nbaseline = "x"\nengine = "lop"\n',
+        ["`engine` is 'lop', and must be 'loop' or 'batched'"],
+    ),
+    "a number for a word": ("[[learning]]\nstudy = 3\nbaseline = 'x'\n", ["`study` is 3, and must be text"]),
+    "a reference that is not there": (
+        bench("x").replace(":reference", ":refrence"),
+        ['"x": its reference mine.py:refrence is not there', "Did you mean reference"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_page_that_is_wrong_is_refused_in_one_sentence(page, case):
+    text, fragments = WRONG[case]
+    done = CliRunner().invoke(cli_.cli, ["gate", "--limits", str(page(text))], prog_name="clipbench")
+    assert done.exit_code == 2, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1
+    assert all(fragment in done.stderr for fragment in fragments), done.stderr
+
+
+def test_a_page_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="there is no such file"):
+        gate.read(tmp_path / "absent.toml")
+
+
+# ---------------------------------------------------------------------------------------------------------------- learning
+
+STUDY = """
+[run]
+steps = 30
+batch = 32
+lr = 0.3
+evaluations = 3
+seeds = { select = 12, report = 0 }
+
+[[workload]]
+name = "wdbc"
+
+[[optimizer]]
+name = "sgd"
+
+[[clip]]
+name = "none"
+
+[[clip]]
+name = "norm"
+max_norm = 0.3
+"""
+LEARNING = '[[learning]]\nstudy = "mine.toml"\nbaseline = "before"\nengine = "{engine}"\n'
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory):
+    """A folder with a study, a page of limits for it, and the baseline of the tree as it is."""
+    folder = tmp_path_factory.mktemp("baseline")
+    (folder / "mine.toml").write_text(STUDY)
+    done = process("run", "mine.toml", "--engine", "loop", "--no-throughput", "--out", "before", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "loop.toml").write_text(LEARNING.format(engine="loop"))
+    (folder / "batched.toml").write_text(LEARNING.format(engine="batched"))
+    return folder
+
+
+@pytest.fixture
+def copied(baseline, tmp_path):
+    """The same, to be spoiled."""
+    return Path(shutil.copytree(baseline, tmp_path / "copy"))
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """A function that returns a copy of the tree with one line changed."""
+
+    def plant(file, old, new):
+        tree = tmp_path / "tree"
+        shutil.copytree(Path(clipbench.__file__).parent, tree / "clipbench", ignore=shutil.ignore_patterns("__pycache__"))
+        path = tree / "clipbench" / file
+        text = path.read_text(encoding="utf-8")
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new), encoding="utf-8")
+        return tree
+
+    return plant
+
+
+def test_an_unchanged_tree_learns_as_it_did(baseline):
+    done = process("gate", "--limits", baseline / "loop.toml", cwd=baseline)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "24 cells, 24 same bits" in done.stdout
+
+
+def test_the_other_engine_is_within_a_tolerance(baseline):
+    done = process("gate", "--limits", baseline / "batched.toml", cwd=baseline)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "24 same bits" not in done.stdout
+
+
+IN_PLACE, PURE = (
+    "clip_grad_norm_(params, self.max_norm, float(self.norm_type))",
+    "trees.scale(grads, factor(self.max_norm, self.size",
+)
+SIGN = {
+    "loop": (f"self, params: Iterable[Tensor]) -> None:\n        {IN_PLACE}", IN_PLACE, "clip_grad_norm_(params, -self.max_norm)"),
+    "batched": (PURE, "factor(", "-factor("),
+}
+
+
+@pytest.mark.parametrize("engine", SIGN)
+def test_a_sign_error_in_a_clip_fails(baseline, planted, engine):
+    """In the in-place path of the loop, in the pure rule of lanes."""
+    line, old, new = SIGN[engine]
+    tree = planted("clips/fixed.py", line, line.replace(old, new))
+    done = process("gate", "--limits", baseline / f"{engine}.toml", cwd=baseline, tree=tree)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "wdbc, sgd + norm, lr 0.3" in done.stdout
+
+
+def test_other_last_bits_are_told_and_do_not_fail(baseline, planted):
+    """The loss a hair larger and its gradient with it: every number moves, and nothing is worse."""
+    tree = planted(
+        "workloads/tabular.py",
+        "        return nn.functional.cross_entropy(output, target)\n",
+        "        return nn.functional.cross_entropy(output, target) * (1 + 2e-7)\n",
+    )
+    done = process("gate", "--limits", baseline / "loop.toml", cwd=baseline, tree=tree)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "within a tolerance" in done.stdout
+
+
+def test_a_slower_step_fails(page, planted):
+    """As with every planted speed fault of a test, a large one: the machine may be busy."""
+    tree = planted(
+        "engines/loop.py",
+        "        self.optimizer.zero_grad()\n",
+        "        self.optimizer.zero_grad()\n        for _ in range(10):\n            self.module(inputs)\n",
+    )
+    path = page('[[bench]]\nname = "step"\nours = "clipbench.gate.ours:step"\nreference = "clipbench.gate.frozen:step"\n')
+    done = process("gate", "--limits", path, tree=tree, cwd=tree)
+    assert done.returncode == 1, done.stdout + done.stderr
+
+
+def spoil_nothing_there(folder):
+    shutil.rmtree(folder / "before")
+    return "there is no baseline"
+
+
+def spoil_schema(folder):
+    import pyarrow.parquet as pq
+
+    [path] = (folder / "before" / "cells").glob("*.parquet")
+    table = pq.read_table(path)
+    rewrite(path, table.drop_columns("outcome"))
+    return "another schema"
+
+
+def spoil_bytes(folder):
+    path = next((folder / "before" / "evals").glob("*.parquet"))
+    path.write_bytes(path.read_bytes()[:-1])
+    return "are damaged"
+
+
+def spoil_machine(folder):
+    path = folder / "before" / "environment.json"
+    page = json.loads(path.read_text())
+    for environment in page["environments"].values():
+        environment["machine"] = "pdp11"
+    path.write_text(json.dumps(page))
+    return "another machine (pdp11, here"
+
+
+def spoil_version(folder):
+    path = folder / "before" / "components.json"
+    page = json.loads(path.read_text())
+    page["clips"]["norm"]["version"] = 0
+    path.write_text(json.dumps(page))
+    return "another version of norm (0, now"
+
+
+def spoil_study(folder):
+    path = folder / "mine.toml"
+    path.write_text(path.read_text().replace("lr = 0.3", "lr = 0.2"))
+    return "another page of this study"
+
+
+def spoil_device(folder):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in [*(folder / "before" / "cells").glob("*.parquet")]:
+        table = pq.read_table(path)
+        names = table.column_names
+        table = table.set_column(names.index("device"), "device", pa.array(["cuda"] * len(table)))
+        table = table.set_column(names.index("cell"), "cell", pa.array([f"{n:016x}" for n in range(len(table))]))
+        rewrite(path, table)
+    return "another device (cuda)"
+
+
+def rewrite(path, table):
+    """A file in the place of another, with the hash of its own in its name."""
+    import hashlib
+
+    import pyarrow.parquet as pq
+
+    path.unlink()
+    pq.write_table(table, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    path.rename(path.with_name(f"{path.stem.rpartition('-')[0]}-{digest}.parquet"))
+
+
+SPOILED = [spoil_nothing_there, spoil_schema, spoil_bytes, spoil_machine, spoil_version, spoil_study, spoil_device]
+
+
+@pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__.removeprefix("spoil_"))
+def test_a_baseline_that_says_nothing_is_inconclusive_and_told_why(copied, spoil, tmp_path):
+    reason = spoil(copied)
+    done = CliRunner().invoke(
+        cli_.cli, ["gate", "--limits", str(copied / "loop.toml"), "--json", str(tmp_path / "gate.json")], prog_name="clipbench"
+    )
+    assert done.exit_code == 3, done.stdout + done.stderr
+    assert reason in done.stdout
+    assert json.loads((tmp_path / "gate.json").read_text())["verdict"] == "inconclusive"
+
+
+# ------------------------------------------------------------------------------------------------ what a difference is taken for
+
+
+def run_of(changes=None, seeds=12, processor="a processor"):
+    """One setting of a study: AUC .9, 20 updates to the target, stable; ``changes`` is a function of the seed."""
+    cells = {}
+    for seed in range(seeds):
+        row = {
+            **dict(problem="wdbc", batch=32, device="cpu", dtype="float32", arm="sgd", relative=None, lr=0.1, threads=1),
+            **dict(engine="loop", environment="e", status="completed", outcome="learned", reason=None, metric="roc_auc"),
+            **dict(threshold=None, initial_loss=0.7, final_loss=0.1, best_loss=0.1, metric_value=0.9, validation_value=0.1),
+            **dict(grad_norm_median=1.0, steps_to_target=20.0, steps=30),
+        }
+        cells[f"{seed:016x}"] = row | (changes(seed) if changes else {})
+    environments = {"e": {"processor": processor, "libraries": {"torch": "2.0"}}}
+    return learning.Run(cells, environments, {"workloads": {"wdbc": {"higher_is_better": True}}})
+
+
+def compared(changes, **where):
+    return learning.compare("x", run_of(), run_of(changes, **where), 0.01)
+
+
+def test_luck_that_falls_on_both_sides_is_no_regression():
+    found = compared(lambda seed: dict(final_loss=0.3, metric_value=0.9 + 0.05 * (-1) ** seed))
+    assert found.verdict == verdict.PASS
+    assert found.numbers["moved"] == 12
+    assert "nothing worse" in found.sentence
+
+
+WORSE = {
+    "a metric": (lambda seed: dict(metric_value=0.85 - 0.001 * seed), "roc_auc is worse"),
+    "no metric": (lambda _: dict(metric_value=None), "roc_auc is worse"),
+    "a later target": (lambda seed: dict(steps_to_target=24.0 + seed % 2), "updates to the target are more"),
+    "no target": (lambda _: dict(steps_to_target=None), "updates to the target are more"),
+    "a collapse": (lambda _: dict(outcome="collapsed"), "unstable runs are more"),
+}
+
+
+@pytest.mark.parametrize("case", WORSE)
+def test_every_seed_for_the_worse_is_a_regression(case):
+    changes, measure = WORSE[case]
+    found = compared(changes)
+    assert found.verdict == verdict.REGRESSION
+    assert measure in [test["measure"] for test in found.numbers["worse"]]
+    assert json.loads(verdict.document([found], gate.environment()))["exit_code"] == 1
+
+
+def test_every_seed_for_the_better_is_told_and_passes():
+    found = compared(lambda seed: dict(metric_value=0.95 + 0.001 * seed))
+    assert (found.verdict, found.numbers["better"]) == (verdict.PASS, 1)
+
+
+def test_a_difference_below_the_margin_does_not_count_however_regular():
+    found = compared(lambda seed: dict(final_loss=0.2, metric_value=0.895 - 1e-4 * seed))
+    assert found.verdict == verdict.PASS
+
+
+def test_a_cell_that_fails_now_is_a_regression():
+    found = compared(lambda seed: dict(status="failed", reason="it raised") if seed == 3 else {})
+    assert found.verdict == verdict.REGRESSION
+    assert "1 cells fail now, wdbc, sgd first (it raised)" in found.sentence
+
+
+def test_a_machine_that_draws_other_weights_is_not_judged():
+    def changes(seed):
+        return dict(initial_loss=0.8, metric_value=0.8 + 0.001 * seed)
+
+    assert compared(changes).verdict == verdict.REGRESSION
+    found = compared(changes, processor="another")
+    assert found.verdict == verdict.INCONCLUSIVE
+    assert "began otherwise" in found.sentence
+
+
+# ---------------------------------------------------------------------------------------------------------- what is committed
+
+
+def test_the_committed_baselines_are_whole_and_those_of_the_packaged_page(checkout):
+    page = limits.read(baselines=checkout / "results" / "gate")
+    for one in page.learnings:
+        before, _ = learning._baseline(page.baselines / one.baseline, study.read(one.study), one)
+        assert {row["engine"] for row in before.cells.values()} <= {"loop", one.engine}
+        assert Store(page.baselines / one.baseline).problems() == []
+
+
+def test_the_committed_rates_reach_what_they_must(checkout):
+    stored = json.loads((checkout / "results" / "gate" / "self-test.json").read_text(encoding="utf-8"))
+    whole = {rate["slowdown"]: rate for rate in stored["rates"] if rate["load"] is None}
+    assert whole[0.0]["checks"] >= 400
+    assert whole[0.05]["checks"] >= 100
+    assert whole[0.1]["checks"] >= 100
+    assert whole[0.0]["alarms"] / whole[0.0]["checks"] < 0.01
+    assert whole[0.05]["alarms"] / whole[0.05]["checks"] >= 0.95
+    assert whole[0.1]["alarms"] / whole[0.1]["checks"] >= 0.99
