@@ -703,3 +703,6 @@ def test_the_committed_rates_reach_what_they_must(checkout):
     assert whole[0.0]["alarms"] / whole[0.0]["checks"] < 0.01
     assert whole[0.05]["alarms"] / whole[0.05]["checks"] >= 0.95
     assert whole[0.1]["alarms"] / whole[0.1]["checks"] >= 0.99
+    rates = self_test.Rates(tuple(self_test.Rate(**rate) for rate in stored["rates"]))
+    page = (checkout / "results" / "gate" / "self-test.md").read_text(encoding="utf-8")
+    assert page == self_test.markdown(rates, stored["environment"])
