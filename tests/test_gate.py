@@ -651,6 +651,12 @@ def test_every_seed_for_the_worse_is_a_regression(case):
     assert json.loads(verdict.document([found], gate.environment()))["exit_code"] == 1
 
 
+def test_few_seeds_are_told_and_not_judged():
+    before, now = run_of(seeds=5), run_of(lambda seed: dict(metric_value=0.5 + 0.001 * seed), seeds=5)
+    found = learning.compare("x", before, now, 0.01)
+    assert (found.verdict, found.numbers["moved"], found.numbers["tests"]) == (verdict.PASS, 5, 0)
+
+
 def test_every_seed_for_the_better_is_told_and_passes():
     found = compared(lambda seed: dict(metric_value=0.95 + 0.001 * seed))
     assert (found.verdict, found.numbers["better"]) == (verdict.PASS, 1)
@@ -697,3 +703,6 @@ def test_the_committed_rates_reach_what_they_must(checkout):
     assert whole[0.0]["alarms"] / whole[0.0]["checks"] < 0.01
     assert whole[0.05]["alarms"] / whole[0.05]["checks"] >= 0.95
     assert whole[0.1]["alarms"] / whole[0.1]["checks"] >= 0.99
+    rates = self_test.Rates(tuple(self_test.Rate(**rate) for rate in stored["rates"]))
+    page = (checkout / "results" / "gate" / "self-test.md").read_text(encoding="utf-8")
+    assert page == self_test.markdown(rates, stored["environment"])

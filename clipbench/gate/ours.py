@@ -106,7 +106,7 @@ def feed() -> Work:
 
 
 def lanes() -> Work:
-    """A measured step of sixteen lanes of the batched engine."""
+    """A measured step of eight lanes of the batched engine."""
     together = lanes_.Lanes([_job() for _ in range(frozen.LANES)])
     inputs, targets = together.draw()
 

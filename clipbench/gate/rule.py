@@ -1,7 +1,7 @@
 """The rule of the speed gate, on arrays of seconds: when a benchmark is slower than its reference, and when nobody can tell.
 
 Two statistics of samples that were taken in turn. The *least ratio* compares the shortest sample of each side: what the work takes
-when nothing disturbs it. The *paired median* compares the samples of each round, over the quieter half of the rounds: what a
+when nothing disturbs it. The *paired median* compares the samples of each round, over the quietest quarter of the rounds: what a
 disturbance shared by both leaves alone. Under load either goes astray by itself, and seldom both to the same side. So an alarm
 takes both; and the reference stands in for our side as well, in an arm of its own: where both stray there, the machine speaks, and
 not the code.
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 AGREEMENT = 0.03  # within which the reference must find itself
-QUIETER = 0.5  # the share of the rounds that the paired median is taken over
+QUIETEST = 0.25  # the share of the rounds that the paired median is taken over
 PASS, ALARM, INCONCLUSIVE = "pass", "alarm", "inconclusive"
 
 
@@ -59,9 +59,9 @@ class Samples:
 
 
 def compared(ours: Array, reference: Array) -> tuple[float, float]:
-    """The least ratio, and the paired median over the quieter half of the rounds, by both samples' lengths."""
+    """The least ratio, and the paired median over the quietest quarter of the rounds, by both samples' lengths."""
     disturbed = ours / ours.min() + reference / reference.min()
-    quiet = np.argsort(disturbed, kind="stable")[: max(1, round(QUIETER * len(ours)))]
+    quiet = np.argsort(disturbed, kind="stable")[: max(1, round(QUIETEST * len(ours)))]
     return float(ours.min() / reference.min()), float(np.median(ours[quiet] / reference[quiet]))
 
 

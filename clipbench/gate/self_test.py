@@ -135,7 +135,7 @@ def _rates(checks: Sequence[Check]) -> Iterator[Rate]:
 
 def _kind(rate: Rate) -> str:
     what = "false alarms" if rate.slowdown == 0 else f"{rate.slowdown:.0%} slowdowns found"
-    return what + {None: "", False: ", nothing beside", True: f", {HOGS} processes beside"}[rate.load]
+    return what + {None: "", False: ", no load added", True: f", {HOGS} busy processes beside"}[rate.load]
 
 
 def text(rates: Rates) -> str:

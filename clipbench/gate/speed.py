@@ -69,7 +69,7 @@ def _finding(bench: Bench, verdict: str, measured: list[Samples | Broken], machi
         "rounds": len(first.ours),
         "processes": len(measured),
     }
-    ratios = f"{least:.3f} × the reference at least, {paired:.3f} × in the median"
+    ratios = f"least ratio {least:.3f}, paired median {paired:.3f}"
     expected = "" if bench.ratio == 1 else f", {bench.ratio:g} expected"
     finding = Finding("speed", bench.name, PASS, f"{ratios}{expected}.", numbers)
     if verdict == rule.PASS:
@@ -78,7 +78,7 @@ def _finding(bench: Bench, verdict: str, measured: list[Samples | Broken], machi
     if verdict == rule.INCONCLUSIVE:
         noise = f"this machine is too noisy now: the reference takes {first.ratios_again[1]:.3f} × its own time"
         if first.agrees:
-            noise = f"{ratios}{expected}, and in a fresh process the machine was too noisy to tell"
+            noise = f"{ratios}{expected}; in a fresh process the machine was too noisy to tell"
         return replace(finding, verdict=INCONCLUSIVE, sentence=f"{noise}.")
     if bench.ratio != 1 and machine != here:
         there = f"{machine.processor}, torch {machine.torch}" if machine else "another machine"
