@@ -106,8 +106,9 @@ def one_pass(group: Group, params: list[Tensor]) -> Kernel | None:
 def step_clamped(kernel: Kernel, group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, limit: float) -> None:
     """SGD with momentum by clamped gradients, which are read once and not written."""
     settings = (limit, group["lr"], group["momentum"], 1 - group["dampening"], group["weight_decay"])
-    # As tensors: numbers would be compiled into the kernel, and every learning rate be another one.
-    *scalars, decay = (torch.tensor(float(value), dtype=torch.float64) for value in settings)
+    # As tensors: numbers would be compiled into the kernel, and every learning rate be another one. In the weights' dtype: with
+    # wider ones every element would be widened.
+    *scalars, decay = (torch.tensor(float(value), dtype=params[0].dtype) for value in settings)
     for tensors in zip(params, grads, kept["momentum_buffer"], strict=True):
         kernel(*(tensor.view(-1) for tensor in tensors), *scalars, decay if group["weight_decay"] else None)
 
@@ -115,9 +116,11 @@ def step_clamped(kernel: Kernel, group: Group, params: list[Tensor], grads: list
 @cache
 def _compiled() -> Kernel | None:
     """The kernel, made and tried once in a process; None, with a warning, where there is no compiler for it."""
-    kernel: Kernel = torch.compile(_clamped_sgd, dynamic=True)
     try:
-        kernel(*(torch.zeros(LARGE) for _ in range(3)), *(torch.tensor(0.0, dtype=torch.float64) for _ in range(4)), None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch's own of itself
+            kernel: Kernel = torch.compile(_clamped_sgd, dynamic=True)
+            kernel(*(torch.zeros(LARGE) for _ in range(3)), *(torch.zeros(()) for _ in range(4)), None)
     except Exception as error:  # noqa: BLE001 - a compiler that is missing or fails may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(f"torch cannot compile here ({reason}): the clip and the step take a pass each.", stacklevel=4)
