@@ -547,6 +547,14 @@ def test_the_quickest_is_the_least_beside_the_default_and_the_default_where_noth
     assert best.loc["value", "best_ratio"] == pytest.approx(2.0)
 
 
+def test_one_that_is_surely_quicker_is_not_hidden_by_one_that_may_be():
+    found = survey(synthetic.surveyed(SURVEYED)).set_index(["implementation", "clip"])
+    found.loc[("flat", "norm"), ["relative", "relative_high"]] = (0.60, 1.05)
+    found.loc[("fused", "norm"), ["relative", "relative_high"]] = (0.62, 0.63)
+    best = analysis.quickest(found.reset_index()).set_index("clip")
+    assert best.loc["norm", "implementation"] == "fused"
+
+
 def test_without_torchs_default_there_is_nothing_to_be_quicker_than():
     assert analysis.quickest(survey(synthetic.surveyed({"flat": SURVEYED["flat"]}))).empty
 

@@ -300,6 +300,16 @@ def transpose(params, _):
     params[1].grad = params[1].grad.t()
 
 
+def turn(params, _):
+    """A square weight, under a gradient that stays as it lay: same address, other element beside other element."""
+    params[1].data = params[1].data.t()
+
+
+def turn_in_place(params, _):
+    with torch.no_grad():
+        params[1].t_()
+
+
 def lose_gradient(params, _):
     params[1].grad = None
 
@@ -364,6 +374,8 @@ def in_place(params, optimizer):
 CHANGES = [
     reassign,
     transpose,
+    turn,
+    turn_in_place,
     lose_gradient,
     transposed_gradient,
     load_own_state,
@@ -561,6 +573,39 @@ def test_two_dtypes_in_one_optimizer_go_to_the_pair():
         twins.append(params)
         assert optimizer not in fast._plans
     assert all(map(torch.equal, *twins))
+
+
+def test_a_step_in_inference_mode_spoils_none_after_it():
+    twins = Twins()
+    twins.step()
+    with torch.inference_mode():
+        for go, one in zip((quick, pair), twins.optimizers, strict=True):
+            go(one, NORM, 1.0)
+    for _ in range(2):
+        twins.step()
+        twins.agree()
+
+
+def test_another_default_device_is_not_the_parameters():
+    twins = Twins(settings={"momentum": 0.9, "nesterov": True}, threshold=0.1)
+    twins.step()
+    for optimizer in twins.optimizers:
+        fill(optimizer.param_groups[0]["params"], 5)
+    with torch.device("meta"):
+        quick(twins.optimizers[0], NORM, 0.1)
+    pair(twins.optimizers[1], NORM, 0.1)
+    twins.agree()
+    assert twins.planned
+
+
+def test_a_step_replaced_for_all_optimizers_of_a_class_is_called(monkeypatch):
+    twins, called = Twins(), []
+    twins.step()
+    kept = SGD.step
+    monkeypatch.setattr(SGD, "step", lambda self: (called.append(self), kept(self))[1])
+    twins.step()
+    twins.agree()
+    assert called == twins.optimizers
 
 
 def test_sparse_gradients_go_to_the_pair():

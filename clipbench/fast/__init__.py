@@ -32,7 +32,7 @@ def norm_clipped_step(optimizer: Optimizer, max_norm: float) -> Tensor:
     tensors on one device, from the second step on; everything else is given to the pair itself. Nothing waits for a CUDA device.
 
     What ``.grad`` holds afterwards is not promised: the pair leaves it clipped, the fast way may leave it as it was. With a
-    ``GradScaler``, whose own ``step`` may skip one, keep the pair.
+    ``GradScaler``, whose own ``step`` may skip one, and with gradients that share memory, keep the pair.
 
     :param optimizer: any torch optimizer; the clip is over all its parameters that have a gradient.
     :param max_norm: from 0 to infinity, in units of the gradient.

@@ -49,7 +49,7 @@ def _step_scaled(group: Group, params: list[Tensor], grads: list[Tensor], kept: 
     scale = None
     if isinstance(coefficient, Tensor) or coefficient != 1:
         if params[0].dtype is torch.float32:
-            scale = torch.as_tensor(coefficient, dtype=torch.float32).reciprocal()
+            scale = torch.as_tensor(coefficient, dtype=torch.float32, device=params[0].device).reciprocal()
         else:
             torch._foreach_mul_(grads, coefficient)
     if "step" in kept:
@@ -108,7 +108,7 @@ def step_clamped(kernel: Kernel, group: Group, params: list[Tensor], grads: list
     settings = (limit, group["lr"], group["momentum"], 1 - group["dampening"], group["weight_decay"])
     # As tensors: numbers would be compiled into the kernel, and every learning rate be another one. In the weights' dtype: with
     # wider ones every element would be widened.
-    *scalars, decay = (torch.tensor(float(value), dtype=params[0].dtype) for value in settings)
+    *scalars, decay = (torch.tensor(float(value), dtype=params[0].dtype, device=params[0].device) for value in settings)
     for tensors in zip(params, grads, kept["momentum_buffer"], strict=True):
         kernel(*(tensor.view(-1) for tensor in tensors), *scalars, decay if group["weight_decay"] else None)
 
@@ -120,7 +120,7 @@ def _compiled() -> Kernel | None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch's own of itself
             kernel: Kernel = torch.compile(_clamped_sgd, dynamic=True)
-            kernel(*(torch.zeros(LARGE) for _ in range(3)), *(torch.zeros(()) for _ in range(4)), None)
+            kernel(*(torch.zeros(size, device="cpu") for size in (LARGE, LARGE, LARGE, (), (), (), ())), None)
     except Exception as error:  # noqa: BLE001 - a compiler that is missing or fails may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(f"torch cannot compile here ({reason}): the clip and the step take a pass each.", stacklevel=4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import repeat
-from operator import is_, itemgetter
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import torch
@@ -26,12 +26,14 @@ def steps_plainly(optimizer: Optimizer) -> bool:
     own = vars(optimizer)
     return (
         type(optimizer) in (SGD, Adam, AdamW)
+        and type(optimizer).step.__module__.startswith("torch.optim.")  # whoever replaces it wants to be asked
         and ("step" not in own or hasattr(own["step"], "_wrapped_by_lr_sched"))
         and not own["_optimizer_step_pre_hooks"]
         and not own["_optimizer_step_post_hooks"]
         and not _global_optimizer_pre_hooks
         and not _global_optimizer_post_hooks
         and not torch.compiler.is_compiling()
+        and not torch.is_inference_mode_enabled()
     )
 
 
@@ -119,6 +121,7 @@ class Plan:
         self.sizes = [param.numel() for param in params]
         self.layouts = [_layout(param) for param in params]
         self.contiguous = all(param.is_contiguous() for param in params)
+        self.turnable = [param for param in params if len(_layout(param)) > 1]  # in place, at the same address
         self.on_cpu = params[0].is_cpu
         small = [index for index, size in enumerate(self.sizes) if size <= SMALL] if self.on_cpu else []
         self.large = sorted(set(range(len(params))) - set(small))
@@ -155,14 +158,21 @@ class Plan:
         """The gradients, where the plan still holds for them and for all the optimizer has; else None."""
         if not (self._has_groups(optimizer) and self._has_state(optimizer)):
             return None
-        grads: list[Any] = [param.grad for param in self.params]
-        if any(map(is_, grads, repeat(None))) or (self.idle and any(param.grad is not None for param in self.idle)):
+        if self.idle and any(param.grad is not None for param in self.idle):
             return None
-        lie_alike = (
-            list(map(Tensor.data_ptr, self.params)) == self.pointers
-            and list(map(Tensor.numel, grads)) == self.sizes
-            and (all(map(Tensor.is_contiguous, grads)) if self.contiguous else list(map(_layout, grads)) == self.layouts)
-        )
+        grads: list[Any] = list(map(attrgetter("grad"), self.params))
+        try:
+            lie_alike = (
+                list(map(Tensor.data_ptr, self.params)) == self.pointers
+                and list(map(Tensor.numel, grads)) == self.sizes
+                and (
+                    all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, self.turnable))
+                    if self.contiguous
+                    else list(map(_layout, grads)) == self.layouts and list(map(_layout, self.params)) == self.layouts
+                )
+            )
+        except TypeError:  # one is None; to look for that first would take as long as all the rest
+            return None
         return grads if lie_alike else None
 
     def _has_groups(self, optimizer: Optimizer) -> bool:

@@ -51,7 +51,12 @@ def surveys(jobs: Sequence[Job], sizes: Mapping[str, Sequence[Shape]], implement
         for (device, dtype, _), mine in places.items():
             if threads > 1 and device != "cpu":
                 continue
-            clips = {job.cell.clip.label: (job.cell.clip, job.clip_settings) for job in mine[0] if job.cell.on == GRADIENT}
+            clips = {
+                job.cell.clip.label: (job.cell.clip, job.clip_settings)
+                for bench in mine
+                for job in bench
+                if job.cell.on == GRADIENT
+            }
             workloads = {bench[0].cell.problem: bench[0].cell.workload for bench in mine}
             optimizer = _bare(mine[0][0].cell.optimizer)
             found.append(AtSizes(optimizer, clips, sizes, workloads, device, dtype, implementations, threads))
