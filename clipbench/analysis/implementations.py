@@ -68,8 +68,8 @@ def implementations(throughput: pd.DataFrame) -> pd.DataFrame:
 def quickest(found: pd.DataFrame) -> pd.DataFrame:
     """For every size, optimizer and clip: torch's default (``default_*``) and the quickest ``implementation`` (``best_*``).
 
-    The quickest is the one of the least ``relative``, which a load that came and went has met as it has met the default; where there
-    are any, of those whose interval lies below 1: an estimate that is least by luck must not hide one that is sure.
+    The quickest is the one of the least ``relative``, which a load that came and went has met as it has met the default. Where
+    some have an interval below 1 it is one of them: an estimate that is least by luck must not hide one that is sure.
     """
     place = [*SIZED, "optimizer", "clip"]
     sides = {name: [f"{side}_{name}" for side in ("default", "best")] for name in MEASURES if name not in ("size", "threshold")}
