@@ -638,6 +638,9 @@ WORSE = {
     "no metric": (lambda _: dict(metric_value=None), "roc_auc is worse"),
     "a later target": (lambda seed: dict(steps_to_target=24.0 + seed % 2), "updates to the target are more"),
     "no target": (lambda _: dict(steps_to_target=None), "updates to the target are more"),
+    "a metric, alike in all": (lambda _: dict(metric_value=0.5), "roc_auc is worse"),
+    "a metric, one far off": (lambda seed: dict(metric_value=0.85 if seed else 0.0), "roc_auc is worse"),
+    "a later target, alike in all": (lambda _: dict(steps_to_target=30.0), "updates to the target are more"),
     "a collapse": (lambda _: dict(outcome="collapsed"), "unstable runs are more"),
 }
 
@@ -647,7 +650,8 @@ def test_every_seed_for_the_worse_is_a_regression(case):
     changes, measure = WORSE[case]
     found = compared(changes)
     assert found.verdict == verdict.REGRESSION
-    assert measure in [test["measure"] for test in found.numbers["worse"]]
+    [told] = [test for test in found.numbers["worse"] if test["measure"] == measure]
+    assert told["p"] <= found.numbers["tests"] * 2 / 2**12 * (1 + 1e-9)
     assert json.loads(verdict.document([found], gate.environment()))["exit_code"] == 1
 
 
