@@ -655,15 +655,55 @@ def test_every_seed_for_the_worse_is_a_regression(case):
     assert json.loads(verdict.document([found], gate.environment()))["exit_code"] == 1
 
 
-def test_few_seeds_are_told_and_not_judged():
-    before, now = run_of(seeds=5), run_of(lambda seed: dict(metric_value=0.5 + 0.001 * seed), seeds=5)
-    found = learning.compare("x", before, now, 0.01)
-    assert (found.verdict, found.numbers["moved"], found.numbers["tests"]) == (verdict.PASS, 5, 0)
+def few(changes, version=1, outcome="learned", seeds=5, **where):
+    """A setting of five seeds before and now, by a workload of this version."""
+    parts = {kind: {"name": "x", "version": 1, "settings": {}} for kind in ("workload", "optimizer", "clip")}
+    parts["clip"]["version"] = version
+    settings = dict(settings=json.dumps(parts), outcome=outcome)
+    before, now = (
+        run_of(lambda seed, c=c: settings | c(seed), seeds=seeds, **w) for c, w in ((lambda _: {}, {}), (changes, where))
+    )
+    return learning.compare("x", before, now, 0.01)
+
+
+def halved(seed):
+    return dict(metric_value=0.5 + 0.001 * seed, final_loss=0.3)
+
+
+def test_few_seeds_that_moved_with_no_version_raised_are_a_regression():
+    found = few(halved)
+    assert (found.verdict, found.numbers["moved"], found.numbers["tests"]) == (verdict.REGRESSION, 5, 0)
+    assert "5 cells of stable runs moved, wdbc, sgd, lr 0.1 first, and nobody said so" in found.sentence
+
+
+@pytest.mark.parametrize("case", [dict(processor="another"), dict(version="0123456789abcdef")], ids=["elsewhere", "a plug-in"])
+def test_few_seeds_that_moved_for_another_reason_are_inconclusive(case):
+    found = few(halved, **case)
+    assert found.verdict == verdict.INCONCLUSIVE
+    assert "5 seeds are too few to tell worse from luck. " in found.sentence
+
+
+def test_few_seeds_within_the_tolerance_or_unstable_before_pass():
+    assert few(lambda _: dict(final_loss=0.1 + 1e-7)).verdict == verdict.PASS
+    assert few(halved, outcome="collapsed").verdict == verdict.PASS
+
+
+def test_seeds_too_few_for_the_number_of_tests_are_inconclusive():
+    """Six pairs of one sign give 2/2⁶: enough for one test, not for two."""
+    one = few(lambda _: dict(metric_value=0.5), seeds=6)
+    two = few(lambda _: dict(metric_value=0.5, steps_to_target=30.0), seeds=6)
+    assert (one.verdict, two.verdict) == (verdict.REGRESSION, verdict.INCONCLUSIVE)
+    assert "6 seeds are too few to tell worse from luck in 2 tests" in two.sentence
 
 
 def test_every_seed_for_the_better_is_told_and_passes():
     found = compared(lambda seed: dict(metric_value=0.95 + 0.001 * seed))
     assert (found.verdict, found.numbers["better"]) == (verdict.PASS, 1)
+
+
+def test_one_seed_far_worse_does_not_turn_the_others_into_worse():
+    found = compared(lambda seed: dict(metric_value=0.95 + 0.001 * seed if seed else 0.0))
+    assert (found.verdict, found.numbers["worse"]) == (verdict.PASS, [])
 
 
 def test_a_difference_below_the_margin_does_not_count_however_regular():
