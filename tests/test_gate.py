@@ -204,6 +204,16 @@ def nan():
     return lambda: float("nan")
 
 
+def late():
+    calls = iter(range(10**9))
+    return lambda: {"loss": [0.0 if next(calls) < 100 else float("nan")]}
+
+
+def later():
+    calls = iter(range(100))
+    return lambda: next(calls)
+
+
 def number():
     return 3.0
 
@@ -225,11 +235,11 @@ def files(tmp_path_factory):
 
 
 def test_what_can_be_wrong_with_a_benchmark_is_told_and_the_others_are_measured(files):
-    names = ("ours", "nan", "vanished", "dies", "raises", "number", "reference")
+    names = ("ours", "nan", "vanished", "dies", "raises", "number", "late", "later", "reference")
     tasks = [Task(Bench(name, f"mine.py:{name}", "mine.py:reference")) for name in names]
     tasks += [Task(Bench("absent", "absent.py:x", "mine.py:reference")), Task(Bench("long", "mine.py:ours", "mine.py:long"))]
     tasks += [Task(Bench("module", "mine_absent:x", "mine.py:reference"))]
-    first, nan, vanished, dies, raises, number, last, absent, long, module = arms.measure(tasks, files)
+    first, nan, vanished, dies, raises, number, late, later, last, absent, long, module = arms.measure(tasks, files)
     assert isinstance(first, Samples)
     assert isinstance(last, Samples)
     assert len(last.ours) >= arms.ROUNDS
@@ -237,16 +247,44 @@ def test_what_can_be_wrong_with_a_benchmark_is_told_and_the_others_are_measured(
     assert (vanished.fault, vanished.reason[:31]) == ("ours", "mine.py:vanished is not there (")
     assert dies == Broken("its process ended with code 7")
     assert raises == Broken("it raised ValueError: no way")
+    assert late == Broken("it returned nan in a dict")
+    assert later == Broken("it raised StopIteration")
     assert number == Broken("mine.py:number returned float, not a function to be timed")
     assert absent.reason.startswith("absent.py:x is not there")
     assert module.reason.startswith("mine_absent:x is not there")
     assert (long.fault, "2 ms is the most" in long.reason) == ("machine", True)
 
 
-def test_a_tensor_that_is_not_finite_is_as_bad_as_a_number():
+NAN = float("nan")
+NOT_FINITE = [
+    *(torch.tensor(-np.inf), torch.tensor([1.0, NAN], dtype=torch.bfloat16), torch.tensor(complex(0, NAN))),
+    *(np.float32(NAN), np.array([[1.0, NAN]]), (1, [NAN]), {"w": torch.tensor([NAN]), "b": 1.0}, (torch.ones(2), {"x": (np.inf,)})),
+]
+
+
+@pytest.mark.parametrize("result", NOT_FINITE, ids=str)
+def test_a_number_that_is_not_finite_is_found_wherever_it_is(result):
     steady = iter(range(10**9)).__next__
-    with pytest.raises(arms._NoSamples, match="returned inf"):
-        arms.timed([lambda: torch.tensor(float("inf")), steady, steady], (1.03, 1.02))
+    with pytest.raises(arms._NoSamples, match=r"^it returned .*(inf|nan)") as error:
+        arms.timed([lambda: result, steady, steady], (1.03, 1.02))
+    assert error.value.broken.fault == "ours"
+    with pytest.raises(arms._NoSamples, match=r"^returned .*(inf|nan)") as error:
+        arms.timed([steady, steady, lambda: result], (1.03, 1.02))
+    assert error.value.broken.fault == "page"
+
+
+def test_what_is_no_number_or_finite_is_let_be():
+    things = [
+        "nan",
+        None,
+        object(),
+        True,
+        np.array(["nan"]),
+        torch.ones(2, dtype=torch.int32),
+        np.datetime64("NaT"),
+        {"a": [(), {}]},
+    ]
+    assert [list(arms._not_finite(thing)) for thing in [*things, things]] == [[]] * (len(things) + 1)
 
 
 def test_work_is_added_that_takes_the_time_asked_for():
@@ -336,9 +374,8 @@ def test_the_packaged_benchmarks_work_on_both_sides(bench):
     denormals = torch.tensor([1e-40]).mul(1.0).item() == 0
     mine, theirs = (arms._arm(name, "ours", Path()) for name in (bench.ours, bench.reference))
     for _ in range(3):
-        one, other = mine(), theirs()
-    arms._check(one)
-    arms._check(other)
+        arms._check(mine, "ours")
+        arms._check(theirs, "reference")
     assert (torch.tensor([1e-40]).mul(1.0).item() == 0) == denormals
 
 
@@ -399,6 +436,17 @@ def test_a_page_that_is_wrong_is_refused_in_one_sentence(page, case):
     assert done.exit_code == 2, done.stdout + done.stderr
     assert done.stderr.count("\n") == 1
     assert all(fragment in done.stderr for fragment in fragments), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [("raises", "raised ValueError: no way"), ("later", "raised StopIteration"), ("late", "returned nan in a dict")],
+)
+def test_a_reference_that_fails_is_the_pages_fault(page, reference, said):
+    path = page(bench("x").replace(":reference", f":{reference}"))
+    done = CliRunner().invoke(cli_.cli, ["gate", "--limits", str(path)], prog_name="clipbench")
+    assert done.exit_code == 2, done.stdout + done.stderr
+    assert f'"x": its reference {said}' in done.stderr
 
 
 def test_a_page_that_is_not_there_is_refused(tmp_path):
