@@ -255,6 +255,13 @@ def test_what_can_be_wrong_with_a_benchmark_is_told_and_the_others_are_measured(
     assert (long.fault, "2 ms is the most" in long.reason) == ("machine", True)
 
 
+def test_files_beside_the_page_import_each_other(files, tmp_path):
+    shutil.copy(files / "mine.py", tmp_path / "signum_of_mine.py")
+    (tmp_path / "both.py").write_text("from signum_of_mine import ours, reference\n")
+    [found] = arms.measure([Task(Bench("x", "both.py:ours", "signum_of_mine:reference"))], tmp_path)
+    assert isinstance(found, Samples), found
+
+
 NAN = float("nan")
 NOT_FINITE = [
     *(torch.tensor(-np.inf), torch.tensor([1.0, NAN], dtype=torch.bfloat16), torch.tensor(complex(0, NAN))),

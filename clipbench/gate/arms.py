@@ -10,6 +10,7 @@ import gc
 import importlib
 import multiprocessing
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -96,6 +97,7 @@ def _in_a_process(tasks: Sequence[Task], files: Path) -> list[Samples | Broken]:
 def _serve(pipe: connection.Connection, tasks: Sequence[Task], files: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
     schedule.prepare(1)
+    sys.path.insert(0, str(files))  # as a script has its folder there: files beside the page may import each other
     with suppress(BrokenPipeError):
         pipe.send(None)
         for task in tasks:
