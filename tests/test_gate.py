@@ -15,8 +15,8 @@ import torch
 from click.testing import CliRunner
 
 import clipbench
+from clipbench import cell, gate, study
 from clipbench import cli as cli_
-from clipbench import gate, study
 from clipbench.gate import arms, frozen, learning, limits, ours, rule, self_test, speed, verdict
 from clipbench.gate.arms import Broken, Task
 from clipbench.gate.limits import Bench, Machine
@@ -553,6 +553,39 @@ def test_a_sign_error_in_a_clip_fails(baseline, planted, engine):
     assert "wdbc, sgd + norm, lr 0.3" in done.stdout
 
 
+PLUGIN = """
+from clipbench import Positive, optimizer
+
+
+@optimizer("signum-of-mine")
+class Signum:
+    \"\"\"The sign of the gradient.\"\"\"
+
+    def init(self, params):
+        return {}
+
+    def update(self, grads, state, params):
+        return {name: grad.sign() for name, grad in grads.items()}, state
+"""
+
+
+def test_an_edited_component_of_the_users_own_is_judged(tmp_path):
+    """Its version is the hash of its file: an edit that changes no number passes, a flipped sign is a regression."""
+    (tmp_path / "signum.py").write_text(PLUGIN)
+    study_ = STUDY.replace('"sgd"', '"signum-of-mine"').replace("lr = 0.3", "lr = 0.01")
+    (tmp_path / "mine.toml").write_text('use = ["signum.py"]\n' + study_)
+    (tmp_path / "gate.toml").write_text(LEARNING.format(engine="loop"))
+    done = process("run", "mine.toml", "--engine", "loop", "--no-throughput", "--out", "before", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "signum.py").write_text(PLUGIN + "# an edit\n")
+    done = process("gate", "--limits", "gate.toml", cwd=tmp_path)
+    assert (done.returncode, "24 cells, 24 same bits" in done.stdout) == (0, True), done.stdout + done.stderr
+    (tmp_path / "signum.py").write_text(PLUGIN.replace("grad.sign()", "-grad.sign()"))
+    done = process("gate", "--limits", "gate.toml", cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "wdbc, signum-of-mine" in done.stdout
+
+
 def test_other_last_bits_are_told_and_do_not_fail(baseline, planted):
     """The loss a hair larger and its gradient with it: every number moves, and nothing is worse."""
     tree = planted(
@@ -628,7 +661,9 @@ def spoil_device(folder):
         table = pq.read_table(path)
         names = table.column_names
         table = table.set_column(names.index("device"), "device", pa.array(["cuda"] * len(table)))
-        table = table.set_column(names.index("cell"), "cell", pa.array([f"{n:016x}" for n in range(len(table))]))
+        settings = [text.replace('"device":"cpu"', '"device":"cuda"') for text in table.column("settings").to_pylist()]
+        table = table.set_column(names.index("settings"), "settings", pa.array(settings))
+        table = table.set_column(names.index("cell"), "cell", pa.array([cell.identity(text) for text in settings]))
         rewrite(path, table)
     return "another device (cuda)"
 

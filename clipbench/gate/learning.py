@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from clipbench import protocol, registry, statistics
+from clipbench.cell import identity
 from clipbench.gate.limits import Learning, Limits
 from clipbench.gate.verdict import INCONCLUSIVE, PASS, REGRESSION, Finding
 from clipbench.protocol import pages
@@ -56,7 +57,7 @@ class Unusable(Exception):  # noqa: N818 - an answer, not an error
 
 @dataclass(frozen=True)
 class Run:
-    """The cells of one store by identity, and what its pages say of the machines and the components."""
+    """The cells of one store by identity (as `paired` has it), and what its pages say of the machines and the components."""
 
     cells: dict[str, Row]
     environments: dict[str, Any]
@@ -103,7 +104,7 @@ def _baseline(folder: Path, page: Study, learning: Learning) -> tuple[Run, dict[
                 raise Unusable(f"the baseline is of another {what} ({environment.get(what)}, here {here.get(what)}); {again}")
     if moved := _other_versions(found.components, pages.components(asked.cells)):
         raise Unusable(f"the baseline was made with another version of {', '.join(moved)}; {again}")
-    if {cell.id for cell in asked.cells} - set(found.cells):
+    if {paired(cell.canonical) for cell in asked.cells} - set(found.cells):
         devices = {row["device"] for row in found.cells.values()}
         other = {cell.device for cell in asked.cells} - devices
         what = f"of another device ({', '.join(sorted(devices))})" if other else "of another page of this study"
@@ -116,12 +117,14 @@ def _short(error: BaseException) -> str:
 
 
 def _other_versions(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The components that both know, in different versions."""
+    """The components that both know, in different versions; a plug-in's is the hash of its file, and any edit is what is judged."""
     return [
         f"{label} ({before[kind][label]['version']}, now {one['version']})"
         for kind, known in now.items()
         for label, one in known.items()
-        if label in before.get(kind, {}) and before[kind][label]["version"] != one["version"]
+        if label in before.get(kind, {})
+        and before[kind][label]["version"] != one["version"]
+        and not (isinstance(one["version"], str) and isinstance(before[kind][label]["version"], str))
     ]
 
 
@@ -136,15 +139,27 @@ def _run(page: Study, engine: str, engines: dict[str, Any], workers: int | None,
 
 
 def run_of(store: Store) -> Run:
-    """What a store holds; of each cell also its validation losses, and its curve where that was kept."""
-    cells: dict[str, Row] = {row["cell"]: row for row in store.read("cells").to_dict("records")}
+    """What a store holds; of each cell also its validation losses, and its curve where that was kept.
+
+    Of cells that an edited plug-in has made twice, the later ones.
+    """
+    rows: dict[str, Row] = {row["cell"]: row for row in store.read("cells").sort_values("created").to_dict("records")}
     evals, curves = store.read("evals"), store.read("curves")
     losses = evals[evals["metric"] == "loss"].sort_values(["cell", "split", "step"])
     for name, frame, column in (("evaluations", losses, "value"), ("curve", curves.sort_values(["cell", "step"]), "loss")):
         for cell, some in frame.groupby("cell"):
-            if cell in cells:
-                cells[cell][name] = some[column].to_numpy(float, na_value=np.nan)
+            if cell in rows:
+                rows[cell][name] = some[column].to_numpy(float, na_value=np.nan)
+    cells = {paired(row["settings"]): row for row in rows.values()}
     return Run(cells, store.page("environment").get("environments", {}), store.page("components"))
+
+
+def paired(canonical: str) -> str:
+    """The identity of a cell, with the versions left open that are the hash of a file: the file under test is what is judged."""
+    document = json.loads(canonical)
+    parts = {kind: document[kind] for kind in registry.KINDS}
+    opened = {kind: part | {"version": ""} for kind, part in parts.items() if isinstance(part["version"], str)}
+    return identity(json.dumps(document | opened, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
 
 
 # ------------------------------------------------------------------------------------------------------------------- comparing
