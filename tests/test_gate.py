@@ -365,6 +365,26 @@ def test_rates_are_told_with_their_bounds():
     assert "not as good as it must be: 10% slowdowns found" in self_test.text(rates)
 
 
+def test_a_machine_on_which_nothing_can_be_measured_gives_no_rates(page, tmp_path, monkeypatch):
+    broken = Broken("one call of its reference takes 3.0 ms here, and 2 ms is the most", "machine")
+    monkeypatch.setattr(speed, "measure", lambda tasks, _: [broken] * len(tasks))
+    given = ["gate", "--limits", str(page(bench("tiny"))), "--self-test", "--checks", "4", "--json", str(tmp_path / "rates.json")]
+    done = CliRunner().invoke(cli_.cli, [*given, "--markdown", str(tmp_path / "rates.md")], prog_name="clipbench")
+    assert done.exit_code == 3, done.stdout + done.stderr
+    stored = json.loads((tmp_path / "rates.json").read_text(), parse_constant=pytest.fail)
+    assert (stored["holds"], {rate["least_ratio"] for rate in stored["rates"]}) == (None, {None})
+    assert "cannot be told here" in done.stdout
+
+
+@pytest.mark.parametrize("option", ["--markdown", "--json"])
+def test_a_file_that_could_not_be_written_is_refused_before_anything_is_measured(page, tmp_path, option, monkeypatch):
+    monkeypatch.setattr(gate, "run", lambda *_: pytest.fail("it was measured"))
+    given = ["gate", "--limits", str(page(bench("tiny"))), option, str(tmp_path / "absent" / "gate.txt")]
+    done = CliRunner().invoke(cli_.cli, given, prog_name="clipbench")
+    assert done.exit_code == 2, done.stdout + done.stderr
+    assert f"{option}: there is no folder" in done.stderr
+
+
 def test_load_ends_with_the_self_test():
     with self_test.hogs(2):
         pass
