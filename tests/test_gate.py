@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 import clipbench
-from clipbench import cell, gate, study
+from clipbench import cell, gate, registry, study
 from clipbench import cli as cli_
 from clipbench.gate import arms, frozen, learning, limits, ours, rule, self_test, speed, verdict
 from clipbench.gate.arms import Broken, Task
@@ -846,6 +846,16 @@ def test_the_committed_baselines_are_whole_and_those_of_the_packaged_page(checko
         before, _ = learning._baseline(page.baselines / one.baseline, study.read(one.study), one)
         assert {row["engine"] for row in before.cells.values()} <= {"loop", one.engine}
         assert Store(page.baselines / one.baseline).problems() == []
+
+
+def test_the_packaged_study_meets_every_clip_and_has_the_seeds_for_all_its_tests():
+    cells = study.read("gate").cells()
+    assert {one.clip.name for one in cells} == set(registry.names("clip"))
+    settings = {}
+    for one in cells:
+        settings.setdefault((one.problem, one.arm, one.lr), set()).add(one.seed)
+    fewest = min(len(seeds) for seeds in settings.values())
+    assert learning.least_p(fewest) * 3 * len(settings) < learning.LEVEL
 
 
 def test_the_committed_rates_reach_what_they_must(checkout):
