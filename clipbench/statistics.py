@@ -139,13 +139,18 @@ def paired_p(gaps: ArrayLike) -> float:
         if alike(sample):
             return np.nan
         return float(stats.ttest_1samp(sample, 0.0).pvalue)
+    return signed_rank_p(sample)
+
+
+def signed_rank_p(gaps: ArrayLike) -> float:
+    """Two-sided p of "no difference" by Wilcoxon's signed ranks, with ties, exactly: over all sign flips of the pairs that differ.
+
+    Differences all alike are as good as any others, and one large one counts as its rank: twelve of one sign give 2/2¹².
+    """
+    sample = np.asarray(gaps, dtype=float)
     moved = sample[sample != 0.0]
-    return _signed_rank_p(np.sign(moved), stats.rankdata(np.abs(moved)))
-
-
-def _signed_rank_p(signs: Array, ranks: Array) -> float:
-    """Wilcoxon's test with ties, by the exact distribution over the sign flips; ranks are halves: doubled, they are integers."""
-    doubled = np.rint(2 * ranks).astype(int)
+    signs, ranks = np.sign(moved), stats.rankdata(np.abs(moved))
+    doubled = np.rint(2 * ranks).astype(int)  # ranks are halves
     ways = np.zeros(int(doubled.sum()) + 1)
     ways[0] = 1.0
     for rank in doubled:

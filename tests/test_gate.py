@@ -15,8 +15,8 @@ import torch
 from click.testing import CliRunner
 
 import clipbench
+from clipbench import cell, gate, registry, study
 from clipbench import cli as cli_
-from clipbench import gate, study
 from clipbench.gate import arms, frozen, learning, limits, ours, rule, self_test, speed, verdict
 from clipbench.gate.arms import Broken, Task
 from clipbench.gate.limits import Bench, Machine
@@ -204,6 +204,16 @@ def nan():
     return lambda: float("nan")
 
 
+def late():
+    calls = iter(range(10**9))
+    return lambda: {"loss": [0.0 if next(calls) < 100 else float("nan")]}
+
+
+def later():
+    calls = iter(range(100))
+    return lambda: next(calls)
+
+
 def number():
     return 3.0
 
@@ -225,11 +235,11 @@ def files(tmp_path_factory):
 
 
 def test_what_can_be_wrong_with_a_benchmark_is_told_and_the_others_are_measured(files):
-    names = ("ours", "nan", "vanished", "dies", "raises", "number", "reference")
+    names = ("ours", "nan", "vanished", "dies", "raises", "number", "late", "later", "reference")
     tasks = [Task(Bench(name, f"mine.py:{name}", "mine.py:reference")) for name in names]
     tasks += [Task(Bench("absent", "absent.py:x", "mine.py:reference")), Task(Bench("long", "mine.py:ours", "mine.py:long"))]
     tasks += [Task(Bench("module", "mine_absent:x", "mine.py:reference"))]
-    first, nan, vanished, dies, raises, number, last, absent, long, module = arms.measure(tasks, files)
+    first, nan, vanished, dies, raises, number, late, later, last, absent, long, module = arms.measure(tasks, files)
     assert isinstance(first, Samples)
     assert isinstance(last, Samples)
     assert len(last.ours) >= arms.ROUNDS
@@ -237,16 +247,51 @@ def test_what_can_be_wrong_with_a_benchmark_is_told_and_the_others_are_measured(
     assert (vanished.fault, vanished.reason[:31]) == ("ours", "mine.py:vanished is not there (")
     assert dies == Broken("its process ended with code 7")
     assert raises == Broken("it raised ValueError: no way")
+    assert late == Broken("it returned nan in a dict")
+    assert later == Broken("it raised StopIteration")
     assert number == Broken("mine.py:number returned float, not a function to be timed")
     assert absent.reason.startswith("absent.py:x is not there")
     assert module.reason.startswith("mine_absent:x is not there")
     assert (long.fault, "2 ms is the most" in long.reason) == ("machine", True)
 
 
-def test_a_tensor_that_is_not_finite_is_as_bad_as_a_number():
+def test_files_beside_the_page_import_each_other(files, tmp_path):
+    shutil.copy(files / "mine.py", tmp_path / "signum_of_mine.py")
+    (tmp_path / "both.py").write_text("from signum_of_mine import ours, reference\n")
+    [found] = arms.measure([Task(Bench("x", "both.py:ours", "signum_of_mine:reference"))], tmp_path)
+    assert isinstance(found, Samples), found
+
+
+NAN = float("nan")
+NOT_FINITE = [
+    *(torch.tensor(-np.inf), torch.tensor([1.0, NAN], dtype=torch.bfloat16), torch.tensor(complex(0, NAN))),
+    *(np.float32(NAN), np.array([[1.0, NAN]]), (1, [NAN]), {"w": torch.tensor([NAN]), "b": 1.0}, (torch.ones(2), {"x": (np.inf,)})),
+]
+
+
+@pytest.mark.parametrize("result", NOT_FINITE, ids=str)
+def test_a_number_that_is_not_finite_is_found_wherever_it_is(result):
     steady = iter(range(10**9)).__next__
-    with pytest.raises(arms._NoSamples, match="returned inf"):
-        arms.timed([lambda: torch.tensor(float("inf")), steady, steady], (1.03, 1.02))
+    with pytest.raises(arms._NoSamples, match=r"^it returned .*(inf|nan)") as error:
+        arms.timed([lambda: result, steady, steady], (1.03, 1.02))
+    assert error.value.broken.fault == "ours"
+    with pytest.raises(arms._NoSamples, match=r"^returned .*(inf|nan)") as error:
+        arms.timed([steady, steady, lambda: result], (1.03, 1.02))
+    assert error.value.broken.fault == "page"
+
+
+def test_what_is_no_number_or_finite_is_let_be():
+    things = [
+        "nan",
+        None,
+        object(),
+        True,
+        np.array(["nan"]),
+        torch.ones(2, dtype=torch.int32),
+        np.datetime64("NaT"),
+        {"a": [(), {}]},
+    ]
+    assert [list(arms._not_finite(thing)) for thing in [*things, things]] == [[]] * (len(things) + 1)
 
 
 def test_work_is_added_that_takes_the_time_asked_for():
@@ -320,6 +365,26 @@ def test_rates_are_told_with_their_bounds():
     assert "not as good as it must be: 10% slowdowns found" in self_test.text(rates)
 
 
+def test_a_machine_on_which_nothing_can_be_measured_gives_no_rates(page, tmp_path, monkeypatch):
+    broken = Broken("one call of its reference takes 3.0 ms here, and 2 ms is the most", "machine")
+    monkeypatch.setattr(speed, "measure", lambda tasks, _: [broken] * len(tasks))
+    given = ["gate", "--limits", str(page(bench("tiny"))), "--self-test", "--checks", "4", "--json", str(tmp_path / "rates.json")]
+    done = CliRunner().invoke(cli_.cli, [*given, "--markdown", str(tmp_path / "rates.md")], prog_name="clipbench")
+    assert done.exit_code == 3, done.stdout + done.stderr
+    stored = json.loads((tmp_path / "rates.json").read_text(), parse_constant=pytest.fail)
+    assert (stored["holds"], {rate["least_ratio"] for rate in stored["rates"]}) == (None, {None})
+    assert "cannot be told here" in done.stdout
+
+
+@pytest.mark.parametrize("option", ["--markdown", "--json"])
+def test_a_file_that_could_not_be_written_is_refused_before_anything_is_measured(page, tmp_path, option, monkeypatch):
+    monkeypatch.setattr(gate, "run", lambda *_: pytest.fail("it was measured"))
+    given = ["gate", "--limits", str(page(bench("tiny"))), option, str(tmp_path / "absent" / "gate.txt")]
+    done = CliRunner().invoke(cli_.cli, given, prog_name="clipbench")
+    assert done.exit_code == 2, done.stdout + done.stderr
+    assert f"{option}: there is no folder" in done.stderr
+
+
 def test_load_ends_with_the_self_test():
     with self_test.hogs(2):
         pass
@@ -336,9 +401,8 @@ def test_the_packaged_benchmarks_work_on_both_sides(bench):
     denormals = torch.tensor([1e-40]).mul(1.0).item() == 0
     mine, theirs = (arms._arm(name, "ours", Path()) for name in (bench.ours, bench.reference))
     for _ in range(3):
-        one, other = mine(), theirs()
-    arms._check(one)
-    arms._check(other)
+        arms._check(mine, "ours")
+        arms._check(theirs, "reference")
     assert (torch.tensor([1e-40]).mul(1.0).item() == 0) == denormals
 
 
@@ -399,6 +463,17 @@ def test_a_page_that_is_wrong_is_refused_in_one_sentence(page, case):
     assert done.exit_code == 2, done.stdout + done.stderr
     assert done.stderr.count("\n") == 1
     assert all(fragment in done.stderr for fragment in fragments), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [("raises", "raised ValueError: no way"), ("later", "raised StopIteration"), ("late", "returned nan in a dict")],
+)
+def test_a_reference_that_fails_is_the_pages_fault(page, reference, said):
+    path = page(bench("x").replace(":reference", f":{reference}"))
+    done = CliRunner().invoke(cli_.cli, ["gate", "--limits", str(path)], prog_name="clipbench")
+    assert done.exit_code == 2, done.stdout + done.stderr
+    assert f'"x": its reference {said}' in done.stderr
 
 
 def test_a_page_that_is_not_there_is_refused(tmp_path):
@@ -498,6 +573,39 @@ def test_a_sign_error_in_a_clip_fails(baseline, planted, engine):
     assert "wdbc, sgd + norm, lr 0.3" in done.stdout
 
 
+PLUGIN = """
+from clipbench import Positive, optimizer
+
+
+@optimizer("signum-of-mine")
+class Signum:
+    \"\"\"The sign of the gradient.\"\"\"
+
+    def init(self, params):
+        return {}
+
+    def update(self, grads, state, params):
+        return {name: grad.sign() for name, grad in grads.items()}, state
+"""
+
+
+def test_an_edited_component_of_the_users_own_is_judged(tmp_path):
+    """Its version is the hash of its file: an edit that changes no number passes, a flipped sign is a regression."""
+    (tmp_path / "signum.py").write_text(PLUGIN)
+    study_ = STUDY.replace('"sgd"', '"signum-of-mine"').replace("lr = 0.3", "lr = 0.01")
+    (tmp_path / "mine.toml").write_text('use = ["signum.py"]\n' + study_)
+    (tmp_path / "gate.toml").write_text(LEARNING.format(engine="loop"))
+    done = process("run", "mine.toml", "--engine", "loop", "--no-throughput", "--out", "before", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "signum.py").write_text(PLUGIN + "# an edit\n")
+    done = process("gate", "--limits", "gate.toml", cwd=tmp_path)
+    assert (done.returncode, "24 cells, 24 same bits" in done.stdout) == (0, True), done.stdout + done.stderr
+    (tmp_path / "signum.py").write_text(PLUGIN.replace("grad.sign()", "-grad.sign()"))
+    done = process("gate", "--limits", "gate.toml", cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "wdbc, signum-of-mine" in done.stdout
+
+
 def test_other_last_bits_are_told_and_do_not_fail(baseline, planted):
     """The loss a hair larger and its gradient with it: every number moves, and nothing is worse."""
     tree = planted(
@@ -573,7 +681,9 @@ def spoil_device(folder):
         table = pq.read_table(path)
         names = table.column_names
         table = table.set_column(names.index("device"), "device", pa.array(["cuda"] * len(table)))
-        table = table.set_column(names.index("cell"), "cell", pa.array([f"{n:016x}" for n in range(len(table))]))
+        settings = [text.replace('"device":"cpu"', '"device":"cuda"') for text in table.column("settings").to_pylist()]
+        table = table.set_column(names.index("settings"), "settings", pa.array(settings))
+        table = table.set_column(names.index("cell"), "cell", pa.array([cell.identity(text) for text in settings]))
         rewrite(path, table)
     return "another device (cuda)"
 
@@ -638,6 +748,9 @@ WORSE = {
     "no metric": (lambda _: dict(metric_value=None), "roc_auc is worse"),
     "a later target": (lambda seed: dict(steps_to_target=24.0 + seed % 2), "updates to the target are more"),
     "no target": (lambda _: dict(steps_to_target=None), "updates to the target are more"),
+    "a metric, alike in all": (lambda _: dict(metric_value=0.5), "roc_auc is worse"),
+    "a metric, one far off": (lambda seed: dict(metric_value=0.85 if seed else 0.0), "roc_auc is worse"),
+    "a later target, alike in all": (lambda _: dict(steps_to_target=30.0), "updates to the target are more"),
     "a collapse": (lambda _: dict(outcome="collapsed"), "unstable runs are more"),
 }
 
@@ -647,19 +760,60 @@ def test_every_seed_for_the_worse_is_a_regression(case):
     changes, measure = WORSE[case]
     found = compared(changes)
     assert found.verdict == verdict.REGRESSION
-    assert measure in [test["measure"] for test in found.numbers["worse"]]
+    [told] = [test for test in found.numbers["worse"] if test["measure"] == measure]
+    assert told["p"] <= found.numbers["tests"] * 2 / 2**12 * (1 + 1e-9)
     assert json.loads(verdict.document([found], gate.environment()))["exit_code"] == 1
 
 
-def test_few_seeds_are_told_and_not_judged():
-    before, now = run_of(seeds=5), run_of(lambda seed: dict(metric_value=0.5 + 0.001 * seed), seeds=5)
-    found = learning.compare("x", before, now, 0.01)
-    assert (found.verdict, found.numbers["moved"], found.numbers["tests"]) == (verdict.PASS, 5, 0)
+def few(changes, version=1, outcome="learned", seeds=5, **where):
+    """A setting of five seeds before and now, by a workload of this version."""
+    parts = {kind: {"name": "x", "version": 1, "settings": {}} for kind in ("workload", "optimizer", "clip")}
+    parts["clip"]["version"] = version
+    settings = dict(settings=json.dumps(parts), outcome=outcome)
+    before, now = (
+        run_of(lambda seed, c=c: settings | c(seed), seeds=seeds, **w) for c, w in ((lambda _: {}, {}), (changes, where))
+    )
+    return learning.compare("x", before, now, 0.01)
+
+
+def halved(seed):
+    return dict(metric_value=0.5 + 0.001 * seed, final_loss=0.3)
+
+
+def test_few_seeds_that_moved_with_no_version_raised_are_a_regression():
+    found = few(halved)
+    assert (found.verdict, found.numbers["moved"], found.numbers["tests"]) == (verdict.REGRESSION, 5, 0)
+    assert "5 cells of stable runs moved, wdbc, sgd, lr 0.1 first, and nobody said so" in found.sentence
+
+
+@pytest.mark.parametrize("case", [dict(processor="another"), dict(version="0123456789abcdef")], ids=["elsewhere", "a plug-in"])
+def test_few_seeds_that_moved_for_another_reason_are_inconclusive(case):
+    found = few(halved, **case)
+    assert found.verdict == verdict.INCONCLUSIVE
+    assert "5 seeds are too few to tell worse from luck. " in found.sentence
+
+
+def test_few_seeds_within_the_tolerance_or_unstable_before_pass():
+    assert few(lambda _: dict(final_loss=0.1 + 1e-7)).verdict == verdict.PASS
+    assert few(halved, outcome="collapsed").verdict == verdict.PASS
+
+
+def test_seeds_too_few_for_the_number_of_tests_are_inconclusive():
+    """Six pairs of one sign give 2/2⁶: enough for one test, not for two."""
+    one = few(lambda _: dict(metric_value=0.5), seeds=6)
+    two = few(lambda _: dict(metric_value=0.5, steps_to_target=30.0), seeds=6)
+    assert (one.verdict, two.verdict) == (verdict.REGRESSION, verdict.INCONCLUSIVE)
+    assert "6 seeds are too few to tell worse from luck in 2 tests" in two.sentence
 
 
 def test_every_seed_for_the_better_is_told_and_passes():
     found = compared(lambda seed: dict(metric_value=0.95 + 0.001 * seed))
     assert (found.verdict, found.numbers["better"]) == (verdict.PASS, 1)
+
+
+def test_one_seed_far_worse_does_not_turn_the_others_into_worse():
+    found = compared(lambda seed: dict(metric_value=0.95 + 0.001 * seed if seed else 0.0))
+    assert (found.verdict, found.numbers["worse"]) == (verdict.PASS, [])
 
 
 def test_a_difference_below_the_margin_does_not_count_however_regular():
@@ -692,6 +846,16 @@ def test_the_committed_baselines_are_whole_and_those_of_the_packaged_page(checko
         before, _ = learning._baseline(page.baselines / one.baseline, study.read(one.study), one)
         assert {row["engine"] for row in before.cells.values()} <= {"loop", one.engine}
         assert Store(page.baselines / one.baseline).problems() == []
+
+
+def test_the_packaged_study_meets_every_clip_and_has_the_seeds_for_all_its_tests():
+    cells = study.read("gate").cells()
+    assert {one.clip.name for one in cells} == set(registry.names("clip"))
+    settings = {}
+    for one in cells:
+        settings.setdefault((one.problem, one.arm, one.lr), set()).add(one.seed)
+    fewest = min(len(seeds) for seeds in settings.values())
+    assert learning.least_p(fewest) * 3 * len(settings) < learning.LEVEL
 
 
 def test_the_committed_rates_reach_what_they_must(checkout):

@@ -152,6 +152,13 @@ def test_five_seeds_cannot_show_a_difference_of_three_divergences():
     assert statistics.discordant_p([True] * 5, [True, True, False, False, False]) > 0.17
 
 
+@pytest.mark.parametrize("gaps", [[10.0] * 12, [0.05] * 11 + [0.9], [np.inf] * 12])
+def test_signed_ranks_count_signs_however_alike_or_far_off_the_differences(gaps):
+    assert statistics.signed_rank_p(gaps) == pytest.approx(2 / 2**12, rel=1e-12)
+    assert statistics.signed_rank_p([*gaps, 0.0]) == pytest.approx(2 / 2**12, rel=1e-12)
+    assert statistics.signed_rank_p([0.0] * 12) == 1.0
+
+
 def test_holms_correction_has_its_textbook_values_and_leaves_the_untestable_out():
     p = [0.01, 0.04, 0.03, 0.005]
     assert statistics.holm(p).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import click
 
 from clipbench.cli.leaving import command
 from clipbench.cli.progress import Bars
+from clipbench.registry import UsageError
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -40,12 +42,14 @@ def gate(
     from clipbench.gate import self_test as self_test_
     from clipbench.gate import verdict
 
+    for option, path in (("--markdown", markdown), ("--json", json_)):
+        _writable(option, path)
     limits = gate_.read(page, baseline)
     here = gate_.environment()
     with Bars() as bars:
         if self_test:
             rates = self_test_.run(limits, checks, bars)
-            told, code = self_test_.text(rates), 0 if rates.hold else 1
+            told, code = self_test_.text(rates), rates.code
             table, document = self_test_.markdown(rates, here), self_test_.document(rates, here)
         else:
             found = gate_.run(limits, workers, bars)
@@ -56,3 +60,13 @@ def gate(
         if path is not None:
             path.write_text(content, encoding="utf-8")
     sys.exit(code)
+
+
+def _writable(option: str, path: Path | None) -> None:
+    """Refuse now what could not be written after minutes of measuring."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise UsageError(f"{option}: there is no folder {path.parent}.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{option}: {path} cannot be written.")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import gc
 import importlib
-import math
 import multiprocessing
 import signal
+import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
@@ -32,6 +32,7 @@ Work = Callable[[], object]
 TARGET, LONGEST = 0.5e-3, 2e-3  # seconds of a sample; a single call may take no more than the second
 WARM_UP = 10  # calls
 ROUNDS, MOST_ROUNDS = 40, 200  # the second where forty do not settle it
+SIDES = ("ours", "reference", "reference")  # whose the three arms are
 PATIENCE = 120.0  # seconds a benchmark may take, most of which a busy machine gives to others
 
 
@@ -96,6 +97,7 @@ def _in_a_process(tasks: Sequence[Task], files: Path) -> list[Samples | Broken]:
 def _serve(pipe: connection.Connection, tasks: Sequence[Task], files: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
     schedule.prepare(1)
+    sys.path.insert(0, str(files))  # as a script has its folder there: files beside the page may import each other
     with suppress(BrokenPipeError):
         pipe.send(None)
         for task in tasks:
@@ -105,19 +107,32 @@ def _serve(pipe: connection.Connection, tasks: Sequence[Task], files: Path) -> N
 def _measured(task: Task, files: Path) -> Samples | Broken:
     try:
         reference, again = (_arm(task.bench.reference, "reference", files) for _ in range(2))
-        ours = task.bench.ours if task.slowdown is None else task.bench.reference
-        arms = _arm(ours, "ours" if task.slowdown is None else "reference", files), reference, again
-        return timed(arms, task.limits, task.slowdown or 0.0)
+        side, ours = ("ours", task.bench.ours) if task.slowdown is None else ("reference", task.bench.reference)
+        return timed((_arm(ours, side, files), reference, again), task.limits, task.slowdown or 0.0, (side, *SIDES[1:]))
     except _NoSamples as error:
         return error.broken
-    except Exception as error:  # noqa: BLE001 - a stranger's benchmark may raise anything; the others go on
-        return Broken(f"it raised {type(error).__name__}: {error}".replace("\n", " ")[:300])
 
 
 class _NoSamples(Exception):  # noqa: N818 - an answer, not an error
     def __init__(self, reason: str, fault: str = "ours") -> None:
         super().__init__(reason)
         self.broken = Broken(reason, fault)
+
+
+@contextmanager
+def _blamed(side: str) -> Iterator[None]:
+    """Say of what is raised whose it is."""
+    try:
+        yield
+    except _NoSamples:
+        raise
+    except Exception as error:  # a stranger's benchmark may raise anything; the others go on
+        raise _no_samples(side, f"raised {type(error).__name__}: {error}".rstrip(": ").replace("\n", " ")[:300]) from error
+
+
+def _no_samples(side: str, what: str) -> _NoSamples:
+    """Of our side "it" is told; what is told of the reference gets its subject from who reads it, and is the page's fault."""
+    return _NoSamples(f"it {what}") if side == "ours" else _NoSamples(what, "page")
 
 
 def _arm(name: str, side: str, files: Path) -> Work:
@@ -131,30 +146,36 @@ def _arm(name: str, side: str, files: Path) -> Work:
     if not hasattr(module, function):
         hint = registry.nearest(function, vars(module)).rstrip("?")
         raise _NoSamples(f"{name} is not there{f' ({hint.strip()}?)' if hint else ''}", fault)
-    work = getattr(module, function)()
+    with _blamed(side):
+        work = getattr(module, function)()
     if not callable(work):
         raise _NoSamples(f"{name} returned {type(work).__name__}, not a function to be timed", fault)
     return work
 
 
-def timed(arms: Sequence[Work], limits: tuple[float, float], slowdown: float = 0.0) -> Samples:
+def timed(arms: Sequence[Work], limits: tuple[float, float], slowdown: float = 0.0, sides: Sequence[str] = SIDES) -> Samples:
     """Samples of three arms in turn, in an order shuffled anew every round; up to `MOST_ROUNDS` of them where a few settle nothing.
 
     :param arms: ours, the reference, and the reference once more.
     :param limits: from where the least ratio and the paired median alarm.
     :param slowdown: the share of a sample's time that is added to every sample of ours, as work.
+    :param sides: whose each arm is: of an error that it raises, and of what it returns first and last.
     """
     reference = arms[1]
-    for arm in arms:
-        for _ in range(WARM_UP):
-            arm()
-    single = min(_sample(reference, 1) for _ in range(2 * WARM_UP))
+    for arm, side in zip(arms, sides, strict=True):
+        _check(arm, side)
+        with _blamed(side):
+            for _ in range(WARM_UP - 1):
+                arm()
+    with _blamed(sides[1]):
+        single = min(_sample(reference, 1) for _ in range(2 * WARM_UP))
     if single > LONGEST:
         raise _NoSamples(
             f"one call of its reference takes {1e3 * single:.1f} ms here, and {1e3 * LONGEST:g} ms is the most", "machine"
         )
     calls = max(1, round(TARGET / single))
-    loops = _loops(slowdown * min(_sample(reference, calls) for _ in range(2 * WARM_UP))) if slowdown else 0
+    with _blamed(sides[1]):
+        loops = _loops(slowdown * min(_sample(reference, calls) for _ in range(2 * WARM_UP))) if slowdown else 0
     shuffle = np.random.default_rng(0)
     rounds: list[tuple[float, ...]] = []
     gc.collect()
@@ -164,15 +185,16 @@ def timed(arms: Sequence[Work], limits: tuple[float, float], slowdown: float = 0
             for _ in range(ROUNDS):
                 seconds = [0.0, 0.0, 0.0]
                 for index in shuffle.permutation(3):
-                    seconds[index] = _sample(arms[index], calls, loops if index == 0 else 0)
+                    with _blamed(sides[index]):
+                        seconds[index] = _sample(arms[index], calls, loops if index == 0 else 0)
                 rounds.append(tuple(seconds))
             samples = Samples(*np.array(rounds).T)
             if samples.settled(*limits) or len(rounds) >= MOST_ROUNDS:
                 break
     finally:
         gc.enable()
-    for arm in arms:
-        _check(arm())
+    for arm, side in zip(arms, sides, strict=True):
+        _check(arm, side)
     return samples
 
 
@@ -204,9 +226,26 @@ def _loops(seconds: float) -> int:
     return round(some * seconds / least)
 
 
-def _check(result: object) -> None:
-    """What work returns may be a number, and then it is a finite one: computing NaN has no speed."""
-    if isinstance(result, torch.Tensor) and result.numel() == 1:
-        result = float(result)
-    if isinstance(result, float) and not math.isfinite(result):
-        raise _NoSamples(f"it returned {result}")
+def _check(arm: Work, side: str) -> None:
+    """A call whose result is looked at: all numbers in it are finite, for computing NaN has no speed."""
+    with _blamed(side):
+        result = arm()
+        wrong = next(_not_finite(result), None)
+    if wrong is not None:
+        raise _no_samples(
+            side, f"returned {wrong}" if isinstance(result, float) else f"returned {wrong} in a {type(result).__name__}"
+        )
+
+
+def _not_finite(result: object) -> Iterator[float | complex]:
+    """The numbers in tensors, arrays, and containers of such, that are not finite."""
+    if isinstance(result, Mapping):
+        result = list(result.values())
+    if isinstance(result, (tuple, list)):
+        for one in result:
+            yield from _not_finite(one)
+    elif isinstance(result, torch.Tensor) and result.layout is torch.strided:
+        yield from result[~torch.isfinite(result)].tolist()
+    elif isinstance(result, (float, complex, np.ndarray, np.generic)) and np.asarray(result).dtype.kind in "fc":
+        values = np.asarray(result)
+        yield from values[~np.isfinite(values)].tolist()

@@ -197,7 +197,7 @@ def feed() -> Work:
     return lambda: list(batches())[-1][0][0, 0]
 
 
-def lanes() -> Work:  # noqa: PLR0915 - one program, to be read in one go
+def eight_lanes() -> Work:  # noqa: PLR0915 - one program, to be read in one go
     """A measured step of eight lanes: stacked products and their gradients, then norm clip, momentum and the measures."""
     draw = _drawn()
     sizes = [torch.Size(shape).numel() for shape in SHAPES]

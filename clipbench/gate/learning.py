@@ -6,21 +6,26 @@ Cells of the same identity have the same weights, batches and noise. So nothing 
 2. A number that moved is told, and is no regression by itself: a sum in another order moves the last bits, and where training is
    chaotic the last bits decide everything. What becomes of them has no preference for worse.
 3. So where cells of a setting moved, its seeds are tested, in pairs: the metric, the updates to the target, and how many runs were
-   unstable. All tests of a baseline are one family, corrected by Holm. A regression is what is significantly worse.
+   unstable. All tests of a baseline are one family, corrected by Holm. A regression is what is significantly worse. The tests are
+   exact ones on signs and ranks: a mean and its spread say nothing where all seeds are worse alike, or one is far off.
+4. Where a setting has not the seeds for a test, a stable run that moved is a regression on the platform of the baseline at the same
+   versions, for "moved" then means that somebody changed numbers and raised no version: last bits move stable runs within the
+   tolerance, and only runs that were unstable beyond it. Elsewhere, and in an edited plug-in, such a run is inconclusive.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipbench import protocol, statistics
+from clipbench import protocol, registry, statistics
+from clipbench.cell import identity
 from clipbench.gate.limits import Learning, Limits
 from clipbench.gate.verdict import INCONCLUSIVE, PASS, REGRESSION, Finding
 from clipbench.protocol import pages
@@ -33,7 +38,7 @@ from clipbench.study import Study
 Row = dict[str, Any]
 
 LEVEL = 0.05  # of the whole family
-FEWEST = 6  # seeds: of two or three nothing can be said, however alike they are
+FEWEST = 6  # pairs that differ: fewer cannot reach the level, however alike they are
 TOLERANCE = {"float32": 1e-3, "float64": 1e-8}  # relative, where the same bits cannot be asked for
 MIXED_TOLERANCE = 1e-2
 SETTING = ("problem", "batch", "device", "dtype", "arm", "relative", "lr")  # what the seeds of one test share
@@ -52,7 +57,7 @@ class Unusable(Exception):  # noqa: N818 - an answer, not an error
 
 @dataclass(frozen=True)
 class Run:
-    """The cells of one store by identity, and what its pages say of the machines and the components."""
+    """The cells of one store by identity (as `paired` has it), and what its pages say of the machines and the components."""
 
     cells: dict[str, Row]
     environments: dict[str, Any]
@@ -99,7 +104,7 @@ def _baseline(folder: Path, page: Study, learning: Learning) -> tuple[Run, dict[
                 raise Unusable(f"the baseline is of another {what} ({environment.get(what)}, here {here.get(what)}); {again}")
     if moved := _other_versions(found.components, pages.components(asked.cells)):
         raise Unusable(f"the baseline was made with another version of {', '.join(moved)}; {again}")
-    if {cell.id for cell in asked.cells} - set(found.cells):
+    if {paired(cell.canonical) for cell in asked.cells} - set(found.cells):
         devices = {row["device"] for row in found.cells.values()}
         other = {cell.device for cell in asked.cells} - devices
         what = f"of another device ({', '.join(sorted(devices))})" if other else "of another page of this study"
@@ -112,12 +117,14 @@ def _short(error: BaseException) -> str:
 
 
 def _other_versions(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The components that both know, in different versions."""
+    """The components that both know, in different versions; a plug-in's is the hash of its file, and any edit is what is judged."""
     return [
         f"{label} ({before[kind][label]['version']}, now {one['version']})"
         for kind, known in now.items()
         for label, one in known.items()
-        if label in before.get(kind, {}) and before[kind][label]["version"] != one["version"]
+        if label in before.get(kind, {})
+        and before[kind][label]["version"] != one["version"]
+        and not (isinstance(one["version"], str) and isinstance(before[kind][label]["version"], str))
     ]
 
 
@@ -132,15 +139,27 @@ def _run(page: Study, engine: str, engines: dict[str, Any], workers: int | None,
 
 
 def run_of(store: Store) -> Run:
-    """What a store holds; of each cell also its validation losses, and its curve where that was kept."""
-    cells: dict[str, Row] = {row["cell"]: row for row in store.read("cells").to_dict("records")}
+    """What a store holds; of each cell also its validation losses, and its curve where that was kept.
+
+    Of cells that an edited plug-in has made twice, the later ones.
+    """
+    rows: dict[str, Row] = {row["cell"]: row for row in store.read("cells").sort_values("created").to_dict("records")}
     evals, curves = store.read("evals"), store.read("curves")
     losses = evals[evals["metric"] == "loss"].sort_values(["cell", "split", "step"])
     for name, frame, column in (("evaluations", losses, "value"), ("curve", curves.sort_values(["cell", "step"]), "loss")):
         for cell, some in frame.groupby("cell"):
-            if cell in cells:
-                cells[cell][name] = some[column].to_numpy(float, na_value=np.nan)
+            if cell in rows:
+                rows[cell][name] = some[column].to_numpy(float, na_value=np.nan)
+    cells = {paired(row["settings"]): row for row in rows.values()}
     return Run(cells, store.page("environment").get("environments", {}), store.page("components"))
+
+
+def paired(canonical: str) -> str:
+    """The identity of a cell, with the versions left open that are the hash of a file: the file under test is what is judged."""
+    document = json.loads(canonical)
+    parts = {kind: document[kind] for kind in registry.KINDS}
+    opened = {kind: part | {"version": ""} for kind, part in parts.items() if isinstance(part["version"], str)}
+    return identity(json.dumps(document | opened, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
 
 
 # ------------------------------------------------------------------------------------------------------------------- comparing
@@ -156,15 +175,18 @@ def compare(name: str, before: Run, now: Run, margin: float) -> Finding:
     counts = {state: sum(found == state for found in states.values()) for state in (SAME, NEAR, MOVED)}
     others = len(set(before.cells) ^ set(now.cells))
     failed = [cell for cell in common if now.cells[cell]["status"] == "failed" != before.cells[cell]["status"]]
-    tests = list(_tests(before, now, {cell for cell, state in states.items() if state == MOVED}, margin))
+    moved = {cell for cell, state in states.items() if state == MOVED}
+    settings = [cells for cells in _settings(before, common) if moved & set(cells)]
+    tests = [test for cells in settings for test in _tests(before, now, cells, margin)]
     corrected = statistics.holm([test.p for test in tests])
     worse = [replace(test, p=float(p)) for test, p in zip(tests, corrected, strict=True) if p < LEVEL and test.worse > 0]
     better = sum(bool(p < LEVEL and test.worse < 0) for test, p in zip(tests, corrected, strict=True))
+    tested = int(np.sum(~np.isnan(corrected)))
     numbers = {
         "cells": len(common),
         "in_one_of_the_two_only": others,
         **{state.replace(" ", "_"): count for state, count in counts.items()},
-        "tests": int(np.sum(~np.isnan(corrected))),
+        "tests": tested,
         "better": better,
         "worse": [
             {
@@ -177,6 +199,14 @@ def compare(name: str, before: Run, now: Run, margin: float) -> Finding:
         ],
     }
     platform = _same_platform(before, now)
+    # Of a run that was unstable the last bits decide everything: that it moved says nothing, and many seeds are needed.
+    untested = {
+        cell: len(cells)
+        for cells in settings
+        if least_p(len(cells)) * max(1, tested) >= LEVEL
+        for cell in moved & set(cells)
+        if before.cells[cell]["outcome"] not in UNSTABLE
+    }
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     sentence = f"{len(common)} cells, {told}{'' if platform else ' (another processor, torch or engine made the baseline)'}"
     if others:
@@ -186,13 +216,22 @@ def compare(name: str, before: Run, now: Run, margin: float) -> Finding:
         sentence = f"{len(failed)} cells fail now, {row['problem']}, {row['arm']} first ({row['reason']}). {sentence}"
         return Finding("learning", name, REGRESSION, f"{sentence}.", numbers)
     if not worse:
-        if counts[MOVED]:
-            sentence += (
-                f"; {numbers['tests']} paired tests find {'nothing' if not better else f'{better} better and nothing'} worse"
+        if untested:
+            row = before.cells[min(untested)]
+            unsaid = platform and all(_counted(now.cells[cell]) and seeds < FEWEST for cell, seeds in untested.items())
+            what = f"{len(untested)} cells of stable runs moved, {row['problem']}, {row['arm']}, lr {row['lr']:g} first"
+            why = (
+                "and nobody said so: raise the version of what changed them, or make the baseline anew"
+                if unsaid
+                else f"and {min(untested.values())} seeds are too few to tell worse from luck"
+                + (f" in {tested} tests" if tested > 1 else "")
             )
+            return Finding("learning", name, REGRESSION if unsaid else INCONCLUSIVE, f"{what}, {why}. {sentence}.", numbers)
+        if counts[MOVED]:
+            sentence += f"; {tested} paired tests find {'nothing' if not better else f'{better} better and nothing'} worse"
         return Finding("learning", name, PASS, f"{sentence}.", numbers)
     first = min(worse, key=lambda test: test.p)
-    sentence = f"worse in {len(worse)} of {numbers['tests']} paired tests, {first} first. {sentence}"
+    sentence = f"worse in {len(worse)} of {tested} paired tests, {first} first. {sentence}"
     if not (platform or _began_alike(before, now, common)):
         sentence += "; but runs began otherwise: this machine draws other data or weights than the baseline's"
         return Finding("learning", name, INCONCLUSIVE, f"{sentence}.", numbers)
@@ -262,27 +301,41 @@ class Test:
         return f"{self.setting}: {self.measure} by {self.worse:.3g} (p {self.p:.2g})"
 
 
-def _tests(before: Run, now: Run, moved: AbstractSet[str], margin: float) -> Iterator[Test]:
-    """Three tests for each setting of which a cell has moved, and which has the seeds for it."""
-    settings: dict[tuple[Any, ...], list[str]] = {}
-    for cell, row in before.cells.items():
-        if cell in now.cells:
-            settings.setdefault(tuple(_given(row[name]) for name in SETTING), []).append(cell)
-    for cells in settings.values():
-        if len(cells) < FEWEST or not moved & set(cells):
-            continue
-        row = before.cells[cells[0]]
-        setting = f"{row['problem']}, {row['arm']}, lr {row['lr']:g}"
-        old, new = [before.cells[cell] for cell in cells], [now.cells[cell] for cell in cells]
-        sign = 1.0 if before.components["workloads"][row["problem"]]["higher_is_better"] else -1.0
-        gaps = statistics.differences(_quality(old, sign), _quality(new, sign))
-        gaps[np.abs(gaps) <= margin] = 0.0  # rounding has a direction, too: it must not count
-        yield Test(setting, f"{row['metric']} is worse", _middle(gaps), statistics.paired_p(gaps))
-        gaps = statistics.differences(_updates(new), _updates(old))
-        yield Test(setting, "updates to the target are more", _middle(gaps), statistics.paired_p(gaps))
-        unstable, was = _unstable(new), _unstable(old)
-        difference = float(unstable.sum() - was.sum())
-        yield Test(setting, "unstable runs are more", difference, statistics.discordant_p(unstable, was))
+def _settings(before: Run, common: Sequence[str]) -> list[list[str]]:
+    """The cells of each setting: its seeds."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for cell in common:
+        found.setdefault(tuple(_given(before.cells[cell][name]) for name in SETTING), []).append(cell)
+    return list(found.values())
+
+
+def _tests(before: Run, now: Run, cells: Sequence[str], margin: float) -> Iterator[Test]:
+    """Three tests of a setting; p is NaN, and counts for no test, where so few pairs differ that it could not reach the level."""
+    row = before.cells[cells[0]]
+    setting = f"{row['problem']}, {row['arm']}, lr {row['lr']:g}"
+    old, new = [before.cells[cell] for cell in cells], [now.cells[cell] for cell in cells]
+    sign = 1.0 if before.components["workloads"][row["problem"]]["higher_is_better"] else -1.0
+    gaps = statistics.differences(_quality(old, sign), _quality(new, sign))
+    gaps[np.abs(gaps) <= margin] = 0.0  # rounding has a direction, too: it must not count
+    later = statistics.differences(_updates(new), _updates(old))
+    unstable = _unstable(new).astype(float) - _unstable(old)
+    for measure, found, worse in (
+        (f"{row['metric']} is worse", gaps, _middle(gaps)),
+        ("updates to the target are more", later, _middle(later)),
+        ("unstable runs are more", unstable, float(unstable.sum())),
+    ):
+        yield Test(setting, measure, worse, statistics.signed_rank_p(found) if np.count_nonzero(found) >= FEWEST else np.nan)
+
+
+def least_p(pairs: int) -> float:
+    """The least p that so many pairs can give: all of one sign, on either side."""
+    return 2.0 ** (1 - pairs)
+
+
+def _counted(row: Row) -> bool:
+    """Whether the components of a cell count their versions; a plug-in's is the hash of its file, and moves with any edit."""
+    settings = json.loads(row["settings"])
+    return all(isinstance(settings[kind]["version"], int) for kind in registry.KINDS)
 
 
 def _quality(rows: Sequence[Row], sign: float) -> np.ndarray:
@@ -301,5 +354,5 @@ def _unstable(rows: Sequence[Row]) -> np.ndarray:
 
 
 def _middle(gaps: np.ndarray) -> float:
-    """The mean where there is one, else the median of all pairs that differ."""
-    return float(gaps.mean()) if np.isfinite(gaps).all() else statistics.median_interval(gaps[gaps != 0]).estimate
+    """The median of the pairs that differ: it has the sign that the ranks speak for, where a mean may have the other."""
+    return statistics.median_interval(gaps[gaps != 0]).estimate

@@ -105,7 +105,7 @@ def feed() -> Work:
     return work
 
 
-def lanes() -> Work:
+def eight_lanes() -> Work:
     """A measured step of eight lanes of the batched engine."""
     together = lanes_.Lanes([_job() for _ in range(frozen.LANES)])
     inputs, targets = together.draw()

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from math import nan
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from clipbench import statistics
 from clipbench.gate import rule, speed
 from clipbench.gate.arms import Broken, Task
 from clipbench.gate.limits import Limits
+from clipbench.gate.verdict import CODES, INCONCLUSIVE, PASS, REGRESSION
 from clipbench.protocol.watcher import Watcher
 from clipbench.registry import UsageError
 
@@ -38,7 +38,7 @@ class Rate:
 
     :param slowdown: the share of work added, 0 for none.
     :param load: whether other processes ran beside; None for both kinds together.
-    :param least_ratio: the median of what was measured first: 1 and the slowdown, if it was added truly.
+    :param least_ratio: the median of what was measured first: 1 and the slowdown, if it was added truly; None without samples.
     """
 
     slowdown: float
@@ -48,7 +48,7 @@ class Rate:
     inconclusive: int
     low: float
     high: float
-    least_ratio: float
+    least_ratio: float | None
 
     @property
     def share(self) -> float:
@@ -72,8 +72,18 @@ class Rates:
         """Whether the gate is as good as it must be."""
         return all(rate.holds for rate in self.rates if rate.load is None)
 
+    @property
+    def measured(self) -> bool:
+        """Whether of each kind there was a check that was not inconclusive: without one its share of alarms says nothing."""
+        return all(rate.inconclusive < rate.checks for rate in self.rates if rate.load is None)
 
-Check = tuple[float, bool, str, float]  # slowdown, load, verdict, least ratio
+    @property
+    def code(self) -> int:
+        """The exit code: 0 as good as it must be, 1 not so, 3 where nothing could be measured."""
+        return CODES[INCONCLUSIVE if not self.measured else PASS if self.hold else REGRESSION]
+
+
+Check = tuple[float, bool, str, float | None]  # slowdown, load, verdict, least ratio
 
 
 def run(limits: Limits, checks: int, watcher: Watcher) -> Rates:
@@ -96,7 +106,7 @@ def run(limits: Limits, checks: int, watcher: Watcher) -> Rates:
             first = measured[0]
             if isinstance(first, Broken) and first.fault != "machine":
                 raise UsageError(f'--self-test: "{task.bench.name}" gave no samples: {first.reason}.')
-            found.append((float(task.slowdown or 0), load, verdict, nan if isinstance(first, Broken) else first.ratios[0]))
+            found.append((float(task.slowdown or 0), load, verdict, None if isinstance(first, Broken) else first.ratios[0]))
             watcher.tick()
     return Rates(tuple(_rates(found)))
 
@@ -120,17 +130,10 @@ def _rates(checks: Sequence[Check]) -> Iterator[Rate]:
             alarms = sum(verdict == rule.ALARM for _, _, verdict, _ in some)
             unsure = sum(verdict == rule.INCONCLUSIVE for _, _, verdict, _ in some)
             if some:
+                ratios = [ratio for *_, ratio in some if ratio is not None]
                 interval = statistics.share_interval(alarms, len(some))
-                yield Rate(
-                    slowdown,
-                    load,
-                    len(some),
-                    alarms,
-                    unsure,
-                    interval.low,
-                    interval.high,
-                    float(np.nanmedian([c[3] for c in some])),
-                )
+                middle = float(np.median(ratios)) if ratios else None
+                yield Rate(slowdown, load, len(some), alarms, unsure, interval.low, interval.high, middle)
 
 
 def _kind(rate: Rate) -> str:
@@ -146,7 +149,9 @@ def text(rates: Rates) -> str:
         for rate in rates.rates
     ]
     end = (
-        "The gate is as good as it must be."
+        "How good the gate is cannot be told here: of a kind of checks all were inconclusive."
+        if not rates.measured
+        else "The gate is as good as it must be."
         if rates.hold
         else "The gate is not as good as it must be: "
         + "; ".join(_kind(rate) for rate in rates.rates if rate.load is None and not rate.holds)
@@ -158,7 +163,7 @@ def markdown(rates: Rates, environment: dict[str, Any]) -> str:
     """The rates as a table, with the machine below."""
     rows = [
         f"| {_kind(rate)} | {rate.alarms} of {rate.checks} | {rate.share:.2%} | {rate.low:.2%} to {rate.high:.2%} "
-        f"| {rate.inconclusive} | {rate.least_ratio:.3f} |"
+        f"| {rate.inconclusive} | {'–' if rate.least_ratio is None else f'{rate.least_ratio:.3f}'} |"
         for rate in rates.rates
     ]
     head = [
@@ -173,5 +178,9 @@ def markdown(rates: Rates, environment: dict[str, Any]) -> str:
 
 def document(rates: Rates, environment: dict[str, Any]) -> str:
     """The rates for machines."""
-    page = {"holds": rates.hold, "rates": [asdict(rate) for rate in rates.rates], "environment": environment}
-    return json.dumps(page, indent=1, ensure_ascii=False) + "\n"
+    page = {
+        "holds": rates.hold if rates.measured else None,
+        "rates": [asdict(rate) for rate in rates.rates],
+        "environment": environment,
+    }
+    return json.dumps(page, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
