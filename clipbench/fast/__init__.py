@@ -71,8 +71,8 @@ def value_clipped_step(optimizer: Optimizer, max_value: float, *, compiled: bool
 
     :param max_value: from 0 to infinity, in units of the gradient.
     :param compiled: clamp and step in one pass over memory where torch has no kernel for it: SGD with momentum on a CPU, tensors of
-        at least 262,144 elements. Torch's compiler makes the kernel at the first such step, in seconds; where it cannot, a warning
-        says so, and the two passes stay.
+        at least 32,768 elements. Torch's compiler makes a program for the model at the first such step, in about ten seconds; where
+        it cannot, a warning says so, and the two passes stay.
     :raises UsageError: where ``max_value`` is negative or no number.
 
     >>> weight = torch.nn.Parameter(torch.zeros(2))

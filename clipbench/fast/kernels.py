@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 FAINT = 1e-6  # below, 1 - coefficient has lost digits that the coefficient had
-LARGE = 2**18  # elements from which on memory decides, and a pass less is worth a call of its own
+LARGE = 2**15  # elements from which on memory decides, and not the number of calls
 
 Group = dict[str, Any]
 PLAIN: Group = dict(weight_decay=0.0, momentum=0.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False)
@@ -94,45 +94,55 @@ def clamp(grads: list[Tensor], limit: float) -> None:
         torch._foreach_clamp_max_(grads, limit)
 
 
-Kernel = Callable[..., None]
+# ------------------------------------------------------------------------------------------------------- clamp and step in one
 
 
-def one_pass(group: Group, params: list[Tensor]) -> Kernel | None:
-    """The compiled kernel, where it knows this update of these tensors and can be made here."""
+def one_pass(group: Group, params: list[Tensor]) -> list[int]:
+    """Which of these tensors a compiled program may clamp and step at once: large ones on a CPU, of SGD with momentum."""
     plain = group.get("momentum", 0) and not group["nesterov"] and not group["maximize"]
-    return _compiled() if plain and params[0].is_cpu else None
+    return [index for index, param in enumerate(params) if param.numel() >= LARGE] if plain and params[0].is_cpu else []
 
 
-def step_clamped(kernel: Kernel, group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, limit: float) -> None:
-    """SGD with momentum by clamped gradients, which are read once and not written."""
+def step_clamped(group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, limit: float) -> bool:
+    """SGD with momentum by clamped gradients, which are read once and not written. Where it cannot be had: False, nothing done."""
+    key = (tuple(param.numel() for param in params), params[0].dtype, bool(group["weight_decay"]))
+    if key in _refused:
+        return False
     settings = (limit, group["lr"], group["momentum"], 1 - group["dampening"], group["weight_decay"])
-    # As tensors: numbers would be compiled into the kernel, and every learning rate be another one. In the weights' dtype: with
+    # As tensors: numbers would be compiled into the program, and every learning rate be another one. In the weights' dtype: with
     # wider ones every element would be widened.
-    *scalars, decay = (torch.tensor(float(value), dtype=params[0].dtype, device=params[0].device) for value in settings)
-    for tensors in zip(params, grads, kept["momentum_buffer"], strict=True):
-        kernel(*(tensor.view(-1) for tensor in tensors), *scalars, decay if group["weight_decay"] else None)
-
-
-@cache
-def _compiled() -> Kernel | None:
-    """The kernel, made and tried once in a process; None, with a warning, where there is no compiler for it."""
+    scalars = [torch.tensor(float(value), dtype=params[0].dtype, device="cpu") for value in settings]
+    vectors = ([tensor.view(-1) for tensor in tensors] for tensors in (params, grads, kept["momentum_buffer"]))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch's own of itself
-            kernel: Kernel = torch.compile(_clamped_sgd, dynamic=True)
-            kernel(*(torch.zeros(size, device="cpu") for size in (LARGE, LARGE, LARGE, (), (), (), ())), None)
-    except Exception as error:  # noqa: BLE001 - a compiler that is missing or fails may raise anything
+            _program(key)(*vectors, *scalars)
+    except Exception as error:  # noqa: BLE001 - a compiler that is missing or fails may raise anything, before a step is made
+        _refused.add(key)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(f"torch cannot compile here ({reason}): the clip and the step take a pass each.", stacklevel=4)
-        return None
-    return kernel
+        return False
+    return True
 
 
-def _clamped_sgd(
-    param: Tensor, grad: Tensor, buffer: Tensor, limit: Tensor, lr: Tensor, momentum: Tensor, share: Tensor, decay: Tensor | None
-) -> None:
-    clamped = grad.clamp(-limit, limit)
-    if decay is not None:
-        clamped = clamped + decay * param
-    buffer.mul_(momentum).add_(share * clamped)
-    param.sub_(lr * buffer)
+Key = tuple[tuple[int, ...], torch.dtype, bool]
+_refused: set[Key] = set()
+
+
+@lru_cache(maxsize=16)
+def _program(key: Key) -> Callable[..., None]:
+    """One program over all tensors of these sizes: a call for each would cost what torch takes to look its arguments up."""
+    *_, decays = key
+
+    def step(
+        params: list[Tensor], grads: list[Tensor], buffers: list[Tensor],
+        limit: Tensor, lr: Tensor, momentum: Tensor, share: Tensor, decay: Tensor,
+    ) -> None:  # fmt: skip
+        for param, grad, buffer in zip(params, grads, buffers, strict=True):
+            clamped = grad.clamp(-limit, limit)
+            buffer.mul_(momentum).add_(share * (clamped + decay * param if decays else clamped))
+            param.sub_(lr * buffer)
+
+    # torch allows one code object few programs.
+    step.__code__ = step.__code__.replace(co_name=f"step_{abs(hash(key))}")
+    return torch.compile(step, dynamic=False)

@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from clipbench.fast import kernels
-from clipbench.fast.kernels import LARGE, PLAIN, Group
+from clipbench.fast.kernels import PLAIN, Group
 
 DTYPES = (torch.float32, torch.float64)  # half precision rounds between the clip and the step, and one kernel would not
 SMALL = 4096  # elements; below, a tensor's norm costs more to ask for than to copy the tensor beside its neighbours
@@ -217,10 +217,9 @@ class Plan:
             params, own = self.aliases[part.span], grads[part.span]
             if not params:
                 continue
-            kernel = kernels.one_pass(part.group, params) if compiled and self.contiguous else None
-            large = [index for index, param in enumerate(params) if param.numel() >= LARGE] if kernel else []
-            if kernel and large:
-                kernels.step_clamped(kernel, part.group, *_rows_of(large, params, own, kept), limit)
+            large = kernels.one_pass(part.group, params) if compiled and self.contiguous else []
+            if large and not kernels.step_clamped(part.group, *_rows_of(large, params, own, kept), limit):
+                large = []
             if rest := sorted(set(range(len(params))) - set(large)):
                 others = _rows_of(rest, params, own, kept)
                 kernels.clamp(others[1], limit)
