@@ -71,24 +71,22 @@ def timed(call, size):
     return block
 
 
-def default_norm(size, make=torch.optim.SGD, **settings):
+def norm_steps(size, make=torch.optim.SGD, **settings):
+    """The fast step and torch's pair, on the same weights: what memory each happens to have matters more than what is measured."""
     params, optimizer = with_optimizer(size, make, **settings)
-    return lambda: (clip_grad_norm_(params, MAX_NORM), optimizer.step())
+    return (
+        timed(lambda: fast.norm_clipped_step(optimizer, MAX_NORM), size),
+        timed(lambda: (clip_grad_norm_(params, MAX_NORM), optimizer.step()), size),
+    )
 
 
-def default_value(size):
+def value_steps(size, compiled=False):
+    """The same for a value clip with momentum."""
     params, optimizer = with_optimizer(size, momentum=MOMENTUM)
-    return lambda: (clip_grad_value_(params, MAX_VALUE), optimizer.step())
-
-
-def quick_norm(size, make=torch.optim.SGD, **settings):
-    _, optimizer = with_optimizer(size, make, **settings)
-    return lambda: fast.norm_clipped_step(optimizer, MAX_NORM)
-
-
-def quick_value(size, compiled=False):
-    _, optimizer = with_optimizer(size, momentum=MOMENTUM)
-    return lambda: fast.value_clipped_step(optimizer, MAX_VALUE, compiled=compiled)
+    return (
+        timed(lambda: fast.value_clipped_step(optimizer, MAX_VALUE, compiled=compiled), size),
+        timed(lambda: (clip_grad_value_(params, MAX_VALUE), optimizer.step()), size),
+    )
 
 
 def by_hand(size):
@@ -118,37 +116,35 @@ def floor(size, bytes_each):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_norm_clip_and_momentum_against_the_default_pair(ratio, size):
-    ours, theirs = timed(quick_norm(size, momentum=MOMENTUM), size), timed(default_norm(size, momentum=MOMENTUM), size)
+    ours, theirs = norm_steps(size, momentum=MOMENTUM)
     assert ratio(f"norm clip + momentum, {size}: fast / default pair", ours, theirs, at_most=NORM_BOUNDS[size]) > 0
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_norm_clip_and_momentum_against_the_reference(ratio, size):
-    ours, theirs = timed(quick_norm(size, momentum=MOMENTUM), size), timed(by_hand(size), size)
-    assert ratio(f"norm clip + momentum, {size}: fast / written by hand", ours, theirs) > 0
+    ours, _ = norm_steps(size, momentum=MOMENTUM)
+    assert ratio(f"norm clip + momentum, {size}: fast / written by hand", ours, timed(by_hand(size), size)) > 0
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_norm_clip_and_adamw_against_the_default_pair(ratio, size):
-    make = torch.optim.AdamW
-    pairs = 9 if size in LARGE else 25
-    ours, theirs = timed(quick_norm(size, make), size), timed(default_norm(size, make), size)
-    assert ratio(f"norm clip + AdamW, {size}: fast / default pair", ours, theirs, pairs) > 0
+    ours, theirs = norm_steps(size, torch.optim.AdamW)
+    assert ratio(f"norm clip + AdamW, {size}: fast / default pair", ours, theirs, 9 if size in LARGE else 25) > 0
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_value_clip_and_momentum_against_the_default_pair(ratio, size):
     bound = {"at_most": 0.5} if size in LARGE else {}
-    ours, theirs = timed(quick_value(size), size), timed(default_value(size), size)
-    assert ratio(f"value clip + momentum, {size}: fast / default pair", ours, theirs, **bound) > 0
+    assert ratio(f"value clip + momentum, {size}: fast / default pair", *value_steps(size), **bound) > 0
     if size in LARGE:
-        ours = timed(quick_value(size, compiled=True), size)
-        assert ratio(f"value clip + momentum, {size}: fast, compiled / default pair", ours, theirs, **bound) > 0
+        assert (
+            ratio(f"value clip + momentum, {size}: fast, compiled / default pair", *value_steps(size, compiled=True), **bound) > 0
+        )
 
 
 @pytest.mark.parametrize("size", LARGE)
 def test_value_clip_alone_against_torchs(ratio, size):
-    params = weights(size)  # the same for both: what memory they happen to have matters more than what is measured
+    params = weights(size)
     quick = timed(lambda: fast.clip_grad_value_(params, MAX_VALUE), size)
     default = timed(lambda: clip_grad_value_(params, MAX_VALUE), size)
     assert ratio(f"value clip, {size}: fast / default", quick, default, at_most=0.5) > 0
@@ -157,15 +153,20 @@ def test_value_clip_alone_against_torchs(ratio, size):
 @pytest.mark.parametrize("size", LARGE)
 def test_share_of_the_floor(ratio, size):
     """Floor: weights, gradients and momentum read once, weights and momentum written once; the norm reads the gradients before."""
-    norm, value = timed(quick_norm(size, momentum=MOMENTUM), size), timed(quick_value(size), size)
+    norm, _ = norm_steps(size, momentum=MOMENTUM)
     assert ratio(f"norm clip + momentum, {size}: share of the floor reached", floor(size, 24), norm, at_least=0.65) > 0
-    assert ratio(f"value clip + momentum, {size}: share of the floor reached", floor(size, 20), value, at_least=0.85) > 0
-    value = timed(quick_value(size, compiled=True), size)
-    assert ratio(f"value clip + momentum, {size}: share of the floor reached, compiled", floor(size, 20), value, at_least=0.85) > 0
+    for how, compiled in (("", False), (", compiled", True)):
+        value, _ = value_steps(size, compiled)
+        name = f"value clip + momentum, {size}: share of the floor reached{how}"
+        assert ratio(name, floor(size, 20), value, at_least=0.85) > 0
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("step", [default_norm, quick_norm])
+@pytest.mark.parametrize("step", ["fast", "default pair"])
 def test_norm_clip_and_momentum(benchmark, step, size):
     benchmark.group = f"norm clip + momentum, {size}"
-    benchmark(step(size, momentum=MOMENTUM))
+    params, optimizer = with_optimizer(size, momentum=MOMENTUM)
+    if step == "fast":
+        benchmark(fast.norm_clipped_step, optimizer, MAX_NORM)
+    else:
+        benchmark(lambda: (clip_grad_norm_(params, MAX_NORM), optimizer.step()))
