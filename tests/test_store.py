@@ -172,7 +172,7 @@ def test_a_file_from_before_a_column_is_read_with_nulls_in_it_and_one_without_an
     assert list(cells.columns) == [column.name for column in now]
     assert {column.name for column in now if cells[column.name].isna().all()} >= {"peak_ratio", "stationary_at"}
     assert cells["seed"].tolist() == [0, 1]
-    assert Store(checkout / "results" / "quick").read("throughput")["part"].isna().all()
+    assert Store(checkout / "results" / "origin").read("throughput")["part"].isna().all()
     monkeypatch.setitem(schema.TABLES, "cells", (*now, schema.Column("never", schema.INT, "", "a column that no file has")))
     with pytest.raises(KeyError, match="never"):
         Store(old.folder).read("cells")
