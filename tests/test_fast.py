@@ -617,7 +617,7 @@ def test_sparse_gradients_go_to_the_pair():
             layer(torch.tensor([[0, 1, 1]])).sum().backward()
             try:
                 go(optimizer, NORM, 0.5)
-            except NotImplementedError:  # torch's norm of a sparse gradient: refused by both alike
+            except NotImplementedError:  # torch has no such norm: the claim is that both refuse, or neither (the last line)
                 twins.append(None)
                 break
         else:

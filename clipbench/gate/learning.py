@@ -90,7 +90,8 @@ def _baseline(folder: Path, page: Study, learning: Learning) -> tuple[Run, dict[
     try:
         found = run_of(store)
         calibration = store.page("calibration")
-    except (UsageError, KeyError, ValueError, TypeError, NotImplementedError) as error:  # pyarrow's: no pass, but told as what keeps us from looking
+    # Most are pyarrow's, of a file in another schema. None of them passes: each is told as what keeps the gate from looking.
+    except (UsageError, KeyError, ValueError, TypeError, NotImplementedError) as error:
         raise Unusable(f"the baseline has another schema, or is damaged ({_short(error)}); {again}") from None
     if store.bad:
         raise Unusable(f"{len(store.bad)} files of the baseline are damaged, {min(store.bad)} first; restore them, or {again}")
