@@ -21,7 +21,7 @@ from torch.nn.utils import skip_init
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from clipbench import UsageError, fast
-from clipbench.fast import kernels
+from clipbench.fast import one_pass
 
 SGD, Adam, AdamW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 SHAPES = [(3,), (4, 5), (70, 80), (), (2, 3, 2, 2), (0, 4), (1, 7)]
@@ -42,6 +42,8 @@ RULES = {
 # Weights and thresholds are of order 1; a sum that cancels keeps the rounding of what was added.
 TOLERANCE = {torch.float32: {"rtol": 1e-6, "atol": 5e-7}, torch.float64: {"rtol": 1e-12, "atol": 1e-14}}
 NORM, VALUE = "norm", "value"
+COMPILER = next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+QUICK = {}
 
 
 def weights(shapes=SHAPES, dtype=torch.float32, seed=0):
@@ -56,8 +58,20 @@ def fill(params, step, size=1.0):
         param.grad = torch.randn(param.shape, generator=drawn, dtype=param.dtype) * size
 
 
+@pytest.fixture(scope="module", autouse=True, params=["torch's kernels", "our own kernels"])
+def compiled(request):
+    """Every claim is made twice: of the steps as they are, and ``compiled``."""
+    own = request.param == "our own kernels"
+    if own and COMPILER is None:
+        pytest.skip("no C++ compiler is here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "QUICK", {"compiled": own})
+        yield own
+
+
 def quick(optimizer, clip, threshold):
-    return fast.norm_clipped_step(optimizer, threshold) if clip == NORM else fast.value_clipped_step(optimizer, threshold)
+    step = fast.norm_clipped_step if clip == NORM else fast.value_clipped_step
+    return step(optimizer, threshold, **QUICK)
 
 
 def pair(optimizer, clip, threshold):
@@ -147,69 +161,109 @@ def test_any_model_threshold_and_gradient_gives_what_torchs_pair_gives(shapes, t
     twins.agree()
 
 
-# -------------------------------------------------------------------------------------------------------------- the norm itself
+# ----------------------------------------------------------------------------------------------------------- our own kernels
 
 
-# -------------------------------------------------------------------------------------------------------- in one pass, compiled
-
-BIG = [(600, 500), (4, 4), (kernels.LARGE,), (31,)]
-compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs a C++ compiler, and there is no g++ here")
-
-
-def compiled(optimizer, _, threshold):
-    return fast.value_clipped_step(optimizer, threshold, compiled=True)
-
-
-@compiler
-@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself
-@pytest.mark.parametrize("rule", [{"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}], ids=str)
-def test_the_compiled_kernel_gives_the_weights_and_state_of_torchs_pair_and_writes_no_gradient(rule, monkeypatch):
-    """Beside tensors too small for it, and as the learning rate moves."""
-    monkeypatch.setattr(sys.modules[__name__], "quick", compiled)
-    twins = Twins(SGD, rule, BIG, clip=VALUE, threshold=0.3)
+@pytest.mark.parametrize("clip", [NORM, VALUE])
+@pytest.mark.parametrize("rule", ["momentum", "dampening", "plain", "nesterov", "maximize"])
+def test_our_own_kernels_give_what_torchs_pair_gives_and_write_no_gradient(rule, clip, compiled):
+    """As the learning rate moves, with more elements than one block of a sum has."""
+    twins = Twins(*RULES[rule], [(600, 500), (4, 4), (2**15,), (31,)], clip=clip, threshold=0.3)
     for count in range(4):
         twins.step(change=lambda _, optimizer, lr=0.1 / (count + 1): optimizer.param_groups[0].update(lr=lr))
         twins.agree()
     assert twins.planned
-    assert [bool((param.grad.abs() > 0.3).any()) for param in twins.params[0]] == [True, False, True, False]
+    if compiled:
+        assert all(bool((param.grad.abs() > 0.3).any()) for param in twins.params[0])
 
 
-@pytest.mark.parametrize("rule", ["plain", "nesterov", "adamw"])
-def test_what_the_compiled_kernel_does_not_know_takes_two_passes(rule, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "quick", compiled)
-    twins = Twins(*RULES[rule], BIG, clip=VALUE, threshold=0.3)
-    for _ in range(3):
+@pytest.mark.parametrize("settings", [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"weight_decay": 0.0}], ids=str)
+@pytest.mark.parametrize("clip", [NORM, VALUE])
+def test_infinite_and_missing_numbers_come_out_as_torch_has_them(settings, clip):
+    def spoil(params, _):
+        params[0].data[0] = math.inf  # without weight decay no weight enters its own update
+        params[2].grad[1, 2], params[2].grad[3, 4] = math.nan, -math.inf
+
+    for threshold in (0.5, math.inf):
+        twins = Twins(SGD, settings, clip=clip, threshold=threshold)
         twins.step()
+        twins.step(change=spoil)
         twins.agree()
 
 
-def test_without_a_compiler_there_is_one_warning_and_the_two_passes(monkeypatch):
-    def absent(*_, **__):
-        raise RuntimeError("no C++ compiler found")
-
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: absent)
-    monkeypatch.setattr(kernels, "_program", kernels._program.__wrapped__)  # which would remember it
-    monkeypatch.setattr(kernels, "_refused", set())
-    monkeypatch.setattr(sys.modules[__name__], "quick", compiled)
-    twins = Twins(shapes=BIG, clip=VALUE, threshold=0.3)
+def test_the_norm_overflows_where_torchs_does_and_not_before():
+    twins = Twins(shapes=[(300, 20)])
     twins.step()
-    with pytest.warns(UserWarning, match=r"torch cannot compile here \(no C\+\+ compiler found\)"):
+    for size in (1e16, 1e17, 1e18, 1e21):
+        ours, torchs = twins.step(size)
+        torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=0)
+    assert ours == math.inf
+
+
+def test_momentum_that_was_given_other_memory_is_found_there():
+    def move(_, optimizer):
+        for slot in optimizer.state.values():
+            slot["momentum_buffer"].data = slot["momentum_buffer"].clone()
+
+    twins = Twins(shapes=[(300, 20), (7,)], clip=VALUE)
+    for _ in range(4):
+        twins.step(change=move if twins.count else None)
+        twins.agree()
+
+
+def test_the_compiled_norm_is_the_same_for_every_number_of_threads(compiled):
+    if not compiled:
+        pytest.skip("torch's own norm promises nothing of the kind")
+    norms, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            twins = Twins(shapes=[(700, 300), (5,), (2**16 + 3,)])
+            twins.step()
+            norms.append(twins.step()[0].item())
+            twins.agree()
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(norms)) == 1
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("/nowhere/c++", "No such file"),
+        ("false", "exit status 1"),
+        (f"{sys.executable} -c 'raise SystemExit(\"error: none\")'", "error: none"),
+    ],
+    ids=["absent", "fails", "fails and says why"],
+)
+def test_without_a_compiler_there_is_one_warning_and_torchs_kernels(monkeypatch, compiler, reason):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setitem(QUICK, "compiled", True)
+    one_pass.kernels.cache_clear()
+    try:
+        twins = Twins(clip=VALUE, threshold=0.3)
         twins.step()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        twins.step()
-    twins.agree()
+        with pytest.warns(UserWarning, match=reason) as told:
+            twins.step()
+        assert "cannot compile its kernels" in str(told[0].message)
+        assert told[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            twins.step()
+        twins.agree()
+    finally:
+        one_pass.kernels.cache_clear()
 
 
 # ------------------------------------------------------------------------------------------------------------ what comes back
 
 
-def test_the_norm_comes_back_as_torch_gives_it():
+def test_the_norm_comes_back_as_torch_gives_it(compiled):
     twins = Twins(shapes=[(300, 200), (5000,), (100, 41)])  # none small: the very same sums
     for _ in range(3):
         ours, torchs = twins.step()
         assert ours.shape == ()
-        assert torch.equal(ours, torchs)
+        torch.testing.assert_close(ours, torchs, rtol=1e-6 if compiled else 0, atol=0)  # ours sums in double precision
 
 
 def test_the_norm_of_many_small_tensors_is_torchs_to_rounding():

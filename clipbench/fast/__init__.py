@@ -24,7 +24,7 @@ from clipbench.registry import UsageError
 __all__ = ["clip_grad_value_", "norm_clipped_step", "value_clipped_step"]
 
 
-def norm_clipped_step(optimizer: Optimizer, max_norm: float) -> Tensor:
+def norm_clipped_step(optimizer: Optimizer, max_norm: float, *, compiled: bool = False) -> Tensor:
     """Clip all gradients to one global 2-norm and step: ``clip_grad_norm_(params, max_norm); optimizer.step()`` in one.
 
     Weights and the optimizer's state come out as the pair leaves them, up to rounding; checkpoints, learning-rate schedulers and a
@@ -36,6 +36,9 @@ def norm_clipped_step(optimizer: Optimizer, max_norm: float) -> Tensor:
 
     :param optimizer: any torch optimizer; the clip is over all its parameters that have a gradient.
     :param max_norm: from 0 to infinity, in units of the gradient.
+    :param compiled: take kernels of our own for SGD on a CPU. This machine's C++ compiler makes them at the first such step of a
+        process, in a fraction of a second; where it cannot, a warning says so, and torch's are used. Here they save calls, which
+        tells where tensors are many and small.
     :returns: the norm before the clip, a tensor of shape ``()`` on the gradients' device.
     :raises UsageError: where ``max_norm`` is negative or no number.
 
@@ -57,11 +60,7 @@ def norm_clipped_step(optimizer: Optimizer, max_norm: float) -> Tensor:
             optimizer.step()
             return total
         plan, grads = ready
-        total = plan.norm(grads)
-        # On a CPU the coefficient is a number at once; on a device it stays there, for reading it would wait for the device.
-        coefficient = min(limit / (total.item() + 1e-6), 1.0) if plan.on_cpu else (limit / (total + 1e-6)).clamp_(max=1.0)
-        plan.step(grads, coefficient)
-        return total
+        return plan.step_to_norm(grads, limit, compiled)
 
 
 def value_clipped_step(optimizer: Optimizer, max_value: float, *, compiled: bool = False) -> None:
@@ -70,9 +69,7 @@ def value_clipped_step(optimizer: Optimizer, max_value: float, *, compiled: bool
     As :func:`norm_clipped_step`, but that ``.grad`` is clipped afterwards, as the pair leaves it, unless ``compiled``.
 
     :param max_value: from 0 to infinity, in units of the gradient.
-    :param compiled: clamp and step in one pass over memory where torch has no kernel for it: SGD with momentum on a CPU, tensors of
-        at least 32,768 elements. Torch's compiler makes a program for the model at the first such step, in about ten seconds; where
-        it cannot, a warning says so, and the two passes stay.
+    :param compiled: as there; here our own kernel saves a pass over memory as well, for it clamps and steps at once.
     :raises UsageError: where ``max_value`` is negative or no number.
 
     >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -108,7 +105,7 @@ def clip_grad_value_(params: Tensor | Iterable[Tensor], max_value: float) -> Non
     limit = _threshold("clip_grad_value_: max_value", max_value)
     params = [params] if isinstance(params, Tensor) else list(params)
     grads = [grad for param in params if (grad := param.grad) is not None]
-    if grads and all(type(grad) is Tensor and grad.is_cpu and grad.layout is torch.strided for grad in grads):
+    if set(map(type, grads)) == {Tensor} and all(grad.is_cpu and grad.layout is torch.strided for grad in grads):
         with torch.no_grad():
             kernels.clamp(grads, limit)
     else:

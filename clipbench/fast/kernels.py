@@ -1,17 +1,14 @@
-"""Updates by torch's fused kernels, and one of our own that torch's compiler makes."""
+"""Updates by torch's fused kernels."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 FAINT = 1e-6  # below, 1 - coefficient has lost digits that the coefficient had
-LARGE = 2**15  # elements from which on memory decides, and not the number of calls
+CACHED = 2**13  # elements up to which a second pass costs less than a call
 
 Group = dict[str, Any]
 PLAIN: Group = dict(weight_decay=0.0, momentum=0.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False)
@@ -85,64 +82,11 @@ def _fused_adam(group: Group, params: list[Tensor], grads: list[Tensor], kept: G
 
 
 def clamp(grads: list[Tensor], limit: float) -> None:
-    """Clamp in place."""
-    if grads[0].is_cpu:
-        for grad in grads:
-            grad.clamp_(-limit, limit)
-    else:  # a launch costs more than a second pass
-        torch._foreach_clamp_min_(grads, -limit)
-        torch._foreach_clamp_max_(grads, limit)
-
-
-# ------------------------------------------------------------------------------------------------------- clamp and step in one
-
-
-def one_pass(group: Group, params: list[Tensor]) -> list[int]:
-    """Which of these tensors a compiled program may clamp and step at once: large ones on a CPU, of SGD with momentum."""
-    plain = group.get("momentum", 0) and not group["nesterov"] and not group["maximize"]
-    return [index for index, param in enumerate(params) if param.numel() >= LARGE] if plain and params[0].is_cpu else []
-
-
-def step_clamped(group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, limit: float) -> bool:
-    """SGD with momentum by clamped gradients, which are read once and not written. Where it cannot be had: False, nothing done."""
-    key = (tuple(param.numel() for param in params), params[0].dtype, bool(group["weight_decay"]))
-    if key in _refused:
-        return False
-    settings = (limit, group["lr"], group["momentum"], 1 - group["dampening"], group["weight_decay"])
-    # As tensors: numbers would be compiled into the program, and every learning rate be another one. In the weights' dtype: with
-    # wider ones every element would be widened.
-    scalars = [torch.tensor(float(value), dtype=params[0].dtype, device="cpu") for value in settings]
-    vectors = ([tensor.view(-1) for tensor in tensors] for tensors in (params, grads, kept["momentum_buffer"]))
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch's own of itself
-            _program(key)(*vectors, *scalars)
-    except Exception as error:  # noqa: BLE001 - a compiler that is missing or fails may raise anything, before a step is made
-        _refused.add(key)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(f"torch cannot compile here ({reason}): the clip and the step take a pass each.", stacklevel=4)
-        return False
-    return True
-
-
-Key = tuple[tuple[int, ...], torch.dtype, bool]
-_refused: set[Key] = set()
-
-
-@lru_cache(maxsize=16)
-def _program(key: Key) -> Callable[..., None]:
-    """One program over all tensors of these sizes: a call for each would cost what torch takes to look its arguments up."""
-    *_, decays = key
-
-    def step(
-        params: list[Tensor], grads: list[Tensor], buffers: list[Tensor],
-        limit: Tensor, lr: Tensor, momentum: Tensor, share: Tensor, decay: Tensor,
-    ) -> None:  # fmt: skip
-        for param, grad, buffer in zip(params, grads, buffers, strict=True):
-            clamped = grad.clamp(-limit, limit)
-            buffer.mul_(momentum).add_(share * (clamped + decay * param if decays else clamped))
-            param.sub_(lr * buffer)
-
-    # torch allows one code object few programs.
-    step.__code__ = step.__code__.replace(co_name=f"step_{abs(hash(key))}")
-    return torch.compile(step, dynamic=False)
+    """Clamp in place: large tensors of a CPU in one pass, the rest in two calls for all, each of which costs more than a pass."""
+    large = [grad for grad in grads if grad.numel() > CACHED] if grads[0].is_cpu else []
+    rest = [grad for grad in grads if grad.numel() <= CACHED] if large else grads
+    for grad in large:
+        grad.clamp_(-limit, limit)
+    if rest:
+        torch._foreach_clamp_min_(rest, -limit)
+        torch._foreach_clamp_max_(rest, limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import repeat
@@ -13,11 +14,13 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from clipbench.fast import kernels
+from clipbench.fast import kernels, one_pass
 from clipbench.fast.kernels import PLAIN, Group
+from clipbench.fast.one_pass import Row
 
 DTYPES = (torch.float32, torch.float64)  # half precision rounds between the clip and the step, and one kernel would not
 SMALL = 4096  # elements; below, a tensor's norm costs more to ask for than to copy the tensor beside its neighbours
+EPSILON = 1e-6  # torch's guard in clip_grad_norm_
 BUCKET = 16384  # elements that share one norm: its rounding error grows with their number, and is 1e-7 here
 
 
@@ -123,6 +126,7 @@ class Plan:
         self.contiguous = all(param.is_contiguous() for param in params)
         self.turnable = [param for param in params if len(_layout(param)) > 1]  # in place, at the same address
         self.on_cpu = params[0].is_cpu
+        self.own_sizes, self.own_places = one_pass.sizes(self.aliases), one_pass.addresses(self.aliases)
         small = [index for index, size in enumerate(self.sizes) if size <= SMALL] if self.on_cpu else []
         self.large = sorted(set(range(len(params))) - set(small))
         self.buckets = [_Bucket(self.aliases, row) for row in self._rows(small)]
@@ -197,44 +201,53 @@ class Plan:
         except KeyError:
             return False
 
-    def norm(self, grads: list[Tensor]) -> Tensor:
+    def step_to_norm(self, grads: list[Tensor], limit: float, compiled: bool) -> Tensor:
+        """Step by the gradients, scaled to a norm of at most ``limit``; returns the norm before, of shape ``()``."""
+        if (ours := self._compiled(compiled)) is not None:
+            places = one_pass.addresses(grads)
+            total = ours.norm(self.own_sizes, places)
+            self._step_in_one_pass(ours, places, coefficient=_coefficient(limit, total.item()))
+            return total
+        total = self._norm(grads)
+        # On a CPU the coefficient is a number at once; on a device it stays there, for reading it would wait for the device.
+        self._step(grads, _coefficient(limit, total.item()) if self.on_cpu else (limit / (total + EPSILON)).clamp_(max=1.0))
+        return total
+
+    def step_clamped(self, grads: list[Tensor], limit: float, compiled: bool) -> None:
+        """Step by the gradients, clamped to ``limit``."""
+        if (ours := self._compiled(compiled)) is not None:
+            self._step_in_one_pass(ours, one_pass.addresses(grads), limit=limit)
+        else:
+            kernels.clamp(grads, limit)
+            self._step(grads, 1.0)
+
+    def _norm(self, grads: list[Tensor]) -> Tensor:
         """The norm of the tensors' norms, as torch takes it, but that small tensors lie side by side for one norm."""
         norms = torch._foreach_norm([*(bucket.fill(grads) for bucket in self.buckets), *(grads[index] for index in self.large)])  # noqa: SLF001 - it has no other name
         return torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
 
-    def step(self, grads: list[Tensor], coefficient: float | Tensor) -> None:
+    def _step(self, grads: list[Tensor], coefficient: float | Tensor) -> None:
         """Step by the gradients times ``coefficient``, a number, or on a device a tensor of shape ``()``."""
         for part, kept in zip(self.parts, self.kept, strict=True):
-            params, own = self.aliases[part.span], grads[part.span]
-            if not params:
-                continue
-            kernels.step(part.group, params, own, kept, coefficient)
+            if params := self.aliases[part.span]:
+                kernels.step(part.group, params, grads[part.span], kept, coefficient)
         torch.autograd.graph.increment_version(self.params)
 
-    def step_clamped(self, grads: list[Tensor], limit: float, compiled: bool) -> None:
-        """Step by the clamped gradients; of large tensors in one pass where that is asked for and can be had."""
+    def _compiled(self, wanted: bool) -> one_pass.Kernels | None:
+        """Our own kernels, where they are wanted, know the rule and could be made."""
+        knows = wanted and self.on_cpu and not any("step" in part.keys for part in self.parts)
+        return one_pass.kernels().get(self.params[0].dtype) if knows else None
+
+    def _step_in_one_pass(self, ours: one_pass.Kernels, grads: Row, coefficient: float = 1.0, limit: float = math.inf) -> None:
+        """SGD of all parameters by our own kernel. Gradients and momentum may have been given other memory since the last step."""
         for part, kept in zip(self.parts, self.kept, strict=True):
-            params, own = self.aliases[part.span], grads[part.span]
-            if not params:
-                continue
-            large = kernels.one_pass(part.group, params) if compiled and self.contiguous else []
-            if large and not kernels.step_clamped(part.group, *_rows_of(large, params, own, kept), limit):
-                large = []
-            if rest := sorted(set(range(len(params))) - set(large)):
-                others = _rows_of(rest, params, own, kept)
-                kernels.clamp(others[1], limit)
-                kernels.step(part.group, *others, 1.0)
+            span, buffers = part.span, one_pass.addresses(kept.get("momentum_buffer", ()))
+            ours.step(part.group, self.own_sizes[span], self.own_places[span], grads[span], buffers, coefficient, limit)
         torch.autograd.graph.increment_version(self.params)
 
 
-def _rows_of(
-    indices: list[int], params: list[Tensor], grads: list[Tensor], kept: Group
-) -> tuple[list[Tensor], list[Tensor], Group]:
-    """Some of a part's tensors, with their gradients and what is kept of them."""
-    if len(indices) == len(params):
-        return params, grads, kept
-    some = itemgetter(*indices) if len(indices) > 1 else lambda row: (row[indices[0]],)
-    return list(some(params)), list(some(grads)), {key: list(some(tensors)) for key, tensors in kept.items()}
+def _coefficient(limit: float, norm: float) -> float:
+    return min(limit / (norm + EPSILON), 1.0)
 
 
 def _fits(param: Tensor, slot: Group, keys: tuple[str, ...]) -> bool:

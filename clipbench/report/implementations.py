@@ -32,10 +32,11 @@ def implementations(evidence: Evidence) -> list[Part]:
         Text(
             "The same clip and step, written in different ways: `origin` is a loop by hand, `torch` what torch does where "
             "nothing is asked, `loop` and `foreach` its functions tensor by tensor and all at once, `fused` the optimizer's "
-            "fused step, which takes a norm clip as `grad_scale`, `fast` a call of `clipbench.fast`, `flat` torch's default over "
-            "one flat tensor, and `compiled` one program over it. All leave the same weights. Blocks ran side by side in a "
-            "shuffled order; ratios are medians of those of a round, with their order-statistic intervals. The floor is the least "
-            "that must be read and written, at the rate of a sum (on CUDA a copy) over as much memory in the same round."
+            "fused step, which takes a norm clip as `grad_scale`, `fast` a call of `clipbench.fast`, `fast-compiled` the same by "
+            "kernels of its own, `flat` torch's default over one flat tensor, and `compiled` one program over it. All leave the "
+            "same weights. Blocks ran side by side in a shuffled order; ratios are medians of those of a round, with their "
+            "order-statistic intervals. The floor is the least that must be read and written, at the rate of a sum (on CUDA a "
+            "copy) over as much memory in the same round."
         ),
     ]
     for key, machine in found.groupby(analysis.MACHINE, dropna=False, sort=True):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
 from clipbench import engines, fast, optimizers
+from clipbench.fast import one_pass
 from clipbench.registry import UsageError, nearest
 
 Update = Callable[[], object]
@@ -157,6 +158,8 @@ class Fused(Torch):
 class Fast(Torch):
     """``clipbench.fast``: the clip and the step in one call on torch's own optimizer, whose gradients stay where they are."""
 
+    compiled: ClassVar[bool] = False
+
     def __init__(self, params: Sequence[nn.Parameter], rule: Any, lr: float) -> None:
         super().__init__(params, rule, lr)
         if type(self.optimizer) not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
@@ -166,15 +169,32 @@ class Fast(Torch):
         if clip.name == "none":
             return super().update(clip)
         if clip.name == "value":
-            return partial(fast.value_clipped_step, self.optimizer, clip.max_value)
+            return partial(fast.value_clipped_step, self.optimizer, clip.max_value, compiled=self.compiled)
         if clip.name == "norm" and clip.norm_type == 2:
-            return partial(fast.norm_clipped_step, self.optimizer, clip.max_norm)
+            return partial(fast.norm_clipped_step, self.optimizer, clip.max_norm, compiled=self.compiled)
         raise Unfit("clipbench.fast has no such clip")
 
     def cut(self, clip: Any) -> Update:
         if clip.name == "value":
             return partial(fast.clip_grad_value_, self.params, clip.max_value)
         raise Unfit("clipbench.fast has no such clip without a step")
+
+
+class FastCompiled(Fast):
+    """The same, ``compiled=True``: by kernels that this machine's C++ compiler makes."""
+
+    compiled: ClassVar[bool] = True
+
+    def __init__(self, params: Sequence[nn.Parameter], rule: Any, lr: float) -> None:
+        super().__init__(params, rule, lr)
+        if type(self.optimizer) is not torch.optim.SGD or not self.params[0].is_cpu:
+            raise Unfit("clipbench.fast has kernels of its own for SGD on a CPU only")
+        with warnings.catch_warnings(action="ignore"):
+            if not one_pass.kernels():
+                raise Unfit("clipbench.fast could not compile its kernels")
+
+    def cut(self, clip: Any) -> Update:
+        raise Unfit("alone, the clip is that of `fast`")
 
 
 class Flat(Torch):
@@ -225,6 +245,7 @@ IMPLEMENTATIONS: dict[str, type[Torch]] = {
     "foreach": Foreach,
     "fused": Fused,
     "fast": Fast,
+    "fast-compiled": FastCompiled,
     "flat": Flat,
     "compiled": Compiled,
 }

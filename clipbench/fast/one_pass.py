@@ -1,0 +1,126 @@
+"""Kernels that torch does not have, made by the C++ compiler of this machine: clip and SGD's step in one pass over memory."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import warnings
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+# torch brings the OpenMP that g++ links to, and both share its threads. Apple's compiler knows no OpenMP, others no such processor.
+FLAGS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-march=native"], [])
+
+
+Row: TypeAlias = "array[int]"  # sizes or addresses, as C takes them
+
+
+def sizes(tensors: Iterable[Tensor]) -> Row:
+    """The number of elements of each tensor."""
+    return array("q", map(Tensor.numel, tensors))
+
+
+def addresses(tensors: Iterable[Tensor]) -> Row:
+    """Where the first element of each tensor lies; it holds as long as nobody gives the tensor other memory."""
+    return array("Q", map(Tensor.data_ptr, tensors))
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The compiled functions for one dtype. Tensors are on the CPU and dense, those of one parameter alike in their strides."""
+
+    dtype: torch.dtype
+    c_norm: Callable[..., float]
+    c_step: Callable[..., None]
+
+    def norm(self, sizes: Row, grads: Row) -> Tensor:
+        """The 2-norm over all gradients, of shape ``()``; infinite where torch's is."""
+        norm = self.c_norm(len(sizes), _start(sizes), _start(grads), torch.get_num_threads())
+        return torch.tensor(norm, dtype=self.dtype, device="cpu")
+
+    def step(
+        self,
+        group: dict[str, Any],
+        sizes: Row,
+        params: Row,
+        grads: Row,
+        buffers: Row,
+        coefficient: float = 1.0,
+        limit: float = math.inf,
+    ) -> None:
+        """SGD by ``coefficient`` times the gradients clamped to ``limit``, which are read and not written.
+
+        :param group: the settings, as :class:`torch.optim.SGD` has them.
+        :param buffers: of the momentum; empty where there is none.
+        """
+        scale = -coefficient if group["maximize"] else coefficient
+        settings = (limit, group["lr"], group["momentum"], 1 - group["dampening"], group["weight_decay"], scale, group["nesterov"])
+        self.c_step(len(sizes), *map(_start, (sizes, params, grads, buffers)), *settings, torch.get_num_threads())
+
+
+def _start(row: Row) -> int | None:
+    return row.buffer_info()[0] if row else None
+
+
+@lru_cache(maxsize=1)
+def kernels() -> dict[torch.dtype, Kernels]:
+    """The kernels for each dtype; none, and a warning once in a process, where no compiler makes them."""
+    try:
+        library = _built()
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", "") or str(error)
+        reason = next((line for line in said.splitlines() if "error" in line), said).strip()
+        warnings.warn(f"clipbench.fast cannot compile its kernels ({reason}): torch's are used instead.", stacklevel=5)
+        return {}
+    number, pointer, real, flag, threads = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double, ctypes.c_bool, ctypes.c_int
+    made = {}
+    for dtype in (torch.float32, torch.float64):
+        name = str(dtype).removeprefix("torch.")
+        norm, step = library[f"norm_{name}"], library[f"step_{name}"]
+        norm.restype, norm.argtypes = real, [number, pointer, pointer, threads]
+        step.restype, step.argtypes = None, [number, *[pointer] * 4, *[real] * 6, flag, threads]
+        made[dtype] = Kernels(dtype, norm, step)
+    return made
+
+
+def _built() -> ctypes.CDLL:
+    """The source as a library of this process; its file is gone again.
+
+    :raises OSError: there is no compiler, or what it made cannot be loaded.
+    :raises subprocess.SubprocessError: the compiler fails.
+    """
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None:
+        raise FileNotFoundError("no C++ compiler was found; the variable CXX can name one")
+    with TemporaryDirectory(prefix="clipbench-") as folder:
+        made = Path(folder) / "one_pass.so"
+        command = [
+            *shlex.split(compiler),
+            "-O3",
+            "-ffp-contract=off",
+            "-std=c++17",
+            "-shared",
+            "-fPIC",
+            str(SOURCE),
+            "-o",
+            str(made),
+        ]
+        for flags in FLAGS:
+            done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)  # noqa: S603 - our own source, by the user's own compiler
+            if done.returncode == 0:
+                break
+        done.check_returncode()
+        return ctypes.CDLL(str(made))
