@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fast": {"registry"},
     "throughput": {*MATTER, "optimizers", "fast", "schema", "cell", "feed", "step", "engines"},
     "conformance": {*MATTER, "optimizers", "events", "cell", "feed", "step", "engines"},
-    "gate": {*MATTER, *MEMORY, "study", "statistics", "feed", "engines", "schedule", "protocol"},
+    "gate": {*MATTER, *MEMORY, "study", "fast", "statistics", "feed", "engines", "schedule", "protocol"},
     # a run from end to end
     "protocol": {
         *MEMORY,

@@ -30,15 +30,18 @@ def _step_sgd(group: Group, params: list[Tensor], grads: list[Tensor], kept: Gro
 
     Nesterov's step takes the gradient a second time, and has no such settings.
     """
-    share = coefficient * (1 - group["dampening"])
-    if coefficient == 1:
-        _fused_sgd(group, params, grads, kept)
-    elif not share >= FAINT or group["nesterov"]:  # NaN too
-        _step_scaled(group, params, grads, kept, coefficient)
-    elif group["momentum"]:
-        _fused_sgd(group, params, grads, kept, weight_decay=group["weight_decay"] / coefficient, dampening=1 - share)
-    else:
-        _fused_sgd(group, params, grads, kept, weight_decay=group["weight_decay"] / coefficient, lr=group["lr"] * coefficient)
+    lr, dampening, decay = group["lr"], group["dampening"], group["weight_decay"]
+    if coefficient != 1:
+        share = coefficient * (1 - dampening)
+        if not share >= FAINT or group["nesterov"]:  # NaN too
+            _step_scaled(group, params, grads, kept, coefficient)
+            return
+        decay /= coefficient
+        if group["momentum"]:
+            dampening = 1 - share
+        else:
+            lr *= coefficient
+    _fused_sgd(group, params, grads, kept, lr, dampening, decay)
 
 
 def _step_scaled(group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, coefficient: float | Tensor) -> None:
@@ -52,12 +55,32 @@ def _step_scaled(group: Group, params: list[Tensor], grads: list[Tensor], kept: 
     if "step" in kept:
         _fused_adam(group, params, grads, kept, scale)
     else:
-        _fused_sgd(group, params, grads, kept, grad_scale=scale)
+        _fused_sgd(group, params, grads, kept, group["lr"], group["dampening"], group["weight_decay"], scale)
 
 
-def _fused_sgd(group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, **changes: Any) -> None:
-    settings = {name: group[name] for name in ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")}
-    torch._fused_sgd_(params, grads, kept.get("momentum_buffer", []), is_first_step=False, **(settings | changes))
+def _fused_sgd(
+    group: Group,
+    params: list[Tensor],
+    grads: list[Tensor],
+    kept: Group,
+    lr: float,
+    dampening: float,
+    weight_decay: float,
+    scale: Tensor | None = None,
+) -> None:
+    torch._fused_sgd_(
+        params,
+        grads,
+        kept.get("momentum_buffer", []),
+        weight_decay=weight_decay,
+        momentum=group["momentum"],
+        lr=lr,
+        dampening=dampening,
+        nesterov=group["nesterov"],
+        maximize=group["maximize"],
+        is_first_step=False,
+        grad_scale=scale,
+    )
 
 
 def _fused_adam(group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, scale: Tensor | None) -> None:

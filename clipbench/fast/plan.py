@@ -19,6 +19,7 @@ from clipbench.fast.kernels import PLAIN, Group
 from clipbench.fast.one_pass import Row
 
 DTYPES = (torch.float32, torch.float64)  # half precision rounds between the clip and the step, and one kernel would not
+NUMBERS = repeat((float, int))
 SMALL = 4096  # elements; below, a tensor's norm costs more to ask for than to copy the tensor beside its neighbours
 EPSILON = 1e-6  # torch's guard in clip_grad_norm_
 BUCKET = 16384  # elements that share one norm: its rounding error grows with their number, and is 1e-7 here
@@ -42,10 +43,9 @@ def steps_plainly(optimizer: Optimizer) -> bool:
 
 def _is_plain(group: Group) -> bool:
     """Whether the group's settings are numbers, and of the kinds that the fused kernels know."""
-    numbers = (group["lr"], group["weight_decay"], *group.get("betas", ()))
     if group["differentiable"] or group.get("capturable") or group.get("amsgrad"):
         return False
-    return all(map(isinstance, numbers, repeat((float, int))))
+    return all(map(isinstance, (group["lr"], group["weight_decay"], *group.get("betas", ())), NUMBERS))
 
 
 def _keys(optimizer: Optimizer, group: Group) -> tuple[str, ...]:
@@ -181,25 +181,28 @@ class Plan:
 
     def _has_groups(self, optimizer: Optimizer) -> bool:
         """Whether the groups have the very parameters of the plan, and settings it can follow."""
-        return len(optimizer.param_groups) == len(self.parts) and all(
-            group is part.group
-            and len(group["params"]) == len(part.params)
-            and _same(group["params"], part.params)
-            and _is_plain(group)
-            and _keys(optimizer, group) == part.keys
-            for group, part in zip(optimizer.param_groups, self.parts, strict=True)
-        )
+        if len(optimizer.param_groups) != len(self.parts):
+            return False
+        for group, part in zip(
+            optimizer.param_groups, self.parts, strict=True
+        ):  # all() over a generator costs as much as it checks
+            params = group["params"]
+            if group is not part.group or len(params) != len(part.params) or not _same(params, part.params):
+                return False
+            if not _is_plain(group) or _keys(optimizer, group) != part.keys:
+                return False
+        return True
 
     def _has_state(self, optimizer: Optimizer) -> bool:
         """Whether the state has the very tensors of the plan."""
         entries = optimizer.state.values()
         try:
-            return all(
-                len(entries) == len(tensors) and _same(map(itemgetter(key), entries), tensors)
-                for key, tensors in self.state.items()
-            )
+            for key, tensors in self.state.items():
+                if len(entries) != len(tensors) or not _same(map(itemgetter(key), entries), tensors):
+                    return False
         except KeyError:
             return False
+        return True
 
     def step_to_norm(self, grads: list[Tensor], limit: float, compiled: bool) -> Tensor:
         """Step by the gradients, scaled to a norm of at most ``limit``; returns the norm before, of shape ``()``."""
@@ -223,7 +226,9 @@ class Plan:
 
     def _norm(self, grads: list[Tensor]) -> Tensor:
         """The norm of the tensors' norms, as torch takes it, but that small tensors lie side by side for one norm."""
-        norms = torch._foreach_norm([*(bucket.fill(grads) for bucket in self.buckets), *(grads[index] for index in self.large)])  # noqa: SLF001 - it has no other name
+        vectors = [bucket.fill(grads) for bucket in self.buckets]
+        vectors += [grads[index] for index in self.large]
+        norms = torch._foreach_norm(vectors)  # noqa: SLF001 - it has no other name
         return torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
 
     def _step(self, grads: list[Tensor], coefficient: float | Tensor) -> None:

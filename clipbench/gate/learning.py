@@ -11,6 +11,7 @@ Cells of the same identity have the same weights, batches and noise. So nothing 
 4. Where a setting has not the seeds for a test, a stable run that moved is a regression on the platform of the baseline at the same
    versions, for "moved" then means that somebody changed numbers and raised no version: last bits move stable runs within the
    tolerance, and only runs that were unstable beyond it. Elsewhere, and in an edited plug-in, such a run is inconclusive.
+5. A clip that fired in every run of a setting and fires in none is a regression, however well the runs go without it.
 """
 
 from __future__ import annotations
@@ -178,6 +179,7 @@ def compare(name: str, before: Run, now: Run, margin: float) -> Finding:
     failed = [cell for cell in common if now.cells[cell]["status"] == "failed" != before.cells[cell]["status"]]
     moved = {cell for cell, state in states.items() if state == MOVED}
     settings = [cells for cells in _settings(before, common) if moved & set(cells)]
+    silent = [before.cells[cells[0]] for cells in settings if _fell_silent(before, now, cells)]
     tests = [test for cells in settings for test in _tests(before, now, cells, margin)]
     corrected = statistics.holm([test.p for test in tests])
     worse = [replace(test, p=float(p)) for test, p in zip(tests, corrected, strict=True) if p < LEVEL and test.worse > 0]
@@ -189,6 +191,7 @@ def compare(name: str, before: Run, now: Run, margin: float) -> Finding:
         **{state.replace(" ", "_"): count for state, count in counts.items()},
         "tests": tested,
         "better": better,
+        "clip_fires_no_more": [f"{row['problem']}, {row['arm']}, lr {row['lr']:g}" for row in silent],
         "worse": [
             {
                 "setting": test.setting,
@@ -216,6 +219,11 @@ def compare(name: str, before: Run, now: Run, margin: float) -> Finding:
         row = now.cells[failed[0]]
         sentence = f"{len(failed)} cells fail now, {row['problem']}, {row['arm']} first ({row['reason']}). {sentence}"
         return Finding("learning", name, REGRESSION, f"{sentence}.", numbers)
+    if silent:
+        row = silent[0]
+        where = f"{row['problem']}, {row['arm']}, lr {row['lr']:g}"
+        what = f"in {len(silent)} of {len(settings)} settings that moved the clip fires no more, {where} first"
+        return Finding("learning", name, REGRESSION, f"{what}. {sentence}.", numbers)
     if not worse:
         if untested:
             row = before.cells[min(untested)]
@@ -326,6 +334,12 @@ def _tests(before: Run, now: Run, cells: Sequence[str], margin: float) -> Iterat
         ("unstable runs are more", unstable, float(unstable.sum())),
     ):
         yield Test(setting, measure, worse, statistics.signed_rank_p(found) if np.count_nonzero(found) >= FEWEST else np.nan)
+
+
+def _fell_silent(before: Run, now: Run, cells: Sequence[str]) -> bool:
+    """Whether the clip altered some gradient in every run of a setting, and alters none in any."""
+    then, here = ([_number(run.cells[cell]["clipped_fraction"]) for cell in cells] for run in (before, now))
+    return all(share > 0 for share in then) and all(share == 0 for share in here)
 
 
 def least_p(pairs: int) -> float:

@@ -8,7 +8,7 @@ from itertools import cycle
 import torch
 from torch import Tensor, nn
 
-from clipbench import engines, registry
+from clipbench import engines, fast, registry
 from clipbench import feed as feed_
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job, Trainer
@@ -63,6 +63,12 @@ def value_clip() -> Work:
 def norm_clip() -> Work:
     """The packaged norm clip, as the loop applies it."""
     return engines.clipper(registry.build("clip", "norm", {"max_norm": 1.0}), _named())
+
+
+def fast_value_step() -> Work:
+    """`clipbench.fast`'s value clip and step of many small tensors."""
+    optimizer = frozen.momentum_of_many()
+    return lambda: fast.value_clipped_step(optimizer, 0.1)
 
 
 def _rule(name: str, settings: dict[str, float]) -> Work:
