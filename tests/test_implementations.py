@@ -269,6 +269,15 @@ def test_a_block_of_more_than_twice_the_median_is_not_valid():
 # ------------------------------------------------------------------------------------------------------------------ footprint
 
 
+def test_a_fast_step_holds_the_vector_of_its_norm_beside_weights_gradients_and_state():
+    weights = Weights("fast", registry.build("optimizer", "momentum", {}), 0.01, Given(SHAPES, torch.float32, "cpu"))
+    update = Update(weights, clip("norm"))
+    for _ in range(2):
+        weights.renew()
+        update.update()
+    assert sum(tensor.numel() for tensor in weights.built.held()) == 4 * sum(map(prod, SHAPES))
+
+
 def test_peak_memory_is_what_is_held_and_the_most_on_top_of_it():
     held = [torch.zeros(1000), torch.zeros(500, dtype=torch.float64)]
     assert footprint(lambda: None, held, "cpu").peak_bytes == 8_000

@@ -129,6 +129,12 @@ def _params(optimizer: Optimizer) -> list[Tensor]:
 _plans: WeakKeyDictionary[Optimizer, Plan] = WeakKeyDictionary()
 
 
+def held(optimizer: Optimizer) -> list[Tensor]:
+    """What is kept for an optimizer beside its own state: the vectors in which small gradients lie side by side for a norm."""
+    plan = _plans.get(optimizer)
+    return [bucket.vector for bucket in plan.buckets] if plan is not None else []
+
+
 def _ready(optimizer: Optimizer) -> tuple[Plan, list[Tensor]] | None:
     """The plan for this step and the gradients it is for; None where torch's pair has to do it."""
     if not steps_plainly(optimizer):

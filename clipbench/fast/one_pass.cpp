@@ -1,6 +1,7 @@
 // SGD by clamped or scaled gradients in one pass over memory: of each element the weight, the gradient and the momentum are read
 // once, the weight and the momentum written once. Threads share every tensor; without OpenMP there is one, and its lines say nothing.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -9,7 +10,13 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 1 << 15;  // elements of one sum: the norm is the same for every number of threads
+constexpr int64_t BLOCK = 1 << 15;  // elements of one sum, so that the norm is the same for every number of threads
+
+// How many threads are worth waking: as in torch, one for every so many elements.
+int team(int64_t count, const int64_t *sizes, int threads) {
+    const int64_t blocks = std::accumulate(sizes, sizes + count, int64_t{0}) / BLOCK;
+    return static_cast<int>(std::max(int64_t{1}, std::min(int64_t{threads}, blocks)));
+}
 
 // As torch's, infinite where the sum of squares leaves the range of the dtype; but summed in double precision.
 template <typename Real>
@@ -17,6 +24,7 @@ double norm(int64_t count, const int64_t *sizes, const Real *const *grads, int t
     std::vector<int64_t> first(count + 1);
     for (int64_t tensor = 0; tensor < count; ++tensor) first[tensor + 1] = first[tensor] + (sizes[tensor] + BLOCK - 1) / BLOCK;
     std::vector<double> sums(first[count]);
+    threads = team(count, sizes, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     for (int64_t tensor = 0; tensor < count; ++tensor) {
         const Real *__restrict__ grad = grads[tensor];
@@ -57,6 +65,7 @@ template <typename Real>
 void step(int64_t count, const int64_t *sizes, Real *const *params, const Real *const *grads, Real *const *buffers, Real limit,
           Real lr, Real momentum, Real share, Real decay, Real scale, bool nesterov, int threads) {
     const bool decays = decay != 0;
+    threads = team(count, sizes, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     for (int64_t tensor = 0; tensor < count; ++tensor) {
         Real *__restrict__ param = params[tensor];

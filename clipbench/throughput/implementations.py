@@ -179,6 +179,10 @@ class Fast(Torch):
             return partial(fast.clip_grad_value_, self.params, clip.max_value)
         raise Unfit("clipbench.fast has no such clip without a step")
 
+    def held(self) -> Iterator[Tensor]:
+        yield from super().held()
+        yield from fast.held(self.optimizer)
+
 
 class FastCompiled(Fast):
     """The same, ``compiled=True``: by kernels that this machine's C++ compiler makes."""
