@@ -9,7 +9,6 @@ anew where it does not. Where the fast way does not apply, torch's own pair runs
 from __future__ import annotations
 
 from collections.abc import Iterable
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -53,13 +52,13 @@ def norm_clipped_step(optimizer: Optimizer, max_norm: float, *, compiled: bool =
     tensor([-0.6000, -0.8000])
     """
     limit = _threshold("norm_clipped_step: max_norm", max_norm)
+    ready = _ready(optimizer)
+    if ready is None:
+        total = clip_grad_norm_(_params(optimizer), limit)
+        optimizer.step()
+        return total
+    plan, grads = ready
     with torch.no_grad():
-        ready = _ready(optimizer)
-        if ready is None:
-            total = clip_grad_norm_(_params(optimizer), limit)
-            optimizer.step()
-            return total
-        plan, grads = ready
         return plan.step_to_norm(grads, limit, compiled)
 
 
@@ -80,13 +79,13 @@ def value_clipped_step(optimizer: Optimizer, max_value: float, *, compiled: bool
     tensor([-1.0000,  0.5000])
     """
     limit = _threshold("value_clipped_step: max_value", max_value)
-    with torch.no_grad():
-        ready = _ready(optimizer)
-        if ready is None:
-            _clip_grad_value_(_params(optimizer), limit)
-            optimizer.step()
-        else:
-            plan, grads = ready
+    ready = _ready(optimizer)
+    if ready is None:
+        _clip_grad_value_(_params(optimizer), limit)
+        optimizer.step()
+    else:
+        plan, grads = ready
+        with torch.no_grad():
             plan.step_clamped(grads, limit, compiled)
 
 
@@ -126,12 +125,12 @@ def _params(optimizer: Optimizer) -> list[Tensor]:
     return [param for group in optimizer.param_groups for param in group["params"]]
 
 
-_plans: WeakKeyDictionary[Optimizer, Plan] = WeakKeyDictionary()
+_PLAN = "_clipbench_plan"  # kept with the optimizer, which neither copies nor pickles it: both go together, whoever refers to whom
 
 
 def held(optimizer: Optimizer) -> list[Tensor]:
     """What is kept for an optimizer beside its own state: the vectors in which small gradients lie side by side for a norm."""
-    plan = _plans.get(optimizer)
+    plan = vars(optimizer).get(_PLAN)
     return [bucket.vector for bucket in plan.buckets] if plan is not None else []
 
 
@@ -139,14 +138,14 @@ def _ready(optimizer: Optimizer) -> tuple[Plan, list[Tensor]] | None:
     """The plan for this step and the gradients it is for; None where torch's pair has to do it."""
     if not steps_plainly(optimizer):
         return None
-    plan = _plans.get(optimizer)
+    plan = vars(optimizer).get(_PLAN)
     grads = plan.grads(optimizer) if plan is not None else None
     if grads is None:
-        _plans.pop(optimizer, None)
+        vars(optimizer).pop(_PLAN, None)
         plan = Plan.of(optimizer)
         grads = plan.grads(optimizer) if plan is not None else None
         if plan is not None and grads is not None:
-            _plans[optimizer] = plan
+            vars(optimizer)[_PLAN] = plan
     if plan is None or grads is None:
         return None
     if "step" in vars(optimizer):  # wrapped by a learning-rate scheduler, which wants to know that there was a step

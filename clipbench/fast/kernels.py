@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FAINT = 1e-6  # below, 1 - coefficient has lost digits that the coefficient had
+FAINT = {torch.float32: 1e-6, torch.float64: 1e-2}  # below, 1 - coefficient has lost digits that the dtype would keep
 CACHED = 2**13  # elements up to which a second pass costs less than a call
 
 Group = dict[str, Any]
@@ -33,7 +33,7 @@ def _step_sgd(group: Group, params: list[Tensor], grads: list[Tensor], kept: Gro
     lr, dampening, decay = group["lr"], group["dampening"], group["weight_decay"]
     if coefficient != 1:
         share = coefficient * (1 - dampening)
-        if not share >= FAINT or group["nesterov"]:  # NaN too
+        if not share >= FAINT[params[0].dtype] or group["nesterov"]:  # NaN too
             _step_scaled(group, params, grads, kept, coefficient)
             return
         decay /= coefficient

@@ -1,5 +1,5 @@
 // SGD by clamped or scaled gradients in one pass over memory: of each element the weight, the gradient and the momentum are read
-// once, the weight and the momentum written once. Threads share every tensor; without OpenMP there is one, and its lines say nothing.
+// once, the weight and the momentum written once. Threads share every tensor; without OpenMP there is one.
 
 #include <algorithm>
 #include <cmath>
@@ -18,7 +18,8 @@ int team(int64_t count, const int64_t *sizes, int threads) {
     return static_cast<int>(std::max(int64_t{1}, std::min(int64_t{threads}, blocks)));
 }
 
-// As torch's, infinite where the sum of squares leaves the range of the dtype; but summed in double precision.
+// Infinite where the sum of squares leaves the range of the dtype, as torch's; but summed in double precision, so that nothing is lost
+// of gradients whose squares are below it.
 template <typename Real>
 double norm(int64_t count, const int64_t *sizes, const Real *const *grads, int threads) {
     std::vector<int64_t> first(count + 1);
@@ -105,7 +106,8 @@ double norm_float64(int64_t count, const int64_t *sizes, const double *const *gr
 
 void step_float32(int64_t count, const int64_t *sizes, float *const *params, const float *const *grads, float *const *buffers,
                   double limit, double lr, double momentum, double share, double decay, double scale, bool nesterov, int threads) {
-    step<float>(count, sizes, params, grads, buffers, limit, lr, momentum, share, decay, scale, nesterov, threads);
+    step<float>(count, sizes, params, grads, buffers, static_cast<float>(limit), static_cast<float>(lr), static_cast<float>(momentum),
+                static_cast<float>(share), static_cast<float>(decay), static_cast<float>(scale), nesterov, threads);
 }
 
 void step_float64(int64_t count, const int64_t *sizes, double *const *params, const double *const *grads, double *const *buffers,

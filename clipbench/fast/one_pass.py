@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-# torch brings the OpenMP that g++ links to, and both share its threads. Apple's compiler knows no OpenMP, others no such processor.
-FLAGS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-march=native"], [])
-
+# Tried in turn. torch brings the OpenMP that g++ links to, and both share its threads; Apple's compiler has none, but walks a sum
+# in vectors all the same where it is told to.
+FLAGS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-march=native", "-fopenmp-simd"], ["-fopenmp-simd"], [])
 
 Row: TypeAlias = "array[int]"  # sizes or addresses, as C takes them
 
@@ -77,49 +77,44 @@ def _start(row: Row) -> int | None:
 
 @lru_cache(maxsize=1)
 def kernels() -> dict[torch.dtype, Kernels]:
-    """The kernels for each dtype; none, and a warning once in a process, where no compiler makes them."""
+    """The kernels for each dtype. Where no compiler makes them: none in this process, and one warning."""
     try:
         library = _built()
-    except (OSError, subprocess.SubprocessError) as error:
+        return {dtype: _declared(library, dtype) for dtype in (torch.float32, torch.float64)}
+    # the second of odd quotes in CXX, the third of a library that is something else
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
         reason = next((line for line in said.splitlines() if "error" in line), said).strip()
         warnings.warn(f"clipbench.fast cannot compile its kernels ({reason}): torch's are used instead.", stacklevel=5)
         return {}
+
+
+def _declared(library: ctypes.CDLL, dtype: torch.dtype) -> Kernels:
+    """The library's functions for a dtype, with the types of their arguments."""
     number, pointer, real, flag, threads = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double, ctypes.c_bool, ctypes.c_int
-    made = {}
-    for dtype in (torch.float32, torch.float64):
-        name = str(dtype).removeprefix("torch.")
-        norm, step = library[f"norm_{name}"], library[f"step_{name}"]
-        norm.restype, norm.argtypes = real, [number, pointer, pointer, threads]
-        step.restype, step.argtypes = None, [number, *[pointer] * 4, *[real] * 6, flag, threads]
-        made[dtype] = Kernels(dtype, norm, step)
-    return made
+    name = str(dtype).removeprefix("torch.")
+    norm, step = library[f"norm_{name}"], library[f"step_{name}"]
+    norm.restype, norm.argtypes = real, [number, pointer, pointer, threads]
+    step.restype, step.argtypes = None, [number, *[pointer] * 4, *[real] * 6, flag, threads]
+    return Kernels(dtype, norm, step)
 
 
 def _built() -> ctypes.CDLL:
     """The source as a library of this process; its file is gone again.
 
     :raises OSError: there is no compiler, or what it made cannot be loaded.
+    :raises ValueError: ``CXX`` has a quote that does not end.
     :raises subprocess.SubprocessError: the compiler fails.
     """
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    compiler = os.environ.get("CXX", "").strip() or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
         raise FileNotFoundError("no C++ compiler was found; the variable CXX can name one")
     with TemporaryDirectory(prefix="clipbench-") as folder:
         made = Path(folder) / "one_pass.so"
-        command = [
-            *shlex.split(compiler),
-            "-O3",
-            "-ffp-contract=off",
-            "-std=c++17",
-            "-shared",
-            "-fPIC",
-            str(SOURCE),
-            "-o",
-            str(made),
-        ]
-        for flags in FLAGS:
-            done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)  # noqa: S603 - our own source, by the user's own compiler
+        flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC"]
+        command = [*shlex.split(compiler), *flags, str(SOURCE), "-o", str(made)]
+        for more in FLAGS:
+            done = subprocess.run([*command, *more], capture_output=True, text=True, errors="replace", check=False)  # noqa: S603 - the user's own
             if done.returncode == 0:
                 break
         done.check_returncode()

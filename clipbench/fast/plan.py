@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import pairwise, repeat
 from operator import attrgetter, is_, itemgetter
 from typing import Any
 
@@ -19,6 +19,8 @@ from clipbench.fast.kernels import PLAIN, Group
 from clipbench.fast.one_pass import Row
 
 DTYPES = (torch.float32, torch.float64)  # half precision rounds between the clip and the step, and one kernel would not
+GRAD, BYTES = attrgetter("grad"), attrgetter("nbytes")
+LARGEST = {dtype: torch.finfo(dtype).max for dtype in DTYPES}
 NUMBERS = repeat((float, int))
 SMALL = 4096  # elements; below, a tensor's norm costs more to ask for than to copy the tensor beside its neighbours
 EPSILON = 1e-6  # torch's guard in clip_grad_norm_
@@ -30,8 +32,8 @@ def steps_plainly(optimizer: Optimizer) -> bool:
     own = vars(optimizer)
     return (
         type(optimizer) in (SGD, Adam, AdamW)
-        and type(optimizer).step.__module__.startswith("torch.optim.")  # whoever replaces it wants to be asked
-        and ("step" not in own or hasattr(own["step"], "_wrapped_by_lr_sched"))
+        and _is_torchs(type(optimizer).step)  # whoever replaces it wants to be asked
+        and ("step" not in own or _is_torchs(own["step"]))  # a learning-rate scheduler's
         and not own["_optimizer_step_pre_hooks"]
         and not own["_optimizer_step_post_hooks"]
         and not _global_optimizer_pre_hooks
@@ -41,11 +43,21 @@ def steps_plainly(optimizer: Optimizer) -> bool:
     )
 
 
+def _is_torchs(step: Callable[..., Any]) -> bool:
+    """Whether every layer of the function is torch's. ``functools.wraps`` copies names and attributes, but no globals."""
+    layers = [step]
+    while (inner := getattr(layers[-1], "__wrapped__", None)) is not None:
+        layers.append(inner)
+    return all(getattr(layer, "__globals__", {}).get("__name__", "").startswith("torch.optim.") for layer in layers)
+
+
 def _is_plain(group: Group) -> bool:
     """Whether the group's settings are numbers, and of the kinds that the fused kernels know."""
     if group["differentiable"] or group.get("capturable") or group.get("amsgrad"):
         return False
-    return all(map(isinstance, (group["lr"], group["weight_decay"], *group.get("betas", ())), NUMBERS))
+    numbers = (group["lr"], group["weight_decay"], *group.get("betas", ()), group.get("momentum", 0), group.get("dampening", 0))
+    flags = (group["maximize"], group.get("nesterov", False))
+    return all(map(isinstance, numbers, NUMBERS)) and all(flag is True or flag is False for flag in flags)
 
 
 def _keys(optimizer: Optimizer, group: Group) -> tuple[str, ...]:
@@ -68,6 +80,12 @@ def _is_dense(tensor: Tensor) -> bool:
             return False
         size *= length
     return True
+
+
+def _are_apart(tensors: list[Tensor]) -> bool:
+    """Whether no two of the tensors, all dense, share memory: threads may then step them in any order."""
+    spans = sorted((tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in tensors if tensor.numel())
+    return all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 def _same(left: Iterable[Any], right: Iterable[Any]) -> bool:
@@ -109,24 +127,30 @@ class _Bucket:
 class Plan:
     """What one optimizer's step needs to know of its tensors, as far as it stays the same from step to step.
 
-    The fused kernels look neither at sizes nor at strides. So a plan is made for tensors that were looked at, keeps these (the
-    parameters as detached aliases, whose geometry nobody else can change), and holds only while the optimizer still has the same
-    ones and each gradient has its parameter's layout.
+    The fused kernels look neither at sizes nor at strides. So a plan is made for tensors that were looked at, keeps detached
+    aliases of weights and state, whose geometry nobody else can change, and holds only while the optimizer still has the same
+    tensors, these have the same memory, and each gradient lies as its parameter does.
     """
 
     def __init__(self, optimizer: Optimizer, parts: list[_Part], params: list[Tensor], slots: list[Group]) -> None:
         self.parts, self.params = parts, params
         self.idle = [param for part in parts for param in part.params if param.grad is None]
+        self.owners = list(optimizer.state)
         self.state = {key: [entry.get(key) for entry in optimizer.state.values()] for part in parts for key in part.keys}
-        self.kept = [{key: [slot[key] for slot in slots[part.span]] for key in part.keys} for part in parts]
+        self.kept = [{key: [slot[key].detach() for slot in slots[part.span]] for key in part.keys} for part in parts]
         self.aliases = [param.detach() for param in params]
-        self.pointers = [param.data_ptr() for param in params]
-        self.sizes = [param.numel() for param in params]
-        self.layouts = [_layout(param) for param in params]
-        self.contiguous = all(param.is_contiguous() for param in params)
+        vectors = [slot[key] for part in parts for key in part.keys if key != "step" for slot in slots[part.span]]
+        self.watched = params + vectors
+        self.pointers = list(map(Tensor.data_ptr, self.watched))
+        self.bytes = list(map(BYTES, params))
+        self.sizes = list(map(Tensor.numel, params))
+        self.layouts = list(map(_layout, params))
+        self.contiguous = all(map(Tensor.is_contiguous, params))
         self.turnable = [param for param in params if len(_layout(param)) > 1]  # in place, at the same address
+        self.lonely = [index for index, size in enumerate(self.sizes) if size == 1]  # backward may leave such a gradient negated
         self.on_cpu = params[0].is_cpu
         self.own_sizes, self.own_places = one_pass.sizes(self.aliases), one_pass.addresses(self.aliases)
+        self.own_buffers = [one_pass.addresses(kept.get("momentum_buffer", ())) for kept in self.kept]
         small = [index for index, size in enumerate(self.sizes) if size <= SMALL] if self.on_cpu else []
         self.large = sorted(set(range(len(params))) - set(small))
         self.buckets = [_Bucket(self.aliases, row) for row in self._rows(small)]
@@ -147,7 +171,7 @@ class Plan:
         )
         one_kind = len({(param.dtype, param.device) for param in params}) == 1
         unique = len(set(map(id, params))) == len(params)
-        return cls(optimizer, parts, params, slots) if fit and one_kind and unique else None
+        return cls(optimizer, parts, params, slots) if fit and one_kind and unique and _are_apart(params) else None
 
     def _rows(self, indices: list[int]) -> list[list[int]]:
         """Indices of tensors in rows, each of which fits one bucket."""
@@ -164,28 +188,26 @@ class Plan:
             return None
         if self.idle and any(param.grad is not None for param in self.idle):
             return None
-        grads: list[Any] = list(map(attrgetter("grad"), self.params))
-        try:
-            lie_alike = (
-                list(map(Tensor.data_ptr, self.params)) == self.pointers
-                and list(map(Tensor.numel, grads)) == self.sizes
-                and (
-                    all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, self.turnable))
-                    if self.contiguous
-                    else list(map(_layout, grads)) == self.layouts and list(map(_layout, self.params)) == self.layouts
-                )
+        grads: list[Any] = list(map(GRAD, self.params))
+        holds = (
+            set(map(type, grads)) == {Tensor}
+            and list(map(Tensor.data_ptr, self.watched)) == self.pointers
+            and list(map(BYTES, grads)) == self.bytes
+            and (
+                all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, self.turnable))
+                if self.contiguous
+                else list(map(_layout, grads)) == self.layouts and list(map(_layout, self.params)) == self.layouts
             )
-        except TypeError:  # one is None; to look for that first would take as long as all the rest
-            return None
-        return grads if lie_alike else None
+            and not any(grads[index].is_neg() for index in self.lonely)
+        )
+        return grads if holds else None
 
     def _has_groups(self, optimizer: Optimizer) -> bool:
         """Whether the groups have the very parameters of the plan, and settings it can follow."""
         if len(optimizer.param_groups) != len(self.parts):
             return False
-        for group, part in zip(
-            optimizer.param_groups, self.parts, strict=True
-        ):  # all() over a generator costs as much as it checks
+        # all() over a generator would cost as much as what it asks
+        for group, part in zip(optimizer.param_groups, self.parts, strict=True):
             params = group["params"]
             if group is not part.group or len(params) != len(part.params) or not _same(params, part.params):
                 return False
@@ -196,9 +218,11 @@ class Plan:
     def _has_state(self, optimizer: Optimizer) -> bool:
         """Whether the state has the very tensors of the plan."""
         entries = optimizer.state.values()
+        if len(entries) != len(self.owners) or not _same(optimizer.state, self.owners):
+            return False
         try:
             for key, tensors in self.state.items():
-                if len(entries) != len(tensors) or not _same(map(itemgetter(key), entries), tensors):
+                if not _same(map(itemgetter(key), entries), tensors):
                     return False
         except KeyError:
             return False
@@ -209,11 +233,11 @@ class Plan:
         if (ours := self._compiled(compiled)) is not None:
             places = one_pass.addresses(grads)
             total = ours.norm(self.own_sizes, places)
-            self._step_in_one_pass(ours, places, coefficient=_coefficient(limit, total.item()))
+            self._step_in_one_pass(ours, places, coefficient=_coefficient(limit, total))
             return total
         total = self._norm(grads)
         # On a CPU the coefficient is a number at once; on a device it stays there, for reading it would wait for the device.
-        self._step(grads, _coefficient(limit, total.item()) if self.on_cpu else (limit / (total + EPSILON)).clamp_(max=1.0))
+        self._step(grads, _coefficient(limit, total) if self.on_cpu else (limit / (total + EPSILON)).clamp_(max=1.0))
         return total
 
     def step_clamped(self, grads: list[Tensor], limit: float, compiled: bool) -> None:
@@ -244,15 +268,17 @@ class Plan:
         return one_pass.kernels().get(self.params[0].dtype) if knows else None
 
     def _step_in_one_pass(self, ours: one_pass.Kernels, grads: Row, coefficient: float = 1.0, limit: float = math.inf) -> None:
-        """SGD of all parameters by our own kernel. Gradients and momentum may have been given other memory since the last step."""
-        for part, kept in zip(self.parts, self.kept, strict=True):
-            span, buffers = part.span, one_pass.addresses(kept.get("momentum_buffer", ()))
+        """SGD of all parameters by our own kernel."""
+        for part, buffers in zip(self.parts, self.own_buffers, strict=True):
+            span = part.span
             ours.step(part.group, self.own_sizes[span], self.own_places[span], grads[span], buffers, coefficient, limit)
         torch.autograd.graph.increment_version(self.params)
 
 
-def _coefficient(limit: float, norm: float) -> float:
-    return min(limit / (norm + EPSILON), 1.0)
+def _coefficient(limit: float, norm: Tensor) -> float:
+    """What the gradients are multiplied by: NaN, as in the norm's own dtype, where both are infinite there."""
+    limit = limit if limit <= LARGEST[norm.dtype] else math.inf
+    return min(limit / (norm.item() + EPSILON), 1.0)
 
 
 def _fits(param: Tensor, slot: Group, keys: tuple[str, ...]) -> bool:
