@@ -161,8 +161,8 @@ def test_a_ratio_measured_on_another_machine_proves_nothing(measured):
     assert measured(*slow, bench=bench, machine=HERE).verdict == verdict.REGRESSION
     elsewhere = measured(*slow, bench=bench, machine=Machine("another processor", "2.0"))
     assert elsewhere.verdict == verdict.INCONCLUSIVE
-    assert "that was measured on another processor, torch 2.0" in elsewhere.sentence
-    assert measured(drawn(1.5), bench=bench, machine=Machine("another processor", "2.0")).verdict == verdict.PASS
+    assert "the 1.5 expected was measured on another processor, torch 2.0" in elsewhere.sentence
+    assert measured(drawn(1.4), bench=bench, machine=Machine("another processor", "2.0")).verdict == verdict.INCONCLUSIVE
 
 
 def test_one_regression_is_one_and_one_open_question_leaves_the_whole_open():
@@ -254,7 +254,7 @@ def test_what_can_be_wrong_with_a_benchmark_is_told_and_the_others_are_measured(
     assert len(last.ours) >= arms.ROUNDS
     assert nan == Broken("it returned nan")
     assert (vanished.fault, vanished.reason[:31]) == ("ours", "mine.py:vanished is not there (")
-    assert dies == Broken("its process ended with code 7")
+    assert dies == Broken("it ended its process, with code 7")
     assert raises == Broken("it raised ValueError: no way")
     assert late == Broken("it returned nan in a dict")
     assert later == Broken("it raised StopIteration")
@@ -269,6 +269,49 @@ def test_files_beside_the_page_import_each_other(files, tmp_path):
     (tmp_path / "both.py").write_text("from signum_of_mine import ours, reference\n")
     [found] = arms.measure([Task(Bench("x", "both.py:ours", "signum_of_mine:reference"))], tmp_path)
     assert isinstance(found, Samples), found
+
+
+WORKS = """
+import multiprocessing
+import torch
+
+print("imported")
+pool = None
+
+
+def prints():
+    return lambda: print("called")
+
+
+def uses_processes():
+    worker = multiprocessing.get_context("fork").Process(target=int)
+    worker.start()
+    worker.join()
+    return int
+
+
+def quantizes():
+    return lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+"""
+
+
+@pytest.mark.parametrize("work", ["prints", "uses_processes", "quantizes"])
+def test_what_a_benchmark_may_do(work, tmp_path):
+    (tmp_path / "free.py").write_text(WORKS)
+    (tmp_path / "gate.toml").write_text(f'[[bench]]\nname = "x"\nours = "free.py:{work}"\nreference = "free.py:{work}"\n')
+    done = process("gate", "--limits", "gate.toml", cwd=tmp_path)
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_a_package_that_raises_as_it_is_imported_is_told_as_whose_it_is(tmp_path):
+    (tmp_path / "broken_of_mine.py").write_text("raise ValueError('no package')\n")
+    (tmp_path / "mine.py").write_text(MINE)
+    for mine, reference, code in (("broken_of_mine:x", "mine.py:ours", 1), ("mine.py:ours", "broken_of_mine:x", 2)):
+        (tmp_path / "gate.toml").write_text(f'[[bench]]\nname = "x"\nours = "{mine}"\nreference = "{reference}"\n')
+        done = process("gate", "--limits", "gate.toml", cwd=tmp_path)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "raised ValueError: no package" in done.stdout + done.stderr
 
 
 NAN = float("nan")
@@ -476,7 +519,12 @@ def test_a_page_that_is_wrong_is_refused_in_one_sentence(page, case):
 
 @pytest.mark.parametrize(
     ("reference", "said"),
-    [("raises", "raised ValueError: no way"), ("later", "raised StopIteration"), ("late", "returned nan in a dict")],
+    [
+        ("raises", "raised ValueError: no way"),
+        ("later", "raised StopIteration"),
+        ("late", "returned nan in a dict"),
+        ("dies", "ended its process, with code 7"),
+    ],
 )
 def test_a_reference_that_fails_is_the_pages_fault(page, reference, said):
     path = page(bench("x").replace(":reference", f":{reference}"))
@@ -587,7 +635,7 @@ def test_a_clip_that_fires_no_more_fails_though_nothing_got_worse(baseline, plan
     tree = planted("clips/fixed.py", line, line.replace(old, "list(params)"))
     done = process("gate", "--limits", baseline / "loop.toml", cwd=baseline, tree=tree)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "in 1 of 1 settings that moved the clip fires no more, wdbc, sgd + norm, lr 0.3 first" in done.stdout
+    assert "wdbc, sgd + norm, lr 0.3: the clip fires in other steps" in done.stdout
 
 
 PLUGIN = """
@@ -734,6 +782,12 @@ def test_a_baseline_that_says_nothing_is_inconclusive_and_told_why(copied, spoil
 # ------------------------------------------------------------------------------------------------ what a difference is taken for
 
 
+def settings_of(version):
+    """Of a cell whose clip has this version."""
+    parts = {kind: {"name": "x", "version": 1, "settings": {}} for kind in ("workload", "optimizer", "clip")}
+    return json.dumps(parts | {"clip": {"name": "x", "version": version, "settings": {}}})
+
+
 def run_of(changes=None, seeds=12, processor="a processor"):
     """One setting of a study: AUC .9, 20 updates to the target, stable; ``changes`` is a function of the seed."""
     cells = {}
@@ -742,7 +796,7 @@ def run_of(changes=None, seeds=12, processor="a processor"):
             **dict(problem="wdbc", batch=32, device="cpu", dtype="float32", arm="sgd", relative=None, lr=0.1, threads=1),
             **dict(engine="loop", environment="e", status="completed", outcome="learned", reason=None, metric="roc_auc"),
             **dict(threshold=None, initial_loss=0.7, final_loss=0.1, best_loss=0.1, metric_value=0.9, validation_value=0.1),
-            **dict(grad_norm_median=1.0, steps_to_target=20.0, steps=30, clipped_fraction=0.4),
+            **dict(grad_norm_median=1.0, steps_to_target=20.0, steps=30, clipped_fraction=0.4, settings=settings_of(1)),
         }
         cells[f"{seed:016x}"] = row | (changes(seed) if changes else {})
     environments = {"e": {"processor": processor, "libraries": {"torch": "2.0"}}}
@@ -753,18 +807,31 @@ def compared(changes, **where):
     return learning.compare("x", run_of(), run_of(changes, **where), 0.01)
 
 
+ELSEWHERE = dict(processor="another")  # where the same bits are not asked for
+
+
 def test_luck_that_falls_on_both_sides_is_no_regression():
-    found = compared(lambda seed: dict(final_loss=0.3, metric_value=0.9 + 0.05 * (-1) ** seed))
+    found = compared(lambda seed: dict(final_loss=0.3, metric_value=0.9 + 0.05 * (-1) ** seed), **ELSEWHERE)
     assert found.verdict == verdict.PASS
     assert found.numbers["moved"] == 12
     assert "nothing worse" in found.sentence
 
 
-def test_a_clip_silent_in_every_run_is_a_regression_and_in_all_but_one_is_not():
-    found = compared(lambda _: dict(final_loss=0.3, clipped_fraction=0.0))
+def test_most_of_the_seeds_that_moved_with_no_version_raised_are_a_regression_though_they_got_better():
+    """On the platform of the baseline; last bits move few of them."""
+    better = dict(metric_value=0.97, final_loss=0.05)
+    found = compared(lambda seed: better if seed < 7 else {})
     assert found.verdict == verdict.REGRESSION
-    assert found.numbers["clip_fires_no_more"] == ["wdbc, sgd, lr 0.1"]
-    assert compared(lambda seed: dict(final_loss=0.3, clipped_fraction=0.0 if seed else 0.01)).verdict == verdict.PASS
+    assert "7 cells of stable runs moved, wdbc, sgd, lr 0.1 first, and nobody said so" in found.sentence
+    assert compared(lambda seed: better if seed < 6 else {}).verdict == verdict.PASS
+    assert few(lambda _: better, version="0123456789abcdef", seeds=12).verdict == verdict.PASS
+
+
+def test_cells_chosen_by_the_same_numbers_are_the_same():
+    now = run_of()
+    assert (
+        learning.compare("x", run_of(), replace(now, cells=dict(list(now.cells.items())[2:])), 0.01).verdict == verdict.REGRESSION
+    )
 
 
 WORSE = {
@@ -776,13 +843,18 @@ WORSE = {
     "a metric, one far off": (lambda seed: dict(metric_value=0.85 if seed else 0.0), "roc_auc is worse"),
     "a later target, alike in all": (lambda _: dict(steps_to_target=30.0), "updates to the target are more"),
     "a collapse": (lambda _: dict(outcome="collapsed"), "unstable runs are more"),
+    "a clip that is silent": (lambda _: dict(final_loss=0.05, clipped_fraction=0.0), "the clip fires in other steps"),
+    "a clip that fires more": (
+        lambda seed: dict(final_loss=0.05, clipped_fraction=0.5 + 0.01 * seed),
+        "the clip fires in other steps",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", WORSE)
 def test_every_seed_for_the_worse_is_a_regression(case):
     changes, measure = WORSE[case]
-    found = compared(changes)
+    found = compared(changes, **ELSEWHERE)
     assert found.verdict == verdict.REGRESSION
     [told] = [test for test in found.numbers["worse"] if test["measure"] == measure]
     assert told["p"] <= found.numbers["tests"] * 2 / 2**12 * (1 + 1e-9)
@@ -791,9 +863,7 @@ def test_every_seed_for_the_worse_is_a_regression(case):
 
 def few(changes, version=1, outcome="learned", seeds=5, **where):
     """A setting of five seeds before and now, by a workload of this version."""
-    parts = {kind: {"name": "x", "version": 1, "settings": {}} for kind in ("workload", "optimizer", "clip")}
-    parts["clip"]["version"] = version
-    settings = dict(settings=json.dumps(parts), outcome=outcome)
+    settings = dict(settings=settings_of(version), outcome=outcome)
     before, now = (
         run_of(lambda seed, c=c: settings | c(seed), seeds=seeds, **w) for c, w in ((lambda _: {}, {}), (changes, where))
     )
@@ -824,24 +894,24 @@ def test_few_seeds_within_the_tolerance_or_unstable_before_pass():
 
 def test_seeds_too_few_for_the_number_of_tests_are_inconclusive():
     """Six pairs of one sign give 2/2⁶: enough for one test, not for two."""
-    one = few(lambda _: dict(metric_value=0.5), seeds=6)
-    two = few(lambda _: dict(metric_value=0.5, steps_to_target=30.0), seeds=6)
+    one = few(lambda _: dict(metric_value=0.5), seeds=6, **ELSEWHERE)
+    two = few(lambda _: dict(metric_value=0.5, steps_to_target=30.0), seeds=6, **ELSEWHERE)
     assert (one.verdict, two.verdict) == (verdict.REGRESSION, verdict.INCONCLUSIVE)
     assert "6 seeds are too few to tell worse from luck in 2 tests" in two.sentence
 
 
 def test_every_seed_for_the_better_is_told_and_passes():
-    found = compared(lambda seed: dict(metric_value=0.95 + 0.001 * seed))
+    found = compared(lambda seed: dict(metric_value=0.95 + 0.001 * seed), **ELSEWHERE)
     assert (found.verdict, found.numbers["better"]) == (verdict.PASS, 1)
 
 
 def test_one_seed_far_worse_does_not_turn_the_others_into_worse():
-    found = compared(lambda seed: dict(metric_value=0.95 + 0.001 * seed if seed else 0.0))
+    found = compared(lambda seed: dict(metric_value=0.95 + 0.001 * seed if seed else 0.0), **ELSEWHERE)
     assert (found.verdict, found.numbers["worse"]) == (verdict.PASS, [])
 
 
 def test_a_difference_below_the_margin_does_not_count_however_regular():
-    found = compared(lambda seed: dict(final_loss=0.2, metric_value=0.895 - 1e-4 * seed))
+    found = compared(lambda seed: dict(final_loss=0.2, metric_value=0.895 - 1e-4 * seed, clipped_fraction=0.395), **ELSEWHERE)
     assert found.verdict == verdict.PASS
 
 
@@ -879,7 +949,7 @@ def test_the_packaged_study_meets_every_clip_and_has_the_seeds_for_all_its_tests
     for one in cells:
         settings.setdefault((one.problem, one.arm, one.lr), set()).add(one.seed)
     fewest = min(len(seeds) for seeds in settings.values())
-    assert learning.least_p(fewest) * 3 * len(settings) < learning.LEVEL
+    assert learning.least_p(fewest) * 4 * len(settings) < learning.LEVEL
 
 
 def test_the_committed_rates_reach_what_they_must(checkout):

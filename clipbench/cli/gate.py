@@ -44,6 +44,8 @@ def gate(
 
     for option, path in (("--markdown", markdown), ("--json", json_)):
         _writable(option, path)
+    if markdown is not None and json_ is not None and markdown.resolve() == json_.resolve():
+        raise UsageError(f"--json: {json_} is the file of --markdown.")
     limits = gate_.read(page, baseline)
     here = gate_.environment()
     with Bars() as bars:
@@ -58,7 +60,7 @@ def gate(
     click.echo(told)
     for path, content in ((markdown, table), (json_, document)):
         if path is not None:
-            path.write_text(content, encoding="utf-8")
+            path.write_text(content, encoding="utf-8", errors="backslashreplace")  # an error's text may hold half a character
     sys.exit(code)
 
 
@@ -66,6 +68,8 @@ def _writable(option: str, path: Path | None) -> None:
     """Refuse now what could not be written after minutes of measuring."""
     if path is None:
         return
+    if path.is_dir():
+        raise UsageError(f"{option}: {path} is a folder.")
     if not path.parent.is_dir():
         raise UsageError(f"{option}: there is no folder {path.parent}.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):

@@ -32,7 +32,12 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
             place = f"{error.filename}: " if error.filename else ""
             leave(f"{place}{reason}; nothing that was stored is lost.", WRONG_USE)
         except KeyboardInterrupt:
-            leave("interrupted; every cell that ended is kept, and `run` goes on from there.", INTERRUPTED)
+            kept = (
+                "every cell that ended is kept, and `run` goes on from there"
+                if function.__name__ == "run"
+                else "nothing stored is lost"
+            )
+            leave(f"interrupted; {kept}.", INTERRUPTED)
 
     return wrapped
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -75,7 +76,8 @@ def _in_a_process(tasks: Sequence[Task], files: Path) -> list[Samples | Broken]:
     # Spawned, not forked: memory laid out anew is the point of a second process.
     server = multiprocessing.get_context("spawn")
     pipe, end = server.Pipe()
-    process = server.Process(target=_serve, args=(end, tuple(tasks), files), daemon=True)
+    turn = server.RawValue("b")  # whose code runs, by its place in SIDES: what ends its process can say nothing any more
+    process = server.Process(target=_serve, args=(end, turn, tuple(tasks), files))
     process.start()
     end.close()
     found: list[Samples | Broken] = []
@@ -83,18 +85,24 @@ def _in_a_process(tasks: Sequence[Task], files: Path) -> list[Samples | Broken]:
         pipe.recv()  # ready: importing torch is no part of any benchmark
         while len(found) < len(tasks):
             if not pipe.poll(PATIENCE):
-                return [*found, Broken(f"it took longer than {PATIENCE:g} s")]
+                return [*found, _no_samples(SIDES[turn.value], f"took longer than {PATIENCE:g} s").broken]
             found.append(pipe.recv())
     except (EOFError, OSError):
         process.join()
-        return [*found, Broken(f"its process ended with code {process.exitcode}")]
+        return [*found, _no_samples(SIDES[turn.value], f"ended its process, with code {process.exitcode}").broken]
     finally:
         process.terminate()
         process.join()
     return found
 
 
-def _serve(pipe: connection.Connection, tasks: Sequence[Task], files: Path) -> None:
+_turn: Any = None  # in the measuring process: where it tells whose code runs
+
+
+def _serve(pipe: connection.Connection, turn: Any, tasks: Sequence[Task], files: Path) -> None:
+    global _turn  # noqa: PLW0603 - one process, one task at a time
+    _turn = turn
+    os.dup2(2, 1)  # what a benchmark prints is no part of the verdict
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
     schedule.prepare(1)
     sys.path.insert(0, str(files))  # as a script has its folder there: files beside the page may import each other
@@ -121,7 +129,9 @@ class _NoSamples(Exception):  # noqa: N818 - an answer, not an error
 
 @contextmanager
 def _blamed(side: str) -> Iterator[None]:
-    """Say of what is raised whose it is."""
+    """Say of what is raised, and of what ends the process or hangs, whose it is."""
+    if _turn is not None:
+        _turn.value = SIDES.index(side)
     try:
         yield
     except _NoSamples:
@@ -140,9 +150,13 @@ def _arm(name: str, side: str, files: Path) -> Work:
     fault = "ours" if side == "ours" else "page"
     place, _, function = name.rpartition(":")
     try:
-        module: Any = registry.load_file(files / place, side) if place.endswith(".py") else importlib.import_module(place)
-    except (UsageError, ImportError) as error:
-        raise _NoSamples(f"{name} is not there: {str(error).rstrip('.')}", fault) from error
+        with _blamed(side):
+            module: Any = registry.load_file(files / place, side) if place.endswith(".py") else importlib.import_module(place)
+    except _NoSamples as broken:
+        error = broken.__cause__
+        if isinstance(error, (UsageError, ImportError)):
+            raise _NoSamples(f"{name} is not there: {str(error).rstrip('.')}", fault) from error
+        raise
     if not hasattr(module, function):
         hint = registry.nearest(function, vars(module)).rstrip("?")
         raise _NoSamples(f"{name} is not there{f' ({hint.strip()}?)' if hint else ''}", fault)
@@ -244,7 +258,7 @@ def _not_finite(result: object) -> Iterator[float | complex]:
     if isinstance(result, (tuple, list)):
         for one in result:
             yield from _not_finite(one)
-    elif isinstance(result, torch.Tensor) and result.layout is torch.strided:
+    elif isinstance(result, torch.Tensor) and result.layout is torch.strided and not result.is_quantized:
         yield from result[~torch.isfinite(result)].tolist()
     elif isinstance(result, (float, complex, np.ndarray, np.generic)) and np.asarray(result).dtype.kind in "fc":
         values = np.asarray(result)

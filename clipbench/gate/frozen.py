@@ -138,6 +138,13 @@ def momentum_of_many() -> torch.optim.SGD:
     return optimizer
 
 
+def _is_torchs(step: Callable[..., Any]) -> bool:
+    layers = [step]
+    while (inner := getattr(layers[-1], "__wrapped__", None)) is not None:
+        layers.append(inner)
+    return all(getattr(layer, "__globals__", {}).get("__name__", "").startswith("torch.optim.") for layer in layers)
+
+
 class _FusedMomentum:
     """The same by torch's fused kernel, which looks at neither sizes nor places: that is done here."""
 
@@ -148,7 +155,8 @@ class _FusedMomentum:
         self.groups = [(group, list(group["params"]), slice(0, len(self.params))) for group in self.optimizer.param_groups]
         self.buffers = [self.optimizer.state[param]["momentum_buffer"] for param in self.params]
         self.aliases = [param.detach() for param in self.params]
-        self.places, self.sizes = [param.data_ptr() for param in self.params], [param.numel() for param in self.params]
+        self.watched = [*self.params, *self.buffers]
+        self.places, self.sizes = [tensor.data_ptr() for tensor in self.watched], [param.nbytes for param in self.params]
         self.matrices = [param for param in self.params if param.dim() > 1]
 
     def gradients(self) -> list[Tensor]:
@@ -156,8 +164,8 @@ class _FusedMomentum:
         own = vars(self.optimizer)
         plain = (
             type(self.optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-            and type(self.optimizer).step.__module__.startswith("torch.optim.")
-            and ("step" not in own or hasattr(own["step"], "_wrapped_by_lr_sched"))
+            and _is_torchs(type(self.optimizer).step)
+            and ("step" not in own or _is_torchs(own["step"]))
             and not own["_optimizer_step_pre_hooks"]
             and not own["_optimizer_step_post_hooks"]
             and not torch.compiler.is_compiling()
@@ -167,8 +175,9 @@ class _FusedMomentum:
             raise RuntimeError("something moved")
         grads: list[Any] = list(map(attrgetter("grad"), self.params))
         if not (
-            list(map(Tensor.data_ptr, self.params)) == self.places
-            and list(map(Tensor.numel, grads)) == self.sizes
+            set(map(type, grads)) == {Tensor}
+            and list(map(Tensor.data_ptr, self.watched)) == self.places
+            and list(map(attrgetter("nbytes"), grads)) == self.sizes
             and all(map(Tensor.is_contiguous, grads))
             and all(map(Tensor.is_contiguous, self.matrices))
         ):
@@ -181,14 +190,17 @@ class _FusedMomentum:
         for group, (known, params, _) in zip(self.optimizer.param_groups, self.groups, strict=True):
             if group is not known or len(group["params"]) != len(params) or not all(map(is_, group["params"], params)):
                 return False
-            numbers = (group["lr"], group["weight_decay"], *group.get("betas", ()))
+            numbers = (group["lr"], group["weight_decay"], *group.get("betas", ()), group["momentum"], group["dampening"])
             if group["differentiable"] or group.get("capturable") or not all(map(isinstance, numbers, repeat((float, int)))):
+                return False
+            if not all(flag is True or flag is False for flag in (group["maximize"], group["nesterov"])):
                 return False
         return True
 
     def _same_state(self) -> bool:
         entries = self.optimizer.state.values()
-        return len(entries) == len(self.buffers) and all(map(is_, map(itemgetter("momentum_buffer"), entries), self.buffers))
+        same = len(entries) == len(self.buffers) and all(map(is_, self.optimizer.state, self.params))
+        return same and all(map(is_, map(itemgetter("momentum_buffer"), entries), self.buffers))
 
     def step(self, grads: list[Tensor]) -> None:
         """By the gradients as they are."""

@@ -76,7 +76,7 @@ def read(path: Path | None = None, baselines: Path | None = None) -> Limits:
         text, where, folder = (resources.files(__package__) / PACKAGED).read_text(encoding="utf-8"), PACKAGED, Path.cwd()
         return _parse(text, where, folder, baselines or BASELINES)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else f"this file cannot be read ({error})"
         raise UsageError(f"{path}: {reason}.") from None

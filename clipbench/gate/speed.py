@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def findings(limits: Limits, here: Machine) -> list[Finding]:
     return [_finding(bench, *result, limits.machine, here) for bench, result in zip(limits.benches, results, strict=True)]
 
 
-def verdicts(tasks: Sequence[Task], files: Path, tick: Callable[[], object] = lambda: None) -> list[Result]:
+def verdicts(tasks: Sequence[Task], files: Path) -> list[Result]:
     """``pass``, ``alarm`` or ``inconclusive`` for each task, after every alarm has been looked at in fresh processes."""
     measured = measure(tasks, files)
     found = [(_judged(task, first), [first]) for task, first in zip(tasks, measured, strict=True)]
@@ -40,7 +40,6 @@ def verdicts(tasks: Sequence[Task], files: Path, tick: Callable[[], object] = la
         for number, samples in zip(left, measure([tasks[number] for number in left], files), strict=True):
             others[number].append(_judged(tasks[number], samples))
             found[number][1].append(samples)
-        tick()
     return [
         (rule.confirmed(verdict, others[number]) if number in others else verdict, measured)
         for number, (verdict, measured) in enumerate(found)
@@ -70,6 +69,10 @@ def _finding(bench: Bench, verdict: str, measured: list[Samples | Broken], machi
         "processes": len(measured),
     }
     ratios = f"least ratio {least:.3f}, paired median {paired:.3f}"
+    if bench.ratio != 1 and machine != here:
+        there = f"{machine.processor}, torch {machine.torch}" if machine else "another machine"
+        sentence = f"{ratios}, and the {bench.ratio:g} expected was measured on {there}."
+        return Finding("speed", bench.name, INCONCLUSIVE, sentence, numbers)
     expected = "" if bench.ratio == 1 else f", {bench.ratio:g} expected"
     finding = Finding("speed", bench.name, PASS, f"{ratios}{expected}.", numbers)
     if verdict == rule.PASS:
@@ -80,8 +83,5 @@ def _finding(bench: Bench, verdict: str, measured: list[Samples | Broken], machi
         if first.agrees:
             noise = f"{ratios}{expected}; in a fresh process the machine was too noisy to tell"
         return replace(finding, verdict=INCONCLUSIVE, sentence=f"{noise}.")
-    if bench.ratio != 1 and machine != here:
-        there = f"{machine.processor}, torch {machine.torch}" if machine else "another machine"
-        return replace(finding, verdict=INCONCLUSIVE, sentence=f"{ratios}{expected}, but that was measured on {there}.")
     processes = f"in {len(measured)} of {len(measured)} processes"
     return replace(finding, verdict=REGRESSION, sentence=f"slower {processes}: {ratios}{expected}.")
