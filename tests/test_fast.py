@@ -939,7 +939,7 @@ def test_values_clipped_in_place_have_the_bits_torch_gives_them(shapes, threshol
         for param in params:
             if param.grad.numel():
                 param.grad.view(-1)[0] = planted
-    fast.clip_grad_value_(iter(ours), threshold)
+    fast.clip_grad_value_(iter(ours), threshold, **QUICK)
     nn.utils.clip_grad_value_(torchs, threshold)
     for mine, theirs in zip(ours, torchs, strict=True):
         assert mine.grad.numpy().tobytes() == theirs.grad.numpy().tobytes()
@@ -948,7 +948,7 @@ def test_values_clipped_in_place_have_the_bits_torch_gives_them(shapes, threshol
 def test_values_of_one_tensor_and_of_any_layout_are_clipped():
     weight = nn.Parameter(torch.zeros(4, 3))
     weight.grad = torch.arange(12.0).view(3, 4).t()
-    fast.clip_grad_value_(weight, 5.0)
+    fast.clip_grad_value_(weight, 5.0, **QUICK)
     assert torch.equal(weight.grad, torch.arange(12.0).view(3, 4).t().clamp(max=5))
 
 
@@ -958,7 +958,7 @@ def test_values_of_gradients_without_and_of_half_precision_are_clipped():
     torchs = [copy.copy(param) for param in params]
     for mine, theirs in zip(params, torchs, strict=True):
         theirs.grad = None if mine.grad is None else mine.grad.clone()
-    fast.clip_grad_value_(params, 0.3)
+    fast.clip_grad_value_(params, 0.3, **QUICK)
     nn.utils.clip_grad_value_(torchs, 0.3)
     assert torch.equal(params[0].grad, torchs[0].grad)
     assert torch.equal(params[1].grad, torchs[1].grad)

@@ -2,8 +2,9 @@
 
 The pair reads and writes every gradient once more than it must, and asks Python about every tensor a dozen times. Here the
 coefficient goes into the update itself, for SGD is linear in the gradient, and one fused kernel takes all tensors. What must be
-known of them is looked up once and kept in a plan; before every step the plan looks whether it still holds, and is made
-anew where it does not. Where the fast way does not apply, torch's own pair runs.
+known of them is looked up once and kept in a plan, with the optimizer; before every step the plan looks whether it still holds,
+and is made anew where it does not. (Weights that were given other memory keep the old until then.) Where the fast way does not
+apply, torch's own pair runs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils import clip_grad_value_ as _clip_grad_value_
 from torch.optim import Optimizer
 
-from clipbench.fast import kernels
+from clipbench.fast import kernels, one_pass
 from clipbench.fast.plan import Plan, steps_plainly
 from clipbench.registry import UsageError
 
@@ -89,10 +90,11 @@ def value_clipped_step(optimizer: Optimizer, max_value: float, *, compiled: bool
             plan.step_clamped(grads, limit, compiled)
 
 
-def clip_grad_value_(params: Tensor | Iterable[Tensor], max_value: float) -> None:
+def clip_grad_value_(params: Tensor | Iterable[Tensor], max_value: float, *, compiled: bool = False) -> None:
     """Clamp every element of the gradients in place, as :func:`torch.nn.utils.clip_grad_value_`, in one pass instead of two.
 
     :param max_value: from 0 to infinity, in units of the gradient.
+    :param compiled: as for :func:`norm_clipped_step`; one call for all tensors that are contiguous and of one dtype.
     :raises UsageError: where ``max_value`` is negative or no number.
 
     >>> weight = torch.nn.Parameter(torch.zeros(3))
@@ -104,11 +106,24 @@ def clip_grad_value_(params: Tensor | Iterable[Tensor], max_value: float) -> Non
     limit = _threshold("clip_grad_value_: max_value", max_value)
     params = [params] if isinstance(params, Tensor) else list(params)
     grads = [grad for param in params if (grad := param.grad) is not None]
-    if set(map(type, grads)) == {Tensor} and all(grad.is_cpu and grad.layout is torch.strided for grad in grads):
-        with torch.no_grad():
-            kernels.clamp(grads, limit)
-    else:
+    if set(map(type, grads)) != {Tensor} or not all(grad.is_cpu and grad.layout is torch.strided for grad in grads):
         _clip_grad_value_(params, limit)
+        return
+    with torch.no_grad():
+        if not (compiled and _clamp_in_one_call(grads, limit)):
+            kernels.clamp(grads, limit)
+
+
+def _clamp_in_one_call(grads: list[Tensor], limit: float) -> bool:
+    """Whether our own kernel knows such gradients, and has clamped them."""
+    if len({grad.dtype for grad in grads}) > 1 or not all(map(Tensor.is_contiguous, grads)) or any(map(Tensor.is_neg, grads)):
+        return False
+    ours = one_pass.kernels().get(grads[0].dtype)
+    if ours is None:
+        return False
+    ours.clamp(one_pass.sizes(grads), one_pass.addresses(grads), limit)
+    torch.autograd.graph.increment_version(grads)
+    return True
 
 
 def _threshold(where: str, given: float) -> float:

@@ -1,4 +1,4 @@
-// SGD by clamped or scaled gradients in one pass over memory: of each element the weight, the gradient and the momentum are read
+// Norms and clamps of many tensors in one call, and SGD by clamped or scaled gradients in one pass over memory: of each element the weight, the gradient and the momentum are read
 // once, the weight and the momentum written once. Threads share every tensor; without OpenMP there is one.
 
 #include <algorithm>
@@ -47,6 +47,18 @@ double norm(int64_t count, const int64_t *sizes, const Real *const *grads, int t
 template <typename Real>
 inline Real clamped(Real value, Real limit) {
     return value < -limit ? -limit : (value > limit ? limit : value);
+}
+
+template <typename Real>
+void clamp(int64_t count, const int64_t *sizes, Real *const *grads, Real limit, int threads) {
+    threads = team(count, sizes, threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    for (int64_t tensor = 0; tensor < count; ++tensor) {
+        Real *__restrict__ grad = grads[tensor];
+        const int64_t size = sizes[tensor];
+#pragma omp for simd schedule(static) nowait
+        for (int64_t i = 0; i < size; ++i) grad[i] = clamped(grad[i], limit);
+    }
 }
 
 // a b + c, rounded once where the processor can, as torch's vectors do it.
@@ -102,6 +114,14 @@ double norm_float32(int64_t count, const int64_t *sizes, const float *const *gra
 
 double norm_float64(int64_t count, const int64_t *sizes, const double *const *grads, int threads) {
     return norm<double>(count, sizes, grads, threads);
+}
+
+void clamp_float32(int64_t count, const int64_t *sizes, float *const *grads, double limit, int threads) {
+    clamp<float>(count, sizes, grads, static_cast<float>(limit), threads);
+}
+
+void clamp_float64(int64_t count, const int64_t *sizes, double *const *grads, double limit, int threads) {
+    clamp<double>(count, sizes, grads, limit, threads);
 }
 
 void step_float32(int64_t count, const int64_t *sizes, float *const *params, const float *const *grads, float *const *buffers,

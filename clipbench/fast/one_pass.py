@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import warnings
 from array import array
 from collections.abc import Callable, Iterable
@@ -44,12 +45,17 @@ class Kernels:
 
     dtype: torch.dtype
     c_norm: Callable[..., float]
+    c_clamp: Callable[..., None]
     c_step: Callable[..., None]
 
     def norm(self, sizes: Row, grads: Row) -> Tensor:
         """The 2-norm over all gradients, of shape ``()``; infinite where torch's is."""
         norm = self.c_norm(len(sizes), _start(sizes), _start(grads), torch.get_num_threads())
         return torch.tensor(norm, dtype=self.dtype, device="cpu")
+
+    def clamp(self, sizes: Row, grads: Row, limit: float) -> None:
+        """Clamp in place."""
+        self.c_clamp(len(sizes), _start(sizes), _start(grads), limit, torch.get_num_threads())
 
     def step(
         self,
@@ -85,18 +91,27 @@ def kernels() -> dict[torch.dtype, Kernels]:
     except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
         reason = next((line for line in said.splitlines() if "error" in line), said).strip()
-        warnings.warn(f"clipbench.fast cannot compile its kernels ({reason}): torch's are used instead.", stacklevel=5)
+        warnings.warn(f"clipbench.fast cannot compile its kernels ({reason}): torch's are used instead.", stacklevel=_outside())
         return {}
+
+
+def _outside() -> int:
+    """How many calls up the user is, for a warning to name his line."""
+    level, frame = 0, sys._getframe()  # noqa: SLF001 - as documented
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("clipbench.fast"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _declared(library: ctypes.CDLL, dtype: torch.dtype) -> Kernels:
     """The library's functions for a dtype, with the types of their arguments."""
     number, pointer, real, flag, threads = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double, ctypes.c_bool, ctypes.c_int
     name = str(dtype).removeprefix("torch.")
-    norm, step = library[f"norm_{name}"], library[f"step_{name}"]
+    norm, clamp, step = library[f"norm_{name}"], library[f"clamp_{name}"], library[f"step_{name}"]
+    clamp.restype, clamp.argtypes = None, [number, pointer, pointer, real, threads]
     norm.restype, norm.argtypes = real, [number, pointer, pointer, threads]
     step.restype, step.argtypes = None, [number, *[pointer] * 4, *[real] * 6, flag, threads]
-    return Kernels(dtype, norm, step)
+    return Kernels(dtype, norm, clamp, step)
 
 
 def _built() -> ctypes.CDLL:

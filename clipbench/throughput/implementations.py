@@ -176,7 +176,7 @@ class Fast(Torch):
 
     def cut(self, clip: Any) -> Update:
         if clip.name == "value":
-            return partial(fast.clip_grad_value_, self.params, clip.max_value)
+            return partial(fast.clip_grad_value_, self.params, clip.max_value, compiled=self.compiled)
         raise Unfit("clipbench.fast has no such clip without a step")
 
     def held(self) -> Iterator[Tensor]:
@@ -196,9 +196,6 @@ class FastCompiled(Fast):
         with warnings.catch_warnings(action="ignore"):
             if not one_pass.kernels():
                 raise Unfit("clipbench.fast could not compile its kernels")
-
-    def cut(self, clip: Any) -> Update:
-        raise Unfit("alone, the clip is that of `fast`")
 
 
 class Flat(Torch):
