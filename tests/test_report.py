@@ -21,6 +21,7 @@ import synthetic
 from clipbench import figures, report
 from clipbench.cell import Cell, Part
 from clipbench.registry import UsageError
+from clipbench.report.parts import Text
 from clipbench.store import Store
 
 HOSTILE = '<script>alert(1)</script>$\\frac{$ & "|"'
@@ -119,7 +120,7 @@ def test_a_store_in_a_folder_of_another_name_gives_the_same_bytes(tiny, tmp_path
     report.write(tiny, folder=tmp_path / "one")
     report.write(Store(tmp_path / "elsewhere"), folder=tmp_path / "two")
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
-    assert "`clipbench report results/tiny` drew" in (tmp_path / "two" / "report.html").read_text(encoding="utf-8")
+    assert "<code>clipbench report results/tiny</code> drew" in (tmp_path / "two" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("sketched")
@@ -613,3 +614,8 @@ def test_kernels_and_waits_are_shown_where_they_were_counted(tmp_path):
     assert "9 → 4" in text
     assert "synchronisations" in text
     assert "on given gradients, cuda" in text
+
+
+def test_a_paragraph_marks_what_is_strong_and_what_is_code_and_escapes_the_rest():
+    marked = [run for run in Text("a **b c** `d` <e> 2 ** 3 `f").runs if run[1]]
+    assert marked == [("", "a "), ("strong", "b c"), ("", " "), ("code", "d"), ("", " <e> 2 ** 3 `f")]

@@ -15,7 +15,7 @@ from clipbench.report.parts import Heading, List, Part, Picture, Table, Text
 from clipbench.report.words import DASH, between, decimals, fixed, listed, number_of_bytes, percent, plural, seconds, short
 from clipbench.statistics import Interval
 
-WHAT = {"update": "clip and step alone, on given gradients", "step": "whole training step"}  # part → in words
+WHAT = {"update": "Clip and step alone, on given gradients", "step": "Whole training step"}  # part → in words
 DEFAULT, UNCLEAR = "torch's default, which nothing beats,", "too few valid blocks to tell"
 COUNTED = ("kernels", "synchronisations")
 LARGE = 10**6  # parameters: below, calls take the time, and not memory
@@ -47,7 +47,7 @@ def implementations(evidence: Evidence) -> list[Part]:
                 continue
             here = best.merge(mine[[*analysis.MACHINE, "part"]].drop_duplicates(), on=[*analysis.MACHINE, "part"])
             label = ", ".join(filter(None, [what, _where(evidence, place, found)]))
-            parts.append(Heading(label[0].upper() + label[1:]))
+            parts.append(Heading(label))
             if part == "update" and len(here):
                 parts.append(List([Text(_sentence(size, rows)) for size, rows in _by_size(here)]))
             if np.isfinite(mine["relative"]).any():

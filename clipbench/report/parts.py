@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
+MARKED = re.compile(r"\*\*(?P<strong>.+?)\*\*|`(?P<code>[^`]+)`")
 SCALE = 1.45  # CSS pixels per point of a figure: its 8 point letters are as large as the page's small print
 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; ``**bold**`` is the only markup it knows."""
+    """A paragraph; ``**strong**`` and code in single backticks are the only markup it knows."""
 
     words: str
     kind: str = "text"
 
     @property
-    def runs(self) -> list[tuple[bool, str]]:
-        """The words as (bold, text) runs."""
-        return [(index % 2 == 1, part) for index, part in enumerate(self.words.split("**")) if part]
+    def runs(self) -> Iterator[tuple[str, str]]:
+        """The words as (HTML element, text) runs; where nothing is marked, the element is empty."""
+        end = 0
+        for found in MARKED.finditer(self.words):
+            yield "", self.words[end : found.start()]
+            element = str(found.lastgroup)
+            yield element, found[element]
+            end = found.end()
+        yield "", self.words[end:]
 
 
 @dataclass(frozen=True)
