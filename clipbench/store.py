@@ -231,7 +231,7 @@ class Store:
             if damage:
                 self.bad[f"{table}/{path.name}"] = damage
             else:
-                tables.append(_complete(_read(path), table).select(tables[0].column_names).cast(tables[0].schema))
+                tables.append(_fitted(path, table))
         return pa.concat_tables(tables).to_pandas(types_mapper=pd.ArrowDtype)
 
     def _files(self, table: str) -> list[Path]:
@@ -346,6 +346,19 @@ def set_old_aside(folder: Path) -> Path | None:
 
 def _read(path: Path) -> pa.Table:
     return pq.read_table(path, page_checksum_verification=True, memory_map=False, partitioning=None)
+
+
+def _fitted(path: Path, table: str) -> pa.Table:
+    """The file's rows in the table's own columns and types.
+
+    :raises UsageError: they cannot be had from it.
+    """
+    wanted = schema.arrow(table)
+    try:
+        return _complete(_read(path), table).select(wanted.names).cast(wanted)
+    except (pa.ArrowException, KeyError) as error:
+        reason = str(error).strip("'\"")
+        raise UsageError(f"{path}: this file is of another schema ({reason}).") from None
 
 
 def _complete(found: pa.Table, table: str) -> pa.Table:

@@ -327,7 +327,7 @@ def server(monkeypatch, tmp_path):
         running.body = sets.write(tmp_path / "served.npz").read_bytes()
         md5 = hashlib.md5(running.body, usedforsecurity=False).hexdigest()
         monkeypatch.setitem(datasets.FAMILIES, "pneumoniamnist", replace(known, md5s=(md5, *known.md5s[1:])))
-        monkeypatch.setattr(datasets, "RECORD", f"http://127.0.0.1:{running.server_address[1]}")
+        monkeypatch.setattr(datasets.catalogue, "RECORD", f"http://127.0.0.1:{running.server_address[1]}")
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield running
@@ -383,7 +383,7 @@ def test_a_download_that_goes_wrong_leaves_nothing(server, tmp_path, behaviour, 
 
 def test_a_server_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as gone:
-        monkeypatch.setattr(datasets, "RECORD", f"http://127.0.0.1:{gone.server_address[1]}")
+        monkeypatch.setattr(datasets.catalogue, "RECORD", f"http://127.0.0.1:{gone.server_address[1]}")
     done = clipbench("data", "fetch", "breastmnist", "--to", tmp_path / "to")
     assert done.exit_code == 2
     assert "the download failed (" in done.stderr

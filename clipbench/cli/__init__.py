@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +184,7 @@ def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
 )
 @click.option("--anew", is_flag=True, help="Start from nothing; the old folder is renamed, not deleted.")
 @click.option("--no-throughput", is_flag=True, help="Leave out the timing of the methods.")
-@command
+@partial(command, kept="every cell that ended is kept, and `run` goes on from there")
 def run(  # noqa: PLR0913, PLR0917 - an option each
     study: str,
     out: Path | None,

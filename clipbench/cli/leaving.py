@@ -16,8 +16,11 @@ FINDING, WRONG_USE, INTERRUPTED = 1, 2, 130
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Every error a user can cause is one sentence and exit code 2."""
+def command(function: Callable[..., Any], kept: str = "nothing that was stored is lost") -> Callable[..., Any]:
+    """Every error a user can cause is one sentence and exit code 2.
+
+    :param kept: what is told of an interruption.
+    """
 
     @wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -32,11 +35,6 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
             place = f"{error.filename}: " if error.filename else ""
             leave(f"{place}{reason}; nothing that was stored is lost.", WRONG_USE)
         except KeyboardInterrupt:
-            kept = (
-                "every cell that ended is kept, and `run` goes on from there"
-                if function.__name__ == "run"
-                else "nothing stored is lost"
-            )
             leave(f"interrupted; {kept}.", INTERRUPTED)
 
     return wrapped

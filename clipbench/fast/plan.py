@@ -143,14 +143,14 @@ class Plan:
         self.watched = params + vectors
         self.pointers = list(map(Tensor.data_ptr, self.watched))
         self.bytes = list(map(BYTES, params))
-        self.sizes = list(map(Tensor.numel, params))
+        self.sizes = one_pass.sizes(params)
         self.layouts = list(map(_layout, params))
         self.contiguous = all(map(Tensor.is_contiguous, params))
         self.turnable = [param for param in params if len(_layout(param)) > 1]  # in place, at the same address
         self.lonely = [index for index, size in enumerate(self.sizes) if size == 1]  # backward may leave such a gradient negated
         self.on_cpu = params[0].is_cpu
-        self.own_sizes, self.own_places = one_pass.sizes(self.aliases), one_pass.addresses(self.aliases)
-        self.own_buffers = [one_pass.addresses(kept.get("momentum_buffer", ())) for kept in self.kept]
+        self.places = one_pass.addresses(params)
+        self.buffers = [one_pass.addresses(kept.get("momentum_buffer", ())) for kept in self.kept]
         small = [index for index, size in enumerate(self.sizes) if size <= SMALL] if self.on_cpu else []
         self.large = sorted(set(range(len(params))) - set(small))
         self.buckets = [_Bucket(self.aliases, row) for row in self._rows(small)]
@@ -232,7 +232,7 @@ class Plan:
         """Step by the gradients, scaled to a norm of at most ``limit``; returns the norm before, of shape ``()``."""
         if (ours := self._compiled(compiled)) is not None:
             places = one_pass.addresses(grads)
-            total = ours.norm(self.own_sizes, places)
+            total = ours.norm(self.sizes, places)
             self._step_in_one_pass(ours, places, coefficient=_coefficient(limit, total))
             return total
         total = self._norm(grads)
@@ -269,9 +269,9 @@ class Plan:
 
     def _step_in_one_pass(self, ours: one_pass.Kernels, grads: Row, coefficient: float = 1.0, limit: float = math.inf) -> None:
         """SGD of all parameters by our own kernel."""
-        for part, buffers in zip(self.parts, self.own_buffers, strict=True):
+        for part, buffers in zip(self.parts, self.buffers, strict=True):
             span = part.span
-            ours.step(part.group, self.own_sizes[span], self.own_places[span], grads[span], buffers, coefficient, limit)
+            ours.step(part.group, self.sizes[span], self.places[span], grads[span], buffers, coefficient, limit)
         torch.autograd.graph.increment_version(self.params)
 
 

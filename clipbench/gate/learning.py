@@ -97,8 +97,7 @@ def _baseline(folder: Path, page: Study, learning: Learning) -> tuple[Run, dict[
     try:
         found = run_of(store)
         calibration = store.page("calibration")
-    # Most are pyarrow's, of a file in another schema. None of them passes: each is told as what keeps the gate from looking.
-    except (UsageError, KeyError, ValueError, TypeError, NotImplementedError) as error:
+    except (UsageError, KeyError, ValueError, TypeError) as error:  # all but the first: settings of cells that are no such document
         raise Unusable(f"the baseline has another schema, or is damaged ({_short(error)}); {again}") from None
     if store.bad:
         raise Unusable(f"{len(store.bad)} files of the baseline are damaged, {min(store.bad)} first; restore them, or {again}")

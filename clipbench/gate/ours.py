@@ -14,6 +14,7 @@ from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job, Trainer
 from clipbench.engines import lanes as lanes_
 from clipbench.gate import frozen
+from clipbench.gate.frozen import fused
 
 Work = Callable[[], object]
 
@@ -67,7 +68,7 @@ def norm_clip() -> Work:
 
 def fast_value_step() -> Work:
     """`clipbench.fast`'s value clip and step of many small tensors."""
-    optimizer = frozen.momentum_of_many()
+    optimizer = fused.momentum_of_many()
     return lambda: fast.value_clipped_step(optimizer, 0.1)
 
 
