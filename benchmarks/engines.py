@@ -60,7 +60,8 @@ class Problem:
 
     def jobs(self, count):
         """Cells of momentum and the norm clip, each with a learning rate and a threshold of its own, of three seeds."""
-        parts, jobs = (Part(self.workload, 1, self.settings), Part("momentum", 1)), []
+        version = registry.find("workload", self.workload).version
+        parts, jobs = (Part(self.workload, version, self.settings), Part("momentum", 1)), []
         for number in range(count):
             spread = 2 ** (number / count)
             settings = {"max_norm": MAX_NORM * spread}
@@ -171,7 +172,7 @@ def recording(problem, seconds, meet, compiled=False):
         bare.pending = []
         return found[..., None]
 
-    def lone(before, after, raw, clipped, one_pass=False):
+    def lone(before, after, raw, handed, clipped, one_pass=False):
         return (clipped[:, 0].clone(),)
 
     def unmeasured():

@@ -25,14 +25,14 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, MIXED: torch.float
 
 
 def model(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu", mixed: bool = False) -> nn.Module:
-    """The workload's module with the seed's weights: drawn in float32 on the CPU, then moved.
+    """The workload's module with the seed's weights: drawn in float32 on the CPU, the same on every processor, then moved.
 
     ``model(self)`` draws them from torch's random state, which the seed has set; ``model(self, seed)`` is handed the seed as well.
 
     :param mixed: whether it computes under autocast to bfloat16, and returns float32.
     """
     given = {"seed": seed} if _takes(workload.model, "seed") else {}
-    with trees.seeded(workload.name, seed, "weights"):
+    with trees.seeded(workload.name, seed, "weights"), trees.AlikeEverywhere():
         module = workload.model(**given).to(device=device, dtype=dtype)
     if mixed:
         plain = module.forward

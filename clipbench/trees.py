@@ -1,4 +1,4 @@
-"""Arithmetic on trees: plain dictionaries from a parameter's name to its tensor; and generators with a name and a seed."""
+"""Arithmetic on trees: plain dictionaries from a parameter's name to its tensor; and random numbers with a name and a seed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Tree = dict[str, Tensor]
 
@@ -84,3 +85,30 @@ def seeded(workload: str, seed: int, stream: str, device: str = "cpu") -> Iterat
         for index in own:
             torch.cuda.default_generators[index].manual_seed(seed_of(workload, seed, stream))
         yield
+
+
+class AlikeEverywhere(TorchDispatchMode):
+    """Within it, float32 numbers from ``uniform_``, ``normal_`` and ``randn`` are the same on every processor.
+
+    torch scales a uniform number with or without a fused multiply-add, and draws normal ones by other approximations of log and
+    cos, as the processor allows. Here the arithmetic is float64's, and only its result is rounded.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.uniform_.default and args[0].dtype == torch.float32:
+            return _uniform(*args, **kwargs)
+        if func is torch.ops.aten.normal_.default and args[0].dtype == torch.float32:
+            return args[0].copy_(torch.empty_like(args[0], dtype=torch.float64).normal_(*args[1:], **kwargs))
+        normal = func in (torch.ops.aten.randn.default, torch.ops.aten.randn.generator)
+        if normal and (kwargs.get("dtype") or torch.get_default_dtype()) == torch.float32:
+            return func(*args, **{**kwargs, "dtype": torch.float64}).float()
+        return func(*args, **kwargs)
+
+
+def _uniform(tensor: Tensor, low: float = 0.0, high: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
+    """Fill ``tensor`` from [low, high): the very numbers of a processor with fused multiply-add."""
+    unit = torch.empty_like(tensor).uniform_(generator=generator).double()
+    # Both ends as torch rounds them: their difference is float32's, too.
+    begin, width = torch.tensor(low), torch.tensor(high) - torch.tensor(low)
+    return tensor.copy_(unit * width.double() + begin.double())

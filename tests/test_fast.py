@@ -742,17 +742,27 @@ def test_a_step_replaced_for_all_optimizers_of_a_class_is_called(monkeypatch):
         assert called == twins.optimizers
 
 
-def test_sparse_gradients_go_to_the_pair_which_has_no_clip_of_them():
-    layer = skip_init(nn.EmbeddingBag, 5, 3, sparse=True)
-    layer.weight.data = weights([(5, 3)])[0].data
-    before, optimizer = layer.weight.detach().clone(), SGD(layer.parameters(), lr=0.1)
-    layer(torch.tensor([[0, 1, 1]])).sum().backward()
-    for go in (pair, quick):
-        for clip, named in ((NORM, "linalg_vector_norm"), (VALUE, "clamp_min_")):
-            with pytest.raises(NotImplementedError, match=named):
-                go(optimizer, clip, 0.5)
-    assert torch.equal(layer.weight, before)
-    assert plan_of(optimizer) is None
+@pytest.mark.parametrize("clip", [NORM, VALUE], ids=["norm", "value"])
+def test_of_sparse_gradients_comes_whatever_the_pair_makes_of_them(clip):
+    """Up to torch 2.13 it refuses them, later it may not."""
+
+    def after(go):
+        layer = skip_init(nn.EmbeddingBag, 5, 3, sparse=True)
+        layer.weight.data = weights([(5, 3)])[0].data
+        optimizer = SGD(layer.parameters(), lr=0.1)
+        layer(torch.tensor([[0, 1, 1]])).sum().backward()
+        try:
+            go(optimizer, clip, 0.5)
+        except NotImplementedError as error:
+            said = str(error).partition(" with arguments")[0]
+        else:
+            said = "nothing"
+        assert plan_of(optimizer) is None
+        return said, layer.weight.detach()
+
+    (said, weight), (by_hand, expected) = after(quick), after(pair)
+    assert said == by_hand
+    assert torch.equal(weight, expected)
 
 
 def test_a_parameter_listed_twice_is_stepped_twice_as_torch_does():

@@ -6,7 +6,10 @@ component whose numbers moved and whose version did not.
 """
 
 import json
+import os
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from clipbench import clips, feed, optimizers, registry, workloads
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job, Trainer
 from clipbench.events import LOSS
+from clipbench.workloads import text
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
 
@@ -92,7 +96,7 @@ def recorded():
 @pytest.mark.parametrize("case", CASES)
 def test_the_first_losses_are_those_of_this_version(case):
     """In float64, to nine digits."""
-    if case.startswith("text") and registry.find("workload", "text").version != 1:
+    if case.startswith("text") and registry.find("workload", "text").version != text.VERSION:
         pytest.skip("this Python has another text in its help topics")
     wrong = differences(case, recorded().get(case))
     assert not wrong, wrong[0]
@@ -126,6 +130,55 @@ def test_a_new_version_asks_to_be_recorded():
     assert "run `python tests/test_golden.py`" in differences(case, stored)[0]
 
 
+# What a library may be told of the processor → a word in what it then says of itself, and torch's threads.
+VARIANTS = {
+    "MKL_CBWR=COMPATIBLE": ("CNR:COMPATIBLE", 1),
+    "MKL_CBWR=AVX2": ("CNR:AVX2", 1),
+    "ATEN_CPU_CAPABILITY=default": ("ATen:DEFAULT", 1),
+    "ATEN_CPU_CAPABILITY=avx2": ("ATen:AVX2", 1),
+    "ONEDNN_MAX_CPU_ISA=SSE41": ("isa:Intel SSE4.1", 1),
+    "ONEDNN_MAX_CPU_ISA=AVX2": ("isa:Intel AVX2", 1),
+    "OMP_NUM_THREADS=2": ("threads:2", 2),
+}
+
+
+@pytest.fixture(scope="module")
+def losses_of_variants(tmp_path_factory):
+    """Variant → what the libraries said, and the losses of every case; two processes at a time, for they take ten seconds each."""
+    folder = tmp_path_factory.mktemp("variants")
+
+    def one(number, variant):
+        name, _, value = variant.partition("=")
+        command = [sys.executable, __file__, str(folder / f"{number}.json"), str(VARIANTS[variant][1])]
+        env = os.environ | {name: value, "ONEDNN_VERBOSE": "1"}
+        told = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+        return told, json.loads((folder / f"{number}.json").read_text(encoding="utf-8"))
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(VARIANTS, pool.map(one, range(len(VARIANTS)), VARIANTS), strict=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_first_losses_do_not_depend_on_the_processor(variant, losses_of_variants):
+    """As far as one processor can be asked to act as another; a variant that is not in force here proves nothing."""
+    told, found = losses_of_variants[variant]
+    if VARIANTS[variant][0] not in told:
+        pytest.skip(f"{variant} is not in force on this processor")
+    wrong = [case for case, row in found.items() if row != pytest.approx(recorded()[case]["losses"], rel=TOLERANCE)]
+    assert not wrong, f"under {variant} other losses come of {'; '.join(wrong)}"
+
+
+def under_a_variant(file, threads):
+    """The losses of every case into ``file``; what the libraries run on is printed."""
+    torch.set_num_threads(threads)
+    with torch.backends.mkl.verbose(torch.backends.mkl.VERBOSE_ON):
+        torch.eye(4, dtype=torch.float64) @ torch.eye(4, dtype=torch.float64)
+    torch.nn.functional.conv2d(torch.ones(16, 16, 32, 32), torch.ones(16, 16, 3, 3))  # large enough for oneDNN
+    sys.stdout.write(f"ATen:{torch.backends.cpu.get_cpu_capability()} threads:{torch.get_num_threads()}\n")
+    cases = [case for case in CASES if not case.startswith("text") or registry.find("workload", "text").version == text.VERSION]
+    Path(file).write_text(json.dumps({case: losses(case) for case in cases}), encoding="utf-8")
+
+
 def main():
     """Record anew what is new, has another version, or another cell; refuse where only the numbers moved."""
     torch.set_num_threads(1)
@@ -138,4 +191,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    under_a_variant(sys.argv[1], int(sys.argv[2])) if sys.argv[1:] else main()

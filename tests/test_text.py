@@ -37,7 +37,7 @@ def as_read():
     )
 
 
-known = pytest.mark.skipif(built().version != 1, reason="the help topics of this Python are others")
+known = pytest.mark.skipif(built().version != text.VERSION, reason="the help topics of this Python are others")
 
 # ------------------------------------------------------------------------------------------------------------------- the text
 

@@ -75,7 +75,7 @@ class Phantom:
     target = 0.16
     step_seconds = 0.010
     lanes = True
-    version = 1
+    version = 2  # 2: drawn in float64
 
     @property
     def reference_loss(self) -> float:
@@ -89,9 +89,9 @@ class Phantom:
 
     def sample(self, generator: Generator, batch: int) -> tuple[Tensor, Tensor]:
         mask, brightness = self._lesions(generator, batch)
-        coarse = torch.randn(batch, 1, 5, 5, generator=generator)
+        coarse = torch.randn(batch, 1, 5, 5, generator=generator, dtype=torch.float64)
         smooth = nn.functional.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear", align_corners=True)
-        noise = torch.randn(batch, 1, SIDE, SIDE, generator=generator)
+        noise = torch.randn(batch, 1, SIDE, SIDE, generator=generator, dtype=torch.float64)
         return self.texture * smooth + brightness * mask.unsqueeze(1) + self.noise * noise, mask.long()
 
     def model(self) -> nn.Module:
@@ -102,9 +102,9 @@ class Phantom:
 
     def _lesions(self, generator: Generator, batch: int) -> tuple[Tensor, Tensor]:
         """Masks of N×32×32 and how bright each is, N×1×1×1."""
-        across, down, size, ratio, angle = torch.rand(5, batch, self.lesions, 1, 1, generator=generator)
-        burden, brightness = 0.5 + torch.rand(2, batch, 1, 1, 1, generator=generator)
-        line = (torch.arange(SIDE) + 0.5) / SIDE
+        across, down, size, ratio, angle = torch.rand(5, batch, self.lesions, 1, 1, generator=generator, dtype=torch.float64)
+        burden, brightness = 0.5 + torch.rand(2, batch, 1, 1, 1, generator=generator, dtype=torch.float64)
+        line = (torch.arange(SIDE, dtype=torch.float64) + 0.5) / SIDE
         x, y = line - 0.1 - 0.8 * across, line.unsqueeze(1) - 0.1 - 0.8 * down
         along, aside = (math.pi * angle).cos(), (math.pi * angle).sin()
         length, breadth = 0.4 + 0.6 * size, (0.4 + 0.6 * size) * (0.5 + 0.5 * ratio)
@@ -190,7 +190,7 @@ class Tissue:
     reference_loss = 1.7554  # of .494, .313 and .193, above the frequencies of both tissues: Dice asks for more
     step_seconds = 0.034
     lanes = True
-    version = 1
+    version = 2  # 2: augmented in float64
 
     def ready(self) -> None:
         """Whether the extra is installed.
@@ -208,7 +208,7 @@ class Tissue:
         images, labels = _slices()
         train = positions(SLICES)["train"]
         drawn = train[torch.randint(len(train), (batch,), generator=generator)]
-        turn, size, across, down, brightness = 2 * torch.rand(5, batch, generator=generator) - 1
+        turn, size, across, down, brightness = 2 * torch.rand(5, batch, generator=generator, dtype=torch.float64) - 1
         turn, size = math.radians(10) * turn, 1 + 0.1 * size
         height, width = images.shape[2:]
         along, aside = size * turn.cos(), size * turn.sin()
@@ -217,9 +217,9 @@ class Tissue:
         grid = nn.functional.affine_grid(
             torch.stack([torch.stack(row, 1) for row in rows], 1), [batch, 1, height, width], align_corners=False
         )
-        moved = nn.functional.grid_sample(images[drawn], grid, align_corners=False)
-        tissue = nn.functional.grid_sample(labels[drawn].unsqueeze(1).float(), grid, mode="nearest", align_corners=False)
-        noise = torch.randn(moved.shape, generator=generator)
+        moved = nn.functional.grid_sample(images[drawn].double(), grid, align_corners=False)
+        tissue = nn.functional.grid_sample(labels[drawn].unsqueeze(1).double(), grid, mode="nearest", align_corners=False)
+        noise = torch.randn(moved.shape, generator=generator, dtype=torch.float64)
         return (1 + 0.2 * brightness).view(-1, 1, 1, 1) * moved + self.noise * noise, tissue.squeeze(1).long()
 
     def model(self) -> nn.Module:

@@ -102,7 +102,7 @@ class LabelNoise:
     flip: Unit = 0.2
 
     metric = metrics.accuracy
-    version = 1
+    version = 2  # 2: drawn in float64
     step_seconds = 2.3e-4
     lanes = True
 
@@ -163,10 +163,10 @@ def _logit(probability: float) -> float:
 def _long_servedio(examples: int, flip: float, generator: Generator) -> tuple[Tensor, Tensor]:
     """Features, N×2, and labels, of which a share of about ``flip`` is wrong."""
     gamma = 1 / 24
-    atoms = torch.tensor([[1, 0], [gamma, 5 * gamma], [gamma, -gamma], [gamma, -gamma]])
+    atoms = torch.tensor([[1, 0], [gamma, 5 * gamma], [gamma, -gamma], [gamma, -gamma]], dtype=torch.float64)
     mirrored = torch.cat([atoms, -atoms])
     features = mirrored[torch.randint(8, (examples,), generator=generator)]
-    features += 0.01 * torch.randn(examples, 2, generator=generator)
+    features += 0.01 * torch.randn(examples, 2, generator=generator, dtype=torch.float64)
     wrong = torch.rand(examples, generator=generator) < flip
     return features, ((features[:, 0] > 0) ^ wrong).long()
 

@@ -1,0 +1,113 @@
+"""Every program in benchmarks/ still runs: at two steps, for its numbers are not asked for here."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import multiprocessing
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clipbench import registry
+
+registry.load_packaged()
+
+
+@pytest.fixture
+def program(checkout, monkeypatch):
+    """``program(name)`` imports one of them, as Python does that runs it: beside its neighbours."""
+    monkeypatch.syspath_prepend(str(checkout / "benchmarks"))
+    names = ("timing", "engines", "targets", "jax_peer")
+    yield importlib.import_module
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def engines(program, monkeypatch):
+    module = program("engines")
+    monkeypatch.setattr(module, "BLOCK", 2)
+    monkeypatch.setattr(module, "FIXED", 2)
+    monkeypatch.setattr(importlib.import_module("timing"), "WARM_UP", 0.0)
+    with torch.random.fork_rng():  # the script seeds torch as a user does
+        yield module
+
+
+@pytest.mark.parametrize("contender", ["script", "loop", "batched", "recording"])
+def test_every_contender_of_engines_takes_its_steps(engines, contender):
+    """The compiled ones are these with a flag, and half a minute of torch's compiler."""
+    problem = replace(engines.PROBLEMS["wdbc"], ladder=(2,))
+    met = []
+    measured = engines.CONTENDERS[contender](problem, 0.0, lambda: met.append(contender))
+    [(lanes, one)] = measured.items()
+    assert met == [contender]
+    assert lanes == (2 if contender in ("batched", "recording") else 1)
+    assert one["ratio" if contender == "recording" else "microseconds"] > 0
+
+
+def test_engines_writes_its_page_and_says_what_is_missing(engines, monkeypatch, tmp_path, capsys):
+    """With a contender that raises, as a worker process tells it."""
+
+    def here(contender, problem, seconds):
+        if contender == "batched":
+            return "TypeError: no lanes today"
+        return [engines.CONTENDERS[contender](problem, seconds, lambda: None)] * 2
+
+    monkeypatch.setattr(engines, "workers", here)
+    monkeypatch.setattr(sys, "argv", ["engines.py", "--workloads", "wdbc,cosh", "--seconds", "0", "--rounds", "1", "--compile", ""])
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--out", str(tmp_path)])
+    monkeypatch.setattr(engines, "contenders", lambda *_: ["script", "loop", "batched"])
+    engines.main()
+    page = capsys.readouterr().out
+    assert "- left out: cosh, batched: TypeError: no lanes today" in page
+    assert json.loads((tmp_path / "engines.json").read_text())["rounds"].keys() == {"wdbc", "cosh"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"engines.{ending}" for ending in ("json", "md", "svg", "png")}
+
+
+def test_engines_hands_a_pair_of_processes_what_they_measure(engines):
+    """Real processes, spawned, which wait for each other."""
+    found = engines.workers("loop", engines.PROBLEMS["cosh"], 0.0)
+    assert [one[1]["microseconds"] > 0 for one in found] == [True, True]
+    assert multiprocessing.active_children() == []
+
+
+def test_targets_prints_the_target_of_every_workload(program, monkeypatch, tmp_path, capsys):
+    module = program("targets")
+    monkeypatch.setattr(module, "SEEDS", 2)
+    (tmp_path / "page.toml").write_text(
+        """
+        title = "two steps"
+        [run]
+        steps = 2
+        lr = [0.001, 0.01]
+        seeds = { select = 1, report = 2 }
+        [[workload]]
+        name = "cosh"
+        [[optimizer]]
+        name = "sgd"
+        [[clip]]
+        name = "none"
+        """
+    )
+    module.main(str(tmp_path / "page.toml"), ["cosh"])
+    assert "cosh, batch 32: target " in capsys.readouterr().out
+
+
+def test_every_bench_runs(checkout):
+    """One round each, without the two largest models, in a process of its own: benches set up torch for themselves."""
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-disable", "-q", "-k", "not 12M and not 25M"]
+    run = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-3000:]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
+def test_the_peer_in_jax_measures_its_lanes(program, monkeypatch, capsys):
+    module = program("jax_peer")
+    monkeypatch.setattr(sys, "argv", ["jax_peer.py", "cosh", "--seconds", "0", "--lanes", "2"])
+    module.main()
+    assert json.loads(capsys.readouterr().out)["lanes"]["2"]["microseconds"] > 0
