@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+VERSION = "2.0"  # of the store's format; a reader refuses a higher major number
 STATUSES = ("completed", "diverged", "failed")
 OUTCOMES = ("learned", "stalled", "collapsed", "diverged")
 UNSTABLE = ("diverged", "collapsed")

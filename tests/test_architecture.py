@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 # A folder has one row, and its members may import each other. `registry` is nearly everywhere: with UsageError a module speaks
 # to the user.
 MATTER = {"registry", "trees", "metrics"}
-MEMORY = {"registry", "schema", "cell", "store"}
+MEMORY = {"registry", "schema", "cell", "summary", "store"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"registry", "trees", "metrics", "fast"},
     # the matter
@@ -44,7 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "step": {"registry", "trees", "cell"},
     "engines": {*MATTER, "clips", "optimizers", "schema", "events", "cell", "lr_schedules", "feed", "step"},
     # the memory, and what fills it
-    "store": {"registry", "schema", "cell"},
+    "summary": {"registry", "schema", "events"},
+    "store": {"registry", "schema", "cell", "events", "summary"},
     "schedule": {*MEMORY, "events", "study", "engines"},
     # the sight
     "statistics": set(),
@@ -93,7 +94,7 @@ ONLY_IN = {
     "http": {"datasets"},
     "socket": set(),
 }
-NOTHING_BUT = {"events": {"numpy"}, "statistics": {"numpy", "scipy"}}  # of all libraries
+NOTHING_BUT = {"events": {"numpy"}, "summary": {"numpy"}, "statistics": {"numpy", "scipy"}}  # of all libraries
 FREE_OF_TORCH = {
     "registry",
     "datasets",
@@ -102,6 +103,7 @@ FREE_OF_TORCH = {
     "lr_schedules",
     "study",
     "events",
+    "summary",
     "store",
     "statistics",
     "selection",

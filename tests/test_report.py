@@ -138,12 +138,16 @@ def test_an_unknown_format_names_the_nearest(tiny):
 
 @pytest.mark.usefixtures("sketched")
 def test_a_second_report_leaves_no_figure_of_the_first(tiny, tmp_path):
-    report.write(tiny, ("csv",), tmp_path)
-    (tmp_path / "figures" / "old.svg").write_text("old")
-    (tmp_path / "figures" / "notes.txt").write_text("mine")
-    report.write(tiny, ("csv",), tmp_path)
-    assert not (tmp_path / "figures" / "old.svg").exists()
-    assert (tmp_path / "figures" / "notes.txt").exists()
+    """And every file that it did not write: the list of what it wrote says which."""
+    report.write(tiny, ("csv",), tmp_path / "r")
+    listed = tmp_path / "r" / "files.txt"
+    (tmp_path / "r" / "figures" / "old.svg").write_text("old")
+    listed.write_text(listed.read_text() + "figures/old.svg\n")
+    (tmp_path / "r" / "figures" / "mine.svg").write_text("mine")
+    report.write(tiny, ("md",), tmp_path / "r")
+    assert not (tmp_path / "r" / "figures" / "old.svg").exists()
+    assert not list((tmp_path / "r" / "tables").glob("*.csv"))
+    assert (tmp_path / "r" / "figures" / "mine.svg").read_text() == "mine"
 
 
 def test_the_page_is_self_contained_well_formed_and_its_ids_are_unique(small):

@@ -10,11 +10,12 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from clipbench import schema, store
+from clipbench import events, schema, store, summary
 from clipbench.cell import Cell, Part
 from clipbench.registry import UsageError
 from clipbench.store import Store
@@ -55,27 +56,36 @@ def row_of(seed, **changes):
     row = dict.fromkeys(column.name for column in schema.CELLS)
     row |= {"cell": cell.id, "settings": cell.canonical, "workload": "cosh", "optimizer": "sgd", "clip": "norm", "threshold": 1.0}
     row |= {"lr": 0.1, "seed": seed, "role": role(seed), "extended": False, "problem": "cosh", "arm": "sgd + norm", "batch": 1}
-    row |= {"status": "completed", "outcome": "learned", "steps": STEPS, "attempt": 1, "environment": "here", "created": "now"}
+    row |= {"status": "completed", "outcome": "learned", "attempt": 1, "environment": "here", "created": "now"}
+    row |= {"device": "cpu", "dtype": "float32", "metric": "log10_gap", **summary.of_curve(curve_of(STEPS))}
+    row |= summary.of_evaluations([(STEPS, "validation", "loss", 0.5)], "log10_gap", None)
     return row | changes
+
+
+def curve_of(steps):
+    """A loss that falls by one a step under a gradient of length 1 that no clip touches."""
+    return np.array([[1.5 - step, 1.0, 1.0, 1.0, 0.0, 0.1] for step in range(steps)])
 
 
 def tables_of(*seeds, steps=STEPS, curves=True, **changes):
     """A shard, as the scheduler hands it over."""
     ids = [cell_of(seed).id for seed in seeds]
-    curve = [{"cell": cell, "step": step, "loss": 1.5 - step, "kept": 1.0} for cell in ids for step in range(steps)]
+    names, curve = ("step", *events.COLUMNS), [(step, *row) for step, row in enumerate(curve_of(steps))]
     tables = {
         "cells": [row_of(seed, **changes) for seed in seeds],
         "evals": [{"cell": cell, "step": STEPS, "split": "validation", "metric": "loss", "value": 0.5} for cell in ids],
         "events": [{"cell": cell, "step": 1, "kind": "spike", "value": 9.0, "detail": "high"} for cell in ids],
     }
-    return tables | ({"curves": curve} if curves else {})
+    return tables | (
+        {"curves": [{"cell": cell, **dict(zip(names, row, strict=True))} for cell in ids for row in curve]} if curves else {}
+    )
 
 
 def settle(folder, name="tiny", curves="all", seeds=(0, 1)):
     """An empty store with sound pages that plans ``seeds``."""
     new = Store.create(folder, name, PAGE)
     new.write_page("environment", {"study": name, "environments": {"here": {"python": "3"}}, "curves": curves})
-    new.write_page("components", {"workloads": {}, "optimizers": {}, "clips": {}})
+    new.write_page("components", {"workloads": {}, "optimizers": {}, "clips": {"norm": {"threshold": "max_norm"}}})
     new.write_page("calibration", {"pilots": {}})
     new.write_page("plan", {"cells": {"select": [cell_of(seed).id for seed in seeds]}})
     return new
@@ -127,7 +137,8 @@ def test_every_column_comes_back_as_it_went_in(tmp_path, table):
     if table == "throughput":
         new.add_throughput(rows)
     else:
-        new.commit("a", {"cells": [row_of(0)], table: rows})
+        cells = [row_of(0) | {"cell": row["cell"]} for row in rows]
+        new.commit("a", {"cells": cells, table: rows})
     frame = new.read(table)
     assert [(name, str(kind)) for name, kind in frame.dtypes.items()] == [
         (column.name, str(pd.ArrowDtype(column.type))) for column in schema.TABLES[table]
@@ -174,8 +185,11 @@ def test_a_file_from_before_a_column_is_read_with_nulls_in_it_and_one_without_an
     assert cells["seed"].tolist() == [0, 1]
     assert Store(checkout / "results" / "origin").read("throughput")["part"].isna().all()
     monkeypatch.setitem(schema.TABLES, "cells", (*now, schema.Column("never", schema.INT, "", "a column that no file has")))
-    with pytest.raises(UsageError, match=r"select-0001-\w+\.parquet: this file is of another schema \(.*never"):
-        Store(old.folder).read("cells")
+    newer = Store(old.folder)
+    assert len(newer.read("cells")) == 0
+    [[file, damage]] = newer.bad.items()
+    assert re.fullmatch(r"cells/select-0001-\w+\.parquet", file)
+    assert re.match(r"is of another schema \(.*never", damage)
 
 
 def test_tables_without_rows_get_no_file(tmp_path):
@@ -221,7 +235,7 @@ def test_a_damaged_commit_takes_its_companions_with_it(filled):
     whole = bytearray(path.read_bytes())
     whole[30] ^= 1
     path.write_bytes(whole)
-    assert filled._companions(path)
+    assert pq.read_schema(path).metadata  # it could still be asked
     assert shown(filled.folder) == set()
 
 
@@ -232,7 +246,8 @@ def test_a_file_cut_short_emptied_or_grown_is_damage(filled, table, wrong):
     whole = path.read_bytes()
     if wrong == "gone":
         path.unlink()
-        assert bool(filled.problems()) == (table != "throughput")  # a timing that is gone was never promised
+        # A commit that is gone was never there: its cells are missing. And a timing was never promised.
+        assert (bool(filled.problems()), bool(filled.missing())) == (table == "curves", table == "cells")
         return
     path.write_bytes({"cut": whole[:-100], "empty": b"", "longer": whole + b"PAR1"}[wrong])
     assert any(path.name in problem for problem in filled.problems())
@@ -251,8 +266,9 @@ def test_companions_without_a_commit_are_invisible_and_swept(filled):
     [commit] = filled.folder.glob("cells/select-0002-*")
     commit.unlink()
     assert shown(filled.folder) == {0, 1}
-    orphans = [problem for problem in filled.problems() if problem.endswith("belongs to no shard")]
+    orphans = [told for told in filled.missing() if told.endswith("belongs to no shard")]
     assert len(orphans) == 3
+    assert filled.problems() == []
     assert filled.sweep() == []
     assert not list(filled.folder.glob("*/select-0002-*"))
     assert filled.problems() == []
@@ -271,7 +287,8 @@ def test_sweep_moves_a_damaged_shard_aside_whole_and_its_cells_are_missing(fille
     assert {aside.parent.name for aside in filled.folder.glob("aside/*/*")} == {"cells", *store.SHARD_TABLES}
     assert (filled.folder / "aside" / table / path.name).read_bytes() == whole
     assert shown(filled.folder) == {2}
-    assert filled.problems() == ["2 of the 2 select cells are missing, " + cell_of(0).id + " first"]
+    assert filled.problems() == []
+    assert filled.missing() == ["2 of the 2 select cells are missing, " + cell_of(0).id + " first"]
 
 
 def test_sweep_moves_damaged_timings_aside_and_removes_unfinished_writes(filled):
@@ -347,14 +364,16 @@ def test_timings_are_written_whole_or_not_at_all(filled, monkeypatch, at):
     assert filled.problems() == []
 
 
-@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize("at", range(9))
 def test_a_page_is_replaced_whole_or_not_at_all(filled, monkeypatch, at):
+    """Its hash is listed before it and after it, three calls each: the page in the middle is there from its second call on."""
     old, new = filled.page("plan"), {"cells": {"select": []}}
     with monkeypatch.context() as patch:
         Breaking(patch, at)
         with pytest.raises(OSError, match="No space left"):
             filled.write_page("plan", new)
-    assert Store(filled.folder).page("plan") == (new if at == 2 else old)
+    assert Store(filled.folder).page("plan") == (new if at >= 5 else old)
+    assert filled.problems() == []
     assert not list(filled.folder.glob(f"{store.TEMPORARY}*"))
 
 
@@ -381,7 +400,8 @@ def test_a_sweep_that_fails_half_way_is_finished_by_the_next(filled, monkeypatch
             filled.sweep()
     filled.sweep()
     assert shown(filled.folder) == {2}
-    assert filled.problems() == ["2 of the 2 select cells are missing, " + cell_of(0).id + " first"]
+    assert filled.problems() == []
+    assert filled.missing() == ["2 of the 2 select cells are missing, " + cell_of(0).id + " first"]
 
 
 KILLED = """
@@ -547,9 +567,17 @@ def test_a_page_that_is_no_text_is_one_sentence(filled, page):
     assert f"{page}.json: this page is damaged" in problem
 
 
+def test_a_failed_cell_is_missing_and_no_fault(tmp_path):
+    new = settle(tmp_path / "tiny", seeds=())
+    new.commit("select-0001", tables_of(0, status="failed", outcome=None, reason="killed", curves=False))
+    assert new.problems() == []
+    assert new.missing() == [f"cell {cell_of(0).id} failed (killed); the next run tries it again"]
+
+
 def test_planned_cells_that_are_missing_are_counted(filled):
     filled.write_page("plan", {"cells": {"select": [cell_of(seed).id for seed in (0, 1, 2)]}})
-    assert filled.problems() == [f"1 of the 3 select cells are missing, {cell_of(2).id} first"]
+    assert filled.missing() == [f"1 of the 3 select cells are missing, {cell_of(2).id} first"]
+    assert filled.problems() == []
 
 
 FAULTS = {
@@ -557,7 +585,6 @@ FAULTS = {
     "an unknown environment": ({"environment": "there"}, {}, "its environment there is not in environment.json"),
     "a status that is none": ({"status": "fine"}, {}, "status fine and outcome learned do not go together"),
     "an outcome that is none": ({"outcome": "ok"}, {}, "status completed and outcome ok do not go together"),
-    "a failed cell": ({"status": "failed", "outcome": None, "reason": "killed"}, {}, "it failed: killed"),
     "a failed cell with an outcome": ({"status": "failed"}, {}, "do not go together"),
     "a divergence without a date": ({"status": "diverged", "outcome": "diverged"}, {}, "nothing says at which step"),
     "a curve cut short": ({}, {"steps": STEPS - 1}, "its curve has 2 steps from 0 to 1, not 3"),
@@ -584,14 +611,14 @@ def test_verify_finds_a_cell_without_evaluations(tmp_path):
     assert new.problems() == [f"cell {cell_of(0).id}: no evaluation is stored"]
 
 
-def test_verify_finds_orphans_and_unfinished_writes(filled):
+def test_what_a_killed_run_leaves_is_missing_and_no_fault(filled):
     source = the(filled, "events")
     shutil.copy(source, source.with_name(source.name.replace("select-0001", "select-0002")))
     (filled.folder / "cells" / f"{store.TEMPORARY}select-0003-77").write_bytes(b"half")
-    problems = filled.problems()
-    assert len(problems) == 2
-    assert any(problem.endswith("is an unfinished write") for problem in problems)
-    assert any(problem.endswith("belongs to no shard") for problem in problems)
+    missing = filled.missing()
+    assert len(missing) == 2
+    assert any(told.endswith("is an unfinished write") for told in missing)
+    assert any(told.endswith("belongs to no shard") for told in missing)
 
 
 def test_verify_accepts_a_store_that_keeps_only_report_and_diverged_curves(tmp_path):

@@ -240,15 +240,16 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
 
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--format", "formats", default="html,md,csv", help="Comma-separated: html, md, csv.")
+@click.option("--format", "formats", default=None, help="Comma-separated: html, md, csv, svg, png; all if not given.")
 @command
-def report(folder: Path, formats: str) -> None:
+def report(folder: Path, formats: str | None) -> None:
     """Draw the figures and tables of a results folder; the same store gives the same bytes."""
     from clipbench import report as report_
     from clipbench.store import Store
 
     store = Store(folder)
-    written = report_.write(store, tuple(name.strip() for name in formats.split(",") if name.strip()))
+    names = None if formats is None else tuple(name.strip() for name in formats.split(",") if name.strip())
+    written = report_.write(store, names)
     for file, damage in sorted(store.bad.items()):
         click.echo(f"clipbench: warning: {folder}/{file} {damage}; its rows are left out.", err=True)
     page = next((path for path in written if path.name.startswith("report.")), written[0])
@@ -259,7 +260,10 @@ def report(folder: Path, formats: str) -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @command
 def verify(folder: Path) -> None:
-    """Check every file and every promise of a results folder; exit 1 with a list of what is broken."""
+    """Check every file and every promise of a results folder; exit 1 with a list of what is broken.
+
+    A folder that is not finished holds its promises: what it lacks is listed, and the exit code is 0.
+    """
     from clipbench.store import Store
 
     store = Store(folder)
@@ -268,7 +272,11 @@ def verify(folder: Path) -> None:
         click.echo(sentence)
     if found:
         leave(f"{folder}: {len(found)} broken promises.", FINDING)
-    click.echo(f"{folder}: {len(store.read('cells'))} cells, every file and every promise holds.")
+    missing = store.missing()
+    for sentence in [*missing, *(f"remark: {remark}" for remark in store.remarks())]:
+        click.echo(sentence)
+    unfinished = "; the study is not finished, and `clipbench run` goes on with it" if missing else ""
+    click.echo(f"{folder}: {len(store.read('cells'))} cells, every file and every promise holds{unfinished}.")
 
 
 @cli.command()

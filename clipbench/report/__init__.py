@@ -11,24 +11,28 @@ import jinja2
 from clipbench.registry import UsageError, nearest
 from clipbench.report import answer, sections
 from clipbench.report.evidence import read
+from clipbench.report.folder import replace
 from clipbench.report.parts import Picture, Section, Table
 from clipbench.store import Store
 
-FORMATS = ("html", "md", "csv")
+FORMATS = ("html", "md", "csv", "svg", "png")
 
 P = TypeVar("P", Picture, Table)
 
 
-def write(store: Store, formats: Iterable[str] = FORMATS, folder: Path | None = None) -> list[Path]:
-    """Render the report of ``store`` into ``folder`` (``DIR/report``), figures always; returns the files written, pages first.
+def write(store: Store, formats: Iterable[str] | None = None, folder: Path | None = None) -> list[Path]:
+    """Render the report of ``store`` into ``folder`` (``DIR/report``); returns the files written, pages first.
 
-    :raises UsageError: a format that is not one of ``FORMATS``.
+    :param formats: some of `FORMATS`; those that the folder's environment page names if not given, all if it names none. If
+        neither svg nor png is among them, figures are written as both.
+    :raises UsageError: a format that is not one of `FORMATS`, or a folder that cannot be written.
     """
-    wanted = list(dict.fromkeys(formats))
+    wanted = list(dict.fromkeys(formats if formats is not None else store.page("environment").get("formats", FORMATS)))
     for name in wanted:
         if name not in FORMATS:
             raise UsageError(f'--format: there is no format "{name}".{nearest(name, FORMATS)} There are: {", ".join(FORMATS)}.')
     folder = folder or store.folder / "report"
+    kinds = [kind for kind in ("svg", "png") if kind in wanted] or ("svg", "png")
     evidence = read(store)
     opening, told = answer.told(evidence), sections.told(evidence)
     page = {
@@ -38,20 +42,19 @@ def write(store: Store, formats: Iterable[str] = FORMATS, folder: Path | None = 
         "sections": told,
         "csv": "csv" in wanted,
     }
-    files: dict[Path, bytes] = {}
+    files: dict[str, bytes] = {}
     for name in ("html", "md"):
         if name in wanted:
-            files[folder / f"report.{name}"] = render(f"report.{name}.j2", page).encode()
+            files[f"report.{name}"] = render(f"report.{name}.j2", page).encode()
     for picture in _all(told, Picture):
-        files[folder / "figures" / f"{picture.name}.svg"] = picture.svg.encode()
-        files[folder / "figures" / f"{picture.name}.png"] = picture.png
+        drawn = {"svg": picture.svg.encode(), "png": picture.png}
+        files |= {f"figures/{picture.name}.{kind}": drawn[kind] for kind in kinds}
     for table in _all(told, Table):
         if "csv" in wanted:
-            files[folder / "tables" / f"{table.name}.csv"] = table.csv.encode()
+            files[f"tables/{table.name}.csv"] = table.csv.encode()
         if "md" in wanted and table.rows:
-            files[folder / "tables" / f"{table.name}.md"] = render("table.md.j2", {"table": table, "csv": False}).encode()
-    _replace(folder, files, {".svg", ".png", *(f".{name}" for name in wanted)})
-    return list(files)
+            files[f"tables/{table.name}.md"] = render("table.md.j2", {"table": table, "csv": False}).encode()
+    return replace(folder, files)
 
 
 def render(template: str, page: dict[str, object]) -> str:
@@ -73,17 +76,3 @@ def render(template: str, page: dict[str, object]) -> str:
 
 def _all(told: Iterable[Section], kind: type[P]) -> list[P]:
     return [part for section in told for part in section.parts if isinstance(part, kind)]
-
-
-def _replace(folder: Path, files: dict[Path, bytes], kinds: set[str]) -> None:
-    """Write the files, and remove figures and tables of these ``kinds`` that an earlier report left and this one lacks."""
-    try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        stale = [*(folder / "figures").glob("*.*"), *(folder / "tables").glob("*.*")]
-        for path in stale:
-            if path not in files and path.suffix in kinds:
-                path.unlink()
-    except OSError as error:
-        raise UsageError(f"{error.filename or folder}: the report cannot be written here ({error.strerror}).") from error

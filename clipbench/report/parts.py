@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 MARKED = re.compile(r"\*\*(?P<strong>.+?)\*\*|`(?P<code>[^`]+)`")
+FORMULA = ("=", "+", "-", "−", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 SCALE = 1.45  # CSS pixels per point of a figure: its 8 point letters are as large as the page's small print
 
 
@@ -59,7 +61,12 @@ class Table:
     @property
     def csv(self) -> str:
         """All of its numbers, with every digit that counts."""
-        return self.data.to_csv(index=False, lineterminator="\n", float_format="%.10g")
+        return self.data.map(_unread).to_csv(index=False, lineterminator="\n", float_format="%.10g")
+
+
+def _unread(cell: Any) -> Any:
+    """Words behind a quotation mark if a spreadsheet would read them as a formula; numbers as they are."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in FORMULA else cell
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,113 @@
+"""Commits: the ``cells`` files, each of which names the other files of its shard, and says what its rows need to be understood.
+
+A commit that cannot be trusted is damage, and none of its files counts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from clipbench import schema
+from clipbench.registry import UsageError
+from clipbench.store.files import Damaged, table_of
+
+COMMITS = b"clipbench.commits"  # table → name of the file that belongs to the shard
+CONTEXT = b"clipbench.context"  # what the pages say of these rows
+REPLACES = b"clipbench.replaces"  # names of the files whose rows this one holds
+SHARD_TABLES = ("curves", "evals", "events")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.parquet")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One sound ``cells`` file: its rows, its companions by table, what it replaces, and its part of the pages.
+
+    ``context`` is empty in a file from before it was written: it has ``schema``, ``study``, ``environments``, ``components``,
+    ``pilots`` and ``curves``.
+    """
+
+    path: Path
+    rows: pa.Table
+    companions: Mapping[str, Path]
+    replaces: frozenset[str] = frozenset()
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shard(self) -> str:
+        """The name that its files share."""
+        return shard_of(self.path)
+
+
+def shard_of(path: Path) -> str:
+    """The name of a file's shard: what stands before its hash."""
+    return path.stem.rpartition("-")[0]
+
+
+def read(path: Path, study: str | None) -> Commit:
+    """The commit in a ``cells`` file.
+
+    :param study: the name of the folder's study, None if nobody knows it.
+    :raises Damaged: it is not sound, or belongs to another study.
+    :raises UsageError: it was written by a newer clipbench.
+    """
+    rows = table_of(path, "cells")
+    metadata = rows.schema.metadata or {}
+    context = _object(metadata.get(CONTEXT, b"{}"), "its context")
+    refuse_newer(path, context.get("schema"))
+    if study is not None and context.get("study", study) != study:
+        raise Damaged(f'belongs to the study "{context["study"]}"')
+    if COMMITS not in metadata:
+        raise Damaged("is no commit: it names no files")
+    return Commit(path, rows, _companions(path.parent.parent, metadata[COMMITS]), replaced_by(rows), context)
+
+
+def replaced_by(rows: pa.Table) -> frozenset[str]:
+    """The names of the files that a file took the place of.
+
+    :raises Damaged: they are no list of names.
+    """
+    found = _json((rows.schema.metadata or {}).get(REPLACES, b"[]"), "what it replaces")
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise Damaged("has a list of replaced files that is none")
+    return frozenset(found)
+
+
+def refuse_newer(path: Path, version: Any) -> None:
+    """Stop at a file whose format this version may not understand.
+
+    :raises UsageError: its major version is above ours.
+    """
+    known = re.fullmatch(r"(\d{1,9})\.\d{1,9}", version) if isinstance(version, str) else None
+    if known and int(known[1]) > int(schema.VERSION.partition(".")[0]):
+        raise UsageError(
+            f"{path}: this was written by a newer clipbench (format {version}, here {schema.VERSION}); install that one."
+        )
+
+
+def _companions(folder: Path, text: bytes) -> dict[str, Path]:
+    named = _object(text, "the list of its files")
+    for table, name in named.items():
+        if table not in SHARD_TABLES or not isinstance(name, str) or not NAME.fullmatch(name):
+            raise Damaged(f"names a file that is none of its shard ({table}: {name!r})"[:200])
+    return {table: folder / table / name for table, name in sorted(named.items())}
+
+
+def _object(text: bytes, what: str) -> dict[str, Any]:
+    found = _json(text, what)
+    if not isinstance(found, dict):
+        raise Damaged(f"has {what} in no form we know")
+    return found
+
+
+def _json(text: bytes, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise Damaged(f"has {what} in no form we know") from None

@@ -1,0 +1,165 @@
+"""Single files of a store: written whole or not at all, and told from damage.
+
+Knows nothing of commits, pages or cells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipbench import schema
+
+TEMPORARY = ".writing-"
+DIGITS = 12  # of SHA-256, at the end of a file's name
+
+Row = Mapping[str, Any]
+Rows = Sequence[Row] | Mapping[str, Any]
+
+
+class Damaged(Exception):  # noqa: N818 - an answer, not an error
+    """What is wrong with a file; the message continues a sentence that begins with its name."""
+
+
+# --------------------------------------------------------------------------------------------------------------------- writing
+
+
+def write_table(folder: Path, table: str, shard: str, rows: Rows | pa.Table, metadata: Mapping[bytes, bytes]) -> Path:
+    """The immutable file ``SHARD-HASH.parquet`` of some rows or columns, synced to disk.
+
+    :raises OSError: it cannot be written; then nothing of it is left.
+    """
+    arrow = _arrow(table, rows).replace_schema_metadata(dict(metadata))
+    temporary = folder / f"{TEMPORARY}{shard}-{os.getpid()}"
+    floats = [column.name for column in schema.TABLES[table] if column.type == schema.FLOAT] if table == "curves" else []
+    try:
+        with temporary.open("wb") as file:
+            pq.write_table(
+                arrow,
+                file,
+                compression="zstd",
+                write_page_checksum=True,
+                use_dictionary=[column.name for column in schema.TABLES[table] if column.name not in floats],
+                use_byte_stream_split=floats or False,
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        if pq.read_metadata(temporary).num_rows != arrow.num_rows:
+            raise OSError(f"{temporary}: the file written does not read back")
+        final = folder / f"{shard}-{_digest(temporary.read_bytes())}.parquet"
+        os.replace(temporary, final)
+        sync_folder(folder)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    return final
+
+
+def _arrow(table: str, rows: Rows | pa.Table) -> pa.Table:
+    if isinstance(rows, pa.Table):
+        return rows.cast(schema.arrow(table))
+    if isinstance(rows, Mapping):
+        return pa.Table.from_pydict(dict(rows), schema.arrow(table))
+    return pa.Table.from_pylist(list(rows), schema.arrow(table))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Put ``text`` in the place of a file, at once and synced to disk."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --------------------------------------------------------------------------------------------------------------------- reading
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a regular file; nothing else is opened, for a pipe would never end.
+
+    :raises Damaged: it is none.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise Damaged("is a link to nothing" if path.is_symlink() else "is missing") from None
+    except OSError as error:  # a link to itself, a name that is too long
+        raise Damaged(f"cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(mode):
+        raise Damaged("is no regular file")
+    return path.read_bytes()
+
+
+def table_of(path: Path, table: str) -> pa.Table:
+    """The rows of a file in the table's own columns and types, with the file's metadata.
+
+    Its hash covers every byte, the footer too.
+
+    :raises Damaged: the file is not what its name says, or is of another table.
+    """
+    data = content(path)
+    if _digest(data) != path.stem.rpartition("-")[2]:
+        raise Damaged("does not match the hash in its name")
+    try:
+        found = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise Damaged(f"cannot be read ({_short(error)})") from None
+    wanted = schema.arrow(table)
+    try:
+        return _complete(found, table).select(wanted.names).cast(wanted).replace_schema_metadata(found.schema.metadata)
+    except (pa.ArrowException, KeyError) as error:
+        raise Damaged(f"is of another schema ({_short(error)})") from None
+
+
+def _complete(found: pa.Table, table: str) -> pa.Table:
+    """A file's rows with the columns that came later than the file."""
+    for column in schema.TABLES[table]:
+        if column.later and column.name not in found.column_names:
+            found = found.append_column(column.name, pa.nulls(len(found), column.type))
+    return found
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:DIGITS]
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split()).strip("'\"")[:200]
+
+
+# ----------------------------------------------------------------------------------------------------------------------- aside
+
+
+def set_aside(path: Path, folder: Path) -> None:
+    """Move a file, a link or a pipe by its name into ``folder``, beside whatever lies there under the same name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number, target = 1, folder / path.name
+    while os.path.lexists(target):
+        number, target = number + 1, folder / f"{path.name}.{number}"
+    os.replace(path, target)

@@ -1,0 +1,205 @@
+"""The tables as readers see them: the rows that count, of the files that are sound."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipbench import schema
+from clipbench.registry import UsageError
+from clipbench.store import commits as commits_
+from clipbench.store.commits import Commit, replaced_by
+from clipbench.store.files import Damaged, table_of
+from clipbench.store.pages import STUDY, Pages, merged
+
+Found = TypeVar("Found")
+Bad = dict[str, str]  # TABLE/FILE → what is wrong with it
+
+
+class Reader:
+    """Reads the files of one folder. A ``cells`` file that has not changed since it was read is not read again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[tuple[Path, Any], tuple[tuple[int, ...], Any]] = {}
+
+    def commits(self, study: str | None) -> tuple[list[Commit], Bad]:
+        """The sound commits of the folder but for those that another one replaces, and the damaged ones."""
+        found, bad = self.all_commits(study)
+        return self.counted(found), bad
+
+    def all_commits(self, study: str | None) -> tuple[list[Commit], Bad]:
+        """The sound commits, and the damaged ones."""
+        return self._each("cells", partial(commits_.read, study=study), study)
+
+    def counted(self, commits: Sequence[Commit]) -> list[Commit]:
+        """The commits but for those that another one replaces: it names them, and has all their cells."""
+        named = [(one.replaces, one) for one in commits if one.replaces]
+        return [one for one in commits if not any(one.path.name in names and _holds(other, one) for names, other in named)]
+
+    def table(self, name: str, commits: Sequence[Commit]) -> tuple[pa.Table, Bad]:
+        """The rows of the cells that each commit won, and the damaged companions."""
+        tables, bad = [schema.arrow(name).empty_table()], Bad()
+        for commit, won in zip(commits, winners(commits), strict=True):
+            if name == "cells":
+                tables.append(commit.rows.filter(pa.array(won)))
+                continue
+            path = commit.companions.get(name)
+            if path is None or not won.any():
+                continue
+            try:
+                rows = table_of(path, name)
+            except Damaged as wrong:
+                bad[f"{name}/{path.name}"] = str(wrong)
+                continue
+            mine = pc.is_in(rows["cell"], value_set=commit.rows["cell"].filter(pa.array(won)).combine_chunks())
+            tables.append(rows if pc.all(mine).as_py() else rows.filter(mine))
+        return pa.concat_tables([table.replace_schema_metadata(None) for table in tables]), bad
+
+    def throughput(self) -> tuple[pa.Table, Bad]:
+        """The timings, each file once under whatever name it lies there, and the damaged files."""
+        found, bad = self._each("throughput", lambda path: (path, table_of(path, "throughput")), None)
+        kept = {path.stem.rpartition("-")[2]: rows.replace_schema_metadata(None) for path, rows in timings(found)}
+        return pa.concat_tables([schema.arrow("throughput").empty_table().replace_schema_metadata(None), *kept.values()]), bad
+
+    def files(self, table: str) -> list[Path]:
+        """Whatever lies in a table's folder as one of its files, a pipe and a dangling link too."""
+        return sorted((self.folder / table).glob("[!.]*.parquet"))
+
+    def _each(self, table: str, read: Callable[[Path], Found], key: Any) -> tuple[list[Found], Bad]:
+        found, bad = [], Bad()
+        for path in self.files(table):
+            try:
+                found.append(self._once(path, read, key))
+            except Damaged as wrong:
+                bad[f"{table}/{path.name}"] = str(wrong)
+        return found, bad
+
+    def _once(self, path: Path, read: Callable[[Path], Found], key: Any) -> Found:
+        try:
+            about = path.stat()
+        except OSError:
+            return read(path)  # which says what is wrong
+        state = (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+        known = self._known.get((path, key))
+        if known is None or known[0] != state:
+            known = state, read(path)
+            self._known[path, key] = known
+        return known[1]
+
+
+class Contents:
+    """What a results folder holds, for those who read it; `Store` writes it."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / STUDY).is_file():
+            raise UsageError(f"{self.folder}: this is no results folder (it has no study.toml); `clipbench run` makes one.")
+        self.pages, self.reader = Pages(self.folder), Reader(self.folder)
+        self.bad: Bad = {}
+        self.mended: list[str] = []  # what was told of pages that were mended before the first sweep
+
+    def page(self, name: str) -> dict[str, Any]:
+        """One of the JSON pages, empty where it was never written.
+
+        :raises UsageError: the page is damaged.
+        """
+        try:
+            return self.pages.read(name)
+        except Damaged as wrong:
+            raise UsageError(f"{self.folder}/{name}.json: this page is damaged ({wrong}); `clipbench run` mends it.") from None
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return str(self.page("environment").get("study", self.folder.name))
+
+    @property
+    def held(self) -> str | None:
+        """The name of the study that the folder holds, from the commits if the page is damaged; None if nobody knows it."""
+        try:
+            name = self.pages.read("environment").get("study")
+        except Damaged:
+            name = None
+        return name if name is not None else merged([one.context for one in self.commits]).get("study")
+
+    @property
+    def study(self) -> str:
+        """The study's page, as it was last run.
+
+        :raises UsageError: the page is damaged.
+        """
+        try:
+            return self.pages.study()
+        except Damaged as wrong:
+            raise UsageError(f"{self.folder}/study.toml: this page is damaged ({wrong}); `clipbench run STUDY` mends it.") from None
+
+    @property
+    def study_hash(self) -> str:
+        """The first 8 hex digits of SHA-256 over the study's page, as every figure names it."""
+        return hashlib.sha256(self.study.encode()).hexdigest()[:8]
+
+    @property
+    def commits(self) -> list[Commit]:
+        """The sound commits, in the order of their names; what is damaged is named in ``bad``."""
+        commits, bad = self.reader.commits(self._study_of_pages())
+        self.bad |= bad
+        return commits
+
+    def _study_of_pages(self) -> str | None:
+        try:
+            return self.pages.read("environment").get("study")
+        except Damaged:
+            return None
+
+    def read(self, table: str) -> pd.DataFrame:
+        """One table, in Arrow types (null and NaN stay apart). Damaged files are left out and named in ``bad``.
+
+        A cell that was tried again is there once, with its highest attempt.
+        """
+        return self.arrow(table).to_pandas(types_mapper=pd.ArrowDtype)
+
+    def arrow(self, table: str) -> pa.Table:
+        """As `read`, in Arrow."""
+        if table == "throughput":
+            rows, bad = self.reader.throughput()
+        else:
+            rows, bad = self.reader.table(table, self.commits)
+        self.bad |= bad
+        return rows
+
+
+def winners(commits: Sequence[Commit]) -> list[np.ndarray]:
+    """For each commit, which of its rows count: of a cell the last attempt; of two, one that did not fail, then the newest."""
+    if not commits:
+        return []
+    names = ["cell", "attempt", "status", "created"]
+    every = pd.concat([one.rows.select(names).to_pandas().assign(commit=number) for number, one in enumerate(commits)])
+    every["row"] = np.arange(len(every))
+    every["fine"] = every["status"] != "failed"
+    last = every.sort_values(["attempt", "fine", "created", "row"], kind="stable").drop_duplicates("cell", keep="last")
+    won = np.zeros(len(every), dtype=bool)
+    won[last["row"]] = True
+    return np.split(won, np.cumsum([len(one.rows) for one in commits])[:-1])
+
+
+def _holds(other: Commit, one: Commit) -> bool:
+    return other is not one and bool(pc.all(pc.is_in(one.rows["cell"], value_set=other.rows["cell"].combine_chunks())).as_py())
+
+
+def timings(found: Sequence[tuple[Path, pa.Table]]) -> list[tuple[Path, pa.Table]]:
+    """The files of timings but for those that another one replaces: it names them, and has no fewer rows."""
+    named = [(replaced_by(rows), path, len(rows)) for path, rows in found]
+    return [
+        (path, rows)
+        for path, rows in found
+        if not any(path.name in names and path != other and len(rows) <= size for names, other, size in named)
+    ]

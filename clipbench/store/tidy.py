@@ -1,0 +1,217 @@
+"""What a run does before it fills a folder, and after: pages mended, damage set aside, many files made one.
+
+Only what is ours and counts for nothing is removed; whatever else is in the way moves to ``aside``, by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipbench.store.commits import COMMITS, CONTEXT, REPLACES, SHARD_TABLES, Commit, shard_of
+from clipbench.store.files import DIGITS, TEMPORARY, Damaged, set_aside, table_of, write_table
+from clipbench.store.pages import LIST, STUDY, merged, rebuilt
+from clipbench.store.reading import Contents, Reader, timings, winners
+
+WHOLE = "whole"  # the shard that holds everything
+OURS = re.compile(rf"[a-z]+(-\d+)?-[0-9a-f]{{{DIGITS}}}\.parquet")
+TABLES = (*SHARD_TABLES, "cells", "throughput")
+
+
+def sweep(store: Contents) -> list[str]:
+    """Leave a folder in which every file is sound and committed; a sentence on each thing that was moved or rebuilt."""
+    told = [*store.mended, *mend(store)]
+    store.mended = []
+    _remove_unfinished(store.folder)
+    told += _sweep_commits(store)
+    told += _sweep_timings(store)
+    return told
+
+
+# ----------------------------------------------------------------------------------------------------------------------- pages
+
+
+def mend(store: Contents, study: str | None = None) -> list[str]:
+    """Set damaged pages aside and rebuild them from the commits; a sentence each. The study's own page is the run's to mend.
+
+    :param study: the name of the folder's study, for a folder whose commits do not tell it.
+    """
+    broken = {file: why for file, why in store.pages.damage().items() if file != STUDY}
+    known, rows = merged([one.context for one in store.commits]), store.arrow("cells").select(["environment"]).to_pylist()
+    if LIST in broken:
+        store.pages.put_aside(LIST)
+    broken |= {file: "does not agree with the commits" for file in store.pages.unlisted() if _disagrees(store, file, known, broken)}
+    told = []
+    for file, why in broken.items():
+        how = "written anew"
+        if file != LIST:
+            store.pages.put_aside(file)
+            page = rebuilt(file.removesuffix(".json"), known, rows)
+            if file == "environment.json" and study is not None:
+                page.setdefault("study", study)
+            store.pages.write(file.removesuffix(".json"), page)
+            how = _how(file, known, rows)
+        told.append(f"{file} {why}; {how}")
+    store.pages.adopt()
+    return told
+
+
+def _disagrees(store: Contents, file: str, known: Mapping[str, Any], broken: Mapping[str, str]) -> bool:
+    """Whether a page without a hash says otherwise than the commits do."""
+    if file in broken or file == STUDY:
+        return False
+    name = file.removesuffix(".json")
+    page = store.pages.read(name)
+    if name == "environment":
+        return _differs(page.get("environments", {}), known["environments"])
+    if name == "components":
+        return any(_differs(page.get(kind, {}), one) for kind, one in known["components"].items())
+    if name == "calibration":
+        return any(_differs(page.get("pilots", {}).get(key, {}), sizes) for key, sizes in known["pilots"].items())
+    return False
+
+
+def _differs(page: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    return any(page.get(key) != value for key, value in known.items())
+
+
+def _how(file: str, known: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> str:
+    if file == "plan.json":
+        return "the run plans anew"
+    if known["schema"] == "1.0" and list(rows):
+        return "it is rebuilt, and what it told of cells from before format 2 is lost"
+    return "rebuilt from the commits"
+
+
+# ----------------------------------------------------------------------------------------------------------------------- files
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in [*folder.glob(f"{TEMPORARY}*"), *(path for table in TABLES for path in (folder / table).glob(f"{TEMPORARY}*"))]:
+        if path.is_dir() and not path.is_symlink():
+            set_aside(path, folder / "aside")
+        else:
+            path.unlink()
+
+
+def _sweep_commits(store: Contents) -> list[str]:
+    reader, kept, shards = Reader(store.folder), set[Path](), set[str]()
+    sound, bad = reader.all_commits(store.held)
+    moved = dict(bad)
+    for name in bad:
+        shards.add(shard_of(Path(name)))
+    damage = {path: why for one in sound for path in one.companions.values() if (why := _damage(path))}
+    whole = [one for one in sound if not damage.keys() & set(one.companions.values())]
+    for one in sound:
+        if one not in whole:
+            moved |= {f"{path.parent.name}/{path.name}": damage[path] for path in one.companions.values() if path in damage}
+            shards.add(one.shard)
+    counted = reader.counted(_once(whole))
+    kept = {path for one in counted for path in (one.path, *one.companions.values())}
+    for one in whole:
+        if one not in counted:
+            one.path.unlink()  # every row of it stands elsewhere
+    for table in (*SHARD_TABLES, "cells"):  # the commit last: if it goes first and we die, the rest looks left over
+        for path in reader.files(table):
+            name = f"{table}/{path.name}"
+            if path in kept:
+                continue
+            if name in moved or shard_of(path) in shards:
+                _put_aside(store, path)
+            elif _is_left_over(path):
+                path.unlink()
+            else:
+                moved[name] = "belongs to no shard"
+                _put_aside(store, path)
+    return [f"{name}: {why}" for name, why in moved.items()]
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        table_of(path, path.parent.name)
+    except Damaged as wrong:
+        return str(wrong)
+    return None
+
+
+def _once(commits: Iterable[Commit]) -> list[Commit]:
+    """The commits without copies: a file's hash tells them apart, whatever it is called."""
+    return list({one.path.stem.rpartition("-")[2]: one for one in reversed(list(commits))}.values())[::-1]
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a file is one of ours that was written whole, and whose commit never came."""
+    return bool(OURS.fullmatch(path.name)) and not path.is_symlink() and _damage(path) is None
+
+
+def _sweep_timings(store: Contents) -> list[str]:
+    told, sound = [], []
+    for path in Reader(store.folder).files("throughput"):
+        try:
+            sound.append((path, table_of(path, "throughput")))
+        except Damaged as wrong:
+            told.append(f"throughput/{path.name}: {wrong}")
+            _put_aside(store, path)
+    counted = {path.stem.rpartition("-")[2]: path for path, _ in reversed(timings(sound))}
+    for path, _ in sound:
+        if path not in counted.values():
+            path.unlink()  # a copy, or replaced
+    return told
+
+
+def _put_aside(store: Contents, path: Path) -> None:
+    set_aside(path, store.folder / "aside" / path.parent.name)
+
+
+# ------------------------------------------------------------------------------------------------------------------ compaction
+
+
+def compact(store: Contents) -> None:
+    """One file a table. The new ``cells`` file is the commit, and says what it replaces: from then on the old ones do not count."""
+    commits = store.commits
+    tables = {name: store.arrow(name) for name in ("cells", *SHARD_TABLES)}
+    if not store.bad and (len(commits) > 1 or not all(won.all() for won in winners(commits))):
+        companions = {name: _write(store, name, tables[name], {}).name for name in SHARD_TABLES if len(tables[name])}
+        about = {
+            COMMITS: json.dumps(companions).encode(),
+            CONTEXT: json.dumps(merged([one.context for one in commits]), sort_keys=True).encode(),
+            REPLACES: json.dumps([one.path.name for one in commits]).encode(),
+        }
+        whole = _write(store, "cells", tables["cells"], about)
+        _drop(store, commits, {whole, *(store.folder / name / file for name, file in companions.items())})
+    _compact_timings(store)
+
+
+def _write(store: Contents, table: str, rows: pa.Table, metadata: Mapping[bytes, bytes]) -> Path:
+    return write_table(store.folder / table, table, WHOLE, rows, metadata)
+
+
+def _drop(store: Contents, commits: list[Commit], new: set[Path]) -> None:
+    """Remove what was replaced. Another machine's results of the same cells do not count, and are moved aside."""
+    for one, won in zip(commits, winners(commits), strict=True):
+        lost = one.rows.filter(pa.array(~won))
+        beaten = pc.any(pc.not_equal(lost["status"], "failed")).as_py()
+        for path in (one.path, *one.companions.values()):
+            if path in new:
+                continue
+            if beaten:
+                _put_aside(store, path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _compact_timings(store: Contents) -> None:
+    rows, bad = Reader(store.folder).throughput()
+    files = Reader(store.folder).files("throughput")
+    if bad or len(files) < 2:
+        return
+    whole = _write(store, "throughput", rows, {REPLACES: json.dumps([path.name for path in files]).encode()})
+    for path in files:
+        if path != whole:
+            path.unlink()

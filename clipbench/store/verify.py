@@ -1,0 +1,318 @@
+"""What holds in a folder and what does not: files, pages, and rows beside each other.
+
+Broken is what no run of ours leaves behind. What a run was only kept from finishing is missing, and no fault.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from clipbench import events, schema, summary
+from clipbench.cell import ACCUMULATE, RELATIVE, Part, identity
+from clipbench.store.commits import SHARD_TABLES
+from clipbench.store.files import TEMPORARY, Damaged, table_of
+from clipbench.store.pages import PAGES, keeps_curve, merged
+from clipbench.store.reading import Contents, Reader, winners
+
+CLOSE = 1e-9  # relative: a number that was worked out on another machine may differ in its last bits
+LATER = {column.name for column in schema.CELLS if column.later}  # of older rows they are null
+TASK = ("problem", "batch", "device", "dtype")
+
+Columns = dict[str, np.ndarray]
+
+
+def problems(store: Contents) -> list[str]:
+    """Every broken promise, a sentence each."""
+    pages = [f"{store.folder}/{file}: this page is damaged ({why})" for file, why in store.pages.damage().items()]
+    if pages:
+        return pages
+    return [*_file_problems(store), *_row_problems(store)]
+
+
+def missing(store: Contents) -> list[str]:
+    """What the study asks for and the folder lacks."""
+    found = [f"{name}.json is not written yet" for name in PAGES if not store.page(name)]
+    cells, plan = store.read("cells"), store.page("plan")
+    stored = set(cells.loc[cells["status"] != "failed", "cell"])
+    found += [f"the {phase} phase has not run" for phase in plan.get("phases", ()) if phase not in plan.get("cells", {})]
+    for phase, asked in plan.get("cells", {}).items():
+        absent = [cell for cell in asked if cell not in stored]
+        if absent:
+            found.append(f"{len(absent)} of the {len(asked)} {phase} cells are missing, {absent[0]} first")
+    for row in cells[cells["status"] == "failed"].itertuples():
+        found.append(f"cell {row.cell} failed ({row.reason}); the next run tries it again")
+    left = [path for table in schema.TABLES for path in (store.folder / table).glob(f"{TEMPORARY}*")]
+    return found + [f"{path.parent.name}/{path.name} is an unfinished write" for path in sorted(left)] + _left_over(store)
+
+
+def remarks(store: Contents) -> list[str]:
+    """What is no broken promise, and a reader should know."""
+    cells, environments = store.read("cells"), store.page("environment").get("environments", {})
+    found = []
+    for task, rows in cells[cells["status"] != "failed"].groupby(list(TASK), dropna=False):
+        keys = sorted(rows["environment"].dropna().unique())
+        if len(keys) > 1:
+            found.append(f"{', '.join(map(str, task))}: its cells come from {len(keys)} environments ({', '.join(keys)})")
+    found += [f"environment {key}: {page['lost']}" for key, page in environments.items() if "lost" in page]
+    if store.pages.unlisted():
+        found.append("the pages have no hashes, as in every folder from before format 2; the next run gives them some")
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------------- files
+
+
+def _file_problems(store: Contents) -> list[str]:
+    reader = Reader(store.folder)
+    commits, bad = reader.all_commits(store.held)
+    found = [f"{name} {why}" for name, why in bad.items()]
+    for one in commits:
+        found += [f"{path.parent.name}/{path.name} {why}" for path in one.companions.values() if (why := _damage(path))]
+    copies = pd.Series([one.path.stem.rpartition("-")[2] for one in commits], dtype=object)
+    found += [f"cells/{commits[number].path.name} is a copy of another file" for number in np.flatnonzero(copies.duplicated())]
+    return found + _timing_problems(reader) + _doubles(reader.counted(commits))
+
+
+def _timing_problems(reader: Reader) -> list[str]:
+    _, bad = reader.throughput()
+    files = [path for path in reader.files("throughput") if f"throughput/{path.name}" not in bad]
+    copies = pd.Series([path.stem.rpartition("-")[2] for path in files], dtype=object).duplicated()
+    told = [f"throughput/{files[number].name} is a copy of another file" for number in np.flatnonzero(copies)]
+    return [f"{name} {why}" for name, why in bad.items()] + told
+
+
+def _doubles(commits: Sequence[Any]) -> list[str]:
+    """Cells that several commits hold as finished: only one of them counts. A copy of a file is told as such."""
+    once = {one.path.stem.rpartition("-")[2]: one for one in commits}.values()
+    rows = [one.rows.select(["cell", "status"]).to_pandas() for one in once]
+    if not rows:
+        return []
+    every = pd.concat(rows)
+    finished = every[every["status"] != "failed"]
+    twice = finished.loc[finished["cell"].duplicated(), "cell"]
+    return [f"{len(twice)} cells are stored twice, {twice.iloc[0]} first; `clipbench run` tidies them"] if len(twice) else []
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        table_of(path, path.parent.name)
+    except Damaged as wrong:
+        return str(wrong)
+    return None
+
+
+def _left_over(store: Contents) -> list[str]:
+    reader = Reader(store.folder)
+    commits, _ = reader.all_commits(store.held)
+    named = {path for one in commits for path in one.companions.values()}
+    files = [path for table in SHARD_TABLES for path in reader.files(table) if path not in named]
+    return [f"{path.parent.name}/{path.name} belongs to no shard" for path in files]
+
+
+# ------------------------------------------------------------------------------------------------------------------------ rows
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What a row is held to: the pages, and the format of the commit that it lies in."""
+
+    environment: Mapping[str, Any]
+    components: Mapping[str, Any]
+    pilots: Mapping[str, Any]
+    current: Mapping[str, bool]
+
+
+def _row_problems(store: Contents) -> list[str]:
+    cells = store.read("cells")
+    given = _Context(
+        store.page("environment"),
+        store.page("components"),
+        store.page("calibration").get("pilots", {}),
+        _current(store),
+    )
+    tables = {name: _by_cell(store.arrow(name)) for name in SHARD_TABLES}
+    found = []
+    for row in cells.astype(object).where(cells.notna(), None).itertuples():  # pandas' NA cannot be asked whether it is a word
+        mine = {name: tables[name].get(row.cell) for name in SHARD_TABLES}
+        found += [f"cell {row.cell}: {broken}" for broken in _broken(row, given, mine)]
+    return found + _between(cells)
+
+
+def _current(store: Contents) -> dict[str, bool]:
+    """Cell → whether it was judged by today's rules, which the format's version counts."""
+    return {
+        cell: merged([one.context])["schema"] == schema.VERSION
+        for one, won in zip(store.commits, winners(store.commits), strict=True)
+        for cell in one.rows["cell"].to_pandas()[won]
+    }
+
+
+def _by_cell(rows: pa.Table) -> dict[str, Columns]:
+    """Cell → its rows in the order of their steps, by column."""
+    rows = rows.sort_by([("cell", "ascending"), ("step", "ascending")])
+    columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in rows.column_names}
+    cells = columns.pop("cell")
+    edges = [0, *(np.flatnonzero(cells[1:] != cells[:-1]) + 1).tolist(), len(cells)] if len(cells) else [0]
+    return {cells[first]: {name: column[first:last] for name, column in columns.items()} for first, last in pairwise(edges)}
+
+
+def _broken(row: Any, given: _Context, tables: Mapping[str, Columns | None]) -> Iterator[str]:
+    """What is wrong with one row of ``cells`` and the rows of other tables that belong to it."""
+    if identity(row.settings or "") != row.cell:
+        yield f"its settings hash to {identity(row.settings or '')}"
+        return
+    document = json.loads(row.settings)
+    yield from _columns(row, document, given)
+    if row.status not in schema.STATUSES or (row.status != "failed") != (row.outcome in schema.OUTCOMES):
+        yield f"status {row.status} and outcome {row.outcome} do not go together"
+    if (row.status == "diverged") != (row.outcome == "diverged"):
+        yield f"status {row.status} and outcome {row.outcome} do not go together"
+    if row.environment not in given.environment.get("environments", {}):
+        yield f"its environment {row.environment} is not in environment.json"
+    if row.status == "failed":
+        return
+    if row.status == "diverged" and row.diverged_at is None:
+        yield "it diverged, and nothing says at which step"
+    about = given.components.get("workloads", {}).get(row.problem, {})
+    yield from _evaluated(row, tables["evals"], about)
+    yield from _recorded(row, document, tables, about, given)
+
+
+def _columns(row: Any, document: Mapping[str, Any], given: _Context) -> Iterator[str]:
+    """Columns that do not say what ``settings`` says."""
+    parts = {kind: Part(**document[kind]) for kind in ("workload", "optimizer")}
+    wanted = {
+        **{kind: part.name for kind, part in parts.items()},
+        "clip": document["clip"]["name"],
+        "problem": parts["workload"].label,
+        **{name: document[name] for name in ("lr", "seed", "batch", "device", "dtype")},
+        "relative": document["clip"]["settings"].get(RELATIVE),
+    }
+    label = (row.arm or "").partition(" + ")[2] or "none"
+    first = given.components.get("clips", {}).get(label, {}).get("threshold")
+    clip = Part(**document["clip"], threshold=first)
+    wanted["arm"] = parts["optimizer"].label + (f" + {clip.label}" if clip.name != "none" else "")
+    if first in clip.settings:
+        wanted["threshold"] = clip.settings[first]
+    for name, value in wanted.items():
+        if not _same(getattr(row, name), value):
+            yield f"its column {name} is {getattr(row, name)!r}, and its settings say {value!r}"
+    if row.role not in schema.ROLES:
+        yield f"its role {row.role!r} is none"
+    if row.steps is not None and row.steps > document["steps"]:
+        yield f"it has {row.steps} steps of {document['steps']}"
+    size = given.pilots.get(_pilot(row, document), {}).get(f"{label}, version {document['clip']['version']}")
+    if row.relative is not None and size is not None and row.status != "failed":
+        resolved = float(f"{row.relative * size:.3g}")
+        if not _same(row.threshold, resolved):
+            yield f"its threshold is {row.threshold!r}, and {row.relative:g} times the pilot's {size:g} is {resolved:g}"
+
+
+def _pilot(row: Any, document: Mapping[str, Any]) -> str:
+    return f"{row.problem}, batch {row.batch}, {row.device}, {row.dtype}, version {document['workload']['version']}"
+
+
+def _evaluated(row: Any, evals: Columns | None, about: Mapping[str, Any]) -> Iterator[str]:
+    if evals is None:
+        yield "no evaluation is stored"
+        return
+    rows = list(zip(*(evals[name].tolist() for name in ("step", "split", "metric", "value")), strict=True))
+    if len({one[:3] for one in rows}) < len(rows):
+        yield "an evaluation is stored twice"
+    yield from _differing(row, summary.of_evaluations(rows, row.metric, about.get("target")), "its evaluations")
+    losses = np.array([value for _, _, metric, value in rows if metric == "loss"], dtype=float)
+    yield from _too_good(losses, about, "an evaluation")
+
+
+def _recorded(
+    row: Any, document: Mapping[str, Any], tables: Mapping[str, Columns | None], about: Mapping[str, Any], given: _Context
+) -> Iterator[str]:
+    """What the curve says: it is there if it is kept, whole, and gives the columns, the events and the verdict."""
+    curve = tables["curves"]
+    if curve is None:
+        if keeps_curve(given.environment, row.role, row.status):
+            yield "its curve is missing"
+        return
+    steps = curve["step"]
+    if not np.array_equal(steps, np.arange(row.steps or 0)):
+        yield f"its curve has {len(steps)} steps from {steps.min()} to {steps.max()}, not {row.steps}"
+        return
+    rows = np.stack([curve[name] for name in events.COLUMNS], axis=1).astype(float)
+    yield from _differing(row, summary.of_curve(rows), "its curve")
+    optimum, reference, unbounded = about.get("optimum"), about.get("reference_loss"), bool(about.get("unbounded"))
+    yield from _too_good(rows[:, events.LOSS], about, "its curve")
+    if not about or not given.current.get(row.cell):
+        return
+    rules = events.rules_from(document["events"])
+    derived = events.derive(rows, reference, optimum, unbounded, rules)
+    stored = tables["events"]
+    told = [] if stored is None else list(zip(stored["step"].tolist(), stored["kind"].tolist(), strict=True))
+    told = [one for one in told if one[1] != "nonfinite_evaluation"]
+    if sorted(told) != sorted((one.step, one.kind) for one in derived):
+        yield f"its curve has {len(derived)} events, and {len(told)} are stored, or others"
+    diverged = next((one for one in derived if one.kind in schema.NONFINITE), None)
+    if diverged is not None and row.status != "diverged":
+        yield f"its curve diverged at step {diverged.step}, and its status is {row.status}"
+
+
+def _differing(row: Any, wanted: Mapping[str, Any], what: str) -> Iterator[str]:
+    for name, value in wanted.items():
+        stored = getattr(row, name)
+        if not _same(stored, value) and not (stored is None and name in LATER):
+            yield f"its column {name} is {stored!r}, and {what} says {value!r}"
+
+
+def _too_good(losses: np.ndarray, about: Mapping[str, Any], what: str) -> Iterator[str]:
+    optimum = about.get("optimum")
+    if optimum is None:
+        return
+    least = np.nanmin(losses) if len(losses) and not np.isnan(losses).all() else math.inf
+    if least < optimum - 1e-5 * max(1.0, abs(optimum)):  # float32 rounds a sum of terms at its least
+        yield f"{what} has a loss of {least:g}, below the least there is, {optimum:g}"
+
+
+def _between(cells: pd.DataFrame) -> list[str]:
+    """What rows say of each other: a seed is for one phase, and a multiple has one threshold."""
+    roles: dict[tuple[Any, ...], set[str]] = {}
+    thresholds: dict[tuple[Any, ...], set[float]] = {}
+    names = [*TASK, "arm", "relative", "lr", "threshold", "seed", "role", "environment", "settings", "status"]
+    for row in cells[names].astype(object).where(cells[names].notna(), None).itertuples(index=False):
+        if row.status == "failed":
+            continue
+        arm = (*row[: len(TASK)], row.arm, row.relative, _versions(row.settings))
+        roles.setdefault((*arm, row.lr, row.threshold, row.seed), set()).add(row.role)
+        if row.relative is not None:
+            thresholds.setdefault((*arm, row.environment), set()).add(row.threshold)
+    found = [
+        f"{key[4]} at lr {key[7]:g}: seed {key[-1]} is used to select and to report" for key, used in roles.items() if len(used) > 1
+    ]
+    for key, several in thresholds.items():
+        if len(several) > 1:
+            told = ", ".join(f"{value:g}" for value in sorted(several))
+            found.append(f"{key[4]}: {key[5]:g} times the pilot's size has several thresholds, {told}")
+    return found
+
+
+def _versions(settings: str) -> str:
+    try:
+        document = json.loads(settings)
+        versions = [document[kind]["version"] for kind in ("workload", "optimizer", "clip")]
+        return f"{versions} {document['workload']['settings'].get(ACCUMULATE, 1)} {document['steps']} {document['events']}"
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _same(stored: Any, wanted: Any) -> bool:
+    if isinstance(wanted, float) and isinstance(stored, int | float):
+        return math.isclose(stored, wanted, rel_tol=CLOSE) or (math.isnan(stored) and math.isnan(wanted))
+    return bool(stored == wanted) or (stored is None and wanted is None)

@@ -1,0 +1,41 @@
+"""What a row of ``cells`` says of its curve and its evaluations, for the scheduler that writes it and for verify."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from clipbench import events
+
+
+def of_curve(rows: np.ndarray) -> dict[str, Any]:
+    """The columns that a curve (steps × 6) gives; without steps all but ``steps`` are None."""
+    losses, norms, some = rows[:, events.LOSS], rows[:, events.GRAD_NORM], len(rows) > 0
+    return {
+        "steps": len(rows),
+        "initial_loss": float(losses[0]) if some else None,
+        "final_loss": float(losses[-1]) if some else None,
+        "best_loss": float(np.fmin.reduce(losses)) if some else None,
+        "clipped_fraction": float((rows[:, events.CHANGED] > 0).mean()) if some else None,
+        "grad_norm_median": float(np.nanmedian(norms)) if some and not np.isnan(norms).all() else None,
+        "stationary_at": events.stationary_at(rows),
+    }
+
+
+def of_evaluations(evaluations: Iterable[tuple[int, str, str, float]], metric: str | None, target: float | None) -> dict[str, Any]:
+    """The columns that evaluations ``(updates, split, metric, value)`` give: what is not finite counts for none."""
+    validation: list[tuple[int, float]] = []
+    test: list[float] = []
+    for step, split, name, value in evaluations:
+        if (split, name) == ("validation", "loss"):
+            validation.append((step, value))
+        elif (split, name) == ("test", metric) and np.isfinite(value):
+            test.append(value)
+    finite = [value for _, value in validation if np.isfinite(value)]
+    return {
+        "metric_value": test[-1] if test else None,
+        "validation_value": min(finite) if finite else None,
+        "steps_to_target": next((step for step, value in validation if target is not None and value <= target), None),
+    }
