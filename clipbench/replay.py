@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbench import engines, events, registry, schedule, study
+from clipbench import engines, events, registry, schedule
 from clipbench.cell import Cell, from_json
 from clipbench.engines import Job, Record, lanes
 from clipbench.protocol import pages
@@ -31,24 +33,29 @@ class Finding:
     sentence: str
 
 
-def replay(store: Store, cell: str, engine: str | None = None) -> Finding:
-    """Run the cell whose identity begins with ``cell`` again.
+def replay(store: Store, cell: str, engine: str | None = None, use: Sequence[Path] = ()) -> Finding:
+    """Whether the cell whose identity begins with ``cell`` comes out again as it is stored.
 
     The same engine on the CPU, in one thread, with the same torch on the same processor, must give the same bits of its curve;
     anything else the same status and outcome, and a curve within a tolerance, but for ``changed``, which counts elements.
 
     :param engine: ``loop`` or ``batched``; the one that made the row where not given.
+    :param use: files of components that the user trusts. One that only the folder's own page names is run if the row was made by
+        it: its hash says so.
     :raises UsageError: no such cell, more than one, one that failed, or components that are not those of the row.
     """
     row = _row(store, cell)
-    page = study.parse(store.name, store.study, Path.cwd())
+    registry.load_packaged()
+    used = _used(store, row, use)
+    for path, digest in used:
+        registry.load_file(path, digest=digest)
     asked = from_json(row["settings"], row["role"])
     job = _job(asked, row, store)
     made_by = str(row["engine"])
     with_engine = made_by if engine in (None, made_by) or (engine == "batched" and made_by != "loop") else str(engine)
     if with_engine not in ENGINES:
         raise UsageError(f'{store.folder}: the engine "{with_engine}" is not known here; give --engine loop or batched.')
-    record = schedule.call(_run, (job, with_engine), page.used, asked.device)
+    record = schedule.call(_run, (job, with_engine), used, asked.device)
     if record.failure is not None:
         return Finding(False, f"{asked.id}: it failed now: {record.failure}.")
     reasons = _reasons(store, row, with_engine)
@@ -72,6 +79,34 @@ def _row(store: Store, cell: str) -> dict[str, Any]:
     if row["status"] == "failed":
         raise UsageError(f"{store.folder}: {row['cell']} failed ({row['reason']}); `run` tries it again.")
     return row
+
+
+def _used(store: Store, row: dict[str, Any], named: Sequence[Path]) -> list[schedule.Used]:
+    """The files that the row's components come from, each with its hash.
+
+    :raises UsageError: one is not here.
+    """
+    document = json.loads(row["settings"])
+    parts = [(kind, document[kind]["name"], document[kind]["version"]) for kind in registry.KINDS]
+    wanted = {version: name for kind, name, version in parts if isinstance(version, str) and not _is_here(kind, name, version)}
+    found = [(path, registry.digest_of(path)) for path in named]
+    try:
+        files = tomllib.loads(store.study).get("use", []) if wanted else []
+    except (ValueError, RecursionError):
+        files = []
+    files = [file for file in files if isinstance(file, str) and "\0" not in file] if isinstance(files, list) else []
+    places = [folder / file for file in files for folder in (store.folder, Path.cwd())]
+    for path in places:
+        if path.is_file() and (digest := registry.digest_of(path)) in wanted and digest not in [one for _, one in found]:
+            found.append((path, digest))
+    for digest, name in wanted.items():
+        if not named and digest not in [one for _, one in found]:
+            raise UsageError(f'{store.folder}: "{name}" of {row["cell"]} comes from a file that is not here; name it with --use.')
+    return found
+
+
+def _is_here(kind: registry.Kind, name: str, version: str) -> bool:
+    return name in registry.names(kind) and registry.find(kind, name).version == version
 
 
 def _job(asked: Cell, row: dict[str, Any], store: Store) -> Job:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+import urllib.request
 import zipfile
 from dataclasses import replace
 
@@ -437,3 +438,31 @@ def test_a_licence_can_be_accepted(server, tmp_path):
     done = clipbench("data", "fetch", "dermamnist", "--accept-licence", "--to", tmp_path / "to")
     assert "what came has the MD5" in done.stderr
     assert server.asked == 1
+
+
+def test_more_bytes_than_any_set_has_end_the_download(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "MOST_BYTES", len(server.body) - 1)
+    done = clipbench("data", "fetch", "pneumoniamnist", "--to", tmp_path / "to")
+    assert done.exit_code == 2
+    assert "and no set is as large; nothing was kept" in done.stderr
+    assert [*(tmp_path / "to").iterdir()] == []
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1/x", "ftp://127.0.0.1/x"])
+def test_a_redirect_off_https_is_not_followed(place):
+    handler, request = datasets._StayOnHttps(), urllib.request.Request("https://127.0.0.1/x")
+    with pytest.raises(UsageError, match=f"sends us on to {place}, which is not https"):
+        handler.redirect_request(request, None, 302, "Found", {}, place)
+    onward = handler.redirect_request(request, None, 302, "Found", {}, "https://127.0.0.1/y")
+    assert onward.full_url == "https://127.0.0.1/y"
+
+
+def test_what_a_killed_download_left_is_swept_and_a_live_ones_is_not(server, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    left, lives = tmp_path / f".bloodmnist-{gone.pid}.part", tmp_path / f".bloodmnist-{os.getpid()}.part"
+    for part in (left, lives):
+        part.write_bytes(b"half")
+    assert clipbench("data", "fetch", "pneumoniamnist", "--to", tmp_path).exit_code == 0
+    assert not left.exists()
+    assert lives.exists()

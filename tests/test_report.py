@@ -132,7 +132,7 @@ def test_formats_are_written_as_asked_and_figures_always(tiny, tmp_path):
 
 
 def test_an_unknown_format_names_the_nearest(tiny):
-    with pytest.raises(UsageError, match=r'no format "htlm"\. Did you mean html\? There are: html, md, csv\.'):
+    with pytest.raises(UsageError, match=r'no format "htlm"\. Did you mean html\? There are: html, md, csv, svg, png\.'):
         report.write(tiny, ("htlm",))
 
 
@@ -527,7 +527,7 @@ def test_a_damaged_file_is_named(tmp_path):
 @pytest.mark.usefixtures("sketched")
 def test_a_folder_that_cannot_be_written_is_one_sentence(tiny, tmp_path):
     (tmp_path / "report").write_text("a file")
-    with pytest.raises(UsageError, match="the report cannot be written here"):
+    with pytest.raises(UsageError, match="this is a file, and the report needs a folder there"):
         report.write(tiny, ("md",), tmp_path / "report")
 
 

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -33,6 +34,7 @@ __all__ = ["FAMILIES", "SIZES", "SPLITS", "Archive", "Dataset", "fetch", "folder
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}  # ours → the file's
 MOST = 200_000  # images a split; the largest, of tissuemnist, has 165,466
+MOST_BYTES = LARGEST // 4 + 2**24  # of a file: images of the largest set that is read, uncompressed, and labels
 CHUNK = 2**20
 TIMEOUT = 60.0  # seconds without a byte
 MD5 = partial(hashlib.md5, usedforsecurity=False)  # what MedMNIST publishes: against damage and mistakes, not against malice
@@ -254,6 +256,7 @@ def fetch(dataset: Dataset, into: Path, *, accept_licence: bool = False, watch: 
             f"{file}: a file of that name is there, and its MD5 is {found}, not {dataset.md5}; move it away and fetch again."
         )
     into.mkdir(parents=True, exist_ok=True)
+    _sweep(into)
     digest = MD5()
     part = into / f".{dataset.stem}-{os.getpid()}.part"
     try:
@@ -274,15 +277,44 @@ def fetch(dataset: Dataset, into: Path, *, accept_licence: bool = False, watch: 
     return True
 
 
+def _sweep(folder: Path) -> None:
+    """Remove what downloads left behind whose process was killed."""
+    for part in folder.glob(".*-*.part"):
+        process = part.stem.rpartition("-")[2]
+        if process.isdecimal() and not _lives(int(process)):
+            part.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+class _StayOnHttps(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect, but not from https to anything else."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if req.type == "https" and not newurl.startswith("https:"):
+            raise UsageError(f"{req.full_url}: the server sends us on to {newurl}, which is not https; nothing was kept.")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _pieces(url: str) -> Iterator[tuple[bytes, int | None]]:
     """The body, piece by piece, each with the length that the server announced."""
     come = 0
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:  # noqa: S310 - the table's own https address
+        with urllib.request.build_opener(_StayOnHttps).open(url, timeout=TIMEOUT) as response:
             length = response.headers.get("Content-Length")
             whole = int(length) if length else None
             while piece := response.read(CHUNK):
                 come += len(piece)
+                if come > MOST_BYTES:
+                    raise UsageError(f"{url}: more than {MOST_BYTES >> 30} GiB came, and no set is as large; nothing was kept.")
                 yield piece, whole
     except urllib.error.HTTPError as error:
         error.close()
