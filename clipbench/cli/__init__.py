@@ -159,12 +159,14 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", re.IGNORECASE)
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
-def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
+def _bytes(_context: click.Context, option: click.Parameter, text: str | None) -> int | None:
     """``2GB`` as a number of bytes."""
+    if text is None:
+        return None
     found = SIZE.fullmatch(text.strip())
     size = float(found[1]) * UNITS[(found[2] or "B").upper()] if found else 0
     if size < 1:
-        leave(f"--memory is {text!r}, and must be a positive size such as 2GB or 500MB.", WRONG_USE)
+        leave(f"{option.opts[0]} is {text!r}, and must be a positive size such as 2GB or 500MB.", WRONG_USE)
     return int(size)
 
 
@@ -248,8 +250,7 @@ def report(folder: Path, formats: str | None) -> None:
     from clipbench.store import Store
 
     store = Store(folder)
-    names = None if formats is None else tuple(name.strip() for name in formats.split(",") if name.strip())
-    written = report_.write(store, names)
+    written = report_.write(store, None if formats is None else report_.formats_named(formats))
     for file, damage in sorted(store.bad.items()):
         click.echo(f"clipbench: warning: {folder}/{file} {damage}; its rows are left out.", err=True)
     page = next((path for path in written if path.name.startswith("report.")), written[0])
@@ -277,6 +278,36 @@ def verify(folder: Path) -> None:
         click.echo(sentence)
     unfinished = "; the study is not finished, and `clipbench run` goes on with it" if missing else ""
     click.echo(f"{folder}: {len(store.read('cells'))} cells, every file and every promise holds{unfinished}.")
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--curves", type=click.Choice(["all", "report", "none"]), default=None, help="Whose curves are kept; none are added.")
+@click.option("--formats", default=None, help="Comma-separated: what `report` writes here from now on, such as md,svg.")
+@click.option(
+    "--largest", default=None, callback=_bytes, help="Size above which `report` leaves a figure or CSV out, such as 100kB."
+)
+@command
+def pack(folder: Path, curves: str | None, formats: str | None, largest: int | None) -> None:
+    """Make a results folder small: one file a table, and on demand without curves and with a smaller report."""
+    from clipbench.report import formats_named
+    from clipbench.store import Store
+
+    store = Store(folder)
+    wanted = None if formats is None else formats_named(formats)
+    before = _size(folder)
+    with store.claim():
+        for moved in store.sweep():
+            click.echo(f"clipbench: set aside: {moved}", err=True)
+        asked = {"formats": wanted, "largest": largest}
+        given = {name: value for name, value in asked.items() if value is not None}
+        store.write_page("environment", {**store.page("environment"), **given})
+        store.compact(curves)
+    click.echo(f"{folder}: {before / 1e6:.1f} MB became {_size(folder) / 1e6:.1f}.")
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 @cli.command()
@@ -309,7 +340,9 @@ def throughput(study: str, out: Path | None, device: str | None, sizes: str | No
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("cell", metavar="CELL")
 @click.option("--engine", type=click.Choice(["loop", "batched"]), default=None, help="The one that made the row where not given.")
-@click.option("--use", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True, help="A file of components to run.")
+@click.option(
+    "--use", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True, help="A file of components to run."
+)
 @command
 def replay(folder: Path, cell: str, engine: str | None, use: tuple[Path, ...]) -> None:
     """Run one stored row again, named by its identity or the first digits of it; exit 1 where it does not match.

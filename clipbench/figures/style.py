@@ -151,9 +151,27 @@ def render(figure: Figure, dpi: int = 150) -> tuple[str, bytes]:
         figure.set_layout_engine("none")  # laid out once, for both
         figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         figure.savefig(pixels, format="png", dpi=dpi, metadata={"Software": None})
-    text = re.sub(r'(?<= d=")[^"]*', lambda path: _rounded(path[0]), vector.getvalue())
-    text = re.sub(r'(?<=transform="rotate\()[^"]*', lambda turn: _rounded(turn[0]), text)
-    return text.replace("'DejaVu Sans', sans-serif", "'DejaVu Sans', Verdana, sans-serif"), pixels.getvalue()
+    text = vector.getvalue().replace("'DejaVu Sans', sans-serif", "'DejaVu Sans', Verdana, sans-serif")
+    return _slim(text), pixels.getvalue()
+
+
+NAMELESS = re.compile(r' id="(?:text|line2d|patch|[xy]tick|axes|legend|QuadMesh|[A-Za-z]+Collection|matplotlib\.axis)_\d+"')
+PLACES = re.compile(r'(?<= d=")[^"]*|(?<=transform="rotate\()[^"]*|(?<= [xy]=")[^"]*')
+
+
+def _slim(svg: str) -> str:
+    """The same picture in half the bytes: styles named once, no comments, no names that nothing refers to, rounded places."""
+    styles: dict[str, str] = {}
+
+    def slim(tag: str) -> str:
+        tag = PLACES.sub(lambda place: " ".join(_rounded(place[0]).split()), NAMELESS.sub("", tag))
+        tag = re.sub(r' transform="rotate\(-0 [-\d. ]+\)"', "", tag)
+        return re.sub(r' style="([^"]*)"', lambda style: f' class="{styles.setdefault(style[1], f"s{len(styles)}")}"', tag)
+
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<[a-z][^<>]*>", lambda tag: slim(tag[0]), svg)  # tags alone: a label may look like an attribute
+    rules = "".join(f".{name}{{{style}}}" for style, name in styles.items())
+    return re.sub(r">\s*\n\s*<", "><", svg.replace("</style>", f"{rules}</style>", 1))
 
 
 def _rounded(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +16,8 @@ from clipbench.report.folder import replace
 from clipbench.report.parts import Picture, Section, Table
 from clipbench.store import Store
 
-FORMATS = ("html", "md", "csv", "svg", "png")
+PAGES = ("html", "md")
+FORMATS = (*PAGES, "csv", "svg", "png")
 
 P = TypeVar("P", Picture, Table)
 
@@ -24,13 +26,12 @@ def write(store: Store, formats: Iterable[str] | None = None, folder: Path | Non
     """Render the report of ``store`` into ``folder`` (``DIR/report``); returns the files written, pages first.
 
     :param formats: some of `FORMATS`; those that the folder's environment page names if not given, all if it names none. If
-        neither svg nor png is among them, figures are written as both.
+        neither svg nor png is among them, figures are written as both. That page may also name a size above which a figure or a
+        table's CSV is left out; the pages say so.
     :raises UsageError: a format that is not one of `FORMATS`, or a folder that cannot be written.
     """
-    wanted = list(dict.fromkeys(formats if formats is not None else store.page("environment").get("formats", FORMATS)))
-    for name in wanted:
-        if name not in FORMATS:
-            raise UsageError(f'--format: there is no format "{name}".{nearest(name, FORMATS)} There are: {", ".join(FORMATS)}.')
+    kept = {} if formats is not None else store.page("environment")
+    wanted, largest = _known(kept.get("formats", FORMATS) if formats is None else formats), kept.get("largest", math.inf)
     folder = folder or store.folder / "report"
     kinds = [kind for kind in ("svg", "png") if kind in wanted] or ("svg", "png")
     evidence = read(store)
@@ -43,18 +44,35 @@ def write(store: Store, formats: Iterable[str] | None = None, folder: Path | Non
         "csv": "csv" in wanted,
     }
     files: dict[str, bytes] = {}
-    for name in ("html", "md"):
-        if name in wanted:
-            files[f"report.{name}"] = render(f"report.{name}.j2", page).encode()
     for picture in _all(told, Picture):
         drawn = {"svg": picture.svg.encode(), "png": picture.png}
         files |= {f"figures/{picture.name}.{kind}": drawn[kind] for kind in kinds}
     for table in _all(told, Table):
         if "csv" in wanted:
             files[f"tables/{table.name}.csv"] = table.csv.encode()
-        if "md" in wanted and table.rows:
-            files[f"tables/{table.name}.md"] = render("table.md.j2", {"table": table, "csv": False}).encode()
-    return replace(folder, files)
+        if {"md", "csv"} <= set(wanted) and table.rows:
+            files[f"tables/{table.name}.md"] = render("table.md.j2", {"table": table, "csv": False, "left_out": ()}).encode()
+    left_out = {name for name, content in files.items() if len(content) > largest}
+    pages = {
+        f"report.{name}": render(f"report.{name}.j2", page | {"left_out": left_out}).encode() for name in PAGES if name in wanted
+    }
+    return replace(folder, pages | {name: content for name, content in files.items() if name not in left_out})
+
+
+def formats_named(text: str) -> list[str]:
+    """The formats of a list with commas.
+
+    :raises UsageError: one is not of `FORMATS`.
+    """
+    return _known(name.strip() for name in text.split(",") if name.strip())
+
+
+def _known(formats: Iterable[str]) -> list[str]:
+    wanted = list(dict.fromkeys(formats))
+    for name in wanted:
+        if name not in FORMATS:
+            raise UsageError(f'--format: there is no format "{name}".{nearest(name, FORMATS)} There are: {", ".join(FORMATS)}.')
+    return wanted
 
 
 def render(template: str, page: dict[str, object]) -> str:

@@ -85,8 +85,9 @@ class Picture:
         """The SVG for the inside of a page: no prolog, no fixed size, ids that no other figure has."""
         body = self.svg[self.svg.index("<svg") :]
         body = re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', lambda size: f'width="{SCALE * float(size[1]):.0f}"', body, count=1)
-        body = re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
-        body = re.sub(r'(?<= id=")', f"{self.name}-", body)
+        # The rule for all elements would be one for the whole page; the others are told apart by the figure's name.
+        body = re.sub(r"(?<=<style type=\"text/css\">)\*\{.*?\}", "", body, flags=re.DOTALL)
+        body = re.sub(r'(?<= id=")|(?<= class=")|(?<=\.)(?=s\d+\{)', f"{self.name}-", body)
         return re.sub(r'(url\(#|href="#)', rf"\g<1>{self.name}-", body)
 
 

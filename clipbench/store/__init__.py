@@ -115,9 +115,12 @@ class Store(Contents):
         """Under a claim: mend the pages, move what is damaged to ``aside``, remove what no commit names; says what was moved."""
         return tidy.sweep(self)
 
-    def compact(self) -> None:
-        """Under a claim: one file a table in place of many, with the rows that count."""
-        tidy.compact(self)
+    def compact(self, curves: str | None = None) -> None:
+        """Under a claim: one file a table in place of many, with the rows that count.
+
+        :param curves: whose curves are kept from now on: all, report, none; those that are kept already if not given.
+        """
+        tidy.compact(self, curves)
 
     # --------------------------------------------------------------------------------------------------------- verifying
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -152,8 +153,13 @@ class Pages:
 
 
 def as_json(page: Mapping[str, Any]) -> str:
-    """A page as people can compare it: sorted, a key a line."""
-    return json.dumps(page, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    """A page as people can compare it: sorted, a key a line, a list of words on one."""
+    text = json.dumps(page, indent=1, sort_keys=True, ensure_ascii=False)
+    return re.sub(r'\[\s+("[^"\\]*"(?:,\s+"[^"\\]*")*)\s+\]', _on_one_line, text) + "\n"
+
+
+def _on_one_line(words: re.Match[str]) -> str:
+    return "[" + re.sub(r",\s+", ", ", words[1]) + "]"
 
 
 def _hash(data: bytes) -> str:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from clipbench.store.commits import COMMITS, CONTEXT, REPLACES, SHARD_TABLES, Commit, shard_of
 from clipbench.store.files import DIGITS, TEMPORARY, Damaged, set_aside, table_of, write_table
-from clipbench.store.pages import LIST, STUDY, merged, rebuilt
+from clipbench.store.pages import CURVES, LIST, STUDY, context, keeps_curve, merged, rebuilt
 from clipbench.store.reading import Contents, Reader, timings, winners
 
 WHOLE = "whole"  # the shard that holds everything
@@ -172,20 +172,43 @@ def _put_aside(store: Contents, path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------------ compaction
 
 
-def compact(store: Contents) -> None:
-    """One file a table. The new ``cells`` file is the commit, and says what it replaces: from then on the old ones do not count."""
-    commits = store.commits
+def compact(store: Contents, curves: str | None = None) -> None:
+    """One file a table. The new ``cells`` file is the commit, and says what it replaces: from then on the old ones do not count.
+
+    :param curves: whose curves are kept from now on, of `CURVES`; those that are kept already if not given.
+    """
+    commits, before = store.commits, store.page("environment").get("curves", "all")
+    kept = max(before, curves or before, key=CURVES.index)
     tables = {name: store.arrow(name) for name in ("cells", *SHARD_TABLES)}
-    if not store.bad and (len(commits) > 1 or not all(won.all() for won in winners(commits))):
-        companions = {name: _write(store, name, tables[name], {}).name for name in SHARD_TABLES if len(tables[name])}
-        about = {
-            COMMITS: json.dumps(companions).encode(),
-            CONTEXT: json.dumps(merged([one.context for one in commits]), sort_keys=True).encode(),
-            REPLACES: json.dumps([one.path.name for one in commits]).encode(),
-        }
-        whole = _write(store, "cells", tables["cells"], about)
-        _drop(store, commits, {whole, *(store.folder / name / file for name, file in companions.items())})
+    if store.bad:
+        return
+    if kept != before:  # first: a folder may hold more than it promises
+        store.pages.write("environment", {**store.page("environment"), "curves": kept})
+    fewer = _of_kept(tables, kept)
+    if len(commits) > 1 or len(fewer) < len(tables["curves"]) or not all(won.all() for won in winners(commits)):
+        _make_whole(store, commits, {**tables, "curves": fewer})
     _compact_timings(store)
+
+
+def _of_kept(tables: Mapping[str, pa.Table], kept: str) -> pa.Table:
+    """The curves of the cells whose curve is kept."""
+    rows = tables["cells"].select(["cell", "role", "status"]).to_pylist()
+    cells = [row["cell"] for row in rows if keeps_curve({"curves": kept}, row["role"], row["status"])]
+    return tables["curves"].filter(pc.is_in(tables["curves"]["cell"], value_set=pa.array(cells, pa.string())))
+
+
+def _make_whole(store: Contents, commits: list[Commit], tables: Mapping[str, pa.Table]) -> None:
+    companions = {name: _write(store, name, tables[name], {}).name for name in SHARD_TABLES if len(tables[name])}
+    pages = {name: store.page(name) for name in ("environment", "components", "calibration")}
+    about = context(pages, tables["cells"].select(["problem", "arm", "environment"]).to_pylist())
+    about["schema"] = merged([one.context for one in commits])["schema"]  # by whose rules the oldest rows were judged
+    metadata = {
+        COMMITS: json.dumps(companions).encode(),
+        CONTEXT: json.dumps(about, sort_keys=True).encode(),
+        REPLACES: json.dumps([one.path.name for one in commits]).encode(),
+    }
+    whole = _write(store, "cells", tables["cells"], metadata)
+    _drop(store, commits, {whole, *(store.folder / name / file for name, file in companions.items())})
 
 
 def _write(store: Contents, table: str, rows: pa.Table, metadata: Mapping[bytes, bytes]) -> Path:

@@ -1,0 +1,71 @@
+"""The size of the suite, and the page it writes: promise, test, times tried, lost."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+HEAD = """# How reliable a results folder is
+
+`tox -e faults` breaks things on purpose and looks at what is left. This page is written by it: what is promised, which test tries
+to break it, how many times it was tried, and how many times something was lost. `tox -e tests` tries a few of each.
+
+| promise | test | tried | lost |
+| --- | --- | ---: | ---: |
+"""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults", action="store_true", help="Try every fault, and write docs/reliability.md.")
+
+
+class Tally:
+    """Counts what was tried and what was lost, by promise and test."""
+
+    def __init__(self) -> None:
+        self.tried, self.lost = defaultdict(int), defaultdict(int)
+
+    def __call__(self, promise: str, test: str, *, lost: bool) -> None:
+        self.tried[promise, test] += 1
+        self.lost[promise, test] += lost
+
+
+tallies = pytest.StashKey[Tally]()
+
+
+def pytest_configure(config):
+    config.stash[tallies] = Tally()
+
+
+@pytest.fixture
+def tally(request):
+    """``tally(promise, lost=…)``: one more try of this test."""
+
+    def count(promise, *, lost):
+        request.config.stash[tallies](promise, request.node.originalname, lost=lost)
+        return lost
+
+    return count
+
+
+@pytest.fixture
+def every(request):
+    """``every(count, few)``: all numbers below ``count`` in the whole suite, ``few`` of them, evenly spaced, in the small one."""
+    whole = request.config.getoption("--faults")
+
+    def chosen(count, few, most=10**9):
+        number = min(count, most if whole else few)
+        return sorted({round(index * (count - 1) / max(1, number - 1)) for index in range(number)})
+
+    return chosen
+
+
+def pytest_sessionfinish(session):
+    tally = session.config.stash[tallies]
+    if session.config.getoption("--faults", default=False) and tally.tried:
+        rows = [f"| {promise} | `{test}` | {tally.tried[promise, test]:,} | {tally.lost[promise, test]:,} |" for promise, test in sorted(tally.tried)]
+        folder = Path(session.config.rootpath) / "docs"
+        folder.mkdir(exist_ok=True)
+        (folder / "reliability.md").write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8")

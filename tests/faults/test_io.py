@@ -1,0 +1,271 @@
+"""Every call that changes a file fails, or the process dies at it: through run, resume, --anew, report, throughput and packing."""
+
+from __future__ import annotations
+
+import multiprocessing.forkserver
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shim import KINDS, Shim
+
+from clipbench import registry, schedule
+from clipbench.cli import cli
+from clipbench.store import SHARD_TABLES, Store
+
+PAGE = """
+title = "faults"
+[run]
+steps = 6
+batch = 16
+evaluations = 2
+lr = [0.01, 0.1]
+extend = false
+seeds = { select = 1, report = 1 }
+[[workload]]
+name = "cosh"
+[[optimizer]]
+name = "sgd"
+[[clip]]
+name = "none"
+[[clip]]
+name = "norm"
+relative = 0.5
+"""
+KEPT = "a stored cell is read again, with the same numbers"
+WHOLE = "the next run finishes the study, and every promise of the folder holds"
+SENTENCE = "a fault is one sentence and exit code 2, never a traceback"
+OLD = "what --anew sets aside is whole, under the old name or the new one"
+REPORT = "a report is the old one or the new one, whole"
+
+
+def command(*arguments, shim=None):
+    """``clipbench ARGUMENTS`` in a fork of this process: its exit code (−9 if it was killed), what it said, and the calls it made."""
+    heard, told = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(heard)
+        os.dup2(told, 1)
+        os.dup2(told, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        code = 70
+        try:
+            if shim is not None:
+                shim.arm()
+            cli.main([str(one) for one in arguments], prog_name="clipbench", standalone_mode=True)
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException as error:
+            print(f"Traceback: {type(error).__name__}: {error}")
+        if shim is not None:
+            print(f"CALLS {shim.calls}")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    os.close(told)
+    with os.fdopen(heard, encoding="utf-8", errors="replace") as stream:
+        said = stream.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code, said
+
+
+def count(*arguments, folder):
+    code, said = command(*arguments, shim=Shim(folder))
+    assert code == 0, said
+    return int(said.rpartition("CALLS ")[2])
+
+
+def numbers(folder):
+    """Cell → its losses and evaluations, of what a reader sees."""
+    store = Store(folder)
+    found = {}
+    for row in store.read("cells").itertuples():
+        found[row.cell] = (row.status, row.seed, row.lr, row.final_loss, row.metric_value)
+    for table in SHARD_TABLES:
+        frame = store.read(table)
+        for cell, rows in frame.groupby("cell"):
+            found[cell] += (rows.drop(columns="cell").to_numpy(object).tolist(),)
+    return {cell: repr(values).replace("nan", "NaN") for cell, values in found.items()}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    registry.load_packaged()
+    file = tmp_path_factory.mktemp("page") / "faults.toml"
+    file.write_text(PAGE)
+    return file
+
+
+@pytest.fixture(scope="module", params=["loop", "batched"])
+def engine(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def done(page, engine, tmp_path_factory):
+    """A finished run; the forkserver that it started serves all that follow."""
+    schedule.context("cpu").Process(target=int).start()
+    folder = tmp_path_factory.mktemp(engine) / "done"
+    code, said = run(page, engine, folder)
+    assert code == 0, said
+    return folder
+
+
+def run(page, engine, folder, *more, shim=None):
+    return command(
+        "run", page, "--out", folder, "--engine", engine, "--workers", "1", "--no-throughput", *more, shim=shim
+    )  # fmt: skip
+
+
+def at_each(every, calls, few):
+    """Kind and number of every fault to try: a kill at every call, the other kinds at some."""
+    return [(kind, at) for kind in KINDS for at in every(calls, few if kind == "kill" else max(1, few // 2), 10**9 if kind == "kill" else 24)]
+
+
+def told_well(code, said):
+    return code in (0, -signal.SIGKILL) or (code in (1, 2, 130) and "Traceback" not in said)
+
+
+def finished(page, engine, folder, reference):
+    """Whether the next run of the study ends well, with the numbers of one that was never disturbed."""
+    code, said = run(page, engine, folder)
+    store = Store(folder)
+    return code == 0 and not store.problems() and not store.missing() and numbers(folder) == numbers(reference), said
+
+
+def test_a_run_that_fails_or_dies_at_any_call(page, engine, done, tmp_path, every, tally):
+    folder = tmp_path / "faults"
+    calls = count("run", page, "--out", folder, "--engine", engine, "--workers", "1", "--no-throughput", folder=folder)
+    wrong = []
+    for kind, at in at_each(every, calls, 3):
+        shutil.rmtree(folder)
+        code, said = run(page, engine, folder, shim=Shim(folder, kind, at))
+        well, again = finished(page, engine, folder, done)
+        if tally(SENTENCE, lost=not told_well(code, said)) | tally(WHOLE, lost=not well):
+            wrong.append((kind, at, code, said[-300:], again[-300:]))
+    assert not wrong, wrong[:3]
+
+
+def test_a_resumed_run_that_fails_or_dies_at_any_call(page, engine, done, tmp_path, every, tally):
+    """Half of the commits are there, and a page is damaged: stored cells are there whatever happens."""
+    half = tmp_path / "half"
+    shutil.copytree(done, half)
+    before = halved(half, engine, page)
+    folder = tmp_path / "faults"
+    shutil.copytree(half, folder)
+    calls = count("run", page, "--out", folder, "--engine", engine, "--workers", "1", "--no-throughput", folder=folder)
+    wrong = []
+    for kind, at in at_each(every, calls, 3):
+        shutil.rmtree(folder)
+        shutil.copytree(half, folder)
+        code, said = run(page, engine, folder, shim=Shim(folder, kind, at))
+        now = numbers(folder)
+        lost = any(now.get(cell) != row for cell, row in before.items())
+        well, again = finished(page, engine, folder, done)
+        if tally(SENTENCE, lost=not told_well(code, said)) | tally(KEPT, lost=lost) | tally(WHOLE, lost=not well):
+            wrong.append((kind, at, code, lost, said[-300:], again[-300:]))
+    assert not wrong, wrong[:3]
+
+
+def halved(folder, engine, page):
+    """A folder that was interrupted between its phases; the rows it holds."""
+    store = Store(folder)
+    held = numbers(folder)
+    rows = store.read("cells")
+    shutil.rmtree(folder)
+    made = Store.create(folder, "faults", page.read_text())
+    for name in ("environment", "components", "calibration", "plan"):
+        made.write_page(name, store_page(name, folder, page, engine))
+    return held if rows is None else _select_only(made, engine, page)
+
+
+def store_page(name, folder, page, engine):
+    return {"environment": {"study": "faults", "environments": {}}}.get(name, {})
+
+
+def _select_only(made, engine, page):
+    code, said = run(page, engine, made.folder, shim=Dying(made.folder))
+    assert code == -signal.SIGKILL, said
+    held = numbers(made.folder)
+    assert held
+    return held
+
+
+class Dying(Shim):
+    """Kills the run when the first shard has been committed and the next begins."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "kill", -1)
+
+    def _strike(self, place, write=None) -> None:
+        if "report-" in os.fspath(place):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_anew_that_fails_or_dies_at_any_call(page, engine, done, tmp_path, every, tally):
+    """The calls before the first cell: the old results are renamed, and the pages of the new ones written."""
+    before, wrong = numbers(done), []
+    for kind, at in [(kind, at) for kind in KINDS for at in every(40, 2, 40)]:
+        folder = tmp_path / f"{kind}-{at}" / "faults"
+        shutil.copytree(done, folder)
+        code, said = run(page, engine, folder, "--anew", shim=Shim(folder.parent, kind, at))
+        places = [one for one in (folder.with_name("faults.old-1"), folder) if (one / "study.toml").is_file()]
+        lost = not any(numbers(one) == before for one in places)
+        if tally(SENTENCE, lost=not told_well(code, said)) | tally(OLD, lost=lost):
+            wrong.append((kind, at, code, said[-300:]))
+        shutil.rmtree(folder.parent)
+    assert not wrong, wrong[:3]
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_report_that_fails_or_dies_at_any_call(done, engine, tmp_path, every, tally):
+    if engine == "batched":
+        pytest.skip("a report does not know the engine")
+    folder = tmp_path / "faults"
+    shutil.copytree(done, folder)
+    assert command("report", folder, "--format", "md,svg")[0] == 0
+    old = contents(folder / "report")
+    calls = count("report", folder, "--format", "md,csv,svg", folder=folder)
+    new, wrong = contents(folder / "report"), []
+    assert old != new
+    for kind, at in [(kind, at) for kind in KINDS for at in every(calls, 2, 12)]:
+        shutil.rmtree(folder)
+        shutil.copytree(done, folder)
+        command("report", folder, "--format", "md,svg")
+        code, said = command("report", folder, "--format", "md,csv,svg", shim=Shim(folder, kind, at))
+        left = contents(folder / "report") if (folder / "report").is_dir() else None
+        again = command("report", folder, "--format", "md,csv,svg")
+        whole = left in (old, new) or (left is None and again[0] == 0)
+        if tally(SENTENCE, lost=not told_well(code, said)) | tally(REPORT, lost=not whole or contents(folder / "report") != new):
+            wrong.append((kind, at, code, said[-300:], again))
+    assert not wrong, wrong[:3]
+
+
+@pytest.mark.parametrize("what", ["pack", "throughput"])
+def test_packing_and_timing_that_fail_or_die_at_any_call(what, page, engine, done, tmp_path, every, tally):
+    if engine == "batched":
+        pytest.skip("neither knows the engine")
+    folder, before = tmp_path / "faults", numbers(done)
+    arguments = ("pack", folder) if what == "pack" else ("throughput", page, "--out", folder, "--sizes", "none", "--implementation", "torch")
+    shutil.copytree(done, folder)
+    calls, wrong = count(*arguments, folder=folder), []
+    for kind, at in at_each(every, calls, 2) if what == "pack" else [(kind, at) for kind in KINDS for at in every(calls, 1, 6)]:
+        shutil.rmtree(folder)
+        shutil.copytree(done, folder)
+        code, said = command(*arguments, shim=Shim(folder, kind, at))
+        lost = numbers(folder) != before
+        again = command(*arguments)
+        well = again[0] == 0 and not Store(folder).problems() and numbers(folder) == before
+        if tally(SENTENCE, lost=not told_well(code, said)) | tally(KEPT, lost=lost) | tally(WHOLE, lost=not well):
+            wrong.append((kind, at, code, lost, said[-300:], again, Store(folder).problems()[:2]))
+    assert not wrong, wrong[:3]
+
+
+__all__ = ["multiprocessing", "np"]
