@@ -1,7 +1,7 @@
 """The command line: list, plan, run, report, verify, throughput, replay, conform, gate, data.
 
-Exit codes: 0 done, 1 a finding, 2 wrong use, 130 interrupted with everything finished kept. Commands import what they need when
-they are called, so that help, report and verify never wait for torch.
+Exit codes: 0 done, 1 a finding, 2 wrong use, 70 a bug of ours, 130 interrupted and 143 terminated, with everything finished kept.
+Commands import what they need when they are called, so that help, report and verify never wait for torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import click
 from clipbench import __version__
 from clipbench.cli.data import data
 from clipbench.cli.gate import gate
-from clipbench.cli.leaving import FINDING, WRONG_USE, command, leave
+from clipbench.cli.leaving import FINDING, WRONG_USE, command, heed_signals, leave
 from clipbench.cli.progress import Bars
 from clipbench.registry import UsageError
 
@@ -31,6 +31,7 @@ RESULTS = Path("results")
 
 def main() -> None:
     """The entry point of the ``clipbench`` command."""
+    heed_signals()
     warnings.showwarning = _warn  # type: ignore[assignment]
     cli(prog_name="clipbench")
 
@@ -106,7 +107,7 @@ OUT = click.option("--out", type=click.Path(path_type=Path), default=None, help=
 @OUT
 @DEVICE
 @ENGINE
-@command
+@partial(command, needs="clipbench.protocol")
 def plan(study: str, out: Path | None, device: str | None, engine: str | None) -> None:
     """Cells, what is stored already, and the predicted time; runs no cell."""
     from clipbench import protocol
@@ -184,7 +185,7 @@ def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
 )
 @click.option("--anew", is_flag=True, help="Start from nothing; the old folder is renamed, not deleted.")
 @click.option("--no-throughput", is_flag=True, help="Leave out the timing of the methods.")
-@partial(command, kept="every cell that ended is kept, and `run` goes on from there")
+@partial(command, kept="every cell that ended is kept, and `run` goes on from there", needs="clipbench.protocol")
 def run(  # noqa: PLR0913, PLR0917 - an option each
     study: str,
     out: Path | None,

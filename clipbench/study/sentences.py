@@ -35,6 +35,7 @@ WANTED = {
     "name": "text",
     "title": "text",
     "use": "a list of file names",
+    "extend": "true or false",
     "events": "a table of numbers",
     "run": "a table with at least `steps`",
     "untuned": "a table with `lr` and `threshold`",
