@@ -11,6 +11,8 @@ from types import FrameType
 
 import torch
 
+from clipbench import registry
+
 LONGEST = 500  # characters of a reason
 OURS = "clipbench"
 # What the package is made of, and what torch calls below it: a frame of any other module is a stranger's.
@@ -59,7 +61,9 @@ def is_sticky(error: BaseException) -> bool:
 
 
 def said(error: BaseException) -> str:
-    """``ValueError: no, thanks``: what was raised, in one line."""
+    """``ValueError: no, thanks``: what was raised, in one line; of a sentence for the user the sentence."""
+    if isinstance(error, registry.UsageError):
+        return str(error).replace("\n", " ")
     try:
         words = str(error)
     except Exception:  # noqa: BLE001 - a stranger's exception may not even have words

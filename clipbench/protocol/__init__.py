@@ -16,6 +16,7 @@ from clipbench.engines import Job, Record, rates, stacked
 from clipbench.engines.rates import LOOP, Choice
 from clipbench.protocol import choices, pages
 from clipbench.protocol.choices import Asked
+from clipbench.protocol.failures import Failures, Reason
 from clipbench.protocol.plans import (
     HEADLINE,
     Plan,
@@ -35,7 +36,21 @@ from clipbench.registry import UsageError
 from clipbench.store import Store
 from clipbench.study import Study, part
 
-__all__ = ["HEADLINE", "PHASES", "Plan", "Silent", "cores", "headline", "plan", "predict", "run", "runnable", "shards", "survey"]
+__all__ = [
+    "HEADLINE",
+    "PHASES",
+    "Plan",
+    "Reason",
+    "Silent",
+    "cores",
+    "headline",
+    "plan",
+    "predict",
+    "run",
+    "runnable",
+    "shards",
+    "survey",
+]
 
 TIMING = 3600.0  # seconds that the timings of one task may take
 PHASES = ("select", "extend", "report")
@@ -53,13 +68,14 @@ def run(  # noqa: PLR0913 - what a run may be told
     curves: str = "all",
     with_throughput: bool = True,
     watcher: Watcher | None = None,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Run what is missing of a study into a claimed store; returns counts for a closing sentence.
 
     :param engine: ``auto``, ``loop`` or ``batched``; what the study says where not given.
     :param memory: bytes that the lanes of one worker may take.
     :param limit: seconds a shard may take; worked out from the measured rates where not given.
-    :returns: ``kept`` and ``ran`` cells, ``diverged``, ``collapsed`` and ``failed`` among all, and optimizers ``timed``.
+    :returns: ``kept`` and ``ran`` cells, ``diverged``, ``collapsed`` and ``failed`` among all, optimizers ``timed``; ``reasons``, a
+        list of `Reason`, says why cells failed.
     """
     watcher = watcher or Silent()
     for moved in store.sweep():
@@ -84,6 +100,7 @@ def run(  # noqa: PLR0913 - what a run may be told
         "failed": int((wanted["status"] == "failed").sum()),
         "not_run": sum(entry["cells"] for entry in asked.not_run),
         "timed": timed,
+        "reasons": [*campaign.failures.reasons.values()],
     }
 
 
@@ -113,6 +130,7 @@ class _Campaign:
         self.choices: dict[Any, Choice] = {}
         self.limit: float | None = None
         self.kept = self.ran = 0
+        self.failures = Failures(store.folder)
         self.lost: dict[tuple[Any, ...], int] = {}  # group → cells that failed by no fault of their settings
         self.told: set[tuple[Any, ...]] = set()
         self.ids: set[str] = set()
@@ -151,7 +169,8 @@ class _Campaign:
         asked = Asked(engine, memory, self._patience(), self.workers, self.study.used)
         missing = choices.missing(page.setdefault("engines", {}), tasks, engine)
         self.watcher.phase("choose", len(missing))
-        found = choices.measured({key: tasks[key] for key in missing}, asked, self.watcher.tick)
+        steps = {key: sum(job.cell.steps for job in jobs) for key, jobs in tasks.items()}
+        found = choices.measured({key: tasks[key] for key in missing}, steps, asked, self.watcher.tick)
         # What failed is not remembered: the next run looks again.
         page["engines"] |= {key: choice.page() for key, choice in found.items() if choice.rates}
         if found:
@@ -203,6 +222,7 @@ class _Campaign:
 
     def _ended(self, record: Record) -> None:
         self.watcher.record(record)
+        self.failures.note(record)
         if record.fault is not None and record.fault.lost:
             group = group_of(record.job.cell)
             self.lost[group] = self.lost.get(group, 0) + 1

@@ -323,6 +323,7 @@ HELD = (
     Held("the collector of garbage", lambda: (gc.isenabled(), gc.get_threshold()), _collector),
     *([Held("the processors it runs on", lambda: os.sched_getaffinity(0), _affinity)] if hasattr(os, "sched_getaffinity") else []),
 )
+COMPILED = ("the depth of recursion", "the environment variables", "the path of imports")
 COMPILERS = (
     "TORCH",
     "TRITON",
@@ -440,6 +441,8 @@ class World:
         :param by_compiler: whether torch's compiler ran: it has files, threads and processes of its own.
         """
         numbers = [*self._numbers(), *self._names()]
+        if by_compiler:
+            self._let_compiler()
         notes, lasting = self._put_back()
         if by_compiler:
             self._accept()
@@ -447,6 +450,12 @@ class World:
             left = [note for note in (self._left_open(), self._left_running(), self._left_cuda()) if note]
             notes, lasting = notes + left + self._left_children(), lasting or bool(left)
         return Change(tuple(numbers), tuple(notes), lasting)
+
+    def _let_compiler(self) -> None:
+        """Take over what torch's compiler sets up for itself."""
+        for number, one in enumerate(HELD):
+            if one.words in COMPILED:
+                self.held[number] = one.read()
 
     def _numbers(self) -> Iterator[str]:
         for words, then in self.numbers.items():
@@ -471,13 +480,13 @@ class World:
                 continue
             try:
                 one.put_back(then)
-                notes.append(f"it changed {one.words}, which {'were' if one.words.endswith('s') else 'was'} put back")
+                notes.append(f"it changed {one.words}, and that was put back")
             except Exception:  # noqa: BLE001 - whatever stands in the way
                 notes.append(f"it changed {one.words} for good, so that its worker was replaced")
                 lasting = True
         if (strict := _strict_filters()) != self.filters:
             warnings.filters[:] = [*self.filters, *(one for one in warnings.filters if one not in strict)]  # type: ignore[index]
-            notes.append("it made warnings errors, which was put back")
+            notes.append("it made warnings errors, and that was put back")
         return notes, lasting
 
     def _woken(self, number: int, then: Mapping[str, str], now: dict[str, str]) -> bool:
