@@ -7,7 +7,7 @@ batches, in every process and in every engine.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -56,15 +56,44 @@ def splits(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device:
         names = ("validation", "test")
         drawn = {name: _sampler(workload, trees.generator(workload.name, seed, name), EVALUATED)() for name in names}
     elif _takes(workload.data, "generator"):
-        drawn = workload.data(trees.generator(workload.name, seed, "split"))
+        drawn = _splits(workload, workload.data(trees.generator(workload.name, seed, "split")))
     else:
         drawn = _once(workload)
     return {name: (cast(inputs, dtype, device), cast(targets, dtype, device)) for name, (inputs, targets) in drawn.items()}
 
 
+def _splits(workload: Any, found: Any) -> dict[str, Batch]:
+    """What ``data`` has returned, if it is what it must be.
+
+    :raises UsageError: it is something else.
+    """
+    where = f'workload "{workload.name}": `data`'
+    if not isinstance(found, Mapping):
+        raise UsageError(f"{where} returned {_told(found)}, and must return a dict of the splits train, validation and test.")
+    return {name: _pair(pair, f"{where} returned for {name}") for name, pair in found.items()}
+
+
+def _pair(found: Any, what: str) -> Batch:
+    """Inputs and targets of one length.
+
+    :raises UsageError: they are something else.
+    """
+    if not (isinstance(found, tuple | list) and len(found) == 2 and all(isinstance(one, Tensor) for one in found)):
+        raise UsageError(f"{what} {_told(found)}, and must return a pair of tensors: inputs and targets.")
+    return found[0], found[1]
+
+
+def _told(found: Any) -> str:
+    """``a tuple of ndarray and ndarray``, ``a Tensor of shape (3, 4)``."""
+    if isinstance(found, tuple | list) and found:
+        return f"a {type(found).__name__} of {' and '.join(type(one).__name__ for one in found[:3])}{', …' * (len(found) > 3)}"
+    shape = f" of shape {tuple(found.shape)}" if hasattr(found, "shape") else ""
+    return "nothing" if found is None else f"a {type(found).__name__}{shape}"
+
+
 @lru_cache(maxsize=8)
 def _once(workload: Any) -> dict[str, Batch]:
-    return workload.data()
+    return _splits(workload, workload.data())
 
 
 def batches(
@@ -92,7 +121,9 @@ def batches(
 
 def _sampler(workload: Any, stream: torch.Generator, batch: int) -> Callable[[], Batch]:
     """``sample`` with its arguments: to look its signature up at every draw takes longer than some draws."""
-    return partial(workload.sample, stream, batch) if _takes(workload.sample, "batch") else partial(workload.sample, stream)
+    draw = partial(workload.sample, stream, batch) if _takes(workload.sample, "batch") else partial(workload.sample, stream)
+    what = f'workload "{workload.name}": `sample` returned'
+    return lambda: _pair(draw(), what)
 
 
 def order(examples: int, batch: int, steps: int, stream: torch.Generator, name: str) -> Tensor:

@@ -104,6 +104,7 @@ def _decorator(kind: Kind, name: str) -> Callable[[C], C]:
         metric = vars(cls).get("metric")
         if isinstance(metric, FunctionType):  # as a plain attribute it would be bound to the workload
             cls.metric = staticmethod(metric)  # type: ignore[attr-defined]
+        _check_metrics(vars(cls), f'@{kind}("{name}")')
         component = dataclasses.dataclass(frozen=True)(cls)
         component.kind, component.name = kind, name
         component.version = _version(component)
@@ -114,6 +115,20 @@ def _decorator(kind: Kind, name: str) -> Callable[[C], C]:
         return component
 
     return register
+
+
+def _check_metrics(written: Mapping[str, Any], where: str) -> None:
+    """Whether a class's metrics are functions, not their names.
+
+    :raises UsageError: one is something else.
+    """
+    others = written.get("other_metrics", ())
+    for word, metric in (
+        *[("metric", written[name]) for name in ("metric",) if name in written],
+        *[("other_metrics", one) for one in (others if isinstance(others, tuple | list) else ())],
+    ):
+        if not (callable(metric) or hasattr(metric, "__get__")):
+            raise UsageError(f"{where}: `{word}` is {metric!r}, and must be a function such as clipbench.metrics.accuracy.")
 
 
 def _origin(cls: type) -> str:

@@ -55,7 +55,14 @@ def replay(store: Store, cell: str, engine: str | None = None, use: Sequence[Pat
     with_engine = made_by if engine in (None, made_by) or (engine == "batched" and made_by != "loop") else str(engine)
     if with_engine not in ENGINES:
         raise UsageError(f'{store.folder}: the engine "{with_engine}" is not known here; give --engine loop or batched.')
-    record = schedule.call(_run, (job, with_engine), used, asked.device)
+    record = schedule.call(
+        _run,
+        (job, with_engine),
+        used,
+        asked.device,
+        what=f"the replay of {asked.id}",
+        limit=max(schedule.LIMIT, schedule.SLACK * row["seconds"]),
+    )
     if record.failure is not None:
         return Finding(False, f"{asked.id}: it failed now: {record.failure}.")
     reasons = _reasons(store, row, with_engine)

@@ -123,8 +123,8 @@ OWN_RANDOM = {f"numpy.random.{name}" for name in ("Generator", "SeedSequence", "
 TORCH_DRAWS = {
     f"torch.{name}" for name in ("bernoulli", "multinomial", "normal", "poisson", "rand", "randint", "randn", "randperm")
 }
-# The one function that may touch the global state, and the one that looks whether a stranger did.
-SEEDED = {("trees", "seeded"), ("conformance", "_random_state")}
+# The one function that may touch the global state, and those that look whether a stranger did.
+SEEDED = {("trees", "seeded"), ("conformance", "_random_state"), ("schedule", "_luck")}
 BUILDS = {"model", "__init__", "reset_parameters"}  # run inside it: layers draw their own weights
 
 

@@ -1,14 +1,16 @@
 """The command line: list, plan, run, report, verify, throughput, replay, conform, gate, data.
 
-Exit codes: 0 done, 1 a finding, 2 wrong use, 130 interrupted with everything finished kept. Commands import what they need when
-they are called, so that help, report and verify never wait for torch.
+Exit codes: 0 done, 1 a finding, 2 wrong use, 70 a bug of ours, 130 interrupted and 143 terminated, with everything finished kept.
+Commands import what they need when they are called, so that help, report and verify never wait for torch.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import warnings
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,19 +20,25 @@ import click
 from clipbench import __version__
 from clipbench.cli.data import data
 from clipbench.cli.gate import gate
-from clipbench.cli.leaving import FINDING, WRONG_USE, command, leave
+from clipbench.cli.leaving import FINDING, WRONG_USE, command, heed_signals, leave
 from clipbench.cli.progress import Bars
+from clipbench.cli.words import counted, duration
 from clipbench.registry import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from clipbench.protocol import Reason
     from clipbench.store import Store
     from clipbench.study import Study
 
 RESULTS = Path("results")
+SHOWN, WIDEST = 5, 200  # reasons of failed cells, and letters of each
 
 
 def main() -> None:
     """The entry point of the ``clipbench`` command."""
+    heed_signals()
     warnings.showwarning = _warn  # type: ignore[assignment]
     cli(prog_name="clipbench")
 
@@ -106,7 +114,7 @@ OUT = click.option("--out", type=click.Path(path_type=Path), default=None, help=
 @OUT
 @DEVICE
 @ENGINE
-@command
+@partial(command, needs="clipbench.protocol")
 def plan(study: str, out: Path | None, device: str | None, engine: str | None) -> None:
     """Cells, what is stored already, and the predicted time; runs no cell."""
     from clipbench import protocol
@@ -124,12 +132,22 @@ def plan(study: str, out: Path | None, device: str | None, engine: str | None) -
         counts = f"{row['select']:>7} {row['stored']:>7}  {row['report']:>15}"
         click.echo(f"  {row['task']:<{width}}  {counts} {1e6 * row['step_seconds']:>10.3g}  {row['engine']}")
     cells = sum(row["select"] for row in outlook)
-    click.echo(f"  selection: {cells} cells in about {protocol.shards(cells)} shards; report settings: to be chosen.")
+    files = counted(protocol.shards(cells), "shard")
+    click.echo(f"  selection: {counted(cells, 'cell')} in about {files}; report settings: to be chosen.")
     for entry in asked.not_run:
-        click.echo(f"  not run: {entry['cells']} {entry['device']} cells, because {entry['reason']}.")
+        click.echo(f"  {_not_run(entry)}")
     workers = protocol.cores()
-    time = _duration(sum(row["seconds"] for row in outlook) / workers)
-    click.echo(f"  predicted: about {time} on {workers} workers for what is missing, besides timings and extended axes.")
+    time, longest = (duration(sum(row[name] for row in outlook) / workers) for name in ("seconds", "at_most"))
+    on = counted(workers, "worker")
+    click.echo(f"  predicted: about {time} on {on} for what is missing, besides timings and extended axes.")
+    most = sum(row["select"] + row["extended"] + row["report"] for row in outlook)
+    click.echo(
+        f"  at most: {counted(most, 'cell')} with extended axes and the report, about {longest} for what is missing of them."
+    )
+
+
+def _not_run(entry: dict[str, Any]) -> str:
+    return f"not run: {counted(entry['cells'], entry['device'] + ' cell')}, because {entry['reason']}."
 
 
 def _open(folder: Path, page: Study, anew: bool = False) -> Store | None:
@@ -147,12 +165,6 @@ def _open(folder: Path, page: Study, anew: bool = False) -> Store | None:
     if held != page.name:
         raise UsageError(f'{folder}: this folder holds the study "{held}", not "{page.name}"; choose another with --out.')
     return store
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", re.IGNORECASE)
@@ -186,7 +198,7 @@ def _bytes(_context: click.Context, option: click.Parameter, text: str | None) -
 )
 @click.option("--anew", is_flag=True, help="Start from nothing; the old folder is renamed, not deleted.")
 @click.option("--no-throughput", is_flag=True, help="Leave out the timing of the methods.")
-@partial(command, kept="every cell that ended is kept, and `run` goes on from there")
+@partial(command, kept="every cell that ended is kept, and `run` goes on from there", needs="clipbench.protocol")
 def run(  # noqa: PLR0913, PLR0917 - an option each
     study: str,
     out: Path | None,
@@ -211,33 +223,67 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
         with old.claim():
             renamed = set_old_aside(folder)
         click.echo(f"{folder}: the old results are now {renamed}.")
-    store = Store.create(folder, page.name, page.text)
-    with store.claim(), Bars() as bars:
-        counts = protocol.run(
-            page,
-            store,
-            device=device or "study",
-            engine=engine,
-            memory=memory,
-            limit=limit,
-            workers=workers,
-            curves=curves,
-            with_throughput=not no_throughput,
-            watcher=bars,
-        )
+    with _taken_back(folder):
+        store = Store.create(folder, page.name, page.text)
+        with store.claim(), Bars() as bars:
+            counts = protocol.run(
+                page,
+                store,
+                device=device or "study",
+                engine=engine,
+                memory=memory,
+                limit=limit,
+                workers=workers,
+                curves=curves,
+                with_throughput=not no_throughput,
+                watcher=bars,
+            )
     total = counts["kept"] + counts["ran"]
     spoiled = f"{counts['diverged']} diverged, {counts['collapsed']} collapsed, {counts['failed']} failed"
     if counts["ran"]:
-        click.echo(f"{folder}: {total} cells, {counts['kept']} kept, {counts['ran']} run; {spoiled}.")
+        click.echo(f"{folder}: {counted(total, 'cell')}, {counts['kept']} kept, {counts['ran']} run; {spoiled}.")
     else:
-        click.echo(f"{folder}: everything is stored, all {total} cells kept; {spoiled}.")
+        click.echo(f"{folder}: everything is stored, all {counted(total, 'cell')} kept; {spoiled}.")
     if counts["timed"]:
-        click.echo(f"{counts['timed']} optimizers were timed on their workloads, with every clip.")
+        were = "was timed on its workload" if counts["timed"] == 1 else "were timed on their workloads"
+        click.echo(f"{counted(counts['timed'], 'optimizer')} {were}, with every clip.")
     for entry in store.page("plan")["not_run"]:
-        click.echo(f"not run: {entry['cells']} {entry['device']} cells, because {entry['reason']}.")
+        click.echo(_not_run(entry))
     click.echo(f"`clipbench report {folder}` draws the figures and tables.")
+    _say_why(counts["reasons"])
     if counts["failed"]:
         sys.exit(FINDING)
+
+
+@contextmanager
+def _taken_back(folder: Path) -> Iterator[None]:
+    """A folder that was made for a run which then failed before anything was stored goes again."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except Exception:
+        if made and not any(folder.glob("*/*.parquet")):
+            shutil.rmtree(folder, ignore_errors=True)
+            for path in made[1:]:
+                with suppress(OSError):  # somebody else keeps something there
+                    path.rmdir()
+        raise
+
+
+def _say_why(reasons: Sequence[Reason]) -> None:
+    """The first reasons why cells failed: how many, of what, where, and where the traceback lies."""
+    for reason in reasons[:SHOWN]:
+        place = f" at {reason.place}" if reason.place else ""
+        words = _plain(reason.words)
+        click.echo(f"{counted(reason.cells, 'cell')} failed{place}: {words} (traceback: {reason.file}).")
+    if len(reasons) > SHOWN:
+        click.echo(f"{counted(len(reasons) - SHOWN, 'other reason')}: {reasons[0].file.parent} has them all.")
+
+
+def _plain(words: str) -> str:
+    """An exception's words, which may be long and hold anything, for a terminal."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in words)
+    return shown if len(shown) <= WIDEST else f"{shown[:WIDEST]}…"
 
 
 @cli.command()

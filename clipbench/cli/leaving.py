@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib
+import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -12,30 +16,40 @@ import click
 
 from clipbench.registry import UsageError
 
-FINDING, WRONG_USE, INTERRUPTED = 1, 2, 130
+FINDING, WRONG_USE, BUG, INTERRUPTED = 1, 2, 70, 130
 FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK = (*FULL, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE)  # what a system may say without the name of a file
 
 
-def command(function: Callable[..., Any], kept: str = "nothing that was stored is lost") -> Callable[..., Any]:
-    """Every error a user can cause is one sentence and exit code 2.
+_importing: list[str] = []  # what is being imported, while nothing has been touched
+
+
+def command(function: Callable[..., Any], kept: str = "nothing that was stored is lost", needs: str = "") -> Callable[..., Any]:
+    """Every error a user can cause is one sentence and exit code 2; what else is raised is a bug of ours, told by its traceback.
 
     :param kept: what is told of an interruption.
+    :param needs: a module that takes long to import: an interruption meanwhile ends the process at once.
     """
 
     @wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
+            _import(needs)
             function(*args, **kwargs)
         except UsageError as error:
             leave(str(error), WRONG_USE)
+        except KeyboardInterrupt as interrupt:
+            leave(f"interrupted; {kept}.", _code(interrupt))
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):  # of these click knows
+            raise
         except OSError as error:
-            if error.filename is None and error.errno not in (*FULL, errno.EROFS):
-                raise
+            if error.filename is None and error.errno not in DISK:
+                leave_with_traceback()
             reason = "the disk is full" if error.errno in FULL else (error.strerror or str(error)).lower()
             place = f"{error.filename}: " if error.filename else ""
             leave(f"{place}{reason}; nothing that was stored is lost.", WRONG_USE)
-        except KeyboardInterrupt:
-            leave(f"interrupted; {kept}.", INTERRUPTED)
+        except Exception:  # noqa: BLE001 - a bug, whatever it is
+            leave_with_traceback()
 
     return wrapped
 
@@ -44,3 +58,37 @@ def leave(sentence: str, code: int) -> None:
     """End the process with a sentence and a code."""
     click.echo(f"clipbench: {' '.join(sentence.split())}", err=True)  # a name or an exception's text may hold line breaks
     sys.exit(code)
+
+
+def leave_with_traceback() -> None:
+    """End the process with the traceback of the exception in hand: a bug of ours."""
+    click.echo(traceback.format_exc(), err=True, nl=False)
+    sys.exit(BUG)
+
+
+def heed_signals() -> None:
+    """Let SIGTERM end a command as Ctrl+C does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, _: object) -> None:
+    if _importing:  # an exception in an import half done may come out as any other
+        os.write(2, b"clipbench: interrupted; nothing that was stored is lost.\n")
+        os._exit(128 + number)
+    raise KeyboardInterrupt(number)
+
+
+def _import(module: str) -> None:
+    if module:
+        _importing.append(module)
+        try:
+            importlib.import_module(module)
+        finally:
+            _importing.clear()
+
+
+def _code(interrupt: KeyboardInterrupt) -> int:
+    """128 and the signal's number, as a shell counts: 130 of Ctrl+C, 143 of SIGTERM."""
+    return 128 + interrupt.args[0] if interrupt.args else INTERRUPTED

@@ -3,27 +3,54 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 import click
 from tqdm import tqdm
 
+from clipbench.cli.words import duration
+
 if TYPE_CHECKING:
     from clipbench.engines import Record
 
 
+INTERVAL = 30.0  # seconds between two lines where stderr is no terminal
+
+
 class Bars:
-    """Progress on stderr, one bar a phase; silent where stderr is no terminal."""
+    """Progress on stderr: one bar a phase, or a line every half minute where stderr is no terminal."""
 
     def __init__(self) -> None:
         self.bar: tqdm[Any] | None = None
-        self.diverged = self.failed = 0
+        self.diverged = self.failed = self.done = 0
+        self.since = time.monotonic()
+        self.ended = threading.Event()
+        self.speaker = threading.Thread(target=self._speak, daemon=True)
 
     def __enter__(self) -> Self:
+        if not sys.stderr.isatty():
+            self.speaker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        if self.speaker.is_alive():
+            self.speaker.join()
         self._close()
+
+    def _speak(self) -> None:
+        while not self.ended.wait(INTERVAL):
+            bar = self.bar
+            if bar is not None and bar.total:
+                click.echo(f"clipbench: {self._line(bar)}", err=True)
+
+    def _line(self, bar: tqdm[Any]) -> str:
+        done, total = self.done, int(bar.total)
+        passed = time.monotonic() - self.since
+        left = f", about {duration(passed / done * (total - done))} left" if done else ""
+        return f"{bar.desc.strip()}: {done} of {total} done, {self.diverged} diverged, {self.failed} failed{left}."
 
     def _close(self) -> None:
         if self.bar is not None:
@@ -32,6 +59,7 @@ class Bars:
 
     def phase(self, name: str, cells: int) -> None:
         self._close()
+        self.done, self.since = 0, time.monotonic()
         if cells:
             self.bar = tqdm(
                 total=cells, desc=f"{name:<10}", unit="cell", file=sys.stderr, disable=not sys.stderr.isatty(), mininterval=0.5
@@ -40,11 +68,13 @@ class Bars:
     def record(self, record: Record) -> None:
         self.failed += record.failure is not None
         self.diverged += record.verdict is not None and record.verdict.status == "diverged"
+        self.done += 1
         if self.bar is not None:
             self.bar.set_postfix(diverged=self.diverged, failed=self.failed, refresh=False)
             self.bar.update()
 
     def tick(self) -> None:
+        self.done += 1
         if self.bar is not None:
             self.bar.update()
 

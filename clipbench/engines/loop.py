@@ -27,10 +27,8 @@ def run(job: Job) -> Record:
         components = Components.of(job)
         with trees.seeded(components.workload.name, job.cell.seed, "training", job.cell.device):  # for dropout and the like
             _loop(record, components)
-    except torch.OutOfMemoryError:
-        record.failure = f"out of memory on {job.cell.device}"
     except Exception as error:  # noqa: BLE001 - a stranger's component may raise anything; the matrix goes on
-        record.failure = f"{type(error).__name__}: {error}".replace("\n", " ")[:500]
+        record.fail(error)
     record.seconds = time.perf_counter() - start
     return record
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clipbench import events, feed, metrics, registry
 from clipbench.cell import Cell
+from clipbench.engines.failures import Fault, said
 from clipbench.events import Event, Verdict
 
 Evaluation = tuple[int, str, str, float]
@@ -37,7 +38,8 @@ class Job:
 class Record:
     """What became of a cell. ``rows`` is the curve, steps × 6 in the order of ``events.COLUMNS``.
 
-    ``evaluations`` are ``(updates, split, metric, value)``; ``failure`` says why the cell could not be run, None where it was.
+    ``evaluations`` are ``(updates, split, metric, value)``; ``failure`` says in one line why the cell could not be run, None
+    where it was, and ``fault`` what else is known of that.
     """
 
     job: Job
@@ -47,12 +49,19 @@ class Record:
     events: list[Event] = field(default_factory=list)
     verdict: Verdict | None = None
     failure: str | None = None
+    fault: Fault | None = None
     metric: str | None = None
     steps_to_target: int | None = None
     peak_ratio: float | None = None
     engine: str = "loop"
     threads: int = 1
     seconds: float = 0.0
+
+    def fail(self, error: BaseException) -> None:
+        """Note that the cell raised."""
+        memory = isinstance(error, torch.OutOfMemoryError)
+        self.failure = f"out of memory on {self.job.cell.device}" if memory else said(error)
+        self.fault = Fault.of(error)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from typing import Any
 
 from clipbench import engines, registry, schedule, selection, throughput
 from clipbench.cell import RELATIVE, Cell
-from clipbench.engines import Job, rates, stacked
+from clipbench.engines import Job, Record, rates, stacked
 from clipbench.engines.rates import LOOP, Choice
 from clipbench.protocol import choices, pages
 from clipbench.protocol.choices import Asked
+from clipbench.protocol.failures import Failures, Reason
 from clipbench.protocol.plans import (
     HEADLINE,
     Plan,
@@ -35,8 +36,23 @@ from clipbench.registry import UsageError
 from clipbench.store import Store
 from clipbench.study import Study, part
 
-__all__ = ["HEADLINE", "PHASES", "Plan", "Silent", "cores", "headline", "plan", "predict", "run", "runnable", "shards", "survey"]
+__all__ = [
+    "HEADLINE",
+    "PHASES",
+    "Plan",
+    "Reason",
+    "Silent",
+    "cores",
+    "headline",
+    "plan",
+    "predict",
+    "run",
+    "runnable",
+    "shards",
+    "survey",
+]
 
+TIMING = 3600.0  # seconds that the timings of one task may take
 PHASES = ("select", "extend", "report")
 
 
@@ -52,13 +68,14 @@ def run(  # noqa: PLR0913 - what a run may be told
     curves: str = "all",
     with_throughput: bool = True,
     watcher: Watcher | None = None,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Run what is missing of a study into a claimed store; returns counts for a closing sentence.
 
     :param engine: ``auto``, ``loop`` or ``batched``; what the study says where not given.
     :param memory: bytes that the lanes of one worker may take.
     :param limit: seconds a shard may take; worked out from the measured rates where not given.
-    :returns: ``kept`` and ``ran`` cells, ``diverged``, ``collapsed`` and ``failed`` among all, and optimizers ``timed``.
+    :returns: ``kept`` and ``ran`` cells, ``diverged``, ``collapsed`` and ``failed`` among all, optimizers ``timed``; ``reasons``, a
+        list of `Reason`, says why cells failed.
     """
     watcher = watcher or Silent()
     for moved in store.sweep():
@@ -66,11 +83,11 @@ def run(  # noqa: PLR0913 - what a run may be told
     asked = runnable(study, device)
     environment = _settle(study, store, asked, curves)
     campaign = _Campaign(study, store, asked, environment, workers or cores(), watcher)
-    campaign.calibrate()
     campaign.limit = limit
+    campaign.calibrate()
     campaign.choose(engine or study.document.run.engine, memory)
     campaign.phase("select", asked.cells)
-    campaign.phase("extend", campaign.extension())
+    campaign.phase("extend", campaign.extension() if study.document.run.extend else [])
     campaign.phase("report", campaign.report())
     timed = campaign.time() if with_throughput else 0
     cells = store.read("cells")
@@ -83,6 +100,7 @@ def run(  # noqa: PLR0913 - what a run may be told
         "failed": int((wanted["status"] == "failed").sum()),
         "not_run": sum(entry["cells"] for entry in asked.not_run),
         "timed": timed,
+        "reasons": [*campaign.failures.reasons.values()],
     }
 
 
@@ -112,6 +130,9 @@ class _Campaign:
         self.choices: dict[Any, Choice] = {}
         self.limit: float | None = None
         self.kept = self.ran = 0
+        self.failures = Failures(store.folder)
+        self.lost: dict[tuple[Any, ...], int] = {}  # group → cells that failed by no fault of their settings
+        self.told: set[tuple[Any, ...]] = set()
         self.ids: set[str] = set()
 
     def calibrate(self) -> None:
@@ -124,9 +145,15 @@ class _Campaign:
         self.watcher.phase("calibrate", len(missing))
         for key, cell, clips in missing:
             # In a worker of one thread, as the cells are: the thread count changes bits.
-            self.pilots[key] = self.pilots.get(key, {}) | schedule.call(_pilot, (cell, clips), self.study.used, cell.device)
+            what = f"the pilot of {task_key(cell)}"
+            found = schedule.call(_pilot, (cell, clips), self.study.used, cell.device, what=what, limit=self._patience())
+            self.pilots[key] = self.pilots.get(key, {}) | found
             self.watcher.tick()
         self.store.write_page("calibration", page)
+
+    def _patience(self) -> float:
+        """Seconds that a pilot, or the choice of an engine, may take."""
+        return max(self.limit or 0.0, schedule.LIMIT)
 
     def choose(self, engine: str, memory: int) -> None:
         """How each task is run: measured once, stored before the first shard, and used again by every later run of the folder.
@@ -139,10 +166,11 @@ class _Campaign:
         tasks: dict[str, list[Job]] = {}
         for cell in self.asked.cells:
             tasks.setdefault(choice_key(cell), []).append(self.job(cell))
-        asked = Asked(engine, memory, self.limit or schedule.LIMIT, self.workers, self.study.used)
+        asked = Asked(engine, memory, self._patience(), self.workers, self.study.used)
         missing = choices.missing(page.setdefault("engines", {}), tasks, engine)
         self.watcher.phase("choose", len(missing))
-        found = choices.measured({key: tasks[key] for key in missing}, asked, self.watcher.tick)
+        steps = {key: sum(job.cell.steps for job in jobs) for key, jobs in tasks.items()}
+        found = choices.measured({key: tasks[key] for key in missing}, steps, asked, self.watcher.tick)
         # What failed is not remembered: the next run looks again.
         page["engines"] |= {key: choice.page() for key, choice in found.items() if choice.rates}
         if found:
@@ -187,12 +215,33 @@ class _Campaign:
             use=self.study.used,
             workers=self.workers,
             limit=self.limit,
-            on_record=self.watcher.record,
+            on_record=self._ended,
+            on_note=self.watcher.note,
         )
+        self._say_lost()
+
+    def _ended(self, record: Record) -> None:
+        self.watcher.record(record)
+        self.failures.note(record)
+        if record.fault is not None and record.fault.lost:
+            group = group_of(record.job.cell)
+            self.lost[group] = self.lost.get(group, 0) + 1
+
+    def _say_lost(self) -> None:
+        """Of what no setting is to blame for, nothing can be chosen."""
+        for group, count in self.lost.items():
+            if group not in self.told:
+                self.told.add(group)
+                cells = f"{count} cell{'s' * (count > 1)} of {group[-1]} on {group[0]}"
+                self.watcher.note(
+                    f"{cells} were killed, took too long or ran out of memory: nothing is chosen for it, and `run` tries again."
+                )
 
     def scores(self) -> Any:
-        """The selection scores of the cells this study asks for now."""
-        return selection.score(selection.planned(self.store.read("cells"), self.store.page("plan")["cells"]))
+        """The selection scores of the cells this study asks for now, but for groups that lost a cell from outside."""
+        cells = selection.planned(self.store.read("cells"), self.store.page("plan")["cells"])
+        whole = [group not in self.lost for group in cells[selection.GROUP].itertuples(index=False, name=None)]
+        return selection.score(cells[whole])
 
     def extension(self) -> list[Cell]:
         """The cells beyond an edge at which a choice lies, as far as a threshold's own range goes: no percentile is above 100.
@@ -237,14 +286,23 @@ class _Campaign:
         same &= (stored["part"].fillna(throughput.STEP) == throughput.STEP) & (stored["threads"].fillna(1) == 1)
         timed = set(stored.loc[same, names].itertuples(index=False, name=None))
         # Whole benches: a clip that joins a study is timed beside its neighbours, not alone.
-        benches = throughput.benches([self.job(cell) for cell in self.asked.cells])
+        trained = self._trained()
+        benches = throughput.benches([self.job(cell) for cell in self.asked.cells if group_of(cell) in trained])
         benches = [bench for bench in benches if not {_method(job.cell) for job in bench} <= timed]
         tasks = [list(group) for _, group in groupby(benches, key=lambda bench: task_key(bench[0].cell))]
         self.watcher.phase("throughput", len(tasks))
         for task in tasks:
-            self._keep_timings(schedule.call(throughput.measure, (task,), self.study.used, task[0][0].cell.device))
+            cell = task[0][0].cell
+            what = f"the timing of {task_key(cell)}"
+            given = (throughput.measure, (task,), self.study.used, cell.device)
+            self._keep_timings(schedule.call(*given, what=what, limit=TIMING))
             self.watcher.tick()
         return len(benches)
+
+    def _trained(self) -> set[tuple[Any, ...]]:
+        """The groups of which a cell could be run: what cannot be cannot be timed."""
+        cells = self.store.read("cells")
+        return set(cells.loc[cells["status"] != "failed", selection.GROUP].itertuples(index=False, name=None))
 
     def survey(self, sizes: Mapping[str, Any], implementations: Sequence[str]) -> int:
         """Time every implementation of every method; returns how many blocks."""
@@ -252,7 +310,9 @@ class _Campaign:
         self.watcher.phase("throughput", len(parts))
         blocks, refused = 0, set[str]()
         for one in parts:
-            rows, refusals = schedule.call(throughput.carry_out, (one,), self.study.used, one.device, threads=one.threads)
+            given = (throughput.carry_out, (one,), self.study.used, one.device)
+            what = "the timing of implementations"
+            rows, refusals = schedule.call(*given, what=what, limit=TIMING, threads=one.threads)
             for sentence in refusals:
                 if sentence not in refused:
                     self.watcher.note(sentence)

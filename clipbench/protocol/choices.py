@@ -37,28 +37,46 @@ def missing(known: Mapping[str, Any], tasks: Mapping[str, Sequence[Job]], engine
     return [key for key, jobs in tasks.items() if not is_known(known.get(key), jobs)]
 
 
-def measured(tasks: Mapping[str, Sequence[Job]], asked: Asked, tick: Callable[[], object]) -> dict[str, Choice]:
-    """A choice for each task, as many measured at a time as will train at a time: they share the memory's bandwidth then, too."""
+def measured(
+    tasks: Mapping[str, Sequence[Job]], steps: Mapping[str, int], asked: Asked, tick: Callable[[], object]
+) -> dict[str, Choice]:
+    """A choice for each task, as many measured at a time as will train at a time: they share the memory's bandwidth then, too.
 
-    def one(jobs: Sequence[Job]) -> Choice:
+    :param steps: of all cells of a task's selection phase together.
+    """
+
+    def one(key: str) -> Choice:
+        jobs = tasks[key]
         arms = list({rates.versioned(job): job for job in reversed(jobs)}.values())
         # Before one worker, about: selection, and half as much again for the phases after it.
-        cell_steps = 1.5 * sum(job.cell.steps for job in jobs) / asked.workers
+        cell_steps = 1.5 * steps[key] / asked.workers
         try:
             given = (arms, asked.memory, cell_steps, asked.engine)
-            return schedule.call(rates.measure, given, asked.use, jobs[0].cell.device, asked.limit)
+            what = f"the choice of an engine for {jobs[0].cell.problem}"
+            return schedule.call(rates.measure, given, asked.use, jobs[0].cell.device, what=what, limit=asked.limit)
         except UsageError as error:  # a cell that cannot be run is a failed cell, not a failed run: the loop records it
             return Choice(LOOP, refusals={"": str(error).rstrip(".")})
+        except schedule.Bug as bug:
+            if not any(_is_strangers(job.cell) for job in jobs):
+                raise
+            # What a stranger's component returned may only break what is ours: the loop tells it by the cell.
+            return Choice(LOOP, refusals={"": str(bug).rstrip(":")})
         finally:
             tick()
 
     with ThreadPoolExecutor(asked.workers) as pool:
         try:
-            return dict(zip(tasks, pool.map(one, tasks.values()), strict=True))
+            return dict(zip(tasks, pool.map(one, tasks), strict=True))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             schedule.abandon()
             raise
+
+
+def _is_strangers(cell: Cell) -> bool:
+    """Whether a component of it is not packaged: it has the hash of a file for its version, or a path outside torch."""
+    parts = (cell.workload, cell.optimizer, cell.clip)
+    return any(isinstance(part.version, str) or ("." in part.name and not part.name.startswith("torch.")) for part in parts)
 
 
 def used(choice: Choice, asked: Asked) -> Choice:
@@ -79,14 +97,16 @@ def used(choice: Choice, asked: Asked) -> Choice:
     return replace(choice, lanes=lanes, compiled=compiled, engine=BATCHED if asked.engine == BATCHED else choice.engine)
 
 
-def outlook(tasks: Mapping[str, tuple[str, Sequence[Cell]]], known: Mapping[str, Any], asked: Asked) -> dict[str, Choice]:
+def outlook(tasks: Mapping[str, tuple[str, Sequence[Cell], int]], known: Mapping[str, Any], asked: Asked) -> dict[str, Choice]:
     """How each task will be run, by its stored choice or one measured now.
 
-    :param tasks: name → where its choice is stored, and its cells. A relative threshold is any number here: no rate depends on it.
+    :param tasks: name → where its choice is stored, its cells on one seed, and the steps of all its cells together. A relative
+        threshold is any number here: no rate depends on it.
     """
-    jobs = {key: _jobs(cells) for key, (_, cells) in tasks.items()}
-    stored = {key: known[place] for key, (place, _) in tasks.items() if place in known}
-    found = measured({key: jobs[key] for key in missing(stored, jobs, asked.engine)}, asked, lambda: None)
+    jobs = {key: _jobs(cells) for key, (_, cells, _) in tasks.items()}
+    steps = {key: number for key, (_, _, number) in tasks.items()}
+    stored = {key: known[place] for key, (place, _, _) in tasks.items() if place in known}
+    found = measured({key: jobs[key] for key in missing(stored, jobs, asked.engine)}, steps, asked, lambda: None)
     for choice in found.values():
         if not choice.rates:
             raise UsageError(f"no rate could be measured: {next(iter(choice.refusals.values()))}.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,15 +32,25 @@ HEADLINE = {
 
 @dataclass
 class Plan:
-    """The cells a study asks for here, by phase, and those it cannot have."""
+    """What a study asks for here to select: cells on the first seed, the seeds of each workload; and what it cannot have."""
 
-    cells: list[Cell]
+    templates: list[Cell]
+    seeds: dict[str, int]
     not_run: list[dict[str, Any]]
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """All cells of the selection phase."""
+        return [replace(one, seed=seed) for one in self.templates for seed in range(self.count(one))]
+
+    def count(self, template: Cell) -> int:
+        """How many seeds a cell is asked for on."""
+        return self.seeds[template.workload.name]
 
     @property
     def tasks(self) -> dict[str, Cell]:
         """One cell for every workload, batch, device and dtype."""
-        return {task_key(cell): cell for cell in self.cells}
+        return {task_key(cell): cell for cell in self.templates}
 
 
 def task_key(cell: Cell) -> str:
@@ -85,7 +97,8 @@ def plan(study: Study, device: str = "study") -> Plan:
     :param device: ``study`` (what the page says), ``cpu``, ``cuda``, or ``auto`` (CUDA where there is one, the CPU elsewhere).
     :raises UsageError: anything is wrong with the study, or a workload is not ``ready``.
     """
-    cells, not_run = study.cells(), []
+    cells, not_run = study.templates(), []
+    seeds = {name: study.seeds(name).select for name in {cell.workload.name for cell in cells}}
     for workload in {cell.problem: cell.workload for cell in cells}.values():
         registry.ready(workload.name, workload.own)
     if device in ("cpu", "cuda", "auto"):
@@ -94,11 +107,11 @@ def plan(study: Study, device: str = "study") -> Plan:
             raise UsageError("--device cuda: this machine has no CUDA device; leave --device out, or say cpu.")
         cells = list({cell.id: cell for cell in (replace(cell, device=wanted) for cell in cells)}.values())
     if not torch.cuda.is_available():
-        absent = sum(cell.device == "cuda" for cell in cells)
+        absent = sum(seeds[cell.workload.name] for cell in cells if cell.device == "cuda")
         if absent:
             not_run.append({"device": "cuda", "cells": absent, "reason": "this machine has no CUDA device"})
         cells = [cell for cell in cells if cell.device != "cuda"]
-    return Plan(cells, not_run)
+    return Plan(cells, seeds, not_run)
 
 
 def runnable(study: Study, device: str = "study") -> Plan:
@@ -107,51 +120,71 @@ def runnable(study: Study, device: str = "study") -> Plan:
     :raises UsageError: it has none; or anything is wrong with the study.
     """
     asked = plan(study, device)
-    if not asked.cells:
+    if not asked.templates:
         raise UsageError(f"{study.where}: every cell is for an absent device ({asked.not_run[0]['reason']}).")
     return asked
 
 
 def predict(study: Study, asked: Plan, store: Store | None, engine: str | None = None) -> list[dict[str, Any]]:
-    """What a run will cost, a row per task: cells to select, cells stored, report cells at most, seconds a step, seconds in all.
+    """What a run will cost, a row per task.
 
-    Seconds a step are those of the stored choice of engine where there is one, of one measured here elsewhere.
+    Cells to select, cells stored, cells of extended axes and of the report at most, seconds a step, seconds for what is missing (as
+    planned, and ``at_most`` with extended axes). Seconds a step are those of the stored choice of engine where there is one, of one
+    measured here elsewhere.
     """
     stored = store.read("cells") if store is not None else None
     pages_ = {name: store.page(name) if store is not None else {} for name in ("plan", "calibration")}
     chosen = set(pages_["plan"].get("cells", {}).get("report", []))
     tasks: dict[str, list[Cell]] = {}
-    for cell in asked.cells:
+    for cell in asked.templates:
         tasks.setdefault(work_key(cell, task_key(cell)), []).append(cell)
+    counts = {key: sum(map(asked.count, cells)) for key, cells in tasks.items()}
     how = choices.outlook(
-        {key: (choice_key(cells[0]), cells) for key, cells in tasks.items()},
+        {key: (choice_key(cells[0]), cells, counts[key] * cells[0].steps) for key, cells in tasks.items()},
         pages_["calibration"].get("engines", {}),
         Asked(engine or study.document.run.engine, rates.MEMORY, schedule.LIMIT, cores(), study.used),
     )
     rows = []
     for key, cells in tasks.items():
         arms = {cell.arm for cell in cells}
-        untuned = {*headline(asked.cells).values(), *study.document.untuned.arms}
-        report = sum(2 + (arm in untuned) for arm in arms) * study.seeds(cells[0].workload.name).report
+        untuned = {*headline(asked.templates).values(), *study.document.untuned.arms}
+        seeds = study.seeds(cells[0].workload.name)
+        report = sum(2 + (arm in untuned) for arm in arms) * seeds.report
+        extended = sum(_beyond([cell for cell in cells if cell.arm == arm]) for arm in arms) * seeds.select
+        extended *= bool(study.document.run.extend and seeds.report)
         have, unreported = 0, report
-        if stored is not None:
-            have = int((stored["cell"].isin({cell.id for cell in cells}) & (stored["status"] != "failed")).sum())
+        if stored is not None and len(stored):
+            ids = {replace(cell, seed=seed).id for cell in cells for seed in range(seeds.select)}
+            have = int((stored["cell"].isin(ids) & (stored["status"] != "failed")).sum())
             unreported = 0 if chosen and chosen <= set(stored["cell"]) else report
         choice = how[key]
         step_seconds = choice.rate(choice.engine) or 0.0
-        missing = (len(cells) - have + unreported) * cells[0].steps
+        missing = counts[key] - have + unreported
         rows.append(
             {
                 "task": key,
-                "select": len(cells),
+                "select": counts[key],
                 "stored": have,
+                "extended": extended,
                 "report": report,
                 "engine": f"{choice.lanes} lanes{', compiled' if choice.compiled else ''}" if choice.engine == BATCHED else LOOP,
                 "step_seconds": step_seconds,
-                "seconds": step_seconds * missing,
+                "seconds": step_seconds * missing * cells[0].steps,
+                "at_most": step_seconds * (missing + extended) * cells[0].steps,
             }
         )
     return rows
+
+
+def _beyond(cells: Sequence[Cell]) -> int:
+    """How many settings `selection.extend` may add to those of one arm: two at an end of either axis that has one."""
+    thresholds = {cell.relative if cell.relative is not None else _threshold(cell) for cell in cells}
+    sides = [len({cell.lr for cell in cells}), len(thresholds)]
+    return math.prod(side + 2 * (side > 1) for side in sides) - len(cells)
+
+
+def _threshold(cell: Cell) -> Any:
+    return cell.clip.settings.get(cell.clip.threshold) if cell.clip.threshold is not None else None
 
 
 def shards(cells: int) -> int:

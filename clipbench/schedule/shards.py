@@ -17,13 +17,17 @@ WORTH = 8  # lanes below which a shard is not split further for the sake of an i
 
 @dataclass(frozen=True)
 class Shard:
-    """Some cells of one `stacked.shape`, and how they are run; ``seconds`` are predicted for a cell, 0 where nobody knows."""
+    """Some cells of one `stacked.shape`, and how they are run.
+
+    ``seconds`` are predicted for a cell, 0 where nobody knows; ``again`` says that a worker was killed at it already.
+    """
 
     jobs: tuple[Job, ...]
     engine: str = LOOP
     compiled: bool = False
     fewest: int = program.FEWEST
     seconds: float = 0.0
+    again: bool = False
 
     def run(self) -> Iterator[list[Record]]:
         """The records, as soon as there are any."""
@@ -34,7 +38,7 @@ class Shard:
 
     def without(self, done: int) -> Shard:
         """What is left of it after so many cells."""
-        return replace(self, jobs=self.jobs[done:])
+        return replace(self, jobs=self.jobs[done:], again=False)
 
     def halves(self) -> list[Shard]:
         """Two shards for one, without the compiled program, which has the same lanes for any number of cells."""

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -20,11 +20,18 @@ from typing import Any
 import torch
 
 from clipbench import registry
+from clipbench.engines import Record
+from clipbench.engines.failures import Fault, is_strangers, place, said, trace
 from clipbench.engines.program import NoLanes
+from clipbench.engines.rates import LOOP
 from clipbench.schedule.shards import Shard
+from clipbench.schedule.world import Change, World
 
+NOTHING = Fault()
 Used = tuple[Path, str]  # a stranger's file, and the hash it had when the study was read
+LIMIT = 600.0  # seconds a shard, a cell of one for the loop, or a call may take where nothing longer was predicted
 FAREWELL = 5.0  # seconds a process that has sent its result may take to end: torch's compiler has helpers of its own to end
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
@@ -65,34 +72,102 @@ def context(device: str) -> ForkServerContext | SpawnContext:
 
 @dataclass(frozen=True)
 class Broken:
-    """Why a worker could not run a shard and goes on without it; ``loop`` says that the loop may run it."""
+    """Why a worker could not run a shard; ``loop`` says that the loop may run it."""
 
     reason: str
     loop: bool = False
+    fault: Fault = NOTHING
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker says of its shard: records of its first cells, or why there are none; what had to be put back after them.
+
+    ``retired``: it takes no other cell, and waits for its end: its process is no longer what it was.
+    """
+
+    said: list[Record] | Broken
+    notes: tuple[str, ...] = ()
+    retired: bool = False
 
 
 def work(pipe: connection.Connection, use: Sequence[Used], threads: int, stop: Any) -> None:
     """A worker's life: receive a shard, send its records, until the pipe says None or the supervisor is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides what an interrupt means
-    _follow()
+    _heed_the_supervisor()
     try:
         prepare(threads, use)
     except registry.UsageError as error:
         pipe.send(error)
         return
+    world, process = World(), os.getpid()
     pipe.send(None)  # ready
     while (shard := pipe.recv()) is not None:
-        try:
-            for records in shard.run():
-                pipe.send(records)
-                if stop.is_set():
-                    return
-        except torch.OutOfMemoryError:
-            pipe.send(Broken(f"out of memory on {shard.jobs[0].cell.device}"))
-        except NoLanes as refusal:
-            pipe.send(Broken(str(refusal), loop=True))
-        except Exception as error:  # noqa: BLE001 - a stranger's component may raise anything; the matrix goes on
-            pipe.send(Broken(f"{type(error).__name__}: {error}".replace("\n", " ")[:500]))
+        for answer in _answers(shard, world):
+            if os.getpid() != process:
+                os._exit(0)  # a copy of the worker, which a component has made by a fork
+            _send(pipe, answer)
+            if stop.is_set() or answer.retired:
+                return
+
+
+def _send(pipe: connection.Connection, answer: Answer) -> None:
+    """Say it, or end: a component may have closed the pipe."""
+    try:
+        pipe.send(answer)
+    except OSError:
+        os._exit(1)
+
+
+def _answers(shard: Shard, world: World) -> Iterator[Answer]:
+    """A shard's answers; after each the process is compared with what it was before its first cell."""
+    runs = shard.run()
+    while (said := _attempt(runs, shard)) is not None:
+        change = world.compare(by_compiler=shard.compiled)
+        if change.numbers:
+            said = _spoiled(said, shard, change)
+        faults = [said.fault] if isinstance(said, Broken) else [record.fault for record in said if record.fault]
+        retired = bool(change.numbers or change.lasting or any(fault.spent for fault in faults))
+        yield Answer(said, change.notes, retired)
+        if retired or isinstance(said, Broken):
+            return
+
+
+def _attempt(runs: Iterator[list[Record]], shard: Shard) -> list[Record] | Broken | None:
+    try:
+        return next(runs, None)
+    except NoLanes as refusal:
+        return Broken(str(refusal), loop=True)
+    except torch.OutOfMemoryError as error:
+        return Broken(f"out of memory on {shard.jobs[0].cell.device}", fault=Fault.of(error))
+    except BaseException as error:  # noqa: BLE001 - a stranger's component may raise anything; the matrix goes on
+        return Broken(said(error), fault=Fault.of(error))
+
+
+def _spoiled(found: list[Record] | Broken, shard: Shard, change: Change) -> list[Record] | Broken:
+    """In place of what came of cells that changed their process: that they did."""
+    reason = f"it changed {', '.join(change.numbers)} of the process it shares with other cells"
+    if isinstance(found, Broken):
+        return Broken(f"{reason}, and then: {found.reason}", fault=found.fault)
+    if shard.engine != LOOP:
+        return Broken(reason)
+    return [
+        Record(
+            record.job,
+            threshold=record.threshold,
+            failure=reason if record.failure is None else f"{reason}, and then: {record.failure}",
+            fault=record.fault or Fault(),
+            threads=record.threads,
+            seconds=record.seconds,
+        )
+        for record in found
+    ]
+
+
+def _heed_the_supervisor() -> None:
+    """Leave it to the supervisor what an interrupt means, and end when it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a cluster sends it to every process at once
+    _follow()
 
 
 def _follow() -> None:
@@ -137,22 +212,47 @@ class Worker:
             with suppress(BrokenPipeError):
                 self.pipe.send(None)
         else:
-            self.process.terminate()
+            self.process.kill()
 
     def end(self) -> None:
         """Wait for it to be gone, and see to it where that takes too long."""
         self.process.join(FAREWELL)
-        self.process.terminate()
+        self.process.kill()
         self.process.join()
 
-    def death(self) -> str:
-        """Why the process ended, in words."""
+    def death(self) -> Death:
+        """How the process ended."""
         self.process.join()
-        code = self.process.exitcode or 0
-        return f"the worker was killed by {signal.Signals(-code).name}" if code < 0 else f"the worker exited with code {code}"
+        return Death(self.process.exitcode or 0)
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a process ended: its exit code, which below zero is a signal; None where it took too long."""
+
+    code: int | None
+
+    @property
+    def killed(self) -> bool:
+        """Whether a signal ended it."""
+        return self.code is not None and self.code < 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether somebody else did: no crash of its own."""
+        return self.killed and signal.Signals(-(self.code or 0)) not in CRASHES
+
+    def __str__(self) -> str:
+        if self.killed:
+            return f"the worker was killed by {signal.Signals(-(self.code or 0)).name}"
+        return f"the worker exited with code {self.code}"
 
 
 _called: set[Any] = set()  # the processes of calls under way
+
+
+class Bug(Exception):  # noqa: N818 - what it is called
+    """A mistake of ours in another process; its traceback comes as a note."""
 
 
 def call(
@@ -160,56 +260,94 @@ def call(
     arguments: Sequence[Any],
     use: Sequence[Used],
     device: str,
-    limit: float | None = None,
+    *,
+    what: str = "the work of a worker",
+    limit: float = LIMIT,
     threads: int = 1,
 ) -> Any:
-    """``function(*arguments)`` in a fresh worker, alone: a pilot, a timing, a replay.
+    """``function(*arguments)`` in a fresh worker, alone: a pilot, a timing, a replay. A worker that is killed has a second try.
 
+    :param what: how a user would call it, such as ``the pilot of "wdbc"``.
     :param limit: seconds it may take.
     :param threads: torch threads it has.
-    :raises UsageError: what the function raised as such, or that it took too long.
+    :raises UsageError: what the function raised as such; that a stranger's code raised, where; that it was killed or took too long.
+    :raises OSError: what the function raised as such.
+    :raises Bug: anything else that it raised.
     """
+    answers: list[Any] = []
+    for _ in range(2):
+        death = _called_once((function, tuple(arguments), tuple(use), threads), device, limit, answers)
+        if answers or not death.killed:
+            break
+    if answers:
+        return _taken(answers[0], what)
+    if death.code is None:
+        raise registry.UsageError(f"{what} took longer than {limit:g} s.")
+    raise registry.UsageError(f"{what}: {death}{', and so was the one after it' * death.killed}; nothing stored is lost.")
+
+
+def _called_once(given: tuple[Any, ...], device: str, limit: float, answers: list[Any]) -> Death:
+    """Have a fresh process answer; how it ended, without a code where it had to be ended."""
     server = context(device)
     pipe, end = server.Pipe()
-    process = server.Process(target=_call, args=(end, function, tuple(arguments), tuple(use), threads), daemon=True)
+    process = server.Process(target=_call, args=(end, *given), daemon=True)
     process.start()
     _called.add(process)
     end.close()
+    late = True
     try:
-        if not pipe.poll(limit):
-            raise registry.UsageError(f"{function.__name__.strip('_')} took longer than {limit:g} s.")
-        fine, value = pipe.recv()
-        process.join(FAREWELL)
-    except (EOFError, OSError):
+        late = not pipe.poll(limit)
+        if not late:
+            answers.append(pipe.recv())
+            process.join(FAREWELL)
+    except (EOFError, OSError):  # it ended without an answer
         process.join()
-        raise registry.UsageError(
-            f"a worker ended with code {process.exitcode} in {function.__name__.strip('_')}; nothing stored is lost."
-        ) from None
     finally:
+        late = late or process not in _called  # abandoned: nobody waits for another try
         _called.discard(process)
-        process.terminate()
+        process.kill()
         process.join()
-    if fine:
+    return Death(None if late else process.exitcode)
+
+
+def _taken(answer: tuple[str, Any], what: str) -> Any:
+    """The value that a call has answered, or its exception."""
+    kind, value = answer
+    if kind == "value":
         return value
-    raise registry.UsageError(value)
+    if kind == "bug":
+        bug = Bug(f"{what} has met a mistake in clipbench itself:")
+        bug.add_note(value)
+        raise bug
+    raise value if isinstance(value, OSError) else registry.UsageError(str(value).replace("{what}", what))
 
 
 def abandon() -> None:
     """End every call under way, in whatever thread it is waited for: what an interrupt asks for."""
     for process in list(_called):
-        process.terminate()
+        _called.discard(process)
+        process.kill()
 
 
 def _call(
     pipe: connection.Connection, function: Callable[..., Any], arguments: Sequence[Any], use: Sequence[Used], threads: int
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _follow()
+    _heed_the_supervisor()
     try:
         prepare(threads, use)
-        pipe.send((True, function(*arguments)))
-    except Exception as error:  # noqa: BLE001 - a stranger's component may raise anything
-        said = (
-            str(error) if isinstance(error, registry.UsageError) else f"{function.__name__} failed: {type(error).__name__}: {error}"
-        )
-        pipe.send((False, said))
+        pipe.send(("value", function(*arguments)))
+    except BaseException as error:  # noqa: BLE001 - a stranger's component may raise anything
+        pipe.send(_blamed(error))
+
+
+def _blamed(error: BaseException) -> tuple[str, Any]:
+    """Whose fault an exception is: the user's, the disk's, a stranger's, or ours."""
+    if isinstance(error, registry.UsageError):
+        return "usage", str(error)
+    if isinstance(error, OSError) and error.filename is not None and not is_strangers(error):
+        return "usage", OSError(error.errno, error.strerror, str(error.filename))
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "usage", "{what}: out of memory."
+    if is_strangers(error):
+        return "usage", f"{{what}} failed at {place(error)}: {said(error)}."
+    return "bug", trace(error)

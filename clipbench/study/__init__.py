@@ -49,6 +49,13 @@ class Study:
 
         :raises UsageError: an unknown component, an unfit or empty axis, or two tables that give the same cell.
         """
+        return [replace(one, seed=seed) for one in self.templates() for seed in range(self.seeds(one.workload.name).select)]
+
+    def templates(self) -> list[Cell]:
+        """The grid of the selection phase on its first seed, 0: what a study says, without the work of writing out its seeds.
+
+        :raises UsageError: as `cells` does.
+        """
         found: dict[str, Cell] = {}
         lengths: dict[tuple[str, int], int] = {}
         for template in self._grid():
@@ -56,14 +63,12 @@ class Study:
             if steps != template.steps:
                 given = f'"{template.problem}" is asked for at {steps} and at {template.steps} steps'
                 raise UsageError(f"{self.where}: {given}; runs of unequal length do not compare.")
-            for seed in range(self.seeds(template.workload.name).select):
-                cell = replace(template, seed=seed)
-                if cell.id in found:
-                    point = f"{cell.problem}, {cell.arm}, lr {cell.lr:g}"
-                    raise UsageError(
-                        f"{self.where}: the same cell is asked for twice ({point}); two tables or two values repeat each other."
-                    )
-                found[cell.id] = cell
+            if template.id in found:
+                point = f"{template.problem}, {template.arm}, lr {template.lr:g}"
+                raise UsageError(
+                    f"{self.where}: the same cell is asked for twice ({point}); two tables or two values repeat each other."
+                )
+            found[template.id] = template
         met = {cell.workload.name for cell in found.values()}
         for number, table in enumerate(self.document.workload):
             if table.name not in met:

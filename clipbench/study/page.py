@@ -52,6 +52,7 @@ class Run(Page):
     seeds: Seeds = Seeds()
     engine: Literal["auto", "loop", "batched"] = "auto"
     evaluations: Whole = 20
+    extend: bool = True
     events: dict[str, float] = Field(default_factory=dict)
 
 

@@ -35,6 +35,7 @@ WANTED = {
     "name": "text",
     "title": "text",
     "use": "a list of file names",
+    "extend": "true or false",
     "events": "a table of numbers",
     "run": "a table with at least `steps`",
     "untuned": "a table with `lr` and `threshold`",
@@ -45,8 +46,8 @@ WANTED = {
 
 
 def sentence(where: str, raw: Mapping[str, Any], error: ValidationError) -> str:
-    """The first error of the validation library, as a sentence of ours."""
-    first = error.errors()[0]
+    """The first error of the validation library, as a sentence of ours; a word that is not known before one that is missing."""
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     place = [step for step in first["loc"] if isinstance(step, int) or step in WANTED or first["type"] == "extra_forbidden"]
     section = str(place[0])
     if section in registry.KINDS and len(place) > 1 and isinstance(place[1], int):
@@ -64,8 +65,17 @@ def sentence(where: str, raw: Mapping[str, Any], error: ValidationError) -> str:
         return f"{where}: there is no setting `{name}`. There are: {', '.join(known)}.{hint}"
     wanted = WANTED.get(f"{section}.{name}") or WANTED.get(name, "something else")
     if first["type"] == "missing":
-        return f"{where}: `{name}` is missing; it must be {wanted}."
+        return f"{where}: `{name}` is missing; it must be {wanted}.{_written_for(name, raw, first)}"
     return f"{where}: `{name}` is {_given(raw, first)}, and must be {wanted}."
+
+
+def _written_for(name: str, raw: Mapping[str, Any], first: Any) -> str:
+    """What stands in a table that may have words of its own, where a missing word may have been meant."""
+    table: Any = raw
+    for step in first["loc"][:-1]:
+        table = table[step]
+    close = [word for word in table if registry.nearest(word, [name])]
+    return f" Did you mean it by `{close[0]}`?" if close else ""
 
 
 def _given(raw: Mapping[str, Any], first: Any) -> str:
