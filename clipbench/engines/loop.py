@@ -101,9 +101,10 @@ class Trainer:
         self.optimizer.zero_grad()
         loss = self.backward(inputs, targets)
         self.meter.raw()
-        clip_ran = self.clip()
+        if self.clip():
+            self.meter.clipped()
         self.optimizer.step()
-        self.meter.step(loss, clip_ran)
+        self.meter.step(loss)
 
     def _backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The gradient of a batch into ``.grad``, part after part where it is taken so; its loss."""
@@ -199,12 +200,16 @@ def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
 
         return in_place
 
-    weights = {name: param.detach() for name, param in named.items()}  # not copies: they move with every step
-    state = _apart(clip.init(weights), weights) if hasattr(clip, "init") else {}
+    def weights_now() -> trees.Tree:
+        """Not copies; looked up at every step, for an optimizer may give a parameter other memory."""
+        return {name: param.detach() for name, param in named.items()}
+
+    state = _apart(clip.init(weights_now()), weights_now()) if hasattr(clip, "init") else {}
 
     @torch.no_grad()
     def pure() -> bool:
         nonlocal state
+        weights = weights_now()
         # A parameter without a gradient counts as one whose gradient is zero, and stays without one.
         grads = {name: torch.zeros_like(param) if param.grad is None else param.grad for name, param in named.items()}
         clipped, state = clip.update(grads, state, weights)
