@@ -401,6 +401,12 @@ WORKLOADS = {
         "mse_loss(output, target)",
         "mse_loss(output.float(), target.float())",
     ),
+    "a weight that is not the loss's": (
+        "a batch in parts adds up to the whole, or says why not",
+        "no mean over examples by its `weight`",
+        "def model",
+        "def weight(self, targets):\n        return targets.abs().sum()\n\n    def model",
+    ),
     "luck of its own": (
         "the seed decides weights and batches",
         "the same seed gave another weight",

@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from clipbench import clip, clips, engines, events, feed, metrics, optimizer, optimizers, registry, trees, workload, workloads
 from clipbench.cell import Cell, Part
-from clipbench.engines import Components, Job, Trainer, pilot, run
+from clipbench.engines import Components, Job, Trainer, pilot, run, shares
 from clipbench.events import CHANGED, COSINE, GRAD_NORM, KEPT, LOSS, UPDATE_NORM
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
@@ -147,6 +147,7 @@ def test_a_schedule_is_torchs_scheduler_beside_the_optimizer():
 def test_a_batch_taken_in_parts_has_the_gradient_of_the_whole(monkeypatch):
     """In float64 to rounding, loss included; and the model never sees more than a part."""
     whole = record("digits", "momentum", ("norm", {"max_norm": 0.1}), dtype="float64")
+    shares.apart(registry.build("workload", "digits", {}), 20, 4)  # which looks at whole batches, once
     seen = []
     forward = nn.Conv2d.forward
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, inputs: (seen.append(len(inputs)), forward(self, inputs))[1])
@@ -229,7 +230,7 @@ def test_parts_of_a_batch_change_nothing_for_single_examples():
     np.testing.assert_allclose(*made, rtol=1e-9, atol=1e-12)
 
 
-def test_a_model_that_mixes_examples_has_no_gradient_of_one():
+def test_a_model_that_mixes_examples_has_no_clip_on_one():
     """BatchNorm: the record says so, and the matrix goes on."""
 
     @workload("normalised")
@@ -239,7 +240,7 @@ def test_a_model_that_mixes_examples_has_no_gradient_of_one():
 
     try:
         one = cell("normalised", "sgd", ("norm", {"max_norm": 0.2, "on": "example"}))
-        assert "the model has no gradient of a single example" in run(Job(one, one.clip_settings())).failure
+        assert "its loss is no mean over examples" in run(Job(one, one.clip_settings())).failure
     finally:
         registry._tables["workload"].pop("normalised")
 

@@ -57,6 +57,7 @@ CLAIMS: dict[Kind, dict[str, Test]] = {
         "no global random state": workloads.draws_nothing,
         "splits present, inputs and targets alike in number": workloads.splits_match,
         "loss and gradient finite at the start": workloads.finite_start,
+        "a batch in parts adds up to the whole, or says why not": workloads.parts_add_up,
         "the seed decides weights and batches": workloads.seeds_decide,
         "the metric is a number": workloads.metric_is_a_number,
         "reference_loss declared": workloads.reference_declared,

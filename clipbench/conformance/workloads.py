@@ -12,6 +12,7 @@ from torch import Tensor
 from clipbench import feed, trees
 from clipbench.conformance.findings import Fault, distance, no_draw
 from clipbench.conformance.settings import examples
+from clipbench.engines import shares
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -62,6 +63,20 @@ def finite_start(cls: type[Any]) -> None:
         broken = [name for name, grad in grads.items() if not grad.isfinite().all()]
         if broken or not grads:
             raise Fault(f"the first gradient in {dtype} is not finite: {', '.join(broken)}" if grads else "nothing has a gradient")
+
+
+def parts_add_up(cls: type[Any]) -> str:
+    """Whether parts of a batch, and single examples, have together the loss and the gradient of the whole.
+
+    :raises Fault: the workload says by `weight` how they add up, and they do not.
+    """
+    workload, size = _built(cls), len(_batch(_built(cls))[0])
+    for number in (2, size):
+        if size % number == 0 and (difference := shares.apart(workload, size, number)) is not None:
+            if hasattr(workload, "weight"):
+                raise Fault(difference)
+            return f'{difference}; `accumulate` and `on = "example"` refuse it without a `weight(targets)`'
+    return "it does, by its `weight`" if hasattr(workload, "weight") else "its loss is a mean over examples"
 
 
 def seeds_decide(cls: type[Any]) -> str | None:
