@@ -7,6 +7,7 @@ batches, in every process and in every engine.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any
@@ -30,10 +31,18 @@ def model(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: 
     ``model(self)`` draws them from torch's random state, which the seed has set; ``model(self, seed)`` is handed the seed as well.
 
     :param mixed: whether it computes under autocast to bfloat16, and returns float32.
+    :raises UsageError: a parameter or a buffer is complex: in ``dtype`` it would be another model.
     """
     given = {"seed": seed} if _takes(workload.model, "seed") else {}
     with trees.seeded(workload.name, seed, "weights"), trees.AlikeEverywhere():  # type: ignore[no-untyped-call]
-        module = workload.model(**given).to(device=device, dtype=dtype)
+        module = workload.model(**given)
+    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if tensor.is_complex():
+            raise UsageError(
+                f'workload "{workload.name}": `{name}` is complex ({str(tensor.dtype).removeprefix("torch.")}), and only real '
+                "numbers are trained here; keep real and imaginary part as two, such as `torch.view_as_real` makes of it"
+            )
+    module = module.to(device=device, dtype=dtype)
     if mixed:
         plain = module.forward
 
