@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from clipbench import clip, clips, engines, events, feed, metrics, optimizer, optimizers, registry, trees, workload, workloads
 from clipbench.cell import Cell, Part
-from clipbench.engines import Components, Job, Trainer, pilot, run, shares
+from clipbench.engines import Components, Job, Trainer, lanes, pilot, run, shares
 from clipbench.events import CHANGED, COSINE, GRAD_NORM, KEPT, LOSS, UPDATE_NORM
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
@@ -142,6 +142,29 @@ def test_a_schedule_is_torchs_scheduler_beside_the_optimizer():
     made = losses("wdbc", ("momentum", {"schedule": "cosine"}), seed=3, dtype="float64")
     assert made == pytest.approx(expected, rel=1e-10)
     assert made != pytest.approx(losses("wdbc", "momentum", seed=3, dtype="float64"), rel=1e-4)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_data_that_spoil_an_evaluation_do_not_spoil_the_verdict(split, value, monkeypatch):
+    """The run learns as it does without them, in both engines, and an event says which evaluation was not finite, and when."""
+    sound = record("wdbc", "momentum", steps=60)
+    assert sound.verdict.outcome == "learned"
+    whole = feed.splits
+
+    def spoiled(*given):
+        found = dict(whole(*given))
+        inputs, targets = found[split]
+        found[split] = (inputs.index_fill(0, torch.tensor([3]), value), targets)
+        return found
+
+    monkeypatch.setattr(feed, "splits", spoiled)
+    one = cell("wdbc", "momentum", steps=60)
+    for made in (run(Job(one, {})), *lanes.run([Job(one, {})])):
+        assert made.verdict == sound.verdict
+        assert made.steps_to_target is None or split == "test"
+        event = next(event for event in made.events if event.kind == "nonfinite_evaluation")
+        assert (event.step, event.detail) == (0 if split == "validation" else 60, f"loss on the {split} split is not finite")
 
 
 def test_a_batch_taken_in_parts_has_the_gradient_of_the_whole(monkeypatch):

@@ -56,6 +56,7 @@ CLAIMS: dict[Kind, dict[str, Test]] = {
         "hooks present": workloads.hooks_present,
         "no global random state": workloads.draws_nothing,
         "splits present, inputs and targets alike in number": workloads.splits_match,
+        "every split finite, and the first loss on it": workloads.splits_finite,
         "loss and gradient finite at the start": workloads.finite_start,
         "a batch in parts adds up to the whole, or says why not": workloads.parts_add_up,
         "the seed decides weights and batches": workloads.seeds_decide,

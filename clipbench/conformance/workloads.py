@@ -13,6 +13,7 @@ from clipbench import feed, trees
 from clipbench.conformance.findings import Fault, distance, no_draw
 from clipbench.conformance.settings import examples
 from clipbench.engines import shares
+from clipbench.engines.record import CHUNK
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -95,14 +96,32 @@ def seeds_decide(cls: type[Any]) -> str | None:
     return "no randomness: every seed is the same run, n = 1" if same else None
 
 
+def splits_finite(cls: type[Any]) -> None:
+    """No input and no target of any split is NaN or infinite, nor is the untrained module's loss where it is evaluated."""
+    workload = _built(cls)
+    for split, pair in feed.splits(workload, 0).items():
+        for what, tensor in zip(("inputs", "targets"), pair, strict=True):
+            if broken := int((~tensor.isfinite()).sum()):
+                raise Fault(f'split "{split}" has {what} that are not finite: {broken} of {tensor.numel()} numbers')
+    for split in ("validation", "test"):
+        outputs, targets = _outputs(workload, split)
+        loss = float(feed.loss_of(workload, outputs, targets).mean())
+        if not math.isfinite(loss):
+            raise Fault(f'on split "{split}" the untrained module has a loss of {loss}')
+
+
 @torch.no_grad()
+def _outputs(workload: Any, split: str) -> tuple[Tensor, Tensor]:
+    """What the untrained module makes of a whole split, and its targets."""
+    module = feed.model(workload, 0).eval()
+    inputs, targets = feed.splits(workload, 0)[split]
+    return torch.cat([torch.atleast_1d(module(part)) for part in inputs.split(CHUNK)]), targets
+
+
 def metric_is_a_number(cls: type[Any]) -> str:
     """The metric of the untrained module on the test split is finite."""
     workload = _built(cls)
-    module = feed.model(workload, 0).eval()
-    inputs, targets = feed.splits(workload, 0)["test"]
-    outputs = torch.cat([torch.atleast_1d(module(part)) for part in inputs.split(512)])
-    value = float(workload.metric(outputs, targets))
+    value = float(workload.metric(*_outputs(workload, "test")))
     if not math.isfinite(value):
         raise Fault(f"on the test split it is {value}")
     return f"{value:.3g} before training"
