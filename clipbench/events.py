@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +98,25 @@ def derive(
         level, base = _level(rows, reference, optimum)
         found += _blow_ups(level, base, rules)
         found += _spikes(level, base, rules)
-    return sorted(found, key=lambda event: (event.step, schema.KINDS.index(event.kind)))
+    return ordered(found)
+
+
+def evaluated(evaluations: Sequence[tuple[int, str, str, float]]) -> list[Event]:
+    """The events of a run's evaluations, each ``(updates, split, metric, value)``: of every split and metric the first not finite.
+
+    They end nothing: what is wrong may be the data that are looked at, or the metric.
+    """
+    found: dict[tuple[str, str], Event] = {}
+    for updates, split, metric, value in evaluations:
+        if not math.isfinite(value):
+            event = Event(updates, "nonfinite_evaluation", value, f"{metric} on the {split} split is not finite")
+            found.setdefault((split, metric), event)
+    return ordered(found.values())
+
+
+def ordered(events: Iterable[Event]) -> list[Event]:
+    """Events by their steps; those of one step as ``schema.KINDS`` has them."""
+    return sorted(events, key=lambda event: (event.step, schema.KINDS.index(event.kind)))
 
 
 @SILENT
@@ -113,7 +131,8 @@ def judge(
 ) -> Verdict:
     """Status and outcome of a run that was not cut short.
 
-    :param validation_loss: of the last evaluation, where there was one.
+    :param validation_loss: of the last evaluation, where there was one. One that is not finite says nothing of the training, which
+        is then judged alone.
     """
     rules = rules or Rules()
     kinds = {event.kind: event for event in reversed(events)}  # the first of each kind
@@ -128,7 +147,7 @@ def judge(
     if not len(rows):
         return Verdict("completed", "stalled")
     level, base = _level(rows, reference, optimum)
-    last = validation_loss - (optimum or 0.0) if validation_loss is not None else -math.inf
+    last = -math.inf if validation_loss is None or not math.isfinite(validation_loss) else validation_loss - (optimum or 0.0)
     if _tail(level, rules) < base and last < base:
         return Verdict("completed", "learned")
     left = np.any((level < rules.left_below * base) | (level > rules.left_above * base))

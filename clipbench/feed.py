@@ -7,6 +7,7 @@ batches, in every process and in every engine.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any
@@ -30,10 +31,18 @@ def model(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: 
     ``model(self)`` draws them from torch's random state, which the seed has set; ``model(self, seed)`` is handed the seed as well.
 
     :param mixed: whether it computes under autocast to bfloat16, and returns float32.
+    :raises UsageError: a parameter or a buffer is complex: in ``dtype`` it would be another model.
     """
     given = {"seed": seed} if _takes(workload.model, "seed") else {}
     with trees.seeded(workload.name, seed, "weights"), trees.AlikeEverywhere():
-        module = workload.model(**given).to(device=device, dtype=dtype)
+        module = workload.model(**given)
+    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if tensor.is_complex():
+            raise UsageError(
+                f'workload "{workload.name}": `{name}` is complex ({str(tensor.dtype).removeprefix("torch.")}), and only real '
+                "numbers are trained here; keep real and imaginary part as two, such as `torch.view_as_real` makes of it"
+            )
+    module = module.to(device=device, dtype=dtype)
     if mixed:
         plain = module.forward
 
@@ -135,13 +144,32 @@ def order(examples: int, batch: int, steps: int, stream: torch.Generator, name: 
     return torch.cat(epochs).reshape(-1, batch)[:steps] if epochs else torch.empty(0, batch, dtype=torch.long)
 
 
-def parts(inputs: Tensor, targets: Tensor, number: int) -> list[tuple[float, Tensor, Tensor]]:
-    """A batch in ``number`` parts: the share of its examples, inputs and targets of each.
+def parts(workload: Any, inputs: Tensor, targets: Tensor, number: int) -> list[tuple[float, Tensor, Tensor]]:
+    """A batch in ``number`` parts: the share of each in the whole, its inputs and its targets.
+
+    A share is that of the examples, or of the workload's ``weight(targets)``, where it has one: what a part counts for, a number
+    of at least 0, such as the sum of its classes' weights. A part that counts for nothing is left out, for its loss may be 0/0; of
+    a batch in which all do, none is.
 
     An analytic function, whose input is one vector whatever the batch, has one part.
     """
-    pieces = zip(inputs.chunk(number), targets.chunk(number), strict=True)
-    return [(len(some) / len(inputs), some, wanted) for some, wanted in pieces]
+    pieces = list(zip(inputs.chunk(number), targets.chunk(number), strict=True))
+    if not hasattr(workload, "weight"):
+        return [(len(some) / len(inputs), some, wanted) for some, wanted in pieces]
+    weights = torch.stack([weight(workload, wanted) for _, wanted in pieces])
+    whole = [(share, *piece) for share, piece in zip((weights / weights.sum()).tolist(), pieces, strict=True)]
+    return [part for part in whole if part[0] != 0] or whole
+
+
+def weight(workload: Any, targets: Tensor) -> Tensor:
+    """What some examples count for in a workload that says it, a scalar in float64.
+
+    :raises UsageError: it is no single number.
+    """
+    found = torch.as_tensor(workload.weight(targets), device=targets.device)
+    if found.numel() != 1 or found.is_complex():
+        raise UsageError(f'workload "{workload.name}": `weight` returned {found.numel()} numbers, not one of at least 0')
+    return found.reshape(()).double()
 
 
 def loss_of(workload: Any, output: Tensor, target: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ OUTCOMES = ("learned", "stalled", "collapsed", "diverged")
 UNSTABLE = ("diverged", "collapsed")
 ROLES = ("select", "report")
 NONFINITE = ("nonfinite_loss", "nonfinite_grad", "nonfinite_param")
-KINDS = (*NONFINITE, "norm_overflow", "blow_up", "recovered", "spike")
+KINDS = (*NONFINITE, "nonfinite_evaluation", "norm_overflow", "norm_underflow", "blow_up", "recovered", "spike")
 
 TEXT, INT, FLOAT, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -107,8 +107,14 @@ EVALS = (
 )
 EVENTS = (
     Column("cell", TEXT, "", "the cell's identity"),
-    Column("step", INT, "step", "first step of the event"),
-    Column("kind", TEXT, "", "nonfinite_loss, nonfinite_grad, nonfinite_param, norm_overflow, blow_up, recovered or spike"),
+    Column("step", INT, "step", "first step of the event; of an evaluation the updates made before it"),
+    Column(
+        "kind",
+        TEXT,
+        "",
+        "nonfinite_loss, nonfinite_grad, nonfinite_param, nonfinite_evaluation, norm_overflow, norm_underflow, blow_up, recovered "
+        "or spike",
+    ),
     Column("value", FLOAT, "", "the quantity the rule looked at, at that step"),
     Column("detail", TEXT, "", "the rule in words, with its line"),
 )

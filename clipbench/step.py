@@ -29,11 +29,10 @@ class Meter:
     """
 
     def __init__(self, params: Sequence[nn.Parameter]) -> None:
-        self._params = [param.detach() for param in params]
         self._leaves = list(params)
-        self._before = torch.cat([param.reshape(-1) for param in self._params])
+        self._before = torch.cat([leaf.detach().reshape(-1) for leaf in self._leaves])
         self._after, self._raw, self._clipped, self._zeros = (torch.zeros_like(self._before) for _ in range(4))
-        self._direction: Tensor | None = None
+        self._pair: tuple[Tensor, Tensor] | None = None  # what the clip was handed and what it returned
         self._differs = torch.empty_like(self._before, dtype=torch.bool)
         self._none = torch.zeros((), dtype=torch.long, device=self._before.device)
         self._pending: list[tuple[Tensor, ...]] = []
@@ -42,22 +41,23 @@ class Meter:
         """Keep the gradient as it is, before the clip."""
         torch.cat(self._gradient(), out=self._raw)
 
+    def clipped(self) -> None:
+        """Keep the gradient as the clip left it. Later is too late: an optimizer may change ``.grad`` while it steps."""
+        self._pair = self._raw, torch.cat(self._gradient(), out=self._clipped)
+
     def update(self, direction: Sequence[Tensor], clipped: Sequence[Tensor]) -> None:
         """Keep an update before and after a clip that is applied to it, in the parameters' order."""
-        self._direction = torch.cat([tensor.reshape(-1) for tensor in direction])
-        torch.cat([tensor.reshape(-1) for tensor in clipped], out=self._clipped)
+        handed = torch.cat([tensor.reshape(-1) for tensor in direction])
+        self._pair = handed, torch.cat([tensor.reshape(-1) for tensor in clipped], out=self._clipped)
 
-    def step(self, loss: Tensor, clip_ran: bool) -> None:
-        """Measure the step that was just taken: ``clip_ran=False`` says that no clip touched the gradient."""
+    def step(self, loss: Tensor) -> None:
+        """Measure the step that was just taken."""
         raw, changed = self._raw, self._none
-        handed = clipped = raw
-        if clip_ran:
-            clipped = torch.cat(self._gradient(), out=self._clipped)
-        elif self._direction is not None:
-            handed, clipped, self._direction = self._direction, self._clipped, None
+        handed, clipped = self._pair or (raw, raw)
+        self._pair = None
         if clipped is not raw:
             changed = torch.count_nonzero(torch.ne(handed, clipped, out=self._differs))
-        torch.cat([param.reshape(-1) for param in self._params], out=self._after)
+        torch.cat([leaf.detach().reshape(-1) for leaf in self._leaves], out=self._after)
         update = self._before.sub_(self._after)
         raw_raw = torch.dot(raw, raw)
         self._pending.append(
@@ -95,9 +95,11 @@ class Unmeasured(Meter):
 
     def raw(self) -> None: ...
 
+    def clipped(self) -> None: ...
+
     def update(self, direction: Sequence[Tensor], clipped: Sequence[Tensor]) -> None: ...
 
-    def step(self, loss: Tensor, clip_ran: bool) -> None: ...
+    def step(self, loss: Tensor) -> None: ...
 
 
 def products(

@@ -401,6 +401,24 @@ WORKLOADS = {
         "mse_loss(output, target)",
         "mse_loss(output.float(), target.float())",
     ),
+    "a NaN in the validation split": (
+        "every split finite, and the first loss on it",
+        'split "validation" has inputs that are not finite: 2 of 80 numbers',
+        "y = x.sum(1, keepdim=True)",
+        "x[1] = float('nan')\n        y = x.sum(1, keepdim=True)",
+    ),
+    "a test split whose loss overflows": (
+        "every split finite, and the first loss on it",
+        'on split "test" the untrained module has a loss of inf',
+        "y = x.sum(1, keepdim=True)",
+        "x[2] = 3e37\n        y = x.sum(1, keepdim=True)",
+    ),
+    "a weight that is not the loss's": (
+        "a batch in parts adds up to the whole, or says why not",
+        "no mean over examples by its `weight`",
+        "def model",
+        "def weight(self, targets):\n        return targets.abs().sum()\n\n    def model",
+    ),
     "luck of its own": (
         "the seed decides weights and batches",
         "the same seed gave another weight",
@@ -436,8 +454,8 @@ def test_a_fault_in_a_workload_breaks_its_claim(judged, claim, words, old, new):
     assert LINE.count(old) == 1
     broken = judged(LINE.replace(old, new), "workload", "line")
     assert words in broken[claim]
-    # without a model or a split other claims have nothing to look at, and a run is made of steps
-    assert list(broken) == [claim] or claim.startswith(("hooks", "splits", "a step in lanes")), broken
+    # without a model, a split or a finite loss other claims have nothing to look at, and a run is made of steps
+    assert list(broken) == [claim] or claim.startswith(("hooks", "splits", "loss and gradient", "a step in lanes")), broken
 
 
 LANES = {

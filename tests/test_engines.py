@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from clipbench import clip, clips, engines, events, feed, metrics, optimizer, optimizers, registry, trees, workload, workloads
 from clipbench.cell import Cell, Part
-from clipbench.engines import Components, Job, Trainer, pilot, run
+from clipbench.engines import Components, Job, Trainer, lanes, pilot, run, shares
 from clipbench.events import CHANGED, COSINE, GRAD_NORM, KEPT, LOSS, UPDATE_NORM
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
@@ -144,9 +144,33 @@ def test_a_schedule_is_torchs_scheduler_beside_the_optimizer():
     assert made != pytest.approx(losses("wdbc", "momentum", seed=3, dtype="float64"), rel=1e-4)
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_data_that_spoil_an_evaluation_do_not_spoil_the_verdict(split, value, monkeypatch):
+    """The run learns as it does without them, in both engines, and an event says which evaluation was not finite, and when."""
+    sound = record("wdbc", "momentum", steps=60)
+    assert sound.verdict.outcome == "learned"
+    whole = feed.splits
+
+    def spoiled(*given):
+        found = dict(whole(*given))
+        inputs, targets = found[split]
+        found[split] = (inputs.index_fill(0, torch.tensor([3]), value), targets)
+        return found
+
+    monkeypatch.setattr(feed, "splits", spoiled)
+    one = cell("wdbc", "momentum", steps=60)
+    for made in (run(Job(one, {})), *lanes.run([Job(one, {})])):
+        assert made.verdict == sound.verdict
+        assert made.steps_to_target is None or split == "test"
+        event = next(event for event in made.events if event.kind == "nonfinite_evaluation")
+        assert (event.step, event.detail) == (0 if split == "validation" else 60, f"loss on the {split} split is not finite")
+
+
 def test_a_batch_taken_in_parts_has_the_gradient_of_the_whole(monkeypatch):
     """In float64 to rounding, loss included; and the model never sees more than a part."""
     whole = record("digits", "momentum", ("norm", {"max_norm": 0.1}), dtype="float64")
+    shares.apart(registry.build("workload", "digits", {}), 20, 4)  # which looks at whole batches, once
     seen = []
     forward = nn.Conv2d.forward
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, inputs: (seen.append(len(inputs)), forward(self, inputs))[1])
@@ -229,7 +253,7 @@ def test_parts_of_a_batch_change_nothing_for_single_examples():
     np.testing.assert_allclose(*made, rtol=1e-9, atol=1e-12)
 
 
-def test_a_model_that_mixes_examples_has_no_gradient_of_one():
+def test_a_model_that_mixes_examples_has_no_clip_on_one():
     """BatchNorm: the record says so, and the matrix goes on."""
 
     @workload("normalised")
@@ -239,7 +263,7 @@ def test_a_model_that_mixes_examples_has_no_gradient_of_one():
 
     try:
         one = cell("normalised", "sgd", ("norm", {"max_norm": 0.2, "on": "example"}))
-        assert "the model has no gradient of a single example" in run(Job(one, one.clip_settings())).failure
+        assert "its loss is no mean over examples" in run(Job(one, one.clip_settings())).failure
     finally:
         registry._tables["workload"].pop("normalised")
 

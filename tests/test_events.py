@@ -19,6 +19,7 @@ from clipbench.events import (
     Verdict,
     derive,
     ends,
+    evaluated,
     judge,
     peak_ratio,
     rules_from,
@@ -294,8 +295,31 @@ def test_a_validation_loss_at_the_reference_is_a_collapse_too():
     assert verdict(curve(1.0, *[0.95] * 99), validation_loss=1.0).outcome == "stalled"
 
 
-def test_a_validation_loss_of_nan_is_not_learned():
-    assert verdict(curve(1.0, *[0.5] * 99), validation_loss=NAN).outcome == "collapsed"
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+def test_a_validation_loss_that_is_not_finite_leaves_the_verdict_to_the_training(value):
+    """It says nothing of it: a good run is not collapsed by a NaN among the data, nor a bad one saved."""
+    for rows in (curve(1.0, *[0.5] * 99), curve(1.0, *[0.5] * 50, *[1.0] * 49), curve(*[1.0] * 100)):
+        assert verdict(rows, validation_loss=value) == verdict(rows)
+    assert verdict(curve(1.0, *[0.5] * 99), validation_loss=value).outcome == "learned"
+
+
+def test_an_evaluation_that_is_not_finite_is_an_event_once_for_every_split_and_metric():
+    made = evaluated(
+        [
+            (0, "validation", "loss", 0.5),
+            (10, "validation", "loss", math.inf),
+            (20, "validation", "loss", NAN),
+            (20, "validation", "roc_auc", 0.5),
+            (20, "test", "roc_auc", NAN),
+            (5, "test", "loss", 0.1),
+        ]
+    )
+    assert [(event.step, event.kind, event.detail) for event in made] == [
+        (10, "nonfinite_evaluation", "loss on the validation split is not finite"),
+        (20, "nonfinite_evaluation", "roc_auc on the test split is not finite"),
+    ]
+    assert made[0].value == math.inf
+    assert math.isnan(made[1].value)
 
 
 def test_the_validation_loss_is_measured_from_the_optimum_as_well():

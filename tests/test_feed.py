@@ -182,3 +182,25 @@ def test_weights_are_those_of_a_plainly_seeded_module():
         plain = nn.Sequential(nn.Linear(30, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
     for one, other in zip(plain.parameters(), feed.model(built("wdbc"), 5).parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_a_complex_model_is_refused_by_name(kind, dtype):
+    """Moved to a real dtype, as modules are, it would lose its imaginary parts in silence."""
+
+    class Spectral(Tiny):
+        name = "spectral"
+
+        def model(self):
+            module = nn.Linear(3, 2)
+            tensor = torch.ones(3, dtype=dtype)
+            if kind == "buffer":
+                module.register_buffer("filter", tensor)
+            else:
+                module.filter = nn.Parameter(tensor)
+            return module
+
+    words = f'workload "spectral": `filter` is complex .{str(dtype).removeprefix("torch.")}.'
+    with pytest.raises(UsageError, match=words):
+        feed.model(Spectral(), 0)

@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from clipbench import events, protocol, registry, replay, schedule, study
+from clipbench import events, feed, protocol, registry, replay, schedule, schema, study
 from clipbench.engines import Job
 from clipbench.engines.record import Record
 from clipbench.registry import UsageError
@@ -68,6 +69,41 @@ def test_the_other_engine_matches_within_a_tolerance_and_says_so(stores):
     found = replay.replay(stores["loop"], a_clipped_cell(stores["loop"])[:8], engine="batched")
     assert found.matches, found.sentence
     assert "no more than a tolerance, because the row was made by loop" in found.sentence
+
+
+@pytest.mark.parametrize(("made_by", "engine"), [("loop", "batched"), ("batched", "loop"), ("batched", "batched")])
+def test_a_mixed_cell_matches_in_either_engine(made_by, engine, tmp_path):
+    registry.load_packaged()
+    text = PAGE.replace("float64", "bfloat16-mixed").replace("[0.01, 0.03]", "0.01")
+    page = study.parse("tiny", text, tmp_path)
+    store = Store.create(tmp_path / "tiny", page.name, page.text)
+    with store.claim():
+        protocol.run(page, store, engine=made_by, with_throughput=False)
+    found = replay.replay(Store(store.folder), a_clipped_cell(store), engine=engine)
+    assert found.matches, found.sentence
+
+
+def test_every_dtype_has_a_tolerance():
+    assert replay.TOLERANCE.keys() == feed.DTYPES.keys()
+
+
+@pytest.mark.parametrize("gone", ["null", "absent"])
+def test_a_column_that_came_later_breaks_no_older_row(stores, gone, monkeypatch):
+    """The format has a column more than the row: the others are compared."""
+    store, read = stores["loop"], Store.read
+    later = [replace(column, later=column.name in ("cosine", "update_norm")) for column in schema.CURVES]
+    monkeypatch.setitem(schema.TABLES, "curves", tuple(later))
+
+    def older(self, table):
+        frame = read(self, table)
+        if table != "curves":
+            return frame
+        return frame.drop(columns="cosine") if gone == "absent" else frame.assign(cosine=pd.NA)
+
+    monkeypatch.setattr(Store, "read", older)
+    found = replay.replay(store, a_clipped_cell(store))
+    assert found.matches, found.sentence
+    assert found.sentence.endswith("Asked for was the same bits.")
 
 
 def test_a_row_that_came_about_otherwise_does_not_match(stores, tmp_path):

@@ -1,6 +1,7 @@
 """A step's measures are those of an independent computation in float64, and tell the edges of float32 apart."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -59,9 +60,10 @@ def measured(params, clip=None):
     """The row of one step whose gradients are set, clipped as the loop clips them."""
     meter = Meter(params)
     meter.raw()
-    clip_ran = clip is not None and clipper(clip, {str(number): param for number, param in enumerate(params)})()
+    if clip is not None and clipper(clip, {str(number): param for number, param in enumerate(params)})():
+        meter.clipped()
     move(params)
-    meter.step(torch.tensor(0.25), clip_ran)
+    meter.step(torch.tensor(0.25))
     [row] = meter.rows()
     return row
 
@@ -107,8 +109,9 @@ def test_a_meter_starts_anew_after_its_rows_were_read():
             set_gradients(params, step)
             meter.raw()
             CLIPS["norm"].clip_(params)
+            meter.clipped()
             move(params)
-            meter.step(torch.tensor(float(step)), clip_ran=True)
+            meter.step(torch.tensor(float(step)))
             if step in stops:
                 found.append(meter.rows())
         return np.concatenate([*found, meter.rows()])
@@ -125,7 +128,7 @@ def test_a_meter_follows_parameters_that_are_changed_in_place():
         fill(params, 1.0)
         meter.raw()
         move(params)
-        meter.step(torch.tensor(0.0), clip_ran=False)
+        meter.step(torch.tensor(0.0))
     expected = 0.1 * math.sqrt(sum(param.numel() for param in params))
     np.testing.assert_allclose(meter.rows()[:, UPDATE_NORM], expected, rtol=1e-13)
 
@@ -136,11 +139,57 @@ def test_measuring_changes_neither_gradients_nor_parameters():
     before = [(param.detach().clone(), param.grad.clone()) for param in params]
     meter = Meter(params)
     meter.raw()
-    meter.step(torch.tensor(0.0), clip_ran=True)
+    meter.clipped()
+    meter.step(torch.tensor(0.0))
     meter.rows()
     for param, (value, grad) in zip(params, before, strict=True):
         assert torch.equal(param, value)
         assert torch.equal(param.grad, grad)
+
+
+class Doubles(torch.optim.SGD):
+    """Changes ``.grad`` while it steps, as foreach Nesterov does."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad.mul_(2)
+
+
+class Swaps(torch.optim.SGD):
+    """Gives every parameter other memory, and throws its gradient away."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.data = param.data - group["lr"] * param.grad
+                param.grad = None
+
+
+NESTEROV = partial(torch.optim.SGD, momentum=0.9, nesterov=True, foreach=True)
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, Doubles, Swaps, NESTEROV])
+@pytest.mark.parametrize("clip", [None, clips.Norm(max_norm=1e9), clips.Value(max_value=1e9), clips.Adaptive(max_ratio=1e9)])
+def test_what_an_optimizer_does_to_a_gradient_is_not_taken_for_a_clip(make, clip):
+    """All are measured as plain SGD is: the clip between the backward pass and the step, the update by where the weights lie."""
+    params = parameters(dtype=torch.float64)
+    meter, optimizer = Meter(params), make(params, lr=0.1)
+    clipped = clipper(clip, {str(number): param for number, param in enumerate(params)}) if clip else lambda: False
+    for step in range(3):
+        set_gradients(params, step)
+        raw, before = flat(param.grad for param in params), flat(params)
+        meter.raw()
+        if clipped():
+            meter.clipped()
+        optimizer.step()
+        meter.step(torch.tensor(0.0))
+        row = meter.rows()[0]
+        assert row[[KEPT, CHANGED]].tolist() == [1.0, 0.0]
+        assert row[COSINE] == pytest.approx(1.0, rel=1e-14)
+        assert row[GRAD_NORM] == pytest.approx(np.linalg.norm(raw), rel=1e-13)
+        assert row[UPDATE_NORM] == pytest.approx(np.linalg.norm(flat(params) - before), rel=1e-13)
 
 
 # ------------------------------------------------------------------------------------------------------------------------ the edges

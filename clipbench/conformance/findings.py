@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipbench.registry import UsageError
+
 TOLERANCE = 1e-10  # relative to a tensor's largest element: another order of summation is no fault
 
 
@@ -22,7 +24,8 @@ class Fault(Exception):  # noqa: N818 - a finding, not an error
 
 def told(error: BaseException) -> str:
     """An exception in one line."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0][:300]
+    said = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+    return said.partition("\n")[0][:300]
 
 
 def word(value: Any) -> str:

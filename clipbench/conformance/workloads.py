@@ -12,6 +12,8 @@ from torch import Tensor
 from clipbench import feed, trees
 from clipbench.conformance.findings import Fault, distance, no_draw
 from clipbench.conformance.settings import examples
+from clipbench.engines import shares
+from clipbench.engines.record import CHUNK
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -64,6 +66,20 @@ def finite_start(cls: type[Any]) -> None:
             raise Fault(f"the first gradient in {dtype} is not finite: {', '.join(broken)}" if grads else "nothing has a gradient")
 
 
+def parts_add_up(cls: type[Any]) -> str:
+    """Whether parts of a batch, and single examples, have together the loss and the gradient of the whole.
+
+    :raises Fault: the workload says by `weight` how they add up, and they do not.
+    """
+    workload, size = _built(cls), len(_batch(_built(cls))[0])
+    for number in (2, size):
+        if size % number == 0 and (difference := shares.apart(workload, size, number)) is not None:
+            if hasattr(workload, "weight"):
+                raise Fault(difference)
+            return f'{difference}; `accumulate` and `on = "example"` refuse it without a `weight(targets)`'
+    return "it does, by its `weight`" if hasattr(workload, "weight") else "its loss is a mean over examples"
+
+
 def seeds_decide(cls: type[Any]) -> str | None:
     """The same seed gives the same weights and first batch, another seed others."""
     workload = _built(cls)
@@ -80,14 +96,32 @@ def seeds_decide(cls: type[Any]) -> str | None:
     return "no randomness: every seed is the same run, n = 1" if same else None
 
 
+def splits_finite(cls: type[Any]) -> None:
+    """No input and no target of any split is NaN or infinite, nor is the untrained module's loss where it is evaluated."""
+    workload = _built(cls)
+    for split, pair in feed.splits(workload, 0).items():
+        for what, tensor in zip(("inputs", "targets"), pair, strict=True):
+            if broken := int((~tensor.isfinite()).sum()):
+                raise Fault(f'split "{split}" has {what} that are not finite: {broken} of {tensor.numel()} numbers')
+    for split in ("validation", "test"):
+        outputs, targets = _outputs(workload, split)
+        loss = float(feed.loss_of(workload, outputs, targets).mean())
+        if not math.isfinite(loss):
+            raise Fault(f'on split "{split}" the untrained module has a loss of {loss}')
+
+
 @torch.no_grad()
+def _outputs(workload: Any, split: str) -> tuple[Tensor, Tensor]:
+    """What the untrained module makes of a whole split, and its targets."""
+    module = feed.model(workload, 0).eval()
+    inputs, targets = feed.splits(workload, 0)[split]
+    return torch.cat([torch.atleast_1d(module(part)) for part in inputs.split(CHUNK)]), targets
+
+
 def metric_is_a_number(cls: type[Any]) -> str:
     """The metric of the untrained module on the test split is finite."""
     workload = _built(cls)
-    module = feed.model(workload, 0).eval()
-    inputs, targets = feed.splits(workload, 0)["test"]
-    outputs = torch.cat([torch.atleast_1d(module(part)) for part in inputs.split(512)])
-    value = float(workload.metric(outputs, targets))
+    value = float(workload.metric(*_outputs(workload, "test")))
     if not math.isfinite(value):
         raise Fault(f"on the test split it is {value}")
     return f"{value:.3g} before training"

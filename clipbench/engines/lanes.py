@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from clipbench import events, feed, lr_schedules, metrics, registry, step
-from clipbench.engines import program
+from clipbench.engines import program, shares
 from clipbench.engines.program import FEWEST, NoLanes
 from clipbench.engines.record import CHUNK, Evaluation, Job, Record, conclude, graded, stops
 from clipbench.engines.stacked import MEASURED, Pass, Structure, programs
@@ -56,6 +56,7 @@ class Lanes:
         self.jobs = list(jobs)
         self.structures = [Structure.of(job) for job in jobs]
         self.workload = registry.build("workload", cell.workload.name, cell.workload.own)
+        shares.refuse(self.workload, cell)
         self.dtype, self.device = feed.DTYPES[cell.dtype], cell.device
         self.programs = programs(self.workload, self.dtype, self.device, compiled, Pass.of(cell))
         self.model = self.programs.model

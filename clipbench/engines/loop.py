@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from torch.utils import _pytree as pytree
 
 from clipbench import events, feed, lr_schedules, metrics, optimizers, trees
 from clipbench.cell import EXAMPLE, UPDATE, Cell
+from clipbench.engines import shares
 from clipbench.engines.record import CHUNK, Components, Evaluation, Job, Record, conclude, graded, stops
+from clipbench.registry import UsageError
 from clipbench.step import Meter, Unmeasured
 
 
@@ -69,6 +72,7 @@ class Trainer:
 
     def __init__(self, components: Components, cell: Cell, metered: bool = True) -> None:
         self.workload, self.parts = components.workload, cell.accumulate
+        shares.refuse(self.workload, cell)
         self.dtype = feed.DTYPES[cell.dtype]
         self.module = feed.model(self.workload, cell.seed, self.dtype, cell.device, mixed=cell.dtype == feed.MIXED)
         named = {name: param for name, param in self.module.named_parameters() if param.requires_grad}
@@ -99,9 +103,10 @@ class Trainer:
         self.optimizer.zero_grad()
         loss = self.backward(inputs, targets)
         self.meter.raw()
-        clip_ran = self.clip()
+        if self.clip():
+            self.meter.clipped()
         self.optimizer.step()
-        self.meter.step(loss, clip_ran)
+        self.meter.step(loss)
 
     def _backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The gradient of a batch into ``.grad``, part after part where it is taken so; its loss."""
@@ -110,7 +115,7 @@ class Trainer:
             loss.backward()
             return loss
         total = torch.zeros((), dtype=self.dtype, device=inputs.device)
-        for share, some, wanted in feed.parts(inputs, targets, self.parts):
+        for share, some, wanted in feed.parts(self.workload, inputs, targets, self.parts):
             loss = share * feed.loss_of(self.workload, self.module(some), wanted)
             loss.backward()
             total += loss.detach()
@@ -133,7 +138,8 @@ class ByExample:
     """
 
     def __init__(self, workload: Any, module: nn.Module, clip: Any, named: Mapping[str, nn.Parameter], parts: int) -> None:
-        self.named, self.clipper, self.parts, self.clipped = named, clip, parts, dict[str, Tensor]()
+        self.workload, self.named, self.clipper, self.parts = workload, named, clip, parts
+        self.clipped = dict[str, Tensor]()
 
         def loss(params: trees.Tree, inputs: Tensor, targets: Tensor) -> Tensor:
             output = torch.func.functional_call(module, params, (inputs.unsqueeze(0),))
@@ -144,7 +150,7 @@ class ByExample:
     def backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The raw gradient into ``.grad``; the mean loss."""
         params = {name: param.detach() for name, param in self.named.items()}
-        found = [self._part(params, *part) for part in feed.parts(inputs, targets, self.parts)]
+        found = [self._part(params, *piece) for piece in self._pieces(inputs, targets)]
         raw, self.clipped, loss = found[0]
         for more, clipped, further in found[1:]:
             raw, self.clipped = trees.map(torch.add, raw, more), trees.map(torch.add, self.clipped, clipped)
@@ -153,21 +159,36 @@ class ByExample:
             param.grad = raw[name]
         return loss
 
-    def _part(self, params: trees.Tree, share: float, inputs: Tensor, targets: Tensor) -> tuple[trees.Tree, trees.Tree, Tensor]:
+    def _pieces(self, inputs: Tensor, targets: Tensor) -> list[tuple[Any, Tensor, Tensor]]:
+        """The parts of a batch, before each its share, or the shares of its examples where the workload weighs them."""
+        if not hasattr(self.workload, "weight"):
+            return feed.parts(self.workload, inputs, targets, self.parts)
+        weights = torch.stack([feed.weight(self.workload, one) for one in targets.split(1)])
+        return list(zip(*(tensor.chunk(self.parts) for tensor in (weights / weights.sum(), inputs, targets)), strict=True))
+
+    def _part(self, params: trees.Tree, share: Any, inputs: Tensor, targets: Tensor) -> tuple[trees.Tree, trees.Tree, Tensor]:
         """Of a part of the batch its share in the raw gradient, in the clipped one and in the loss."""
         try:
             grads, losses = self.each(params, inputs, targets)
         except RuntimeError as error:  # torch's own words are about transforms that nobody here has heard of
             raise RuntimeError(f"the model has no gradient of a single example, which the clip is applied to ({error})") from error
         clipped = torch.func.vmap(lambda tree: self.clipper.update(tree, {}, params)[0])(grads)
-        means = [{name: grad.mean(0) for name, grad in tree.items()} for tree in (grads, clipped)]
-        return trees.scale(means[0], share), trees.scale(means[1], share), share * losses.mean()
+        raw, clipped = (trees.map(partial(_averaged, share), tree) for tree in (grads, clipped))
+        return raw, clipped, _averaged(share, losses)
 
     def clip(self) -> bool:
         """The mean of the clipped gradients into ``.grad``."""
         for name, param in self.named.items():
             param.grad = self.clipped[name]
         return True
+
+
+def _averaged(share: Any, values: Tensor) -> Tensor:
+    """What some examples add to the mean: their own mean by one share, or each by its own, of which those of share 0 may be NaN."""
+    if not isinstance(share, Tensor):
+        return values.mean(0) * share
+    shares = share.to(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
+    return torch.where(shares == 0, torch.zeros_like(values), shares * values).sum(0)
 
 
 def _on_update(clip: Any, named: Mapping[str, nn.Parameter], meter: Meter) -> Callable[[trees.Tree, trees.Tree], trees.Tree]:
@@ -197,12 +218,16 @@ def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
 
         return in_place
 
-    weights = {name: param.detach() for name, param in named.items()}  # not copies: they move with every step
-    state = _apart(clip.init(weights), weights) if hasattr(clip, "init") else {}
+    def weights_now() -> trees.Tree:
+        """Not copies; looked up at every step, for an optimizer may give a parameter other memory."""
+        return {name: param.detach() for name, param in named.items()}
+
+    state = _apart(clip.init(weights_now()), weights_now()) if hasattr(clip, "init") else {}
 
     @torch.no_grad()
     def pure() -> bool:
         nonlocal state
+        weights = weights_now()
         # A parameter without a gradient counts as one whose gradient is zero, and stays without one.
         grads = {name: torch.zeros_like(param) if param.grad is None else param.grad for name, param in named.items()}
         clipped, state = clip.update(grads, state, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,11 +101,12 @@ def conclude(record: Record, workload: Any) -> None:
     rules = events.rules_from(record.job.cell.events)
     reference, optimum = workload.reference_loss, getattr(workload, "optimum", None)
     unbounded = bool(getattr(workload, "unbounded", False))
-    record.events = events.derive(record.rows, reference, optimum, unbounded, rules)
+    found = events.derive(record.rows, reference, optimum, unbounded, rules)
+    record.events = events.ordered([*found, *events.evaluated(record.evaluations)])
     validation = [(step, value) for step, split, metric, value in record.evaluations if (split, metric) == ("validation", "loss")]
     last = validation[-1][1] if validation else None
     record.verdict = events.judge(record.rows, record.events, reference, optimum, unbounded, last, rules)
     record.peak_ratio = events.peak_ratio(record.rows, optimum)
     target = getattr(workload, "target", None)
     if target is not None:
-        record.steps_to_target = next((step for step, value in validation if value <= target), None)
+        record.steps_to_target = next((step for step, value in validation if -math.inf < value <= target), None)

@@ -116,6 +116,9 @@ class Model:
 
     def __init__(self, workload: Any, dtype: torch.dtype, device: str, how: Pass = Pass()) -> None:
         self.workload, self.how = workload, how
+        self.weighs = hasattr(workload, "weight")
+        if how.examples and self.weighs:
+            raise NoLanes(f'workload "{workload.name}" weighs its examples, which a clip on each of them knows in the loop only')
         self.module = feed.model(workload, 0, dtype, device, how.mixed)
         named = dict(self.module.named_parameters())
         self.shapes = {name: param.shape for name, param in named.items() if param.requires_grad}
@@ -153,19 +156,36 @@ class Model:
             return feed.loss_of(self.workload, self.output(flat, inputs, fixed), targets)
         losses = [
             share * feed.loss_of(self.workload, self.output(flat, some, fixed), wanted)
-            for share, some, wanted in feed.parts(inputs, targets, self.how.parts)
+            for share, some, wanted in feed.parts(self.workload, inputs, targets, self.how.parts)
         ]
         return torch.stack(losses).sum()
 
     def gradient(self, flat: Tensor, inputs: Tensor, targets: Tensor, *fixed: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient and the loss of a batch; where every example is taken by itself, examples × elements and the mean loss."""
         one = torch.func.grad_and_value(self.loss)
+        if self.how.parts > 1 and self.weighs:
+            return self._weighed(flat, inputs, targets, fixed)
         if not self.how.examples:
             return one(flat, inputs, targets, *fixed)
         grads, losses = torch.vmap(lambda given, wanted: one(flat, given.unsqueeze(0), wanted.unsqueeze(0), *fixed))(
             inputs, targets
         )
         return grads, losses.mean()
+
+    def _weighed(self, flat: Tensor, inputs: Tensor, targets: Tensor, fixed: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The gradient and the loss of a batch from its parts, each by the weight that the workload gives it."""
+
+        def loss(flat: Tensor, some: Tensor, wanted: Tensor) -> Tensor:
+            return feed.loss_of(self.workload, self.output(flat, some, fixed), wanted)
+
+        pieces = list(zip(inputs.chunk(self.how.parts), targets.chunk(self.how.parts), strict=True))
+        weights = torch.stack([feed.weight(self.workload, wanted) for _, wanted in pieces])
+        total = torch.zeros_like(flat), flat.new_zeros(())
+        for share, piece in zip((weights / weights.sum()).unbind(), pieces, strict=True):
+            # Of a part that counts for nothing both may be NaN.
+            found = (torch.where(share == 0, 0.0, share * one) for one in torch.func.grad_and_value(loss)(flat, *piece))
+            total = tuple((so_far + one).to(flat.dtype) for so_far, one in zip(total, found, strict=True))  # type: ignore[assignment]
+        return total
 
     def like_gradient(self, weights: Tensor, inputs: Tensor) -> Tensor:
         """Zeros in the shape of the gradient of many lanes, for weights of lanes × elements and their inputs."""

@@ -65,7 +65,10 @@ def every(request):
 def pytest_sessionfinish(session):
     tally = session.config.stash[tallies]
     if session.config.getoption("--faults", default=False) and tally.tried:
-        rows = [f"| {promise} | `{test}` | {tally.tried[promise, test]:,} | {tally.lost[promise, test]:,} |" for promise, test in sorted(tally.tried)]
+        rows = [
+            f"| {promise} | `{test}` | {tally.tried[promise, test]:,} | {tally.lost[promise, test]:,} |"
+            for promise, test in sorted(tally.tried)
+        ]
         folder = Path(session.config.rootpath) / "docs"
         folder.mkdir(exist_ok=True)
         (folder / "reliability.md").write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8")

@@ -123,7 +123,11 @@ def run(page, engine, folder, *more, shim=None):
 
 def at_each(every, calls, few):
     """Kind and number of every fault to try: a kill at every call, the other kinds at some."""
-    return [(kind, at) for kind in KINDS for at in every(calls, few if kind == "kill" else max(1, few // 2), 10**9 if kind == "kill" else 24)]
+    return [
+        (kind, at)
+        for kind in KINDS
+        for at in every(calls, few if kind == "kill" else max(1, few // 2), 10**9 if kind == "kill" else 24)
+    ]
 
 
 def told_well(code, said):
@@ -253,7 +257,11 @@ def test_packing_and_timing_that_fail_or_die_at_any_call(what, page, engine, don
     if engine == "batched":
         pytest.skip("neither knows the engine")
     folder, before = tmp_path / "faults", numbers(done)
-    arguments = ("pack", folder) if what == "pack" else ("throughput", page, "--out", folder, "--sizes", "none", "--implementation", "torch")
+    arguments = (
+        ("pack", folder)
+        if what == "pack"
+        else ("throughput", page, "--out", folder, "--sizes", "none", "--implementation", "torch")
+    )
     shutil.copytree(done, folder)
     calls, wrong = count(*arguments, folder=folder), []
     for kind, at in at_each(every, calls, 2) if what == "pack" else [(kind, at) for kind in KINDS for at in every(calls, 1, 6)]:
