@@ -139,6 +139,14 @@ def identity(canonical: str) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def unversioned(canonical: str) -> str:
+    """The id that a cell would have if no version of a component counted."""
+    document = json.loads(canonical)
+    for kind in ("workload", "optimizer", "clip"):
+        document[kind] = {**document[kind], "version": ""}
+    return identity(json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+
+
 def from_json(canonical: str, role: str = "select") -> Cell:
     """The cell that a stored row's ``settings`` describe."""
     document = json.loads(canonical)

@@ -37,5 +37,16 @@ def of_evaluations(evaluations: Iterable[tuple[int, str, str, float]], metric: s
     return {
         "metric_value": test[-1] if test else None,
         "validation_value": min(finite) if finite else None,
-        "steps_to_target": next((step for step, value in validation if target is not None and value <= target), None),
+        "steps_to_target": steps_to_target(validation, target),
     }
+
+
+def steps_to_target(validation: Iterable[tuple[int, float]], target: float | None) -> int | None:
+    """The updates before the first validation loss ``(updates, value)`` that meets the target; None if none does."""
+    return next((step for step, value in validation if target is not None and -np.inf < value <= target), None)
+
+
+def as_stored(rows: np.ndarray, dtype: str) -> np.ndarray:
+    """A curve (steps × 6) in the run's own precision: what float64 adds to ratios and roots of float32 sums is noise."""
+    with np.errstate(over="ignore"):
+        return rows if dtype == "float64" else rows.astype(np.float32).astype(np.float64)

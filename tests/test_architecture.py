@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the motion
     "feed": {"registry", "trees"},
     "step": {"registry", "trees", "cell"},
-    "engines": {*MATTER, "clips", "optimizers", "schema", "events", "cell", "lr_schedules", "feed", "step"},
+    "engines": {*MATTER, "clips", "optimizers", "schema", "events", "summary", "cell", "lr_schedules", "feed", "step"},
     # the memory, and what fills it
     "summary": {"registry", "schema", "events"},
     "store": {"registry", "schema", "cell", "events", "summary"},

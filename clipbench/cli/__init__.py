@@ -150,19 +150,37 @@ def _not_run(entry: dict[str, Any]) -> str:
     return f"not run: {counted(entry['cells'], entry['device'] + ' cell')}, because {entry['reason']}."
 
 
-def _open(folder: Path, page: Study, anew: bool = False) -> Store | None:
+def _own_folder(study: str, page: Study, anew: bool = False) -> Path:
+    """``results/NAME``, if what lies there is of the same study.
+
+    :raises UsageError: a page of the user's own bears the name of a packaged study, or the folder's cells are all others.
+    """
+    from clipbench import study as study_
+    from clipbench.cell import unversioned
+    from clipbench.store import Store
+
+    folder = RESULTS / page.name
+    if study.endswith(".toml") and page.name in study_.packaged():
+        raise UsageError(f'{study}: "{page.name}" is the name of a packaged study; rename the page, or choose a folder with --out.')
+    if anew or not (folder / "study.toml").is_file():
+        return folder
+    stored = {unversioned(settings) for settings in Store(folder).read("cells")["settings"].dropna()}
+    if stored and not any(unversioned(cell.canonical) in stored for cell in page.cells()):
+        raise UsageError(
+            f"{folder}: this folder has {counted(len(stored), 'cell')}, and {page.where} asks for none of them; "
+            "choose another folder with --out, or rename this one with --anew."
+        )
+    return folder
+
+
+def _open(folder: Path, page: Study) -> Store | None:
     from clipbench.store import Store
 
     if not (folder / "study.toml").is_file():
         return None
     store = Store(folder)
-    try:
-        held = store.name
-    except UsageError:
-        if not anew:
-            raise
-        held = page.name  # a damaged page is what --anew is there for
-    if held != page.name:
+    held = store.held
+    if held is not None and held != page.name:
         raise UsageError(f'{folder}: this folder holds the study "{held}", not "{page.name}"; choose another with --out.')
     return store
 
@@ -192,9 +210,9 @@ def _bytes(_context: click.Context, option: click.Parameter, text: str | None) -
 @click.option("--limit", type=click.FloatRange(0, min_open=True), default=None, help="Seconds a shard may take before it is ended.")
 @click.option(
     "--curves",
-    type=click.Choice(["all", "report"]),
+    type=click.Choice(["all", "report", "none"]),
     default="all",
-    help="Curves to keep: all, or of report and diverged cells.",
+    help="Curves to keep: all, of report and diverged cells, or none.",
 )
 @click.option("--anew", is_flag=True, help="Start from nothing; the old folder is renamed, not deleted.")
 @click.option("--no-throughput", is_flag=True, help="Leave out the timing of the methods.")
@@ -218,8 +236,8 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
 
     page = read(study)
     protocol.runnable(page, device or "study")  # whatever is wrong with the page is said before a folder is touched
-    folder = out or RESULTS / page.name
-    if anew and (old := _open(folder, page, anew)) is not None:
+    folder = out or _own_folder(study, page, anew)
+    if anew and (old := _open(folder, page)) is not None:
         with old.claim():
             renamed = set_old_aside(folder)
         click.echo(f"{folder}: the old results are now {renamed}.")
@@ -375,7 +393,7 @@ def throughput(study: str, out: Path | None, device: str | None, sizes: str | No
     page = read(study)
     protocol.runnable(page, device or "study")
     asked = sizes_named(sizes), implementations_named(implementation)
-    folder = out or RESULTS / page.name
+    folder = out or _own_folder(study, page)
     store = Store.create(folder, page.name, page.text)
     with store.claim(), Bars() as bars:
         blocks = protocol.survey(page, store, device or "study", *asked, bars)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipbench import events, feed, metrics, registry
+from clipbench import events, feed, metrics, registry, summary
 from clipbench.cell import Cell
 from clipbench.engines.failures import Fault, said
 from clipbench.events import Event, Verdict
@@ -99,6 +98,7 @@ def graded(workload: Any, outputs: Tensor, targets: Tensor, updates: int, split:
 def conclude(record: Record, workload: Any) -> None:
     """Events, verdict, peaks and steps to target of a run whose curve and evaluations are recorded."""
     rules = events.rules_from(record.job.cell.events)
+    record.rows = summary.as_stored(record.rows, record.job.cell.dtype)
     reference, optimum = workload.reference_loss, getattr(workload, "optimum", None)
     unbounded = bool(getattr(workload, "unbounded", False))
     found = events.derive(record.rows, reference, optimum, unbounded, rules)
@@ -107,6 +107,4 @@ def conclude(record: Record, workload: Any) -> None:
     last = validation[-1][1] if validation else None
     record.verdict = events.judge(record.rows, record.events, reference, optimum, unbounded, last, rules)
     record.peak_ratio = events.peak_ratio(record.rows, optimum)
-    target = getattr(workload, "target", None)
-    if target is not None:
-        record.steps_to_target = next((step for step, value in validation if -math.inf < value <= target), None)
+    record.steps_to_target = summary.steps_to_target(validation, getattr(workload, "target", None))

@@ -33,7 +33,7 @@ from clipbench.protocol.plans import (
 )
 from clipbench.protocol.watcher import Silent, Watcher
 from clipbench.registry import UsageError
-from clipbench.store import Store
+from clipbench.store import CURVES, Store
 from clipbench.study import Study, part
 
 __all__ = [
@@ -90,6 +90,8 @@ def run(  # noqa: PLR0913 - what a run may be told
     campaign.phase("extend", campaign.extension() if study.document.run.extend else [])
     campaign.phase("report", campaign.report())
     timed = campaign.time() if with_throughput else 0
+    if not store.missing():
+        store.compact()
     cells = store.read("cells")
     wanted = cells[cells["cell"].isin(campaign.ids)]
     return {
@@ -359,7 +361,7 @@ def _settle(study: Study, store: Store, asked: Plan, curves: str) -> str:
     key = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:8]
     page = store.page("environment")
     page["environments"] = {**page.get("environments", {}), key: here}
-    page["curves"] = curves if page.get("curves", curves) == curves else "report"
+    page["curves"] = max(page.get("curves", curves), curves, key=CURVES.index)  # the least that all of it keeps
     store.write_page("environment", page)
     store.write_page("components", pages.components(asked.cells))
     problems = {cell.problem: study.seeds(cell.workload.name).model_dump() for cell in asked.cells}

@@ -62,6 +62,7 @@ def components(cells: Iterable[Cell]) -> dict[str, Any]:
                 "target": getattr(workload, "target", None),
                 "reference_loss": workload.reference_loss,
                 "optimum": getattr(workload, "optimum", None),
+                "unbounded": bool(getattr(workload, "unbounded", False)),
                 "success": getattr(workload, "success", None),
                 "deterministic": bool(getattr(workload, "deterministic", False)),
             }

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbench import events
+from clipbench import events, summary
 from clipbench.engines import Record
 from clipbench.store import Store, keeps_curve
 
@@ -62,14 +62,7 @@ class Archive:
 def cell_row(record: Record, worker: int, environment: str, attempt: int) -> dict[str, Any]:
     """One row of the ``cells`` table."""
     cell, verdict, rows = record.job.cell, record.verdict, record.rows
-    losses = rows[:, events.LOSS]
-    validation = [
-        value for _, split, metric, value in record.evaluations if (split, metric) == ("validation", "loss") and np.isfinite(value)
-    ]
-    test = [
-        value for _, split, metric, value in record.evaluations if (split, metric) == ("test", record.metric) and np.isfinite(value)
-    ]
-    some = len(rows) > 0
+    evaluated = summary.of_evaluations(record.evaluations, record.metric, None)
     return {
         "cell": cell.id,
         "workload": cell.workload.name,
@@ -91,20 +84,11 @@ def cell_row(record: Record, worker: int, environment: str, attempt: int) -> dic
         "outcome": verdict.outcome if verdict else None,
         "reason": verdict.reason if verdict else record.failure,
         "diverged_at": verdict.diverged_at if verdict else None,
-        "steps": len(rows),
-        "initial_loss": float(losses[0]) if some else None,
-        "final_loss": float(losses[-1]) if some else None,
-        "best_loss": float(np.fmin.reduce(losses)) if some else None,
+        **summary.of_curve(rows),
         "metric": record.metric,
-        "metric_value": test[-1] if test else None,
-        "validation_value": min(validation) if validation else None,
+        **evaluated,
         "steps_to_target": record.steps_to_target,
-        "clipped_fraction": float((rows[:, events.CHANGED] > 0).mean()) if some else None,
-        "grad_norm_median": float(np.nanmedian(rows[:, events.GRAD_NORM]))
-        if some and not np.isnan(rows[:, events.GRAD_NORM]).all()
-        else None,
         "peak_ratio": record.peak_ratio,
-        "stationary_at": events.stationary_at(rows),
         "seconds": record.seconds,
         "settings": cell.canonical,
         "attempt": attempt,

@@ -46,7 +46,7 @@ class Shim:
         return call
 
     def _below(self, place) -> bool:
-        return isinstance(place, str | os.PathLike) and os.path.abspath(os.fspath(place)).startswith(self.folder)
+        return isinstance(place, str | os.PathLike) and str(Path(place).absolute()).startswith(self.folder)
 
     def _strike(self, place, write=None) -> None:
         number, self.calls = self.calls, self.calls + 1
