@@ -61,11 +61,17 @@ def read(path: Path, study: str | None) -> Commit:
     metadata = rows.schema.metadata or {}
     context = _object(metadata.get(CONTEXT, b"{}"), "its context")
     refuse_newer(path, context.get("schema"))
+    if not all(_is_map_of_maps(context.get(name, {})) for name in ("environments", "components", "pilots")):
+        raise Damaged("has its context in no form we know")
     if study is not None and context.get("study", study) != study:
         raise Damaged(f'belongs to the study "{context["study"]}"')
     if COMMITS not in metadata:
         raise Damaged("is no commit: it names no files")
     return Commit(path, rows, _companions(path.parent.parent, metadata[COMMITS]), replaced_by(rows), context)
+
+
+def _is_map_of_maps(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, dict) for one in value.values())
 
 
 def replaced_by(rows: pa.Table) -> frozenset[str]:
