@@ -287,7 +287,7 @@ class _Campaign:
         timed = set(stored.loc[same, names].itertuples(index=False, name=None))
         # Whole benches: a clip that joins a study is timed beside its neighbours, not alone.
         trained = self._trained()
-        benches = throughput.benches([self.job(cell) for cell in self.asked.cells if group_of(cell) in trained])
+        benches = throughput.benches([self.job(cell) for cell in self.asked.cells if cell.id in trained])
         benches = [bench for bench in benches if not {_method(job.cell) for job in bench} <= timed]
         tasks = [list(group) for _, group in groupby(benches, key=lambda bench: task_key(bench[0].cell))]
         self.watcher.phase("throughput", len(tasks))
@@ -295,14 +295,18 @@ class _Campaign:
             cell = task[0][0].cell
             what = f"the timing of {task_key(cell)}"
             given = (throughput.measure, (task,), self.study.used, cell.device)
-            self._keep_timings(schedule.call(*given, what=what, limit=TIMING))
+            try:
+                self._keep_timings(schedule.call(*given, what=what, limit=TIMING))
+            except UsageError as error:  # the cells are there; the next run tries it again
+                self.watcher.note(str(error))
+                benches = [bench for bench in benches if bench not in task]
             self.watcher.tick()
         return len(benches)
 
-    def _trained(self) -> set[tuple[Any, ...]]:
-        """The groups of which a cell could be run: what cannot be cannot be timed."""
+    def _trained(self) -> set[str]:
+        """The cells that could be run: what cannot be cannot be timed."""
         cells = self.store.read("cells")
-        return set(cells.loc[cells["status"] != "failed", selection.GROUP].itertuples(index=False, name=None))
+        return set(cells.loc[cells["status"] != "failed", "cell"])
 
     def survey(self, sizes: Mapping[str, Any], implementations: Sequence[str]) -> int:
         """Time every implementation of every method; returns how many blocks."""

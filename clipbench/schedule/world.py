@@ -31,6 +31,8 @@ import torch
 from torch.nn.modules import module as torch_module
 from torch.optim import optimizer as torch_optimizer
 
+from clipbench.engines.failures import said
+
 MANY = 64  # files that may stay open for reading: a data set that is mapped
 SHOWN = 3  # names in a sentence
 
@@ -75,10 +77,10 @@ HOOKS: tuple[Mapping[Any, Any], ...] = (
 
 
 def _asked(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What torch answers, or that it refuses to: it does where its old and its new words for precision are mixed."""
+    """What torch answers, or that it refuses to: where its old and its new words for precision are mixed, or a mode raises."""
     try:
         return function(*arguments)
-    except RuntimeError as error:
+    except Exception as error:  # noqa: BLE001 - a stranger's mode may raise anything
         return type(error)
 
 
@@ -440,6 +442,12 @@ class World:
 
         :param by_compiler: whether torch's compiler ran: it has files, threads and processes of its own.
         """
+        try:
+            return self._compared(by_compiler)
+        except Exception as error:  # noqa: BLE001 - what is compared, or compares, may have been replaced
+            return Change(numbers=(f"something by which it can no longer be compared ({said(error)})",))
+
+    def _compared(self, by_compiler: bool) -> Change:
         numbers = [*self._numbers(), *self._names()]
         if by_compiler:
             self._let_compiler()
@@ -459,10 +467,13 @@ class World:
 
     def _numbers(self) -> Iterator[str]:
         for words, then in self.numbers.items():
-            now = NUMBERS[words]()
+            now = _asked(NUMBERS[words])
             if now != then:
                 yield f"{words} ({then} before, {now} now)" if isinstance(then, torch.dtype | torch.device) else words
-        for words, then, now in zip(GENERATORS, self.luck, luck := _luck(), strict=True):
+        luck = _asked(_luck)
+        if not isinstance(luck, tuple):  # a mode of torch raises, which has been told
+            return
+        for words, then, now in zip(GENERATORS, self.luck, luck, strict=True):
             if now != then and not (words == GENERATORS[-1] and not then):  # CUDA's come with CUDA
                 yield words
         self.luck = luck
