@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -86,7 +86,14 @@ def _asked(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _flags(names: tuple[str, ...]) -> Callable[[], Any]:
     there = [getattr(torch._C, name) for name in names if hasattr(torch._C, name)]  # noqa: SLF001 - the public words are slow
-    return lambda: [_asked(one) for one in there]
+
+    def read() -> list[Any]:
+        try:
+            return [one() for one in there]
+        except RuntimeError:  # one refuses to answer: the others still do
+            return [_asked(one) for one in there]
+
+    return read
 
 
 def _precisions() -> list[Any]:
@@ -160,18 +167,20 @@ ABSENT = object()
 
 
 class Names:
-    """What the functions and classes of torch, NumPy and this package stand for."""
+    """What the functions and classes of torch, NumPy and this package stand for, and every name of this package."""
 
     def __init__(self) -> None:
         self.spaces = dict(_spaces())
         self._note()
 
     def _note(self) -> None:
-        self.before = {where: dict(space) for where, space in self.spaces.items()}
+        self.before = {where: _watched(where, space) for where, space in self.spaces.items()}
+        self.known = {where: {*space} for where, space in self.spaces.items()}
+        self.looks = [(itemgetter(*names), self.spaces[where]) for where, names in self.before.items() if names]
         self.values = self._now()
 
-    def _now(self) -> list[Any]:
-        return list(chain.from_iterable(map(dict.values, self.spaces.values())))
+    def _now(self) -> tuple[list[Any], list[int]]:
+        return [look(space) for look, space in self.looks], list(map(len, self.spaces.values()))
 
     def changed(self) -> list[str]:
         """The names that stand for something else than at the start."""
@@ -188,11 +197,21 @@ class Names:
         space, before = self.spaces[where], self.before[where]
         for name, old in before.items():
             new = space.get(name, ABSENT)
-            if new is not old and name not in LEFT_OUT and not _wrapped_by_torch(new, old):
+            if new is not old and not _wrapped_by_torch(new, old):
                 yield f"{where}.{name}"
-        for name in space.keys() - before.keys():
+        for name in space.keys() - self.known[where]:
             if _hides(where, name):
                 yield f"{where}.{name}"
+
+
+def _watched(where: str, space: Mapping[str, Any]) -> dict[str, Any]:
+    """The names that are looked at, and their values: a library's constants are not, for their number."""
+    return {name: value for name, value in space.items() if name not in LEFT_OUT and (where.startswith(OURS) or _is_code(value))}
+
+
+def _is_code(value: Any) -> bool:
+    """Whether it can be called, or is how a class holds what can be."""
+    return callable(value) or isinstance(value, classmethod | staticmethod | property)
 
 
 def _spaces() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -255,9 +274,12 @@ def _folder() -> str | None:
         return None
 
 
-def _environ(then: Mapping[str, str]) -> None:
+_ENVIRON: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]  # noqa: SLF001 - to decode it all takes long
+
+
+def _environ(then: Mapping[bytes, bytes]) -> None:
     os.environ.clear()
-    os.environ.update(then)
+    os.environ.update({os.fsdecode(name): os.fsdecode(value) for name, value in then.items()})
 
 
 def _umask() -> int:
@@ -296,7 +318,7 @@ def _affinity(then: set[int]) -> None:
 
 HELD = (
     Held("the working folder", _folder, os.chdir),
-    Held("the environment variables", os.environ.copy, _environ),
+    Held("the environment variables", lambda: dict(_ENVIRON), _environ),
     Held("the mask of new files", _umask, os.umask),
     Held("the handlers of signals", lambda: [signal.getsignal(number) for number in SIGNALS], _handlers),
     Held(
@@ -326,16 +348,7 @@ HELD = (
     *([Held("the processors it runs on", lambda: os.sched_getaffinity(0), _affinity)] if hasattr(os, "sched_getaffinity") else []),
 )
 COMPILED = ("the depth of recursion", "the environment variables", "the path of imports")
-COMPILERS = (
-    "TORCH",
-    "TRITON",
-    "INDUCTOR",
-    "KMP_",
-    "OMP_",
-    "CUDA_",
-    "CUBLAS_",
-    "PYTORCH_",
-)  # variables that libraries set themselves
+COMPILERS = (b"TORCH", b"TRITON", b"INDUCTOR", b"KMP_", b"OMP_", b"CUDA_", b"CUBLAS_", b"PYTORCH_")  # variables of libraries
 
 
 def _strict_filters() -> list[Any]:
@@ -469,7 +482,7 @@ class World:
         for words, then in self.numbers.items():
             now = _asked(NUMBERS[words])
             if now != then:
-                yield f"{words} ({then} before, {now} now)" if isinstance(then, torch.dtype | torch.device) else words
+                yield f"{words} ({then} before, {now} now)" if isinstance(now, torch.dtype | torch.device) else words
         luck = _asked(_luck)
         if not isinstance(luck, tuple):  # a mode of torch raises, which has been told
             return
@@ -500,7 +513,7 @@ class World:
             notes.append("it made warnings errors, and that was put back")
         return notes, lasting
 
-    def _woken(self, number: int, then: Mapping[str, str], now: dict[str, str]) -> bool:
+    def _woken(self, number: int, then: Mapping[bytes, bytes], now: dict[bytes, bytes]) -> bool:
         """Whether the environment has only got variables that a library sets as it wakes up."""
         only = all(name not in then and name.startswith(COMPILERS) for name, _ in now.items() ^ then.items())
         if only:
