@@ -450,18 +450,19 @@ class World:
         """Take what is open and running as it is now."""
         self.files, self.children, self.threads = _open_files(), _children(), _threads()
 
-    def compare(self, by_compiler: bool = False) -> Change:
+    def compare(self, names: bool = True, by_compiler: bool = False) -> Change:
         """What has changed since the start; what can be is put back.
 
+        :param names: whether names are looked at, too: packaged components replace none, and there are thousands.
         :param by_compiler: whether torch's compiler ran: it has files, threads and processes of its own.
         """
         try:
-            return self._compared(by_compiler)
+            return self._compared(names, by_compiler)
         except Exception as error:  # noqa: BLE001 - what is compared, or compares, may have been replaced
             return Change(numbers=(f"something by which it can no longer be compared ({said(error)})",))
 
-    def _compared(self, by_compiler: bool) -> Change:
-        numbers = [*self._numbers(), *self._names()]
+    def _compared(self, names: bool, by_compiler: bool) -> Change:
+        numbers = [*self._numbers(), *(self._names() if names else ())]
         if by_compiler:
             self._let_compiler()
         notes, lasting = self._put_back()
