@@ -85,7 +85,7 @@ def test_nothing_is_chosen_while_a_seed_was_lost_to_a_kill_and_the_next_run_choo
     result = run(page([1.0, 3.0]), folder)
     assert result.exit_code == 1
     [note] = result.stderr.splitlines()
-    assert note.startswith("clipbench: 2 cells of sgd + mine on cosh were killed, took too long or ran out of memory: ")
+    assert note.startswith("clipbench: 2 cells of sgd + mine on cosh were killed, took too long or ran out of memory: nothing")
     cells = Store(folder).read("cells")
     assert set(cells.loc[cells["role"] == "report", "arm"]) == {"sgd", "sgd + norm"}
     assert set(cells.loc[cells["extended"], "arm"]) == {"sgd", "sgd + norm"}

@@ -84,6 +84,7 @@ def run(  # noqa: PLR0913 - what a run may be told
     environment = _settle(study, store, asked, curves)
     campaign = _Campaign(study, store, asked, environment, workers or cores(), watcher)
     campaign.limit = limit
+    campaign.failures.forget()
     campaign.calibrate()
     campaign.choose(engine or study.document.run.engine, memory)
     campaign.phase("select", asked.cells)
@@ -218,7 +219,6 @@ class _Campaign:
             on_record=self._ended,
             on_note=self.watcher.note,
         )
-        self._say_lost()
 
     def _ended(self, record: Record) -> None:
         self.watcher.record(record)
@@ -232,13 +232,16 @@ class _Campaign:
         for group, count in self.lost.items():
             if group not in self.told:
                 self.told.add(group)
-                cells = f"{count} cell{'s' * (count > 1)} of {group[-1]} on {group[0]}"
+                cells = (
+                    f"{count} cells of {group[-1]} on {group[0]} were" if count > 1 else f"a cell of {group[-1]} on {group[0]} was"
+                )
                 self.watcher.note(
-                    f"{cells} were killed, took too long or ran out of memory: nothing is chosen for it, and `run` tries again."
+                    f"{cells} killed, took too long or ran out of memory: nothing is chosen for this arm, and `run` tries again."
                 )
 
     def scores(self) -> Any:
         """The selection scores of the cells this study asks for now, but for groups that lost a cell from outside."""
+        self._say_lost()
         cells = selection.planned(self.store.read("cells"), self.store.page("plan")["cells"])
         whole = [group not in self.lost for group in cells[selection.GROUP].itertuples(index=False, name=None)]
         return selection.score(cells[whole])

@@ -27,10 +27,13 @@ class Reason:
 
 
 class Failures:
-    """The failures of one run, the first first. What an earlier run left is removed: every failed cell is tried again."""
+    """The failures of one run, the first first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.reasons = folder / FOLDER, dict[tuple[str, str], Reason]()
+
+    def forget(self) -> None:
+        """Remove what an earlier run left: every failed cell is tried again."""
         for path in self._left():
             path.unlink()
         with suppress(OSError):  # there is none, or somebody keeps something in it
@@ -53,8 +56,10 @@ class Failures:
             first = f"{cell.id}: {cell.problem}, {cell.arm}, lr {cell.lr:g}, seed {cell.seed}"
             reason.file = self._written(f"{reason.words}\n{first}\n\n{fault.trace}")
 
-    def _written(self, text: str) -> Path:
-        """The file that holds it now, or nothing of it."""
+    def _written(self, text: str) -> Path | None:
+        """The file that holds it now, or nothing of it; None where the folder is a link to somewhere else."""
+        if self.folder.is_symlink():
+            return None
         content = text.encode(errors="backslashreplace")
         file = self.folder / f"{hashlib.sha256(content).hexdigest()[:8]}.txt"
         temporary = self.folder / f".writing-{file.name}-{os.getpid()}"

@@ -166,7 +166,8 @@ def _spoiled(found: list[Record] | Broken, shard: Shard, change: Change) -> list
 def _heed_the_supervisor() -> None:
     """Leave it to the supervisor what an interrupt means, and end when it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a cluster sends it to every process at once
+    # A cluster sends it to every process at once. It is heard and not ignored, which what a worker starts would inherit.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     _follow()
 
 
