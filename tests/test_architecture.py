@@ -124,7 +124,7 @@ TORCH_DRAWS = {
     f"torch.{name}" for name in ("bernoulli", "multinomial", "normal", "poisson", "rand", "randint", "randn", "randperm")
 }
 # The one function that may touch the global state, and those that look whether a stranger did.
-SEEDED = {("trees", "seeded"), ("conformance", "_random_state"), ("schedule", "_luck")}
+SEEDED = {("trees", "seeded"), ("conformance", "_random_state"), ("schedule", "luck")}
 BUILDS = {"model", "__init__", "reset_parameters"}  # run inside it: layers draw their own weights
 
 

@@ -292,10 +292,10 @@ def _say_why(reasons: Sequence[Reason]) -> None:
     """The first reasons why cells failed: how many, of what, where, and where the traceback lies."""
     for reason in reasons[:SHOWN]:
         place = f" at {reason.place}" if reason.place else ""
-        words = _plain(reason.words)
-        click.echo(f"{counted(reason.cells, 'cell')} failed{place}: {words} (traceback: {reason.file}).")
+        trace = f" (traceback: {reason.file})" if reason.file is not None else ""
+        click.echo(f"{counted(reason.cells, 'cell')} failed{place}: {_plain(reason.words)}{trace}.")
     if len(reasons) > SHOWN:
-        click.echo(f"{counted(len(reasons) - SHOWN, 'other reason')}: {reasons[0].file.parent} has them all.")
+        click.echo(f"{counted(len(reasons) - SHOWN, 'other reason')}: the column `reason` of the cells table has them all.")
 
 
 def _plain(words: str) -> str:

@@ -24,8 +24,8 @@ class Bars:
 
     def __init__(self) -> None:
         self.bar: tqdm[Any] | None = None
-        self.diverged = self.failed = self.done = 0
-        self.since = time.monotonic()
+        self.name, self.cells, self.done, self.since = "", 0, 0, time.monotonic()
+        self.diverged = self.failed = 0
         self.ended = threading.Event()
         self.speaker = threading.Thread(target=self._speak, daemon=True)
 
@@ -42,15 +42,13 @@ class Bars:
 
     def _speak(self) -> None:
         while not self.ended.wait(INTERVAL):
-            bar = self.bar
-            if bar is not None and bar.total:
-                click.echo(f"clipbench: {self._line(bar)}", err=True)
+            if self.cells:
+                click.echo(f"clipbench: {self._line()}", err=True)
 
-    def _line(self, bar: tqdm[Any]) -> str:
-        done, total = self.done, int(bar.total)
-        passed = time.monotonic() - self.since
-        left = f", about {duration(passed / done * (total - done))} left" if done else ""
-        return f"{bar.desc.strip()}: {done} of {total} done, {self.diverged} diverged, {self.failed} failed{left}."
+    def _line(self) -> str:
+        done, passed = self.done, time.monotonic() - self.since
+        left = f", about {duration(passed / done * (self.cells - done))} left" if done else ""
+        return f"{self.name}: {done} of {self.cells} done, {self.diverged} diverged, {self.failed} failed{left}."
 
     def _close(self) -> None:
         if self.bar is not None:
@@ -59,7 +57,7 @@ class Bars:
 
     def phase(self, name: str, cells: int) -> None:
         self._close()
-        self.done, self.since = 0, time.monotonic()
+        self.name, self.cells, self.done, self.since = name, cells, 0, time.monotonic()
         if cells:
             self.bar = tqdm(
                 total=cells, desc=f"{name:<10}", unit="cell", file=sys.stderr, disable=not sys.stderr.isatty(), mininterval=0.5

@@ -51,7 +51,7 @@ class Fault:
     @classmethod
     def of(cls, error: BaseException) -> Fault:
         """The fault that an exception is."""
-        memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said(error)
         return cls(place(error), trace(error), lost=memory, spent=is_sticky(error))
 
 

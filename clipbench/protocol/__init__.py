@@ -84,6 +84,7 @@ def run(  # noqa: PLR0913 - what a run may be told
     environment = _settle(study, store, asked, curves)
     campaign = _Campaign(study, store, asked, environment, workers or cores(), watcher)
     campaign.limit = limit
+    campaign.failures.forget()
     campaign.calibrate()
     campaign.choose(engine or study.document.run.engine, memory)
     campaign.phase("select", asked.cells)
@@ -220,7 +221,6 @@ class _Campaign:
             on_record=self._ended,
             on_note=self.watcher.note,
         )
-        self._say_lost()
 
     def _ended(self, record: Record) -> None:
         self.watcher.record(record)
@@ -234,13 +234,16 @@ class _Campaign:
         for group, count in self.lost.items():
             if group not in self.told:
                 self.told.add(group)
-                cells = f"{count} cell{'s' * (count > 1)} of {group[-1]} on {group[0]}"
+                cells = (
+                    f"{count} cells of {group[-1]} on {group[0]} were" if count > 1 else f"a cell of {group[-1]} on {group[0]} was"
+                )
                 self.watcher.note(
-                    f"{cells} were killed, took too long or ran out of memory: nothing is chosen for it, and `run` tries again."
+                    f"{cells} killed, took too long or ran out of memory: nothing is chosen for this arm, and `run` tries again."
                 )
 
     def scores(self) -> Any:
         """The selection scores of the cells this study asks for now, but for groups that lost a cell from outside."""
+        self._say_lost()
         cells = selection.planned(self.store.read("cells"), self.store.page("plan")["cells"])
         whole = [group not in self.lost for group in cells[selection.GROUP].itertuples(index=False, name=None)]
         return selection.score(cells[whole])
@@ -289,7 +292,7 @@ class _Campaign:
         timed = set(stored.loc[same, names].itertuples(index=False, name=None))
         # Whole benches: a clip that joins a study is timed beside its neighbours, not alone.
         trained = self._trained()
-        benches = throughput.benches([self.job(cell) for cell in self.asked.cells if group_of(cell) in trained])
+        benches = throughput.benches([self.job(cell) for cell in self.asked.cells if cell.id in trained])
         benches = [bench for bench in benches if not {_method(job.cell) for job in bench} <= timed]
         tasks = [list(group) for _, group in groupby(benches, key=lambda bench: task_key(bench[0].cell))]
         self.watcher.phase("throughput", len(tasks))
@@ -297,14 +300,18 @@ class _Campaign:
             cell = task[0][0].cell
             what = f"the timing of {task_key(cell)}"
             given = (throughput.measure, (task,), self.study.used, cell.device)
-            self._keep_timings(schedule.call(*given, what=what, limit=TIMING))
+            try:
+                self._keep_timings(schedule.call(*given, what=what, limit=TIMING))
+            except UsageError as error:  # the cells are there; the next run tries it again
+                self.watcher.note(str(error))
+                benches = [bench for bench in benches if bench not in task]
             self.watcher.tick()
         return len(benches)
 
-    def _trained(self) -> set[tuple[Any, ...]]:
-        """The groups of which a cell could be run: what cannot be cannot be timed."""
+    def _trained(self) -> set[str]:
+        """The cells that could be run: what cannot be cannot be timed."""
         cells = self.store.read("cells")
-        return set(cells.loc[cells["status"] != "failed", selection.GROUP].itertuples(index=False, name=None))
+        return set(cells.loc[cells["status"] != "failed", "cell"])
 
     def survey(self, sizes: Mapping[str, Any], implementations: Sequence[str]) -> int:
         """Time every implementation of every method; returns how many blocks."""

@@ -57,7 +57,7 @@ def measured(
         except UsageError as error:  # a cell that cannot be run is a failed cell, not a failed run: the loop records it
             return Choice(LOOP, refusals={"": str(error).rstrip(".")})
         except schedule.Bug as bug:
-            if not any(_is_strangers(job.cell) for job in jobs):
+            if not any(schedule.has_stranger(job.cell) for job in jobs):
                 raise
             # What a stranger's component returned may only break what is ours: the loop tells it by the cell.
             return Choice(LOOP, refusals={"": str(bug).rstrip(":")})
@@ -71,12 +71,6 @@ def measured(
             pool.shutdown(wait=False, cancel_futures=True)
             schedule.abandon()
             raise
-
-
-def _is_strangers(cell: Cell) -> bool:
-    """Whether a component of it is not packaged: it has the hash of a file for its version, or a path outside torch."""
-    parts = (cell.workload, cell.optimizer, cell.clip)
-    return any(isinstance(part.version, str) or ("." in part.name and not part.name.startswith("torch.")) for part in parts)
 
 
 def used(choice: Choice, asked: Asked) -> Choice:

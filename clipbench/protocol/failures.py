@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipbench.engines import Record
+from clipbench.engines.failures import Fault
 
 FOLDER = "failures"
 FILE = re.compile(r"[0-9a-f]{8}\.txt")
@@ -17,20 +18,22 @@ FILE = re.compile(r"[0-9a-f]{8}\.txt")
 
 @dataclass
 class Reason:
-    """What some cells failed of: where in which file, in words; how many cells, the first of them, and where its traceback lies."""
+    """What some cells failed of: in words, and where in which file; how many cells, and where a traceback lies if there is one."""
 
     words: str
     place: str
-    cells: int
-    first: str
-    file: Path
+    cells: int = 0
+    file: Path | None = None
 
 
 class Failures:
-    """The failures of one run, the first first. What an earlier run left is removed: every failed cell is tried again."""
+    """The failures of one run, the first first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.reasons = folder / FOLDER, dict[tuple[str, str], Reason]()
+
+    def forget(self) -> None:
+        """Remove what an earlier run left: every failed cell is tried again."""
         for path in self._left():
             path.unlink()
         with suppress(OSError):  # there is none, or somebody keeps something in it
@@ -45,21 +48,21 @@ class Failures:
         """Count a record that failed; the first of a reason writes its file."""
         if record.failure is None:
             return
-        place = record.fault.place if record.fault is not None else ""
-        known = self.reasons.get((record.failure, place))
-        if known is not None:
-            known.cells += 1
-            return
-        name = hashlib.sha256(f"{record.failure}\0{place}".encode(errors="replace")).hexdigest()[:8]
-        reason = Reason(record.failure, place, 1, record.job.cell.id, self.folder / f"{name}.txt")
-        self.reasons[record.failure, place] = reason
-        self._write(reason, record)
+        fault = record.fault or Fault()
+        reason = self.reasons.setdefault((record.failure, fault.place), Reason(record.failure, fault.place))
+        reason.cells += 1
+        if fault.trace and reason.file is None:
+            cell = record.job.cell
+            first = f"{cell.id}: {cell.problem}, {cell.arm}, lr {cell.lr:g}, seed {cell.seed}"
+            reason.file = self._written(f"{reason.words}\n{first}\n\n{fault.trace}")
 
-    def _write(self, reason: Reason, record: Record) -> None:
-        cell = record.job.cell
-        trace = record.fault.trace if record.fault is not None else ""
-        text = f"{reason.words}\n{cell.id}: {cell.problem}, {cell.arm}, lr {cell.lr:g}, seed {cell.seed}\n\n{trace}"
+    def _written(self, text: str) -> Path | None:
+        """The file that holds it now, or nothing of it; None where the folder is a link to somewhere else."""
+        if self.folder.is_symlink():
+            return None
+        content = text.encode(errors="backslashreplace")
+        file = self.folder / f"{hashlib.sha256(content).hexdigest()[:8]}.txt"
+        temporary = self.folder / f".writing-{file.name}-{os.getpid()}"
         self.folder.mkdir(exist_ok=True)
-        temporary = self.folder / f".writing-{reason.file.name}-{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        temporary.replace(reason.file)
+        temporary.write_bytes(content)
+        return temporary.replace(file)

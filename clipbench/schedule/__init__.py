@@ -24,7 +24,7 @@ from clipbench.engines import Job, Record
 from clipbench.engines.failures import Fault
 from clipbench.engines.rates import LOOP, Choice
 from clipbench.schedule.archive import SHARD_CELLS, Archive, cell_row, curve_columns
-from clipbench.schedule.shards import IN_HAND, Shard, pack
+from clipbench.schedule.shards import IN_HAND, Shard, has_stranger, pack
 from clipbench.schedule.worker import LIMIT, Answer, Broken, Bug, Used, Worker, abandon, call, context, prepare
 from clipbench.store import Store
 
@@ -42,6 +42,7 @@ __all__ = [
     "cell_row",
     "context",
     "curve_columns",
+    "has_stranger",
     "pack",
     "prepare",
     "run",

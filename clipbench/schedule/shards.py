@@ -8,11 +8,18 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from clipbench import engines
+from clipbench.cell import Cell
 from clipbench.engines import Job, Record, lanes, program, stacked
 from clipbench.engines.rates import BATCHED, LOOP, Choice, versioned
 
 IN_HAND = 4  # cells of a shard for the loop: enough to hide the pipe, few enough to end together
 WORTH = 8  # lanes below which a shard is not split further for the sake of an idle worker
+
+
+def has_stranger(cell: Cell) -> bool:
+    """Whether a component of it is not packaged: it has the hash of a file for its version, or a path outside torch."""
+    parts = (cell.workload, cell.optimizer, cell.clip)
+    return any(isinstance(part.version, str) or ("." in part.name and not part.name.startswith("torch.")) for part in parts)
 
 
 @dataclass(frozen=True)

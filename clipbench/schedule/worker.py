@@ -24,7 +24,7 @@ from clipbench.engines import Record
 from clipbench.engines.failures import Fault, is_strangers, place, said, trace
 from clipbench.engines.program import NoLanes
 from clipbench.engines.rates import LOOP
-from clipbench.schedule.shards import Shard
+from clipbench.schedule.shards import Shard, has_stranger
 from clipbench.schedule.world import Change, World
 
 NOTHING = Fault()
@@ -120,9 +120,9 @@ def _send(pipe: connection.Connection, answer: Answer) -> None:
 
 def _answers(shard: Shard, world: World) -> Iterator[Answer]:
     """A shard's answers; after each the process is compared with what it was before its first cell."""
-    runs = shard.run()
+    runs, strange = shard.run(), any(has_stranger(job.cell) for job in shard.jobs)
     while (said := _attempt(runs, shard)) is not None:
-        change = world.compare(by_compiler=shard.compiled)
+        change = world.compare(names=strange, by_compiler=shard.compiled)
         if change.numbers:
             said = _spoiled(said, shard, change)
         faults = [said.fault] if isinstance(said, Broken) else [record.fault for record in said if record.fault]
@@ -166,7 +166,8 @@ def _spoiled(found: list[Record] | Broken, shard: Shard, change: Change) -> list
 def _heed_the_supervisor() -> None:
     """Leave it to the supervisor what an interrupt means, and end when it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a cluster sends it to every process at once
+    # A cluster sends it to every process at once. It is heard and not ignored, which what a worker starts would inherit.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     _follow()
 
 

@@ -1,0 +1,116 @@
+"""What names stand for: the functions and classes of torch, NumPy and this package, which a component may replace."""
+
+from __future__ import annotations
+
+import builtins
+import gc
+import sys
+from collections.abc import Iterator, Mapping
+from operator import itemgetter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+MODULES = tuple(
+    """
+    builtins math random time numpy numpy.linalg numpy.random torch torch._tensor torch._C._nn torch._C._linalg torch.autograd
+    torch.autograd.functional torch.autograd.grad_mode torch.fft torch.func torch.functional torch.linalg torch.random
+    torch.special torch.nn torch.nn.functional torch.nn.init torch.nn.parameter
+    """.split()  # noqa: SIM905 - thirty words read better without quotes
+)
+OURS = "clipbench."
+PACKAGES = ("torch.nn.modules.", "torch.nn.utils.", "torch.optim", OURS)
+CLASSES_ALONE = ("torch.nn.modules.",)
+LEFT_OUT = (
+    "__annotations__",
+    "__annotate__",
+    "__annotations_cache__",
+    "__warningregistry__",
+    "__doc__",
+    "__abstractmethods__",
+    "Storage",
+)  # torch moves the last with its default dtype
+WRAPPED = ("__wrapped__", "_torchdynamo_orig_callable")
+ABSENT = object()
+
+
+class Names:
+    """What the functions and classes of torch, NumPy and this package stand for, and every name of this package."""
+
+    def __init__(self) -> None:
+        self.spaces = dict(_spaces())
+        self._note()
+
+    def _note(self) -> None:
+        self.before = {where: _watched(where, space) for where, space in self.spaces.items()}
+        self.known = {where: {*space} for where, space in self.spaces.items()}
+        self.looks = [(itemgetter(*names), self.spaces[where]) for where, names in self.before.items() if names]
+        self.values = self._now()
+
+    def _now(self) -> tuple[list[Any], list[int]]:
+        return [look(space) for look, space in self.looks], list(map(len, self.spaces.values()))
+
+    def changed(self) -> list[str]:
+        """The names that stand for something else than at the start."""
+        try:
+            if self._now() == self.values:  # by identity first, and nearly always by identity alone
+                return []
+        except Exception:  # noqa: BLE001, S110 - something took a known place that cannot be compared
+            pass
+        found = [name for where in self.spaces for name in self._changed(where)]
+        self._note()
+        return found
+
+    def _changed(self, where: str) -> Iterator[str]:
+        space, before = self.spaces[where], self.before[where]
+        for name, old in before.items():
+            new = space.get(name, ABSENT)
+            if new is not old and not _wrapped_by_torch(new, old):
+                yield f"{where}.{name}"
+        for name in space.keys() - self.known[where]:
+            if _hides(where, name):
+                yield f"{where}.{name}"
+
+
+def _watched(where: str, space: Mapping[str, Any]) -> dict[str, Any]:
+    """The names that are looked at, and their values: a library's constants are not, for their number."""
+    return {name: value for name, value in space.items() if name not in LEFT_OUT and (where.startswith(OURS) or _is_code(value))}
+
+
+def _is_code(value: Any) -> bool:
+    """Whether it can be called, or is how a class holds what can be."""
+    return callable(value) or isinstance(value, classmethod | staticmethod | property)
+
+
+def _spaces() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, ModuleType) and (name in MODULES or name.startswith(PACKAGES)):
+            if not name.startswith(CLASSES_ALONE):
+                yield name, vars(module)
+            if name.startswith((OURS, "torch")):
+                yield from _classes(name, module)
+
+
+def _classes(name: str, module: ModuleType) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The classes that are made in a module; their own dictionaries, which a class shows through a proxy only."""
+    for key, value in list(vars(module).items()):
+        if isinstance(value, type) and value.__module__ == name and (name != "torch" or value is torch.Tensor):
+            yield f"{name}.{key}", gc.get_referents(vars(value))[0]
+
+
+def _wrapped_by_torch(new: Any, old: Any) -> bool:
+    """Whether torch has put a function of its own around one: around ``step`` of every optimizer class, at its first object."""
+    code = getattr(new, "__code__", None)
+    inner = any(getattr(new, name, ABSENT) is old for name in WRAPPED)
+    return inner and code is not None and code.co_filename.startswith(str(Path(torch.__file__).parent))
+
+
+def _hides(where: str, name: str) -> bool:
+    """Whether a new name takes the place of one that was found elsewhere: of a base class, or of Python."""
+    module, _, cls = where.rpartition(".")
+    owner = getattr(sys.modules.get(module), cls, None)
+    if isinstance(owner, type):
+        return name not in LEFT_OUT and any(name in vars(base) for base in owner.__mro__[1:-1])
+    return where != "builtins" and name in vars(builtins) and not name.startswith("__")
