@@ -677,6 +677,80 @@ def test_a_pilot_has_a_seed_of_its_own():
     assert engines.PILOT_SEED > 1_000_000
 
 
+@pytest.mark.parametrize(("unit", "dtype"), [(1e-25, "float32"), (1e25, "float32"), (1e-200, "float64"), (1e200, "float64")])
+def test_a_pilot_is_free_of_the_gradients_unit(unit, dtype, monkeypatch):
+    """A loss in another unit has thresholds in that unit, though squares leave the range, and Adam adds 1e-8 to its size."""
+    wdbc = registry.find("workload", "wdbc")
+    plain, loss = cell(dtype=dtype), wdbc.loss
+    built = {"norm": clips.Norm(1.0), "value": clips.Value(1.0), "layer": clips.Layer(1.0), "rms": clips.BlockRMS(1.0)}
+    expected = pilot(plain, built)
+    monkeypatch.setattr(wdbc, "loss", lambda *given: loss(*given) * unit)
+    assert {label: size / unit for label, size in pilot(plain, built).items()} == pytest.approx(expected, rel=5e-3)
+
+
+class Given(nn.Module):
+    def __init__(self, shapes):
+        super().__init__()
+        self.parts = nn.ParameterList([nn.Parameter(torch.ones(shape)) for shape in shapes])
+
+    def forward(self, inputs):
+        return (inputs * torch.cat([part.reshape(-1) for part in self.parts])).sum(-1)
+
+
+@pytest.fixture
+def given():
+    """A workload whose gradient is given: ``size`` in its first element, ``small`` in the five others."""
+
+    @workload("given")
+    class GivenGradient:
+        """A linear function of six weights, one of them of no elements."""
+
+        size: float = 1.0
+        small: float = 1.0
+        unbounded = True
+        reference_loss = None
+
+        metric = metrics.log10_gap
+
+        def data(self):
+            inputs = torch.full((16, 6), self.small, dtype=torch.float64)
+            inputs[:, 0] = self.size
+            return dict.fromkeys(("train", "validation", "test"), (inputs, torch.zeros(16)))
+
+        def model(self):
+            return Given([(2, 2), (2,), (0, 3)])
+
+        def loss(self, output, target):
+            return output.mean()
+
+    yield "given"
+    registry._tables["workload"].pop("given")
+
+
+def in_every_engine(one):
+    """The records of one cell: loop, lanes, and lanes compiled."""
+    settings = one.clip_settings()
+    return [run(Job(one, settings)), *lanes.run([Job(one, settings)]), *lanes.run([Job(one, settings)], compiled=True)]
+
+
+RANGES = [(2e19, 1.0, 1.0), (1e30, 1e20, 1e10), (1e-25, 1e-26, 5e-26), (1e-20, 1e-22, 1e-21)]
+
+
+@pytest.mark.parametrize(("size", "small", "limit"), RANGES)
+def test_every_engine_measures_gradients_whose_squares_leave_float32(given, size, small, limit):
+    raw = np.array([size, *[small] * 5])
+    clipped = np.clip(raw, -limit, limit)
+    length, norm = np.linalg.norm(clipped), np.linalg.norm(raw)
+    one = cell((given, {"size": size, "small": small}), "sgd", ("value", {"max_value": limit}), lr=1e-9, steps=2, batch=8)
+    for made in in_every_engine(one):
+        assert made.failure is None
+        row = made.rows[0]
+        assert row[KEPT] == pytest.approx(length / norm, rel=1e-6)
+        assert row[COSINE] == pytest.approx(raw @ clipped / norm / length, rel=1e-6)
+        assert row[GRAD_NORM] == (math.inf if size > 1 else pytest.approx(norm, rel=1e-6))
+        assert ("norm_overflow" if size > 1 else "norm_underflow") in {event.kind for event in made.events}
+
+
 def test_a_pilot_without_a_usable_size_is_refused(quadratic):
     """A zero gradient has no multiples."""
     with pytest.raises(
