@@ -703,10 +703,11 @@ def given():
 
     @workload("given")
     class GivenGradient:
-        """A linear function of six weights, one of them of no elements."""
+        """A linear function of six weights, with two parameters of no elements beside them."""
 
         size: float = 1.0
         small: float = 1.0
+        empty: bool = True
         unbounded = True
         reference_loss = None
 
@@ -718,7 +719,7 @@ def given():
             return dict.fromkeys(("train", "validation", "test"), (inputs, torch.zeros(16)))
 
         def model(self):
-            return Given([(2, 2), (2,), (0, 3)])
+            return Given([(2, 2), (2,), *([(0, 3), (0,)] if self.empty else [])])
 
         def loss(self, output, target):
             return output.mean()
@@ -749,6 +750,41 @@ def test_every_engine_measures_gradients_whose_squares_leave_float32(given, size
         assert row[COSINE] == pytest.approx(raw @ clipped / norm / length, rel=1e-6)
         assert row[GRAD_NORM] == (math.inf if size > 1 else pytest.approx(norm, rel=1e-6))
         assert ("norm_overflow" if size > 1 else "norm_underflow") in {event.kind for event in made.events}
+
+
+EMPTY = [
+    *(("norm", {"max_norm": 0.5, "norm_type": order}) for order in (2, "inf")),
+    *(("layer", {"max_norm": 0.5, "norm_type": order}) for order in (2, "inf")),
+    ("norm", {"max_norm": 0.5, "norm_type": "inf", "on": "example"}),
+    ("layer", {"max_norm": 0.5, "norm_type": "inf", "on": "update"}),
+    ("value", {"max_value": 0.5}),
+    ("block-rms", {"max_rms": 0.5}),
+    *((name, {}) for name in ("adaptive", "normalised", "quantile", "z-score", "adagc")),
+]
+
+
+@pytest.mark.parametrize("clip", EMPTY, ids=str)
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_a_parameter_of_no_elements_adds_nothing(given, rule, clip):
+    """In both engines the run is that without it."""
+    made = []
+    for empty in (True, False):
+        one = cell((given, {"empty": empty}), rule, clip, steps=3, batch=8)
+        made += [run(Job(one, one.clip_settings())), *lanes.run([Job(one, one.clip_settings())])]
+    assert [record.failure for record in made] == [None] * 4
+    for record_ in made[1:]:
+        np.testing.assert_allclose(record_.rows, made[0].rows, rtol=1e-6)
+
+
+def test_a_pilot_knows_parameters_of_no_elements(given):
+    built = {
+        **{f"norm {order}": clips.Norm(1.0, order) for order in (2, "inf")},
+        **{f"layer {order}": clips.Layer(1.0, order) for order in (2, "inf")},
+        "value": clips.Value(1.0),
+        "block-rms": clips.BlockRMS(1.0),
+    }
+    sizes = [pilot(cell((given, {"empty": empty}), batch=8), built) for empty in (True, False)]
+    assert sizes[0] == sizes[1]
 
 
 def test_a_pilot_without_a_usable_size_is_refused(quadratic):
