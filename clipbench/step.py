@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clipbench import trees
+
 # What a step leaves on the device. ``raw_broken`` and ``update_broken`` are finite exactly where every element is: they tell a
 # gradient with an infinite element from a finite one whose norm overflows. They are zero, or the largest element.
 # ``handed`` is what the clip was given: the raw gradient, but for a clip on the update.
@@ -78,7 +80,8 @@ class Meter:
         return any(square < self._least or square == math.inf for square in map(Tensor.item, squares))
 
     def _gradient(self) -> list[Tensor]:
-        return [leaf.grad.reshape(-1) if leaf.grad is not None else torch.zeros_like(leaf).reshape(-1) for leaf in self._leaves]
+        grads = ((leaf, leaf.grad) for leaf in self._leaves)
+        return [torch.zeros_like(leaf).reshape(-1) if grad is None else trees.dense(grad).reshape(-1) for leaf, grad in grads]
 
     def rows(self) -> np.ndarray:
         """The rows of the steps since the last call, a float64 array of steps × 6: the one moment that waits for the device."""

@@ -65,6 +65,11 @@ def scale_to(tree: Tree, limit: Tensor | float, size: Tensor) -> Tree:
     return scale(tree, torch.where(size > limit, limit / size, torch.ones_like(size)))
 
 
+def dense(leaf: Tensor) -> Tensor:
+    """``leaf`` with all its elements, of which a sparse gradient has only those that are not zero."""
+    return leaf if leaf.layout is torch.strided else leaf.to_dense()
+
+
 def flatten(tree: Tree, out: Tensor | None = None) -> Tensor:
     """The leaves as one vector of ``sum(leaf.numel())`` elements, written into ``out`` where given."""
     return torch.cat([leaf.reshape(-1) for leaf in tree.values()], out=out)

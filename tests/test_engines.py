@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from clipbench import clip, clips, engines, events, feed, metrics, optimizer, optimizers, registry, trees, workload, workloads
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job, Trainer, lanes, pilot, run, shares
+from clipbench.engines.program import NoLanes
 from clipbench.events import CHANGED, COSINE, GRAD_NORM, KEPT, LOSS, UPDATE_NORM
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
@@ -922,3 +923,63 @@ def test_trees_of_one_stream_are_forked_for_every_run():
     record("digits", steps=2)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert trees.seed_of("digits", 0, "weights") != trees.seed_of("digits", 0, "batches")
+
+
+# ----------------------------------------------------------------------------------------------------------------- sparse gradients
+
+
+@pytest.fixture
+def words():
+    """A workload whose embedding has sparse gradients, as it may by ``layer``."""
+
+    @workload("words")
+    class Words:
+        """Which bags have a large sum."""
+
+        layer: str = "bag"
+        metric = metrics.accuracy
+        reference_loss = 0.693
+
+        def data(self):
+            inputs = torch.randint(0, 20, (64, 5), generator=torch.Generator().manual_seed(0))
+            return dict.fromkeys(("train", "validation", "test"), (inputs, (inputs.sum(1) > 50).long()))
+
+        def model(self):
+            if self.layer == "bag":
+                return nn.Sequential(nn.EmbeddingBag(20, 4, sparse=True), nn.Linear(4, 2))
+            sparse = self.layer == "sparse"
+            return nn.Sequential(nn.Embedding(20, 4, sparse=sparse), nn.Flatten(), nn.Linear(20, 2))
+
+        def loss(self, output, target):
+            return nn.functional.cross_entropy(output, target)
+
+    yield "words"
+    registry._tables["workload"].pop("words")
+
+
+def test_sparse_gradients_are_trained_without_a_clip_and_measured_as_dense_ones_are(words):
+    made = [record((words, {"layer": layer}), "sgd", dtype="float64", batch=8) for layer in ("sparse", "dense")]
+    np.testing.assert_allclose(made[0].rows, made[1].rows, rtol=1e-12)
+
+
+CLIPPED = [
+    ("norm", {"max_norm": 0.2}),
+    ("norm", {"max_norm": 0.2, "on": "example"}),
+    ("value", {"max_value": 0.2}),
+    ("layer", {"max_norm": 0.2}),
+    ("adaptive", {}),
+]
+
+
+@pytest.mark.parametrize("clip", CLIPPED, ids=str)
+@pytest.mark.parametrize("layer", ["bag", "sparse"])
+def test_a_clip_on_sparse_gradients_is_refused_in_one_sentence_by_both_engines(words, layer, clip):
+    """It names the parameter, and what to do; nothing of torch's own."""
+    one = cell((words, {"layer": layer}), "sgd", clip, batch=8)
+    sentence = 'workload "words": `0.weight` has a sparse gradient, which only the loop without a clip can train'
+    failure = run(Job(one, one.clip_settings())).failure
+    with pytest.raises(NoLanes) as refusal:
+        lanes.run([Job(one, one.clip_settings())])
+    for said in (failure, str(refusal.value)):
+        assert said.startswith(sentence)
+        assert said.endswith("give its layer `sparse=False`")

@@ -117,6 +117,8 @@ class Model:
     def __init__(self, workload: Any, dtype: torch.dtype, device: str, how: Pass = Pass()) -> None:
         self.workload, self.how = workload, how
         self.weighs = hasattr(workload, "weight")
+        if reason := feed.sparse_at_first(workload):
+            raise NoLanes(f'workload "{workload.name}": {reason}')
         if how.examples and self.weighs:
             raise NoLanes(f'workload "{workload.name}" weighs its examples, which a clip on each of them knows in the loop only')
         self.module = feed.model(workload, 0, dtype, device, how.mixed)
