@@ -170,13 +170,13 @@ def products(
     return raw_raw, largest(raw), handed_handed, clipped_clipped, handed_clipped, changed, square(update), largest(update)
 
 
-def lost(products: Sequence[Tensor], dtype: torch.dtype, elements: int) -> bool:
-    """Whether squares of finite elements left the range of ``dtype`` in any lane; ``products`` are on the CPU, without the loss."""
+def lost(products: Sequence[Tensor], dtype: torch.dtype, elements: int) -> Tensor:
+    """In which lanes squares of finite elements left the range of ``dtype``; ``products`` are without the loss."""
     raw_raw, raw_largest, handed_handed, clipped_clipped, _, _, update_update, update_largest = products
     squares = torch.stack([raw_raw, handed_handed, clipped_clipped, update_update])
     largest = torch.stack([raw_largest, raw_largest, raw_largest, update_largest])
     low = (squares < least(dtype, elements)) & (largest > 0)
-    return bool(((low | squares.isinf()) & largest.isfinite()).any())
+    return ((low | squares.isinf()) & largest.isfinite()).any(0)
 
 
 def _square(rows: Tensor) -> Tensor:

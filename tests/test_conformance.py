@@ -166,14 +166,13 @@ CLIPS = {
             mean = 0.9 * state["mean"] + 0.1 * norm
             return trees.scale_to(grads, self.limit * mean, norm), {"mean": torch.where(norm.isnan(), state["mean"], mean)}
     """),
-    "a memory of NaN": ("clips again after a gradient out of range", "that is NaN finite ones come back that are not", """
+    "a memory of NaN": ("clips again after a gradient out of range", "finite ones come back that are not", """
         limit: Positive
         def init(self, params):
-            return {"least": trees.zero(params) + torch.inf}
+            return {"share": trees.zero(params) + 1}
         def update(self, grads, state, params):
-            norm = trees.norm(grads)
-            least = torch.minimum(norm, state["least"])
-            return trees.scale(grads, torch.clamp(self.limit * least / (norm + 1e-6), max=1.0)), {"least": least}
+            share = state["share"] + 0 * trees.norm(grads)
+            return trees.scale(shortened(grads, self.limit), share), {"share": share}
     """),
     "one that stays at zero": ("clips again after a gradient out of range", "all come back as zeros", """
         limit: Positive

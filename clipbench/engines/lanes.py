@@ -155,9 +155,7 @@ class Lanes:
             given = (self.weights[lanes], grads[lanes], part.lr, *part.numbers, *part.state)
             found = self._updated(part, given, wide=self.device == "cuda")
             moved.append(found[0])
-            rows.append(found[1 : 1 + MEASURED])
-            if self.device == "cpu" and step.lost(rows[-1], self.dtype, self.model.elements):
-                rows[-1] = self._updated(part, given, wide=True)[1 : 1 + MEASURED]
+            rows.append(self._exact(found[1 : 1 + MEASURED], part, given))
             states.append(found[1 + MEASURED :])
         self._move(moved[0] if len(moved) == 1 else torch.cat(moved), states)
         joined = rows[0] if len(rows) == 1 else [torch.cat(column) for column in zip(*rows, strict=True)]
@@ -166,6 +164,13 @@ class Lanes:
     def _updated(self, part: Segment, given: Sequence[Tensor], *, wide: bool) -> tuple[Tensor, ...]:
         """The update of a segment, by its program: pure, so that it can be taken again."""
         return self.programs.update(part.structure, part.tree, part.counts, *given, wide=wide)(*given)
+
+    def _exact(self, products: Sequence[Tensor], part: Segment, given: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The products; those of lanes whose squares left the range by the same update in float64, of the others to the bit."""
+        if self.device == "cuda" or not (lost := step.lost(products, self.dtype, self.model.elements)).any():
+            return products
+        wide = self._updated(part, given, wide=True)[1 : 1 + MEASURED]
+        return [torch.where(lost, exact, plain) for exact, plain in zip(wide, products, strict=True)]
 
     def _move(self, weights: Tensor, states: Sequence[Sequence[Tensor]]) -> None:
         """Take over what a step left; on CUDA in place, because a graph knows tensors by their address."""
