@@ -84,6 +84,7 @@ def derive(
     optimum: float | None = None,
     unbounded: bool = False,
     rules: Rules | None = None,
+    dtype: str = "float64",
 ) -> list[Event]:
     """The events of one curve, in the order of their steps.
 
@@ -91,9 +92,10 @@ def derive(
     :param reference: the loss of the best constant prediction; None means the first loss (an analytic function).
     :param optimum: the loss's infimum, or None where it is unknown.
     :param unbounded: a loss unbounded below gets the rules on non-finite values only.
+    :param dtype: of the gradients, ``float32`` or ``float64``: whose range their squares may leave.
     """
     rules = rules or Rules()
-    found = [*_nonfinite(rows), *_overflows(rows)]
+    found = [*_nonfinite(rows), *_overflows(rows), *_underflows(rows, dtype)]
     if not unbounded and len(rows):
         level, base = _level(rows, reference, optimum)
         found += _blow_ups(level, base, rules)
@@ -184,6 +186,13 @@ def _overflows(rows: np.ndarray) -> list[Event]:
         Event(step, "norm_overflow", float(rows[step, GRAD_NORM]), detail)
         for step, _ in _excursions(np.isposinf(rows[:, GRAD_NORM]))
     ]
+
+
+def _underflows(rows: np.ndarray, dtype: str) -> list[Event]:
+    norms = rows[:, GRAD_NORM]
+    detail = f"the gradient is not zero and its squares are, in {dtype}: a norm taken of them is zero or too short"
+    low = (norms > 0) & (norms < math.sqrt(np.finfo(dtype).tiny))
+    return [Event(step, "norm_underflow", float(norms[step]), detail) for step, _ in _excursions(low)]
 
 
 def _blow_ups(level: np.ndarray, base: float, rules: Rules) -> list[Event]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -175,6 +175,27 @@ def weight(workload: Any, targets: Tensor) -> Tensor:
 def loss_of(workload: Any, output: Tensor, target: Tensor) -> Tensor:
     """The workload's loss; of a workload without one, the module's output itself."""
     return workload.loss(output, target) if hasattr(workload, "loss") else output
+
+
+def sparse(named: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The sentence on the first of some named parameters whose gradient is sparse; None where all are dense."""
+    for name, param in named:
+        if param.grad is not None and param.grad.layout is not torch.strided:
+            return f"`{name}` has a sparse gradient, which only the loop without a clip can train; give its layer `sparse=False`"
+    return None
+
+
+@lru_cache(maxsize=32)
+def sparse_at_first(workload: Any) -> str | None:
+    """The same of a workload's parameters at its first small batch; None where that cannot be taken."""
+    try:
+        module = model(workload, 0)
+        inputs, targets = next(batches(workload, 0, 2, 1))
+        with trees.seeded(workload.name, 0, "training"):
+            loss_of(workload, module(inputs), targets).backward()
+    except Exception:  # noqa: BLE001 - a stranger's model may raise anything; training will tell
+        return None
+    return sparse(module.named_parameters())
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, device: str) -> Tensor:

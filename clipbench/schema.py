@@ -86,9 +86,14 @@ CURVES = (
         "grad_norm",
         FLOAT,
         "gradient",
-        "2-norm of the raw gradient; inf where finite elements overflow it, NaN where an element is not finite",
+        "2-norm of the raw gradient; inf where finite elements overflow it in their precision, NaN where an element is not finite",
     ),
-    Column("kept", FLOAT, "ratio", "norm of what the clip returned over that of what it was handed; 1 for zero"),
+    Column(
+        "kept",
+        FLOAT,
+        "ratio",
+        "norm of what the clip returned over that of what it was handed; 1 for zero, NaN where either left the range of float64",
+    ),
     Column(
         "cosine",
         FLOAT,

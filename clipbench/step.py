@@ -3,18 +3,25 @@
 The observer is the step, not the clip: every clip, a stranger's too, is measured in the same way. A step's measures are the row
 ``loss, grad_norm, kept, cosine, changed, update_norm``. On the device only inner products are taken, each a single pass; the ratios
 between them are worked out later, for many steps at once.
+
+Squares leave the range of float32 where elements are above 1.8e19 or below 1e-19. There the products are taken once more, in
+float64: what is recorded is right, or NaN where it leaves float64 as well. To look whether that is so waits for the device, which
+is nothing on a CPU; on CUDA they are taken in float64 at once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clipbench import trees
+
 # What a step leaves on the device. ``raw_broken`` and ``update_broken`` are finite exactly where every element is: they tell a
-# gradient with an infinite element from a finite one whose norm overflows.
+# gradient with an infinite element from a finite one whose norm overflows. They are zero, or the largest element.
 # ``handed`` is what the clip was given: the raw gradient, but for a clip on the update.
 PRODUCTS = (
     *("loss", "raw_raw", "raw_broken", "handed_handed", "clipped_clipped", "handed_clipped", "changed"),
@@ -35,6 +42,7 @@ class Meter:
         self._pair: tuple[Tensor, Tensor] | None = None  # what the clip was handed and what it returned
         self._differs = torch.empty_like(self._before, dtype=torch.bool)
         self._none = torch.zeros((), dtype=torch.long, device=self._before.device)
+        self._wide, self._least = self._before.is_cuda, least(self._before.dtype, self._before.numel())
         self._pending: list[tuple[Tensor, ...]] = []
 
     def raw(self) -> None:
@@ -59,24 +67,21 @@ class Meter:
             changed = torch.count_nonzero(torch.ne(handed, clipped, out=self._differs))
         torch.cat([leaf.detach().reshape(-1) for leaf in self._leaves], out=self._after)
         update = self._before.sub_(self._after)
-        raw_raw = torch.dot(raw, raw)
-        self._pending.append(
-            (
-                loss.detach(),
-                raw_raw,
-                torch.dot(raw, self._zeros),
-                torch.dot(handed, handed) if handed is not raw else raw_raw,
-                torch.dot(clipped, clipped) if clipped is not raw else raw_raw,
-                torch.dot(handed, clipped) if clipped is not raw else raw_raw,
-                changed,
-                torch.dot(update, update),
-                torch.dot(update, self._zeros),
-            )
-        )
+        found = None if self._wide else _dots(raw, handed, clipped, update, self._zeros)
+        if found is None or self._is_lost(found):
+            found = _dots(raw.double(), handed.double(), clipped.double(), update.double(), None)
+        self._pending.append((loss.detach(), *found[:5], changed, *found[5:]))
         self._before, self._after = self._after, self._before
 
+    def _is_lost(self, dots: Sequence[Tensor]) -> bool:
+        """Whether a square left the range; on a CPU there is nothing to wait for."""
+        raw, _, handed, clipped, _, update, _ = dots
+        squares = (raw, update) if clipped is raw else (raw, update, handed, clipped)
+        return any(square < self._least or square == math.inf for square in map(Tensor.item, squares))
+
     def _gradient(self) -> list[Tensor]:
-        return [leaf.grad.reshape(-1) if leaf.grad is not None else torch.zeros_like(leaf).reshape(-1) for leaf in self._leaves]
+        grads = ((leaf, leaf.grad) for leaf in self._leaves)
+        return [torch.zeros_like(leaf).reshape(-1) if grad is None else trees.dense(grad).reshape(-1) for leaf, grad in grads]
 
     def rows(self) -> np.ndarray:
         """The rows of the steps since the last call, a float64 array of steps × 6: the one moment that waits for the device."""
@@ -84,7 +89,33 @@ class Meter:
             return np.empty((0, 6))
         columns = [torch.stack(column).double().cpu().numpy() for column in zip(*self._pending, strict=True)]
         self._pending = []
-        return derive(dict(zip(PRODUCTS, columns, strict=True)), self._before.numel())
+        return derive(dict(zip(PRODUCTS, columns, strict=True)), self._before.numel(), self._before.dtype)
+
+
+def _dots(
+    raw: Tensor, handed: Tensor, clipped: Tensor, update: Tensor, zeros: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``PRODUCTS`` without ``loss`` and ``changed``; without ``zeros`` the largest elements tell what is not finite."""
+
+    def broken(vector: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(vector, math.inf) if zeros is None else torch.dot(vector, zeros)
+
+    square = torch.dot(raw, raw)
+    return (
+        square,
+        broken(raw),
+        torch.dot(handed, handed) if handed is not raw and clipped is not raw else square,
+        torch.dot(clipped, clipped) if clipped is not raw else square,
+        torch.dot(handed, clipped) if clipped is not raw else square,
+        torch.dot(update, update),
+        broken(update),
+    )
+
+
+def least(dtype: torch.dtype, elements: int) -> float:
+    """The least sum of squares that is as exact as its ``dtype``: of a smaller one, squares that count may have been lost."""
+    limits = torch.finfo(dtype)
+    return elements * limits.tiny / limits.eps
 
 
 class Unmeasured(Meter):
@@ -103,7 +134,14 @@ class Unmeasured(Meter):
 
 
 def products(
-    before: Tensor, after: Tensor, raw: Tensor, handed: Tensor | None, clipped: Tensor | None, one_pass: bool = False
+    before: Tensor,
+    after: Tensor,
+    raw: Tensor,
+    handed: Tensor | None,
+    clipped: Tensor | None,
+    *,
+    one_pass: bool = False,
+    wide: bool = False,
 ) -> tuple[Tensor, ...]:
     """What one step of many lanes leaves on the device, in the order of ``PRODUCTS`` without the loss: a value a lane each.
 
@@ -114,8 +152,13 @@ def products(
     :param clipped: the same after it; None where no clip touched it.
     :param one_pass: for a compiler, which takes plain sums of one lane while it has its elements at hand. Anything to be done to
         the sums themselves would make it walk through all lanes once for each.
+    :param wide: take them in float64, as `lost` asks for.
     """
     square, largest = (_plain_square, _plain_largest) if one_pass else (_square, _largest)
+    update = before - after
+    if wide:
+        raw, update = raw.double(), update.double()
+        handed, clipped = (None if rows is None else rows.double() for rows in (handed, clipped))
     raw_raw, changed = square(raw), torch.zeros(len(raw), dtype=torch.long, device=raw.device)
     handed_handed = raw_raw if handed is None else square(handed)
     clipped_clipped = handed_clipped = handed_handed
@@ -124,8 +167,16 @@ def products(
         clipped_clipped, handed_clipped = square(clipped), (given * clipped).sum(1)
         # Into numbers as wide, not truth values: a comparison that narrows its result takes three times as long.
         changed = torch.ne(given, clipped, out=torch.empty_like(given)).sum(1)
-    update = before - after
     return raw_raw, largest(raw), handed_handed, clipped_clipped, handed_clipped, changed, square(update), largest(update)
+
+
+def lost(products: Sequence[Tensor], dtype: torch.dtype, elements: int) -> Tensor:
+    """In which lanes squares of finite elements left the range of ``dtype``; ``products`` are without the loss."""
+    raw_raw, raw_largest, handed_handed, clipped_clipped, _, _, update_update, update_largest = products
+    squares = torch.stack([raw_raw, handed_handed, clipped_clipped, update_update])
+    largest = torch.stack([raw_largest, raw_largest, raw_largest, update_largest])
+    low = (squares < least(dtype, elements)) & (largest > 0)
+    return ((low | squares.isinf()) & largest.isfinite()).any(0)
 
 
 def _square(rows: Tensor) -> Tensor:
@@ -144,20 +195,26 @@ def _plain_largest(rows: Tensor) -> Tensor:
     return rows.abs().amax(1)
 
 
-def derive(products: dict[str, np.ndarray], elements: int) -> np.ndarray:
+def derive(products: dict[str, np.ndarray], elements: int, dtype: torch.dtype) -> np.ndarray:
     """Rows from the products of some steps, each an array of one value a step (or of steps × lanes).
 
-    ``kept``, ``cosine`` and ``changed`` compare what the clip was handed with what it returned. ``kept`` and ``cosine`` are 1 where
-    that was zero and where the clip changed nothing; ``cosine`` is NaN where only the clipped one is zero: it has no direction. All
-    three are NaN where a clip was handed a NaN: there is nothing to compare.
+    ``grad_norm`` is infinite where it is in the gradient's ``dtype``: that is what a norm clip divides by. ``kept``, ``cosine`` and
+    ``changed`` compare what the clip was handed with what it returned. ``kept`` and ``cosine`` are 1 where the clip changed
+    nothing, as of a gradient of zero; ``cosine`` is NaN where the clipped one is zero: it has no direction. Both are NaN where the
+    squares that they are made of left the range, and all three where a clip was handed a NaN: there is nothing to compare.
     """
-    clipped_norm = np.sqrt(products["clipped_clipped"])
+    raw_raw, raw_broken, handed_handed, clipped_clipped = (products[name] for name in PRODUCTS[1:5])
     # A NaN differs from itself, so that a clip that was handed one has always changed something.
-    changed = np.where(np.isnan(products["handed_handed"]) & (products["changed"] > 0), np.nan, products["changed"] / elements)
-    same = (products["handed_handed"] == 0) | (changed == 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        grad_norm, handed_norm = (np.sqrt(products[name]) + 0 * products["raw_broken"] for name in ("raw_raw", "handed_handed"))
+    changed = np.where(np.isnan(handed_handed) & (products["changed"] > 0), np.nan, products["changed"] / elements)
+    same = changed == 0
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        # Where all squares are lost in float64, too, the largest element stands for the norm: it is not zero.
+        grad_norm = np.where((raw_raw == 0) & (raw_broken > 0), raw_broken, np.sqrt(raw_raw))
+        grad_norm = np.where(raw_raw > torch.finfo(dtype).max, np.inf, grad_norm) + 0 * raw_broken
+        handed_norm, clipped_norm = np.sqrt(handed_handed) + 0 * raw_broken, np.sqrt(clipped_clipped)
         update_norm = np.sqrt(products["update_update"]) + 0 * products["update_broken"]
-        kept = np.where(same, 1.0, clipped_norm / handed_norm)
-        cosine = np.where(same, 1.0, np.clip(products["handed_clipped"] / (handed_norm * clipped_norm), -1.0, 1.0))
-    return np.stack([products["loss"], grad_norm, kept, cosine, changed, update_norm], axis=-1)
+        known = (handed_handed >= least(torch.float64, elements)) & ((handed_handed < np.inf) | (clipped_clipped == 0))
+        kept = np.where(same, 1.0, np.where(known, clipped_norm / handed_norm, np.nan))
+        both = handed_norm * clipped_norm
+        cosine = np.clip(np.where(known & (both > 0), products["handed_clipped"] / both, np.nan), -1.0, 1.0)
+    return np.stack([products["loss"], grad_norm, kept, np.where(same, 1.0, cosine), changed, update_norm], axis=-1)

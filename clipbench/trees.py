@@ -40,8 +40,16 @@ def dot(left: Tree, right: Tree) -> Tensor:
 
 
 def norm(tree: Tree, order: float = 2.0) -> Tensor:
-    """The vector norm over all leaves together, a scalar: a norm of norms, as ``torch.nn.utils.get_total_norm`` takes it."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(leaf, order) for leaf in tree.values()]), order)
+    """The vector norm over all leaves together, a scalar: a norm of norms, as ``torch.nn.utils.get_total_norm`` takes it.
+
+    A leaf of no elements adds nothing, where torch refuses to take its largest.
+    """
+    return torch.linalg.vector_norm(torch.stack([length(leaf, order) for leaf in tree.values()]), order)
+
+
+def length(leaf: Tensor, order: float = 2.0) -> Tensor:
+    """The vector norm of one tensor, a scalar; 0 of no elements."""
+    return torch.linalg.vector_norm(leaf, order) if leaf.numel() else leaf.new_zeros(())
 
 
 def scale(tree: Tree, factor: Tensor | float) -> Tree:
@@ -55,6 +63,11 @@ def scale_to(tree: Tree, limit: Tensor | float, size: Tensor) -> Tree:
     Exact: unchanged where ``size <= limit``, zero stays zero, no epsilon. A NaN size changes nothing, so that NaN stays visible.
     """
     return scale(tree, torch.where(size > limit, limit / size, torch.ones_like(size)))
+
+
+def dense(leaf: Tensor) -> Tensor:
+    """``leaf`` with all its elements, of which a sparse gradient has only those that are not zero."""
+    return leaf if leaf.layout is torch.strided else leaf.to_dense()
 
 
 def flatten(tree: Tree, out: Tensor | None = None) -> Tensor:

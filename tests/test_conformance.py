@@ -150,6 +150,50 @@ CLIPS = {
             norm = trees.norm(grads)
             return trees.map(lambda g: torch.where(norm == 0, torch.full_like(g, 1e-30), g), grads), state
     """),
+    "a mark for a norm that is not finite": ("turns no sign, though a norm overflows", "whose norm is infinite", """
+        limit: Positive
+        def update(self, grads, state, params):
+            norm = trees.norm(grads)
+            norm = torch.where(norm == torch.inf, -torch.ones_like(norm), norm)
+            return trees.scale(grads, torch.clamp(self.limit / (norm + 1e-6), max=1.0)), state
+    """),
+    "a mean that overflows for good": ("clips again after a gradient out of range", "that overflows it clips none of 20", """
+        limit: Positive
+        def init(self, params):
+            return {"mean": trees.zero(params)}
+        def update(self, grads, state, params):
+            norm = trees.norm(grads)
+            mean = 0.9 * state["mean"] + 0.1 * norm
+            return trees.scale_to(grads, self.limit * mean, norm), {"mean": torch.where(norm.isnan(), state["mean"], mean)}
+    """),
+    "a memory of NaN": ("clips again after a gradient out of range", "finite ones come back that are not", """
+        limit: Positive
+        def init(self, params):
+            return {"share": trees.zero(params) + 1}
+        def update(self, grads, state, params):
+            share = state["share"] + 0 * trees.norm(grads)
+            return trees.scale(shortened(grads, self.limit), share), {"share": share}
+    """),
+    "one that stays at zero": ("clips again after a gradient out of range", "all come back as zeros", """
+        limit: Positive
+        def init(self, params):
+            return {"share": trees.zero(params) + 1}
+        def update(self, grads, state, params):
+            norm = trees.norm(grads)
+            share = torch.where(norm == torch.inf, 0.0, state["share"])
+            return trees.scale_to(trees.scale(grads, share), self.limit, norm * share), {"share": share}
+    """),
+    "NaN made zero": ("hides no divergence", "an element of nan comes back finite, that element as 0", """
+        limit: Positive
+        def update(self, grads, state, params):
+            return shortened(trees.map(torch.nan_to_num, grads), self.limit), state
+    """),
+    "a step left out": ("hides no divergence", "comes back finite, that element as 0", """
+        limit: Positive
+        def update(self, grads, state, params):
+            norm = trees.norm(grads)
+            return trees.map(lambda g: torch.where(norm.isfinite(), g, torch.zeros_like(g)), shortened(grads, self.limit)), state
+    """),
     "global random state": ("no global random state", "drew from torch's", """
         limit: Positive
         def update(self, grads, state, params):

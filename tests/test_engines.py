@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from clipbench import clip, clips, engines, events, feed, metrics, optimizer, optimizers, registry, trees, workload, workloads
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job, Trainer, lanes, pilot, run, shares
+from clipbench.engines.program import NoLanes
 from clipbench.events import CHANGED, COSINE, GRAD_NORM, KEPT, LOSS, UPDATE_NORM
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
@@ -677,6 +678,116 @@ def test_a_pilot_has_a_seed_of_its_own():
     assert engines.PILOT_SEED > 1_000_000
 
 
+@pytest.mark.parametrize(("unit", "dtype"), [(1e-25, "float32"), (1e25, "float32"), (1e-200, "float64"), (1e200, "float64")])
+def test_a_pilot_is_free_of_the_gradients_unit(unit, dtype, monkeypatch):
+    """A loss in another unit has thresholds in that unit, though squares leave the range, and Adam adds 1e-8 to its size."""
+    wdbc = registry.find("workload", "wdbc")
+    plain, loss = cell(dtype=dtype), wdbc.loss
+    built = {"norm": clips.Norm(1.0), "value": clips.Value(1.0), "layer": clips.Layer(1.0), "rms": clips.BlockRMS(1.0)}
+    expected = pilot(plain, built)
+    monkeypatch.setattr(wdbc, "loss", lambda *given: loss(*given) * unit)
+    assert {label: size / unit for label, size in pilot(plain, built).items()} == pytest.approx(expected, rel=5e-3)
+
+
+class Given(nn.Module):
+    def __init__(self, shapes):
+        super().__init__()
+        self.parts = nn.ParameterList([nn.Parameter(torch.ones(shape)) for shape in shapes])
+
+    def forward(self, inputs):
+        return (inputs * torch.cat([part.reshape(-1) for part in self.parts])).sum(-1)
+
+
+@pytest.fixture
+def given():
+    """A workload whose gradient is given: ``size`` in its first element, ``small`` in the five others."""
+
+    @workload("given")
+    class GivenGradient:
+        """A linear function of six weights, with two parameters of no elements beside them."""
+
+        size: float = 1.0
+        small: float = 1.0
+        empty: bool = True
+        unbounded = True
+        reference_loss = None
+
+        metric = metrics.log10_gap
+
+        def data(self):
+            inputs = torch.full((16, 6), self.small, dtype=torch.float64)
+            inputs[:, 0] = self.size
+            return dict.fromkeys(("train", "validation", "test"), (inputs, torch.zeros(16)))
+
+        def model(self):
+            return Given([(2, 2), (2,), *([(0, 3), (0,)] if self.empty else [])])
+
+        def loss(self, output, target):
+            return output.mean()
+
+    yield "given"
+    registry._tables["workload"].pop("given")
+
+
+def in_every_engine(one):
+    """The records of one cell: loop, lanes, and lanes compiled."""
+    settings = one.clip_settings()
+    return [run(Job(one, settings)), *lanes.run([Job(one, settings)]), *lanes.run([Job(one, settings)], compiled=True)]
+
+
+RANGES = [(2e19, 1.0, 1.0), (1e30, 1e20, 1e10), (1e-25, 1e-26, 5e-26), (1e-20, 1e-22, 1e-21)]
+
+
+@pytest.mark.parametrize(("size", "small", "limit"), RANGES)
+def test_every_engine_measures_gradients_whose_squares_leave_float32(given, size, small, limit):
+    raw = np.array([size, *[small] * 5])
+    clipped = np.clip(raw, -limit, limit)
+    length, norm = np.linalg.norm(clipped), np.linalg.norm(raw)
+    one = cell((given, {"size": size, "small": small}), "sgd", ("value", {"max_value": limit}), lr=1e-9, steps=2, batch=8)
+    for made in in_every_engine(one):
+        assert made.failure is None
+        row = made.rows[0]
+        assert row[KEPT] == pytest.approx(length / norm, rel=1e-6)
+        assert row[COSINE] == pytest.approx(raw @ clipped / norm / length, rel=1e-6)
+        assert row[GRAD_NORM] == (math.inf if size > 1 else pytest.approx(norm, rel=1e-6))
+        assert ("norm_overflow" if size > 1 else "norm_underflow") in {event.kind for event in made.events}
+
+
+EMPTY = [
+    *(("norm", {"max_norm": 0.5, "norm_type": order}) for order in (2, "inf")),
+    *(("layer", {"max_norm": 0.5, "norm_type": order}) for order in (2, "inf")),
+    ("norm", {"max_norm": 0.5, "norm_type": "inf", "on": "example"}),
+    ("layer", {"max_norm": 0.5, "norm_type": "inf", "on": "update"}),
+    ("value", {"max_value": 0.5}),
+    ("block-rms", {"max_rms": 0.5}),
+    *((name, {}) for name in ("adaptive", "normalised", "quantile", "z-score", "adagc")),
+]
+
+
+@pytest.mark.parametrize("clip", EMPTY, ids=str)
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_a_parameter_of_no_elements_adds_nothing(given, rule, clip):
+    """In both engines the run is that without it."""
+    made = []
+    for empty in (True, False):
+        one = cell((given, {"empty": empty}), rule, clip, steps=3, batch=8)
+        made += [run(Job(one, one.clip_settings())), *lanes.run([Job(one, one.clip_settings())])]
+    assert [record.failure for record in made] == [None] * 4
+    for record_ in made[1:]:
+        np.testing.assert_allclose(record_.rows, made[0].rows, rtol=1e-6)
+
+
+def test_a_pilot_knows_parameters_of_no_elements(given):
+    built = {
+        **{f"norm {order}": clips.Norm(1.0, order) for order in (2, "inf")},
+        **{f"layer {order}": clips.Layer(1.0, order) for order in (2, "inf")},
+        "value": clips.Value(1.0),
+        "block-rms": clips.BlockRMS(1.0),
+    }
+    sizes = [pilot(cell((given, {"empty": empty}), batch=8), built) for empty in (True, False)]
+    assert sizes[0] == sizes[1]
+
+
 def test_a_pilot_without_a_usable_size_is_refused(quadratic):
     """A zero gradient has no multiples."""
     with pytest.raises(
@@ -812,3 +923,63 @@ def test_trees_of_one_stream_are_forked_for_every_run():
     record("digits", steps=2)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert trees.seed_of("digits", 0, "weights") != trees.seed_of("digits", 0, "batches")
+
+
+# ----------------------------------------------------------------------------------------------------------------- sparse gradients
+
+
+@pytest.fixture
+def words():
+    """A workload whose embedding has sparse gradients, as it may by ``layer``."""
+
+    @workload("words")
+    class Words:
+        """Which bags have a large sum."""
+
+        layer: str = "bag"
+        metric = metrics.accuracy
+        reference_loss = 0.693
+
+        def data(self):
+            inputs = torch.randint(0, 20, (64, 5), generator=torch.Generator().manual_seed(0))
+            return dict.fromkeys(("train", "validation", "test"), (inputs, (inputs.sum(1) > 50).long()))
+
+        def model(self):
+            if self.layer == "bag":
+                return nn.Sequential(nn.EmbeddingBag(20, 4, sparse=True), nn.Linear(4, 2))
+            sparse = self.layer == "sparse"
+            return nn.Sequential(nn.Embedding(20, 4, sparse=sparse), nn.Flatten(), nn.Linear(20, 2))
+
+        def loss(self, output, target):
+            return nn.functional.cross_entropy(output, target)
+
+    yield "words"
+    registry._tables["workload"].pop("words")
+
+
+def test_sparse_gradients_are_trained_without_a_clip_and_measured_as_dense_ones_are(words):
+    made = [record((words, {"layer": layer}), "sgd", dtype="float64", batch=8) for layer in ("sparse", "dense")]
+    np.testing.assert_allclose(made[0].rows, made[1].rows, rtol=1e-12)
+
+
+CLIPPED = [
+    ("norm", {"max_norm": 0.2}),
+    ("norm", {"max_norm": 0.2, "on": "example"}),
+    ("value", {"max_value": 0.2}),
+    ("layer", {"max_norm": 0.2}),
+    ("adaptive", {}),
+]
+
+
+@pytest.mark.parametrize("clip", CLIPPED, ids=str)
+@pytest.mark.parametrize("layer", ["bag", "sparse"])
+def test_a_clip_on_sparse_gradients_is_refused_in_one_sentence_by_both_engines(words, layer, clip):
+    """It names the parameter, and what to do; nothing of torch's own."""
+    one = cell((words, {"layer": layer}), "sgd", clip, batch=8)
+    sentence = 'workload "words": `0.weight` has a sparse gradient, which only the loop without a clip can train'
+    failure = run(Job(one, one.clip_settings())).failure
+    with pytest.raises(NoLanes) as refusal:
+        lanes.run([Job(one, one.clip_settings())])
+    for said in (failure, str(refusal.value)):
+        assert said.startswith(sentence)
+        assert said.endswith("give its layer `sparse=False`")

@@ -87,6 +87,19 @@ def test_a_norm_that_overflows_is_no_gradient_that_is_not_finite():
     assert not ends(rows).any()
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 1e-22), ("float64", 1e-160)])
+def test_a_norm_that_underflows_is_an_event_for_as_long_as_it_lasts(dtype, size):
+    """Smaller than the root of the least number of its precision, and not zero; in float64 float32's least is nothing yet."""
+    norms = [1.0, size, size, 1.0, 0.0, 0.0, size, 1.0]
+    rows = curve(*[0.5] * len(norms))
+    rows[:, GRAD_NORM] = norms
+    low = [event for event in derive(rows, 1.0, dtype=dtype) if event.kind == "norm_underflow"]
+    assert [(event.step, event.value) for event in low] == [(1, size), (6, size)]
+    assert judge(rows, low, 1.0).outcome == "learned"
+    rows[:, GRAD_NORM] = 1e-100
+    assert [event.step for event in derive(rows, 1.0, dtype="float64")] == []
+
+
 def test_an_update_whose_norm_overflows_ends_nothing():
     rows = spoilt(UPDATE_NORM, 7, INF)
     assert found(rows) == []

@@ -290,3 +290,41 @@ def test_parameters_that_are_not_contiguous_are_measured_in_full():
     params = [nn.Parameter(torch.arange(12.0).reshape(3, 4).t())]
     params[0].grad = torch.arange(12.0).reshape(4, 3).t().contiguous().t()
     assert measured(params)[GRAD_NORM] == pytest.approx(math.sqrt(506))
+
+
+def test_what_a_value_clip_leaves_of_a_gradient_whose_norm_overflows_is_measured():
+    """By hand: cosine (2e19 + 5)/(2e19 √6) = .408248 and kept √6/2e19, not the 0 of a right angle and of nothing."""
+    params = [nn.Parameter(torch.ones(6))]
+    params[0].grad = torch.tensor([2e19, 1, 1, 1, 1, 1])
+    row = measured(params, clips.Value(max_value=1.0))
+    assert row[COSINE] == pytest.approx(0.408248, abs=1e-6)
+    assert row[KEPT] == pytest.approx(math.sqrt(6) / 2e19, rel=1e-6)
+    assert row[CHANGED] == pytest.approx(1 / 6)
+    assert row[GRAD_NORM] == math.inf
+
+
+@pytest.mark.parametrize("exponent", [-40, -36, -30, -24, -19, -12, 12, 18, 24, 30, 36])
+@pytest.mark.parametrize("share", [0.01, 0.5])
+def test_measures_are_free_of_the_gradients_unit(exponent, share):
+    """Where the squares of float32 are all 0 or infinite, too: as NumPy has them in float64, whatever the clip."""
+    params = parameters(3)
+    set_gradients(params, 4, 10.0**exponent)
+    raw, before = flat(param.grad for param in params), flat(params)
+    row = measured(params, clips.Value(max_value=share * float(np.abs(raw).max())))
+    clipped, after = flat(param.grad for param in params), flat(params)
+    norm, length = np.linalg.norm(raw), np.linalg.norm(clipped)
+    assert row[GRAD_NORM] == (pytest.approx(norm, rel=1e-6) if norm < 1.8e19 else math.inf)
+    assert row[KEPT] == pytest.approx(length / norm, rel=1e-6)
+    assert row[COSINE] == pytest.approx(raw @ clipped / norm / length, rel=1e-6)
+    assert row[CHANGED] == np.mean(raw != clipped)
+    assert row[UPDATE_NORM] == pytest.approx(np.linalg.norm(after - before), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e170, 1e-170])
+def test_what_leaves_float64_as_well_is_not_told(size):
+    params = parameters(dtype=torch.float64)
+    set_gradients(params, 1, size)
+    row = measured(params, clips.Value(max_value=size / 10))
+    assert np.isnan(row[[KEPT, COSINE]]).all()
+    assert row[CHANGED] > 0
+    assert row[GRAD_NORM] == math.inf if size > 1 else 0 < row[GRAD_NORM] < 1e-169

@@ -99,7 +99,7 @@ class Norm:
         return trees.scale(grads, factor(self.max_norm, self.size(grads))), state
 
     def clip_(self, params: Iterable[Tensor]) -> None:
-        clip_grad_norm_(params, self.max_norm, float(self.norm_type))
+        clip_grad_norm_(_measurable(params, self.norm_type), self.max_norm, float(self.norm_type))
 
     def size(self, grads: Tree) -> Tensor:
         return trees.norm(grads, float(self.norm_type))
@@ -130,7 +130,7 @@ class Layer:
         return trees.map(lambda grad: grad * factor(self.max_norm, self._length(grad)), grads), state
 
     def clip_(self, params: Iterable[Tensor]) -> None:
-        for param in params:
+        for param in _measurable(params, self.norm_type):
             clip_grad_norm_([param], self.max_norm, float(self.norm_type))
 
     def size(self, grads: Tree) -> Tensor:
@@ -138,7 +138,7 @@ class Layer:
         return torch.stack([self._length(grad) for grad in grads.values()]).amax()
 
     def _length(self, grad: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(grad, float(self.norm_type))
+        return trees.length(grad, float(self.norm_type))
 
 
 @clip("block-rms")
@@ -244,8 +244,13 @@ def factor(limit: float, length: Tensor) -> Tensor:
     return torch.clamp(limit / (length + EPSILON), max=1.0)
 
 
+def _measurable(params: Iterable[Tensor], norm_type: Literal[2, "inf"]) -> Iterable[Tensor]:
+    """Those whose gradient torch can take the norm of: it has no largest of no elements."""
+    return params if norm_type == 2 else [param for param in params if param.numel()]
+
+
 def _rms(grad: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(grad) / math.sqrt(grad.numel())
+    return trees.length(grad) / math.sqrt(max(grad.numel(), 1))
 
 
 def _unit_norms(tensor: Tensor) -> Tensor:

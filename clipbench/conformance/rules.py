@@ -21,6 +21,8 @@ SIZES = (1.0, 30.0, 1e-3, 1.0, 3e3, 0.1)  # of the gradients, step by step
 DTYPES = (torch.float32, torch.float64)
 STEPS = 50
 LR = 0.01
+OVERFLOWING = 1e20  # a gradient of this size is finite in float32, and its norm is not
+WARM, PROBES = 30, 10  # gradients before one that is out of range, and pairs after it
 
 
 def _tree(stream: str, dtype: torch.dtype, size: float = 1.0, lanes: tuple[int, ...] = ()) -> Tree:
@@ -116,6 +118,109 @@ def never_lengthens(cls: type[Any]) -> str | None:
                 if not after <= before * (1 + TOLERANCE):
                     raise Fault(f"a gradient of norm {before:.6g} left with {after:.6g}")
     return None
+
+
+def _answers(component: Any, state: Any, given: list[Tree], params: Tree) -> tuple[list[Tree], Any]:
+    """What some gradients, handed one after the other, come back as; and the state after them."""
+    answers = []
+    for grads in given:
+        result, state = _update(component, _copy(grads), state, _copy(params))
+        answers.append(result)
+    return answers, state
+
+
+def _grows(component: Any, params: Tree) -> bool:
+    """Whether the state changes its form with a step, which `shapes_kept` tells; after thirty steps it could be of any size."""
+    state = _start(component, _copy(params))
+    _, after = _update(component, _tree("grads 0", torch.float32), state, _copy(params))
+    forms = [{at: leaf.shape for at, leaf in _leaves(one, "").items()} for one in (state, after)]
+    return forms[0] != forms[1]
+
+
+def _with_one(value: float) -> Tree:
+    """A gradient in float32 with one element that is not finite."""
+    grads = _tree("grads broken", torch.float32)
+    grads["conv.bias"][1] = value
+    return grads
+
+
+def signs_kept(cls: type[Any]) -> str | None:
+    """No element of a finite gradient comes back with its sign turned, though the gradient's norm overflows."""
+    zeroed = False
+    for settings in examples(cls):
+        with under(settings):
+            component, params = cls(**settings), _tree("params", torch.float32)
+            given = [_tree(f"grads {step}", torch.float32, size) for step, size in enumerate((*SIZES, OVERFLOWING, *SIZES))]
+            answers, _ = _answers(component, _start(component, _copy(params)), given, params)
+            for grads, result in zip(given, answers, strict=True):
+                turned = [name for name, grad in grads.items() if (grad.sign() * result[name].sign() < 0).any()]
+                if turned:
+                    raise Fault(f"{turned[0]} came back with signs turned from a gradient whose norm is {_size(grads)}")
+            zeroed |= not any(leaf.any() for leaf in answers[len(SIZES)].values())
+    return "a finite gradient whose norm overflows comes back as zeros, as from torch's norm clip" if zeroed else None
+
+
+def clips_again(cls: type[Any]) -> None:
+    """A gradient that overflows, or is not finite, does not stay in the clip's memory: afterwards it clips as it would have."""
+    before = [_tree(f"grads {step}", torch.float32) for step in range(WARM)]
+    after = [_tree(f"grads after {step}", torch.float32, size) for step, size in enumerate((1.0, 1e3) * PROBES)]
+    spoilers = {
+        "overflows": _tree("grads overflowing", torch.float32, OVERFLOWING),
+        "is infinite": _with_one(math.inf),
+        "is NaN": _with_one(math.nan),
+    }
+    for settings in examples(cls):
+        with under(settings):
+            component, params = cls(**settings), _tree("params", torch.float32)
+            if _grows(component, params):
+                continue
+            _, state = _answers(component, _start(component, _copy(params)), before, params)
+            wanted, _ = _answers(component, _copy(state), after, params)
+            for what, spoiler in spoilers.items():
+                found, _ = _answers(component, _copy(state), [spoiler, *after], params)
+                if fault := _spoiled(after, wanted, found[1:]):
+                    raise Fault(f"after a gradient that {what} {fault}")
+
+
+def _spoiled(given: list[Tree], wanted: list[Tree], found: list[Tree]) -> str | None:
+    """What is wrong with answers that come after a gradient out of range, seen beside those without it; None where nothing is."""
+
+    def clipped(answers: list[Tree]) -> int:
+        pairs = zip(given, answers, strict=True)
+        return sum(any(distance(result[name], grad) > 0 for name, grad in grads.items()) for grads, result in pairs)
+
+    def some(answers: list[Tree], mark: Any) -> bool:
+        return any(bool(mark(leaf).any()) for result in answers for leaf in result.values())
+
+    if some(found, lambda leaf: ~leaf.isfinite()) and not some(wanted, lambda leaf: ~leaf.isfinite()):
+        return "finite ones come back that are not"
+    if some(wanted, lambda leaf: leaf != 0) and not some(found, lambda leaf: leaf != 0):
+        return "all come back as zeros"
+    if clipped(wanted) and not clipped(found):
+        return f"it clips none of {len(given)}, of which it clips {clipped(wanted)} otherwise"
+    return None
+
+
+def divergence_shown(cls: type[Any]) -> str | None:
+    """A NaN in the gradient leaves one, and an infinite element is not made zero: what diverges is seen to."""
+    cut = False
+    for settings, value in itertools.product(examples(cls), (math.nan, math.inf, -math.inf)):
+        with under(settings):
+            component, params = cls(**settings), _tree("params", torch.float32)
+            warm = [] if _grows(component, params) else [_tree(f"grads {step}", torch.float32) for step in range(WARM)]
+            for given in ([], warm):
+                answers, _ = _answers(component, _start(component, _copy(params)), [*given, _with_one(value)], params)
+                if all(leaf.isfinite().all() for leaf in answers[-1].values()):
+                    at = float(answers[-1]["conv.bias"][1])
+                    if math.isnan(value) or not at * value > 0:
+                        raise Fault(f"a gradient with an element of {value} comes back finite, that element as {at:g}")
+                    cut = True
+    return "an infinite element is cut to a finite one, as by torch's value clip: only the loss tells" if cut else None
+
+
+def _size(grads: Tree) -> str:
+    norm = float(trees.norm(grads))
+    return f"{norm:.3g}" if math.isfinite(norm) else "infinite in float32"
 
 
 def zero_stays_zero(cls: type[Any]) -> None:

@@ -60,7 +60,7 @@ def finite_start(cls: type[Any]) -> None:
         if loss.shape != () or loss.dtype != dtype or not loss.isfinite():
             raise Fault(f"the first loss in {dtype} is {tuple(loss.shape)} {loss.dtype}, {loss.detach().flatten()[:3].tolist()}")
         loss.backward()
-        grads = {name: param.grad for name, param in module.named_parameters() if param.grad is not None}
+        grads = {name: trees.dense(param.grad) for name, param in module.named_parameters() if param.grad is not None}
         broken = [name for name, grad in grads.items() if not grad.isfinite().all()]
         if broken or not grads:
             raise Fault(f"the first gradient in {dtype} is not finite: {', '.join(broken)}" if grads else "nothing has a gradient")

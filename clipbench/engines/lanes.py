@@ -153,13 +153,24 @@ class Lanes:
         for part in self.segments:
             lanes = slice(part.begin, part.end)
             given = (self.weights[lanes], grads[lanes], part.lr, *part.numbers, *part.state)
-            found = self.programs.update(part.structure, part.tree, part.counts, *given)(*given)
+            found = self._updated(part, given, wide=self.device == "cuda")
             moved.append(found[0])
-            rows.append(found[1 : 1 + MEASURED])
+            rows.append(self._exact(found[1 : 1 + MEASURED], part, given))
             states.append(found[1 + MEASURED :])
         self._move(moved[0] if len(moved) == 1 else torch.cat(moved), states)
         joined = rows[0] if len(rows) == 1 else [torch.cat(column) for column in zip(*rows, strict=True)]
         return [losses, *joined]
+
+    def _updated(self, part: Segment, given: Sequence[Tensor], *, wide: bool) -> tuple[Tensor, ...]:
+        """The update of a segment, by its program: pure, so that it can be taken again."""
+        return self.programs.update(part.structure, part.tree, part.counts, *given, wide=wide)(*given)
+
+    def _exact(self, products: Sequence[Tensor], part: Segment, given: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The products; those of lanes whose squares left the range by the same update in float64, of the others to the bit."""
+        if self.device == "cuda" or not (lost := step.lost(products, self.dtype, self.model.elements)).any():
+            return products
+        wide = self._updated(part, given, wide=True)[1 : 1 + MEASURED]
+        return [torch.where(lost, exact, plain) for exact, plain in zip(wide, products, strict=True)]
 
     def _move(self, weights: Tensor, states: Sequence[Sequence[Tensor]]) -> None:
         """Take over what a step left; on CUDA in place, because a graph knows tensors by their address."""
@@ -178,7 +189,7 @@ class Lanes:
         """The rows of the steps since the last call, steps × lanes × 6: the one moment that waits for the device."""
         columns = [torch.stack(column).double().cpu().numpy() for column in zip(*self.pending, strict=True)]
         self.pending = []
-        return step.derive(dict(zip(step.PRODUCTS, columns, strict=True)), self.model.elements)
+        return step.derive(dict(zip(step.PRODUCTS, columns, strict=True)), self.model.elements, self.dtype)
 
     def look(self) -> None:
         """Note the grain of the programs that the next step runs."""
@@ -194,7 +205,10 @@ class Lanes:
                 weights = self.weights[part.begin : part.end]
                 grads = self.model.like_gradient(weights, inputs)
                 given = (weights, grads, part.lr, *part.numbers, *part.state)
-                grain[part.structure] = program.grain(self.programs.update(part.structure, part.tree, part.counts, *given))
+                wide = self.device == "cuda"  # as it runs
+                grain[part.structure] = program.grain(
+                    self.programs.update(part.structure, part.tree, part.counts, *given, wide=wide)
+                )
 
     def freeze(self, lanes: Sequence[int]) -> None:
         """Set ended lanes to zeros, which cost nothing: NaN and denormals may."""

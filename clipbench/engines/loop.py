@@ -85,13 +85,29 @@ class Trainer:
         else:
             self.optimizer = optimizers.torch_optimizer(components.optimizer, list(named.values()), cell.lr, named)
             # What no clip costs is nothing: its rule would be handed a copy of the weights for nothing.
-            self.clip = untouched if getattr(components.clip, "name", None) == "none" else clipper(components.clip, named)
+            clips = getattr(components.clip, "name", None) != "none"
+            self.clip = self._on_dense(clipper(components.clip, named), named) if clips else untouched
         if cell.on == EXAMPLE:
+            if reason := feed.sparse_at_first(self.workload):
+                raise UsageError(f'workload "{self.workload.name}": {reason}')
             examples = ByExample(self.workload, self.module, components.clip, named, self.parts)
             self.backward, self.clip = examples.backward, examples.clip
         # Round and round for whom steps on, as a timing does.
         lrs = [cell.lr * factor for factor in lr_schedules.factors(cell.schedule, cell.steps)]
         self.lrs = itertools.cycle(lrs) if cell.schedule != lr_schedules.CONSTANT else None
+
+    def _on_dense(self, clip: Callable[[], bool], named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
+        """``clip``, that refuses a sparse gradient by name: torch would name its own back ends."""
+        looked = False
+
+        def checked() -> bool:
+            nonlocal looked
+            if not looked and (reason := feed.sparse(named.items())):
+                raise UsageError(f'workload "{self.workload.name}": {reason}')
+            looked = True
+            return clip()
+
+        return checked
 
     def step(self, inputs: Tensor, targets: Tensor) -> None:
         """One training step, measured."""

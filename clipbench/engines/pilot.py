@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from clipbench import feed, registry, trees
@@ -17,19 +17,42 @@ from clipbench.engines.record import Components
 PILOT_SEED = 2_000_000
 PILOT_STEPS = 100
 PILOT_LR = 1e-3
+FAR = 2.0**12  # from 1, up or down: as far the 1e-8 that Adam adds is less than a thousandth of what it is added to
 
 
 class Gauge:
-    """A clip that changes nothing and notes the raw gradient's size, as other clips measure it."""
+    """A clip that notes the raw gradient's size, as other clips measure it, and hands it on in a unit that Adam can use.
+
+    Adam squares the gradient and adds 1e-8 to its size: of a very small one it would stand still. So where the largest element of
+    the first gradient is far from 1, the unit is the power of two below it.
+    """
 
     def __init__(self, clips: Mapping[str, Any]) -> None:
-        self.clips = clips
-        self.sizes: dict[str, list[Tensor]] = {label: [] for label in clips}
+        self.clips, self.unit = clips, 1.0
+        self.sizes: dict[str, list[float]] = {label: [] for label in clips}
+        self.seen = False
 
     def update(self, grads: dict[str, Tensor], state: Any, params: Any) -> tuple[dict[str, Tensor], Any]:
+        if not self.seen:
+            self._choose_unit(grads)
         for label, clip in self.clips.items():
-            self.sizes[label].append(clip.size(grads))
-        return grads, state
+            self.sizes[label].append(self._size(clip, grads))
+        return (grads if self.unit == 1 else trees.scale(grads, 1 / self.unit)), state
+
+    def _choose_unit(self, grads: dict[str, Tensor]) -> None:
+        largest = max((float(grad.abs().max()) for grad in grads.values() if grad.numel()), default=0.0)
+        if math.isfinite(largest) and largest > 0:
+            self.seen = True
+            if not 1 / FAR <= largest <= FAR:
+                self.unit = 2.0 ** (math.frexp(largest)[1] - 1)
+
+    def _size(self, clip: Any, grads: dict[str, Tensor]) -> float:
+        """In float64, whose range the squares of float32 do not leave; those of float64 are taken in the gradient's unit then."""
+        wide = {name: grad.double() for name, grad in grads.items()}
+        size = float(clip.size(wide))
+        if 0 < size < math.inf:
+            return size
+        return float(clip.size(trees.scale(wide, 1 / self.unit))) * self.unit
 
 
 def pilot(cell: Cell, clips: Mapping[str, Any]) -> dict[str, float]:
@@ -47,7 +70,7 @@ def pilot(cell: Cell, clips: Mapping[str, Any]) -> dict[str, float]:
     with trees.seeded(workload.name, PILOT_SEED, "training", cell.device):
         for batch in feed.batches(workload, PILOT_SEED, cell.batch, PILOT_STEPS, trainer.dtype, cell.device):
             trainer.step(*batch)
-    medians = {label: float(torch.stack(sizes).double().quantile(0.5)) for label, sizes in gauge.sizes.items()}
+    medians = {label: float(np.median(sizes)) for label, sizes in gauge.sizes.items()}
     unfit = [label for label, size in medians.items() if not (math.isfinite(size) and size > 0)]
     if unfit:
         raise registry.UsageError(

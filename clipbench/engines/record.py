@@ -101,7 +101,8 @@ def conclude(record: Record, workload: Any) -> None:
     record.rows = summary.as_stored(record.rows, record.job.cell.dtype)
     reference, optimum = workload.reference_loss, getattr(workload, "optimum", None)
     unbounded = bool(getattr(workload, "unbounded", False))
-    found = events.derive(record.rows, reference, optimum, unbounded, rules)
+    dtype = str(feed.DTYPES[record.job.cell.dtype]).removeprefix("torch.")
+    found = events.derive(record.rows, reference, optimum, unbounded, rules, dtype)
     record.events = events.ordered([*found, *events.evaluated(record.evaluations)])
     validation = [(step, value) for step, split, metric, value in record.evaluations if (split, metric) == ("validation", "loss")]
     last = validation[-1][1] if validation else None

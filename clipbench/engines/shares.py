@@ -139,6 +139,4 @@ def _taken(workload: Any, module: nn.Module, parts: list[tuple[float, Tensor, Te
 
 
 def _dense(grad: Tensor | None, param: Tensor) -> Tensor:
-    if grad is None:
-        return torch.zeros_like(param).reshape(-1)
-    return (grad.to_dense() if grad.layout is not torch.strided else grad).reshape(-1)
+    return (torch.zeros_like(param) if grad is None else trees.dense(grad)).reshape(-1)

@@ -117,6 +117,8 @@ class Model:
     def __init__(self, workload: Any, dtype: torch.dtype, device: str, how: Pass = Pass()) -> None:
         self.workload, self.how = workload, how
         self.weighs = hasattr(workload, "weight")
+        if reason := feed.sparse_at_first(workload):
+            raise NoLanes(f'workload "{workload.name}": {reason}')
         if how.examples and self.weighs:
             raise NoLanes(f'workload "{workload.name}" weighs its examples, which a clip on each of them knows in the loop only')
         self.module = feed.model(workload, 0, dtype, device, how.mixed)
@@ -242,14 +244,17 @@ class Programs:
         leaves, tree = pytree.tree_flatten(state)
         return [leaf.to(dtype=one.dtype, copy=True) for leaf, one in zip(leaves, plain, strict=True)], tree
 
-    def update(self, structure: Structure, tree: Any, counts: tuple[int, int], *arguments: Tensor) -> GraphModule:
+    def update(
+        self, structure: Structure, tree: Any, counts: tuple[int, int], *arguments: Tensor, wide: bool = False
+    ) -> GraphModule:
         """``(weights, gradients, lr, *numbers, *state) → (weights, *products, *state)``, of the lanes of one structure.
 
         :param tree: how the state hangs together.
         :param counts: how many plain numbers optimizer and clip have.
+        :param wide: whether the products are taken in float64.
         """
-        stepped = self._stepped(structure, tree, counts)
-        return self._program((structure, "update"), lambda: stepped, arguments, f'"{structure.label}"')
+        stepped = self._stepped(structure, tree, counts, wide=wide)
+        return self._program((structure, "update", wide), lambda: stepped, arguments, f'"{structure.label}"')
 
     def whole(self, structure: Structure, tree: Any, counts: tuple[int, int], *arguments: Tensor) -> Callable[..., Any]:
         """Gradient and update in one: ``(weights, inputs, targets, lr, *numbers, *state, *fixed) → (weights, losses, *products)``.
@@ -257,7 +262,8 @@ class Programs:
         It is compiled, and changes the state in place: the compiler then keeps no second copy of it, which would not fit the cache.
         Weights are made anew, for they are read once more to measure the update and would be copied at the end.
         """
-        stepped = self._stepped(structure, tree, counts, one_pass=True)
+        # In float64 at once: the state is overwritten, and no step can be taken a second time to look closer.
+        stepped = self._stepped(structure, tree, counts, one_pass=True, wide=True)
         own = 1 + sum(counts)
 
         def both(weights: Tensor, inputs: Tensor, targets: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
@@ -278,7 +284,7 @@ class Programs:
         return self.built[key]
 
     def _stepped(
-        self, structure: Structure, tree: Any, counts: tuple[int, int], one_pass: bool = False
+        self, structure: Structure, tree: Any, counts: tuple[int, int], *, one_pass: bool = False, wide: bool = False
     ) -> Callable[..., tuple[Tensor, ...]]:
         first, second = counts
         touched = True
@@ -315,7 +321,8 @@ class Programs:
         def stepped(flat: Tensor, grads: Tensor, lr: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             moved, raw, handed, clipped, *leaves = torch.vmap(lane)(flat, grads, lr, *rest)
             given = handed if structure.on == UPDATE else None
-            return moved, *step.products(flat, moved, raw, given, clipped if touched else None, one_pass), *leaves
+            seen = raw, given, clipped if touched else None
+            return moved, *step.products(flat, moved, *seen, one_pass=one_pass, wide=wide), *leaves
 
         return stepped
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from clipbench import registry
+from clipbench import registry, trees
 from clipbench.registry import UsageError, nearest
 from clipbench.trees import Tree
 
@@ -47,7 +47,7 @@ class Rule(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        grads = self._tree(lambda param: torch.zeros_like(param) if param.grad is None else param.grad)
+        grads = self._tree(lambda param: torch.zeros_like(param) if param.grad is None else trees.dense(param.grad))
         params = self._tree(lambda param: param.detach().clone())  # which the rule may keep, as they are before the step
         direction, self.state["rule"] = self.component.update(grads, self.state["rule"], params)  # type: ignore[index]
         if self.between is not None:
