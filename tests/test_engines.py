@@ -493,7 +493,7 @@ def test_a_component_that_raises_makes_a_record_that_says_so(hook, at):
 
 def test_a_component_that_is_not_there_makes_a_record_that_says_so():
     made = run(Job(replace(cell(), workload=Part("gone", 1)), {}))
-    assert made.failure.startswith('UsageError: there is no workload "gone"')
+    assert made.failure.startswith('there is no workload "gone"')
 
 
 def test_a_batch_larger_than_the_data_makes_a_record_that_says_so():
