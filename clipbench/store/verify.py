@@ -28,6 +28,9 @@ CLOSE = 1e-9  # relative: a number that was worked out on another machine may di
 LATER = {column.name for column in schema.CELLS if column.later}  # of older rows they are null
 TASK = ("problem", "batch", "device", "dtype")
 
+EVALUATED = ("step", "split", "metric", "value")
+VERDICT = ("status", "outcome", "reason", "diverged_at")
+
 Columns = dict[str, np.ndarray]
 
 
@@ -226,7 +229,7 @@ def _evaluated(row: Any, evals: Columns | None, about: Mapping[str, Any]) -> Ite
     if evals is None:
         yield "no evaluation is stored"
         return
-    rows = list(zip(*(evals[name].tolist() for name in ("step", "split", "metric", "value")), strict=True))
+    rows = _rows(evals, EVALUATED)
     if len({one[:3] for one in rows}) < len(rows):
         yield "an evaluation is stored twice"
     yield from _differing(row, summary.of_evaluations(rows, row.metric, about.get("target")), "its evaluations")
@@ -253,16 +256,20 @@ def _recorded(
     yield from _too_good(rows[:, events.LOSS], about, "its curve")
     if not about or not given.current.get(row.cell):
         return
-    rules = events.rules_from(document["events"])
-    derived = events.derive(rows, reference, optimum, unbounded, rules)
-    stored = tables["events"]
-    told = [] if stored is None else list(zip(stored["step"].tolist(), stored["kind"].tolist(), strict=True))
-    told = [one for one in told if one[1] != "nonfinite_evaluation"]
+    rules, evaluations = events.rules_from(document["events"]), _rows(tables["evals"], EVALUATED)
+    dtype = "float64" if row.dtype == "float64" else "float32"
+    derived = events.derive(rows, reference, optimum, unbounded, rules, dtype)
+    derived = events.ordered([*derived, *events.evaluated(evaluations)])
+    told = _rows(tables["events"], ("step", "kind"))
     if sorted(told) != sorted((one.step, one.kind) for one in derived):
-        yield f"its curve has {len(derived)} events, and {len(told)} are stored, or others"
-    diverged = next((one for one in derived if one.kind in schema.NONFINITE), None)
-    if diverged is not None and row.status != "diverged":
-        yield f"its curve diverged at step {diverged.step}, and its status is {row.status}"
+        yield f"its curve and its evaluations have {len(derived)} events, and {len(told)} are stored, or others"
+    losses = [value for _, split, metric, value in evaluations if (split, metric) == ("validation", "loss")]
+    verdict = events.judge(rows, derived, reference, optimum, unbounded, losses[-1] if losses else None, rules)
+    yield from _differing(row, {name: getattr(verdict, name) for name in VERDICT}, "its curve")
+
+
+def _rows(columns: Columns | None, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    return [] if columns is None else list(zip(*(columns[name].tolist() for name in names), strict=True))
 
 
 def _differing(row: Any, wanted: Mapping[str, Any], what: str) -> Iterator[str]:
