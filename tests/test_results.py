@@ -8,7 +8,7 @@ import runpy
 import pytest
 import torch
 
-from clipbench import registry, report
+from clipbench import registry, report, schema
 from clipbench.store import Store
 
 STUDIES = ("quick", "origin", "full", "published", "nnunet", "transfer")
@@ -19,8 +19,47 @@ def folder(request, checkout):
     return checkout / "results" / request.param
 
 
-def test_committed_results_keep_every_promise(folder):
-    assert Store(folder).problems() == []
+def test_committed_results_keep_every_promise_and_are_finished(folder):
+    store = Store(folder)
+    assert store.problems() == []
+    assert store.missing() == []
+    assert all(len(list((folder / table).iterdir())) <= 1 for table in schema.TABLES), "`clipbench pack` makes it one file a table"
+
+
+CAPS = {"quick": 10e6, "full": 5e6, "gate": 2e6}  # bytes; every other folder 1.5 MB
+WHOLE = 25e6
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_committed_results_are_small(checkout):
+    """A clone is for everybody, and every renewal stays in its history."""
+    sizes = {path.name: size(path) for path in (checkout / "results").iterdir() if path.is_dir() and (path.name in kept(checkout))}
+    assert {name for name, held in sizes.items() if held > CAPS.get(name, 1.5e6)} == set()
+    assert sum(sizes.values()) <= WHOLE
+    tables = [path for name in sizes for path in (checkout / "results" / name).rglob("*.csv")]
+    assert all(path.stat().st_size <= 200e3 for path in tables)
+
+
+def kept(checkout):
+    """The folders that are committed, as .gitignore says."""
+    lines = (checkout / ".gitignore").read_text(encoding="utf-8").splitlines()
+    return {line.removeprefix("!/results/").rstrip("/") for line in lines if line.startswith("!/results/")}
+
+
+def test_the_page_of_the_results_says_what_when_and_where(checkout):
+    text = (checkout / "results" / "README.md").read_text(encoding="utf-8")
+    for name in (*STUDIES, "gate/smoke", "gate/loop", "gate/batched"):
+        store = Store(checkout / "results" / name)
+        cells, machines = store.read("cells"), store.page("environment")["environments"]
+        days = sorted({created[:10] for created in cells["created"]})
+        where = {f"{machines[key]['processor']}, torch {machines[key]['libraries']['torch']}" for key in cells["environment"]}
+        [row] = [line for line in text.splitlines() if line.startswith(f"| `{name}` ")]
+        _, _, _, runs, when, there, _ = (part.strip() for part in row.split("|"))
+        assert (runs, when) == (f"{len(cells):,}", " to ".join(dict.fromkeys((days[0], days[-1]))))
+        assert there == "; ".join(sorted(where))
 
 
 def test_committed_reports_are_rendered_anew_byte_for_byte(folder, tmp_path):

@@ -156,7 +156,7 @@ def render(figure: Figure, dpi: int = 150) -> tuple[str, bytes]:
 
 
 NAMELESS = re.compile(r' id="(?:text|line2d|patch|[xy]tick|axes|legend|QuadMesh|[A-Za-z]+Collection|matplotlib\.axis)_\d+"')
-PLACES = re.compile(r'(?<= d=")[^"]*|(?<=transform="rotate\()[^"]*|(?<= [xy]=")[^"]*')
+PLACES = re.compile(r'(?<=transform="rotate\()[^"]*|(?<= [xy]=")[^"]*')
 
 
 def _slim(svg: str) -> str:
@@ -164,7 +164,8 @@ def _slim(svg: str) -> str:
     styles: dict[str, str] = {}
 
     def slim(tag: str) -> str:
-        tag = PLACES.sub(lambda place: " ".join(_rounded(place[0]).split()), NAMELESS.sub("", tag))
+        tag = PLACES.sub(lambda place: _rounded(place[0]), NAMELESS.sub("", tag))
+        tag = re.sub(r'(?<= d=")[^"]*', lambda path: _path(path[0]), tag)
         tag = re.sub(r' transform="rotate\(-0 [-\d. ]+\)"', "", tag)
         return re.sub(r' style="([^"]*)"', lambda style: f' class="{styles.setdefault(style[1], f"s{len(styles)}")}"', tag)
 
@@ -172,6 +173,28 @@ def _slim(svg: str) -> str:
     svg = re.sub(r"<[a-z][^<>]*>", lambda tag: slim(tag[0]), svg)  # tags alone: a label may look like an attribute
     rules = "".join(f".{name}{{{style}}}" for style, name in styles.items())
     return re.sub(r">\s*\n\s*<", "><", svg.replace("</style>", f"{rules}</style>", 1))
+
+
+def _path(path: str) -> str:
+    """The same path from place to place by steps, which have fewer digits; their ends are rounded, so that no error adds up."""
+    if set(re.findall("[A-Za-z]", path)) - set("MLz"):
+        return " ".join(_rounded(path).split())  # curves: few, as of markers
+    found, x, y = [], 0, 0
+    for command, *place in (one.split() for one in re.findall(r"[MLz][^MLz]*", path)):
+        if command == "z":
+            found.append("z")
+            continue
+        to_x, to_y = (round(100 * float(number)) for number in place)
+        if command == "M":
+            found.append(f"M{_short(to_x)} {_short(to_y)}l")
+        else:
+            found.append(f"{_short(to_x - x)} {_short(to_y - y)} ")
+        x, y = to_x, to_y
+    return "".join(found).replace(" z", "z").rstrip(" l")
+
+
+def _short(hundredths: int) -> str:
+    return f"{hundredths / 100:.2f}".rstrip("0").rstrip(".")
 
 
 def _rounded(path: str) -> str:

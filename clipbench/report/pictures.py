@@ -25,6 +25,13 @@ MAX_ARMS = 36  # above it, curves and heat maps show the named methods only
 
 def curves(evidence: Evidence) -> Section:
     """Loss curves of the report seeds."""
+    if evidence.environment.get("curves") == "none":
+        lacking = (
+            "This copy of the results keeps no curves, and so lacks these figures: the median loss of every method, step by step."
+        )
+        return Section(
+            "curves", "Loss curves", [Text(f"{lacking} `clipbench run` with `--curves report` in a new folder draws them.")]
+        )
     recorded = evidence.store.read("curves")
     lines = analysis.curves(recorded, evidence.drawn, evidence.components)
     parts: list[Part] = []

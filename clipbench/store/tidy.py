@@ -14,12 +14,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipbench import events, summary
 from clipbench.store.commits import COMMITS, CONTEXT, REPLACES, SHARD_TABLES, Commit, shard_of
 from clipbench.store.files import DIGITS, TEMPORARY, Damaged, set_aside, table_of, write_table
 from clipbench.store.pages import CURVES, LIST, STUDY, context, keeps_curve, merged, rebuilt
 from clipbench.store.reading import Contents, Reader, timings, winners
 
 WHOLE = "whole"  # the shard that holds everything
+LEVEL = 19  # of its compression: it is written once, and read and copied for years
 OURS = re.compile(rf"[a-z]+(-\d+)?-[0-9a-f]{{{DIGITS}}}\.parquet")
 TABLES = (*SHARD_TABLES, "cells", "throughput")
 
@@ -185,16 +187,23 @@ def compact(store: Contents, curves: str | None = None) -> None:
     if kept != before:  # first: a folder may hold more than it promises
         store.pages.write("environment", {**store.page("environment"), "curves": kept})
     fewer = _of_kept(tables, kept)
-    if len(commits) > 1 or len(fewer) < len(tables["curves"]) or not all(won.all() for won in winners(commits)):
+    if len(commits) > 1 or not fewer.equals(tables["curves"]) or not all(won.all() for won in winners(commits)):
         _make_whole(store, commits, {**tables, "curves": fewer})
     _compact_timings(store)
 
 
 def _of_kept(tables: Mapping[str, pa.Table], kept: str) -> pa.Table:
-    """The curves of the cells whose curve is kept."""
-    rows = tables["cells"].select(["cell", "role", "status"]).to_pylist()
+    """The curves of the cells whose curve is kept, in their runs' precision, as older folders do not have them."""
+    rows = tables["cells"].select(["cell", "role", "status", "dtype"]).to_pylist()
     cells = [row["cell"] for row in rows if keeps_curve({"curves": kept}, row["role"], row["status"])]
-    return tables["curves"].filter(pc.is_in(tables["curves"]["cell"], value_set=pa.array(cells, pa.string())))
+    exact = pa.array([row["cell"] for row in rows if row["dtype"] == "float64"], pa.string())
+    curves = tables["curves"].filter(pc.is_in(tables["curves"]["cell"], value_set=pa.array(cells, pa.string())))
+    whole = pc.is_in(curves["cell"], value_set=exact)
+    for number, name in enumerate(curves.column_names):
+        if name in events.COLUMNS:
+            rounded = summary.as_stored(curves[name].to_numpy(), "float32")
+            curves = curves.set_column(number, name, pc.if_else(whole, curves[name], pa.array(rounded)))
+    return curves
 
 
 def _make_whole(store: Contents, commits: list[Commit], tables: Mapping[str, pa.Table]) -> None:
@@ -212,7 +221,7 @@ def _make_whole(store: Contents, commits: list[Commit], tables: Mapping[str, pa.
 
 
 def _write(store: Contents, table: str, rows: pa.Table, metadata: Mapping[bytes, bytes]) -> Path:
-    return write_table(store.folder / table, table, WHOLE, rows, metadata)
+    return write_table(store.folder / table, table, WHOLE, rows, metadata, LEVEL)
 
 
 def _drop(store: Contents, commits: list[Commit], new: set[Path]) -> None:
