@@ -155,6 +155,8 @@ def _reasons(store: Store, row: dict[str, Any], engine: str) -> list[str]:
     reasons += [f"it was made on another {name}" for name in ("processor", "machine") if there.get(name) != here[name]]
     if there.get("libraries", {}).get("torch") != here["libraries"]["torch"]:
         reasons.append("it was made with another torch")
+    if store.format != schema.VERSION:
+        reasons.append(f"the folder has rows of format {store.format}, whose measures were taken otherwise")
     return reasons
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import pytest
 import sets
 import torch
 from hypothesis import settings
+from restored import registry_restored
 
-from clipbench import datasets, registry
+from clipbench import datasets
 
 torch.set_num_threads(1)  # the number of threads changes the last bits of a sum
 
@@ -46,23 +46,6 @@ def _process_state() -> dict[str, object]:
         "torch's deterministic mode": torch.are_deterministic_algorithms_enabled(),
         "the flushing of denormals": subnormal * 0.5 == 0,
     }
-
-
-@contextmanager
-def registry_restored():
-    """Take what was registered within out of the tables again; the packaged components stay, for they are imported only once."""
-    tables = {kind: dict(table) for kind, table in registry._tables.items()}
-    used, modules = dict(registry._used), set(sys.modules)
-    yield
-    for kind, table in registry._tables.items():
-        kept = tables[kind] | {name: cls for name, cls in table.items() if cls.__module__.startswith("clipbench.")}
-        table.clear()
-        table.update(kept)
-    registry._used.clear()
-    registry._used.update(used)
-    for module in set(sys.modules) - modules:
-        if module.startswith("clipbench_use_"):
-            del sys.modules[module]
 
 
 @pytest.fixture(autouse=True)

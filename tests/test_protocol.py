@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import registry_restored
+from restored import registry_restored
 from strangers import EMA
 
 from clipbench import protocol, registry, schedule, selection, store, study

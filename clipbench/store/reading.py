@@ -132,6 +132,11 @@ class Contents:
         return name if name is not None else merged([one.context for one in self.commits]).get("study")
 
     @property
+    def format(self) -> str:
+        """The oldest format that a commit of the folder has: by its rules some rows were measured and judged."""
+        return str(merged([one.context for one in self.commits])["schema"])
+
+    @property
     def study(self) -> str:
         """The study's page, as it was last run.
 

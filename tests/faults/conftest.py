@@ -53,7 +53,7 @@ def tally(request):
 @pytest.fixture
 def every(request):
     """``every(count, few)``: all numbers below ``count`` in the whole suite, ``few`` of them, evenly spaced, in the small one."""
-    whole = request.config.getoption("--faults")
+    whole = request.config.getoption("--faults", default=False)
 
     def chosen(count, few, most=10**9):
         number = min(count, most if whole else few)
