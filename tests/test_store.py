@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,7 @@ def role(seed):
     return "select" if seed < 1000 else "report"
 
 
-def row_of(seed, **changes):
+def row_of(seed, /, **changes):
     """A sound row of ``cells``."""
     cell = cell_of(seed)
     row = dict.fromkeys(column.name for column in schema.CELLS)
@@ -603,6 +604,128 @@ def test_verify_finds(tmp_path, fault):
     assert problems
     assert all(problem.startswith(f"cell {cell_of(0).id}: ") for problem in problems)
     assert any(sentence in problem for problem in problems)
+
+
+EDITS = {
+    "lr": 0.2, "seed": 7, "arm": "sgd + value", "problem": "wdbc", "workload": "wdbc",
+    "optimizer": "adam", "clip": "value", "batch": 2,
+    "device": "cuda", "dtype": "float64", "threshold": 2.0, "relative": 1.0, "role": "both", "steps": 2, "initial_loss": 1.4,
+    "final_loss": 0.0, "best_loss": -9.0, "clipped_fraction": 0.5, "grad_norm_median": 2.0,
+    "metric_value": 1.0, "validation_value": 0.1,
+    "steps_to_target": 2, "stationary_at": 1, "diverged_at": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("column", EDITS)
+def test_verify_finds_a_value_that_its_settings_curve_or_evaluations_contradict(tmp_path, column):
+    changes = {column: EDITS[column]}
+    if column == "diverged_at":  # of a run that its own status says diverged
+        changes |= {"status": "diverged", "outcome": "diverged"}
+    new = settle(tmp_path / "tiny", seeds=(0,))
+    new.commit("select-0001", tables_of(0, **changes))
+    problems = new.problems()
+    assert problems
+    assert all(problem.startswith(f"cell {cell_of(0).id}: ") for problem in problems)
+
+
+def test_verify_derives_events_and_outcome_from_the_curve_again(tmp_path):
+    """Of rows in today's format: rules may change with a format, and stored rows do not."""
+    about = {"reference_loss": 1.0, "optimum": None, "target": None, "unbounded": False}
+    new = settle(tmp_path / "tiny", seeds=(0,))
+    new.write_page("components", {"workloads": {"cosh": about}, "optimizers": {}, "clips": {"norm": {"threshold": "max_norm"}}})
+    new.commit("select-0001", tables_of(0, outcome="collapsed"))
+    assert new.problems() == [
+        f"cell {cell_of(0).id}: its curve and its evaluations have 0 events, and 1 are stored, or others",
+        f"cell {cell_of(0).id}: its column outcome is 'collapsed', and its curve says 'learned'",
+    ]
+
+
+def test_verify_finds_a_loss_below_the_least_there_is(tmp_path):
+    new = settle(tmp_path / "tiny", seeds=(0,))
+    page = {"workloads": {"cosh": {"optimum": 0.4}}, "optimizers": {}, "clips": {"norm": {"threshold": "max_norm"}}}
+    new.write_page("components", page)
+    new.commit("select-0001", tables_of(0) | {"events": []})
+    assert any("its curve has a loss of -0.5, below the least there is, 0.4" in problem for problem in new.problems())
+
+
+def test_verify_finds_a_threshold_that_is_not_the_multiple_of_its_pilot(tmp_path):
+    cell = Cell(Part("cosh", 1), Part("sgd", 1), Part("norm", 1, {"relative": 0.5}, "max_norm"), 0.1, 0, STEPS, 1)
+    new = settle(tmp_path / "tiny", seeds=())
+    new.write_page("calibration", {"pilots": {"cosh, batch 1, cpu, float32, version 1": {"norm, version 1": 4.0}}})
+    row = row_of(0, cell=cell.id, settings=cell.canonical, relative=0.5)
+    for threshold, told in ((2.0, []), (2.1, [f"cell {cell.id}: its threshold is 2.1, and 0.5 times the pilot's 4 is 2"])):
+        tables = {name: [{**one, "cell": cell.id} for one in rows] for name, rows in tables_of(0).items() if name != "cells"}
+        new.commit(f"select-{threshold}", {"cells": [row | {"threshold": threshold, "attempt": int(10 * threshold)}], **tables})
+        assert [problem for problem in new.problems() if "pilot" in problem] == told
+
+
+def test_verify_finds_a_seed_that_selects_and_reports(tmp_path):
+    """Under two ids, as another cadence of evaluations makes them."""
+    new = settle(tmp_path / "tiny", seeds=(0,))
+    again = replace(cell_of(0), evaluations=5)
+    new.commit("select-0001", tables_of(0))
+    tables = {name: [{**one, "cell": again.id} for one in rows] for name, rows in tables_of(0).items()}
+    tables["cells"] = [row_of(0, cell=again.id, settings=again.canonical, role="report")]
+    new.commit("report-0002", tables)
+    assert new.problems() == ["sgd + norm at lr 0.1: seed 0 is used to select and to report"]
+
+
+def test_one_study_of_two_machines_copied_together_is_their_union(tmp_path):
+    """Of a cell that both have the newer one counts, in every table; packing moves the other aside."""
+    here, there = settle(tmp_path / "here", seeds=(0, 1, 2)), settle(tmp_path / "there", seeds=(0, 1, 2))
+    there.write_page("environment", {"study": "tiny", "environments": {"there": {"python": "3"}}, "curves": "all"})
+    here.commit("select-0001", tables_of(0, 1, created="2026-01-01"))
+    there.commit("select-0001", tables_of(1, 2, created="2026-01-02", environment="there"))
+    for path in there.folder.glob("*/*.parquet"):
+        shutil.copy(path, here.folder / path.parent.name)
+    here.write_page("environment", {"study": "tiny", "environments": {"here": {"python": "3"}, "there": {"python": "3"}}})
+    cells = here.read("cells")
+    assert dict(zip(cells["seed"], cells["environment"], strict=True)) == {0: "here", 1: "there", 2: "there"}
+    assert shown(here.folder) == {0, 1, 2}
+    assert here.problems() == [f"1 cells are stored twice, {cell_of(1).id} first; `clipbench run` tidies them"]
+    assert here.remarks() == ["cosh, 1, cpu, float32: its cells come from 2 environments (here, there)"]
+    with here.claim():
+        here.compact()
+    assert here.problems() == here.missing() == []
+    assert shown(here.folder) == {0, 1, 2}
+    assert len(list((here.folder / "aside" / "cells").iterdir())) == 1
+
+
+@pytest.mark.parametrize("curves", [None, "report", "none"])
+def test_packing_leaves_one_file_a_table_and_the_rows_that_count(filled, curves):
+    filled.commit("report-0002", tables_of(1000))
+    filled.add_throughput([{"workload": "cosh", "block": 9, "seconds": 0.1, "valid": True}])
+    before = {table: filled.read(table) for table in schema.TABLES}
+    kept = {None: {0, 1, 1000}, "report": {1000}, "none": set()}[curves]
+    with filled.claim():
+        filled.compact(curves)
+    after = Store(filled.folder)
+    assert after.problems() == []
+    for table in schema.TABLES:
+        expected = before[table]
+        if table == "curves":
+            expected = expected[expected["cell"].isin({cell_of(seed).id for seed in kept})].reset_index(drop=True)
+            for name in events.COLUMNS:  # in the run's own precision
+                expected[name] = expected[name].to_numpy(np.float32).astype(float)
+        assert after.read(table).astype(object).equals(expected.astype(object)), table
+        assert len(list((filled.folder / table).iterdir())) == (table != "curves" or bool(kept))
+    with after.claim():
+        assert after.sweep() == []
+        after.compact(curves)  # once more, and nothing changes
+    assert {path.name for path in filled.folder.glob("*/*.parquet")} == {path.name for path in after.folder.glob("*/*.parquet")}
+
+
+def test_a_folder_that_cannot_be_renamed_is_left_as_it_is(filled, monkeypatch):
+    """As a mount point cannot: it must not be copied and emptied."""
+
+    def busy(*_):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    before = sorted(filled.folder.rglob("*"))
+    monkeypatch.setattr(os, "rename", busy)
+    with pytest.raises(UsageError, match=r"cannot be renamed to tiny\.old-1 .*nothing in it was touched"):
+        store.set_old_aside(filled.folder)
+    assert sorted(filled.folder.rglob("*")) == before
 
 
 def test_verify_finds_a_cell_without_evaluations(tmp_path):

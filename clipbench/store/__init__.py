@@ -56,6 +56,7 @@ class Store(Contents):
             (folder / table).mkdir(exist_ok=True)
         if not (folder / "environment.json").exists() and held is None and not store.commits:
             store.write_page("environment", {"study": name, "environments": {}})
+            store.pages.adopt()
         damage = store.pages.damage()
         if damage or store.study != study:
             with store.claim():  # not under the hands of a run of the page as it was
