@@ -167,6 +167,14 @@ def digest_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
+USED = "clipbench_use_"  # what the names of modules from such files begin with
+
+
+def is_used(component: Any) -> bool:
+    """Whether a component comes from a file that was named, by ``use`` or on the command line."""
+    return bool(component.__module__.startswith(USED))
+
+
 def load_file(path: Path, where: str = "use", digest: str | None = None) -> ModuleType:
     """Import a stranger's file of components, once.
 
@@ -179,7 +187,7 @@ def load_file(path: Path, where: str = "use", digest: str | None = None) -> Modu
     found = digest_of(path)
     if digest is not None and digest != found:
         raise UsageError(f"{where}: {path.name} was edited while the study ran; run it again.")
-    module_name = f"clipbench_use_{found}_{path.stem if path.stem.isidentifier() else 'file'}"
+    module_name = f"{USED}{found}_{path.stem if path.stem.isidentifier() else 'file'}"
     if path in _used and module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)

@@ -115,7 +115,11 @@ def _used(store: Store, row: dict[str, Any], named: Sequence[Path]) -> list[sche
 
 
 def _is_here(kind: registry.Kind, name: str, version: str) -> bool:
-    return name in registry.names(kind) and registry.find(kind, name).version == version
+    """Whether an installed package has it, so that every worker has it, too."""
+    if name not in registry.names(kind):
+        return False
+    found = registry.find(kind, name)
+    return bool(found.version == version and not registry.is_used(found))
 
 
 def _job(asked: Cell, row: dict[str, Any], store: Store) -> Job:

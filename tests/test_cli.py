@@ -362,6 +362,38 @@ def test_anew_renames_the_old_results_and_deletes_nothing(done, tmp_path):
     assert Store(old).problems() == []
 
 
+@pytest.mark.parametrize("command", ["run", "throughput"])
+def test_a_page_named_like_a_packaged_study_needs_a_folder_of_its_own(written, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    assert refused(clipbench(command, written(name="quick")), '"quick" is the name of a packaged study', "--out")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_folder_whose_cells_are_all_others_is_left_alone(done, written, tmp_path, monkeypatch):
+    """Unless it is named: then somebody means it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(done[1], tmp_path / "results" / "tiny")
+    before = sorted(path.name for path in (tmp_path / "results").rglob("*"))
+    longer = written(("steps = 8", "steps = 9"))
+    assert refused(clipbench("run", longer, "--no-throughput"), "results/tiny", "asks for none of them", "--out", "--anew")
+    assert sorted(path.name for path in (tmp_path / "results").rglob("*")) == before
+    said = clipbench("run", written(), "--no-throughput")
+    assert (said.exit_code, "everything is stored" in said.stdout) == (0, True)
+
+
+def test_pack_says_how_much_smaller_a_folder_is_and_what_report_writes_there(done, tmp_path):
+    folder = shutil.copytree(done[1], tmp_path / "out")
+    said = clipbench("pack", folder, "--curves", "none", "--formats", "md,svg", "--largest", "1kB")
+    assert (said.exit_code, "MB became" in said.stdout) == (0, True)
+    assert clipbench("report", folder).exit_code == 0
+    text = (folder / "report" / "report.md").read_text(encoding="utf-8")
+    assert "This copy of the results keeps no curves" in text
+    assert "(This figure is not kept here" in text
+    assert {path.suffix for path in (folder / "report").rglob("*") if path.is_file()} <= {".md", ".svg", ".txt"}
+    assert clipbench("verify", folder).exit_code == 0
+    assert refused(clipbench("pack", folder, "--formats", "pgn"), "Did you mean png?")
+
+
 def test_plan_runs_nothing_and_makes_no_folder(done, tmp_path, monkeypatch):
     page, folder, _ = done
     monkeypatch.chdir(tmp_path)

@@ -1,10 +1,13 @@
 """A stored row, run again: the same bits by the same engine, nearly the same by the other, a sentence where it does not match."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from restored import registry_restored
+from strangers import EMA
 
 from clipbench import events, feed, protocol, registry, replay, schedule, schema, study
 from clipbench.engines import Job
@@ -168,3 +171,43 @@ def test_a_row_of_another_version_is_not_compared(stores, monkeypatch):
     monkeypatch.setattr(registry.find("clip", "norm"), "version", 2)
     with pytest.raises(UsageError, match='was written by version 1 of "norm" \\(now 2\\)'):
         replay.replay(stores["loop"], a_clipped_cell(stores["loop"]))
+
+
+@pytest.fixture
+def of_a_file(tmp_path):
+    """A store whose clip comes from a file, ``clips.py`` beside its page."""
+    registry.load_packaged()
+    (tmp_path / "clips.py").write_text(EMA)
+    text = 'use = ["clips.py"]\n' + PAGE.replace('name = "norm"\nrelative = 0.3', 'name = "ema"').replace(
+        "lr = [0.01, 0.03]", "lr = 0.01"
+    )
+    with registry_restored():
+        page = study.parse("tiny", text, tmp_path)
+        store = Store.create(tmp_path / "tiny", page.name, page.text)
+        with store.claim():
+            protocol.run(page, store, engine="loop", with_throughput=False)
+    return Store(store.folder)
+
+
+def cell_of(store, clip):
+    cells = store.read("cells")
+    return cells.loc[cells["clip"] == clip, "cell"].iloc[0]
+
+
+def test_the_file_that_made_a_row_is_run_wherever_it_lies(of_a_file, tmp_path, monkeypatch):
+    """Beside the results or in the working folder; or anywhere, if it is named."""
+    with pytest.raises(UsageError, match=r'"ema" of .* comes from a file that is not here; name it with --use'):
+        replay.replay(of_a_file, cell_of(of_a_file, "ema"))
+    assert replay.replay(of_a_file, cell_of(of_a_file, "ema"), use=[tmp_path / "clips.py"]).matches
+    shutil.copy(tmp_path / "clips.py", of_a_file.folder)
+    assert replay.replay(of_a_file, cell_of(of_a_file, "ema")).matches
+
+
+def test_a_file_that_only_the_page_names_is_not_run(of_a_file, tmp_path):
+    """One that was edited, and for a row that needs none any."""
+    spoiled = f"open({str(tmp_path / 'ran')!r}, 'w')\n" + EMA
+    (of_a_file.folder / "clips.py").write_text(spoiled)
+    with pytest.raises(UsageError, match="name it with --use"):
+        replay.replay(of_a_file, cell_of(of_a_file, "ema"))
+    assert replay.replay(of_a_file, cell_of(of_a_file, "none")).matches
+    assert not (tmp_path / "ran").exists()

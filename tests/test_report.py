@@ -6,6 +6,7 @@ import functools
 import hashlib
 import html
 import html.parser
+import io
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import synthetic
 from clipbench import figures, report
 from clipbench.cell import Cell, Part
 from clipbench.registry import UsageError
-from clipbench.report.parts import Text
+from clipbench.report.parts import Table, Text
 from clipbench.store import Store
 
 HOSTILE = '<script>alert(1)</script>$\\frac{$ & "|"'
@@ -148,6 +149,28 @@ def test_a_second_report_leaves_no_figure_of_the_first(tiny, tmp_path):
     assert not (tmp_path / "r" / "figures" / "old.svg").exists()
     assert not list((tmp_path / "r" / "tables").glob("*.csv"))
     assert (tmp_path / "r" / "figures" / "mine.svg").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("sketched")
+@pytest.mark.parametrize("place", ["report", "report/figures", "report/report.html"])
+def test_a_report_is_not_written_through_a_link(tiny, tmp_path, place):
+    """Nor are files behind it removed."""
+    folder = shutil.copytree(tiny.folder, tmp_path / "tiny", ignore=shutil.ignore_patterns("report"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "mine.svg").write_text("mine")
+    (folder / place).parent.mkdir(exist_ok=True)
+    (folder / place).symlink_to(tmp_path / "home")
+    with pytest.raises(UsageError, match="this is a link, and a report is written into real folders only"):
+        report.write(Store(folder))
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["mine.svg"]
+
+
+def test_a_spreadsheet_takes_no_cell_for_a_formula():
+    words = ["=1+1", "+1", "-1", "−1", "@SUM(A1)", "plain"]
+    table = Table("t", "", [], [], pd.DataFrame({"name": words, "value": [-1.0, 2.0, -3.0, 0.5, -0.25, 1.0]}))
+    back = pd.read_csv(io.StringIO(table.csv))
+    assert back["name"].tolist() == [f"'{word}" for word in words[:-1]] + ["plain"]
+    assert back["value"].tolist() == [-1.0, 2.0, -3.0, 0.5, -0.25, 1.0]
 
 
 def test_the_page_is_self_contained_well_formed_and_its_ids_are_unique(small):
