@@ -13,8 +13,9 @@ from shim import KINDS, Shim
 
 from clipbench import figures, registry, schedule
 from clipbench.cli import cli
-from clipbench.store import SHARD_TABLES, Store
+from clipbench.store import PAGES, SHARD_TABLES, Store
 
+TABLES = ("cells", *SHARD_TABLES)
 PAGE = """
 title = "faults"
 [run]
@@ -123,7 +124,7 @@ def run(page, engine, folder, *more, shim=None):
 
 
 def at_each(every, calls, few):
-    """Kind and number of every fault to try: a kill at every call, the other kinds at some."""
+    """Kind and number of every fault to try: kills at sixty calls, the other kinds at ten; `test_a_shard` tries them all."""
     return [
         (kind, at)
         for kind in KINDS
@@ -197,6 +198,61 @@ def test_anew_that_fails_or_dies_at_any_call(page, engine, done, tmp_path, every
             wrong.append((kind, at, code, said[-300:]))
         shutil.rmtree(folder.parent)
     assert not wrong, wrong[:3]
+
+
+def test_a_shard_its_pages_and_its_packing_at_every_call(page, done, engine, tmp_path, every, tally):
+    """Without a process for each: what is committed is whole, whatever the call, and the next sweep leaves nothing over."""
+    if engine == "batched":
+        pytest.skip("the store does not know the engine")
+    source, wrong = Store(done), []
+    rows = {table: source.read(table).astype(object).where(source.read(table).notna(), None).to_dict("records") for table in TABLES}
+    text, pages = page.read_text(), {name: source.page(name) for name in PAGES}
+
+    def filled(folder):
+        store = Store.create(folder, "faults", text)
+        for name, content in pages.items():
+            store.write_page(name, content)
+        with store.claim():
+            for shard, role in enumerate(("select", "report")):
+                mine = {row["cell"] for row in rows["cells"] if row["role"] == role}
+                store.commit(
+                    f"{role}-{shard:04d}", {table: [row for row in rows[table] if row["cell"] in mine] for table in TABLES}
+                )
+            store.sweep()
+            store.compact()
+
+    calls = in_a_fork(filled, tmp_path / "count", Shim(tmp_path / "count"))
+    for kind in KINDS:
+        for at in every(calls, 2):
+            folder = tmp_path / "faults"
+            shutil.rmtree(folder, ignore_errors=True)
+            in_a_fork(filled, folder, Shim(folder, kind, at))
+            committed = numbers(folder) if (folder / "study.toml").is_file() else {}
+            filled(folder)
+            lost = any(numbers(done)[cell] != row for cell, row in committed.items())
+            well = numbers(folder) == numbers(done) and Store(folder).problems() == Store(folder).missing() == []
+            if tally(KEPT, lost=lost) | tally(WHOLE, lost=not well):
+                wrong.append((kind, at, Store(folder).problems()[:2]))
+    assert not wrong, wrong[:3]
+
+
+def in_a_fork(function, folder, shim):
+    """``function(folder)`` in a fork with the shim armed; how many calls it made."""
+    heard, told = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            shim.arm()
+            function(folder)
+        except OSError:
+            pass
+        os.write(told, str(shim.calls).encode())
+        os._exit(0)
+    os.close(told)
+    with os.fdopen(heard) as stream:
+        calls = int(stream.read() or 0)
+    os.waitpid(child, 0)
+    return calls
 
 
 def contents(folder):
