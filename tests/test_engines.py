@@ -962,7 +962,7 @@ def test_sparse_gradients_are_trained_without_a_clip_and_measured_as_dense_ones_
     np.testing.assert_allclose(made[0].rows, made[1].rows, rtol=1e-12)
 
 
-CLIPPED = [
+MIXES = [
     ("norm", {"max_norm": 0.2}),
     ("norm", {"max_norm": 0.2, "on": "example"}),
     ("value", {"max_value": 0.2}),
@@ -971,7 +971,7 @@ CLIPPED = [
 ]
 
 
-@pytest.mark.parametrize("clip", CLIPPED, ids=str)
+@pytest.mark.parametrize("clip", MIXES, ids=str)
 @pytest.mark.parametrize("layer", ["bag", "sparse"])
 def test_a_clip_on_sparse_gradients_is_refused_in_one_sentence_by_both_engines(words, layer, clip):
     """It names the parameter, and what to do; nothing of torch's own."""

@@ -613,7 +613,7 @@ def test_the_other_engine_is_within_a_tolerance(baseline):
 
 
 IN_PLACE, PURE = (
-    "clip_grad_norm_(params, self.max_norm, float(self.norm_type))",
+    "clip_grad_norm_(_measurable(params, self.norm_type), self.max_norm, float(self.norm_type))",
     "trees.scale(grads, factor(self.max_norm, self.size",
 )
 SIGN = {
@@ -718,19 +718,19 @@ def spoil_bytes(folder):
 
 
 def spoil_machine(folder):
-    path = folder / "before" / "environment.json"
-    page = json.loads(path.read_text())
+    store = Store(folder / "before")
+    page = store.page("environment")
     for environment in page["environments"].values():
         environment["machine"] = "pdp11"
-    path.write_text(json.dumps(page))
+    store.write_page("environment", page)
     return "another machine (pdp11, here"
 
 
 def spoil_version(folder):
-    path = folder / "before" / "components.json"
-    page = json.loads(path.read_text())
+    store = Store(folder / "before")
+    page = store.page("components")
     page["clips"]["norm"]["version"] = 0
-    path.write_text(json.dumps(page))
+    store.write_page("components", page)
     return "another version of norm (0, now"
 
 

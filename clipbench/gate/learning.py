@@ -100,7 +100,8 @@ def _baseline(folder: Path, page: Study, learning: Learning) -> tuple[Run, dict[
     except (UsageError, KeyError, ValueError, TypeError) as error:  # all but the first: settings of cells that are no such document
         raise Unusable(f"the baseline has another schema, or is damaged ({_short(error)}); {again}") from None
     if store.bad:
-        raise Unusable(f"{len(store.bad)} files of the baseline are damaged, {min(store.bad)} first; restore them, or {again}")
+        file, why = min(store.bad.items())
+        raise Unusable(f"{len(store.bad)} files of the baseline are damaged, {file} first, which {why}; restore them, or {again}")
     if store.name != page.name:
         raise Unusable(f'the baseline is of the study "{store.name}", not "{page.name}"; {again}')
     asked = protocol.runnable(page)

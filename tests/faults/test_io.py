@@ -128,7 +128,7 @@ def at_each(every, calls, few):
     return [
         (kind, at)
         for kind in KINDS
-        for at in every(calls, few if kind == "kill" else max(1, few // 2), 10**9 if kind == "kill" else 24)
+        for at in every(calls, few if kind == "kill" else max(1, few // 2), 60 if kind == "kill" else 10)
     ]
 
 
