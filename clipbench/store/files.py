@@ -143,6 +143,15 @@ def table_of(path: Path, table: str) -> pa.Table:
         raise Damaged(f"is of another schema ({_short(error)})") from None
 
 
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a file of the table in whose folder it lies; None if nothing is."""
+    try:
+        table_of(path, path.parent.name)
+    except Damaged as wrong:
+        return str(wrong)
+    return None
+
+
 def _complete(found: pa.Table, table: str) -> pa.Table:
     """A file's rows with the columns that came later than the file."""
     for column in schema.TABLES[table]:

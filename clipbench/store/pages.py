@@ -142,14 +142,14 @@ class Pages:
             own = page.pop("sha256")
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise Damaged(f"is no list of pages ({type(error).__name__})") from None
-        if own != _hash(as_json(page).encode()):
+        if own != _own_hash(page):
             raise Damaged("does not match its own hash")
         refuse_newer(path, page["schema"])
         return dict(page["pages"])
 
     def _list(self, hashes: Mapping[str, list[str]]) -> None:
         page = {"pages": dict(hashes), "schema": schema.VERSION}
-        replace_text(self.folder / LIST, as_json({**page, "sha256": _hash(as_json(page).encode())}))
+        replace_text(self.folder / LIST, as_json({**page, "sha256": _own_hash(page)}))
 
 
 def as_json(page: Mapping[str, Any]) -> str:
@@ -160,6 +160,11 @@ def as_json(page: Mapping[str, Any]) -> str:
 
 def _on_one_line(words: re.Match[str]) -> str:
     return "[" + re.sub(r",\s+", ", ", words[1]) + "]"
+
+
+def _own_hash(page: Mapping[str, Any]) -> str:
+    """Of what a list of pages says, however it is written down."""
+    return _hash(json.dumps(page, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _hash(data: bytes) -> str:

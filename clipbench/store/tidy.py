@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from clipbench import events, summary
 from clipbench.store.commits import COMMITS, CONTEXT, REPLACES, SHARD_TABLES, Commit, shard_of
-from clipbench.store.files import DIGITS, TEMPORARY, Damaged, set_aside, table_of, write_table
+from clipbench.store.files import DIGITS, TEMPORARY, Damaged, damage_of, set_aside, table_of, write_table
 from clipbench.store.pages import CURVES, LIST, STUDY, context, keeps_curve, merged, rebuilt
 from clipbench.store.reading import Contents, Reader, timings, winners
 
@@ -108,7 +108,7 @@ def _sweep_commits(store: Contents) -> list[str]:
     moved = dict(bad)
     for name in bad:
         shards.add(shard_of(Path(name)))
-    damage = {path: why for one in sound for path in one.companions.values() if (why := _damage(path))}
+    damage = {path: why for one in sound for path in one.companions.values() if (why := damage_of(path))}
     whole = [one for one in sound if not damage.keys() & set(one.companions.values())]
     for one in sound:
         if one not in whole:
@@ -134,14 +134,6 @@ def _sweep_commits(store: Contents) -> list[str]:
     return [f"{name}: {why}" for name, why in moved.items()]
 
 
-def _damage(path: Path) -> str | None:
-    try:
-        table_of(path, path.parent.name)
-    except Damaged as wrong:
-        return str(wrong)
-    return None
-
-
 def _once(commits: Iterable[Commit]) -> list[Commit]:
     """The commits without copies: a file's hash tells them apart, whatever it is called."""
     return list({one.path.stem.rpartition("-")[2]: one for one in reversed(list(commits))}.values())[::-1]
@@ -149,7 +141,7 @@ def _once(commits: Iterable[Commit]) -> list[Commit]:
 
 def _is_left_over(path: Path) -> bool:
     """Whether a file is one of ours that was written whole, and whose commit never came."""
-    return bool(OURS.fullmatch(path.name)) and not path.is_symlink() and _damage(path) is None
+    return bool(OURS.fullmatch(path.name)) and not path.is_symlink() and damage_of(path) is None
 
 
 def _sweep_timings(store: Contents) -> list[str]:

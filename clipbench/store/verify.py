@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import pyarrow as pa
 from clipbench import events, schema, summary
 from clipbench.cell import ACCUMULATE, RELATIVE, Part, identity
 from clipbench.store.commits import SHARD_TABLES
-from clipbench.store.files import TEMPORARY, Damaged, table_of
+from clipbench.store.files import TEMPORARY, damage_of
 from clipbench.store.pages import PAGES, keeps_curve, merged
 from clipbench.store.reading import Contents, Reader, winners
 
@@ -80,7 +79,7 @@ def _file_problems(store: Contents) -> list[str]:
     commits, bad = reader.all_commits(store.held)
     found = [f"{name} {why}" for name, why in bad.items()]
     for one in commits:
-        found += [f"{path.parent.name}/{path.name} {why}" for path in one.companions.values() if (why := _damage(path))]
+        found += [f"{path.parent.name}/{path.name} {why}" for path in one.companions.values() if (why := damage_of(path))]
     copies = pd.Series([one.path.stem.rpartition("-")[2] for one in commits], dtype=object)
     found += [f"cells/{commits[number].path.name} is a copy of another file" for number in np.flatnonzero(copies.duplicated())]
     return found + _timing_problems(reader) + _doubles(reader.counted(commits))
@@ -104,14 +103,6 @@ def _doubles(commits: Sequence[Any]) -> list[str]:
     finished = every[every["status"] != "failed"]
     twice = finished.loc[finished["cell"].duplicated(), "cell"]
     return [f"{len(twice)} cells are stored twice, {twice.iloc[0]} first; `clipbench run` tidies them"] if len(twice) else []
-
-
-def _damage(path: Path) -> str | None:
-    try:
-        table_of(path, path.parent.name)
-    except Damaged as wrong:
-        return str(wrong)
-    return None
 
 
 def _left_over(store: Contents) -> list[str]:

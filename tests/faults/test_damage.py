@@ -190,7 +190,7 @@ def test_a_strangers_folder(plant, page, done, tmp_path, tally):
     PLANTS[plant](folder, home)
     cell = next(iter(numbers(done)))
     wrong = []
-    signal.signal(signal.SIGALRM, _late)
+    before_ours = signal.signal(signal.SIGALRM, _late)
     signal.alarm(PATIENCE)
     for arguments in (
         ("verify", folder),
@@ -203,6 +203,7 @@ def test_a_strangers_folder(plant, page, done, tmp_path, tally):
         if tally(SENTENCE, lost=not told_well(code, said)) | tally(ELSEWHERE, lost=outside(home) != before):
             wrong.append((arguments[0], code, said[-600:]))
     signal.alarm(0)
+    signal.signal(signal.SIGALRM, before_ours)
     assert not wrong, wrong
     refused = ("a newer format", "a table that is a link", "a pipe as the claim", "a claim that is a link")
     assert (code == 0) or plant in refused, said
