@@ -65,10 +65,18 @@ def every(request):
 def pytest_sessionfinish(session):
     tally = session.config.stash[tallies]
     if session.config.getoption("--faults", default=False) and tally.tried:
-        rows = [
+        page = Path(session.config.rootpath) / "docs" / "reliability.md"
+        page.parent.mkdir(exist_ok=True)
+        new = [
             f"| {promise} | `{test}` | {tally.tried[promise, test]:,} | {tally.lost[promise, test]:,} |"
-            for promise, test in sorted(tally.tried)
+            for promise, test in tally.tried
         ]
-        folder = Path(session.config.rootpath) / "docs"
-        folder.mkdir(exist_ok=True)
-        (folder / "reliability.md").write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8")
+        ran = {test for _, test in tally.tried}
+        page.write_text(HEAD + "\n".join(sorted([*new, *_others(page, ran)])) + "\n", encoding="utf-8")
+
+
+def _others(page, ran):
+    """The rows of tests that this session did not run: a part of the suite renews its own."""
+    lines = page.read_text(encoding="utf-8").splitlines() if page.is_file() else []
+    rows = [line for line in lines if line.startswith("| ") and "`" in line]
+    return [row for row in rows if row.split("`")[1] not in ran]
