@@ -213,8 +213,8 @@ def test_who_watches_hears_of_every_cell_once(troubled):
 
 
 def test_verify_lists_failed_cells(troubled):
-    problems = Store(troubled["store"].folder)._row_problems()
-    assert len([problem for problem in problems if "it failed: ValueError: no, thanks" in problem]) == 2
+    missing = Store(troubled["store"].folder).missing()
+    assert len([told for told in missing if "failed (ValueError: no, thanks)" in told]) == 2
 
 
 # ---------------------------------------------------------------------------------------------------------------- sameness

@@ -183,7 +183,9 @@ def test_the_mixture_has_its_six_clouds_and_only_the_test_labels_are_right():
     """One in eight a cloud, the two that punish twice as many; a label is the sign of the first feature."""
     inputs, labels = built("label-noise", flip=0.2).data(draw(2))["train"]
     gamma = 1 / 24
-    centres = torch.tensor([[1, 0], [-1, 0], [gamma, 5 * gamma], [-gamma, -5 * gamma], [gamma, -gamma], [-gamma, gamma]])
+    centres = torch.tensor(
+        [[1, 0], [-1, 0], [gamma, 5 * gamma], [-gamma, -5 * gamma], [gamma, -gamma], [-gamma, gamma]], dtype=torch.float64
+    )
     apart = torch.cdist(inputs, centres)
     counts = apart.argmin(1).bincount(minlength=6)
     assert stats.chisquare(counts, [125, 125, 125, 125, 250, 250]).pvalue > 1e-3

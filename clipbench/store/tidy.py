@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -179,7 +180,7 @@ def compact(store: Contents, curves: str | None = None) -> None:
     if kept != before:  # first: a folder may hold more than it promises
         store.pages.write("environment", {**store.page("environment"), "curves": kept})
     fewer = _of_kept(tables, kept)
-    if len(commits) > 1 or not fewer.equals(tables["curves"]) or not all(won.all() for won in winners(commits)):
+    if len(commits) > 1 or not _alike(fewer, tables["curves"]) or not all(won.all() for won in winners(commits)):
         _make_whole(store, commits, {**tables, "curves": fewer})
     _compact_timings(store)
 
@@ -196,6 +197,13 @@ def _of_kept(tables: Mapping[str, pa.Table], kept: str) -> pa.Table:
             rounded = summary.as_stored(curves[name].to_numpy(), "float32")
             curves = curves.set_column(number, name, pc.if_else(whole, curves[name], pa.array(rounded)))
     return curves
+
+
+def _alike(curves: pa.Table, others: pa.Table) -> bool:
+    """Whether two tables of curves hold the same; NaN is as NaN, which Arrow denies."""
+    if len(curves) != len(others):
+        return False
+    return all(np.array_equal(curves[name].to_numpy(), others[name].to_numpy(), equal_nan=True) for name in events.COLUMNS)
 
 
 def _make_whole(store: Contents, commits: list[Commit], tables: Mapping[str, pa.Table]) -> None:
