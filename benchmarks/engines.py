@@ -172,7 +172,7 @@ def recording(problem, seconds, meet, compiled=False):
         bare.pending = []
         return found[..., None]
 
-    def lone(before, after, raw, handed, clipped, one_pass=False):
+    def lone(before, after, raw, handed, clipped, **_how):
         return (clipped[:, 0].clone(),)
 
     def unmeasured():
