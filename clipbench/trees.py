@@ -42,9 +42,10 @@ def dot(left: Tree, right: Tree) -> Tensor:
 def norm(tree: Tree, order: float = 2.0) -> Tensor:
     """The vector norm over all leaves together, a scalar: a norm of norms, as ``torch.nn.utils.get_total_norm`` takes it.
 
-    A leaf of no elements adds nothing, where torch refuses to take its largest.
+    A leaf of no elements adds nothing, where torch refuses to take its largest: only of that order is it asked for.
     """
-    return torch.linalg.vector_norm(torch.stack([length(leaf, order) for leaf in tree.values()]), order)
+    one = torch.linalg.vector_norm if order == 2 else length  # the question costs a norm of small leaves 5 %
+    return torch.linalg.vector_norm(torch.stack([one(leaf, order) for leaf in tree.values()]), order)
 
 
 def length(leaf: Tensor, order: float = 2.0) -> Tensor:
