@@ -38,12 +38,11 @@ class Meter:
     def __init__(self, params: Sequence[nn.Parameter]) -> None:
         self._leaves = list(params)
         self._before = torch.cat([leaf.detach().reshape(-1) for leaf in self._leaves])
-        self._after, self._raw, self._clipped, self._zeros = (torch.zeros_like(self._before) for _ in range(4))
+        self._after, self._raw, self._clipped = (torch.zeros_like(self._before) for _ in range(3))
         self._pair: tuple[Tensor, Tensor] | None = None  # what the clip was handed and what it returned
         self._differs = torch.empty_like(self._before, dtype=torch.bool)
-        self._none = torch.zeros((), dtype=torch.long, device=self._before.device)
-        self._wide, self._least = self._before.is_cuda, least(self._before.dtype, self._before.numel())
-        self._pending: list[tuple[Tensor, ...]] = []
+        self._waits, self._least = self._before.is_cuda, least(self._before.dtype, self._before.numel())
+        self._pending: list[Sequence[Tensor] | Sequence[float]] = []
 
     def raw(self) -> None:
         """Keep the gradient as it is, before the clip."""
@@ -60,56 +59,60 @@ class Meter:
 
     def step(self, loss: Tensor) -> None:
         """Measure the step that was just taken."""
-        raw, changed = self._raw, self._none
-        handed, clipped = self._pair or (raw, raw)
+        handed, clipped = self._pair or (self._raw, self._raw)
         self._pair = None
-        if clipped is not raw:
-            changed = torch.count_nonzero(torch.ne(handed, clipped, out=self._differs))
         torch.cat([leaf.detach().reshape(-1) for leaf in self._leaves], out=self._after)
         update = self._before.sub_(self._after)
-        found = None if self._wide else _dots(raw, handed, clipped, update, self._zeros)
-        if found is None or self._is_lost(found):
-            found = _dots(raw.double(), handed.double(), clipped.double(), update.double(), None)
-        self._pending.append((loss.detach(), *found[:5], changed, *found[5:]))
+        if self._waits:
+            self._pending.append((loss.detach(), *self._wide(handed, clipped, update)))
+        else:
+            found = self._plain(handed, clipped, update) or map(Tensor.item, self._wide(handed, clipped, update))
+            self._pending.append((loss.item(), *found))
         self._before, self._after = self._after, self._before
 
-    def _is_lost(self, dots: Sequence[Tensor]) -> bool:
-        """Whether a square left the range; on a CPU there is nothing to wait for."""
-        raw, _, handed, clipped, _, update, _ = dots
-        squares = (raw, update) if clipped is raw else (raw, update, handed, clipped)
-        return any(square < self._least or square == math.inf for square in map(Tensor.item, squares))
+    def _plain(self, handed: Tensor, clipped: Tensor, update: Tensor) -> tuple[float, ...] | None:
+        """``PRODUCTS`` without ``loss``, as numbers, for which a CPU has nothing to wait for; None if a square left the range."""
+        raw = self._raw
+        raw_raw, update_update = torch.dot(raw, raw).item(), torch.dot(update, update).item()
+        if not self._least <= raw_raw < math.inf or not self._least <= update_update < math.inf:
+            return None
+        if clipped is raw:
+            return raw_raw, 0.0, raw_raw, raw_raw, raw_raw, 0.0, update_update, 0.0
+        handed_handed = raw_raw if handed is raw else torch.dot(handed, handed).item()
+        clipped_clipped, both = torch.dot(clipped, clipped).item(), torch.dot(handed, clipped).item()
+        if not self._least <= handed_handed < math.inf or not self._least <= clipped_clipped < math.inf:
+            return None
+        return raw_raw, 0.0, handed_handed, clipped_clipped, both, self._changed(handed, clipped).item(), update_update, 0.0
+
+    def _wide(self, handed: Tensor, clipped: Tensor, update: Tensor) -> tuple[Tensor, ...]:
+        """``PRODUCTS`` without ``loss``, taken in float64; the largest elements tell what is not finite."""
+        touched = clipped is not self._raw
+        changed = self._changed(handed, clipped) if touched else torch.zeros((), dtype=torch.long, device=handed.device)
+        raw, moved = self._raw.double(), update.double()
+        square = torch.dot(raw, raw)
+        given, left = (handed.double(), clipped.double()) if touched else (raw, raw)
+        inner = (torch.dot(given, given), torch.dot(left, left), torch.dot(given, left)) if touched else (square,) * 3
+        largest = torch.linalg.vector_norm(raw, math.inf), torch.linalg.vector_norm(moved, math.inf)
+        return square, largest[0], *inner, changed, torch.dot(moved, moved), largest[1]
+
+    def _changed(self, handed: Tensor, clipped: Tensor) -> Tensor:
+        """The number of elements that a clip changed."""
+        return torch.count_nonzero(torch.ne(handed, clipped, out=self._differs))
 
     def _gradient(self) -> list[Tensor]:
-        grads = ((leaf, leaf.grad) for leaf in self._leaves)
-        return [torch.zeros_like(leaf).reshape(-1) if grad is None else trees.dense(grad).reshape(-1) for leaf, grad in grads]
+        return [
+            torch.zeros_like(leaf).reshape(-1) if (grad := leaf.grad) is None else trees.dense(grad).reshape(-1)
+            for leaf in self._leaves
+        ]
 
     def rows(self) -> np.ndarray:
         """The rows of the steps since the last call, a float64 array of steps × 6: the one moment that waits for the device."""
         if not self._pending:
             return np.empty((0, 6))
-        columns = [torch.stack(column).double().cpu().numpy() for column in zip(*self._pending, strict=True)]
+        columns = zip(*self._pending, strict=True)
+        arrays = [torch.stack(column).double().cpu().numpy() if self._waits else np.array(column) for column in columns]
         self._pending = []
-        return derive(dict(zip(PRODUCTS, columns, strict=True)), self._before.numel(), self._before.dtype)
-
-
-def _dots(
-    raw: Tensor, handed: Tensor, clipped: Tensor, update: Tensor, zeros: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``PRODUCTS`` without ``loss`` and ``changed``; without ``zeros`` the largest elements tell what is not finite."""
-
-    def broken(vector: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(vector, math.inf) if zeros is None else torch.dot(vector, zeros)
-
-    square = torch.dot(raw, raw)
-    return (
-        square,
-        broken(raw),
-        torch.dot(handed, handed) if handed is not raw and clipped is not raw else square,
-        torch.dot(clipped, clipped) if clipped is not raw else square,
-        torch.dot(handed, clipped) if clipped is not raw else square,
-        torch.dot(update, update),
-        broken(update),
-    )
+        return derive(dict(zip(PRODUCTS, arrays, strict=True)), self._before.numel(), self._before.dtype)
 
 
 def least(dtype: torch.dtype, elements: int) -> float:
@@ -170,13 +173,17 @@ def products(
     return raw_raw, largest(raw), handed_handed, clipped_clipped, handed_clipped, changed, square(update), largest(update)
 
 
-def lost(products: Sequence[Tensor], dtype: torch.dtype, elements: int) -> Tensor:
-    """In which lanes squares of finite elements left the range of ``dtype``; ``products`` are without the loss."""
+def lost(products: Sequence[Tensor], dtype: torch.dtype, elements: int) -> Tensor | None:
+    """In which lanes squares of finite elements left the range of ``dtype``, None if in no lane; ``products`` without the loss."""
     raw_raw, raw_largest, handed_handed, clipped_clipped, _, _, update_update, update_largest = products
     squares = torch.stack([raw_raw, handed_handed, clipped_clipped, update_update])
+    low, high = (bound.item() for bound in squares.aminmax())
+    if least(dtype, elements) <= low <= high < math.inf:  # the way of almost all steps, in few operations
+        return None
     largest = torch.stack([raw_largest, raw_largest, raw_largest, update_largest])
-    low = (squares < least(dtype, elements)) & (largest > 0)
-    return ((low | squares.isinf()) & largest.isfinite()).any(0)
+    left = ((squares < least(dtype, elements)) & (largest > 0)) | squares.isinf()
+    lanes = (left & largest.isfinite()).any(0)
+    return lanes if lanes.any() else None
 
 
 def _square(rows: Tensor) -> Tensor:

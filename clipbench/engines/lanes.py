@@ -167,7 +167,8 @@ class Lanes:
 
     def _exact(self, products: Sequence[Tensor], part: Segment, given: Sequence[Tensor]) -> Sequence[Tensor]:
         """The products; those of lanes whose squares left the range by the same update in float64, of the others to the bit."""
-        if self.device == "cuda" or not (lost := step.lost(products, self.dtype, self.model.elements)).any():
+        lost = None if self.device == "cuda" else step.lost(products, self.dtype, self.model.elements)
+        if lost is None:
             return products
         wide = self._updated(part, given, wide=True)[1 : 1 + MEASURED]
         return [torch.where(lost, exact, plain) for exact, plain in zip(wide, products, strict=True)]

@@ -201,24 +201,29 @@ def test_anew_that_fails_or_dies_at_any_call(page, engine, done, tmp_path, every
     assert not wrong, wrong[:3]
 
 
+def in_two_shards(done, page, folder):
+    """A store of what ``done`` holds, in the two shards that its run committed before it packed them."""
+    source = Store(done)
+    rows = {table: source.read(table).astype(object).where(source.read(table).notna(), None).to_dict("records") for table in TABLES}
+    store = Store.create(folder, "faults", page.read_text())
+    for name in PAGES:
+        store.write_page(name, source.page(name))
+    with store.claim():
+        for shard, role in enumerate(("select", "report")):
+            mine = {row["cell"] for row in rows["cells"] if row["role"] == role}
+            store.commit(f"{role}-{shard:04d}", {table: [row for row in rows[table] if row["cell"] in mine] for table in TABLES})
+    return store
+
+
 def test_a_shard_its_pages_and_its_packing_at_every_call(page, done, engine, tmp_path, every, tally):
     """Without a process for each: what is committed is whole, whatever the call, and the next sweep leaves nothing over."""
     if engine == "batched":
         pytest.skip("the store does not know the engine")
-    source, wrong = Store(done), []
-    rows = {table: source.read(table).astype(object).where(source.read(table).notna(), None).to_dict("records") for table in TABLES}
-    text, pages = page.read_text(), {name: source.page(name) for name in PAGES}
+    before, wrong = numbers(done), []
 
     def filled(folder):
-        store = Store.create(folder, "faults", text)
-        for name, content in pages.items():
-            store.write_page(name, content)
+        store = in_two_shards(done, page, folder)
         with store.claim():
-            for shard, role in enumerate(("select", "report")):
-                mine = {row["cell"] for row in rows["cells"] if row["role"] == role}
-                store.commit(
-                    f"{role}-{shard:04d}", {table: [row for row in rows[table] if row["cell"] in mine] for table in TABLES}
-                )
             store.sweep()
             store.compact()
 
@@ -230,8 +235,8 @@ def test_a_shard_its_pages_and_its_packing_at_every_call(page, done, engine, tmp
             in_a_fork(filled, folder, Shim(folder, kind, at))
             committed = numbers(folder) if (folder / "study.toml").is_file() else {}
             filled(folder)
-            lost = any(numbers(done)[cell] != row for cell, row in committed.items())
-            well = numbers(folder) == numbers(done) and Store(folder).problems() == Store(folder).missing() == []
+            lost = any(before[cell] != row for cell, row in committed.items())
+            well = numbers(folder) == before and Store(folder).problems() == Store(folder).missing() == []
             if tally(KEPT, lost=lost) | tally(WHOLE, lost=not well):
                 wrong.append((kind, at, Store(folder).problems()[:2]))
     assert not wrong, wrong[:3]
@@ -289,17 +294,21 @@ def test_a_report_that_fails_or_dies_at_any_call(done, engine, tmp_path, every, 
 def test_packing_and_timing_that_fail_or_die_at_any_call(what, page, engine, done, tmp_path, every, tally):
     if engine == "batched":
         pytest.skip("neither knows the engine")
-    folder, before = tmp_path / "faults", numbers(done)
+    folder, before, start = tmp_path / "faults", numbers(done), tmp_path / "start"
+    if what == "pack":
+        in_two_shards(done, page, start)  # a run has packed its own already
+    else:
+        shutil.copytree(done, start)
     arguments = (
         ("pack", folder)
         if what == "pack"
         else ("throughput", page, "--out", folder, "--sizes", "none", "--implementation", "torch")
     )
-    shutil.copytree(done, folder)
+    shutil.copytree(start, folder)
     calls, wrong = count(*arguments, folder=folder), []
     for kind, at in at_each(every, calls, 2) if what == "pack" else [(kind, at) for kind in KINDS for at in every(calls, 1, 6)]:
         shutil.rmtree(folder)
-        shutil.copytree(done, folder)
+        shutil.copytree(start, folder)
         code, said = command(*arguments, shim=Shim(folder, kind, at))
         lost = numbers(folder) != before
         again = command(*arguments)
