@@ -37,10 +37,11 @@ class Meter:
 
     def __init__(self, params: Sequence[nn.Parameter]) -> None:
         self._leaves = list(params)
-        self._before = torch.cat([leaf.detach().reshape(-1) for leaf in self._leaves])
+        self._flat = [leaf.detach().reshape(-1) for leaf in self._leaves]
+        self._before = torch.cat(self._flat)
         self._after, self._raw, self._clipped = (torch.zeros_like(self._before) for _ in range(3))
         self._pair: tuple[Tensor, Tensor] | None = None  # what the clip was handed and what it returned
-        self._differs = torch.empty_like(self._before, dtype=torch.bool)
+        self._differs = torch.empty_like(self._before)
         self._waits, self._least = self._before.is_cuda, least(self._before.dtype, self._before.numel())
         self._pending: list[Sequence[Tensor] | Sequence[float]] = []
 
@@ -61,7 +62,7 @@ class Meter:
         """Measure the step that was just taken."""
         handed, clipped = self._pair or (self._raw, self._raw)
         self._pair = None
-        torch.cat([leaf.detach().reshape(-1) for leaf in self._leaves], out=self._after)
+        torch.cat([_vector(leaf, flat) for leaf, flat in zip(self._leaves, self._flat, strict=True)], out=self._after)
         update = self._before.sub_(self._after)
         if self._waits:
             self._pending.append((loss.detach(), *self._wide(handed, clipped, update)))
@@ -87,7 +88,7 @@ class Meter:
     def _wide(self, handed: Tensor, clipped: Tensor, update: Tensor) -> tuple[Tensor, ...]:
         """``PRODUCTS`` without ``loss``, taken in float64; the largest elements tell what is not finite."""
         touched = clipped is not self._raw
-        changed = self._changed(handed, clipped) if touched else torch.zeros((), dtype=torch.long, device=handed.device)
+        changed = self._changed(handed, clipped) if touched else torch.zeros((), device=handed.device)
         raw, moved = self._raw.double(), update.double()
         square = torch.dot(raw, raw)
         given, left = (handed.double(), clipped.double()) if touched else (raw, raw)
@@ -97,12 +98,13 @@ class Meter:
 
     def _changed(self, handed: Tensor, clipped: Tensor) -> Tensor:
         """The number of elements that a clip changed."""
-        return torch.count_nonzero(torch.ne(handed, clipped, out=self._differs))
+        # Into numbers as wide, not truth values: a comparison that narrows its result takes three times as long.
+        return torch.ne(handed, clipped, out=self._differs).sum()
 
     def _gradient(self) -> list[Tensor]:
         return [
-            torch.zeros_like(leaf).reshape(-1) if (grad := leaf.grad) is None else trees.dense(grad).reshape(-1)
-            for leaf in self._leaves
+            torch.zeros_like(flat) if (grad := leaf.grad) is None else trees.dense(grad).reshape(-1)
+            for leaf, flat in zip(self._leaves, self._flat, strict=True)
         ]
 
     def rows(self) -> np.ndarray:
@@ -113,6 +115,11 @@ class Meter:
         arrays = [torch.stack(column).double().cpu().numpy() if self._waits else np.array(column) for column in columns]
         self._pending = []
         return derive(dict(zip(PRODUCTS, arrays, strict=True)), self._before.numel(), self._before.dtype)
+
+
+def _vector(leaf: Tensor, flat: Tensor) -> Tensor:
+    """``leaf`` as a vector: ``flat``, a view of it that was taken earlier, unless it has other memory since."""
+    return flat if leaf.data_ptr() == flat.data_ptr() and leaf.is_contiguous() else leaf.detach().reshape(-1)
 
 
 def least(dtype: torch.dtype, elements: int) -> float:
@@ -168,8 +175,7 @@ def products(
     if clipped is not None:
         given = raw if handed is None else handed
         clipped_clipped, handed_clipped = square(clipped), (given * clipped).sum(1)
-        # Into numbers as wide, not truth values: a comparison that narrows its result takes three times as long.
-        changed = torch.ne(given, clipped, out=torch.empty_like(given)).sum(1)
+        changed = torch.ne(given, clipped, out=torch.empty_like(given)).sum(1)  # as in `Meter._changed`
     return raw_raw, largest(raw), handed_handed, clipped_clipped, handed_clipped, changed, square(update), largest(update)
 
 
