@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipbench import fast, metrics, trees
-    from clipbench.registry import Count, Decay, Finite, NonNegative, Percent, Positive, Unit, UsageError, clip, optimizer, workload
+    from clipbench.errors import UsageError
+    from clipbench.registry import Count, Decay, Finite, NonNegative, Percent, Positive, Unit, clip, optimizer, workload
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +31,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562), so that ``clipbench --help`` does not wait for torch."""
     if name in ("fast", "metrics", "trees"):
         return import_module(f"clipbench.{name}")
+    if name == "UsageError":
+        return import_module("clipbench.errors").UsageError
     if name in __all__:
         return getattr(import_module("clipbench.registry"), name)
     raise AttributeError(f"module 'clipbench' has no attribute {name!r}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clipbench import trees
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 Batch = tuple[Tensor, Tensor]
 EVALUATED = 256  # examples of a split that is sampled

@@ -11,7 +11,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from clipbench.registry import NonNegative, Positive, Unit, UsageError, describe, fields, fit, nearest
+from clipbench.errors import UsageError, describe, nearest
+from clipbench.registry import NonNegative, Positive, Unit, fields, fit
 
 CONSTANT = "constant"
 

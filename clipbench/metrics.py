@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 Metric = Callable[[Tensor, Tensor], float]
 

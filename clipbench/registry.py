@@ -8,7 +8,6 @@ here, before. This module never imports torch, so that a component's name can be
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import importlib
 import importlib.metadata
@@ -19,12 +18,14 @@ import re
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from clipbench.errors import UsageError, describe, nearest, with_article
 
 Positive = Annotated[float, Field(gt=0, description="positive number")]
 Finite = Annotated[float, Field(gt=0, allow_inf_nan=False, description="positive, finite number")]
@@ -44,16 +45,6 @@ ENTRY_POINTS = "clipbench.components"
 RESERVED = ("name", "torch", "relative", "on", "lr", "schedule", "steps", "batch", "accumulate", "seeds", "device", "dtype")
 
 C = TypeVar("C", bound=type)
-
-
-class UsageError(Exception):
-    """Something the user can mend, told in one sentence: where, what came, what was wanted, the nearest name."""
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean X?`` for the closest of ``known``, or nothing when none is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------- the tables
@@ -263,18 +254,6 @@ def _plain(annotation: Any) -> Any:
     return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
 
 
-def describe(annotation: Any) -> str:
-    """What a setting wants, in words."""
-    if typing.get_origin(annotation) is Annotated:
-        for extra in typing.get_args(annotation)[1:]:
-            if getattr(extra, "description", None):
-                return str(extra.description)
-        return describe(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) is Literal:
-        return " or ".join(repr(value) for value in typing.get_args(annotation))
-    return {float: "number", int: "whole number", str: "text", bool: "true or false"}.get(annotation, str(annotation))
-
-
 def about(cls: Any) -> str:
     """The first line of a component's docstring."""
     return (inspect.getdoc(cls) or "").partition("\n")[0]
@@ -325,14 +304,10 @@ def fit(value: Any, annotation: Any, what: str) -> Any:
     try:
         fitted = TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
     except ValidationError:
-        raise UsageError(f"{what} is {value!r}, and must be {_article(annotation)}{describe(annotation)}.") from None
+        raise UsageError(f"{what} is {value!r}, and must be {with_article(annotation)}.") from None
     if isinstance(fitted, float) and math.isnan(fitted):
         raise UsageError(f"{what} is nan, and must be a {describe(annotation)}.")
     return fitted
-
-
-def _article(annotation: Any) -> str:
-    return "" if annotation in (bool, str) or typing.get_origin(annotation) is Literal else "a "
 
 
 def build(kind: Kind, name: str, settings: Mapping[str, Any]) -> Any:

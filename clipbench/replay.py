@@ -14,8 +14,8 @@ import numpy as np
 from clipbench import engines, events, registry, schedule, schema
 from clipbench.cell import Cell, from_json
 from clipbench.engines import Job, Record, lanes
+from clipbench.errors import UsageError
 from clipbench.protocol import pages
-from clipbench.registry import UsageError
 from clipbench.store import Store
 
 Pair = tuple[str, np.ndarray, np.ndarray]  # what it is, as stored and as it came now

@@ -19,48 +19,50 @@ import pytest
 PACKAGE = "clipbench"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
-# A folder has one row, and its members may import each other. `registry` is nearly everywhere: with UsageError a module speaks
-# to the user.
-MATTER = {"registry", "trees", "metrics"}
-MEMORY = {"registry", "schema", "cell", "summary", "store"}
+# A folder has one row, and its members may import each other. `errors` is nearly everywhere: with UsageError a module speaks to the
+# user.
+MATTER = {"errors", "registry", "trees", "metrics"}
+MEMORY = {"errors", "schema", "cell", "summary", "store"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "__init__": {"registry", "trees", "metrics", "fast"},
+    "__init__": {"errors", "registry", "trees", "metrics", "fast"},
     # the matter
-    "registry": set(),
+    "errors": set(),
+    "registry": {"errors"},
     "trees": set(),
-    "metrics": {"registry"},
-    "datasets": {"registry"},
+    "metrics": {"errors"},
+    "datasets": {"errors"},
     "clips": MATTER,
     "optimizers": MATTER,
     "workloads": {*MATTER, "datasets"},
     # the intent
     "schema": set(),
-    "events": {"registry", "schema"},
+    "events": {"schema"},
     "cell": {"registry", "schema"},
-    "lr_schedules": {"registry"},
-    "study": {"registry", "schema", "events", "cell", "lr_schedules"},
+    "lr_schedules": {"errors", "registry"},
+    "study": {"errors", "registry", "schema", "events", "cell", "lr_schedules"},
     # the motion
-    "feed": {"registry", "trees"},
-    "step": {"registry", "trees", "cell"},
+    "feed": {"errors", "trees"},
+    "step": {"trees", "cell"},
     "engines": {*MATTER, "clips", "optimizers", "schema", "events", "summary", "cell", "lr_schedules", "feed", "step"},
     # the memory, and what fills it
-    "summary": {"registry", "schema", "events"},
-    "store": {"registry", "schema", "cell", "events", "summary"},
-    "schedule": {*MEMORY, "events", "study", "engines"},
+    "summary": {"schema", "events"},
+    "store": {"errors", "schema", "cell", "summary", "events"},
+    "schedule": {*MEMORY, "registry", "events", "study", "engines"},
     # the sight
     "statistics": set(),
-    "selection": {"registry", "schema", "cell", "store", "statistics"},
-    "analysis": {"registry", "schema", "cell", "store", "statistics", "selection"},
-    "figures": {"registry", "schema", "statistics", "selection", "analysis"},
+    "selection": {"schema", "cell", "store", "statistics"},
+    "analysis": {"schema", "cell", "store", "statistics", "selection"},
+    "figures": {"schema", "statistics", "selection", "analysis"},
     "report": {*MEMORY, "statistics", "selection", "analysis", "figures"},
     # what stands beside
-    "fast": {"registry"},
+    "fast": {"errors"},
     "throughput": {*MATTER, "optimizers", "fast", "schema", "cell", "feed", "step", "engines"},
     "conformance": {*MATTER, "optimizers", "events", "cell", "feed", "step", "engines"},
     "gate": {*MATTER, *MEMORY, "study", "fast", "statistics", "feed", "engines", "schedule", "protocol"},
     # a run from end to end
     "protocol": {
         *MEMORY,
+        "registry",
         "metrics",
         "lr_schedules",
         "study",
@@ -71,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "schedule",
         "throughput",
     },
-    "replay": {*MEMORY, "events", "study", "engines", "schedule", "protocol"},
+    "replay": {*MEMORY, "registry", "events", "study", "engines", "schedule", "protocol"},
 }
 # cli sees all; nothing sees cli, but `python -m clipbench`
 MAY_IMPORT |= {"cli": set(MAY_IMPORT), "__main__": {"cli"}}
@@ -96,6 +98,7 @@ ONLY_IN = {
 }
 NOTHING_BUT = {"events": {"numpy"}, "summary": {"numpy"}, "statistics": {"numpy", "scipy"}}  # of all libraries
 FREE_OF_TORCH = {
+    "errors",
     "registry",
     "datasets",
     "schema",
@@ -185,8 +188,8 @@ def _targets(module: str, node: ast.AST, known: Mapping[str, str]) -> list[str]:
 def _from(base: str, name: str, known: Mapping[str, str]) -> str:
     if base.partition(".")[0] != PACKAGE or f"{base}.{name}".partition(".")[2] in known:
         return f"{base}.{name}"
-    if base == PACKAGE:  # a name of the package itself: its own, or lent from the registry
-        return f"{PACKAGE}.__init__" if name.startswith("_") else f"{PACKAGE}.registry"
+    if base == PACKAGE:  # a name of the package itself: its own, or lent
+        return f"{PACKAGE}.__init__" if name.startswith("_") else f"{PACKAGE}.{'errors' if name == 'UsageError' else 'registry'}"
     return base
 
 
@@ -340,7 +343,8 @@ def test_the_table_itself_permits_no_circle_and_no_way_to_torch():
 
 CLEAN = {
     "__init__": "__version__ = '1'\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from clipbench import trees\n",
-    "registry": "import pydantic\n",
+    "errors": "",
+    "registry": "import pydantic\nfrom clipbench import UsageError\n",
     "trees": "import torch\ndef seeded():\n    torch.default_generator.manual_seed(1)\n",
     "clips": "import torch\nfrom clipbench import Positive, clip, trees\n",
     "schema": "import pyarrow\n",
@@ -403,7 +407,7 @@ def test_the_checker_catches(case: str):
     assert any(expected in sentence for sentence in found), found
 
 
-LAYERS = ("registry", "cell", "store", "analysis", "figures", "report", "cli")
+LAYERS = ("errors", "registry", "cell", "store", "analysis", "figures", "report", "cli")
 
 
 @pytest.mark.parametrize(("earlier", "later"), [*pairwise(LAYERS)])
@@ -429,7 +433,14 @@ print(sorted({"torch", "matplotlib", "pandas"} & set(sys.modules)), file=sys.std
     "arguments", [["--help"], ["report", "--help"], ["verify", "--help"], ["run", "--help"], ["gate", "--help"]], ids=" ".join
 )
 def test_help_waits_for_no_library(arguments: list[str]):
-    pytest.importorskip("clipbench.cli", reason="the command line is not built yet")
     done = subprocess.run([sys.executable, "-c", IMPORTED, *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_fast_steps_load_torch_and_nothing_else_of_weight():
+    """A training loop of the user's own pays for no library of ours."""
+    code = "import sys, torch; before = set(sys.modules); import clipbench.fast; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()} - set(sys.stdlib_module_names)
+    assert loaded == {"clipbench"}

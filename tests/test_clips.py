@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from clipbench import clips, registry, trees
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 NAN, INF = math.nan, math.inf
 THRESHOLDS = st.one_of(st.floats(1e-6, 1e6), st.just(INF))

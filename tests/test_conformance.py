@@ -9,6 +9,7 @@ from strangers import EMA, SIGNUM
 
 from clipbench import registry
 from clipbench.conformance import CLAIMS, conform
+from clipbench.errors import UsageError
 
 registry.load_packaged()
 
@@ -31,7 +32,7 @@ def test_every_packaged_component_keeps_every_claim(kind, name, data_folder):
 
 
 def test_an_unknown_component_is_the_callers_mistake():
-    with pytest.raises(registry.UsageError, match='no clip "nrom"'):
+    with pytest.raises(UsageError, match='no clip "nrom"'):
         conform("clip", "nrom")
 
 

@@ -20,7 +20,7 @@ import sets
 from click.testing import CliRunner
 
 from clipbench import cli, datasets
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 PNEUMONIA = datasets.named("pneumoniamnist")
 

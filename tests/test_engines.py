@@ -20,6 +20,7 @@ from clipbench import clip, clips, engines, events, feed, metrics, optimizer, op
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job, Trainer, lanes, pilot, run, shares
 from clipbench.engines.program import NoLanes
+from clipbench.errors import UsageError
 from clipbench.events import CHANGED, COSINE, GRAD_NORM, KEPT, LOSS, UPDATE_NORM
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
@@ -790,9 +791,7 @@ def test_a_pilot_knows_parameters_of_no_elements(given):
 
 def test_a_pilot_without_a_usable_size_is_refused(quadratic):
     """A zero gradient has no multiples."""
-    with pytest.raises(
-        registry.UsageError, match=r'the pilot of "quadratic\(start=0\)" met gradients of size 0; give norm a plain'
-    ):
+    with pytest.raises(UsageError, match=r'the pilot of "quadratic\(start=0\)" met gradients of size 0; give norm a plain'):
         pilot(cell(("quadratic", {"start": 0.0})), {"norm": clips.Norm(1.0)})
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import clipbench.workloads  # noqa: F401  (registers them)
 from clipbench import feed, registry, trees
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 NAMES = ["wdbc", "digits", "temporal-order", "cosh"]  # origin is digits, enlarged: too slow to be worth its turn everywhere
 

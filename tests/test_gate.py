@@ -17,11 +17,11 @@ from click.testing import CliRunner
 import clipbench
 from clipbench import cell, gate, registry, study
 from clipbench import cli as cli_
+from clipbench.errors import UsageError
 from clipbench.gate import arms, frozen, learning, limits, ours, rule, self_test, speed, verdict
 from clipbench.gate.arms import Broken, Task
 from clipbench.gate.limits import Bench, Machine
 from clipbench.gate.rule import ALARM, INCONCLUSIVE, PASS, Samples
-from clipbench.registry import UsageError
 from clipbench.store import Store
 
 HERE = Machine("a processor", "2.0")

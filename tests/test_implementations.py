@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from clipbench import optimizers, registry
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 from clipbench.throughput import IMPLEMENTATIONS, SIZES, Unfit, implementations_named, sizes_named
 from clipbench.throughput.floor import Reference, floor_bytes, held_bytes
 from clipbench.throughput.footprint import STEP, WAITS, _on_device, footprint

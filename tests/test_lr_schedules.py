@@ -5,7 +5,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from clipbench import lr_schedules
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 STEPS = 40
 

@@ -17,8 +17,8 @@ from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job, Trainer, rates
 from clipbench.engines.lanes import Lanes
 from clipbench.engines.program import NoLanes
+from clipbench.errors import UsageError
 from clipbench.events import LOSS
-from clipbench.registry import UsageError
 from clipbench.workloads import medmnist
 
 registry.load_packaged()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
 from clipbench import metrics
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 GUARDED = [metrics.roc_auc, metrics.mean_auc, metrics.accuracy, metrics.dice, metrics.bits, metrics.log10_gap]
 

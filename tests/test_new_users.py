@@ -12,7 +12,7 @@ from test_cli import PAGE, clipbench, refused
 
 from clipbench import cli as cli_
 from clipbench import feed, protocol, registry, schedule, study
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 from clipbench.store import Store
 
 MINE = '''

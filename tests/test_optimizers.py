@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipbench import optimizer, optimizers, registry, trees
+from clipbench.errors import UsageError
 from clipbench.optimizers import Rule, TorchOptimizer, torch_class, torch_optimizer, validate_torch
-from clipbench.registry import UsageError
 
 SHAPES = {"w": (4, 3), "b": (4,), "scale": ()}
 STEPS = 50

@@ -12,7 +12,7 @@ from restored import registry_restored
 from strangers import EMA
 
 from clipbench import protocol, registry, schedule, selection, store, study
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 from clipbench.store import Store
 
 PAGE = """

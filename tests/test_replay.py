@@ -12,7 +12,7 @@ from strangers import EMA
 from clipbench import events, feed, protocol, registry, replay, schedule, schema, study
 from clipbench.engines import Job
 from clipbench.engines.record import Record
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 from clipbench.store import Store
 
 PAGE = """

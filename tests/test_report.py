@@ -21,7 +21,7 @@ import synthetic
 
 from clipbench import figures, report
 from clipbench.cell import Cell, Part
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 from clipbench.report.parts import Table, Text
 from clipbench.store import Store
 

@@ -15,6 +15,7 @@ import pytest
 from clipbench import protocol, registry, schedule, selection, study
 from clipbench.engines import Job, Record, stacked
 from clipbench.engines.rates import Choice, versioned
+from clipbench.errors import UsageError
 from clipbench.store import Store
 
 PATIENCE = 120  # seconds for what takes one: a busy machine is no finding
@@ -396,9 +397,9 @@ def test_nothing_to_do_starts_no_worker(tmp_path, monkeypatch):
 def test_a_call_in_a_worker_returns_its_value_or_one_sentence():
     """What pilots and timings run in."""
     assert schedule.call(pow, (2, 5), (), "cpu", what="the sum") == 32
-    with pytest.raises(registry.UsageError, match=r"^the sum took longer than 0.2 s\.$"):
+    with pytest.raises(UsageError, match=r"^the sum took longer than 0.2 s\.$"):
         schedule.call(time.sleep, (60,), (), "cpu", what="the sum", limit=0.2)
-    with pytest.raises(registry.UsageError, match=r'^there is no clip "nrm"'):
+    with pytest.raises(UsageError, match=r'^there is no clip "nrm"'):
         schedule.call(registry.find, ("clip", "nrm"), (), "cpu", what="the sum")
 
 
@@ -416,7 +417,7 @@ def test_a_call_that_a_signal_kills_has_a_second_try(tmp_path):
     )
     schedule.call(exec, (dying % f"os.path.getsize({str(tries)!r}) == 1",), (), "cpu", what="the sum")
     assert tries.read_text() == "xx"
-    with pytest.raises(registry.UsageError, match=r"^the sum: the worker was killed by SIGKILL, and so was the one after it; "):
+    with pytest.raises(UsageError, match=r"^the sum: the worker was killed by SIGKILL, and so was the one after it; "):
         schedule.call(exec, (dying % "True",), (), "cpu", what="the sum")
     assert tries.read_text() == "xxxx"
 

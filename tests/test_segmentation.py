@@ -15,7 +15,7 @@ from torch import nn
 
 from clipbench import feed, metrics, registry
 from clipbench.engines import program, stacked
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 from clipbench.workloads import segmentation
 
 

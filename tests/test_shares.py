@@ -14,7 +14,7 @@ from clipbench.conformance import workloads
 from clipbench.conformance.findings import Fault
 from clipbench.engines import Job, lanes, run, shares
 from clipbench.engines.program import NoLanes
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 CLASSES = torch.tensor([1.0, 9.0], dtype=torch.float64)
 

@@ -18,7 +18,7 @@ import pytest
 
 from clipbench import events, schema, store, summary
 from clipbench.cell import Cell, Part
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 from clipbench.store import Store
 
 PAGE = """

@@ -13,7 +13,7 @@ from strangers import EMA
 
 from clipbench import registry, study
 from clipbench.cell import Part, from_json
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 PAGE = """
 [run]

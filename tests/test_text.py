@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call, grad
 
 from clipbench import feed, registry
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 from clipbench.workloads import text
 
 
@@ -90,7 +90,7 @@ def test_a_python_without_the_topics_still_has_the_other_workloads():
         assert registry.build("workload", "wdbc", {}).width == 64
         try:
             registry.ready("text", {})
-        except registry.UsageError as error:
+        except UsageError as error:
             print(error)
     """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 import clipbench.workloads  # noqa: F401  (registers them)
 from clipbench import feed, registry
 from clipbench.cell import Cell, Part
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 OBJECTIVES = {"logistic": 1.0, "huberised": 0.26, "partially-huberised": 1.36}
 

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad, vmap
 from clipbench import feed, metrics, registry, trees
 from clipbench.cell import Cell, Part
 from clipbench.engines import Job, rates
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 from clipbench.workloads import tabular
 
 NAMES = ["wdbc", "digits", "origin", "phantom", "temporal-order", "text", "cosh", "cliff", "heavy-tails", "label-noise"]

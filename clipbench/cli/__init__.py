@@ -23,7 +23,7 @@ from clipbench.cli.leaving import FINDING, command, heed_signals, leave
 from clipbench.cli.pack import in_bytes, pack
 from clipbench.cli.progress import Bars
 from clipbench.cli.words import counted, duration
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -396,7 +396,7 @@ def conform(component: str) -> None:
         if not chosen:
             names = sorted(name for _, name in known)
             raise UsageError(
-                f'conform: there is no component "{component}".{registry.nearest(component, names)} There are: {", ".join(names)}.'
+                f'conform: there is no component "{component}".{nearest(component, names)} There are: {", ".join(names)}.'
             )
     broken = 0
     for kind, name in chosen:

@@ -10,7 +10,7 @@ import click
 
 from clipbench.cli.leaving import command
 from clipbench.cli.progress import Bars
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)

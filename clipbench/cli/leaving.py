@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 FINDING, WRONG_USE, BUG, INTERRUPTED = 1, 2, 70, 130
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 TOLERANCE = 1e-10  # relative to a tensor's largest element: another order of summation is no fault
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from clipbench import registry
 from clipbench.conformance.findings import Fault, under
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError, describe
 
 THRESHOLDS = (1.0, 0.01, 0.1, 10.0, math.inf)
 
@@ -31,7 +31,7 @@ def candidates(cls: type[Any], name: str) -> list[Any]:
         tried += (1, 2, 8)
     fitting = [value for position, value in enumerate(tried) if value not in tried[:position] and _fits(value, annotation)]
     if not fitting:
-        raise Fault(f"there is no example of `{name}` ({registry.describe(annotation)}) to try; give it a default")
+        raise Fault(f"there is no example of `{name}` ({describe(annotation)}) to try; give it a default")
     return fitting
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from clipbench.datasets.catalogue import FAMILIES, FREE, LARGEST, SIZES, Dataset, named
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 __all__ = ["FAMILIES", "SIZES", "SPLITS", "Archive", "Dataset", "fetch", "folder", "located", "named", "opened"]
 

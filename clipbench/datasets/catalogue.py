@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from clipbench.registry import UsageError, nearest
+from clipbench.errors import UsageError, nearest
 
 RECORD = "https://zenodo.org/records/10519652/files"
 SIZES = (28, 64, 128, 224)

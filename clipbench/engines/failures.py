@@ -11,7 +11,7 @@ from types import FrameType
 
 import torch
 
-from clipbench import registry
+from clipbench.errors import UsageError
 
 LONGEST = 500  # characters of a reason
 OURS = "clipbench"
@@ -62,7 +62,7 @@ def is_sticky(error: BaseException) -> bool:
 
 def said(error: BaseException) -> str:
     """``ValueError: no, thanks``: what was raised, in one line; of a sentence for the user the sentence."""
-    if isinstance(error, registry.UsageError):
+    if isinstance(error, UsageError):
         return str(error).replace("\n", " ")
     try:
         words = str(error)

@@ -17,7 +17,7 @@ from clipbench import events, feed, lr_schedules, metrics, optimizers, trees
 from clipbench.cell import EXAMPLE, UPDATE, Cell
 from clipbench.engines import shares
 from clipbench.engines.record import CHUNK, Components, Evaluation, Job, Record, conclude, graded, stops
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 from clipbench.step import Meter, Unmeasured
 
 

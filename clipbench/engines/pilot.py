@@ -13,6 +13,7 @@ from clipbench import feed, registry, trees
 from clipbench.cell import Cell, Part
 from clipbench.engines.loop import Trainer
 from clipbench.engines.record import Components
+from clipbench.errors import UsageError
 
 PILOT_SEED = 2_000_000
 PILOT_STEPS = 100
@@ -73,7 +74,7 @@ def pilot(cell: Cell, clips: Mapping[str, Any]) -> dict[str, float]:
     medians = {label: float(np.median(sizes)) for label, sizes in gauge.sizes.items()}
     unfit = [label for label, size in medians.items() if not (math.isfinite(size) and size > 0)]
     if unfit:
-        raise registry.UsageError(
+        raise UsageError(
             f'the pilot of "{cell.problem}" met gradients of size {medians[unfit[0]]:g}; give {unfit[0]} a plain number.'
         )
     return {label: float(f"{size:.3g}") for label, size in medians.items()}

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipbench import feed, trees
 from clipbench.cell import EXAMPLE, Cell
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 BATCHES = 3  # looked at: a rare class, or a label that is left out, is not in every one
 SEED = 0

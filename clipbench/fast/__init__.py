@@ -17,9 +17,9 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils import clip_grad_value_ as _clip_grad_value_
 from torch.optim import Optimizer
 
+from clipbench.errors import UsageError
 from clipbench.fast import kernels, one_pass
 from clipbench.fast.plan import Plan, steps_plainly
-from clipbench.registry import UsageError
 
 __all__ = ["clip_grad_value_", "norm_clipped_step", "value_clipped_step"]
 

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from clipbench import registry, schedule
+from clipbench.errors import UsageError, nearest
 from clipbench.gate.limits import Bench
 from clipbench.gate.rule import Samples
-from clipbench.registry import UsageError
 
 Work = Callable[[], object]
 
@@ -158,7 +158,7 @@ def _arm(name: str, side: str, files: Path) -> Work:
             raise _NoSamples(f"{name} is not there: {str(error).rstrip('.')}", fault) from error
         raise
     if not hasattr(module, function):
-        hint = registry.nearest(function, vars(module)).rstrip("?")
+        hint = nearest(function, vars(module)).rstrip("?")
         raise _NoSamples(f"{name} is not there{f' ({hint.strip()}?)' if hint else ''}", fault)
     with _blamed(side):
         work = getattr(module, function)()

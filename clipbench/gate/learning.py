@@ -29,11 +29,11 @@ import numpy as np
 
 from clipbench import protocol, registry, statistics
 from clipbench.cell import identity
+from clipbench.errors import UsageError
 from clipbench.gate.limits import Learning, Limits
 from clipbench.gate.verdict import INCONCLUSIVE, PASS, REGRESSION, Finding
 from clipbench.protocol import pages
 from clipbench.protocol.watcher import Watcher
-from clipbench.registry import UsageError
 from clipbench.schema import UNSTABLE
 from clipbench.store import Store
 from clipbench.study import Study

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from clipbench import registry, study
-from clipbench.registry import Finite, NonNegative, UsageError
+from clipbench.errors import UsageError, describe, nearest
+from clipbench.registry import Finite, NonNegative
 from clipbench.study.sentences import ordinal
 
 BASELINES = Path("results/gate")  # of the packaged page, seen from a checkout
@@ -91,9 +92,7 @@ def _parse(text: str, where: str, folder: Path, baselines: Path) -> Limits:
         raise UsageError(f"{where}: this is no TOML ({error}).") from None
     for name in raw:
         if name not in TABLES:
-            raise UsageError(
-                f"{where}: there is no table `{name}`. There are: {', '.join(TABLES)}.{registry.nearest(name, TABLES)}"
-            )
+            raise UsageError(f"{where}: there is no table `{name}`. There are: {', '.join(TABLES)}.{nearest(name, TABLES)}")
     benches = tuple(_tables(Bench, raw.get("bench", []), where, "bench"))
     learnings = tuple(_tables(Learning, raw.get("learning", []), where, "learning"))
     if not benches and not learnings:
@@ -134,10 +133,8 @@ def _table(cls: type[T], given: Any, where: str) -> T:
         raise UsageError(f"{where}: this must be a table with {', '.join(hints)}.")
     for name in given:
         if name not in hints:
-            raise UsageError(
-                f"{where}: there is no setting `{name}`. There are: {', '.join(hints)}.{registry.nearest(name, hints)}"
-            )
+            raise UsageError(f"{where}: there is no setting `{name}`. There are: {', '.join(hints)}.{nearest(name, hints)}")
     for one in dataclasses.fields(cls):  # type: ignore[arg-type]
         if one.name not in given and one.default is dataclasses.MISSING:
-            raise UsageError(f"{where}: `{one.name}` is missing; it must be {registry.describe(hints[one.name])}.")
+            raise UsageError(f"{where}: `{one.name}` is missing; it must be {describe(hints[one.name])}.")
     return cls(**{name: registry.fit(value, hints[name], f"{where}: `{name}`") for name, value in given.items()})

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from clipbench import statistics
+from clipbench.errors import UsageError
 from clipbench.gate import rule, speed
 from clipbench.gate.arms import Broken, Task
 from clipbench.gate.limits import Limits
 from clipbench.gate.verdict import CODES, INCONCLUSIVE, PASS, REGRESSION
 from clipbench.protocol.watcher import Watcher
-from clipbench.registry import UsageError
 
 SLOWDOWNS = (0.0, 0.05, 0.10)
 BATCHES = 4

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from clipbench.errors import UsageError
 from clipbench.gate import rule
 from clipbench.gate.arms import Broken, Task, measure
 from clipbench.gate.limits import Bench, Limits, Machine
 from clipbench.gate.rule import Samples
 from clipbench.gate.verdict import INCONCLUSIVE, PASS, REGRESSION, Finding
-from clipbench.registry import UsageError
 
 CONFIRMATIONS = 3
 

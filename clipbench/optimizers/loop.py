@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from clipbench import registry, trees
-from clipbench.registry import UsageError, nearest
+from clipbench.errors import UsageError, nearest
 from clipbench.trees import Tree
 
 

@@ -14,6 +14,7 @@ from clipbench import engines, registry, schedule, selection, throughput
 from clipbench.cell import RELATIVE, Cell
 from clipbench.engines import Job, Record, rates, stacked
 from clipbench.engines.rates import LOOP, Choice
+from clipbench.errors import UsageError
 from clipbench.protocol import choices, pages
 from clipbench.protocol.choices import Asked
 from clipbench.protocol.failures import Failures, Reason
@@ -32,7 +33,6 @@ from clipbench.protocol.plans import (
     task_key,
 )
 from clipbench.protocol.watcher import Silent, Watcher
-from clipbench.registry import UsageError
 from clipbench.store import CURVES, Store
 from clipbench.study import Study, part
 

@@ -11,7 +11,7 @@ from clipbench import schedule
 from clipbench.cell import Cell
 from clipbench.engines import Job, program, rates
 from clipbench.engines.rates import BATCHED, LOOP, Choice
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from clipbench import lr_schedules, registry, schedule
 from clipbench.cell import EXAMPLE, Cell
 from clipbench.engines import rates
 from clipbench.engines.rates import BATCHED, LOOP
+from clipbench.errors import UsageError
 from clipbench.protocol import choices
 from clipbench.protocol.choices import Asked
-from clipbench.registry import UsageError
 from clipbench.store import Store
 from clipbench.study import Study
 

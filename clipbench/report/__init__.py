@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import jinja2
 
-from clipbench.registry import UsageError, nearest
+from clipbench.errors import UsageError, nearest
 from clipbench.report import answer, sections
 from clipbench.report.evidence import read
 from clipbench.report.folder import replace

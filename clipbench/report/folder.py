@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 
 LIST = "files.txt"  # what the last report wrote, a path a line
 

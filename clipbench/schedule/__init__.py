@@ -19,10 +19,10 @@ from dataclasses import replace
 from multiprocessing import connection
 from typing import Any
 
-from clipbench import registry
 from clipbench.engines import Job, Record
 from clipbench.engines.failures import Fault
 from clipbench.engines.rates import LOOP, Choice
+from clipbench.errors import UsageError
 from clipbench.schedule.archive import SHARD_CELLS, Archive, cell_row, curve_columns
 from clipbench.schedule.shards import IN_HAND, Shard, has_stranger, pack
 from clipbench.schedule.worker import LIMIT, Answer, Broken, Bug, Used, Worker, abandon, call, context, prepare
@@ -144,7 +144,7 @@ class _Supervisor:
             death = worker.death()
             self._bury(worker, str(death), Fault(lost=death.lost), killed=death.killed)
             return
-        if isinstance(said, registry.UsageError):
+        if isinstance(said, UsageError):
             raise said
         if said is None:
             worker.ready = True
@@ -208,7 +208,7 @@ class _Supervisor:
             return
         if not worker.ready:
             if self.stillborn or not killed:
-                raise registry.UsageError(f"{reason} before its first cell; a `use` file may have ended it.")
+                raise UsageError(f"{reason} before its first cell; a `use` file may have ended it.")
             self.stillborn = True
         if worker.shard is not None and killed and not worker.shard.again:
             self.queue.appendleft(replace(worker.shard, again=True))  # somebody may have meant the process, and not the cell

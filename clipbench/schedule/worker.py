@@ -24,6 +24,7 @@ from clipbench.engines import Record
 from clipbench.engines.failures import Fault, is_strangers, place, said, trace
 from clipbench.engines.program import NoLanes
 from clipbench.engines.rates import LOOP
+from clipbench.errors import UsageError
 from clipbench.schedule.shards import Shard, has_stranger
 from clipbench.schedule.world import Change, World
 
@@ -96,7 +97,7 @@ def work(pipe: connection.Connection, use: Sequence[Used], threads: int, stop: A
     _heed_the_supervisor()
     try:
         prepare(threads, use)
-    except registry.UsageError as error:
+    except UsageError as error:
         pipe.send(error)
         return
     world, process = World(), os.getpid()
@@ -283,8 +284,8 @@ def call(
     if answers:
         return _taken(answers[0], what)
     if death.code is None:
-        raise registry.UsageError(f"{what} took longer than {limit:g} s.")
-    raise registry.UsageError(f"{what}: {death}{', and so was the one after it' * death.killed}; nothing stored is lost.")
+        raise UsageError(f"{what} took longer than {limit:g} s.")
+    raise UsageError(f"{what}: {death}{', and so was the one after it' * death.killed}; nothing stored is lost.")
 
 
 def _called_once(given: tuple[Any, ...], device: str, limit: float, answers: list[Any]) -> Death:
@@ -320,7 +321,7 @@ def _taken(answer: tuple[str, Any], what: str) -> Any:
         bug = Bug(f"{what} has met a mistake in clipbench itself:")
         bug.add_note(value)
         raise bug
-    raise value if isinstance(value, OSError) else registry.UsageError(str(value).replace("{what}", what))
+    raise value if isinstance(value, OSError) else UsageError(str(value).replace("{what}", what))
 
 
 def abandon() -> None:
@@ -343,7 +344,7 @@ def _call(
 
 def _blamed(error: BaseException) -> tuple[str, Any]:
     """Whose fault an exception is: the user's, the disk's, a stranger's, or ours."""
-    if isinstance(error, registry.UsageError):
+    if isinstance(error, UsageError):
         return "usage", str(error)
     if isinstance(error, OSError) and error.filename is not None and not is_strangers(error):
         return "usage", OSError(error.errno, error.strerror, str(error.filename))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbench import schema
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 from clipbench.store import tidy, verify
 from clipbench.store.commits import COMMITS, CONTEXT, SHARD_TABLES
 from clipbench.store.files import TEMPORARY, Row, replace_text, write_table

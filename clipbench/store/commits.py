@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from clipbench import schema
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 from clipbench.store.files import Damaged, table_of
 
 COMMITS = b"clipbench.commits"  # table → name of the file that belongs to the shard

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipbench import schema
-from clipbench.registry import UsageError
+from clipbench.errors import UsageError
 from clipbench.store import commits as commits_
 from clipbench.store.commits import Commit, replaced_by
 from clipbench.store.files import Damaged, table_of

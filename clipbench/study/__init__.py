@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from clipbench import lr_schedules, registry
 from clipbench.cell import ACCUMULATE, EXAMPLE, GRADIENT, ON, RELATIVE, SCHEDULE, UPDATE, WORDS, Cell, Part
+from clipbench.errors import UsageError, nearest
 from clipbench.events import Rules
-from clipbench.registry import UsageError
 from clipbench.study.page import Document, Seeds, Table
 from clipbench.study.sentences import ordinal, sentence
 
@@ -77,7 +77,7 @@ class Study:
         arms = {cell.arm for cell in found.values()}
         for arm in self.document.untuned.arms:
             if arm not in arms:
-                raise UsageError(f'{self.where}, [untuned]: the study has no arm "{arm}".{registry.nearest(arm, arms)}')
+                raise UsageError(f'{self.where}, [untuned]: the study has no arm "{arm}".{nearest(arm, arms)}')
         return list(found.values())
 
     def seeds(self, workload: str) -> Seeds:
@@ -130,7 +130,7 @@ class Study:
         rules, changed = vars(Rules()), {}
         for name, value in changes.items():
             if name not in rules:
-                raise UsageError(f"{self.where}, [run] events: there is no rule `{name}`.{registry.nearest(name, rules)}")
+                raise UsageError(f"{self.where}, [run] events: there is no rule `{name}`.{nearest(name, rules)}")
             whole = isinstance(rules[name], int)
             if not value > 0 or (whole and not value.is_integer()):
                 wanted = "positive whole number" if whole else "positive number"
@@ -235,7 +235,7 @@ def _run(named: Iterable[str], tables: Sequence[Table], what: str) -> None:
     known = [table.name for table in tables]
     for name in named:
         if name not in known:
-            raise UsageError(f'{what} names "{name}", which the study does not run.{registry.nearest(name, known)}')
+            raise UsageError(f'{what} names "{name}", which the study does not run.{nearest(name, known)}')
 
 
 def _axis(value: Any, what: str) -> list[Any]:
@@ -278,7 +278,7 @@ def read(study: str) -> Study:
     if study not in known:
         if "/" in study or "\\" in study or study.startswith("."):
             raise UsageError(f'"{study}" is no study: give the name of a packaged study, or a path ending in .toml.')
-        hint = registry.nearest(study, known)
+        hint = nearest(study, known)
         raise UsageError(
             f'there is no packaged study "{study}".{hint} There are: {", ".join(known)}; or give a path ending in .toml.'
         )

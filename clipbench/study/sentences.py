@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from clipbench import registry
+from clipbench.errors import nearest
 from clipbench.study.page import Document, Page, Run, Seeds, Untuned
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
@@ -61,7 +62,7 @@ def sentence(where: str, raw: Mapping[str, Any], error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         pages: dict[str, type[Page]] = {"run": Run, "untuned": Untuned}
         known = (Seeds if "seeds" in names else pages.get(section, Document)).model_fields
-        hint = registry.nearest(name, known)
+        hint = nearest(name, known)
         return f"{where}: there is no setting `{name}`. There are: {', '.join(known)}.{hint}"
     wanted = WANTED.get(f"{section}.{name}") or WANTED.get(name, "something else")
     if first["type"] == "missing":
@@ -74,7 +75,7 @@ def _written_for(name: str, raw: Mapping[str, Any], first: Any) -> str:
     table: Any = raw
     for step in first["loc"][:-1]:
         table = table[step]
-    close = [word for word in table if registry.nearest(word, [name])]
+    close = [word for word in table if nearest(word, [name])]
     return f" Did you mean it by `{close[0]}`?" if close else ""
 
 

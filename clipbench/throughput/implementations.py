@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
 from clipbench import engines, fast, optimizers
+from clipbench.errors import UsageError, nearest
 from clipbench.fast import one_pass
-from clipbench.registry import UsageError, nearest
 
 Update = Callable[[], object]
 

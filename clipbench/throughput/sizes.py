@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from math import prod
 
-from clipbench.registry import UsageError, nearest
+from clipbench.errors import UsageError, nearest
 
 Shape = tuple[int, ...]
 

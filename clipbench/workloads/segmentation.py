@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from clipbench import metrics
-from clipbench.registry import Count, NonNegative, UsageError, workload
+from clipbench.errors import UsageError
+from clipbench.registry import Count, NonNegative, workload
 
 SMOOTH = 1e-5  # keeps the Dice of a class that neither is there nor predicted at 1; nnU-Net's and MONAI's value
 SIDE = 32  # of a phantom, in pixels

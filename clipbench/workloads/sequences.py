@@ -10,7 +10,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from clipbench import metrics
-from clipbench.registry import Count, UsageError, workload
+from clipbench.errors import UsageError
+from clipbench.registry import Count, workload
 
 SYMBOLS = 6  # A and B, which inform, and four distractors
 CLASSES = 4  # AA, AB, BA, BB

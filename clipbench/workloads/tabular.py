@@ -10,7 +10,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from clipbench import metrics
-from clipbench.registry import Count, Positive, Unit, UsageError, workload
+from clipbench.errors import UsageError
+from clipbench.registry import Count, Positive, Unit, workload
 
 MALIGNANT, BENIGN = 212, 357
 

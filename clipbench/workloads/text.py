@@ -13,7 +13,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from clipbench import metrics
-from clipbench.registry import Count, UsageError, workload
+from clipbench.errors import UsageError
+from clipbench.registry import Count, workload
 
 # Word for word the same in CPython 3.11.2, 3.11.7, 3.12.1 and 3.13.0; the other topics are edited with the language.
 TOPICS = """

@@ -63,9 +63,11 @@ def every(request):
 
 
 def pytest_sessionfinish(session):
-    tally = session.config.stash[tallies]
-    if session.config.getoption("--faults", default=False) and tally.tried:
-        page = Path(session.config.rootpath) / "docs" / "reliability.md"
+    tally, config = session.config.stash[tallies], session.config
+    if hasattr(config, "workeroutput"):  # one of several processes: the first one writes
+        config.workeroutput["tally"] = [[*key, tally.tried[key], tally.lost[key]] for key in tally.tried]
+    elif config.getoption("--faults", default=False) and tally.tried:
+        page = Path(config.rootpath) / "docs" / "reliability.md"
         page.parent.mkdir(exist_ok=True)
         new = [
             f"| {promise} | `{test}` | {tally.tried[promise, test]:,} | {tally.lost[promise, test]:,} |"
@@ -73,6 +75,15 @@ def pytest_sessionfinish(session):
         ]
         ran = {test for _, test in tally.tried}
         page.write_text(HEAD + "\n".join(sorted([*new, *_others(page, ran)])) + "\n", encoding="utf-8")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Add what another process has tried."""
+    tally = node.config.stash[tallies]
+    for promise, test, tried, lost in getattr(node, "workeroutput", {}).get("tally", []):
+        tally.tried[promise, test] += tried
+        tally.lost[promise, test] += lost
 
 
 def _others(page, ran):

@@ -13,6 +13,7 @@ from shim import KINDS, Shim
 
 from clipbench import figures, registry, schedule
 from clipbench.cli import cli
+from clipbench.errors import UsageError
 from clipbench.report.folder import LIST, replace
 from clipbench.store import PAGES, SHARD_TABLES, Store
 
@@ -250,7 +251,7 @@ def in_a_fork(function, folder, shim):
         try:
             shim.arm()
             function(folder)
-        except (OSError, registry.UsageError):
+        except (OSError, UsageError):
             pass
         os.write(told, str(shim.calls).encode())
         os._exit(0)

@@ -1,0 +1,36 @@
+"""What the user is told: the one exception for it, the nearest name, and values in words. It must not know what is registered."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+
+class UsageError(Exception):
+    """Something the user can mend, told in one sentence: where, what came, what was wanted, the nearest name."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean X?`` for the closest of ``known``, or nothing if none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def describe(annotation: Any) -> str:
+    """What a setting wants, in words."""
+    if typing.get_origin(annotation) is Annotated:
+        for extra in typing.get_args(annotation)[1:]:
+            if getattr(extra, "description", None):
+                return str(extra.description)
+        return describe(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) is Literal:
+        return " or ".join(repr(value) for value in typing.get_args(annotation))
+    return {float: "number", int: "whole number", str: "text", bool: "true or false"}.get(annotation, str(annotation))
+
+
+def with_article(annotation: Any) -> str:
+    """The same with its article: ``a positive number``, ``true or false``."""
+    bare = annotation in (bool, str) or typing.get_origin(annotation) is Literal
+    return describe(annotation) if bare else f"a {describe(annotation)}"
