@@ -124,6 +124,11 @@ class Cell:
         """The threshold as a multiple of the pilot's median size, where the study gave it so."""
         return self.clip.settings.get(RELATIVE)
 
+    @property
+    def given_threshold(self) -> float | None:
+        """The threshold as the study gave it, a number or a multiple; None of a clip that has none."""
+        return self.relative if self.relative is not None else self.clip.settings.get(str(self.clip.threshold))
+
     def clip_settings(self, median_size: float | None = None) -> dict[str, Any]:
         """The clip's settings with a relative threshold resolved: ``relative × median_size`` to three digits."""
         settings = self.clip.own

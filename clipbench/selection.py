@@ -15,10 +15,9 @@ import numpy as np
 import pandas as pd
 
 from clipbench import schema
+from clipbench.task import ARM, TASK, THRESHOLD, Threshold
 
-TASK = ["problem", "batch", "device", "dtype"]
-GROUP = [*TASK, "arm"]
-POINT = ["lr", "threshold", "relative"]
+POINT = ["lr", *THRESHOLD]
 READINGS = ("all", "equal", "untuned")
 FIRST_REPORT_SEED = 1000
 FIRED = 0.01  # a clip that fired in a smaller share of steps is the same as none
@@ -39,7 +38,7 @@ def planned(cells: pd.DataFrame, plan: Mapping[str, Iterable[str]]) -> pd.DataFr
 def score(cells: pd.DataFrame) -> pd.DataFrame:
     """One row per setting: the mean best validation loss over the selection seeds, ∞ where a seed was unstable or failed.
 
-    Columns: ``GROUP``, ``POINT``, ``score``, ``error`` (standard error), ``seeds``, ``unstable``, ``finite`` (mean over the stable
+    Columns: ``ARM``, ``POINT``, ``score``, ``error`` (standard error), ``seeds``, ``unstable``, ``finite`` (mean over the stable
     seeds), ``clipped_fraction``, ``extended``.
     """
     frame = cells[cells["role"] == "select"]
@@ -47,7 +46,7 @@ def score(cells: pd.DataFrame) -> pd.DataFrame:
     spoiled = (frame["outcome"].isin(schema.UNSTABLE) | (frame["status"] == "failed")).to_numpy(dtype=bool) | ~np.isfinite(value)
     plain = pd.DataFrame(
         {
-            **{name: frame[name].to_numpy(dtype=object) for name in GROUP},
+            **{name: frame[name].to_numpy(dtype=object) for name in ARM},
             **{name: frame[name].to_numpy(dtype=float, na_value=np.nan) for name in POINT},
             "value": np.where(spoiled, np.inf, value),
             "kept": np.where(spoiled, np.nan, value),
@@ -56,7 +55,7 @@ def score(cells: pd.DataFrame) -> pd.DataFrame:
             "extended": frame["extended"].to_numpy(dtype=bool),
         }
     )
-    groups = plain.groupby([*GROUP, *POINT], dropna=False, sort=True)
+    groups = plain.groupby([*ARM, *POINT], dropna=False, sort=True)
     table = groups.agg(
         score=("value", "mean"),
         finite=("kept", "mean"),
@@ -77,7 +76,7 @@ def choose(scores: pd.DataFrame) -> pd.DataFrame:
     ``settings``, how many the arm tried.
     """
     chosen = []
-    for _, arm in scores.groupby(GROUP, sort=True):
+    for _, arm in scores.groupby(ARM, sort=True):
         rows = arm.to_dict("records")
         rows.sort(key=_rank)
         best = rows[0]
@@ -87,14 +86,11 @@ def choose(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(chosen, columns=[*scores.columns, "edge", "settings"])
 
 
-def _rank(row: Mapping[str, Any]) -> tuple[float, float, float, float, float]:
+def _rank(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
     """Best first; settings with unstable seeds last, those with the fewest of them first."""
     finite = row["finite"] if math.isfinite(row["finite"]) else math.inf
-    return (row["unstable"] / row["seeds"], row["score"] if math.isfinite(row["score"]) else finite, row["lr"], *_threshold(row))
-
-
-def _threshold(row: Mapping[str, Any]) -> tuple[float, float]:
-    return (0.0, 0.0) if math.isnan(row["threshold"]) else (1.0, row["threshold"])
+    score = row["score"] if math.isfinite(row["score"]) else finite
+    return (row["unstable"] / row["seeds"], score, row["lr"], Threshold.of(row).key[0])
 
 
 def _neighbourhood(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> tuple[float, float]:
@@ -135,13 +131,13 @@ def edges(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
 def extend(scores: pd.DataFrame) -> pd.DataFrame:
     """The settings by which arms whose choice lies at an edge of the study's own axes are extended: two half-decades, once.
 
-    Columns ``GROUP`` and ``lr``, ``threshold``, ``relative``; of the last two the one that the study gave.
+    Columns ``ARM`` and ``lr``, ``threshold``, ``relative``; of the last two the one that the study gave.
     """
     base = scores[~scores["extended"]]
     new = []
     for choice in choose(base).to_dict("records"):
         rows = base[_same(base, choice)].to_dict("records")
-        given = "threshold" if math.isnan(choice["relative"]) else "relative"
+        given = "relative" if Threshold.of(choice).is_relative else "threshold"
         lrs, points = _axis(rows, "lr"), _axis(rows, given)
         for edge in filter(None, choice["edge"].split(", ")):
             axis, _, end = edge.partition(" ")
@@ -154,9 +150,8 @@ def extend(scores: pd.DataFrame) -> pd.DataFrame:
             for point in points or [math.nan]:
                 if (lr, point if points else None) in known:
                     continue
-                blank = {"threshold": math.nan, "relative": math.nan}
-                new.append({**{name: choice[name] for name in GROUP}, **blank, "lr": lr, given: point})
-    return pd.DataFrame(new, columns=[*GROUP, *POINT])
+                new.append({**{name: choice[name] for name in ARM}, **Threshold().columns, "lr": lr, given: point})
+    return pd.DataFrame(new, columns=[*ARM, *POINT])
 
 
 def snap(value: float) -> float:
@@ -177,14 +172,14 @@ def readings(
     low-discrepancy sequence, which setting the best of k random ones would have been, so that the mean over the seeds estimates the
     expected best of k. ``untuned``: one fixed lr and threshold, whatever the workload, for the named ``arms``.
 
-    Columns: ``GROUP``, ``reading``, ``seed``, ``lr``, ``threshold``, ``relative``, ``budget`` (settings tried).
+    Columns: ``ARM``, ``reading``, ``seed``, ``lr``, ``threshold``, ``relative``, ``budget`` (settings tried).
     """
     rows = []
     chosen = choose(scores)
     for task, arms_of_task in chosen.groupby(TASK, sort=True):
         budget = int(arms_of_task["settings"].min())
         for choice in arms_of_task.to_dict("records"):
-            group = {name: choice[name] for name in GROUP}
+            group = {name: choice[name] for name in ARM}
             settings = ranked(scores[_same(scores, choice)], choice)
             for number in range(seeds[task[0]]):
                 seed = FIRST_REPORT_SEED + number
@@ -192,10 +187,10 @@ def readings(
                 rows.append({**group, "reading": "all", "seed": seed, **_point(choice), "budget": len(settings)})
                 rows.append({**group, "reading": "equal", "seed": seed, **_point(drawn), "budget": budget})
                 if untuned and (arms is None or choice["arm"] in arms):
-                    threshold = math.nan if math.isnan(choice["threshold"]) else untuned["threshold"]
-                    point = {"lr": untuned["lr"], "threshold": threshold, "relative": math.nan}
+                    threshold = Threshold() if Threshold.of(choice).absent else Threshold(untuned["threshold"])
+                    point = {"lr": untuned["lr"], **threshold.columns}
                     rows.append({**group, "reading": "untuned", "seed": seed, **point, "budget": 0})
-    return pd.DataFrame(rows, columns=[*GROUP, "reading", "seed", *POINT, "budget"])
+    return pd.DataFrame(rows, columns=[*ARM, "reading", "seed", *POINT, "budget"])
 
 
 def ranked(settings: pd.DataFrame, choice: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -220,19 +215,19 @@ def best_of(budget: int, settings: int, draw: float) -> int:
 
 def lottery(group: Mapping[str, Any], number: int) -> float:
     """The ``number``-th point of a golden-ratio sequence in [0, 1), which starts elsewhere for every arm and can always grow."""
-    digest = hashlib.sha256("\0".join(str(group[name]) for name in GROUP).encode()).digest()
+    digest = hashlib.sha256("\0".join(str(group[name]) for name in ARM).encode()).digest()
     return (int.from_bytes(digest[:6], "big") / 2**48 + number * GOLDEN) % 1.0
 
 
 def _same(frame: pd.DataFrame, row: Mapping[str, Any]) -> pd.Series:
     mask = pd.Series(True, index=frame.index)
-    for name in GROUP:
+    for name in ARM:
         mask &= frame[name] == row[name]
     return mask
 
 
 def _key(row: Mapping[str, Any]) -> tuple[float, ...]:
-    return (row["lr"], *_threshold(row))
+    return (row["lr"], Threshold.of(row).key[0])
 
 
 def _point(row: Mapping[str, Any]) -> dict[str, float]:

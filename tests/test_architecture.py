@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schema": set(),
     "events": {"schema"},
     "cell": {"registry", "schema"},
+    "task": {"cell"},
     "lr_schedules": {"errors", "registry"},
     "study": {"errors", "registry", "schema", "events", "cell", "lr_schedules"},
     # the motion
@@ -46,23 +47,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines": {*MATTER, "clips", "optimizers", "schema", "events", "summary", "cell", "lr_schedules", "feed", "step"},
     # the memory, and what fills it
     "summary": {"schema", "events"},
-    "store": {"errors", "schema", "cell", "summary", "events"},
+    "store": {"errors", "schema", "cell", "task", "summary", "events"},
     "schedule": {*MEMORY, "registry", "events", "study", "engines"},
     # the sight
     "statistics": set(),
-    "selection": {"schema", "cell", "store", "statistics"},
-    "analysis": {"schema", "cell", "store", "statistics", "selection"},
-    "figures": {"schema", "statistics", "selection", "analysis"},
-    "report": {*MEMORY, "statistics", "selection", "analysis", "figures"},
+    "selection": {"schema", "cell", "task", "store", "statistics"},
+    "analysis": {"schema", "cell", "task", "store", "statistics", "selection"},
+    "figures": {"schema", "task", "statistics", "selection", "analysis"},
+    "report": {*MEMORY, "task", "statistics", "selection", "analysis", "figures"},
     # what stands beside
     "fast": {"errors"},
-    "throughput": {*MATTER, "optimizers", "fast", "schema", "cell", "feed", "step", "engines"},
+    "throughput": {*MATTER, "optimizers", "fast", "schema", "cell", "task", "feed", "step", "engines"},
     "conformance": {*MATTER, "optimizers", "events", "cell", "feed", "step", "engines"},
-    "gate": {*MATTER, *MEMORY, "study", "fast", "statistics", "feed", "engines", "schedule", "protocol"},
+    "gate": {*MATTER, *MEMORY, "task", "study", "fast", "statistics", "feed", "engines", "schedule", "protocol"},
     # a run from end to end
     "protocol": {
         *MEMORY,
         "registry",
+        "task",
         "metrics",
         "lr_schedules",
         "study",
@@ -103,6 +105,7 @@ FREE_OF_TORCH = {
     "datasets",
     "schema",
     "cell",
+    "task",
     "lr_schedules",
     "study",
     "events",

@@ -13,9 +13,10 @@ import synthetic
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from clipbench import analysis, figures, selection
+from clipbench import analysis, figures
 from clipbench.cell import Cell
 from clipbench.figures import outcomes
+from clipbench.task import ARM
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -44,7 +45,7 @@ def frames(tmp_path_factory):
     return {
         "arms": arms,
         "drawn": drawn,
-        "results": results.merge(arms, on=selection.GROUP),
+        "results": results.merge(arms, on=ARM),
         "chosen": results[results["reading"] == "all"],
         "grid": analysis.grid(cells, components),
         "stable": analysis.stable(cells),
@@ -228,7 +229,17 @@ def test_heat_map_cells_are_told_apart_by_letter_and_hatch_and_not_by_colour_alo
     ]
     rows.append({**place, "lr": 1e6, "seeds": 3, **none, "learned": 1, "diverged": 2, "value": 0.9})
     arms = pd.DataFrame(
-        [{**place, "optimizer": "sgd", "clip": "none", "optimizer_label": "sgd", "clip_label": "none", "partner": None}]
+        [
+            {
+                **place,
+                "optimizer": "sgd",
+                "clip": "none",
+                "optimizer_label": "sgd",
+                "clip_label": "none",
+                "setting": None,
+                "partner": None,
+            }
+        ]
     )
     chosen = pd.DataFrame(columns=["arm", "lr", "threshold", "relative"])
     figure = figures.heat(pd.DataFrame(rows).assign(statistic="mean"), arms, chosen, "accuracy", True, "")

@@ -12,7 +12,7 @@ import pytest
 import synthetic
 
 from clipbench import selection
-from clipbench.selection import GROUP
+from clipbench.task import ARM
 
 INF, NAN = math.inf, math.nan
 PLACE = {"problem": "digits", "batch": 32, "device": "cpu", "dtype": "float32"}
@@ -182,7 +182,7 @@ def test_an_extended_axis_is_not_extended_again():
 def test_a_choice_inside_the_grid_extends_nothing_and_keeps_the_columns():
     new = selection.extend(scores([(0.1, NAN, 2.0), (0.3, NAN, 1.0), (1.0, NAN, 1.5)], arm="sgd"))
     assert new.empty
-    assert list(new.columns) == [*GROUP, *selection.POINT]
+    assert list(new.columns) == [*ARM, *selection.POINT]
 
 
 @pytest.mark.parametrize(

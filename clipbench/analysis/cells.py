@@ -12,8 +12,8 @@ import pandas as pd
 
 from clipbench import schema, selection
 from clipbench.cell import Part
-from clipbench.selection import GROUP, TASK
 from clipbench.store import Store
+from clipbench.task import ARM, TASK
 
 WORDS = frozenset(
     (
@@ -106,11 +106,14 @@ def workload(components: Components, problem: str) -> dict[str, Any]:
 
 
 def arms(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
-    """A row per arm: ``GROUP``, ``optimizer``, ``clip`` (registered names), their labels, ``partner``: the arm unclipped."""
+    """A row per arm: ``ARM``, ``optimizer``, ``clip`` (registered names), their labels, ``partner``: the arm unclipped.
+
+    ``setting`` is what the clip's threshold is called.
+    """
     rows, unclipped = [], dict[tuple[Any, ...], str]()
-    for row in cells.drop_duplicates(GROUP).sort_values(GROUP).to_dict("records"):
+    for row in cells.drop_duplicates(ARM).sort_values(ARM).to_dict("records"):
         document = json.loads(row["settings"])
-        threshold = components.get("clips", {}).get(row["clip"], {}).get("threshold")
+        threshold = threshold_setting(components, row["clip"])
         place = tuple(row[name] for name in TASK)
         optimizer = Part(**document["optimizer"]).label
         if row["clip"] == "none":
@@ -120,12 +123,19 @@ def arms(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
             "alpha": _setting(document["optimizer"], ("rmsprop",), "alpha", 0.99),
             "optimizer_label": optimizer,
             "clip_label": Part(**document["clip"], threshold=threshold).label,
+            "setting": threshold,
         }
-        rows.append({**{name: row[name] for name in GROUP}, "optimizer": row["optimizer"], "clip": row["clip"], **labels})
+        rows.append({**{name: row[name] for name in ARM}, "optimizer": row["optimizer"], "clip": row["clip"], **labels})
     for row in rows:
         partner = unclipped.get((*(row[name] for name in TASK), row["optimizer_label"]))
         row["partner"] = None if row["clip"] == "none" else partner
-    return table_of(rows, [*GROUP, "optimizer", "clip", "optimizer_label", "clip_label", "momentum", "alpha", "partner"])
+    return table_of(rows, [*ARM, "optimizer", "clip", "optimizer_label", "clip_label", "setting", "momentum", "alpha", "partner"])
+
+
+def threshold_setting(components: Components, clip: str) -> str | None:
+    """What the threshold of a clip is called, ``max_norm``; the page files clips by their labels, of which one name has several."""
+    found = (entry for label, entry in components.get("clips", {}).items() if label.partition("(")[0] == clip)
+    return next((entry.get("threshold") for entry in found), None)
 
 
 def _setting(optimizer: Mapping[str, Any], rules: Sequence[str], name: str, default: float) -> float:

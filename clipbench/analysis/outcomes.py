@@ -11,8 +11,9 @@ import pandas as pd
 
 from clipbench import selection, statistics
 from clipbench.analysis.cells import Components, plain, table_of, workload
-from clipbench.selection import FIRED, GROUP, POINT, READINGS, TASK
+from clipbench.selection import FIRED, POINT, READINGS
 from clipbench.statistics import Interval
+from clipbench.task import ARM, TASK
 
 COUNTS = ("learned", "stalled", "collapsed", "diverged", "failed", "missing")
 BASELINE = "plain SGD"
@@ -27,7 +28,7 @@ def draws(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
     has no metric.
     """
     asked = _asked(cells, protocol)
-    keys = [*GROUP, "seed", "lr", "relative", "absolute"]
+    keys = [*ARM, "seed", "lr", "relative", "absolute"]
     runs = plain(cells[cells["role"] == "report"])
     # A relative threshold identifies the setting by itself: a cell that failed early has no resolved one.
     for frame in (asked, runs):
@@ -51,8 +52,8 @@ def _asked(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
     untuned = protocol.get("untuned")
     asked = selection.readings(scores, seeds, untuned, untuned.get("arms", headline) if untuned else headline)
     asked = asked.astype({"batch": np.int64, "seed": np.int64, **dict.fromkeys(POINT, float)})
-    edges = selection.choose(scores)[[*GROUP, "edge"]]
-    return asked.merge(edges, on=GROUP, how="left", sort=False)
+    edges = selection.choose(scores)[[*ARM, "edge"]]
+    return asked.merge(edges, on=ARM, how="left", sort=False)
 
 
 def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
@@ -63,8 +64,8 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
     diverging and yet has no metric (``no_value`` counts those): no interval then.
     """
     rows = []
-    for key, seeds in drawn.groupby([*GROUP, "reading"], sort=True):
-        place = dict(zip([*GROUP, "reading"], key, strict=True))
+    for key, seeds in drawn.groupby([*ARM, "reading"], sort=True):
+        place = dict(zip([*ARM, "reading"], key, strict=True))
         about = workload(components, place["problem"])
         ended = seeds["ended"].value_counts()
         statistic, interval, successes = _estimate(seeds, about)
@@ -97,7 +98,7 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
             }
         )
     columns = [
-        *GROUP,
+        *ARM,
         "reading",
         "n",
         *COUNTS,
@@ -149,8 +150,8 @@ def valueless(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
     """The report cells that ran, did not diverge, and have no metric."""
     ran = drawn.drop_duplicates("cell")
     found = [seeds[without_value(seeds, workload(components, problem))] for problem, seeds in ran.groupby("problem", sort=True)]
-    columns = [*GROUP, "seed", *POINT, "ended", "cell"]
-    return pd.concat(found).sort_values([*GROUP, "seed"])[columns] if found else table_of([], columns)
+    columns = [*ARM, "seed", *POINT, "ended", "cell"]
+    return pd.concat(found).sort_values([*ARM, "seed"])[columns] if found else table_of([], columns)
 
 
 def succeeded(seeds: pd.DataFrame, about: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -173,10 +174,10 @@ def _never_fired(seeds: pd.DataFrame) -> bool:
 def compare(drawn: pd.DataFrame, pairs: pd.DataFrame, components: Components) -> pd.DataFrame:
     """Paired differences, arm minus baseline, on the same report seeds; positive is better, whatever the metric's direction.
 
-    ``pairs`` has ``GROUP`` and ``baseline``. ``note`` says why there is no difference to give: ``never fired``,
+    ``pairs`` has ``ARM`` and ``baseline``. ``note`` says why there is no difference to give: ``never fired``,
     ``incomplete`` (a seed failed or is missing), ``no value`` (all ran, but one has no metric).
     """
-    sides = dict(iter(drawn.groupby([*GROUP, "reading"], sort=True)))
+    sides = dict(iter(drawn.groupby([*ARM, "reading"], sort=True)))
     rows = []
     for pair in pairs.to_dict("records"):
         task, about = [pair[name] for name in TASK], workload(components, pair["problem"])
@@ -184,9 +185,9 @@ def compare(drawn: pd.DataFrame, pairs: pd.DataFrame, components: Components) ->
             arm, baseline = sides.get((*task, pair["arm"], reading)), sides.get((*task, pair["baseline"], reading))
             if arm is None or baseline is None:
                 continue
-            place = {**{name: pair[name] for name in GROUP}, "baseline": pair["baseline"], "reading": reading}
+            place = {**{name: pair[name] for name in ARM}, "baseline": pair["baseline"], "reading": reading}
             rows.append({**place, **_difference(arm, baseline, about)})
-    columns = [*GROUP, "baseline", "reading", "n", "statistic", "estimate", "low", "high", "p", "note"]
+    columns = [*ARM, "baseline", "reading", "n", "statistic", "estimate", "low", "high", "p", "note"]
     return table_of(rows, columns)
 
 
@@ -221,15 +222,15 @@ def headline_pairs(arms_table: pd.DataFrame, headline: Mapping[str, str]) -> pd.
     """The named methods, each against plain SGD; no pairs without it, for nothing else may stand under its name."""
     baseline = headline.get(BASELINE)
     if baseline not in set(arms_table["arm"]):
-        return pd.DataFrame(columns=[*GROUP, "baseline"])
+        return pd.DataFrame(columns=[*ARM, "baseline"])
     others = [arm for name, arm in named(headline).items() if name != BASELINE]
-    return arms_table[arms_table["arm"].isin(others)][GROUP].assign(baseline=baseline)
+    return arms_table[arms_table["arm"].isin(others)][ARM].assign(baseline=baseline)
 
 
 def clip_pairs(arms_table: pd.DataFrame) -> pd.DataFrame:
     """Every clipped arm against the same optimizer unclipped."""
     clipped = arms_table[arms_table["partner"].notna()]
-    return clipped[GROUP].assign(baseline=clipped["partner"])
+    return clipped[ARM].assign(baseline=clipped["partner"])
 
 
 def claims(drawn: pd.DataFrame, arms_table: pd.DataFrame, components: Components) -> pd.DataFrame:

@@ -7,7 +7,8 @@ import pandas as pd
 
 from clipbench import schema, statistics
 from clipbench.analysis.cells import Components, counts, plain, table_of, workload
-from clipbench.selection import GROUP, POINT
+from clipbench.selection import POINT
+from clipbench.task import ARM
 
 TIMED = ["problem", "optimizer", "batch", "device", "dtype", "environment", "implementation"]
 CURVE_POINTS = 150
@@ -57,11 +58,11 @@ def cost(throughput: pd.DataFrame) -> pd.DataFrame:
 def events(store_events: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """Every event of the compared cells, with the cell's place, worst kinds first."""
     found = plain(store_events).merge(
-        plain(cells)[["cell", *GROUP, "role", "seed", *POINT, "status", "outcome"]], on="cell", how="inner", sort=False
+        plain(cells)[["cell", *ARM, "role", "seed", *POINT, "status", "outcome"]], on="cell", how="inner", sort=False
     )
     found["rank"] = found["kind"].map({kind: rank for rank, kind in enumerate(schema.KINDS)}).fillna(len(schema.KINDS))
-    order = ["rank", *GROUP, "role", "lr", "threshold", "seed", "step"]
-    columns = [*GROUP, "role", "seed", *POINT, "step", "kind", "value", "detail", "outcome", "cell"]
+    order = ["rank", *ARM, "role", "lr", "threshold", "seed", "step"]
+    columns = [*ARM, "role", "seed", *POINT, "step", "kind", "value", "detail", "outcome", "cell"]
     return found.sort_values(order, kind="stable")[columns].reset_index(drop=True)
 
 
@@ -70,39 +71,37 @@ def event_counts(found: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 
     ``cells`` is how many the arm has in all phases, with their outcomes.
     """
-    keys = plain(cells)[[*GROUP, "outcome", "status", "cell"]]
+    keys = plain(cells)[[*ARM, "outcome", "status", "cell"]]
     rows = []
-    for key, arm in keys.groupby(GROUP, sort=True):
+    for key, arm in keys.groupby(ARM, sort=True):
         mine = found[found["cell"].isin(arm["cell"])]
         touched = mine.groupby("kind")["cell"].nunique()
         ended = counts(arm)
-        rows.append({**dict(zip(GROUP, key, strict=True)), **ended, **{kind: int(touched.get(kind, 0)) for kind in schema.KINDS}})
-    return table_of(rows, [*GROUP, "cells", *schema.OUTCOMES, "failed", *schema.KINDS])
+        rows.append({**dict(zip(ARM, key, strict=True)), **ended, **{kind: int(touched.get(kind, 0)) for kind in schema.KINDS}})
+    return table_of(rows, [*ARM, "cells", *schema.OUTCOMES, "failed", *schema.KINDS])
 
 
 def failures(cells: pd.DataFrame) -> pd.DataFrame:
     """Every failed cell with its reason."""
     frame = plain(cells[cells["status"] == "failed"])
-    return frame.sort_values([*GROUP, "role", "lr", "threshold", "seed"])[
-        [*GROUP, "role", *POINT, "seed", "attempt", "reason", "cell"]
-    ]
+    return frame.sort_values([*ARM, "role", "lr", "threshold", "seed"])[[*ARM, "role", *POINT, "seed", "attempt", "reason", "cell"]]
 
 
 def curves(recorded: pd.DataFrame, drawn: pd.DataFrame, components: Components, points: int = CURVE_POINTS) -> pd.DataFrame:
     """Loss curves of the chosen settings' report seeds, thinned by block medians; loss above the optimum where that is known.
 
-    Columns ``GROUP``, ``seed``, ``cell``, ``ended``, ``step``, ``gap``. Values that are not finite are kept, as ∞.
+    Columns ``ARM``, ``seed``, ``cell``, ``ended``, ``step``, ``gap``. Values that are not finite are kept, as ∞.
     """
     chosen = drawn[(drawn["reading"] == "all") & drawn["cell"].notna()].drop_duplicates("cell")
     wanted = recorded[recorded["cell"].isin(chosen["cell"])][["cell", "step", "loss"]]
     lines = dict(iter(plain(wanted).sort_values(["cell", "step"]).groupby("cell", sort=True)))
     parts = []
-    for row in chosen.sort_values([*GROUP, "seed"]).to_dict("records"):
+    for row in chosen.sort_values([*ARM, "seed"]).to_dict("records"):
         line = lines.get(row["cell"])
         if line is None:
             continue
         optimum = workload(components, row["problem"])["optimum"]
         position, gap = statistics.block_medians(line["loss"].to_numpy(dtype=float) - (optimum or 0.0), points)
-        place = {name: row[name] for name in [*GROUP, "seed", "cell", "ended"]}
+        place = {name: row[name] for name in [*ARM, "seed", "cell", "ended"]}
         parts.append(pd.DataFrame({**{name: [value] * len(gap) for name, value in place.items()}, "step": position, "gap": gap}))
-    return pd.concat(parts, ignore_index=True) if parts else table_of([], [*GROUP, "seed", "cell", "ended", "step", "gap"])
+    return pd.concat(parts, ignore_index=True) if parts else table_of([], [*ARM, "seed", "cell", "ended", "step", "gap"])

@@ -11,7 +11,8 @@ import pandas as pd
 
 from clipbench.analysis.cells import Components, plain, table_of, workload
 from clipbench.analysis.outcomes import COUNTS, succeeded, without_value, worst_filled
-from clipbench.selection import GROUP, POINT
+from clipbench.selection import POINT
+from clipbench.task import ARM, THRESHOLD, Threshold
 
 
 def grid(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
@@ -34,7 +35,7 @@ def grid(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
     for name in COUNTS[:-1]:
         frame[name] = (frame["ended"] == name).astype(int)
     wanted = {name: (name, "sum") for name in (*COUNTS[:-1], "no_value")}
-    table = frame.groupby([*GROUP, *POINT], dropna=False, sort=True).agg(
+    table = frame.groupby([*ARM, *POINT], dropna=False, sort=True).agg(
         seeds=("cell", "size"),
         **wanted,
         statistic=("statistic", "first"),
@@ -62,24 +63,21 @@ def stable(cells: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     ended = _ended(cells)
-    settled = ended.assign(stable=ended["ended"] == "learned").groupby([*GROUP, *POINT], dropna=False, sort=True)["stable"]
-    for key, arm in settled.all().reset_index().groupby(GROUP, sort=True):
-        place = dict(zip(GROUP, key, strict=True))
+    settled = ended.assign(stable=ended["ended"] == "learned").groupby([*ARM, *POINT], dropna=False, sort=True)["stable"]
+    for key, arm in settled.all().reset_index().groupby(ARM, sort=True):
+        place = dict(zip(ARM, key, strict=True))
         axis = sorted(arm["lr"].unique())
-        if arm["threshold"].isna().all() and arm["relative"].isna().all():
-            rows.append({**place, "basis": "no clip", **_blank(), **_stretch(axis, arm.loc[arm["stable"], "lr"])})
+        absent = all(Threshold.of(row).absent for row in arm.to_dict("records"))
+        basis = "no clip" if absent else "best threshold"
+        rows.append({**place, "basis": basis, **Threshold().columns, **_stretch(axis, arm.loc[arm["stable"], "lr"])})
+        if absent:
             continue
-        rows.append({**place, "basis": "best threshold", **_blank(), **_stretch(axis, arm.loc[arm["stable"], "lr"])})
         fixed = []
-        for (threshold, relative), one in arm.groupby(["threshold", "relative"], dropna=False, sort=True):
-            fixed.append({"threshold": threshold, "relative": relative, **_stretch(axis, one.loc[one["stable"], "lr"])})
+        for pair, one in arm.groupby(THRESHOLD, dropna=False, sort=True):
+            fixed.append({**Threshold(*pair).columns, **_stretch(axis, one.loc[one["stable"], "lr"])})
         rows.append({**place, "basis": "one threshold", **max(fixed, key=lambda row: (row["decades"], len(row["lrs"])))})
-    columns = [*GROUP, "basis", "threshold", "relative", "low", "high", "decades", "below", "above", "lrs", "tried"]
+    columns = [*ARM, "basis", *THRESHOLD, "low", "high", "decades", "below", "above", "lrs", "tried"]
     return table_of(rows, columns)
-
-
-def _blank() -> dict[str, float]:
-    return {"threshold": math.nan, "relative": math.nan}
 
 
 def _stretch(axis: Sequence[float], stable_lrs: Iterable[float]) -> dict[str, Any]:
@@ -105,8 +103,8 @@ def _stretch(axis: Sequence[float], stable_lrs: Iterable[float]) -> dict[str, An
 
 def effective(ranges: pd.DataFrame, arms_table: pd.DataFrame) -> pd.DataFrame:
     """The ranges of momentum arms with ``factor`` = 1/(1 − μ): a steady gradient moves them by lr times that a step."""
-    factors = arms_table.loc[arms_table["momentum"].notna(), [*GROUP, "momentum"]]
-    found = ranges[ranges["basis"] != "one threshold"].merge(factors, on=GROUP, how="inner", sort=False)
+    factors = arms_table.loc[arms_table["momentum"].notna(), [*ARM, "momentum"]]
+    found = ranges[ranges["basis"] != "one threshold"].merge(factors, on=ARM, how="inner", sort=False)
     return found.assign(factor=1 / (1 - found["momentum"].astype(float)))
 
 
@@ -130,6 +128,6 @@ def fired(cells: pd.DataFrame) -> pd.DataFrame:
     """Share of steps clipped against the threshold: a row per task, arm and threshold, over all learning rates."""
     frame = plain(cells[(cells["role"] == "select") & (cells["clip"] != "none")])
     frame = frame[frame["clipped_fraction"].notna()]
-    table = frame.groupby([*GROUP, "threshold", "relative"], dropna=False, sort=True)["clipped_fraction"]
+    table = frame.groupby([*ARM, *THRESHOLD], dropna=False, sort=True)["clipped_fraction"]
     shares = table.agg(cells="size", median="median", low="min", high="max").reset_index()
-    return shares.assign(place=shares["relative"].where(shares["relative"].notna(), shares["threshold"]))
+    return shares.assign(place=[Threshold.of(row).given for row in shares.to_dict("records")])

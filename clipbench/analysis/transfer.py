@@ -20,12 +20,12 @@ from numpy.typing import ArrayLike
 
 from clipbench import schema, selection, statistics
 from clipbench.analysis.cells import plain, table_of
-from clipbench.selection import GROUP
+from clipbench.task import ARM
 
 BASES = ("absolute", "relative")
-FAMILY = ["workload", "device", "dtype", "arm"]  # within which a threshold is carried from one condition to another
+FAMILY = ["workload", "device", "dtype", "arm"]  # an arm on whatever task of a workload: within it a threshold is carried
 PAIR = [*FAMILY, "basis", "kind", "source", "source_batch", "source_lr", "problem", "batch", "lr"]
-PROBLEM, BATCH = GROUP.index("problem"), GROUP.index("batch")
+PROBLEM, BATCH = ARM.index("problem"), ARM.index("batch")
 FEWEST = 2  # thresholds from which to choose
 
 Key = tuple[Any, ...]
@@ -63,9 +63,9 @@ def _grid(cells: pd.DataFrame) -> pd.DataFrame:
         relative=math.nan,  # one multiple is another number under every condition, and no number at all of a failed cell
         loss=value.mask(spoiled, np.inf).mask(frame["status"] == "failed", np.nan),
     )
-    several = frame.groupby([*GROUP, "basis"])["threshold"].nunique().ge(FEWEST)
-    both = several.groupby(GROUP).sum().eq(len(BASES))
-    return frame[pd.MultiIndex.from_frame(frame[GROUP]).isin(both.index[both])]
+    several = frame.groupby([*ARM, "basis"])["threshold"].nunique().ge(FEWEST)
+    both = several.groupby(ARM).sum().eq(len(BASES))
+    return frame[pd.MultiIndex.from_frame(frame[ARM]).isin(both.index[both])]
 
 
 def _on(seed: int, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -80,11 +80,11 @@ def _on(seed: int, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
         """``lrs`` are those of the carried and of the target's own threshold."""
         place = dict(zip(FAMILY, family, strict=True)) | {"basis": frame["basis"].iloc[0], "kind": kind}
         place |= {"source": source[PROBLEM], "source_batch": source[BATCH], "problem": target[PROBLEM], "batch": target[BATCH]}
-        found = [loss.get((*target[: len(GROUP)], *pair), math.nan) for pair in zip(lrs, (taken, own), strict=True)]
-        conditions = {"source_lr": (*source, math.nan)[len(GROUP)], "lr": (*target, math.nan)[len(GROUP)]}
+        found = [loss.get((*target[: len(ARM)], *pair), math.nan) for pair in zip(lrs, (taken, own), strict=True)]
+        conditions = {"source_lr": (*source, math.nan)[len(ARM)], "lr": (*target, math.nan)[len(ARM)]}
         return place | conditions | {"seed": seed, "carried": taken, "own": own, "loss": found[0], "own_loss": found[1]}
 
-    for family, tasks in here.drop_duplicates(GROUP).groupby(FAMILY, sort=True):
+    for family, tasks in here.drop_duplicates(ARM).groupby(FAMILY, sort=True):
         groups = [group for group in _groups(tasks) if group in best]
         for source, target in itertools.permutations(groups, 2):
             taken, own = best[source], best[target]
@@ -100,11 +100,11 @@ def _chosen(scores: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _groups(tasks: pd.DataFrame) -> list[Key]:
-    return [tuple(row) for row in tasks[GROUP].sort_values(GROUP).itertuples(index=False)]
+    return [tuple(row) for row in tasks[ARM].sort_values(ARM).itertuples(index=False)]
 
 
 def _key(row: Mapping[str, Any], *more: str) -> Key:
-    return tuple(row[name] for name in (*GROUP, *more))
+    return tuple(row[name] for name in (*ARM, *more))
 
 
 def pairs(rows: pd.DataFrame, kind: str = "task") -> pd.DataFrame:

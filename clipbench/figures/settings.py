@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import matplotlib as mpl
@@ -33,6 +33,7 @@ from clipbench.figures.style import (
     order,
     styled,
 )
+from clipbench.task import Threshold, axis_label
 
 LETTERS = {"diverged": "D", "collapsed": "C", "stalled": "S", "failed": "F", "no_value": "?"}
 HATCHES = {"diverged": "xxxx", "collapsed": "////", "stalled": "----", "failed": "||||", "no_value": "...."}
@@ -53,7 +54,7 @@ def heat(
     clipped = arms[arms["clip"] != "none"]
     shown = clipped if len(clipped) else arms
     optimizers, clips = order(shown["optimizer_label"]), order(shown["clip_label"])
-    tall = max((_levels(settings[settings["arm"] == arm]).__len__() for arm in shown["arm"]), default=1) + 1
+    tall = max((len(_thresholds(settings[settings["arm"] == arm])) for arm in shown["arm"]), default=1) + 1
     figure = blank(3.5 * len(clips) + 1.3, (0.26 * tall + 0.75) * len(optimizers) + 0.8, footer)
     grid = figure.subplots(len(optimizers), len(clips), squeeze=False)
     for axes in grid.flat:
@@ -72,10 +73,9 @@ def heat(
         pick = chosen[chosen["arm"].isin([arm["arm"], arm["partner"]])]
         _heat_panel(axes, rows, partner, pick, norm, paint)
         axes.set_title(arm["arm"])
+        axes.set_ylabel(axis_label(arm["setting"], relative=False))
     for axes in grid[-1]:
         axes.set_xlabel("learning rate")
-    for row in grid:
-        row[0].set_ylabel("threshold")
     if len(valued) or shares:
         ends = "min" if higher_is_better else "max"
         extend = "neither" if shares else ends
@@ -112,22 +112,20 @@ def _norm(values: pd.Series[float], higher_is_better: bool) -> Normalize:
     return Normalize(low, high if high > low else low + 1e-9)
 
 
-def _levels(rows: pd.DataFrame) -> list[tuple[float, float]]:
-    """The thresholds of an arm, small to large, as (threshold, relative)."""
-    pairs = rows[["threshold", "relative"]].drop_duplicates().itertuples(index=False)
-    return sorted(
-        {(pair.threshold, pair.relative) for pair in pairs}, key=lambda pair: tuple(-1.0 if math.isnan(x) else x for x in pair)
-    )
+def _thresholds(rows: pd.DataFrame) -> list[Threshold]:
+    """The thresholds of an arm, small to large."""
+    found = {one.key: one for one in map(Threshold.of, rows.to_dict("records"))}
+    return [found[key] for key in sorted(found)]
 
 
 def _heat_panel(axes: Axes, rows: pd.DataFrame, partner: pd.DataFrame, pick: pd.DataFrame, norm: Normalize, paint: Any) -> None:
     lrs = sorted(set(rows["lr"]) | set(partner["lr"]))
-    levels: list[tuple[float, float] | None] = [*([None] if len(partner) else []), *_levels(rows)]
-    names = [_level_name(level) for level in levels]
+    levels = [*([Threshold()] if len(partner) else []), *_thresholds(rows)]
+    heights = {one.key: height for height, one in reversed([*enumerate(levels)])}
     values, marks = np.full((len(levels), len(lrs)), np.nan), []
     for frame, unclipped in ((partner, True), (rows, False)):
         for cell in frame.to_dict("records"):
-            height = 0 if unclipped else _level_index(levels, cell)
+            height = 0 if unclipped else heights[Threshold.of(cell).key]
             column = lrs.index(cell["lr"])
             if not cell["diverged"] or cell["statistic"] == "share":
                 values[height, column] = cell["value"]
@@ -155,11 +153,11 @@ def _heat_panel(axes: Axes, rows: pd.DataFrame, partner: pd.DataFrame, pick: pd.
         box = {"boxstyle": "square,pad=0.15", "facecolor": "#ffffffd8", "edgecolor": "none"}
         axes.text(column, height, text, ha="center", va="center", fontsize=6, color="black", bbox=box)
     for choice in pick.to_dict("records"):
-        unclipped = math.isnan(choice["threshold"]) and math.isnan(choice["relative"])
-        if unclipped and not len(partner) and len(rows) and not rows["threshold"].isna().all():
+        threshold = Threshold.of(choice)
+        if threshold.absent and not len(partner) and len(rows) and not rows["threshold"].isna().all():
             continue
         if choice["lr"] in lrs:
-            height = 0 if unclipped else _level_index(levels, choice)
+            height = 0 if threshold.absent else heights.get(threshold.key, 0)
             axes.add_patch(
                 Rectangle(
                     (lrs.index(choice["lr"]) - 0.46, height - 0.45), 0.92, 0.9, fill=False, edgecolor="#d00000", lw=1.6, zorder=6
@@ -168,25 +166,14 @@ def _heat_panel(axes: Axes, rows: pd.DataFrame, partner: pd.DataFrame, pick: pd.
     if len(partner):
         axes.axhline(0.5, color="white", lw=2.5)
     axes.set_xticks(range(len(lrs)), [number(lr) for lr in lrs])
-    axes.set_yticks(range(len(levels)), names)
+    axes.set_yticks(range(len(levels)), [_tick(one) for one in levels])
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
-def _level_index(levels: Sequence[tuple[float, float] | None], cell: Mapping[str, Any]) -> int:
-    for index, level in enumerate(levels):
-        if level is not None and all(
-            a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(level, (cell["threshold"], cell["relative"]), strict=True)
-        ):
-            return index
-    return 0
-
-
-def _level_name(level: tuple[float, float] | None) -> str:
-    if level is None or (math.isnan(level[0]) and math.isnan(level[1])):
-        return "no clip"
-    return f"{number(level[1])}×" if not math.isnan(level[1]) else number(level[0])
+def _tick(threshold: Threshold) -> str:
+    return "no clip" if threshold.absent else f"{number(threshold.given)}{'×' * threshold.is_relative}"
 
 
 @styled
@@ -271,6 +258,7 @@ def fired(shares: pd.DataFrame, arms: pd.DataFrame, footer: str) -> Figure:
     tints, handles = colours(arms["optimizer"], OPTIMIZERS), dict[str, Any]()
     for axes, clip in zip(grid.flat, clips, strict=True):
         places: set[float] = set()
+        setting = arms.loc[arms["clip_label"] == clip, "setting"].iloc[0]
         for arm in arms[arms["clip_label"] == clip].to_dict("records"):
             line = shares[shares["arm"] == arm["arm"]].sort_values("place")
             if line.empty:
@@ -286,7 +274,7 @@ def fired(shares: pd.DataFrame, arms: pd.DataFrame, footer: str) -> Figure:
             log_ticks(axes, sorted(places))
         axes.set_title(clip)
         relative = shares[shares["arm"].isin(arms.loc[arms["clip_label"] == clip, "arm"])]["relative"].notna()
-        axes.set_xlabel("threshold / median size of the raw gradient" if relative.any() else "threshold")
+        axes.set_xlabel(axis_label(setting, relative=bool(relative.any())))
         axes.set_ylim(-0.03, 1.03)
         axes.grid(axis="y")
     grid[0][0].set_ylabel("share of steps clipped")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec
@@ -16,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from clipbench.task import Threshold
 
 P = ParamSpec("P")
 
@@ -96,10 +97,9 @@ def number(value: float) -> str:
 def setting(row: Mapping[str, Any]) -> str:
     """``lr 0.1, 0.3×``: a setting as a title names it; the threshold as a multiple where the study gave it so."""
     words = [f"lr {number(row['lr'])}"]
-    if not math.isnan(row["relative"]):
-        words.append(f"clip {number(row['relative'])}×")
-    elif not math.isnan(row["threshold"]):
-        words.append(f"clip {number(row['threshold'])}")
+    threshold = Threshold.of(row)
+    if not threshold.absent:
+        words.append(f"clip {number(threshold.given)}{'×' * threshold.is_relative}")
     return ", ".join(words)
 
 

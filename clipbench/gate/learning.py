@@ -37,6 +37,7 @@ from clipbench.protocol.watcher import Watcher
 from clipbench.schema import UNSTABLE
 from clipbench.store import Store
 from clipbench.study import Study
+from clipbench.task import ARM
 
 Row = dict[str, Any]
 
@@ -45,7 +46,7 @@ FEWEST = 6  # pairs that differ: fewer cannot reach the level, however alike the
 FIRED = 0.01  # the least difference in the share of steps in which a clip fires that counts
 TOLERANCE = {"float32": 1e-3, "float64": 1e-8}  # relative, where the same bits cannot be asked for
 MIXED_TOLERANCE = 1e-2
-SETTING = ("problem", "batch", "device", "dtype", "arm", "relative", "lr")  # what the seeds of one test share
+SETTING = (*ARM, "relative", "lr")  # what the seeds of one test share
 NUMBERS = (
     *("threshold", "initial_loss", "final_loss", "best_loss", "metric_value", "validation_value", "grad_norm_median"),
     *("steps_to_target", "steps"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -30,11 +29,11 @@ from clipbench.protocol.plans import (
     predict,
     runnable,
     shards,
-    task_key,
 )
 from clipbench.protocol.watcher import Silent, Watcher
 from clipbench.store import CURVES, Store
 from clipbench.study import Study, part
+from clipbench.task import ARM, TASK, Task, Threshold, arm_of
 
 __all__ = [
     "HEADLINE",
@@ -128,7 +127,7 @@ class _Campaign:
     def __init__(self, study: Study, store: Store, asked: Plan, environment: str, workers: int, watcher: Watcher) -> None:
         self.study, self.store, self.asked, self.environment = study, store, asked, environment
         self.workers, self.watcher = workers, watcher
-        self.templates = {group_of(cell): cell for cell in asked.cells}
+        self.templates = {arm_of(cell): cell for cell in asked.cells}
         self.pilots: dict[str, dict[str, float]] = {}
         self.choices: dict[Any, Choice] = {}
         self.limit: float | None = None
@@ -148,7 +147,7 @@ class _Campaign:
         self.watcher.phase("calibrate", len(missing))
         for key, cell, clips in missing:
             # In a worker of one thread, as the cells are: the thread count changes bits.
-            what = f"the pilot of {task_key(cell)}"
+            what = f"the pilot of {Task.of(cell).label}"
             found = schedule.call(_pilot, (cell, clips), self.study.used, cell.device, what=what, limit=self._patience())
             self.pilots[key] = self.pilots.get(key, {}) | found
             self.watcher.tick()
@@ -226,7 +225,7 @@ class _Campaign:
         self.watcher.record(record)
         self.failures.note(record)
         if record.fault is not None and record.fault.lost:
-            group = group_of(record.job.cell)
+            group = arm_of(record.job.cell)
             self.lost[group] = self.lost.get(group, 0) + 1
 
     def _say_lost(self) -> None:
@@ -245,7 +244,7 @@ class _Campaign:
         """The selection scores of the cells this study asks for now, but for groups that lost a cell from outside."""
         self._say_lost()
         cells = selection.planned(self.store.read("cells"), self.store.page("plan")["cells"])
-        whole = [group not in self.lost for group in cells[selection.GROUP].itertuples(index=False, name=None)]
+        whole = [group not in self.lost for group in cells[ARM].itertuples(index=False, name=None)]
         return selection.score(cells[whole])
 
     def extension(self) -> list[Cell]:
@@ -255,7 +254,7 @@ class _Campaign:
         """
         found = []
         for row in selection.extend(self.scores()).to_dict("records"):
-            count = self.study.seeds(self.templates[group_of_row(row)].workload.name)
+            count = self.study.seeds(self.templates[arm_of(row)].workload.name)
             if not count.report:
                 continue
             try:
@@ -275,18 +274,19 @@ class _Campaign:
 
     def place(self, row: Mapping[str, Any]) -> Cell:
         """The cell at a row's lr and threshold, otherwise like the study's own cells of that arm."""
-        template = self.templates[group_of_row(row)]
+        template = self.templates[arm_of(row)]
         clip = template.clip
         if clip.threshold is not None:
             others = {name: value for name, value in clip.settings.items() if name not in (RELATIVE, clip.threshold)}
-            given = {clip.threshold: row["threshold"]} if math.isnan(row["relative"]) else {RELATIVE: row["relative"]}
+            threshold = Threshold.of(row)
+            given = {RELATIVE if threshold.is_relative else clip.threshold: threshold.given}
             clip = part("clip", registry.find("clip", clip.name), {**others, **given}, self.study.where)
         return replace(template, clip=clip, lr=float(row["lr"]))
 
     def time(self) -> int:
         """Time every method, unless this environment's timings are stored; returns how many benches."""
         stored = self.store.read("throughput")
-        names = ["problem", "batch", "device", "dtype", "optimizer", "clip"]
+        names = [*TASK, "optimizer", "clip"]
         same = (stored["environment"] == self.environment) & (stored["implementation"] == throughput.DEFAULT)
         same &= (stored["part"].fillna(throughput.STEP) == throughput.STEP) & (stored["threads"].fillna(1) == 1)
         timed = set(stored.loc[same, names].itertuples(index=False, name=None))
@@ -294,11 +294,11 @@ class _Campaign:
         trained = self._trained()
         benches = throughput.benches([self.job(cell) for cell in self.asked.cells if cell.id in trained])
         benches = [bench for bench in benches if not {_method(job.cell) for job in bench} <= timed]
-        tasks = [list(group) for _, group in groupby(benches, key=lambda bench: task_key(bench[0].cell))]
+        tasks = [list(group) for _, group in groupby(benches, key=lambda bench: Task.of(bench[0].cell))]
         self.watcher.phase("throughput", len(tasks))
         for task in tasks:
             cell = task[0][0].cell
-            what = f"the timing of {task_key(cell)}"
+            what = f"the timing of {Task.of(cell).label}"
             given = (throughput.measure, (task,), self.study.used, cell.device)
             try:
                 self._keep_timings(schedule.call(*given, what=what, limit=TIMING))
@@ -349,17 +349,7 @@ def _pilot(cell: Cell, clips: Mapping[str, tuple[str, Mapping[str, Any]]]) -> di
 
 
 def _method(cell: Cell) -> tuple[Any, ...]:
-    return (cell.problem, cell.batch, cell.device, cell.dtype, cell.optimizer.label, cell.clip.label)
-
-
-def group_of(cell: Cell) -> tuple[Any, ...]:
-    """What ``selection.GROUP`` names, of a cell."""
-    return (cell.problem, cell.batch, cell.device, cell.dtype, cell.arm)
-
-
-def group_of_row(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What ``selection.GROUP`` names, of a row."""
-    return tuple(row[name] for name in selection.GROUP)
+    return (*Task.of(cell), cell.optimizer.label, cell.clip.label)
 
 
 def _settle(study: Study, store: Store, asked: Plan, curves: str) -> str:

@@ -20,6 +20,7 @@ from clipbench.protocol import choices
 from clipbench.protocol.choices import Asked
 from clipbench.store import Store
 from clipbench.study import Study
+from clipbench.task import Task
 
 HEADLINE = {
     "plain SGD": "sgd",
@@ -50,12 +51,7 @@ class Plan:
     @property
     def tasks(self) -> dict[str, Cell]:
         """One cell for every workload, batch, device and dtype."""
-        return {task_key(cell): cell for cell in self.templates}
-
-
-def task_key(cell: Cell) -> str:
-    """What a cell's runs are compared within: ``wdbc, batch 32, cpu, float32``."""
-    return f"{cell.problem}, batch {cell.batch}, {cell.device}, {cell.dtype}"
+        return {Task.of(cell).label: cell for cell in self.templates}
 
 
 def headline(cells: Sequence[Cell]) -> dict[str, str]:
@@ -73,17 +69,17 @@ def headline(cells: Sequence[Cell]) -> dict[str, str]:
 
 def pilot_key(cell: Cell) -> str:
     """Where a pilot is filed: another version of the workload has a pilot of its own."""
-    return f"{task_key(cell)}, version {cell.workload.version}"
-
-
-def work_key(cell: Cell, place: str) -> str:
-    """What is one piece of a ``place``, a task or a pilot: the gradients of single examples have a program of their own."""
-    return f"{place}, by example" if cell.on == EXAMPLE else place
+    return f"{Task.of(cell).label}, version {cell.workload.version}"
 
 
 def choice_key(cell: Cell) -> str:
     """Where the choice of an engine is filed."""
-    return work_key(cell, pilot_key(cell))
+    return pilot_key(cell) + _by_example(cell)
+
+
+def _by_example(cell: Cell) -> str:
+    """What is added to the name of a cell's work: the gradients of single examples have a program of their own."""
+    return ", by example" if cell.on == EXAMPLE else ""
 
 
 def gauge_key(cell: Cell) -> str:
@@ -137,7 +133,7 @@ def predict(study: Study, asked: Plan, store: Store | None, engine: str | None =
     chosen = set(pages_["plan"].get("cells", {}).get("report", []))
     tasks: dict[str, list[Cell]] = {}
     for cell in asked.templates:
-        tasks.setdefault(work_key(cell, task_key(cell)), []).append(cell)
+        tasks.setdefault(Task.of(cell).label + _by_example(cell), []).append(cell)
     counts = {key: sum(map(asked.count, cells)) for key, cells in tasks.items()}
     how = choices.outlook(
         {key: (choice_key(cells[0]), cells, counts[key] * cells[0].steps) for key, cells in tasks.items()},
@@ -178,13 +174,9 @@ def predict(study: Study, asked: Plan, store: Store | None, engine: str | None =
 
 def _beyond(cells: Sequence[Cell]) -> int:
     """How many settings `selection.extend` may add to those of one arm: two at an end of either axis that has one."""
-    thresholds = {cell.relative if cell.relative is not None else _threshold(cell) for cell in cells}
+    thresholds = {cell.given_threshold for cell in cells}
     sides = [len({cell.lr for cell in cells}), len(thresholds)]
     return math.prod(side + 2 * (side > 1) for side in sides) - len(cells)
-
-
-def _threshold(cell: Cell) -> Any:
-    return cell.clip.settings.get(cell.clip.threshold) if cell.clip.threshold is not None else None
 
 
 def shards(cells: int) -> int:

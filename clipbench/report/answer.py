@@ -29,8 +29,8 @@ from clipbench.report.words import (
     short,
     signed,
 )
-from clipbench.selection import TASK
 from clipbench.statistics import Interval, holm
+from clipbench.task import Task
 
 CLIPS = ("value clip", "norm clip")
 FEWEST = 5  # report seeds for a claim in words
@@ -96,7 +96,7 @@ def _summary(evidence: Evidence, compared: pd.DataFrame) -> list[Text]:
             continue
         ends: dict[str, list[str]] = {}
         for row in found:
-            ends.setdefault(_ending(row), []).append(evidence.labels[tuple(row[name] for name in TASK)])
+            ends.setdefault(_ending(row), []).append(evidence.labels[Task.of(row)])
         words = [f"{ENDINGS[end]} {listed(ends[end])}" for end in ENDINGS if end in ends]
         sentences.append(f"**{clip.capitalize()}ping** {', '.join(words)}.")
     if not sentences and analysis.BASELINE not in evidence.methods:
@@ -121,7 +121,7 @@ def _ending(row: Row) -> str:
 
 def _task_answer(
     evidence: Evidence,
-    task: tuple[Any, ...],
+    task: Task,
     compared: pd.DataFrame,
     ranges: pd.DataFrame,
     costs: pd.DataFrame,

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from clipbench import analysis, figures, schema
-from clipbench.report.evidence import Evidence, Task
+from clipbench.report.evidence import Evidence
 from clipbench.report.frames import headed, picture, report_cells
 from clipbench.report.parts import Part, Section, Table, Text
 from clipbench.report.words import (
@@ -27,9 +27,10 @@ from clipbench.report.words import (
     seeds_note,
     short,
     signed,
+    threshold_words,
     unbounded,
 )
-from clipbench.selection import GROUP
+from clipbench.task import ARM, Task, Threshold
 
 READING_WORDS = {"equal": "equal budget", "all": "all settings", "untuned": "untuned"}
 END_HEAD = ("div.", "coll.", "stall.", "failed")
@@ -77,7 +78,7 @@ def headline(evidence: Evidence) -> Section:
     ]
     drawn = evidence.drawn[evidence.drawn["arm"].isin(methods.values())]
     cells = report_cells(evidence, drawn)
-    with_clip = results.merge(evidence.arms, on=GROUP)
+    with_clip = results.merge(evidence.arms, on=ARM)
     figure = figures.headline(with_clip, drawn, panels, methods, evidence.footer(cells))
     caption = (
         "The named methods on report seeds: the mean, or the success rate, with its 95 % interval, and every seed as a faint "
@@ -209,9 +210,8 @@ def setting(row: Row) -> str:
     if row["settings"] > 1:
         return f"{int(row['settings'])} settings, best of {int(row['budget'])}"
     words = [f"lr {short(row['lr'])}"]
-    if not math.isnan(row["threshold"]) or not math.isnan(row["relative"]):
-        multiple = "" if math.isnan(row["relative"]) else f" ({short(row['relative'])}×)"
-        words.append(f"threshold {short(row['threshold'])}{multiple}")
+    if not (threshold := Threshold.of(row)).absent:
+        words.append(f"threshold {threshold_words(threshold)}")
     if row["edge"]:
         words.append(f"at an edge: {row['edge']}")
     return ", ".join(words)

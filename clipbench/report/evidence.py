@@ -12,12 +12,8 @@ import pandas as pd
 
 from clipbench import analysis, selection
 from clipbench.report.words import census
-from clipbench.selection import TASK
 from clipbench.store import Store
-
-Task = tuple[Any, ...]
-
-TASK_WORDS = {"batch": "batch {}", "device": "{}", "dtype": "{}"}
+from clipbench.task import TASK, Task, labels
 
 
 @dataclass(frozen=True)
@@ -33,8 +29,8 @@ class Evidence:
     arms: pd.DataFrame
     drawn: pd.DataFrame
     results: pd.DataFrame
-    tasks: Sequence[tuple[Any, ...]]
-    labels: Mapping[tuple[Any, ...], str]
+    tasks: Sequence[Task]
+    labels: Mapping[Task, str]
     choices: pd.DataFrame
     throughput: pd.DataFrame
     names: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -97,7 +93,7 @@ def read(store: Store) -> Evidence:
     protocol = plan.get("protocol", {})
     drawn = analysis.draws(cells, protocol)
     timed = store.read("throughput")
-    tasks = sorted({tuple(row) for row in cells[TASK].drop_duplicates().itertuples(index=False)})
+    tasks = sorted({Task(*row) for row in cells[TASK].drop_duplicates().itertuples(index=False)})
     return Evidence(
         store=store,
         cells=cells,
@@ -109,19 +105,7 @@ def read(store: Store) -> Evidence:
         drawn=drawn,
         results=analysis.results(drawn, components),
         tasks=tasks,
-        labels=_labels(tasks),
+        labels=labels(tasks),
         choices=selection.choose(selection.score(cells)),
         throughput=timed,
     )
-
-
-def _labels(tasks: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
-    """A task's problem, and of batch, device and dtype only what varies within the study."""
-    varied = [
-        index for index in range(1, len(TASK)) if len({(task[0], task[index]) for task in tasks}) > len({task[0] for task in tasks})
-    ]
-    labels = {}
-    for task in tasks:
-        extra = [TASK_WORDS[TASK[index]].format(task[index]) for index in varied]
-        labels[task] = ", ".join([str(task[0]), *extra])
-    return labels

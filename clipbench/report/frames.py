@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import pandas as pd
 
 from clipbench import analysis, figures
-from clipbench.report.evidence import Evidence, Task
+from clipbench.report.evidence import Evidence
 from clipbench.report.parts import Heading, Part, Picture
 from clipbench.report.words import census
+from clipbench.task import Task
 
 
 def picture(evidence: Evidence, figure: figures.Figure, caption: str, cells: pd.DataFrame, *name: str) -> Picture:

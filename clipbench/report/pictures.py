@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from clipbench import analysis, figures
-from clipbench.report.evidence import Evidence, Task
+from clipbench.report.evidence import Evidence
 from clipbench.report.frames import headed, picture
 from clipbench.report.parts import List, Part, Section, Table, Text
 from clipbench.report.words import (
@@ -18,7 +18,9 @@ from clipbench.report.words import (
     metric_words,
     seeds_note,
     short,
+    threshold_words,
 )
+from clipbench.task import Task, Threshold
 
 MAX_ARMS = 36  # above it, curves and heat maps show the named methods only
 
@@ -146,8 +148,7 @@ def _stable_table(evidence: Evidence, task: Task, mine: pd.DataFrame, arms: pd.D
     rows = []
     for arm in figures.ordered(arms):
         for one in mine[mine["arm"] == arm].to_dict("records"):
-            threshold = "" if math.isnan(one["threshold"]) else f" of {short(one['threshold'])}"
-            threshold += "" if math.isnan(one["relative"]) else f" ({short(one['relative'])}×)"
+            threshold = "" if (of := Threshold.of(one)).absent else f" of {threshold_words(of)}"
             low, high = short(one["low"]), short(one["high"])
             rows.append(
                 [

@@ -25,8 +25,8 @@ from clipbench.report.words import (
     seconds,
     short,
 )
-from clipbench.selection import GROUP, TASK
 from clipbench.statistics import Interval, share_interval
+from clipbench.task import ARM, TASK, Task
 
 LISTED = 40  # rows of a long list on the page; its CSV has them all
 
@@ -54,7 +54,7 @@ def cost(evidence: Evidence) -> Section:
     several = len(set(costs["environment"])) > 1
     for key, mine in costs.groupby(places, dropna=False, sort=True):
         # The timings of a task that the plan no longer holds keep a label of their own.
-        label = evidence.labels.get(tuple(key[:-1]), ", ".join(str(part) for part in key[:-1]))
+        label = evidence.labels.get(Task(*key[:-1]), ", ".join(str(part) for part in key[:-1]))
         label += f" ({evidence.machine(key[-1])})" if several else ""
         shown: list[Part] = []
         if np.isfinite(mine["ratio"]).any():
@@ -112,7 +112,7 @@ def events(evidence: Evidence) -> Section:
     kinds = [kind for kind in schema.KINDS if counted[kind].sum()]
     rows = [
         [
-            evidence.labels[tuple(row[name] for name in TASK)],
+            evidence.labels[Task.of(row)],
             row["arm"],
             str(row["cells"]),
             *(str(row[name]) for name in (*schema.OUTCOMES, "failed", *kinds)),
@@ -127,7 +127,7 @@ def events(evidence: Evidence) -> Section:
     rows = [
         [
             row["kind"].replace("_", " "),
-            evidence.labels[tuple(row[name] for name in TASK)],
+            evidence.labels[Task.of(row)],
             f"{row['arm']}, {figures.setting(row)}",
             f"{row['role']} {row['seed']}",
             str(row["step"]),
@@ -161,15 +161,15 @@ def not_run(evidence: Evidence) -> Section:
     items += [Text(f"Damaged file left out: {name} {damage}.") for name, damage in sorted(evidence.store.bad.items())]
     for one in analysis.mixtures(evidence.cells):
         values = listed([f"{value} ({plural(count, 'cell')})" for value, count in one["values"].items()])
-        label = evidence.labels[tuple(one[name] for name in TASK)]
+        label = evidence.labels[Task.of(one)]
         items.append(
             Text(
                 f"**Mixed**: the {one['role']} cells of {label} come from more than one {one['column']}: {values}. Read their "
                 f"comparison with care."
             )
         )
-    for key, mine in analysis.valueless(evidence.drawn, evidence.components).groupby(GROUP, sort=True):
-        runs = f"{plural(len(mine), 'report run')} of {evidence.labels[tuple(key[:-1])]}, {key[-1]},"
+    for key, mine in analysis.valueless(evidence.drawn, evidence.components).groupby(ARM, sort=True):
+        runs = f"{plural(len(mine), 'report run')} of {evidence.labels[Task(*key[:-1])]}, {key[-1]},"
         named = listed([f"seed {row.seed} ({row.ended})" for row in mine.head(LISTED).itertuples()])
         items.append(
             Text(
@@ -182,7 +182,7 @@ def not_run(evidence: Evidence) -> Section:
     if len(lost):
         rows = [
             [
-                evidence.labels[tuple(row[name] for name in TASK)],
+                evidence.labels[Task.of(row)],
                 f"{row['arm']}, {figures.setting(row)}",
                 f"{row['role']} {row['seed']}",
                 str(row["attempt"]),

@@ -11,6 +11,7 @@ import pandas as pd
 
 from clipbench import figures
 from clipbench.statistics import Interval
+from clipbench.task import Threshold
 
 DASH, MINUS, INFINITY = "–", "−", "∞"
 METRICS = {"roc_auc": "ROC AUC"}
@@ -56,6 +57,11 @@ def short(value: float) -> str:
     if not math.isfinite(value):
         return fixed(value, 0)
     return figures.number(float(f"{value:.3g}"))
+
+
+def threshold_words(threshold: Threshold) -> str:
+    """``0.12``, or ``0.12 (0.3×)`` of one that the study gave as a multiple."""
+    return short(threshold.value) + (f" ({short(threshold.relative)}×)" if threshold.is_relative else "")
 
 
 def percent(value: float) -> str:

@@ -22,10 +22,10 @@ from clipbench.store.commits import SHARD_TABLES
 from clipbench.store.files import TEMPORARY, damage_of
 from clipbench.store.pages import PAGES, keeps_curve, merged
 from clipbench.store.reading import Contents, Reader, winners
+from clipbench.task import ARM, TASK
 
 CLOSE = 1e-6  # relative: older columns were worked out before their curve was rounded to float32
 LATER = {column.name for column in schema.CELLS if column.later}  # of older rows they are null
-TASK = ("problem", "batch", "device", "dtype")
 
 EVALUATED = ("step", "split", "metric", "value")
 VERDICT = ("status", "outcome", "reason", "diverged_at")
@@ -61,7 +61,7 @@ def remarks(store: Contents) -> list[str]:
     """What is no broken promise, and a reader should know."""
     cells, environments = store.read("cells"), store.page("environment").get("environments", {})
     found = []
-    for task, rows in cells[cells["status"] != "failed"].groupby(list(TASK), dropna=False):
+    for task, rows in cells[cells["status"] != "failed"].groupby(TASK, dropna=False):
         keys = sorted(rows["environment"].dropna().unique())
         if len(keys) > 1:
             found.append(f"{', '.join(map(str, task))}: its cells come from {len(keys)} environments ({', '.join(keys)})")
@@ -283,11 +283,11 @@ def _between(cells: pd.DataFrame) -> list[str]:
     """What rows say of each other: a seed is for one phase, and a multiple has one threshold."""
     roles: dict[tuple[Any, ...], set[str]] = {}
     thresholds: dict[tuple[Any, ...], set[float]] = {}
-    names = [*TASK, "arm", "relative", "lr", "threshold", "seed", "role", "environment", "settings", "status"]
+    names = [*ARM, "relative", "lr", "threshold", "seed", "role", "environment", "settings", "status"]
     for row in cells[names].astype(object).where(cells[names].notna(), None).itertuples(index=False):
         if row.status == "failed":
             continue
-        arm = (*row[: len(TASK)], row.arm, row.relative, _versions(row.settings))
+        arm = (*row[: len(ARM)], row.relative, _versions(row.settings))
         roles.setdefault((*arm, row.lr, row.threshold, row.seed), set()).add(row.role)
         if row.relative is not None:
             thresholds.setdefault((*arm, row.environment), set()).add(row.threshold)

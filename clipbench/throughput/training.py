@@ -17,6 +17,7 @@ from torch import Tensor
 from clipbench import engines, feed
 from clipbench.cell import GRADIENT, Part
 from clipbench.engines import Components, Job
+from clipbench.task import Task
 from clipbench.throughput.footprint import Footprint, footprint
 from clipbench.throughput.implementations import DEFAULT, IMPLEMENTATIONS, Unfit, flattened, tensors
 
@@ -25,11 +26,11 @@ BATCHES = 16
 
 
 def benches(jobs: Iterable[Job]) -> list[list[Job]]:
-    """A study's benches: per workload, batch, device, dtype and optimizer, no clip, and every clip at its middle threshold."""
+    """A study's benches: per task and optimizer, no clip, and every clip at its middle threshold."""
 
     def bench(job: Job) -> tuple[Any, ...]:
         cell = job.cell
-        return (cell.problem, cell.batch, cell.device, cell.dtype, cell.optimizer.label)
+        return (*Task.of(cell), cell.optimizer.label)
 
     found = []
     for _, group in groupby(sorted(jobs, key=bench), key=bench):

@@ -1,0 +1,102 @@
+"""What is compared: the task, within which cells compete, and a clip's threshold as the study gave it.
+
+Both are made from a cell or from a row of a table, which is any mapping. This module must not know of frames, and not of torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from clipbench.cell import Cell
+
+
+class Task(NamedTuple):
+    """Which cells are compared with each other: those of one problem, under the same conditions."""
+
+    problem: str
+    batch: int
+    device: str
+    dtype: str
+
+    @classmethod
+    def of(cls, one: Cell | Mapping[str, Any]) -> Task:
+        """The task of a cell, or of a row with these columns."""
+        return cls(*(one[name] if isinstance(one, Mapping) else getattr(one, name) for name in cls._fields))
+
+    @property
+    def words(self) -> tuple[str, str, str, str]:
+        """Its fields as a reader knows them, in their order."""
+        return str(self.problem), f"batch {self.batch}", str(self.device), str(self.dtype)
+
+    @property
+    def label(self) -> str:
+        """``wdbc, batch 32, cpu, float32``."""
+        return ", ".join(self.words)
+
+
+TASK = [*Task._fields]
+ARM = [*TASK, "arm"]  # the columns that tell an arm of a task: an optimizer with a clip
+
+
+def arm_of(one: Cell | Mapping[str, Any]) -> tuple[Any, ...]:
+    """What `ARM` names, of a cell or of a row."""
+    return (*Task.of(one), one["arm"] if isinstance(one, Mapping) else one.arm)
+
+
+def labels(tasks: Iterable[Task]) -> dict[Task, str]:
+    """A label for each of a study's tasks: its problem, and of batch, device and dtype only what differs within a problem."""
+    tasks = list(tasks)
+    problems = {task.problem for task in tasks}
+    varied = [index for index in range(1, len(TASK)) if len({(task.problem, task[index]) for task in tasks}) > len(problems)]
+    return {task: ", ".join([task.words[0], *(task.words[index] for index in varied)]) for task in tasks}
+
+
+class Threshold(NamedTuple):
+    """A clip's threshold: ``value`` in the clip's own unit, ``relative`` as a multiple of the pilot's median size.
+
+    NaN stands for what is not known: both of a run without a clip, ``relative`` if the study gave a number, ``value`` of a
+    multiple that no pilot has resolved.
+    """
+
+    value: float = math.nan
+    relative: float = math.nan
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Threshold:
+        """The threshold of a row with columns ``threshold`` and ``relative``."""
+        return cls(float(row["threshold"]), float(row["relative"]))
+
+    @property
+    def absent(self) -> bool:
+        """Whether there is none: no clip, or one without settings."""
+        return math.isnan(self.value) and math.isnan(self.relative)
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether the study gave a multiple."""
+        return not math.isnan(self.relative)
+
+    @property
+    def given(self) -> float:
+        """The number that the study gave: the multiple if it gave one, the value otherwise."""
+        return self.relative if self.is_relative else self.value
+
+    @property
+    def key(self) -> tuple[float, float]:
+        """What equal thresholds share, and what sorts them: none first, then by size. A NaN is not equal to itself."""
+        return tuple(-1.0 if math.isnan(number) else number for number in self)  # type: ignore[return-value]
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """Its two columns of a row."""
+        return {"threshold": self.value, "relative": self.relative}
+
+
+THRESHOLD = [*Threshold().columns]
+
+
+def axis_label(setting: str | None, *, relative: bool) -> str:
+    """``max_norm (× median size of the gradient)``: an axis of thresholds, after the clip's own setting."""
+    return f"{setting or 'threshold'}{' (× median size of the gradient)' * relative}"
