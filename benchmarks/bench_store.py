@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipbench import schedule
+from clipbench import execute
 from clipbench.cell import Cell, Part
 from clipbench.engines import Job, Record
 from clipbench.events import COLUMNS, Verdict
@@ -24,13 +24,13 @@ def shard():
             Record(Job(cell, {}), rows=rows, evaluations=evaluations, metric="roc_auc", verdict=Verdict("completed", "learned"))
         )
     return {
-        "cells": [schedule.cell_row(record, 0, "machine", 1) for record in records],
+        "cells": [execute.cell_row(record, 0, "machine", 1) for record in records],
         "evals": [
             {"cell": record.job.cell.id, "step": step, "split": split, "metric": metric, "value": value}
             for record in records
             for step, split, metric, value in record.evaluations
         ],
-        "curves": schedule.curve_columns(records),
+        "curves": execute.curve_columns(records),
     }
 
 

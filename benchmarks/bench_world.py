@@ -8,7 +8,7 @@ from bench_step import job
 
 from clipbench import engines
 from clipbench.engines import Job
-from clipbench.schedule.world import World
+from clipbench.execute.world import World
 
 STEPS = 100  # about 50 ms
 

@@ -27,7 +27,7 @@ import torch
 from timing import timed
 from torch import nn
 
-from clipbench import feed, registry, schedule
+from clipbench import execute, feed, registry
 from clipbench import step as measures
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job, Trainer, lanes, stacked
@@ -211,7 +211,7 @@ def prepare(barrier, contender):
     global meeting  # noqa: PLW0603 - a barrier can only be handed to a process when it starts
     meeting = barrier
     if contender != "script":
-        schedule.prepare(1)
+        execute.prepare(1)
     torch.set_num_threads(1)
     registry.load_packaged()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbench import engines, events, registry, schedule, schema
+from clipbench import engines, events, execute, registry, schema
 from clipbench.cell import Cell, from_json
 from clipbench.engines import Job, Record, lanes
 from clipbench.errors import UsageError
@@ -57,13 +57,13 @@ def replay(store: Store, cell: str, engine: str | None = None, use: Sequence[Pat
     with_engine = made_by if engine in (None, made_by) or (engine == "batched" and made_by != "loop") else str(engine)
     if with_engine not in ENGINES:
         raise UsageError(f'{store.folder}: the engine "{with_engine}" is not known here; give --engine loop or batched.')
-    record = schedule.call(
+    record = execute.call(
         _run,
         (job, with_engine),
         used,
         asked.device,
         what=f"the replay of {asked.id}",
-        limit=max(schedule.LIMIT, schedule.SLACK * row["seconds"]),
+        limit=max(execute.LIMIT, execute.SLACK * row["seconds"]),
     )
     if record.failure is not None:
         return Finding(False, f"{asked.id}: it failed now: {record.failure}.")
@@ -90,7 +90,7 @@ def _row(store: Store, cell: str) -> dict[str, Any]:
     return row
 
 
-def _used(store: Store, row: dict[str, Any], named: Sequence[Path]) -> list[schedule.Used]:
+def _used(store: Store, row: dict[str, Any], named: Sequence[Path]) -> list[execute.Used]:
     """The files that the row's components come from, each with its hash.
 
     :raises UsageError: one is not here.

@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the memory, and what fills it
     "summary": {"schema", "events"},
     "store": {"errors", "schema", "cell", "task", "summary", "events"},
-    "schedule": {*MEMORY, "registry", "events", "study", "engines"},
+    "execute": {*MEMORY, "registry", "events", "study", "engines"},
     # the sight
     "statistics": set(),
     "selection": {"schema", "cell", "task", "store", "statistics"},
@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fast": {"errors"},
     "throughput": {*MATTER, "optimizers", "fast", "schema", "cell", "task", "feed", "step", "engines"},
     "conformance": {*MATTER, "optimizers", "events", "cell", "feed", "step", "engines"},
-    "gate": {*MATTER, *MEMORY, "task", "study", "fast", "statistics", "feed", "engines", "schedule", "protocol"},
+    "gate": {*MATTER, *MEMORY, "task", "study", "fast", "statistics", "feed", "engines", "execute", "protocol"},
     # a run from end to end
     "protocol": {
         *MEMORY,
@@ -72,10 +72,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "selection",
         "feed",
         "engines",
-        "schedule",
+        "execute",
         "throughput",
     },
-    "replay": {*MEMORY, "registry", "events", "study", "engines", "schedule", "protocol"},
+    "replay": {*MEMORY, "registry", "events", "study", "engines", "execute", "protocol"},
 }
 # cli sees all; nothing sees cli, but `python -m clipbench`
 MAY_IMPORT |= {"cli": set(MAY_IMPORT), "__main__": {"cli"}}
@@ -130,7 +130,7 @@ TORCH_DRAWS = {
     f"torch.{name}" for name in ("bernoulli", "multinomial", "normal", "poisson", "rand", "randint", "randn", "randperm")
 }
 # The one function that may touch the global state, and those that look whether a stranger did.
-SEEDED = {("trees", "seeded"), ("conformance", "_random_state"), ("schedule", "luck")}
+SEEDED = {("trees", "seeded"), ("conformance", "_random_state"), ("execute", "luck")}
 BUILDS = {"model", "__init__", "reset_parameters"}  # run inside it: layers draw their own weights
 
 

@@ -293,7 +293,7 @@ def test_a_disk_that_takes_nothing_more_is_one_sentence_and_loses_nothing(writte
 
     page = written(("0.03]", "0.03, 0.1]"))
     with monkeypatch.context() as patch:
-        patch.setattr("clipbench.schedule.run", ended)
+        patch.setattr("clipbench.execute.run", ended)
         patch.setattr(what, broken)
         result = clipbench("run", page, "--out", folder, "--no-throughput")
     words = "the disk is full" if number in cli_.leaving.FULL else os.strerror(number).lower()

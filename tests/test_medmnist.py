@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from sklearn.metrics import accuracy_score, roc_auc_score
 from torch import nn
 
-from clipbench import cli, datasets, engines, feed, protocol, registry, schedule, study
+from clipbench import cli, datasets, engines, execute, feed, protocol, registry, study
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job, Trainer, rates
 from clipbench.engines.lanes import Lanes
@@ -229,7 +229,7 @@ def test_small_learns_pneumonia_from_real_x_rays():
 def test_without_its_data_the_packaged_study_says_how_to_get_it(monkeypatch, tmp_path, command):
     """One sentence, exit 2, no folder and no worker."""
     monkeypatch.setenv("CLIPBENCH_DATA", str(tmp_path / "nothing"))
-    monkeypatch.setattr(schedule, "call", lambda *_: pytest.fail("a worker was started"))
+    monkeypatch.setattr(execute, "call", lambda *_: pytest.fail("a worker was started"))
     done = clipbench(command, "medmnist", "--out", tmp_path / "out")
     assert done.exit_code == 2
     assert done.stderr.startswith(f"clipbench: {tmp_path}")

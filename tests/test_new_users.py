@@ -11,7 +11,7 @@ import torch
 from test_cli import PAGE, clipbench, refused
 
 from clipbench import cli as cli_
-from clipbench import feed, protocol, registry, schedule, study
+from clipbench import execute, feed, protocol, registry, study
 from clipbench.errors import UsageError
 from clipbench.store import Store
 
@@ -106,7 +106,7 @@ def test_a_strangers_fault_in_a_pilot_is_one_sentence_and_its_empty_folder_goes(
 
 def test_a_bug_of_ours_is_a_traceback_and_exit_70(page, tmp_path, monkeypatch):
     def mistaken(*_, **__):
-        raise schedule.Bug("the pilot has met a mistake")
+        raise execute.Bug("the pilot has met a mistake")
 
     monkeypatch.setattr(protocol, "run", mistaken)
     result = run(page([1.0]), tmp_path / "out")
@@ -180,7 +180,7 @@ def test_the_outlook_bounds_what_a_run_becomes(page, tmp_path):
 
 def test_a_plan_does_not_write_out_its_seeds(page, monkeypatch):
     """Of 100,000 seeds it would take half a minute: no cell is made beside one for each setting."""
-    monkeypatch.setattr("clipbench.schedule.call", lambda *_, **__: protocol.choices.Choice("loop", rates={"loop": 1e-4}))
+    monkeypatch.setattr("clipbench.execute.call", lambda *_, **__: protocol.choices.Choice("loop", rates={"loop": 1e-4}))
     text = page([1.0], ("select = 1", "select = 100000")).read_text()
     asked = protocol.plan(study.parse("tiny", text, page([1.0]).parent))
     monkeypatch.setattr(protocol.Plan, "cells", None)

@@ -11,7 +11,7 @@ import torch
 from restored import registry_restored
 from strangers import EMA
 
-from clipbench import protocol, registry, schedule, selection, store, study
+from clipbench import execute, protocol, registry, selection, store, study
 from clipbench.errors import UsageError
 from clipbench.store import Store
 
@@ -222,7 +222,7 @@ def test_the_same_study_elsewhere_gives_the_same_rows(whole, tmp_path):
 
 def test_a_second_run_runs_nothing_and_starts_nothing(whole, copy, monkeypatch):
     """No worker, no pilot; not a file changes."""
-    monkeypatch.setattr(schedule, "context", None)
+    monkeypatch.setattr(execute, "context", None)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".claim"}
     counts, _ = carried_out(PAGE, copy)
     assert counts["ran"] == 0
@@ -272,7 +272,7 @@ def test_a_stored_pilot_is_used_and_never_run_again(tmp_path, monkeypatch):
     page = PAGE.replace("[0.01, 0.1]", "0.01").replace("report = 2", "report = 0").replace("[run]", '[run]\nengine = "loop"')
     planted = {"pilots": {PILOT: {"norm, version 1": 12.3}}}
     Store.create(tmp_path / "tiny", "tiny", page).write_page("calibration", planted)
-    monkeypatch.setattr(schedule, "call", None)
+    monkeypatch.setattr(execute, "call", None)
     _, done = carried_out(page, tmp_path / "tiny")
     cells = done.read("cells")
     assert {(row.relative, row.threshold) for row in cells[cells["relative"].notna() & ~cells["extended"]].itertuples()} == {
@@ -431,7 +431,7 @@ def test_a_file_edited_while_the_study_runs_stops_it(tmp_path):
     used = asked.used
     (tmp_path / "ema.py").write_text(EMA.replace("0.95", "0.9"))
     with pytest.raises(UsageError, match=r"ema\.py was edited while the study ran"):
-        schedule.call(abs, (1,), used, "cpu")
+        execute.call(abs, (1,), used, "cpu")
 
 
 def test_an_edge_of_an_edited_study_is_extended_beyond_its_new_end(whole, copy):

@@ -283,9 +283,9 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_rates
-from clipbench import schedule
+from clipbench import execute
 from clipbench.engines import lanes, rates
-schedule.prepare(1)
+execute.prepare(1)
 asked = [test_rates.job(sys.argv[2], "adam", test_rates.NORM, seed=seed, steps=6, batch=32) for seed in range(3)]
 bound = rates.lane_bytes(asked[:1])
 lanes.run(asked)

@@ -9,7 +9,7 @@ import pytest
 from restored import registry_restored
 from strangers import EMA
 
-from clipbench import events, feed, protocol, registry, replay, schedule, schema, study
+from clipbench import events, execute, feed, protocol, registry, replay, schema, study
 from clipbench.engines import Job
 from clipbench.engines.record import Record
 from clipbench.errors import UsageError
@@ -114,12 +114,12 @@ def test_a_row_that_came_about_otherwise_does_not_match(stores, tmp_path):
     registry.load_packaged()
     page = study.parse("tiny", PAGE.replace("[0.01, 0.03]", "0.01"), tmp_path)
     cell = next(cell for cell in page.cells() if cell.clip.name == "none")
-    (record,) = schedule.call(_run_all, ([Job(replace(cell, lr=0.011), {})],), (), "cpu")
+    (record,) = execute.call(_run_all, ([Job(replace(cell, lr=0.011), {})],), (), "cpu")
     store = Store.create(tmp_path / "tiny", page.name, page.text)
     store.write_page("environment", stores["loop"].page("environment"))
     key = next(iter(stores["loop"].page("environment")["environments"]))
     planted = Record(**{**vars(record), "job": Job(cell, {})})
-    archive = schedule.archive.Archive(store, "select", key)
+    archive = execute.archive.Archive(store, "select", key)
     archive.add(planted, 0)
     archive.flush()
     found = replay.replay(Store(store.folder), cell.id)

@@ -11,8 +11,8 @@ from test_engines import cell, record
 from clipbench import clips, optimizers, workloads
 from clipbench.engines import Job, lanes, stacked
 from clipbench.engines.rates import BATCHED, LOOP, Choice, versioned
-from clipbench.schedule import IN_HAND, Shard, pack
-from clipbench.schedule.shards import WORTH
+from clipbench.execute import IN_HAND, Shard, pack
+from clipbench.execute.shards import WORTH
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
 

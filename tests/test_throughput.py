@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clipbench import engines, feed, protocol, registry, schedule, schema, study, throughput
+from clipbench import engines, execute, feed, protocol, registry, schema, study, throughput
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job
 from clipbench.engines.loop import untouched
@@ -55,7 +55,7 @@ def weights(module):
 def rows(_packaged):
     """A bench of three methods and one of two, timed in a worker as ``run`` does it."""
     bench = [job(clip=clip) for clip in ("none", "norm", "value")]
-    return schedule.call(throughput.measure, ([bench, [job("adam"), job("adam", "norm")]],), (), "cpu")
+    return execute.call(throughput.measure, ([bench, [job("adam"), job("adam", "norm")]],), (), "cpu")
 
 
 def of(rows, optimizer, clip):
@@ -199,7 +199,7 @@ def surveyed(_packaged):
     """Every part of the long form for one workload and optimizer, on one thread, with one size beside; and what was refused."""
     page = PAGE + '\n[[clip]]\nname = "layer"\nmax_norm = 0.1\n'
     parts = throughput.surveys(jobs(page), throughput.sizes_named("1k"), SURVEYED, 1)
-    told = [schedule.call(throughput.carry_out, (part,), (), part.device, threads=part.threads) for part in parts]
+    told = [execute.call(throughput.carry_out, (part,), (), part.device, threads=part.threads) for part in parts]
     return [row for rows, _ in told for row in rows], [sentence for _, refusals in told for sentence in refusals]
 
 
@@ -252,8 +252,8 @@ def test_all_threads_are_a_part_of_their_own_and_their_rows_say_so():
     parts = throughput.surveys(jobs(), throughput.sizes_named("1k"), ["torch"], 2)
     assert [part.threads for part in parts] == [1, 1, 2, 2]
     _, _, sizes, training = parts
-    assert schedule.call(throughput.carry_out, (sizes,), (), "cpu", threads=2) == ([], [])  # 1k is too few to share
-    rows, _ = schedule.call(throughput.carry_out, (training,), (), "cpu", threads=2)
+    assert execute.call(throughput.carry_out, (sizes,), (), "cpu", threads=2) == ([], [])  # 1k is too few to share
+    rows, _ = execute.call(throughput.carry_out, (training,), (), "cpu", threads=2)
     assert {(row["threads"], row["part"]) for row in rows} == {(2, "step")}
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_schedule import PAGE, gone, jobs, new_store, outcomes, supervise
+from test_execute import PAGE, gone, jobs, new_store, outcomes, supervise
 
 from clipbench import registry, study
 from clipbench.engines import stacked
 from clipbench.engines.rates import Choice, versioned
-from clipbench.schedule.world import World
+from clipbench.execute.world import World
 
 GUILTY = '''
 """A clip that does something to its process at every threshold but 1."""

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipbench import registry, schedule
+from clipbench import execute, registry
 from clipbench.errors import UsageError, nearest
 from clipbench.gate.limits import Bench
 from clipbench.gate.rule import Samples
@@ -104,7 +104,7 @@ def _serve(pipe: connection.Connection, turn: Any, tasks: Sequence[Task], files:
     _turn = turn
     os.dup2(2, 1)  # what a benchmark prints is no part of the verdict
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
-    schedule.prepare(1)
+    execute.prepare(1)
     sys.path.insert(0, str(files))  # as a script has its folder there: files beside the page may import each other
     with suppress(BrokenPipeError):
         pipe.send(None)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from clipbench import engines, registry, schedule, selection, throughput
+from clipbench import engines, execute, registry, selection, throughput
 from clipbench.cell import RELATIVE, Cell
 from clipbench.engines import Job, Record, rates, stacked
 from clipbench.engines.rates import LOOP, Choice
@@ -148,14 +148,14 @@ class _Campaign:
         for key, cell, clips in missing:
             # In a worker of one thread, as the cells are: the thread count changes bits.
             what = f"the pilot of {Task.of(cell).label}"
-            found = schedule.call(_pilot, (cell, clips), self.study.used, cell.device, what=what, limit=self._patience())
+            found = execute.call(_pilot, (cell, clips), self.study.used, cell.device, what=what, limit=self._patience())
             self.pilots[key] = self.pilots.get(key, {}) | found
             self.watcher.tick()
         self.store.write_page("calibration", page)
 
     def _patience(self) -> float:
         """Seconds that a pilot, or the choice of an engine, may take."""
-        return max(self.limit or 0.0, schedule.LIMIT)
+        return max(self.limit or 0.0, execute.LIMIT)
 
     def choose(self, engine: str, memory: int) -> None:
         """How each task is run: measured once, stored before the first shard, and used again by every later run of the folder.
@@ -208,7 +208,7 @@ class _Campaign:
         self.ran += len(missing)
         self.watcher.phase(name, len(missing))
         jobs = [self.job(cell) for cell in missing]
-        schedule.run(
+        execute.run(
             jobs,
             self.store,
             name,
@@ -301,7 +301,7 @@ class _Campaign:
             what = f"the timing of {Task.of(cell).label}"
             given = (throughput.measure, (task,), self.study.used, cell.device)
             try:
-                self._keep_timings(schedule.call(*given, what=what, limit=TIMING))
+                self._keep_timings(execute.call(*given, what=what, limit=TIMING))
             except UsageError as error:  # the cells are there; the next run tries it again
                 self.watcher.note(str(error))
                 benches = [bench for bench in benches if bench not in task]
@@ -321,7 +321,7 @@ class _Campaign:
         for one in parts:
             given = (throughput.carry_out, (one,), self.study.used, one.device)
             what = "the timing of implementations"
-            rows, refusals = schedule.call(*given, what=what, limit=TIMING, threads=one.threads)
+            rows, refusals = execute.call(*given, what=what, limit=TIMING, threads=one.threads)
             for sentence in refusals:
                 if sentence not in refused:
                     self.watcher.note(sentence)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from clipbench import schedule
+from clipbench import execute
 from clipbench.cell import Cell
 from clipbench.engines import Job, program, rates
 from clipbench.engines.rates import BATCHED, LOOP, Choice
@@ -22,7 +22,7 @@ class Asked:
     memory: int
     limit: float
     workers: int
-    use: Sequence[schedule.Used]
+    use: Sequence[execute.Used]
 
 
 def missing(known: Mapping[str, Any], tasks: Mapping[str, Sequence[Job]], engine: str) -> list[str]:
@@ -53,11 +53,11 @@ def measured(
         try:
             given = (arms, asked.memory, cell_steps, asked.engine)
             what = f"the choice of an engine for {jobs[0].cell.problem}"
-            return schedule.call(rates.measure, given, asked.use, jobs[0].cell.device, what=what, limit=asked.limit)
+            return execute.call(rates.measure, given, asked.use, jobs[0].cell.device, what=what, limit=asked.limit)
         except UsageError as error:  # a cell that cannot be run is a failed cell, not a failed run: the loop records it
             return Choice(LOOP, refusals={"": str(error).rstrip(".")})
-        except schedule.Bug as bug:
-            if not any(schedule.has_stranger(job.cell) for job in jobs):
+        except execute.Bug as bug:
+            if not any(execute.has_stranger(job.cell) for job in jobs):
                 raise
             # What a stranger's component returned may only break what is ours: the loop tells it by the cell.
             return Choice(LOOP, refusals={"": str(bug).rstrip(":")})
@@ -69,7 +69,7 @@ def measured(
             return dict(zip(tasks, pool.map(one, tasks), strict=True))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            schedule.abandon()
+            execute.abandon()
             raise
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from clipbench import lr_schedules, registry, schedule
+from clipbench import execute, lr_schedules, registry
 from clipbench.cell import EXAMPLE, Cell
 from clipbench.engines import rates
 from clipbench.engines.rates import BATCHED, LOOP
@@ -138,7 +138,7 @@ def predict(study: Study, asked: Plan, store: Store | None, engine: str | None =
     how = choices.outlook(
         {key: (choice_key(cells[0]), cells, counts[key] * cells[0].steps) for key, cells in tasks.items()},
         pages_["calibration"].get("engines", {}),
-        Asked(engine or study.document.run.engine, rates.MEMORY, schedule.LIMIT, cores(), study.used),
+        Asked(engine or study.document.run.engine, rates.MEMORY, execute.LIMIT, cores(), study.used),
     )
     rows = []
     for key, cells in tasks.items():
@@ -181,7 +181,7 @@ def _beyond(cells: Sequence[Cell]) -> int:
 
 def shards(cells: int) -> int:
     """How many files of the ``cells`` table so many cells make, at least."""
-    return -(-cells // schedule.SHARD_CELLS)
+    return -(-cells // execute.SHARD_CELLS)
 
 
 def cores() -> int:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_io import KEPT, SENTENCE, WHOLE, command, finished, numbers, page, run, told_well
 
-from clipbench import registry, schedule
+from clipbench import execute, registry
 from clipbench.store import PAGES, Store
 from clipbench.store.commits import COMMITS, CONTEXT
 from clipbench.store.files import write_table
@@ -29,7 +29,7 @@ PATIENCE = 120  # seconds
 @pytest.fixture(scope="module")
 def done(page, tmp_path_factory):
     registry.load_packaged()
-    schedule.context("cpu").Process(target=int).start()
+    execute.context("cpu").Process(target=int).start()
     folder = tmp_path_factory.mktemp("damage") / "done"
     code, said = run(page, "loop", folder)
     assert code == 0, said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from test_io import PAGE, SENTENCE, command, numbers, told_well
 
-from clipbench import registry, schedule
+from clipbench import execute, registry
 
 INNOCENT = "the neighbours of a guilty cell have the bits that they have without it"
 FAILED = "a guilty cell that cannot end is recorded as failed, and says why"
@@ -49,7 +49,7 @@ ENDED = ("stop", "kill", "end", "crash", "refuse", "fill", "widen", "patch")
 def innocent(tmp_path_factory):
     """The numbers of the study without the guilty clip."""
     registry.load_packaged()
-    schedule.context("cpu").Process(target=int).start()
+    execute.context("cpu").Process(target=int).start()
     return numbers(studied(tmp_path_factory.mktemp("innocent") / "alone", "")[0])
 
 

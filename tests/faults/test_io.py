@@ -11,7 +11,7 @@ from multiprocessing import forkserver
 import pytest
 from shim import KINDS, Shim
 
-from clipbench import figures, registry, schedule
+from clipbench import execute, figures, registry
 from clipbench.cli import cli
 from clipbench.errors import UsageError
 from clipbench.report.folder import LIST, replace
@@ -112,7 +112,7 @@ def engine(request):
 @pytest.fixture(scope="module")
 def done(page, engine, tmp_path_factory):
     """A finished run; the forkserver that it started serves all that follow."""
-    schedule.context("cpu").Process(target=int).start()
+    execute.context("cpu").Process(target=int).start()
     folder = tmp_path_factory.mktemp(engine) / "done"
     code, said = run(page, engine, folder)
     assert code == 0, said

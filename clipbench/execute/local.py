@@ -25,8 +25,8 @@ from clipbench.engines.failures import Fault, is_strangers, place, said, trace
 from clipbench.engines.program import NoLanes
 from clipbench.engines.rates import LOOP
 from clipbench.errors import UsageError
-from clipbench.schedule.shards import Shard, has_stranger
-from clipbench.schedule.world import Change, World
+from clipbench.execute.shards import Shard, has_stranger
+from clipbench.execute.world import Change, World
 
 NOTHING = Fault()
 Used = tuple[Path, str]  # a stranger's file, and the hash it had when the study was read
@@ -67,7 +67,7 @@ def context(device: str) -> ForkServerContext | SpawnContext:
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
     # The first optimizer built in a process imports torch._dynamo, the first data set sklearn.datasets: 2 s together.
-    server.set_forkserver_preload(["torch._dynamo", "sklearn.datasets", "clipbench.schedule", *registry.PACKAGED])
+    server.set_forkserver_preload(["torch._dynamo", "sklearn.datasets", "clipbench.execute", *registry.PACKAGED])
     return server
 
 

@@ -23,9 +23,9 @@ from clipbench.engines import Job, Record
 from clipbench.engines.failures import Fault
 from clipbench.engines.rates import LOOP, Choice
 from clipbench.errors import UsageError
-from clipbench.schedule.archive import SHARD_CELLS, Archive, cell_row, curve_columns
-from clipbench.schedule.shards import IN_HAND, Shard, has_stranger, pack
-from clipbench.schedule.worker import LIMIT, Answer, Broken, Bug, Used, Worker, abandon, call, context, prepare
+from clipbench.execute.archive import SHARD_CELLS, Archive, cell_row, curve_columns
+from clipbench.execute.local import LIMIT, Answer, Broken, Bug, Used, Worker, abandon, call, context, prepare
+from clipbench.execute.shards import IN_HAND, Shard, has_stranger, pack
 from clipbench.store import Store
 
 __all__ = [

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from clipbench.engines.failures import said
-from clipbench.schedule.held import COMPILED, COMPILERS, HELD, strict_filters
-from clipbench.schedule.left import (
+from clipbench.execute.held import COMPILED, COMPILERS, HELD, strict_filters
+from clipbench.execute.left import (
     MANY,
     OF_DRIVERS,
     adopt,
@@ -27,8 +27,8 @@ from clipbench.schedule.left import (
     open_files,
     threads,
 )
-from clipbench.schedule.names import Names
-from clipbench.schedule.numbers import GENERATORS, NUMBERS, asked, luck
+from clipbench.execute.names import Names
+from clipbench.execute.numbers import GENERATORS, NUMBERS, asked, luck
 
 SHOWN = 3  # names in a sentence
 

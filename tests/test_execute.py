@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from clipbench import protocol, registry, schedule, selection, study
+from clipbench import execute, protocol, registry, selection, study
 from clipbench.engines import Job, Record, stacked
 from clipbench.engines.rates import Choice, versioned
 from clipbench.errors import UsageError
@@ -105,7 +105,7 @@ def new_store(folder):
 
 
 def supervise(asked, store, **options):
-    schedule.run(jobs(asked), store, "select", "here", use=asked.used, **{"workers": 2, **options})
+    execute.run(jobs(asked), store, "select", "here", use=asked.used, **{"workers": 2, **options})
     return Store(store.folder)
 
 
@@ -149,7 +149,7 @@ def troubled(tmp_path_factory):
     first = supervise(asked, store, on_record=ended.append)
     again = [job for job in jobs(asked) if job.cell.id in set(first.read("cells").query("status == 'failed'")["cell"])]
     cells = first.read("cells")
-    schedule.run(again, store, "select", "here", use=asked.used, workers=2)
+    execute.run(again, store, "select", "here", use=asked.used, workers=2)
     return {
         "folder": folder,
         "first": outcomes(cells),
@@ -362,12 +362,12 @@ def test_a_disk_that_fails_behind_the_commit_stores_no_cell_twice(tmp_path, monk
 def test_workers_killed_between_two_cells_are_replaced(tmp_path):
     """They have nothing in hand, and the supervisor is about to give them more."""
     registry.load_packaged()
-    asked, store = page(tmp_path, [1.0, *(6.0 + number for number in range(schedule.IN_HAND + 2))]), new_store(tmp_path / "out")
+    asked, store = page(tmp_path, [1.0, *(6.0 + number for number in range(execute.IN_HAND + 2))]), new_store(tmp_path / "out")
     ended: list[Record] = []
 
     def kill(record):
         ended.append(record)
-        if len(ended) == schedule.IN_HAND:  # the hand is empty now
+        if len(ended) == execute.IN_HAND:  # the hand is empty now
             for process in multiprocessing.active_children():
                 if process.name.startswith("clipbench-"):
                     process.kill()
@@ -381,7 +381,7 @@ def test_workers_killed_between_two_cells_are_replaced(tmp_path):
 def test_a_cell_is_committed_before_the_run_is_over(tmp_path, monkeypatch):
     """A shard closes at 64 cells, here at two."""
     registry.load_packaged()
-    monkeypatch.setattr(schedule.archive, "SHARD_CELLS", 2)
+    monkeypatch.setattr(execute.archive, "SHARD_CELLS", 2)
     asked, store = page(tmp_path, [1.0, 6.0, 7.0, 8.0, 9.0]), new_store(tmp_path / "out")
     seen = []
     supervise(asked, store, workers=1, on_record=lambda _: seen.append(len(Store(store.folder).read("cells"))))
@@ -390,23 +390,23 @@ def test_a_cell_is_committed_before_the_run_is_over(tmp_path, monkeypatch):
 
 
 def test_nothing_to_do_starts_no_worker(tmp_path, monkeypatch):
-    monkeypatch.setattr(schedule, "Worker", None)
-    schedule.run([], new_store(tmp_path / "out"), "select", "here")
+    monkeypatch.setattr(execute, "Worker", None)
+    execute.run([], new_store(tmp_path / "out"), "select", "here")
 
 
 def test_a_call_in_a_worker_returns_its_value_or_one_sentence():
     """What pilots and timings run in."""
-    assert schedule.call(pow, (2, 5), (), "cpu", what="the sum") == 32
+    assert execute.call(pow, (2, 5), (), "cpu", what="the sum") == 32
     with pytest.raises(UsageError, match=r"^the sum took longer than 0.2 s\.$"):
-        schedule.call(time.sleep, (60,), (), "cpu", what="the sum", limit=0.2)
+        execute.call(time.sleep, (60,), (), "cpu", what="the sum", limit=0.2)
     with pytest.raises(UsageError, match=r'^there is no clip "nrm"'):
-        schedule.call(registry.find, ("clip", "nrm"), (), "cpu", what="the sum")
+        execute.call(registry.find, ("clip", "nrm"), (), "cpu", what="the sum")
 
 
 def test_a_bug_of_ours_in_a_call_comes_with_the_traceback_of_the_worker():
-    with pytest.raises(schedule.Bug, match=r"^the sum has met a mistake in clipbench itself:") as raised:
-        schedule.call(pow, (0, -1), (), "cpu", what="the sum")
-    assert "schedule/worker.py" in raised.value.__notes__[0]
+    with pytest.raises(execute.Bug, match=r"^the sum has met a mistake in clipbench itself:") as raised:
+        execute.call(pow, (0, -1), (), "cpu", what="the sum")
+    assert "execute/local.py" in raised.value.__notes__[0]
     assert raised.value.__notes__[0].endswith("ZeroDivisionError: 0.0 cannot be raised to a negative power\n")
 
 
@@ -415,10 +415,10 @@ def test_a_call_that_a_signal_kills_has_a_second_try(tmp_path):
     dying = (
         f"import os, signal\nwith open({str(tries)!r}, 'a') as file: file.write('x')\nif %s: os.kill(os.getpid(), signal.SIGKILL)"
     )
-    schedule.call(exec, (dying % f"os.path.getsize({str(tries)!r}) == 1",), (), "cpu", what="the sum")
+    execute.call(exec, (dying % f"os.path.getsize({str(tries)!r}) == 1",), (), "cpu", what="the sum")
     assert tries.read_text() == "xx"
     with pytest.raises(UsageError, match=r"^the sum: the worker was killed by SIGKILL, and so was the one after it; "):
-        schedule.call(exec, (dying % "True",), (), "cpu", what="the sum")
+        execute.call(exec, (dying % "True",), (), "cpu", what="the sum")
     assert tries.read_text() == "xxxx"
 
 
