@@ -26,7 +26,7 @@ CLOSE = 1.5  # times the other's: rates so close are measured again
 MEASURING = 10.0  # seconds of the loop's work below which finding something faster takes longer than it saves
 COMPILING = 15.0  # seconds one structure takes the compiler, about; the measured time replaces it
 PAYS = 0.5  # what compiling may leave of a step's time, at the best seen; below what it costs, it is not tried
-HEADROOM = 4  # times what is alive that a process grows by, at most (3.9 seen): freed pieces do not fit what comes next
+HEADROOM = 5  # times what is alive that a process grows by, at most (4.4 seen): freed pieces do not fit what comes next
 AGREEMENT = 1e-9
 
 
