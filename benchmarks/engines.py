@@ -32,7 +32,6 @@ from clipbench import step as measures
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job, Trainer, lanes, stacked
 from clipbench.figures import style
-from clipbench.protocol import pages
 
 PAIR = 2  # processes that run a contender at the same time
 BLOCK = 50  # steps, after which the rows are read
@@ -359,7 +358,7 @@ def main():
     parser.add_argument("--out", type=Path, help="a folder for engines.json, engines.md, engines.svg and engines.png")
     given = parser.parse_args()
     registry.load_packaged()
-    machine, peer = pages.environment([]), jax_versions(given.jax)
+    machine, peer = execute.environment("cpu"), jax_versions(given.jax)
     versions = {"torch": torch.__version__, **peer, "python": machine["python"], "processor": machine["processor"]}
     python = given.jax if peer else None
     found, missing = measure(given.workloads.split(","), given.seconds, given.compile.split(","), python, given.rounds)

@@ -37,7 +37,7 @@ def main(name: str, workloads: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "targets", "targets", page.text)
         with store.claim():
-            protocol.run(page, store, with_throughput=False)
+            protocol.run(page, store, protocol.Options(throughput=False))
         cells, evals = store.read("cells"), store.read("evals")
         seeds = dict.fromkeys(cells["problem"].unique(), SEEDS)
         chosen = selection.readings(selection.score(cells), seeds, None)

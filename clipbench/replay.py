@@ -15,7 +15,6 @@ from clipbench import engines, events, execute, registry, schema
 from clipbench.cell import Cell, from_json
 from clipbench.engines import Job, Record, lanes
 from clipbench.errors import UsageError
-from clipbench.protocol import pages
 from clipbench.store import Store
 
 Pair = tuple[str, np.ndarray, np.ndarray]  # what it is, as stored and as it came now
@@ -57,14 +56,10 @@ def replay(store: Store, cell: str, engine: str | None = None, use: Sequence[Pat
     with_engine = made_by if engine in (None, made_by) or (engine == "batched" and made_by != "loop") else str(engine)
     if with_engine not in ENGINES:
         raise UsageError(f'{store.folder}: the engine "{with_engine}" is not known here; give --engine loop or batched.')
-    record = execute.call(
-        _run,
-        (job, with_engine),
-        used,
-        asked.device,
-        what=f"the replay of {asked.id}",
-        limit=max(execute.LIMIT, execute.SLACK * row["seconds"]),
-    )
+    work = execute.Call(_run, (job, with_engine), f"the replay of {asked.id}")
+    with execute.Local(1) as executor:
+        setting = execute.Setting(tuple(used), 1, asked.device)
+        record = execute.call(executor, work, setting, max(execute.LIMIT, execute.SLACK * row["seconds"]))
     if record.failure is not None:
         return Finding(False, f"{asked.id}: it failed now: {record.failure}.")
     reasons = _reasons(store, row, with_engine)
@@ -148,7 +143,7 @@ def _run(job: Job, engine: str) -> Record:
 def _reasons(store: Store, row: dict[str, Any], engine: str) -> list[str]:
     """Why the same bits cannot be asked for."""
     there = store.page("environment")["environments"].get(row["environment"], {})
-    here = pages.environment([])
+    here = execute.environment("cpu")
     reasons = []
     if engine != row["engine"]:
         reasons.append(f"the row was made by {row['engine']}")

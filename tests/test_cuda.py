@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from running import called
 
-from clipbench import engines, execute, registry, throughput
+from clipbench import engines, registry, throughput
 from clipbench.cell import Cell, Part
 from clipbench.engines import Job, lanes
 from clipbench.events import LOSS
@@ -58,13 +59,13 @@ def test_a_lane_that_ends_on_the_device_leaves_its_neighbours_as_they_were():
 
 
 def test_workers_start_afresh_and_train_on_the_device():
-    record = execute.call(engines.run, (job("cuda", "float32"),), [], "cuda")
+    record = called(engines.run, job("cuda", "float32"), device="cuda")
     assert record.failure is None
     assert np.isfinite(record.rows[:, LOSS]).all()
 
 
 def test_timing_waits_for_the_device_and_reads_its_memory():
-    rows = execute.call(throughput.measure, ([[job("cuda", "float32", clip) for clip in ("none", "norm")]],), [], "cuda")
+    rows = called(throughput.measure, [[job("cuda", "float32", clip) for clip in ("none", "norm")]], device="cuda")
     assert {row["clip"] for row in rows} == {"none", "norm"}
     assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 for row in rows)
 
@@ -110,7 +111,7 @@ def test_the_long_form_sets_updates_on_the_device_against_a_copy():
         [job("cuda", "float32", clip) for clip in ("none", "norm")], throughput.sizes_named("2M"), ["torch"], 2
     )
     assert [part.threads for part in parts] == [1, 1]
-    rows, _ = execute.call(throughput.carry_out, (parts[0],), [], "cuda")
+    rows, _ = called(throughput.carry_out, parts[0], device="cuda")
     large = [row for row in rows if row["parameters"] > 1e6]
     assert large
     assert all(row["kernels"] > 0 and row["peak_bytes"] > 0 for row in large)

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from running import called
 
 from clipbench import execute, protocol, registry, selection, study
 from clipbench.engines import Job, Record, stacked
 from clipbench.engines.rates import Choice, versioned
 from clipbench.errors import UsageError
+from clipbench.execute import Local, Setting
 from clipbench.store import Store
 
 PATIENCE = 120  # seconds for what takes one: a busy machine is no finding
@@ -104,8 +106,9 @@ def new_store(folder):
     return made
 
 
-def supervise(asked, store, **options):
-    execute.run(jobs(asked), store, "select", "here", use=asked.used, **{"workers": 2, **options})
+def supervise(asked, store, workers=2, **options):
+    with Local(workers) as executor:
+        execute.run(jobs(asked), store, "select", executor, Setting(tuple(asked.used)), **options)
     return Store(store.folder)
 
 
@@ -149,7 +152,8 @@ def troubled(tmp_path_factory):
     first = supervise(asked, store, on_record=ended.append)
     again = [job for job in jobs(asked) if job.cell.id in set(first.read("cells").query("status == 'failed'")["cell"])]
     cells = first.read("cells")
-    execute.run(again, store, "select", "here", use=asked.used, workers=2)
+    with Local(2) as executor:
+        execute.run(again, store, "select", executor, Setting(tuple(asked.used)))
     return {
         "folder": folder,
         "first": outcomes(cells),
@@ -247,7 +251,7 @@ def undisturbed(tmp_path_factory):
     (folder / "go").touch()
     store = Store.create(folder / "undisturbed", asked.name, asked.text)
     with store.claim():
-        protocol.run(asked, store, workers=2, with_throughput=False)
+        protocol.run(asked, store, protocol.Options(workers=2, throughput=False))
     return folder, asked, Store(store.folder)
 
 
@@ -280,7 +284,7 @@ def completed_like(undisturbed, store):
     folder, asked, whole = undisturbed
     (folder / "go").touch()
     with store.claim():
-        counts = protocol.run(asked, store, workers=2, with_throughput=False)
+        counts = protocol.run(asked, store, protocol.Options(workers=2, throughput=False))
     done = Store(store.folder)
     assert done.problems() == []
     assert curves(done) == curves(whole)
@@ -307,7 +311,7 @@ def test_an_interrupt_keeps_every_cell_that_ended_and_the_next_run_goes_on(undis
     kept = store.read("cells")
     assert {1.0, 5.0} <= set(kept["threshold"])
     assert set(kept["status"]) == {"completed"}
-    assert completed_like(undisturbed, store)["kept"] == len(kept)
+    assert completed_like(undisturbed, store).kept == len(kept)
 
 
 def test_workers_whose_supervisor_was_killed_exit_and_the_next_run_goes_on(undisturbed, underway):
@@ -317,7 +321,7 @@ def test_workers_whose_supervisor_was_killed_exit_and_the_next_run_goes_on(undis
     process.kill()
     process.wait()
     wait_for(lambda: gone(worker), "the orphan's end")
-    assert completed_like(undisturbed, store)["kept"] == 0
+    assert completed_like(undisturbed, store).kept == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- faults
@@ -390,23 +394,24 @@ def test_a_cell_is_committed_before_the_run_is_over(tmp_path, monkeypatch):
 
 
 def test_nothing_to_do_starts_no_worker(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "Worker", None)
-    execute.run([], new_store(tmp_path / "out"), "select", "here")
+    monkeypatch.setattr("clipbench.execute.local.Worker", None)
+    with Local(2) as executor:
+        execute.run([], new_store(tmp_path / "out"), "select", executor, Setting())
 
 
 def test_a_call_in_a_worker_returns_its_value_or_one_sentence():
     """What pilots and timings run in."""
-    assert execute.call(pow, (2, 5), (), "cpu", what="the sum") == 32
+    assert called(pow, 2, 5) == 32
     with pytest.raises(UsageError, match=r"^the sum took longer than 0.2 s\.$"):
-        execute.call(time.sleep, (60,), (), "cpu", what="the sum", limit=0.2)
+        called(time.sleep, 60, limit=0.2)
     with pytest.raises(UsageError, match=r'^there is no clip "nrm"'):
-        execute.call(registry.find, ("clip", "nrm"), (), "cpu", what="the sum")
+        called(registry.find, "clip", "nrm")
 
 
 def test_a_bug_of_ours_in_a_call_comes_with_the_traceback_of_the_worker():
     with pytest.raises(execute.Bug, match=r"^the sum has met a mistake in clipbench itself:") as raised:
-        execute.call(pow, (0, -1), (), "cpu", what="the sum")
-    assert "execute/local.py" in raised.value.__notes__[0]
+        called(pow, 0, -1)
+    assert "execute/worker.py" in raised.value.__notes__[0]
     assert raised.value.__notes__[0].endswith("ZeroDivisionError: 0.0 cannot be raised to a negative power\n")
 
 
@@ -415,10 +420,10 @@ def test_a_call_that_a_signal_kills_has_a_second_try(tmp_path):
     dying = (
         f"import os, signal\nwith open({str(tries)!r}, 'a') as file: file.write('x')\nif %s: os.kill(os.getpid(), signal.SIGKILL)"
     )
-    execute.call(exec, (dying % f"os.path.getsize({str(tries)!r}) == 1",), (), "cpu", what="the sum")
+    called(exec, dying % f"os.path.getsize({str(tries)!r}) == 1")
     assert tries.read_text() == "xx"
     with pytest.raises(UsageError, match=r"^the sum: the worker was killed by SIGKILL, and so was the one after it; "):
-        execute.call(exec, (dying % "True",), (), "cpu", what="the sum")
+        called(exec, dying % "True")
     assert tries.read_text() == "xxxx"
 
 

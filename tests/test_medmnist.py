@@ -229,7 +229,7 @@ def test_small_learns_pneumonia_from_real_x_rays():
 def test_without_its_data_the_packaged_study_says_how_to_get_it(monkeypatch, tmp_path, command):
     """One sentence, exit 2, no folder and no worker."""
     monkeypatch.setenv("CLIPBENCH_DATA", str(tmp_path / "nothing"))
-    monkeypatch.setattr(execute, "call", lambda *_: pytest.fail("a worker was started"))
+    monkeypatch.setattr(execute.Local, "submit", lambda *_: pytest.fail("a worker was started"))
     done = clipbench(command, "medmnist", "--out", tmp_path / "out")
     assert done.exit_code == 2
     assert done.stderr.startswith(f"clipbench: {tmp_path}")

@@ -12,6 +12,7 @@ from test_cli import PAGE, clipbench, refused
 
 from clipbench import cli as cli_
 from clipbench import execute, feed, protocol, registry, study
+from clipbench.engines.rates import Choice
 from clipbench.errors import UsageError
 from clipbench.store import Store
 
@@ -180,7 +181,8 @@ def test_the_outlook_bounds_what_a_run_becomes(page, tmp_path):
 
 def test_a_plan_does_not_write_out_its_seeds(page, monkeypatch):
     """Of 100,000 seeds it would take half a minute: no cell is made beside one for each setting."""
-    monkeypatch.setattr("clipbench.execute.call", lambda *_, **__: protocol.choices.Choice("loop", rates={"loop": 1e-4}))
+    rate = Choice("loop", rates={"loop": 1e-4})
+    monkeypatch.setattr("clipbench.execute.calls", lambda _, works, __: ((key, rate) for key in works))
     text = page([1.0], ("select = 1", "select = 100000")).read_text()
     asked = protocol.plan(study.parse("tiny", text, page([1.0]).parent))
     monkeypatch.setattr(protocol.Plan, "cells", None)

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from restored import registry_restored
+from running import called
 from strangers import EMA
 
 from clipbench import execute, protocol, registry, selection, store, study
@@ -76,12 +77,12 @@ def parsed(text, folder):
     return study.parse("tiny", text, folder)
 
 
-def carried_out(text, folder, **options):
+def carried_out(text, folder, watcher=None, **options):
     """``run`` of a page into ``folder``: the counts, and the store as a reader opens it."""
     asked = parsed(text, folder.parent)
     made = Store.create(folder, asked.name, asked.text)
     with made.claim():
-        counts = protocol.run(asked, made, **{"workers": 2, "with_throughput": False, **options})
+        counts = protocol.run(asked, made, protocol.Options(**{"workers": 2, "throughput": False, **options}), watcher)
     return counts, Store(folder)
 
 
@@ -94,7 +95,7 @@ def rows(frame):
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("protocol") / "tiny"
     counts, done = carried_out(PAGE, folder)
-    assert counts["kept"] == 0
+    assert counts.kept == 0
     return done
 
 
@@ -121,7 +122,7 @@ def goes_on(copy, whole, *changes):
         pd.testing.assert_frame_equal(*pairs)
     assert done.problems() == []
     new = after[~after["cell"].isin(before["cell"])]
-    assert counts["ran"] == len(new)
+    assert counts.ran == len(new)
     return counts, new
 
 
@@ -186,7 +187,7 @@ def test_an_axis_is_not_extended_beyond_the_range_of_its_threshold(tmp_path):
     shared = found[found["arm"] == "sgd + share"]
     assert set(shared.loc[shared["extended"], "lr"]) >= {3e-4, 1e-3}
     assert set(shared["threshold"]) == {0.2, 0.5}
-    assert counts["failed"] == 0
+    assert counts.failed == 0
 
 
 def test_relative_thresholds_are_resolved_with_the_stored_pilot(whole):
@@ -222,18 +223,18 @@ def test_the_same_study_elsewhere_gives_the_same_rows(whole, tmp_path):
 
 def test_a_second_run_runs_nothing_and_starts_nothing(whole, copy, monkeypatch):
     """No worker, no pilot; not a file changes."""
-    monkeypatch.setattr(execute, "context", None)
+    monkeypatch.setattr("clipbench.execute.local.context", None)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".claim"}
     counts, _ = carried_out(PAGE, copy)
-    assert counts["ran"] == 0
-    assert counts["kept"] == len(whole.read("cells"))
+    assert counts.ran == 0
+    assert counts.kept == len(whole.read("cells"))
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".claim"} == before
 
 
 def test_more_report_seeds_run_the_new_seeds_only(whole, copy):
     counts, new = goes_on(copy, whole, ("report = 2", "report = 4"))
     assert set(new["seed"]) == {1002, 1003}
-    assert counts["kept"] == len(whole.read("cells"))
+    assert counts.kept == len(whole.read("cells"))
 
 
 def test_more_selection_seeds_keep_what_is_stored(whole, copy):
@@ -260,7 +261,7 @@ def test_a_shard_that_was_damaged_is_run_again_and_nothing_else(whole, copy):
 
     notes = Notes()
     counts, done = carried_out(PAGE, copy, watcher=notes)
-    assert counts["ran"] == len(cells)
+    assert counts.ran == len(cells)
     assert notes.said == (f"set aside: cells/{lost.name}: does not match the hash in its name",)
     columns = [name for name in whole.read("cells") if name not in ("seconds", "worker", "created")]
     pd.testing.assert_frame_equal(rows(done.read("cells"))[columns], rows(whole.read("cells"))[columns])
@@ -272,7 +273,7 @@ def test_a_stored_pilot_is_used_and_never_run_again(tmp_path, monkeypatch):
     page = PAGE.replace("[0.01, 0.1]", "0.01").replace("report = 2", "report = 0").replace("[run]", '[run]\nengine = "loop"')
     planted = {"pilots": {PILOT: {"norm, version 1": 12.3}}}
     Store.create(tmp_path / "tiny", "tiny", page).write_page("calibration", planted)
-    monkeypatch.setattr(execute, "call", None)
+    monkeypatch.setattr(execute, "calls", lambda _, works, __: pytest.fail("a pilot") if works else iter(()))
     _, done = carried_out(page, tmp_path / "tiny")
     cells = done.read("cells")
     assert {(row.relative, row.threshold) for row in cells[cells["relative"].notna() & ~cells["extended"]].itertuples()} == {
@@ -285,7 +286,7 @@ def test_a_stored_pilot_is_used_and_never_run_again(tmp_path, monkeypatch):
 def test_no_report_seeds_mean_no_report_cells(tmp_path):
     page = PAGE.replace("[0.01, 0.1]", "0.01").replace("report = 2", "report = 0").replace("[0.1, 0.3]", "0.3")
     counts, done = carried_out(page, tmp_path / "tiny")
-    assert counts["ran"] == 2
+    assert counts.ran == 2
     assert done.page("plan")["cells"]["report"] == []
     assert done.problems() == []
 
@@ -293,7 +294,7 @@ def test_no_report_seeds_mean_no_report_cells(tmp_path):
 def test_without_report_seeds_nothing_is_chosen_and_no_axis_extended(tmp_path):
     """With them, the same page has a choice at an edge."""
     counts, done = carried_out(PAGE.replace("report = 2", "report = 0"), tmp_path / "tiny")
-    assert counts["ran"] == len(done.page("plan")["cells"]["select"]) == 6
+    assert counts.ran == len(done.page("plan")["cells"]["select"]) == 6
     assert done.page("plan")["cells"]["extend"] == []
 
 
@@ -301,7 +302,7 @@ def test_curves_of_report_and_diverged_cells_only_where_that_is_asked_for(tmp_pa
     """And it stays so: a later run that would keep all cannot bring the others back."""
     page = PAGE.replace("[0.01, 0.1]", "[0.1, 3.0]")
     counts, done = carried_out(page, tmp_path / "tiny", curves="report")
-    assert counts["diverged"]
+    assert counts.diverged
     cells = done.read("cells").set_index("cell")
     kept = set(done.read("curves")["cell"])
     assert kept == set(cells.index[(cells["role"] == "report") | (cells["status"] == "diverged")])
@@ -326,7 +327,7 @@ def test_cells_for_an_absent_device_are_listed_with_the_reason(tmp_path):
     assert asked.not_run == absent
     assert {cell.device for cell in asked.cells} == {"cpu"}
     counts, done = carried_out(page, tmp_path / "tiny")
-    assert counts["not_run"] == 3
+    assert counts.not_run == 3
     assert done.page("plan")["not_run"] == absent
     assert set(done.read("cells")["device"]) == {"cpu"}
     assert done.problems() == []
@@ -354,7 +355,7 @@ def test_a_strangers_clip_joins_the_matrix_under_its_files_hash(tmp_path):
     (tmp_path / "ema.py").write_text(EMA)
     page = 'use = ["ema.py"]\n' + PAGE.replace('name = "norm"\nrelative = [0.1, 0.3]', 'name = "ema"\nratio = [0.5, 1.0]')
     counts, done = carried_out(page, tmp_path / "tiny")
-    assert counts["failed"] == 0
+    assert counts.failed == 0
     cells = done.read("cells")
     ema = cells[cells["clip"] == "ema"]
     assert set(ema["arm"]) == {"sgd + ema"}
@@ -431,7 +432,7 @@ def test_a_file_edited_while_the_study_runs_stops_it(tmp_path):
     used = asked.used
     (tmp_path / "ema.py").write_text(EMA.replace("0.95", "0.9"))
     with pytest.raises(UsageError, match=r"ema\.py was edited while the study ran"):
-        execute.call(abs, (1,), used, "cpu")
+        called(abs, 1, use=used)
 
 
 def test_an_edge_of_an_edited_study_is_extended_beyond_its_new_end(whole, copy):

@@ -7,12 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from restored import registry_restored
+from running import called
 from strangers import EMA
 
-from clipbench import events, execute, feed, protocol, registry, replay, schema, study
+from clipbench import events, feed, protocol, registry, replay, schema, study
 from clipbench.engines import Job
 from clipbench.engines.record import Record
 from clipbench.errors import UsageError
+from clipbench.execute.archive import Archive
+from clipbench.execute.executor import Portion
 from clipbench.store import Store
 
 PAGE = """
@@ -49,7 +52,7 @@ def stores(tmp_path_factory):
         page = study.parse("tiny", PAGE, folder)
         store = Store.create(folder / engine, page.name, page.text)
         with store.claim():
-            protocol.run(page, store, engine=engine, with_throughput=False)
+            protocol.run(page, store, protocol.Options(engine=engine, throughput=False))
         found[engine] = Store(store.folder)
     return found
 
@@ -81,7 +84,7 @@ def test_a_mixed_cell_matches_in_either_engine(made_by, engine, tmp_path):
     page = study.parse("tiny", text, tmp_path)
     store = Store.create(tmp_path / "tiny", page.name, page.text)
     with store.claim():
-        protocol.run(page, store, engine=made_by, with_throughput=False)
+        protocol.run(page, store, protocol.Options(engine=made_by, throughput=False))
     found = replay.replay(Store(store.folder), a_clipped_cell(store), engine=engine)
     assert found.matches, found.sentence
 
@@ -114,13 +117,13 @@ def test_a_row_that_came_about_otherwise_does_not_match(stores, tmp_path):
     registry.load_packaged()
     page = study.parse("tiny", PAGE.replace("[0.01, 0.03]", "0.01"), tmp_path)
     cell = next(cell for cell in page.cells() if cell.clip.name == "none")
-    (record,) = execute.call(_run_all, ([Job(replace(cell, lr=0.011), {})],), (), "cpu")
+    (record,) = called(_run_all, [Job(replace(cell, lr=0.011), {})])
     store = Store.create(tmp_path / "tiny", page.name, page.text)
     store.write_page("environment", stores["loop"].page("environment"))
-    key = next(iter(stores["loop"].page("environment")["environments"]))
+    here = next(iter(stores["loop"].page("environment")["environments"].values()))
     planted = Record(**{**vars(record), "job": Job(cell, {})})
-    archive = execute.archive.Archive(store, "select", key)
-    archive.add(planted, 0)
+    archive = Archive(store, "select", here)
+    archive.add(planted, Portion(0))
     archive.flush()
     found = replay.replay(Store(store.folder), cell.id)
     assert not found.matches
@@ -185,7 +188,7 @@ def of_a_file(tmp_path):
         page = study.parse("tiny", text, tmp_path)
         store = Store.create(tmp_path / "tiny", page.name, page.text)
         with store.claim():
-            protocol.run(page, store, engine="loop", with_throughput=False)
+            protocol.run(page, store, protocol.Options(engine="loop", throughput=False))
     return Store(store.folder)
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from running import called
 
-from clipbench import engines, execute, feed, protocol, registry, schema, study, throughput
+from clipbench import engines, feed, protocol, registry, schema, study, throughput
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job
 from clipbench.engines.loop import untouched
@@ -55,7 +56,7 @@ def weights(module):
 def rows(_packaged):
     """A bench of three methods and one of two, timed in a worker as ``run`` does it."""
     bench = [job(clip=clip) for clip in ("none", "norm", "value")]
-    return execute.call(throughput.measure, ([bench, [job("adam"), job("adam", "norm")]],), (), "cpu")
+    return called(throughput.measure, [bench, [job("adam"), job("adam", "norm")]])
 
 
 def of(rows, optimizer, clip):
@@ -172,7 +173,7 @@ def test_a_run_times_once_and_a_clip_that_joins_is_timed_beside_the_others(tmp_p
         page = study.parse("tiny", text, tmp_path)
         store = Store.create(tmp_path / "tiny", page.name, page.text)
         with store.claim():
-            protocol.run(page, store, workers=1)
+            protocol.run(page, store, protocol.Options(workers=1))
         return Store(store.folder).read("throughput")
 
     first = run(PAGE)
@@ -199,7 +200,7 @@ def surveyed(_packaged):
     """Every part of the long form for one workload and optimizer, on one thread, with one size beside; and what was refused."""
     page = PAGE + '\n[[clip]]\nname = "layer"\nmax_norm = 0.1\n'
     parts = throughput.surveys(jobs(page), throughput.sizes_named("1k"), SURVEYED, 1)
-    told = [execute.call(throughput.carry_out, (part,), (), part.device, threads=part.threads) for part in parts]
+    told = [called(throughput.carry_out, part, device=part.device, threads=part.threads) for part in parts]
     return [row for rows, _ in told for row in rows], [sentence for _, refusals in told for sentence in refusals]
 
 
@@ -252,8 +253,8 @@ def test_all_threads_are_a_part_of_their_own_and_their_rows_say_so():
     parts = throughput.surveys(jobs(), throughput.sizes_named("1k"), ["torch"], 2)
     assert [part.threads for part in parts] == [1, 1, 2, 2]
     _, _, sizes, training = parts
-    assert execute.call(throughput.carry_out, (sizes,), (), "cpu", threads=2) == ([], [])  # 1k is too few to share
-    rows, _ = execute.call(throughput.carry_out, (training,), (), "cpu", threads=2)
+    assert called(throughput.carry_out, sizes, threads=2) == ([], [])  # 1k is too few to share
+    rows, _ = called(throughput.carry_out, training, threads=2)
     assert {(row["threads"], row["part"]) for row in rows} == {(2, "step")}
 
 
@@ -275,8 +276,8 @@ def test_a_run_after_the_long_form_times_nothing_again_and_before_it_is_no_hindr
         blocks = protocol.survey(page, store, "study", {}, ["torch"], protocol.Silent())
         timed = Store(store.folder).read("throughput")
         assert len(timed) == blocks
-        counts = protocol.run(page, store, workers=1)
-    assert counts["timed"] == 0
+        counts = protocol.run(page, store, protocol.Options(workers=1))
+    assert counts.timed == 0
     assert len(Store(store.folder).read("throughput")) == blocks
     assert timed.groupby(["part", "threads", "problem", "clip", "block"]).size().max() == 1
 
@@ -286,4 +287,4 @@ def test_a_run_still_times_its_own_where_only_other_implementations_were(tmp_pat
     store = Store.create(tmp_path / "tiny", page.name, page.text)
     with store.claim():
         protocol.survey(page, store, "study", {}, ["loop"], protocol.Silent())
-        assert protocol.run(page, store, workers=1)["timed"] == 1
+        assert protocol.run(page, store, protocol.Options(workers=1)).timed == 1

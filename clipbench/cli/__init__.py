@@ -118,6 +118,7 @@ OUT = click.option("--out", type=click.Path(path_type=Path), default=None, help=
 def plan(study: str, out: Path | None, device: str | None, engine: str | None) -> None:
     """Cells, what is stored already, and the predicted time; runs no cell."""
     from clipbench import protocol
+    from clipbench.execute import cores
     from clipbench.study import read
 
     page = read(study)
@@ -136,7 +137,7 @@ def plan(study: str, out: Path | None, device: str | None, engine: str | None) -
     click.echo(f"  selection: {counted(cells, 'cell')} in about {files}; report settings: to be chosen.")
     for entry in asked.not_run:
         click.echo(f"  {_not_run(entry)}")
-    workers = protocol.cores()
+    workers = cores()
     time, longest = (duration(sum(row[name] for row in outlook) / workers) for name in ("seconds", "at_most"))
     on = counted(workers, "worker")
     click.echo(f"  predicted: about {time} on {on} for what is missing, besides timings and extended axes.")
@@ -229,32 +230,22 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     with _taken_back(folder):
         store = Store.create(folder, page.name, page.text)
         with store.claim(), Bars() as bars:
-            counts = protocol.run(
-                page,
-                store,
-                device=device or "study",
-                engine=engine,
-                memory=memory,
-                limit=limit,
-                workers=workers,
-                curves=curves,
-                with_throughput=not no_throughput,
-                watcher=bars,
-            )
-    total = counts["kept"] + counts["ran"]
-    spoiled = f"{counts['diverged']} diverged, {counts['collapsed']} collapsed, {counts['failed']} failed"
-    if counts["ran"]:
-        click.echo(f"{folder}: {counted(total, 'cell')}, {counts['kept']} kept, {counts['ran']} run; {spoiled}.")
+            options = protocol.Options(device or "study", engine, memory, limit, workers, curves, not no_throughput)
+            counts = protocol.run(page, store, options, bars)
+    total = counts.kept + counts.ran
+    spoiled = f"{counts.diverged} diverged, {counts.collapsed} collapsed, {counts.failed} failed"
+    if counts.ran:
+        click.echo(f"{folder}: {counted(total, 'cell')}, {counts.kept} kept, {counts.ran} run; {spoiled}.")
     else:
         click.echo(f"{folder}: everything is stored, all {counted(total, 'cell')} kept; {spoiled}.")
-    if counts["timed"]:
-        were = "was timed on its workload" if counts["timed"] == 1 else "were timed on their workloads"
-        click.echo(f"{counted(counts['timed'], 'optimizer')} {were}, with every clip.")
+    if counts.timed:
+        were = "was timed on its workload" if counts.timed == 1 else "were timed on their workloads"
+        click.echo(f"{counted(counts.timed, 'optimizer')} {were}, with every clip.")
     for entry in store.page("plan")["not_run"]:
         click.echo(_not_run(entry))
     click.echo(f"`clipbench report {folder}` draws the figures and tables.")
-    _say_why(counts["reasons"])
-    if counts["failed"]:
+    _say_why(counts.reasons)
+    if counts.failed:
         sys.exit(FINDING)
 
 

@@ -1,9 +1,9 @@
-"""What comes back from the workers, on its way into the store."""
+"""What comes back from an executor, on its way into the store."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from clipbench import events, summary
 from clipbench.engines import Record
+from clipbench.execute.executor import Portion
+from clipbench.execute.machine import key_of
 from clipbench.store import Store, keeps_curve
 
 SHARD_CELLS = 64
@@ -20,19 +22,28 @@ SHARD_SECONDS = 30.0
 class Archive:
     """Gathers records into shards of 64 cells or half a minute, and commits them."""
 
-    def __init__(self, store: Store, role: str, environment: str) -> None:
-        self.store, self.role, self.environment = store, role, environment
-        self.pages = store.page("environment")
+    def __init__(self, store: Store, role: str, here: Mapping[str, Any]) -> None:
+        """``here`` is this machine: that of records that came without one, as those of cells whose process died do."""
+        self.store, self.role, self.here = store, role, here
+        self.page = store.page("environment")
         stored = store.read("cells")
         self.attempts = dict(zip(stored["cell"], stored["attempt"], strict=True))
         self.number = len(list((store.folder / "cells").glob("*.parquet")))
-        self.records: list[tuple[Record, int]] = []
+        self.records: list[tuple[Record, int, str]] = []
         self.since = time.monotonic()
 
-    def add(self, record: Record, worker: int) -> None:
-        self.records.append((record, worker))
+    def add(self, record: Record, portion: Portion) -> None:
+        self.records.append((record, portion.worker, self._filed(portion.environment or self.here)))
         if len(self.records) >= SHARD_CELLS or time.monotonic() - self.since > SHARD_SECONDS:
             self.flush()
+
+    def _filed(self, environment: Mapping[str, Any]) -> str:
+        """The key of an environment, which the page knows before a row names it."""
+        key = key_of(environment)
+        if key not in self.page.setdefault("environments", {}):
+            self.page["environments"][key] = dict(environment)
+            self.store.write_page("environment", self.page)
+        return key
 
     def flush(self) -> None:
         self.since = time.monotonic()
@@ -43,16 +54,16 @@ class Archive:
         records, self.records = self.records, []
         tables: dict[str, Any] = {"cells": [], "evals": [], "events": []}
         curves: list[Record] = []
-        for record, worker in records:
+        for record, worker, environment in records:
             cell = record.job.cell
-            row = cell_row(record, worker, self.environment, int(self.attempts.get(cell.id, 0)) + 1)
+            row = cell_row(record, worker, environment, int(self.attempts.get(cell.id, 0)) + 1)
             tables["cells"].append(row)
             if record.failure is not None:
                 continue
             names = ("step", "split", "metric", "value")
             tables["evals"] += [{"cell": cell.id, **dict(zip(names, evaluation, strict=True))} for evaluation in record.evaluations]
             tables["events"] += [{"cell": cell.id, **vars(event)} for event in record.events]
-            if keeps_curve(self.pages, cell.role, row["status"]):
+            if keeps_curve(self.page, cell.role, row["status"]):
                 curves.append(record)
         if curves:
             tables["curves"] = curve_columns(curves)

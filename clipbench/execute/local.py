@@ -1,64 +1,28 @@
-"""Workers: long-lived processes of one thread that train what they are handed."""
+"""Worker processes of this machine: long-lived, one piece of work in hand and a pipe each."""
 
 from __future__ import annotations
 
-import ctypes
+import itertools
 import multiprocessing
 import os
 import signal
-import threading
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import ForkServerContext, SpawnContext
-from pathlib import Path
-from typing import Any
-
-import torch
+from types import TracebackType
+from typing import Any, Self, cast
 
 from clipbench import registry
-from clipbench.engines import Record
-from clipbench.engines.failures import Fault, is_strangers, place, said, trace
-from clipbench.engines.program import NoLanes
-from clipbench.engines.rates import LOOP
 from clipbench.errors import UsageError
-from clipbench.execute.shards import Shard, has_stranger
-from clipbench.execute.world import Change, World
+from clipbench.execute.executor import Broken, Call, Died, Done, End, Left, Portion, Raised, Returned, Setting, Work
+from clipbench.execute.machine import environment
+from clipbench.execute.worker import Answer, answers, carried_out, heed_the_supervisor, prepare
+from clipbench.execute.world import World
 
-NOTHING = Fault()
-Used = tuple[Path, str]  # a stranger's file, and the hash it had when the study was read
-LIMIT = 600.0  # seconds a shard, a cell of one for the loop, or a call may take where nothing longer was predicted
 FAREWELL = 5.0  # seconds a process that has sent its result may take to end: torch's compiler has helpers of its own to end
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-
-
-def prepare(threads: int, use: Sequence[Used] = ()) -> None:
-    """What every process that trains does first, before any tensor is made.
-
-    Denormals are flushed: decaying moments and dead networks fill memory with them, and arithmetic on them is many times slower.
-
-    :raises UsageError: a file of ``use`` is not what it was when the study was read.
-    """
-    _keep_memory()
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(threads)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the supervisor has said it of a broken entry point
-        registry.load_packaged()
-    for path, digest in use:
-        registry.load_file(path, digest=digest)
-
-
-def _keep_memory() -> None:
-    """Tell glibc to keep what is freed: by default every tensor of some size is new pages, which took half of a step's time."""
-    with suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def context(device: str) -> ForkServerContext | SpawnContext:
@@ -71,43 +35,22 @@ def context(device: str) -> ForkServerContext | SpawnContext:
     return server
 
 
-@dataclass(frozen=True)
-class Broken:
-    """Why a worker could not run a shard; ``loop`` says that the loop may run it."""
-
-    reason: str
-    loop: bool = False
-    fault: Fault = NOTHING
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a worker says of its shard: records of its first cells, or why there are none; what had to be put back after them.
-
-    ``retired``: it takes no other cell, and waits for its end: its process is no longer what it was.
-    """
-
-    said: list[Record] | Broken
-    notes: tuple[str, ...] = ()
-    retired: bool = False
-
-
-def work(pipe: connection.Connection, use: Sequence[Used], threads: int, stop: Any) -> None:
+def serve(pipe: connection.Connection, setting: Setting, stop: Any) -> None:
     """A worker's life: receive a shard, send its records, until the pipe says None or the supervisor is gone."""
-    _heed_the_supervisor()
+    heed_the_supervisor()
     try:
-        prepare(threads, use)
+        prepare(setting.threads, setting.use)
     except UsageError as error:
         pipe.send(error)
         return
     world, process = World(), os.getpid()
-    pipe.send(None)  # ready
+    pipe.send(environment(setting.device))  # ready
     while (shard := pipe.recv()) is not None:
-        for answer in _answers(shard, world):
+        for answer in answers(shard, world):
             if os.getpid() != process:
                 os._exit(0)  # a copy of the worker, which a component has made by a fork
             _send(pipe, answer)
-            if stop.is_set() or answer.retired:
+            if stop.is_set() or answer.retires:
                 return
 
 
@@ -119,237 +62,224 @@ def _send(pipe: connection.Connection, answer: Answer) -> None:
         os._exit(1)
 
 
-def _answers(shard: Shard, world: World) -> Iterator[Answer]:
-    """A shard's answers; after each the process is compared with what it was before its first cell."""
-    runs, strange = shard.run(), any(has_stranger(job.cell) for job in shard.jobs)
-    while (said := _attempt(runs, shard)) is not None:
-        change = world.compare(names=strange, by_compiler=shard.compiled)
-        if change.numbers:
-            said = _spoiled(said, shard, change)
-        faults = [said.fault] if isinstance(said, Broken) else [record.fault for record in said if record.fault]
-        retired = bool(change.numbers or change.lasting or any(fault.spent for fault in faults))
-        yield Answer(said, change.notes, retired)
-        if retired or isinstance(said, Broken):
-            return
+def serve_once(pipe: connection.Connection, setting: Setting, call: Call) -> None:
+    """The life of a process that is there for one call."""
+    heed_the_supervisor()
+    pipe.send(carried_out(call, setting))
 
 
-def _attempt(runs: Iterator[list[Record]], shard: Shard) -> list[Record] | Broken | None:
-    try:
-        return next(runs, None)
-    except NoLanes as refusal:
-        return Broken(str(refusal), loop=True)
-    except torch.OutOfMemoryError as error:
-        return Broken(f"out of memory on {shard.jobs[0].cell.device}", fault=Fault.of(error))
-    except BaseException as error:  # noqa: BLE001 - a stranger's component may raise anything; the matrix goes on
-        return Broken(said(error), fault=Fault.of(error))
+class Local:
+    """Runs work in processes of this machine; used as a context, that leaves none behind.
 
+    Workers stay from one shard to the next; a call has a process of its own, that begins with it.
+    """
 
-def _spoiled(found: list[Record] | Broken, shard: Shard, change: Change) -> list[Record] | Broken:
-    """In place of what came of cells that changed their process: that they did."""
-    reason = f"it changed {', '.join(change.numbers)} of the process it shares with other cells"
-    if isinstance(found, Broken):
-        return Broken(f"{reason}, and then: {found.reason}", fault=found.fault)
-    if shard.engine != LOOP:
-        return Broken(reason)
-    return [
-        Record(
-            record.job,
-            threshold=record.threshold,
-            failure=reason if record.failure is None else f"{reason}, and then: {record.failure}",
-            fault=record.fault or Fault(),
-            threads=record.threads,
-            seconds=record.seconds,
-        )
-        for record in found
-    ]
+    seconds = 0.05
+    patience = 600.0
 
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.crew: list[Worker] = []
+        self.queue: deque[tuple[int, Work, Setting]] = deque()
+        self.tickets = itertools.count()
+        self.stopped = False
+        self.stillborn = False
 
-def _heed_the_supervisor() -> None:
-    """Leave it to the supervisor what an interrupt means, and end when it is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A cluster sends it to every process at once. It is heard and not ignored, which what a worker starts would inherit.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    _follow()
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for worker in self.crew:
+            worker.dismiss()
+        for worker in self.crew:
+            worker.end()
+        self.crew = []
 
-def _follow() -> None:
-    """End this process when its supervisor is gone, however that went."""
-    parent = multiprocessing.parent_process()
+    def submit(self, work: Work, setting: Setting) -> int:
+        ticket = next(self.tickets)
+        self.queue.append((ticket, work, setting))
+        return ticket
 
-    def wait() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
+    def results(self, timeout: float) -> list[Portion]:
+        portions = self._hand_out()
+        for pipe in connection.wait([worker.pipe for worker in self.crew], timeout=0 if portions else timeout):
+            portions += self._hear(next(worker for worker in self.crew if worker.pipe is pipe))
+        return portions + self._hand_out()
 
-    threading.Thread(target=wait, daemon=True).start()
+    def cancel(self, ticket: int) -> None:
+        self.queue = deque(one for one in self.queue if one[0] != ticket)
+        for worker in [one for one in self.crew if one.ticket == ticket]:
+            self._remove(worker)
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.queue.clear()
+        for worker in self.crew:
+            worker.stop.set()
+
+    def _hand_out(self) -> list[Portion]:
+        """Begin what can be begun, the oldest first; a portion for each says so."""
+        begun, waiting = [], deque[tuple[int, Work, Setting]]()
+        for ticket, work, setting in self.queue:
+            worker = self._hire(setting, work) if isinstance(work, Call) else self._ready(setting)
+            if worker is None:
+                waiting.append((ticket, work, setting))
+                continue
+            worker.take(ticket, work)
+            begun.append(Portion(ticket))
+        self.queue = waiting
+        return begun
+
+    def _ready(self, setting: Setting) -> Worker | None:
+        """An idle worker for a shard; if none is ready one is on its way, or all slots are taken."""
+        alike = [one for one in self.crew if one.idle and one.setting == setting]
+        ready = next((one for one in alike if one.ready), None)
+        if ready is None and len(alike) < sum(not isinstance(work, Call) for _, work, _ in self.queue):
+            self._hire(setting)
+        return ready
+
+    def _hire(self, setting: Setting, call: Call | None = None) -> Worker | None:
+        """A new process, or None if all slots are taken; an idle worker that is set up otherwise makes room."""
+        if len(self.crew) >= self.slots:
+            spare = (one for one in self.crew if one.idle and one.ready)
+            other = next((one for one in spare if call is not None or one.setting != setting), None)
+            if other is None:
+                return None
+            other.dismiss()
+            other.end()
+            self.crew.remove(other)
+        taken = {one.number for one in self.crew}
+        number = next(number for number in itertools.count() if number not in taken)
+        self.crew.append(Worker(number, setting, call))
+        return self.crew[-1]
+
+    def _remove(self, worker: Worker) -> None:
+        worker.process.kill()
+        worker.process.join()
+        self.crew.remove(worker)
+
+    def _hear(self, worker: Worker) -> list[Portion]:
+        """What one message of a worker comes to."""
+        try:
+            said = worker.pipe.recv()
+        except (EOFError, OSError):  # the second where it was killed while it sent
+            return self._bury(worker)
+        if isinstance(said, UsageError):
+            raise said
+        if isinstance(said, Returned | Raised):
+            self.crew.remove(worker)
+            worker.end()
+            return [worker.portion(end=said)]
+        if not isinstance(said, Answer):
+            worker.environment = said
+            self.stillborn = False
+            return []
+        portion = worker.took(said)
+        if said.retires:
+            self._remove(worker)
+        return [portion]
+
+    def _bury(self, worker: Worker) -> list[Portion]:
+        """A worker is gone: what it had in hand died with it.
+
+        :raises UsageError: it was not even ready, and nobody killed it, or the one before it neither.
+        """
+        death = Death.of(worker.process)
+        self.crew.remove(worker)
+        if worker.ticket is not None:
+            return [worker.portion(end=Died(str(death), death.lost, death.killed))]
+        if not worker.ready and not self.stopped:
+            if self.stillborn or not death.killed:
+                raise UsageError(f"{death} before its first cell; a `use` file may have ended it.")
+            self.stillborn = True
+        return []
 
 
 class Worker:
-    """One worker process, the shard in its hand, and the pipe to it."""
+    """One process, the pipe to it, and the ticket of the work in its hand."""
 
-    def __init__(self, number: int, use: Sequence[Used], threads: int, device: str, stop: Any) -> None:
-        server = context(device)
-        self.number, self.ready = number, False
-        self.shard: Shard | None = None
-        self.since = time.monotonic()  # when it was handed a shard, or last heard of
+    def __init__(self, number: int, setting: Setting, call: Call | None) -> None:
+        server = context(setting.device)
+        self.number, self.setting, self.call = number, setting, call
+        self.environment: dict[str, Any] | None = None  # its machine, once it is ready
+        self.ticket: int | None = None
+        self.cells = 0  # of its shard, that have not ended
+        self.stop = server.Event()
         self.pipe, end = server.Pipe()
-        self.process = server.Process(target=work, args=(end, tuple(use), threads, stop), name=f"clipbench-{number}", daemon=True)
+        given = (serve, (end, setting, self.stop)) if call is None else (serve_once, (end, setting, call))
+        self.process = server.Process(target=given[0], args=given[1], name=f"clipbench-{number}", daemon=True)
         self.process.start()
         end.close()
 
-    def give(self, shard: Shard) -> None:
-        """Put a shard into the worker's hand."""
-        self.shard, self.since = shard, time.monotonic()
-        with suppress(BrokenPipeError):  # it died just now: its end of the pipe says so next
-            self.pipe.send(shard)
+    @property
+    def ready(self) -> bool:
+        """Whether it has been prepared; who is there for one call begins at once."""
+        return self.call is not None or self.environment is not None
 
-    def took(self, records: int) -> None:
-        """So many cells of the shard have ended."""
-        left = self.shard.without(records) if self.shard is not None else None
-        self.shard, self.since = (left if left is not None and left.jobs else None), time.monotonic()
+    @property
+    def idle(self) -> bool:
+        return self.ticket is None and self.call is None
+
+    def take(self, ticket: int, work: Work) -> None:
+        """Put work into its hand."""
+        self.ticket = ticket
+        if not isinstance(work, Call):
+            self.cells = len(work.jobs)
+            with suppress(BrokenPipeError):  # it died just now: its end of the pipe says so next
+                self.pipe.send(work)
+
+    def took(self, answer: Answer) -> Portion:
+        """The portion that an answer is; at its end the hand is empty."""
+        if isinstance(answer.said, Broken):
+            portion = self.portion(notes=answer.notes, end=answer.said)
+        else:
+            self.cells -= len(answer.said)
+            end = Done() if not self.cells else Left() if answer.retires else None
+            portion = self.portion(records=answer.said, notes=answer.notes, end=end)
+        if portion.end is not None:
+            self.ticket = None
+        return portion
+
+    def portion(self, *, end: End | None, records: Any = (), notes: tuple[str, ...] = ()) -> Portion:
+        return Portion(cast("int", self.ticket), records, notes, self.environment, self.number, end)
 
     def dismiss(self) -> None:
-        """Tell an idle worker to end by itself; one with a shard in its hand is ended."""
-        if self.ready and self.shard is None:
+        """Tell an idle worker to end by itself; one with work in its hand is ended."""
+        if self.idle and self.ready:
             with suppress(BrokenPipeError):
                 self.pipe.send(None)
         else:
             self.process.kill()
 
     def end(self) -> None:
-        """Wait for it to be gone, and see to it where that takes too long."""
+        """Wait for it to be gone, and see to it if that takes too long."""
         self.process.join(FAREWELL)
         self.process.kill()
         self.process.join()
 
-    def death(self) -> Death:
-        """How the process ended."""
-        self.process.join()
-        return Death(self.process.exitcode or 0)
-
 
 @dataclass(frozen=True)
 class Death:
-    """How a process ended: its exit code, which below zero is a signal; None where it took too long."""
+    """How a process ended: its exit code, which below zero is a signal."""
 
-    code: int | None
+    code: int
+
+    @classmethod
+    def of(cls, process: Any) -> Death:
+        process.join()
+        return cls(process.exitcode or 0)
 
     @property
     def killed(self) -> bool:
         """Whether a signal ended it."""
-        return self.code is not None and self.code < 0
+        return self.code < 0
 
     @property
     def lost(self) -> bool:
         """Whether somebody else did: no crash of its own."""
-        return self.killed and signal.Signals(-(self.code or 0)) not in CRASHES
+        return self.killed and signal.Signals(-self.code) not in CRASHES
 
     def __str__(self) -> str:
         if self.killed:
-            return f"the worker was killed by {signal.Signals(-(self.code or 0)).name}"
+            return f"the worker was killed by {signal.Signals(-self.code).name}"
         return f"the worker exited with code {self.code}"
-
-
-_called: set[Any] = set()  # the processes of calls under way
-
-
-class Bug(Exception):  # noqa: N818 - what it is called
-    """A mistake of ours in another process; its traceback comes as a note."""
-
-
-def call(
-    function: Callable[..., Any],
-    arguments: Sequence[Any],
-    use: Sequence[Used],
-    device: str,
-    *,
-    what: str = "the work of a worker",
-    limit: float = LIMIT,
-    threads: int = 1,
-) -> Any:
-    """``function(*arguments)`` in a fresh worker, alone: a pilot, a timing, a replay. A worker that is killed has a second try.
-
-    :param what: how a user would call it, such as ``the pilot of "wdbc"``.
-    :param limit: seconds it may take.
-    :param threads: torch threads it has.
-    :raises UsageError: what the function raised as such; that a stranger's code raised, where; that it was killed or took too long.
-    :raises OSError: what the function raised as such.
-    :raises Bug: anything else that it raised.
-    """
-    answers: list[Any] = []
-    for _ in range(2):
-        death = _called_once((function, tuple(arguments), tuple(use), threads), device, limit, answers)
-        if answers or not death.killed:
-            break
-    if answers:
-        return _taken(answers[0], what)
-    if death.code is None:
-        raise UsageError(f"{what} took longer than {limit:g} s.")
-    raise UsageError(f"{what}: {death}{', and so was the one after it' * death.killed}; nothing stored is lost.")
-
-
-def _called_once(given: tuple[Any, ...], device: str, limit: float, answers: list[Any]) -> Death:
-    """Have a fresh process answer; how it ended, without a code where it had to be ended."""
-    server = context(device)
-    pipe, end = server.Pipe()
-    process = server.Process(target=_call, args=(end, *given), daemon=True)
-    process.start()
-    _called.add(process)
-    end.close()
-    late = True
-    try:
-        late = not pipe.poll(limit)
-        if not late:
-            answers.append(pipe.recv())
-            process.join(FAREWELL)
-    except (EOFError, OSError):  # it ended without an answer
-        process.join()
-    finally:
-        late = late or process not in _called  # abandoned: nobody waits for another try
-        _called.discard(process)
-        process.kill()
-        process.join()
-    return Death(None if late else process.exitcode)
-
-
-def _taken(answer: tuple[str, Any], what: str) -> Any:
-    """The value that a call has answered, or its exception."""
-    kind, value = answer
-    if kind == "value":
-        return value
-    if kind == "bug":
-        bug = Bug(f"{what} has met a mistake in clipbench itself:")
-        bug.add_note(value)
-        raise bug
-    raise value if isinstance(value, OSError) else UsageError(str(value).replace("{what}", what))
-
-
-def abandon() -> None:
-    """End every call under way, in whatever thread it is waited for: what an interrupt asks for."""
-    for process in list(_called):
-        _called.discard(process)
-        process.kill()
-
-
-def _call(
-    pipe: connection.Connection, function: Callable[..., Any], arguments: Sequence[Any], use: Sequence[Used], threads: int
-) -> None:
-    _heed_the_supervisor()
-    try:
-        prepare(threads, use)
-        pipe.send(("value", function(*arguments)))
-    except BaseException as error:  # noqa: BLE001 - a stranger's component may raise anything
-        pipe.send(_blamed(error))
-
-
-def _blamed(error: BaseException) -> tuple[str, Any]:
-    """Whose fault an exception is: the user's, the disk's, a stranger's, or ours."""
-    if isinstance(error, UsageError):
-        return "usage", str(error)
-    if isinstance(error, OSError) and error.filename is not None and not is_strangers(error):
-        return "usage", OSError(error.errno, error.strerror, str(error.filename))
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return "usage", "{what}: out of memory."
-    if is_strangers(error):
-        return "usage", f"{{what}} failed at {place(error)}: {said(error)}."
-    return "bug", trace(error)

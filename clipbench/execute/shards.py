@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
@@ -54,10 +55,11 @@ class Shard:
         return [replace(self, jobs=jobs, compiled=False, fewest=program.FEWEST) for jobs in parts]
 
 
-def pack(jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int) -> list[Shard]:
+def pack(jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int, lasting: float = 0.0) -> list[Shard]:
     """All jobs in shards, the longest first, so that the workers end together.
 
-    :param choices: how the cells of a `stacked.shape` are run; in the loop where nothing is said.
+    :param choices: how the cells of a `stacked.shape` are run; in the loop if nothing is said.
+    :param lasting: seconds that a shard for the loop should last, as far as its cells' time is known.
     """
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
@@ -76,7 +78,8 @@ def pack(jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int) -> li
             (able if looked_at else rest).append(job)
         found += _for_lanes(able, choice, workers)
         seconds = (choice.rate(LOOP) or 0.0) * members[0].cell.steps
-        share = max(1, min(IN_HAND, len(rest) // workers))
+        wanted = max(IN_HAND, math.ceil(lasting / seconds)) if seconds else IN_HAND
+        share = max(1, min(wanted, len(rest) // workers))
         found += [Shard(tuple(rest[at : at + share]), seconds=seconds) for at in range(0, len(rest), share)]
     return sorted(found, key=lambda shard: -shard.seconds * len(shard.jobs))
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from clipbench import execute
 from clipbench.gate import learning, limits, speed
 from clipbench.gate.limits import Limits, Machine
 from clipbench.gate.verdict import Finding
-from clipbench.protocol import pages
 from clipbench.protocol.watcher import Watcher
 
 __all__ = ["Finding", "Limits", "environment", "read", "run"]
@@ -21,7 +21,7 @@ read = limits.read
 
 def environment() -> dict[str, Any]:
     """The machine and its libraries, as results record them."""
-    return pages.environment([])
+    return execute.environment("cpu")
 
 
 def run(page: Limits, workers: int | None, watcher: Watcher) -> list[Finding]:

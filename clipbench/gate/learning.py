@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbench import protocol, registry, statistics
+from clipbench import execute, protocol, registry, statistics
 from clipbench.cell import identity
 from clipbench.errors import UsageError
 from clipbench.gate.limits import Learning, Limits
@@ -106,7 +106,7 @@ def _baseline(folder: Path, page: Study, learning: Learning) -> tuple[Run, dict[
     if store.name != page.name:
         raise Unusable(f'the baseline is of the study "{store.name}", not "{page.name}"; {again}')
     asked = protocol.runnable(page)
-    here = pages.environment(asked.cells)
+    here = execute.environment("cuda" if any(cell.device == "cuda" for cell in asked.cells) else "cpu")
     for environment in found.environments.values():
         for what in ("machine", "system", "cuda"):
             if environment.get(what) != here.get(what):
@@ -143,7 +143,7 @@ def _run(page: Study, engine: str, engines: dict[str, Any], workers: int | None,
         store = Store.create(Path(folder) / page.name, page.name, page.text)
         store.write_page("calibration", {"engines": engines})
         with store.claim():
-            protocol.run(page, store, engine=engine, workers=workers, with_throughput=False, watcher=watcher)
+            protocol.run(page, store, protocol.Options(engine=engine, workers=workers, throughput=False), watcher)
         return run_of(store)
 
 

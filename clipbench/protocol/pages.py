@@ -1,50 +1,12 @@
-"""What a run writes down before its first cell: the machine, and what a report must know of the components."""
+"""What a run writes down before its first cell: what a report must know of the components."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from clipbench import metrics, registry
 from clipbench.cell import Cell
-
-LIBRARIES = ("clipbench", "torch", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn")
-
-
-def environment(cells: Iterable[Cell]) -> dict[str, Any]:
-    """The machine and the libraries, as recorded beside every cell; nothing that names a person or a place."""
-    versions = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            versions[library] = "not installed"
-    found: dict[str, Any] = {
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "denormals": "flushed to zero",
-        "libraries": versions,
-    }
-    if any(cell.device == "cuda" for cell in cells):
-        found["cuda"] = {"device": torch.cuda.get_device_name(), "version": torch.version.cuda}
-    return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def components(cells: Iterable[Cell]) -> dict[str, Any]:

@@ -1,9 +1,7 @@
-"""What a run will do here: its cells by phase, what it files where, and what it will cost."""
+"""What a study asks for here: its cells, what it cannot have, and the keys under which a run files things."""
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,12 +11,7 @@ import torch
 
 from clipbench import execute, lr_schedules, registry
 from clipbench.cell import EXAMPLE, Cell
-from clipbench.engines import rates
-from clipbench.engines.rates import BATCHED, LOOP
 from clipbench.errors import UsageError
-from clipbench.protocol import choices
-from clipbench.protocol.choices import Asked
-from clipbench.store import Store
 from clipbench.study import Study
 from clipbench.task import Task
 
@@ -74,10 +67,10 @@ def pilot_key(cell: Cell) -> str:
 
 def choice_key(cell: Cell) -> str:
     """Where the choice of an engine is filed."""
-    return pilot_key(cell) + _by_example(cell)
+    return pilot_key(cell) + by_example(cell)
 
 
-def _by_example(cell: Cell) -> str:
+def by_example(cell: Cell) -> str:
     """What is added to the name of a cell's work: the gradients of single examples have a program of their own."""
     return ", by example" if cell.on == EXAMPLE else ""
 
@@ -121,69 +114,6 @@ def runnable(study: Study, device: str = "study") -> Plan:
     return asked
 
 
-def predict(study: Study, asked: Plan, store: Store | None, engine: str | None = None) -> list[dict[str, Any]]:
-    """What a run will cost, a row per task.
-
-    Cells to select, cells stored, cells of extended axes and of the report at most, seconds a step, seconds for what is missing (as
-    planned, and ``at_most`` with extended axes). Seconds a step are those of the stored choice of engine where there is one, of one
-    measured here elsewhere.
-    """
-    stored = store.read("cells") if store is not None else None
-    pages_ = {name: store.page(name) if store is not None else {} for name in ("plan", "calibration")}
-    chosen = set(pages_["plan"].get("cells", {}).get("report", []))
-    tasks: dict[str, list[Cell]] = {}
-    for cell in asked.templates:
-        tasks.setdefault(Task.of(cell).label + _by_example(cell), []).append(cell)
-    counts = {key: sum(map(asked.count, cells)) for key, cells in tasks.items()}
-    how = choices.outlook(
-        {key: (choice_key(cells[0]), cells, counts[key] * cells[0].steps) for key, cells in tasks.items()},
-        pages_["calibration"].get("engines", {}),
-        Asked(engine or study.document.run.engine, rates.MEMORY, execute.LIMIT, cores(), study.used),
-    )
-    rows = []
-    for key, cells in tasks.items():
-        arms = {cell.arm for cell in cells}
-        untuned = {*headline(asked.templates).values(), *study.document.untuned.arms}
-        seeds = study.seeds(cells[0].workload.name)
-        report = sum(2 + (arm in untuned) for arm in arms) * seeds.report
-        extended = sum(_beyond([cell for cell in cells if cell.arm == arm]) for arm in arms) * seeds.select
-        extended *= bool(study.document.run.extend and seeds.report)
-        have, unreported = 0, report
-        if stored is not None and len(stored):
-            ids = {replace(cell, seed=seed).id for cell in cells for seed in range(seeds.select)}
-            have = int((stored["cell"].isin(ids) & (stored["status"] != "failed")).sum())
-            unreported = 0 if chosen and chosen <= set(stored["cell"]) else report
-        choice = how[key]
-        step_seconds = choice.rate(choice.engine) or 0.0
-        missing = counts[key] - have + unreported
-        rows.append(
-            {
-                "task": key,
-                "select": counts[key],
-                "stored": have,
-                "extended": extended,
-                "report": report,
-                "engine": f"{choice.lanes} lanes{', compiled' if choice.compiled else ''}" if choice.engine == BATCHED else LOOP,
-                "step_seconds": step_seconds,
-                "seconds": step_seconds * missing * cells[0].steps,
-                "at_most": step_seconds * (missing + extended) * cells[0].steps,
-            }
-        )
-    return rows
-
-
-def _beyond(cells: Sequence[Cell]) -> int:
-    """How many settings `selection.extend` may add to those of one arm: two at an end of either axis that has one."""
-    thresholds = {cell.given_threshold for cell in cells}
-    sides = [len({cell.lr for cell in cells}), len(thresholds)]
-    return math.prod(side + 2 * (side > 1) for side in sides) - len(cells)
-
-
 def shards(cells: int) -> int:
     """How many files of the ``cells`` table so many cells make, at least."""
     return -(-cells // execute.SHARD_CELLS)
-
-
-def cores() -> int:
-    """Workers a run starts where nobody says how many."""
-    return os.cpu_count() or 1

@@ -1,0 +1,300 @@
+"""The supervisor: which shard is next, who failed, what is halved, and how long anything may take.
+
+A shard whose process dies or takes too long, or whose cells change the process that they share, is halved until the guilty cell is
+alone; the loop tries that one once more and records it ``failed``, and no other. A process that a signal killed may not have been
+to blame: its shard has one more try before all that. What is finished is archived at once. There is no process in here.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from clipbench.engines import Job, Record
+from clipbench.engines.failures import Fault
+from clipbench.engines.rates import LOOP, Choice
+from clipbench.errors import UsageError
+from clipbench.execute.archive import Archive
+from clipbench.execute.executor import Broken, Call, Died, Executor, Left, Portion, Raised, Returned, Setting
+from clipbench.execute.machine import environment
+from clipbench.execute.shards import Shard, pack
+from clipbench.store import Store
+
+LIMIT = 600.0  # seconds a shard, a cell of one for the loop, or a call may take if nothing longer was predicted
+SLACK = 20.0  # times the prediction that it may take
+PATIENCE = 60.0  # seconds an interrupted run waits for the shards under way
+TICK = 0.2  # seconds after which limits are looked at
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
+OnRecord = Callable[[Record], object]
+OnNote = Callable[[str], object]
+
+
+class Bug(Exception):  # noqa: N818 - what it is called
+    """A mistake of ours in another process; its traceback comes as a note."""
+
+
+def run(  # noqa: PLR0913 - what a run may be told
+    jobs: Sequence[Job],
+    store: Store,
+    role: str,
+    executor: Executor,
+    setting: Setting,
+    *,
+    choices: Mapping[Any, Choice] | None = None,
+    limit: float | None = None,
+    on_record: OnRecord | None = None,
+    on_note: OnNote | None = None,
+) -> None:
+    """Run every job and commit its record.
+
+    :param choices: how the cells of each `stacked.shape` are run; in the loop if nothing is said.
+    :param limit: seconds a shard may take; worked out from the rates if not given.
+    :param on_note: is told, once a kind, what cells changed of their process that had to be put back.
+    :raises KeyboardInterrupt: with the signal's number, after what was finished, the cells under way included, has been committed.
+    """
+    if jobs:
+        shards = pack(jobs, choices or {}, executor.slots, executor.seconds)
+        _Supervisor(shards, Archive(store, role, environment(setting.device)), executor, setting, limit, on_record, on_note).run()
+
+
+@dataclass
+class _UnderWay:
+    """A shard that was submitted: its cells that have not ended, and when it was last heard of."""
+
+    shard: Shard
+    submitted: float
+    heard: float | None = None  # None before it has begun
+    left: dict[str, Job] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = {job.cell.id: job for job in self.shard.jobs}
+
+    @property
+    def rest(self) -> Shard:
+        """What is left of it."""
+        if len(self.left) == len(self.shard.jobs):
+            return self.shard
+        return replace(self.shard, jobs=tuple(self.left.values()), again=False)
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        archive: Archive,
+        executor: Executor,
+        setting: Setting,
+        limit: float | None,
+        on_record: OnRecord | None,
+        on_note: OnNote | None,
+    ) -> None:
+        self.queue = deque(shards)
+        self.archive, self.executor, self.setting, self.limit = archive, executor, setting, limit
+        self.on_record, self.on_note = on_record, on_note
+        self.under_way: dict[int, _UnderWay] = {}
+        self.noted, self.stopping = set[str](), False
+
+    def run(self) -> None:
+        """Until every job has ended, or an interrupt has been served."""
+        with _interrupts() as interrupts:
+            try:
+                self._supervise(interrupts)
+            finally:
+                for ticket in self.under_way:
+                    self.executor.cancel(ticket)
+                self.archive.flush()
+        if interrupts:
+            raise KeyboardInterrupt(interrupts[0])
+
+    def _supervise(self, interrupts: Sequence[int]) -> None:
+        until = float("inf")
+        while self.under_way or self.queue:
+            if interrupts and not self.stopping:
+                self._stop()
+                until = time.monotonic() + PATIENCE
+            while self.queue and len(self.under_way) < self.executor.slots:
+                shard = self.queue.popleft()
+                self.under_way[self.executor.submit(shard, self.setting)] = _UnderWay(shard, time.monotonic())
+            for portion in self.executor.results(TICK):
+                self._take(portion)
+            for ticket in list(self.under_way):
+                self._watch(ticket)
+            if time.monotonic() > until:
+                return
+
+    def _stop(self) -> None:
+        self.stopping = True
+        self.executor.stop()
+        self.queue.clear()
+        self.under_way = {ticket: one for ticket, one in self.under_way.items() if one.heard is not None}
+
+    def _take(self, portion: Portion) -> None:
+        """Take a portion of a shard under way; one of a ticket that has ended is a repetition."""
+        one = self.under_way.get(portion.ticket)
+        if one is None:
+            return
+        one.heard = time.monotonic()
+        for note in portion.notes:
+            self._note(one.rest, note)
+        end = portion.end
+        for record in portion.records:
+            if isinstance(record, Record) and one.left.pop(record.job.cell.id, None) is not None:
+                self._keep(record, portion)
+            else:
+                self.executor.cancel(portion.ticket)
+                end = Died("what came back is none of the cells that were asked for", lost=True, killed=True)
+        if end is None:
+            return
+        del self.under_way[portion.ticket]
+        if self.stopping:
+            return
+        if isinstance(end, Broken):
+            self._give_back(one.rest, end, portion)
+        elif isinstance(end, Died):
+            self._bury(one.rest, end, portion)
+        elif isinstance(end, Left) and one.left:
+            self.queue.appendleft(one.rest)
+        elif one.left:
+            self._bury(one.rest, Died("it ended without its record", lost=True, killed=True), portion)
+
+    def _watch(self, ticket: int) -> None:
+        """Cancel what takes too long."""
+        one = self.under_way[ticket]
+        if self.stopping:
+            return
+        if one.heard is None:
+            late, limit = time.monotonic() - one.submitted, self.executor.patience
+        else:
+            cells = 1 if one.shard.engine == LOOP else len(one.shard.jobs)
+            late, limit = time.monotonic() - one.heard, self.limit or max(LIMIT, SLACK * cells * one.shard.seconds)
+        if late > limit:
+            self.executor.cancel(ticket)
+            del self.under_way[ticket]
+            reason = f"it took longer than {limit:g} s"
+            self._bury(one.rest, Died(reason, lost=True), Portion(ticket))
+
+    def _give_back(self, shard: Shard, broken: Broken, portion: Portion) -> None:
+        alike = len({job.cell.arm for job in shard.jobs}) == 1  # else it may be one arm that has no lanes
+        if broken.lanes and alike:
+            self.queue.appendleft(Shard(shard.jobs, seconds=shard.seconds))
+        else:
+            self._blame(shard, broken.reason, broken.fault, portion)
+
+    def _bury(self, shard: Shard, died: Died, portion: Portion) -> None:
+        """A process is gone: what it had in hand is looked into."""
+        if died.killed and not shard.again:
+            self.queue.appendleft(replace(shard, again=True))  # somebody may have meant the process, and not the cell
+        else:
+            self._blame(shard, died.reason, Fault(lost=died.lost), portion)
+
+    def _blame(self, shard: Shard, reason: str, fault: Fault, portion: Portion) -> None:
+        """A shard could not be run to its end: the cell the loop was at has failed; lanes are halved, down to one for the loop."""
+        if not shard.jobs:
+            return
+        if shard.engine == LOOP:
+            job, rest = shard.jobs[0], shard.without(1)
+            self._keep(Record(job, threshold=job.threshold, engine=shard.engine, failure=reason, fault=fault), portion)
+            if rest.jobs:
+                self.queue.appendleft(rest)
+        elif len(shard.jobs) == 1:
+            self.queue.appendleft(Shard(shard.jobs, seconds=shard.seconds))  # alone, the loop has the last word
+        else:
+            self.queue.extendleft(reversed(shard.halves()))
+
+    def _note(self, shard: Shard, note: str) -> None:
+        arms = sorted({job.cell.arm for job in shard.jobs[: 1 if shard.engine == LOOP else None]})
+        sentence = f"{' or '.join(arms)}: {note}."
+        if self.on_note is not None and sentence not in self.noted:
+            self.noted.add(sentence)
+            self.on_note(sentence)
+
+    def _keep(self, record: Record, portion: Portion) -> None:
+        self.archive.add(record, portion)
+        if self.on_record is not None:
+            self.on_record(record)
+
+
+def call(executor: Executor, work: Call, setting: Setting, limit: float = LIMIT) -> Any:
+    """The value of a call; see `calls`.
+
+    :raises UsageError: what the function raised as such; that a user's code raised, where; that it was killed or took too long.
+    :raises OSError: what the function raised as such.
+    :raises Bug: anything else that it raised.
+    """
+    ((_, outcome),) = calls(executor, {"": (work, setting)}, limit)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def calls(executor: Executor, works: Mapping[str, tuple[Call, Setting]], limit: float = LIMIT) -> Iterator[tuple[str, Any]]:
+    """Key and value of each call, as they come: as many at a time as the executor has slots. What it raised comes as its value.
+
+    :param limit: seconds one may take.
+    """
+    waiting = deque((key, work, setting, False) for key, (work, setting) in works.items())
+    under_way: dict[int, tuple[str, Call, Setting, bool, float]] = {}
+    try:
+        while waiting or under_way:
+            while waiting and len(under_way) < executor.slots:
+                key, work, setting, again = waiting.popleft()
+                under_way[executor.submit(work, setting)] = key, work, setting, again, time.monotonic()
+            for portion in executor.results(TICK):
+                if portion.ticket not in under_way or portion.end is None:
+                    continue
+                key, work, setting, again, _ = under_way.pop(portion.ticket)
+                if isinstance(portion.end, Died) and portion.end.killed and not again:
+                    waiting.appendleft((key, work, setting, True))  # it may not have been to blame
+                else:
+                    yield key, _outcome(portion.end, work.what)
+            for ticket, (key, work, _, _, since) in list(under_way.items()):
+                if time.monotonic() - since > limit:
+                    executor.cancel(ticket)
+                    del under_way[ticket]
+                    yield key, UsageError(f"{work.what} took longer than {limit:g} s.")
+    finally:
+        for ticket in under_way:
+            executor.cancel(ticket)
+
+
+def _outcome(end: Any, what: str) -> Any:
+    """The value that a call has returned, or its exception."""
+    if isinstance(end, Returned):
+        return end.value
+    if isinstance(end, Died):
+        return UsageError(f"{what}: {end.reason}{', and so was the one after it' * end.killed}; nothing stored is lost.")
+    if not isinstance(end, Raised):
+        return UsageError(f"{what} came back without an answer.")
+    if end.kind == "disk":
+        return OSError(*end.value)
+    if end.kind == "usage":
+        return UsageError(str(end.value).replace("{what}", what))
+    bug = Bug(f"{what} has met a mistake in clipbench itself:")
+    bug.add_note(end.value)
+    return bug
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Notes an interrupt instead of raising it: none tears a record or a shard apart half way. A second one does not wait."""
+    received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt(number)
+
+    heard = INTERRUPTS if threading.current_thread() is threading.main_thread() else ()
+    before = {one: signal.signal(one, note) for one in heard if signal.getsignal(one) is not signal.SIG_IGN}
+    try:
+        yield received
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

@@ -1,0 +1,155 @@
+"""What happens inside a worker: it is prepared once, runs what it is handed, and says what came of it, record by record.
+
+It must not know who hands it work, nor how what it says travels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from clipbench import registry
+from clipbench.engines import Record
+from clipbench.engines.failures import Fault, is_strangers, place, said, trace
+from clipbench.engines.program import NoLanes
+from clipbench.engines.rates import LOOP
+from clipbench.errors import UsageError
+from clipbench.execute.executor import Broken, Call, Raised, Returned, Setting
+from clipbench.execute.shards import Shard, has_stranger
+from clipbench.execute.world import Change, World
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
+
+def prepare(threads: int, use: Sequence[tuple[Path, str]] = ()) -> None:
+    """What every process that trains does first, before any tensor is made.
+
+    Denormals are flushed: decaying moments and dead networks fill memory with them, and arithmetic on them is many times slower.
+
+    :raises UsageError: a file of ``use`` is not what it was when the study was read.
+    """
+    _keep_memory()
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the supervisor has said it of a broken entry point
+        registry.load_packaged()
+    for path, digest in use:
+        registry.load_file(path, digest=digest)
+
+
+def _keep_memory() -> None:
+    """Tell glibc to keep what is freed: by default every tensor of some size is new pages, which took half of a step's time."""
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker says of its shard: records of its first cells, or why there are none; what had to be put back after them.
+
+    ``retires``: it takes no other cell, and waits for its end: its process is no longer what it was.
+    """
+
+    said: list[Record] | Broken
+    notes: tuple[str, ...] = ()
+    retires: bool = False
+
+
+def answers(shard: Shard, world: World) -> Iterator[Answer]:
+    """A shard's answers; after each the process is compared with what it was before its first cell."""
+    runs, strange = shard.run(), any(has_stranger(job.cell) for job in shard.jobs)
+    while (said := _attempt(runs, shard)) is not None:
+        change = world.compare(names=strange, by_compiler=shard.compiled)
+        if change.numbers:
+            said = _spoiled(said, shard, change)
+        faults = [said.fault] if isinstance(said, Broken) else [record.fault for record in said if record.fault]
+        retires = bool(change.numbers or change.lasting or any(fault.spent for fault in faults))
+        yield Answer(said, change.notes, retires)
+        if retires or isinstance(said, Broken):
+            return
+
+
+def _attempt(runs: Iterator[list[Record]], shard: Shard) -> list[Record] | Broken | None:
+    try:
+        return next(runs, None)
+    except NoLanes as refusal:
+        return Broken(str(refusal), lanes=True)
+    except torch.OutOfMemoryError as error:
+        return Broken(f"out of memory on {shard.jobs[0].cell.device}", fault=Fault.of(error))
+    except BaseException as error:  # noqa: BLE001 - a stranger's component may raise anything; the matrix goes on
+        return Broken(said(error), fault=Fault.of(error))
+
+
+def _spoiled(found: list[Record] | Broken, shard: Shard, change: Change) -> list[Record] | Broken:
+    """In place of what came of cells that changed their process: that they did."""
+    reason = f"it changed {', '.join(change.numbers)} of the process it shares with other cells"
+    if isinstance(found, Broken):
+        return Broken(f"{reason}, and then: {found.reason}", fault=found.fault)
+    if shard.engine != LOOP:
+        return Broken(reason)
+    return [
+        Record(
+            record.job,
+            threshold=record.threshold,
+            failure=reason if record.failure is None else f"{reason}, and then: {record.failure}",
+            fault=record.fault or Fault(),
+            threads=record.threads,
+            seconds=record.seconds,
+        )
+        for record in found
+    ]
+
+
+def carried_out(call: Call, setting: Setting) -> Returned | Raised:
+    """What came of a call, in a process that does nothing else."""
+    try:
+        prepare(setting.threads, setting.use)
+        return Returned(call.function(*call.arguments))
+    except BaseException as error:  # noqa: BLE001 - a stranger's component may raise anything
+        return _blamed(error)
+
+
+def _blamed(error: BaseException) -> Raised:
+    """Whose fault an exception is: the user's, the disk's, a stranger's, or ours."""
+    if isinstance(error, UsageError):
+        return Raised("usage", str(error))
+    if isinstance(error, OSError) and error.filename is not None and not is_strangers(error):
+        return Raised("disk", (error.errno, error.strerror, str(error.filename)))
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return Raised("usage", "{what}: out of memory.")
+    if is_strangers(error):
+        return Raised("usage", f"{{what}} failed at {place(error)}: {said(error)}.")
+    return Raised("bug", trace(error))
+
+
+def heed_the_supervisor() -> None:
+    """Leave it to the supervisor what an interrupt means, and end when it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A cluster sends it to every process at once. It is heard and not ignored, which what a worker starts would inherit.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    _follow()
+
+
+def _follow() -> None:
+    """End this process when its supervisor is gone, however that went."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -1,0 +1,49 @@
+"""The first phase: pilots, from which relative thresholds become numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from clipbench import engines, execute, registry
+from clipbench.cell import Cell
+from clipbench.execute import Call
+from clipbench.protocol.campaign import Campaign
+from clipbench.protocol.plans import gauge_key, pilot_key
+from clipbench.task import Task
+
+Clips = dict[str, tuple[str, dict[str, Any]]]  # key → registered name and settings other than the threshold
+
+
+def calibrate(campaign: Campaign) -> None:
+    """The pilots of relative thresholds: run once, stored before the first shard, and kept for good."""
+    page = campaign.store.page("calibration")
+    campaign.pilots = page.setdefault("pilots", {})
+    wanted = {key: one for key, one in _gauges(campaign).items() if set(one[1]) - set(campaign.pilots.get(key, {}))}
+    campaign.watcher.phase("calibrate", len(wanted))
+    # In a worker of one thread, as the cells are: the thread count changes bits.
+    works = {key: (Call(_pilot, one, f"the pilot of {Task.of(one[0]).label}"), campaign.setting) for key, one in wanted.items()}
+    for key, sizes in execute.calls(campaign.executor, works, campaign.options.patience):
+        if isinstance(sizes, Exception):
+            raise sizes
+        campaign.pilots[key] = campaign.pilots.get(key, {}) | sizes
+        campaign.watcher.tick()
+    campaign.store.write_page("calibration", page)
+
+
+def _gauges(campaign: Campaign) -> dict[str, tuple[Cell, Clips]]:
+    """Pilot → a cell of its task, and the clips with a relative threshold."""
+    gauges: dict[str, tuple[Cell, Clips]] = {}
+    for cell in campaign.plan.cells:
+        if cell.relative is not None:
+            gauges.setdefault(pilot_key(cell), (cell, {}))[1][gauge_key(cell)] = (cell.clip.name, cell.clip.own)
+    return gauges
+
+
+def _pilot(cell: Cell, clips: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, float]:
+    """A pilot in its worker: the clips are built there, with a threshold that nothing reads."""
+    built = {}
+    for label, (name, settings) in clips.items():
+        threshold = registry.threshold_field(registry.find("clip", name))
+        built[label] = registry.build("clip", name, {**settings, str(threshold): 1.0})
+    return engines.pilot(cell, built)

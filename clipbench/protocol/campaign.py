@@ -1,0 +1,194 @@
+"""What the phases of one run share: the study and its store, who runs the work, and what has come of it so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from clipbench import execute, registry
+from clipbench.cell import RELATIVE, Cell
+from clipbench.engines import Job, Record, rates
+from clipbench.engines.rates import Choice
+from clipbench.execute import Executor, Setting
+from clipbench.protocol import pages
+from clipbench.protocol.failures import Failures, Reason
+from clipbench.protocol.plans import Plan, gauge_key, headline, pilot_key, runnable
+from clipbench.protocol.watcher import Watcher
+from clipbench.store import CURVES, Store
+from clipbench.study import Study, part
+from clipbench.task import Threshold, arm_of
+
+PHASES = ("select", "extend", "report")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run may be told.
+
+    :param device: ``study`` (what the page says), ``cpu``, ``cuda`` or ``auto``.
+    :param engine: ``auto``, ``loop`` or ``batched``; what the study says if not given.
+    :param memory: bytes that the lanes of one worker may take.
+    :param limit: seconds a shard may take; worked out from the measured rates if not given.
+    :param workers: processes on this machine; one a core if not given.
+    :param curves: whose curves are kept, of `store.CURVES`.
+    :param throughput: whether every method is timed after the training.
+    """
+
+    device: str = "study"
+    engine: str | None = None
+    memory: int = rates.MEMORY
+    limit: float | None = None
+    workers: int | None = None
+    curves: str = "all"
+    throughput: bool = True
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a pilot, or the choice of an engine, may take."""
+        return max(self.limit or 0.0, execute.LIMIT)
+
+
+@dataclass
+class Counts:
+    """What came of a run.
+
+    ``kept`` and ``ran`` cells; ``diverged``, ``collapsed`` and ``failed`` among all; ``not_run`` for want of a device; methods
+    ``timed``; ``reasons`` say why cells failed.
+    """
+
+    kept: int = 0
+    ran: int = 0
+    diverged: int = 0
+    collapsed: int = 0
+    failed: int = 0
+    not_run: int = 0
+    timed: int = 0
+    reasons: list[Reason] = field(default_factory=list)
+
+
+@dataclass
+class Campaign:
+    """One run of a study into a claimed store."""
+
+    study: Study
+    store: Store
+    plan: Plan
+    options: Options
+    executor: Executor
+    setting: Setting
+    environment: str  # the key of this machine's
+    watcher: Watcher
+    counts: Counts = field(default_factory=Counts)
+    pilots: dict[str, dict[str, float]] = field(default_factory=dict)
+    choices: dict[Any, Choice] = field(default_factory=dict)  # by `stacked.shape`
+    lost: dict[tuple[Any, ...], int] = field(default_factory=dict)  # arm → cells that failed by no fault of their settings
+    told: set[tuple[Any, ...]] = field(default_factory=set)
+    ids: set[str] = field(default_factory=set)
+
+    @cached_property
+    def failures(self) -> Failures:
+        return Failures(self.store.folder)
+
+    @cached_property
+    def templates(self) -> dict[tuple[Any, ...], Cell]:
+        """A cell of every arm."""
+        return {arm_of(cell): cell for cell in self.plan.cells}
+
+    def job(self, cell: Cell) -> Job:
+        """The cell with its threshold as a number."""
+        size = self.pilots[pilot_key(cell)][gauge_key(cell)] if cell.relative is not None else None
+        return Job(cell, cell.clip_settings(size))
+
+    def at(self, row: Mapping[str, Any]) -> Cell:
+        """The cell at a row's lr and threshold, otherwise like the study's own cells of that arm.
+
+        :raises UsageError: the clip cannot have such a threshold.
+        """
+        template = self.templates[arm_of(row)]
+        clip = template.clip
+        if clip.threshold is not None:
+            others = {name: value for name, value in clip.settings.items() if name not in (RELATIVE, clip.threshold)}
+            threshold = Threshold.of(row)
+            given = {RELATIVE if threshold.is_relative else clip.threshold: threshold.given}
+            clip = part("clip", registry.find("clip", clip.name), {**others, **given}, self.study.where)
+        return replace(template, clip=clip, lr=float(row["lr"]))
+
+    def train(self, phase: str, cells: Sequence[Cell]) -> None:
+        """Run the cells of one phase that are not stored; a failed one is tried again."""
+        page = self.store.page("plan")
+        before = PHASES[: PHASES.index(phase)]  # what came after is asked for anew
+        page["cells"] = {**{name: page["cells"][name] for name in before}, phase: [cell.id for cell in cells]}
+        self.store.write_page("plan", page)
+        cells = [cell for cell in cells if cell.id not in self.ids]
+        self.ids.update(cell.id for cell in cells)
+        stored = self.store.read("cells")
+        done = set(stored.loc[stored["status"] != "failed", "cell"])
+        missing = [cell for cell in cells if cell.id not in done]
+        self.counts.kept += len(cells) - len(missing)
+        self.counts.ran += len(missing)
+        self.watcher.phase(phase, len(missing))
+        execute.run(
+            [self.job(cell) for cell in missing],
+            self.store,
+            phase,
+            self.executor,
+            self.setting,
+            choices=self.choices,
+            limit=self.options.limit,
+            on_record=self._ended,
+            on_note=self.watcher.note,
+        )
+
+    def _ended(self, record: Record) -> None:
+        self.watcher.record(record)
+        self.failures.note(record)
+        if record.fault is not None and record.fault.lost:
+            arm = arm_of(record.job.cell)
+            self.lost[arm] = self.lost.get(arm, 0) + 1
+
+    def finish(self) -> Counts:
+        """Compact a finished store, and count how its cells ended."""
+        if not self.store.missing():
+            self.store.compact()
+        cells = self.store.read("cells")
+        wanted = cells[cells["cell"].isin(self.ids)]
+        self.counts.diverged = int((wanted["status"] == "diverged").sum())
+        self.counts.collapsed = int((wanted["outcome"] == "collapsed").sum())
+        self.counts.failed = int((wanted["status"] == "failed").sum())
+        self.counts.not_run = sum(entry["cells"] for entry in self.plan.not_run)
+        self.counts.reasons = [*self.failures.reasons.values()]
+        return self.counts
+
+
+def begin(study: Study, store: Store, options: Options, executor: Executor, watcher: Watcher) -> Campaign:
+    """A campaign whose pages are written: before the first cell a reader knows what was asked for.
+
+    :raises UsageError: the study has no cell to run here.
+    """
+    plan = runnable(study, options.device)
+    setting = Setting(tuple(study.used), 1, "cuda" if any(cell.device == "cuda" for cell in plan.cells) else "cpu")
+    key = _settle(study, store, plan, setting.device, options.curves)
+    return Campaign(study, store, plan, options, executor, setting, key, watcher)
+
+
+def _settle(study: Study, store: Store, plan: Plan, device: str, curves: str) -> str:
+    """Write the environment, components and plan pages; returns the environment's key."""
+    here = execute.environment(device)
+    key = execute.key_of(here)
+    page = store.page("environment")
+    page["environments"] = {**page.get("environments", {}), key: here}
+    page["curves"] = max(page.get("curves", curves), curves, key=CURVES.index)  # the least that all of it keeps
+    store.write_page("environment", page)
+    store.write_page("components", pages.components(plan.cells))
+    problems = {cell.problem: study.seeds(cell.workload.name).model_dump() for cell in plan.cells}
+    untuned = study.document.untuned.model_dump()
+    methods = headline(plan.cells)
+    untuned["arms"] = [*methods.values(), *untuned["arms"]]
+    plan_page = store.page("plan")
+    plan_page["protocol"] = {"seeds": problems, "untuned": untuned, "headline": methods}
+    plan_page["phases"] = list(PHASES)
+    plan_page["not_run"] = plan.not_run
+    store.write_page("plan", plan_page)
+    return key

@@ -1,0 +1,117 @@
+"""The second phase: which engine runs each task, measured if nothing is stored, and fitted to what the user asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from clipbench import execute
+from clipbench.engines import Job, program, rates, stacked
+from clipbench.engines.rates import BATCHED, LOOP, Choice
+from clipbench.errors import UsageError
+from clipbench.execute import Call, Executor, Setting
+from clipbench.protocol.campaign import Campaign
+from clipbench.protocol.plans import choice_key
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a choice: ``auto``, ``loop`` or ``batched``, bytes a worker, seconds a measurement, and who measures."""
+
+    engine: str
+    memory: int
+    limit: float
+    executor: Executor
+    setting: Setting
+
+
+def choose(campaign: Campaign) -> None:
+    """How each task is run: measured once, stored before the first shard, and used again by every later run of the folder.
+
+    :raises UsageError: lanes were asked for, and a task cannot have them.
+    """
+    engine = campaign.options.engine or campaign.study.document.run.engine
+    if engine == LOOP:
+        return
+    page = campaign.store.page("calibration")
+    tasks: dict[str, list[Job]] = {}
+    for cell in campaign.plan.cells:
+        tasks.setdefault(choice_key(cell), []).append(campaign.job(cell))
+    asked = Asked(engine, campaign.options.memory, campaign.options.patience, campaign.executor, campaign.setting)
+    wanted = missing(page.setdefault("engines", {}), tasks, engine)
+    campaign.watcher.phase("choose", len(wanted))
+    steps = {key: sum(job.cell.steps for job in jobs) for key, jobs in tasks.items()}
+    new = measured({key: tasks[key] for key in wanted}, steps, asked, campaign.watcher.tick)
+    # What failed is not remembered: the next run looks again.
+    page["engines"] |= {key: choice.page() for key, choice in new.items() if choice.rates}
+    if new:
+        campaign.store.write_page("calibration", page)
+    for key, jobs in tasks.items():
+        choice = new[key] if key in new else Choice(**page["engines"][key])
+        campaign.choices[stacked.shape(jobs[0].cell)] = used(choice, asked)
+
+
+def missing(known: Mapping[str, Any], tasks: Mapping[str, Sequence[Job]], engine: str) -> list[str]:
+    """The tasks without a stored choice that was made for all their arms, and with lanes where those are asked for."""
+
+    def is_known(page: Mapping[str, Any] | None, jobs: Sequence[Job]) -> bool:
+        if page is None or (engine == BATCHED and not page["lanes"]):
+            return False
+        arms = page.get("arms")
+        return not arms or {rates.versioned(job) for job in jobs} <= set(arms)
+
+    return [key for key, jobs in tasks.items() if not is_known(known.get(key), jobs)]
+
+
+def measured(
+    tasks: Mapping[str, Sequence[Job]], steps: Mapping[str, int], asked: Asked, tick: Callable[[], object]
+) -> dict[str, Choice]:
+    """A choice for each task, as many measured at a time as will train at a time: they share the memory's bandwidth then, too.
+
+    :param steps: of all cells of a task's selection phase together.
+    """
+    works = {}
+    for key, jobs in tasks.items():
+        arms = list({rates.versioned(job): job for job in reversed(jobs)}.values())
+        # Before one worker, about: selection, and half as much again for the phases after it.
+        cell_steps = 1.5 * steps[key] / asked.executor.slots
+        what = f"the choice of an engine for {jobs[0].cell.problem}"
+        setting = replace(asked.setting, device=jobs[0].cell.device)
+        works[key] = Call(rates.measure, (arms, asked.memory, cell_steps, asked.engine), what), setting
+    chosen = {}
+    for key, outcome in execute.calls(asked.executor, works, asked.limit):
+        chosen[key] = _choice(outcome, tasks[key])
+        tick()
+    return {key: chosen[key] for key in tasks}
+
+
+def _choice(outcome: Any, jobs: Sequence[Job]) -> Choice:
+    """The choice that was measured, or the loop, for a cell that cannot be run is a failed cell, not a failed run."""
+    if isinstance(outcome, UsageError):
+        return Choice(LOOP, refusals={"": str(outcome).rstrip(".")})
+    # What a stranger's component returned may only break what is ours: the loop tells it by the cell.
+    if isinstance(outcome, execute.Bug) and any(execute.has_stranger(job.cell) for job in jobs):
+        return Choice(LOOP, refusals={"": str(outcome).rstrip(":")})
+    if isinstance(outcome, Exception):
+        raise outcome
+    measured_choice: Choice = outcome
+    return measured_choice
+
+
+def used(choice: Choice, asked: Asked) -> Choice:
+    """A choice as this run uses it: within its memory, with its engine.
+
+    :raises UsageError: lanes are asked for, and there are none.
+    """
+    if asked.engine == LOOP:
+        return replace(choice, engine=LOOP)
+    if asked.engine == BATCHED and choice.refusals:
+        raise UsageError(f"--engine batched: {next(iter(choice.refusals.values()))}; leave --engine out, or say loop.")
+    lanes = min(choice.lanes, asked.memory // choice.lane_bytes) if choice.lane_bytes else choice.lanes
+    if lanes < program.FEWEST:
+        if asked.engine == BATCHED:
+            raise UsageError(f"--engine batched: two lanes take {2 * choice.lane_bytes} bytes; give more with --memory.")
+        return replace(choice, engine=LOOP)
+    compiled = choice.compiled and lanes == choice.lanes
+    return replace(choice, lanes=lanes, compiled=compiled, engine=BATCHED if asked.engine == BATCHED else choice.engine)

@@ -1,0 +1,96 @@
+"""What a run will cost, before it is started."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from clipbench import execute
+from clipbench.cell import Cell
+from clipbench.engines import Job, rates
+from clipbench.engines.rates import BATCHED, LOOP, Choice
+from clipbench.errors import UsageError
+from clipbench.execute import Local, Setting, cores
+from clipbench.protocol.choose import Asked, measured, missing, used
+from clipbench.protocol.plans import Plan, by_example, choice_key, headline
+from clipbench.store import Store
+from clipbench.study import Study
+from clipbench.task import Task
+
+
+def predict(study: Study, asked: Plan, store: Store | None, engine: str | None = None) -> list[dict[str, Any]]:
+    """What a run will cost, a row per task.
+
+    Cells to select, cells stored, cells of extended axes and of the report at most, seconds a step, seconds for what is
+    missing (as planned, and ``at_most`` with extended axes). Seconds a step are those of the stored choice of engine if there is
+    one, of one measured here otherwise.
+    """
+    stored = store.read("cells") if store is not None else None
+    pages_ = {name: store.page(name) if store is not None else {} for name in ("plan", "calibration")}
+    chosen = set(pages_["plan"].get("cells", {}).get("report", []))
+    tasks: dict[str, list[Cell]] = {}
+    for cell in asked.templates:
+        tasks.setdefault(Task.of(cell).label + by_example(cell), []).append(cell)
+    counts = {key: sum(map(asked.count, cells)) for key, cells in tasks.items()}
+    with Local(cores()) as executor:
+        asked_of = Asked(engine or study.document.run.engine, rates.MEMORY, execute.LIMIT, executor, Setting(tuple(study.used)))
+        outlook = _outlook(
+            {key: (choice_key(cells[0]), cells, counts[key] * cells[0].steps) for key, cells in tasks.items()},
+            pages_["calibration"].get("engines", {}),
+            asked_of,
+        )
+    rows = []
+    for key, cells in tasks.items():
+        arms = {cell.arm for cell in cells}
+        untuned = {*headline(asked.templates).values(), *study.document.untuned.arms}
+        seeds = study.seeds(cells[0].workload.name)
+        report = sum(2 + (arm in untuned) for arm in arms) * seeds.report
+        extended = sum(_beyond([cell for cell in cells if cell.arm == arm]) for arm in arms) * seeds.select
+        extended *= bool(study.document.run.extend and seeds.report)
+        have, unreported = 0, report
+        if stored is not None and len(stored):
+            ids = {replace(cell, seed=seed).id for cell in cells for seed in range(seeds.select)}
+            have = int((stored["cell"].isin(ids) & (stored["status"] != "failed")).sum())
+            unreported = 0 if chosen and chosen <= set(stored["cell"]) else report
+        choice = outlook[key]
+        step_seconds = choice.rate(choice.engine) or 0.0
+        missing = counts[key] - have + unreported
+        rows.append(
+            {
+                "task": key,
+                "select": counts[key],
+                "stored": have,
+                "extended": extended,
+                "report": report,
+                "engine": f"{choice.lanes} lanes{', compiled' if choice.compiled else ''}" if choice.engine == BATCHED else LOOP,
+                "step_seconds": step_seconds,
+                "seconds": step_seconds * missing * cells[0].steps,
+                "at_most": step_seconds * (missing + extended) * cells[0].steps,
+            }
+        )
+    return rows
+
+
+def _outlook(tasks: Mapping[str, tuple[str, Sequence[Cell], int]], known: Mapping[str, Any], asked: Asked) -> dict[str, Choice]:
+    """How each task will be run, by its stored choice or one measured now.
+
+    :param tasks: name → where its choice is stored, its cells on one seed, and the steps of all its cells together. A relative
+        threshold is any number here: no rate depends on it.
+    """
+    jobs = {key: [Job(cell, cell.clip_settings(1.0)) for cell in cells] for key, (_, cells, _) in tasks.items()}
+    steps = {key: number for key, (_, _, number) in tasks.items()}
+    stored = {key: known[place] for key, (place, _, _) in tasks.items() if place in known}
+    new = measured({key: jobs[key] for key in missing(stored, jobs, asked.engine)}, steps, asked, lambda: None)
+    for choice in new.values():
+        if not choice.rates:
+            raise UsageError(f"no rate could be measured: {next(iter(choice.refusals.values()))}.")
+    return {key: used(new[key] if key in new else Choice(**stored[key]), asked) for key in tasks}
+
+
+def _beyond(cells: Sequence[Cell]) -> int:
+    """How many settings `selection.extend` may add to those of one arm: two at an end of either axis that has one."""
+    thresholds = {cell.given_threshold for cell in cells}
+    sides = [len({cell.lr for cell in cells}), len(thresholds)]
+    return math.prod(side + 2 * (side > 1) for side in sides) - len(cells)
