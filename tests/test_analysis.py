@@ -11,8 +11,19 @@ import pandas as pd
 import pytest
 import synthetic
 
-from clipbench import analysis
 from clipbench.analysis import outcomes
+from clipbench.analysis.cells import arms, current, plain
+from clipbench.analysis.clips import claims, clip_pairs
+from clipbench.analysis.cost import cost
+from clipbench.analysis.curves import curves
+from clipbench.analysis.events import event_counts, events
+from clipbench.analysis.fired import fired
+from clipbench.analysis.grid import grid
+from clipbench.analysis.headline import headline_pairs
+from clipbench.analysis.implementations import implementations, quickest
+from clipbench.analysis.missing import mixtures, valueless
+from clipbench.analysis.outcomes import COUNTS, compare, draws, named, results
+from clipbench.analysis.stable import effective, notes, stable
 from clipbench.cell import Cell
 
 INF, NAN = math.inf, math.nan
@@ -27,10 +38,10 @@ def learned(metric: float, **others):
 
 
 def read(store):
-    cells, _ = analysis.current(store)
+    cells, _ = current(store)
     components, protocol = store.page("components"), store.page("plan")["protocol"]
-    drawn = analysis.draws(cells, protocol)
-    return cells, components, protocol, drawn, analysis.results(drawn, components)
+    drawn = draws(cells, protocol)
+    return cells, components, protocol, drawn, results(drawn, components)
 
 
 def one(frame: pd.DataFrame, arm: str, reading: str = "all") -> pd.Series:
@@ -109,10 +120,10 @@ def test_a_metric_that_is_none_is_unknown_and_neither_a_number_nor_the_worst(tmp
     assert row["estimate"] == 0.505
     assert math.isnan(row["low"])
     assert set(one(result, "sgd + norm")[["statistic", "no_value"]]) == {"mean", 0}
-    claimed = analysis.claims(drawn, analysis.arms(cells, components), components)
+    claimed = claims(drawn, arms(cells, components), components)
     assert set(claimed["note"]) == {"no value"}
     assert claimed["p"].isna().all()
-    lacking = analysis.valueless(drawn, components)
+    lacking = valueless(drawn, components)
     assert lacking[["arm", "seed", "ended"]].to_numpy().tolist() == [["sgd", 1000, "collapsed"]]
 
 
@@ -140,14 +151,14 @@ def test_a_missing_seed_is_counted_as_missing(tmp_path):
     store.write_page("plan", {**plan, "protocol": {**plan["protocol"], "seeds": {"digits": {"select": 3, "report": 12}}}})
     *_, result = read(store)
     assert set(result["missing"]) == {2}
-    assert (result[list(analysis.COUNTS)].sum(axis=1) == result["n"]).all()
+    assert (result[list(COUNTS)].sum(axis=1) == result["n"]).all()
 
 
 def test_a_diverged_curve_ends_where_it_ended(tmp_path):
     """DeepOBS fills a diverged curve with its first loss."""
     store = build(tmp_path / "s", change=with_report_seed("diverged"))
     _, components, _, drawn, _ = read(store)
-    lines = analysis.curves(store.read("curves"), drawn, components)
+    lines = curves(store.read("curves"), drawn, components)
     lost = lines[(lines["seed"] == 1003) & (lines["arm"] == "sgd")]
     steps = int(drawn.loc[(drawn["seed"] == 1003) & (drawn["arm"] == "sgd"), "steps"].iloc[0])
     assert lost["step"].max() == steps - 1
@@ -158,10 +169,10 @@ def test_a_diverged_curve_ends_where_it_ended(tmp_path):
 def test_curves_are_losses_above_the_optimum_in_at_most_150_points(tmp_path):
     store = build(tmp_path / "s", problems=("cosh",), change=learned(1e-3), report=2)
     _, components, _, drawn, _ = read(store)
-    lines = analysis.curves(store.read("curves"), drawn, components, points=10)
+    lines = curves(store.read("curves"), drawn, components, points=10)
     assert lines.groupby("cell").size().max() == 10
     assert lines["gap"].min() < 10.0
-    assert analysis.curves(store.read("curves").iloc[:0], drawn, components).empty
+    assert curves(store.read("curves").iloc[:0], drawn, components).empty
 
 
 # ------------------------------------------------------------------------------------------------------------------- the results
@@ -184,8 +195,8 @@ def test_all_or_nothing_workloads_are_success_rates_with_wilsons_interval(tmp_pa
     row = one(result, "sgd")
     assert (row["statistic"], row["successes"], row["estimate"]) == ("share", 5, 0.5)
     assert row["low"] == pytest.approx(0.2366, abs=1e-4)
-    pairs = analysis.headline_pairs(analysis.arms(analysis.current(store)[0], components), protocol["headline"])
-    gap = one(analysis.compare(drawn, pairs, components), "sgd + norm")
+    pairs = headline_pairs(arms(current(store)[0], components), protocol["headline"])
+    gap = one(compare(drawn, pairs, components), "sgd + norm")
     assert gap["estimate"] == 0.5
     assert gap["p"] == pytest.approx(0.0625)
 
@@ -249,7 +260,7 @@ def test_pairing_takes_the_luck_of_the_seed_out(tmp_path):
     store = build(tmp_path / "s", change=shifted(0.01))
     cells, components, protocol, drawn, result = read(store)
     gap = one(
-        analysis.compare(drawn, analysis.headline_pairs(analysis.arms(cells, components), protocol["headline"]), components),
+        compare(drawn, headline_pairs(arms(cells, components), protocol["headline"]), components),
         "sgd + norm",
     )
     assert gap["low"] > 0.007
@@ -260,7 +271,7 @@ def test_pairing_takes_the_luck_of_the_seed_out(tmp_path):
 def test_a_gain_is_positive_whatever_the_metrics_direction(tmp_path):
     store = build(tmp_path / "s", problems=("cosh",), change=shifted(-0.01))
     cells, components, _, drawn, _ = read(store)
-    gaps = analysis.compare(drawn, analysis.clip_pairs(analysis.arms(cells, components)), components)
+    gaps = compare(drawn, clip_pairs(arms(cells, components)), components)
     assert one(gaps, "sgd + norm")["low"] > 0
 
 
@@ -281,7 +292,7 @@ def test_a_clip_that_never_fired_is_the_same_as_none(tmp_path):
     cells, components, _, drawn, result = read(store)
     assert one(result, "sgd + norm")["never_fired"]
     assert not one(result, "sgd")["never_fired"]
-    claimed = analysis.claims(drawn, analysis.arms(cells, components), components)
+    claimed = claims(drawn, arms(cells, components), components)
     assert set(claimed["note"]) == {"never fired"}
     assert claimed["low"].isna().all()
     assert (claimed["holm"] == 1.0).all()
@@ -303,7 +314,7 @@ def test_claims_are_the_declared_family_holm_corrected(tmp_path):
         change=shifted(0.01),
     )
     cells, components, _, drawn, _ = read(store)
-    claimed = analysis.claims(drawn, analysis.arms(cells, components), components)
+    claimed = claims(drawn, arms(cells, components), components)
     assert len(claimed) == 2 * 2 * 2
     assert not claimed["arm"].str.contains("ema").any()
     assert claimed["holm"].min() == pytest.approx(claimed["p"].min() * 8)
@@ -313,7 +324,7 @@ def test_claims_are_the_declared_family_holm_corrected(tmp_path):
 def test_a_difference_with_a_failed_seed_is_incomplete_and_not_testable(tmp_path):
     store = build(tmp_path / "s", change=with_report_seed(None))
     cells, components, _, drawn, _ = read(store)
-    claimed = analysis.claims(drawn, analysis.arms(cells, components), components)
+    claimed = claims(drawn, arms(cells, components), components)
     assert set(claimed["note"]) == {"incomplete"}
     assert claimed["holm"].isna().all()
 
@@ -321,7 +332,7 @@ def test_a_difference_with_a_failed_seed_is_incomplete_and_not_testable(tmp_path
 def test_a_difference_with_a_diverged_seed_is_a_median(tmp_path):
     store = build(tmp_path / "s", change=with_report_seed("diverged"))
     cells, components, _, drawn, _ = read(store)
-    gap = one(analysis.compare(drawn, analysis.clip_pairs(analysis.arms(cells, components)), components), "sgd + norm")
+    gap = one(compare(drawn, clip_pairs(arms(cells, components)), components), "sgd + norm")
     assert gap["statistic"] == "median"
     assert gap["high"] >= 0
 
@@ -330,16 +341,16 @@ def test_a_headline_without_plain_sgd_has_no_pairs(tmp_path):
     """Momentum, the next in order, must not stand in under its name."""
     store = build(tmp_path / "s", optimizers=("momentum", "rmsprop"), report=2)
     cells, components, protocol, *_ = read(store)
-    arms = analysis.arms(cells, components)
+    compared = arms(cells, components)
     others = {name: arm for name, arm in protocol["headline"].items() if name != "plain SGD"}
-    assert analysis.headline_pairs(arms, protocol["headline"]).empty
-    assert analysis.headline_pairs(arms, others).empty
-    assert analysis.headline_pairs(arms, {}).empty
+    assert headline_pairs(compared, protocol["headline"]).empty
+    assert headline_pairs(compared, others).empty
+    assert headline_pairs(compared, {}).empty
 
 
 def test_methods_come_in_the_order_people_name_them_though_json_sorts_them():
-    named = analysis.named(dict(sorted(synthetic.HEADLINE.items())))
-    assert list(named) == ["plain SGD", "momentum", "RMSprop", "value clip", "norm clip"]
+    methods = named(dict(sorted(synthetic.HEADLINE.items())))
+    assert list(methods) == ["plain SGD", "momentum", "RMSprop", "value clip", "norm clip"]
 
 
 # ----------------------------------------------------------------------------------------------------------------- the whole grid
@@ -359,11 +370,11 @@ def test_a_lr_is_stable_where_every_seed_learned_and_a_range_has_no_holes(tmp_pa
         (1.0, 1.0): "collapsed",
         (3.0, 1.0): "collapsed",
     }
-    cells, _ = analysis.current(build(tmp_path / "s", clips=("none", "norm"), relative=(0.1, 1.0), report=0, change=at(bad)))
-    ranges = analysis.stable(cells).set_index(["arm", "basis"])
-    plain = ranges.loc[("sgd", "no clip")]
-    assert (plain["low"], plain["high"], plain["above"], plain["below"]) == (0.3, 1.0, False, False)
-    assert plain["lrs"] == (0.01, 0.03, 0.3, 1.0)
+    cells, _ = current(build(tmp_path / "s", clips=("none", "norm"), relative=(0.1, 1.0), report=0, change=at(bad)))
+    ranges = stable(cells).set_index(["arm", "basis"])
+    unclipped = ranges.loc[("sgd", "no clip")]
+    assert (unclipped["low"], unclipped["high"], unclipped["above"], unclipped["below"]) == (0.3, 1.0, False, False)
+    assert unclipped["lrs"] == (0.01, 0.03, 0.3, 1.0)
     best = ranges.loc[("sgd + norm", "best threshold")]
     assert (best["low"], best["high"], best["below"], best["above"]) == (0.01, 1.0, True, False)
     fixed = ranges.loc[("sgd + norm", "one threshold")]
@@ -371,8 +382,8 @@ def test_a_lr_is_stable_where_every_seed_learned_and_a_range_has_no_holes(tmp_pa
 
 
 def test_where_no_lr_is_stable_there_is_no_range(tmp_path):
-    cells, _ = analysis.current(build(tmp_path / "s", report=0, change=lambda one: synthetic.rows(one, "collapsed")))
-    ranges = analysis.stable(cells)
+    cells, _ = current(build(tmp_path / "s", report=0, change=lambda one: synthetic.rows(one, "collapsed")))
+    ranges = stable(cells)
     assert ranges["low"].isna().all()
     assert not ranges["above"].any()
 
@@ -383,8 +394,8 @@ def test_the_grid_counts_every_seed_and_averages_only_those_with_a_value(tmp_pat
             synthetic.rows(cell, "diverged") if cell.seed == 0 else synthetic.failed(cell) if cell.seed == 1 else learned(0.7)(cell)
         )
 
-    cells, _ = analysis.current(build(tmp_path / "s", report=0, change=change))
-    table = analysis.grid(cells, synthetic.components(("digits",)))
+    cells, _ = current(build(tmp_path / "s", report=0, change=change))
+    table = grid(cells, synthetic.components(("digits",)))
     assert set(table["statistic"]) == {"mean"}
     assert (table[["learned", "stalled", "collapsed", "diverged", "failed"]].sum(axis=1) == table["seeds"]).all()
     assert set(table["valued"]) == {1}
@@ -402,7 +413,7 @@ def test_the_grid_of_an_all_or_nothing_workload_holds_shares_and_no_means(tmp_pa
         return kinds.get(cell.lr, lambda: learned(1.0)(cell))()
 
     store = build(tmp_path / "s", problems=("temporal-order",), clips=("none",), report=0, change=change)
-    table = analysis.grid(analysis.current(store)[0], store.page("components")).set_index("lr")
+    table = grid(current(store)[0], store.page("components")).set_index("lr")
     assert set(table["statistic"]) == {"share"}
     assert table["value"].tolist() == pytest.approx([1 / 3, 2 / 3, 1.0, 0.0, 1.0, 1.0])
     assert table["valued"].tolist() == [3, 3, 2, 2, 3, 3]
@@ -411,9 +422,9 @@ def test_the_grid_of_an_all_or_nothing_workload_holds_shares_and_no_means(tmp_pa
 
 def test_rmsprops_note_has_the_arms_own_alpha(tmp_path):
     cells, components, *_ = read(build(tmp_path / "s", optimizers=("rmsprop",), report=0))
-    assert "α = 0.99 its first step is 1/√(1 − α) = 10 times" in analysis.notes(analysis.arms(cells, components))[0]
+    assert "α = 0.99 its first step is 1/√(1 − α) = 10 times" in notes(arms(cells, components))[0]
     cells["settings"] = cells["settings"].astype(object).map(with_alpha)
-    (note,) = analysis.notes(analysis.arms(cells, components))
+    (note,) = notes(arms(cells, components))
     assert "α = 0.9 its first step is 1/√(1 − α) = 3.16 times lr" in note
 
 
@@ -425,24 +436,24 @@ def with_alpha(settings: str) -> str:
 
 def test_momentum_is_given_as_lr_over_one_minus_mu_too(tmp_path):
     cells, components, *_ = read(build(tmp_path / "s", optimizers=("sgd", "momentum", "rmsprop"), report=1))
-    arms = analysis.arms(cells, components)
-    steady = analysis.effective(analysis.stable(cells), arms)
+    compared = arms(cells, components)
+    steady = effective(stable(cells), compared)
     assert set(steady["arm"]) == {"momentum", "momentum + norm", "momentum + value"}
     assert steady["factor"].tolist() == pytest.approx([10.0] * 3)
-    assert len(analysis.notes(arms)) == 2
+    assert len(notes(compared)) == 2
 
 
 def test_partners_are_found_from_settings_and_not_from_names(tmp_path):
     cells, components, *_ = read(build(tmp_path / "s", optimizers=("sgd", "adam"), report=1))
     cells["arm"] = cells["arm"].astype(object).str.replace("adam", "a + b")
-    arms = analysis.arms(cells, components).set_index("arm")
-    assert arms.loc["a + b + norm", "partner"] == "a + b"
-    assert pd.isna(arms.loc["a + b", "partner"])
+    compared = arms(cells, components).set_index("arm")
+    assert compared.loc["a + b + norm", "partner"] == "a + b"
+    assert pd.isna(compared.loc["a + b", "partner"])
 
 
 def test_share_of_steps_clipped_is_by_threshold_over_all_learning_rates(tmp_path):
-    cells, _ = analysis.current(build(tmp_path / "s", relative=(0.1, 1.0, 3.0), report=0))
-    shares = analysis.fired(cells)
+    cells, _ = current(build(tmp_path / "s", relative=(0.1, 1.0, 3.0), report=0))
+    shares = fired(cells)
     norm = shares[shares["arm"] == "sgd + norm"].sort_values("place")
     assert norm["place"].tolist() == [0.1, 1.0, 3.0]
     assert norm["median"].is_monotonic_decreasing
@@ -453,7 +464,7 @@ def test_share_of_steps_clipped_is_by_threshold_over_all_learning_rates(tmp_path
 
 
 def timed(rows) -> pd.DataFrame:
-    return analysis.cost(pd.DataFrame(rows))
+    return cost(pd.DataFrame(rows))
 
 
 def test_a_clip_costs_the_median_ratio_to_the_block_beside_it():
@@ -523,7 +534,7 @@ SURVEYED = {
 
 def survey(rows):
     frame = pd.DataFrame(rows)
-    return analysis.implementations(frame.astype({name: float for name in frame if name in synthetic.NUMBERS}))
+    return implementations(frame.astype({name: float for name in frame if name in synthetic.NUMBERS}))
 
 
 def test_implementations_are_set_against_no_clip_the_default_and_the_floor():
@@ -541,7 +552,7 @@ def test_implementations_are_set_against_no_clip_the_default_and_the_floor():
 
 
 def test_the_quickest_is_the_least_beside_the_default_and_the_default_where_nothing_beats_it():
-    best = analysis.quickest(survey(synthetic.surveyed(SURVEYED))).set_index("clip")
+    best = quickest(survey(synthetic.surveyed(SURVEYED))).set_index("clip")
     assert best["implementation"].to_dict() == {"norm": "flat", "value": "torch"}
     assert best.loc["norm", ["default_ratio", "best_ratio", "best_relative"]].tolist() == pytest.approx([2.0, 1.6, 0.5])
     assert best.loc["value", "best_ratio"] == pytest.approx(2.0)
@@ -551,12 +562,12 @@ def test_one_that_is_surely_quicker_is_not_hidden_by_one_that_may_be():
     found = survey(synthetic.surveyed(SURVEYED)).set_index(["implementation", "clip"])
     found.loc[("flat", "norm"), ["relative", "relative_high"]] = (0.60, 1.05)
     found.loc[("fused", "norm"), ["relative", "relative_high"]] = (0.62, 0.63)
-    best = analysis.quickest(found.reset_index()).set_index("clip")
+    best = quickest(found.reset_index()).set_index("clip")
     assert best.loc["norm", "implementation"] == "fused"
 
 
 def test_without_torchs_default_there_is_nothing_to_be_quicker_than():
-    assert analysis.quickest(survey(synthetic.surveyed({"flat": SURVEYED["flat"]}))).empty
+    assert quickest(survey(synthetic.surveyed({"flat": SURVEYED["flat"]}))).empty
 
 
 def test_a_runs_own_timings_are_no_survey_and_threads_are_kept_apart():
@@ -569,10 +580,10 @@ def test_a_runs_own_timings_are_no_survey_and_threads_are_kept_apart():
 
 def test_events_are_those_of_compared_cells_worst_first(tmp_path):
     store = build(tmp_path / "s", report=0, change=at({(3.0, None): "diverged", (1.0, None): "collapsed"}))
-    cells, _ = analysis.current(store)
-    found = analysis.events(store.read("events"), cells)
+    cells, _ = current(store)
+    found = events(store.read("events"), cells)
     assert found["kind"].tolist() == ["nonfinite_loss", "blow_up"]
-    counted = analysis.event_counts(found, cells).set_index("arm")
+    counted = event_counts(found, cells).set_index("arm")
     assert counted.loc["sgd", ["cells", "learned", "collapsed", "diverged", "nonfinite_loss", "blow_up"]].tolist() == [
         18,
         16,
@@ -581,13 +592,13 @@ def test_events_are_those_of_compared_cells_worst_first(tmp_path):
         1,
         1,
     ]
-    assert analysis.events(store.read("events"), cells.iloc[:0]).empty
+    assert events(store.read("events"), cells.iloc[:0]).empty
 
 
 def test_cells_outside_the_plan_are_kept_but_not_compared(tmp_path):
     store = build(tmp_path / "s", report=0)
     synthetic.commit(store, "more", [synthetic.rows(synthetic.cell("digits", "sgd", "none", 9.0, 0), "learned")])
-    cells, kept = analysis.current(store)
+    cells, kept = current(store)
     assert kept == {"no longer asked for by the study": 1}
     assert 9.0 not in set(cells["lr"])
 
@@ -596,15 +607,15 @@ def test_two_environments_in_one_comparison_are_found(tmp_path):
     def change(cell: Cell):
         return synthetic.rows(cell, "learned", environment="e2") if cell.seed == 1001 else None
 
-    cells, _ = analysis.current(build(tmp_path / "s", report=3, change=change))
-    (mixture,) = analysis.mixtures(cells)
+    cells, _ = current(build(tmp_path / "s", report=3, change=change))
+    (mixture,) = mixtures(cells)
     assert (mixture["role"], mixture["column"], set(mixture["values"])) == ("report", "environment", {"e1", "e2"})
 
 
 def test_null_and_nan_are_told_apart_until_they_are_numbers(tmp_path):
     store = build(tmp_path / "s", report=0)
-    plain = analysis.plain(store.read("cells"))
-    assert plain["threshold"].dtype == float
-    assert plain["seed"].dtype == np.int64
-    assert plain["extended"].dtype == bool
-    assert set(plain.loc[plain["outcome"] == "learned", "reason"]) == {None}
+    table = plain(store.read("cells"))
+    assert table["threshold"].dtype == float
+    assert table["seed"].dtype == np.int64
+    assert table["extended"].dtype == bool
+    assert set(table.loc[table["outcome"] == "learned", "reason"]) == {None}

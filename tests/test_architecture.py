@@ -324,6 +324,17 @@ def test_every_fence_holds():
     assert not violations(sources()), "\n".join(["", *violations(sources())])
 
 
+SHARED = {"analysis.cells", "analysis.outcomes", "figures.style"}  # by several questions
+
+
+def test_a_question_has_one_name_for_its_table_its_figure_and_its_section():
+    """Nothing else is in `analysis` and `figures`; a section may do without a figure or a table of its own."""
+    members = [module.partition(".") for module in sources() if module not in SHARED]
+    stems = {folder: {stem for room, _, stem in members if room == folder and stem} for folder in ("analysis", "figures", "report")}
+    assert stems["figures"] <= stems["analysis"] <= stems["report"]
+    assert len(stems["figures"]) >= 8
+
+
 def test_every_module_has_a_row():
     assert {row(module) for module in sources()} <= set(MAY_IMPORT)
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from clipbench import analysis, figures
+from clipbench.analysis.cells import current
+from clipbench.analysis.published import CLAIMS, published
+from clipbench.figures.published import draw
 from clipbench.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +34,7 @@ def row(  # noqa: PLR0913 - a column or a setting each
 
 
 def judged(rows):
-    return analysis.published(pd.DataFrame(rows), COMPONENTS)
+    return published(pd.DataFrame(rows), COMPONENTS)
 
 
 def cliff(free, clipped):
@@ -79,7 +81,7 @@ def test_a_run_that_failed_is_no_evidence_for_or_against_a_claim(spoiled):
     assert not found["complete"].any()
     assert not found["holds"].any()
     assert found["n"].sum() == 800 - len(spoiled)
-    figures.published(found, "footer")
+    draw(found, "footer")
 
 
 def test_a_claim_is_not_judged_on_the_runs_that_happen_to_be_there():
@@ -117,16 +119,16 @@ def test_cells_of_other_settings_are_not_what_was_claimed(change):
 
 def test_a_figure_says_what_does_not_hold():
     for free, words in ((60, "A cliff, lr .1"), (70, "A cliff, lr .1: DOES NOT HOLD")):
-        [axes, *_] = figures.published(judged(cliff(free, 100)), "footer").axes
+        [axes, *_] = draw(judged(cliff(free, 100)), "footer").axes
         assert axes.get_title(loc="left") == words
         assert [text.get_text() for text in axes.texts] == [f"{free / 100:g}", "1"]
 
 
 def test_all_claims_hold_in_the_committed_results_and_studies_of_other_settings_are_asked_none():
     """Every row of it; and not, say, temporal order at 800 steps."""
-    for name, expected in (("published", len(analysis.CLAIMS)), ("quick", 0)):
+    for name, expected in (("published", len(CLAIMS)), ("quick", 0)):
         store = Store(ROOT / "results" / name)
-        cells, _ = analysis.current(store)
-        found = analysis.published(cells, store.page("components"))
+        cells, _ = current(store)
+        found = published(cells, store.page("components"))
         assert found["claim"].nunique() == expected
         assert found["holds"].all()

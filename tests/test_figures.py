@@ -13,9 +13,25 @@ import synthetic
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from clipbench import analysis, figures
+from clipbench.analysis.cells import arms, current
+from clipbench.analysis.cost import cost
+from clipbench.analysis.curves import curves
+from clipbench.analysis.fired import fired
+from clipbench.analysis.grid import grid
+from clipbench.analysis.implementations import implementations
+from clipbench.analysis.outcomes import draws, results
+from clipbench.analysis.stable import effective, stable
 from clipbench.cell import Cell
-from clipbench.figures import outcomes
+from clipbench.figures import style
+from clipbench.figures.cost import draw as draw_cost
+from clipbench.figures.curves import _panel as curve_panel
+from clipbench.figures.curves import draw as draw_curves
+from clipbench.figures.fired import draw as draw_fired
+from clipbench.figures.grid import draw as draw_grid
+from clipbench.figures.headline import _fenced as fenced
+from clipbench.figures.headline import draw as draw_headline
+from clipbench.figures.implementations import draw as draw_implementations
+from clipbench.figures.stable import draw as draw_stable
 from clipbench.task import ARM
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -38,22 +54,22 @@ def frames(tmp_path_factory):
         change=change,
     )
     store.add_throughput(synthetic.surveyed({name: {"none": 1.0, "norm": cost} for name, cost in (("torch", 2), ("flat", 1.5))}))
-    cells, _ = analysis.current(store)
+    cells, _ = current(store)
     components, protocol = store.page("components"), store.page("plan")["protocol"]
-    drawn = analysis.draws(cells, protocol)
-    results, arms = analysis.results(drawn, components), analysis.arms(cells, components)
+    drawn = draws(cells, protocol)
+    resulting, compared = results(drawn, components), arms(cells, components)
     return {
-        "arms": arms,
+        "arms": compared,
         "drawn": drawn,
-        "results": results.merge(arms, on=ARM),
-        "chosen": results[results["reading"] == "all"],
-        "grid": analysis.grid(cells, components),
-        "stable": analysis.stable(cells),
-        "steady": analysis.effective(analysis.stable(cells), arms),
-        "fired": analysis.fired(cells),
-        "cost": analysis.cost(store.read("throughput")),
-        "implementations": analysis.implementations(store.read("throughput")),
-        "curves": analysis.curves(store.read("curves"), drawn, components),
+        "results": resulting.merge(compared, on=ARM),
+        "chosen": resulting[resulting["reading"] == "all"],
+        "grid": grid(cells, components),
+        "stable": stable(cells),
+        "steady": effective(stable(cells), compared),
+        "fired": fired(cells),
+        "cost": cost(store.read("throughput")),
+        "implementations": implementations(store.read("throughput")),
+        "curves": curves(store.read("curves"), drawn, components),
     }
 
 
@@ -68,23 +84,23 @@ def draw(name: str, frames) -> Figure:
     methods = {"plain SGD": "sgd", "momentum": "momentum", "norm clip": "sgd + norm"}
     f = frames
     return {
-        "headline": lambda: figures.headline(f["results"], f["drawn"], [panel], methods, "foot"),
-        "curves": lambda: figures.curves(f["curves"], f["arms"], f["chosen"], "loss", 2.3, "foot"),
-        "heat": lambda: figures.heat(f["grid"], f["arms"], f["chosen"], "accuracy", True, "foot"),
-        "stable": lambda: figures.stable(f["stable"], f["arms"], f["steady"], "foot"),
-        "fired": lambda: figures.fired(f["fired"], f["arms"], "foot"),
-        "cost": lambda: figures.cost(f["cost"], "foot"),
-        "implementations": lambda: figures.implementations(f["implementations"], "foot"),
+        "headline": lambda: draw_headline(f["results"], f["drawn"], [panel], methods, "foot"),
+        "curves": lambda: draw_curves(f["curves"], f["arms"], f["chosen"], "loss", 2.3, "foot"),
+        "grid": lambda: draw_grid(f["grid"], f["arms"], f["chosen"], "accuracy", True, "foot"),
+        "stable": lambda: draw_stable(f["stable"], f["arms"], f["steady"], "foot"),
+        "fired": lambda: draw_fired(f["fired"], f["arms"], "foot"),
+        "cost": lambda: draw_cost(f["cost"], "foot"),
+        "implementations": lambda: draw_implementations(f["implementations"], "foot"),
     }[name]()
 
 
-KINDS = ("headline", "curves", "heat", "stable", "fired", "cost", "implementations")
+KINDS = ("headline", "curves", "grid", "stable", "fired", "cost", "implementations")
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_same_frame_gives_the_same_bytes_and_none_of_them_is_a_date_or_a_version(frames, name):
-    svg, png = figures.render(draw(name, frames))
-    again = figures.render(draw(name, frames))
+    svg, png = style.render(draw(name, frames))
+    again = style.render(draw(name, frames))
     assert (svg, png) == again
     assert svg.startswith("<?xml")
     assert png.startswith(PNG)
@@ -95,10 +111,10 @@ def test_the_same_frame_gives_the_same_bytes_and_none_of_them_is_a_date_or_a_ver
 
 
 def test_the_global_style_is_left_alone_and_has_no_influence(frames):
-    plain = figures.render(draw("stable", frames))
+    plain = style.render(draw("stable", frames))
     with mpl.rc_context({"font.size": 33, "axes.facecolor": "red", "lines.linewidth": 9}):
         before = dict(mpl.rcParams)
-        assert figures.render(draw("stable", frames)) == plain
+        assert style.render(draw("stable", frames)) == plain
         assert dict(mpl.rcParams) == before
 
 
@@ -115,7 +131,7 @@ def test_a_name_that_looks_like_mathematics_is_a_name(frames, name):
                     .map(lambda word: word.replace("norm", r"$\frac{$ <b> norm") if isinstance(word, str) else word)
                 )
         hostile[key] = renamed
-    svg, _ = figures.render(draw(name, hostile))
+    svg, _ = style.render(draw(name, hostile))
     assert "<b>" not in svg
 
 
@@ -132,11 +148,11 @@ def deuteranope(colour: str) -> np.ndarray:
 
 def test_the_five_methods_have_five_colours_that_stay_apart_without_red_and_green():
     five = [
-        figures.OPTIMIZERS["sgd"],
-        figures.OPTIMIZERS["momentum"],
-        figures.OPTIMIZERS["rmsprop"],
-        figures.CLIPS["value"],
-        figures.CLIPS["norm"],
+        style.OPTIMIZERS["sgd"],
+        style.OPTIMIZERS["momentum"],
+        style.OPTIMIZERS["rmsprop"],
+        style.CLIPS["value"],
+        style.CLIPS["norm"],
     ]
     for number, first in enumerate(five):
         for second in five[number + 1 :]:
@@ -145,24 +161,24 @@ def test_the_five_methods_have_five_colours_that_stay_apart_without_red_and_gree
 
 
 def test_every_colour_is_dark_enough_for_paper():
-    for colour in (*figures.OPTIMIZERS.values(), *figures.CLIPS.values(), *figures.STRANGERS):
+    for colour in (*style.OPTIMIZERS.values(), *style.CLIPS.values(), *style.STRANGERS):
         assert luminance(colour) < 0.55
 
 
 def test_a_stranger_keeps_its_colour_whatever_comes_with_it():
-    alone = figures.colours(["ema"], figures.CLIPS)
-    beside = figures.colours(["norm", "ema", "none"], figures.CLIPS)
-    assert alone["ema"] == beside["ema"] == figures.STRANGERS[0]
-    assert figures.colours(["zeta", "ema"], figures.CLIPS) == figures.colours(["ema", "zeta"], figures.CLIPS)
-    assert {figures.CLIPS[name] for name in ("value", "norm")} == {
-        figures.colours(["value", "norm", "x"], figures.CLIPS)[name] for name in ("value", "norm")
+    alone = style.colours(["ema"], style.CLIPS)
+    beside = style.colours(["norm", "ema", "none"], style.CLIPS)
+    assert alone["ema"] == beside["ema"] == style.STRANGERS[0]
+    assert style.colours(["zeta", "ema"], style.CLIPS) == style.colours(["ema", "zeta"], style.CLIPS)
+    assert {style.CLIPS[name] for name in ("value", "norm")} == {
+        style.colours(["value", "norm", "x"], style.CLIPS)[name] for name in ("value", "norm")
     }
 
 
 def test_an_arm_has_its_clips_colour_or_its_optimizers(frames):
-    tints = figures.arm_colours(frames["arms"])
-    assert tints["momentum"] == figures.OPTIMIZERS["momentum"]
-    assert tints["momentum + norm"] == tints["sgd + norm"] == figures.CLIPS["norm"]
+    tints = style.arm_colours(frames["arms"])
+    assert tints["momentum"] == style.OPTIMIZERS["momentum"]
+    assert tints["momentum + norm"] == tints["sgd + norm"] == style.CLIPS["norm"]
 
 
 def test_a_diverged_seed_is_marked_where_it_has_no_value(frames):
@@ -187,7 +203,7 @@ def test_the_median_of_two_diverged_of_three_ends_where_the_second_did():
     ]
     figure = Figure()
     axes = figure.subplots()
-    outcomes._curve_panel(axes, pd.DataFrame(rows), "black")
+    curve_panel(axes, pd.DataFrame(rows), "black")
     (middle,) = [line for line in axes.lines if line.get_linewidth() == 1.5 and line.get_marker() == "None"]
     assert max(middle.get_xdata()) == 39
 
@@ -196,7 +212,7 @@ def test_without_plain_sgd_there_is_no_line_of_it(frames):
     panel = {"task": ("digits", 32, "cpu", "float32"), "title": "", "label": "", "success": False, "higher_is_better": True}
 
     def dashed(methods: dict[str, str]) -> int:
-        axes = figures.headline(frames["results"], frames["drawn"], [panel], methods, "").axes[0]
+        axes = draw_headline(frames["results"], frames["drawn"], [panel], methods, "").axes[0]
         return sum(line.get_linestyle() == "--" for line in axes.lines)
 
     assert dashed({"plain SGD": "momentum", "norm clip": "sgd + norm"}) == 1
@@ -205,9 +221,9 @@ def test_without_plain_sgd_there_is_no_line_of_it(frames):
 
 def test_seeds_far_outside_are_marked_at_the_edge_with_their_number():
     values = pd.Series([0.9 + 0.001 * number for number in range(40)] + [0.1])
-    fenced = outcomes._fenced(values, pd.Series([0.92]))
-    assert fenced.min() == pytest.approx(0.9)
-    assert len(fenced) == 40
+    inside = fenced(values, pd.Series([0.92]))
+    assert inside.min() == pytest.approx(0.9)
+    assert len(inside) == 40
 
 
 def test_heat_map_cells_are_told_apart_by_letter_and_hatch_and_not_by_colour_alone():
@@ -242,14 +258,14 @@ def test_heat_map_cells_are_told_apart_by_letter_and_hatch_and_not_by_colour_alo
         ]
     )
     chosen = pd.DataFrame(columns=["arm", "lr", "threshold", "relative"])
-    figure = figures.heat(pd.DataFrame(rows).assign(statistic="mean"), arms, chosen, "accuracy", True, "")
+    figure = draw_grid(pd.DataFrame(rows).assign(statistic="mean"), arms, chosen, "accuracy", True, "")
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["S", "C", "D", "F", "?", "D2"]
     assert len({patch.get_hatch() for patch in axes.patches[:5]}) == 5
     colours = axes.collections[0].get_array()
     assert np.ma.getmaskarray(colours).ravel().tolist() == [False, False, False, True, True, True, True]
     # A share of successes counts its diverged seeds, so that it has a colour, on a scale from none to all.
-    figure = figures.heat(pd.DataFrame(rows).assign(statistic="share"), arms, chosen, "share", False, "")
+    figure = draw_grid(pd.DataFrame(rows).assign(statistic="share"), arms, chosen, "share", False, "")
     mesh = figure.axes[0].collections[0]
     assert np.ma.getmaskarray(mesh.get_array()).ravel().tolist() == [False, False, False, True, True, True, False]
     assert mesh.get_clim() == (0, 1)
@@ -257,11 +273,11 @@ def test_heat_map_cells_are_told_apart_by_letter_and_hatch_and_not_by_colour_alo
 
 
 def test_numbers_on_axes_are_short_and_have_a_true_minus():
-    assert [figures.number(value) for value in (0.001, 30.0, 1e-5, -2.0, 1e6)] == ["0.001", "30", "1e−5", "−2", "1e6"]
+    assert [style.number(value) for value in (0.001, 30.0, 1e-5, -2.0, 1e6)] == ["0.001", "30", "1e−5", "−2", "1e6"]
 
 
 def test_svg_paths_are_rounded_and_text_is_text(frames):
-    svg, png = figures.render(draw("stable", frames))
+    svg, png = style.render(draw("stable", frames))
     assert ">learning rate" in svg
     assert "<text" in svg
     assert len(svg) < 60_000

@@ -19,9 +19,11 @@ import pandas as pd
 import pytest
 import synthetic
 
-from clipbench import figures, report
+from clipbench import report
 from clipbench.cell import Cell, Part
 from clipbench.errors import UsageError
+from clipbench.report import frames, sections
+from clipbench.report.evidence import read
 from clipbench.report.parts import Table, Text
 from clipbench.store import Store
 
@@ -57,7 +59,7 @@ def sketched(monkeypatch):
         figure.draw_without_rendering()
         return '<svg width="9pt" height="9pt"></svg>', b""
 
-    monkeypatch.setattr(figures, "render", sketch)
+    monkeypatch.setattr(frames, "render", sketch)
 
 
 def page(store: Store) -> str:
@@ -125,6 +127,14 @@ def test_a_store_in_a_folder_of_another_name_gives_the_same_bytes(tiny, tmp_path
 
 
 @pytest.mark.usefixtures("sketched")
+def test_a_section_has_the_name_of_its_file_as_its_anchor_and_every_file_of_a_section_is_on_the_page(tiny):
+    files = Path(sections.__file__).parent.glob("*.py")
+    written = {path.stem for path in files if "\ndef section(" in path.read_text(encoding="utf-8")}
+    named = [question.__name__.rpartition(".")[2] for question in sections.SECTIONS]
+    assert [question.section(read(tiny)).anchor for question in sections.SECTIONS] == named
+    assert sorted(named) == sorted(written)
+
+
 def test_formats_are_written_as_asked_and_figures_always(tiny, tmp_path):
     written = report.write(tiny, ("md",), tmp_path / "r")
     assert {path.suffix for path in written} == {".md", ".svg", ".png"}

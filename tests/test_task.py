@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clipbench import analysis
+from clipbench.analysis.cells import arms
 from clipbench.cell import Cell, Part
 from clipbench.task import ARM, Task, Threshold, arm_of, axis_label, labels
 
@@ -73,5 +73,5 @@ def test_an_axis_is_called_after_the_clips_own_setting():
 def test_a_clip_that_a_study_has_only_with_settings_is_not_labelled_with_a_threshold():
     cell = replace(CELL, clip=Part("quantile", 1, {"percentile": 90.0, "window": 20}, "percentile"))
     row = {**dict(zip(ARM, arm_of(cell), strict=True)), "optimizer": "sgd", "clip": "quantile", "settings": cell.canonical}
-    [arm] = analysis.arms(pd.DataFrame([row]), {"clips": {cell.clip.label: {"threshold": "percentile"}}}).to_dict("records")
+    [arm] = arms(pd.DataFrame([row]), {"clips": {cell.clip.label: {"threshold": "percentile"}}}).to_dict("records")
     assert (arm["clip_label"], arm["setting"]) == ("quantile(window=20)", "percentile")

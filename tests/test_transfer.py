@@ -255,11 +255,11 @@ def evidence(tmp_path_factory):
 
 def asked(evidence, frame):
     """The same report over other cells."""
-    return page.transfer(replace(evidence, cells=frame, names={}))
+    return page.section(replace(evidence, cells=frame, names={}))
 
 
 def test_a_study_that_does_not_ask_has_no_section(evidence):
-    assert page.transfer(evidence).parts == []
+    assert page.section(evidence).parts == []
     assert "transfer" not in [section.anchor for section in sections.told(evidence)]
 
 

@@ -1,4 +1,7 @@
-"""The cells that are compared, and what they are."""
+"""The cells that are compared, and what they are: their arms, their workloads, how many there are.
+
+Shared by all questions. It knows none of them, and neither figures nor pages.
+"""
 
 from __future__ import annotations
 
@@ -114,10 +117,10 @@ def arms(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
     for row in cells.drop_duplicates(ARM).sort_values(ARM).to_dict("records"):
         document = json.loads(row["settings"])
         threshold = threshold_setting(components, row["clip"])
-        place = tuple(row[name] for name in TASK)
+        task = tuple(row[name] for name in TASK)
         optimizer = Part(**document["optimizer"]).label
         if row["clip"] == "none":
-            unclipped[(*place, optimizer)] = row["arm"]
+            unclipped[(*task, optimizer)] = row["arm"]
         labels = {
             "momentum": _setting(document["optimizer"], ("momentum", "nesterov"), "momentum", 0.9),
             "alpha": _setting(document["optimizer"], ("rmsprop",), "alpha", 0.99),
@@ -134,8 +137,8 @@ def arms(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
 
 def threshold_setting(components: Components, clip: str) -> str | None:
     """What the threshold of a clip is called, ``max_norm``; the page files clips by their labels, of which one name has several."""
-    found = (entry for label, entry in components.get("clips", {}).items() if label.partition("(")[0] == clip)
-    return next((entry.get("threshold") for entry in found), None)
+    entries = (entry for label, entry in components.get("clips", {}).items() if label.partition("(")[0] == clip)
+    return next((entry.get("threshold") for entry in entries), None)
 
 
 def _setting(optimizer: Mapping[str, Any], rules: Sequence[str], name: str, default: float) -> float:
@@ -153,22 +156,6 @@ def of_task(frame: pd.DataFrame, task: Sequence[Any]) -> pd.DataFrame:
 
 def counts(cells: pd.DataFrame) -> dict[str, int]:
     """How many cells there are, and how they ended; failed cells have no outcome."""
-    found = cells["outcome"].value_counts()
-    ended = {name: int(found.get(name, 0)) for name in schema.OUTCOMES}
+    outcomes = cells["outcome"].value_counts()
+    ended = {name: int(outcomes.get(name, 0)) for name in schema.OUTCOMES}
     return {"cells": len(cells), **ended, "failed": int((cells["status"] == "failed").sum())}
-
-
-def mixtures(cells: pd.DataFrame) -> list[dict[str, Any]]:
-    """Where one comparison holds cells of several engines, environments or thread counts, and how many of each."""
-    found = []
-    for task, rows in plain(cells).groupby([*TASK, "role"], sort=True):
-        for column in ("environment", "engine", "threads"):
-            values = rows[column].value_counts().sort_index()
-            if len(values) > 1:
-                shown = {_text(value): int(number) for value, number in values.items()}
-                found.append({**dict(zip([*TASK, "role"], task, strict=True)), "column": column, "values": shown})
-    return found
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

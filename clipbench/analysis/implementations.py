@@ -44,37 +44,37 @@ def implementations(throughput: pd.DataFrame) -> pd.DataFrame:
     frame = _beside(frame, sound[sound["clip"] == "none"], [*SIZED, "optimizer", "implementation", "block"], "unclipped")
     frame = _beside(frame, sound[sound["implementation"] == DEFAULT], [*SIZED, "optimizer", "clip", "block"], "default")
     rows = []
-    for key, blocks in frame.groupby(METHOD, dropna=False, sort=True):
-        place = dict(zip(METHOD, key, strict=True))
+    for values, blocks in frame.groupby(METHOD, dropna=False, sort=True):
+        key = dict(zip(METHOD, values, strict=True))
         here = blocks[blocks["usable"]]
         taken = {"ratio": here["each"] / here["unclipped"], "relative": here["each"] / here["default"]}
         taken["share"] = here["floor_seconds"] / here["each"]
-        if place["clip"] == "none":
+        if key["clip"] == "none":
             taken["ratio"] = taken["ratio"].iloc[:0]
-        if place["implementation"] == DEFAULT:
+        if key["implementation"] == DEFAULT:
             taken["relative"] = taken["relative"].iloc[:0]
-        row = {**place, "size": _size(blocks.iloc[0]), "blocks": len(here), "invalid": len(blocks) - len(here)}
+        row = {**key, "size": _size(blocks.iloc[0]), "blocks": len(here), "invalid": len(blocks) - len(here)}
         for name, ratios in taken.items():
             interval = statistics.median_interval(ratios.dropna())
             row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
         quantiles = here["each"].quantile([0.05, 0.5, 0.95]).to_numpy() if len(here) else np.full(3, np.nan)
         row |= dict(zip(("seconds_5", "seconds_50", "seconds_95"), quantiles, strict=True))
-        row["samples_per_second"] = place["batch"] / quantiles[1]
+        row["samples_per_second"] = key["batch"] / quantiles[1]
         row["bytes_per_second"] = blocks["floor_bytes"].iloc[0] / quantiles[1]
         rows.append(row | {name: blocks[name].iloc[0] for name in ("threshold", "peak_bytes", "kernels", "synchronisations")})
     return table_of(rows, [*METHOD, *MEASURES])
 
 
-def quickest(found: pd.DataFrame) -> pd.DataFrame:
+def quickest(table: pd.DataFrame) -> pd.DataFrame:
     """For every size, optimizer and clip: torch's default (``default_*``) and the quickest ``implementation`` (``best_*``).
 
     The quickest is the one of the least ``relative``, which a load that came and went has met as it has met the default. Where
     some have an interval below 1 it is one of them: an estimate that is least by luck must not hide one that is sure.
     """
-    place = [*SIZED, "optimizer", "clip"]
+    keys = [*SIZED, "optimizer", "clip"]
     sides = {name: [f"{side}_{name}" for side in ("default", "best")] for name in MEASURES if name not in ("size", "threshold")}
     rows = []
-    for key, mine in found[found["clip"] != "none"].groupby(place, dropna=False, sort=True):
+    for values, mine in table[table["clip"] != "none"].groupby(keys, dropna=False, sort=True):
         timed = mine[mine["blocks"] > 0]
         default = timed[timed["implementation"] == DEFAULT]
         if default.empty:
@@ -82,11 +82,11 @@ def quickest(found: pd.DataFrame) -> pd.DataFrame:
         relative = timed["relative"].where(timed["implementation"] != DEFAULT, 1.0).fillna(np.inf)
         sure = (timed["relative_high"] < 1) & (timed["implementation"] != DEFAULT)
         best = timed.loc[(relative[sure] if sure.any() else relative).idxmin()]
-        row = {**dict(zip(place, key, strict=True)), "size": best["size"], "implementation": best["implementation"]}
+        row = {**dict(zip(keys, values, strict=True)), "size": best["size"], "implementation": best["implementation"]}
         for name, pair in sides.items():
             row |= dict(zip(pair, (default.iloc[0][name], best[name]), strict=True))
         rows.append(row)
-    return table_of(rows, [*place, "size", "implementation", *(name for pair in sides.values() for name in pair)])
+    return table_of(rows, [*keys, "size", "implementation", *(name for pair in sides.values() for name in pair)])
 
 
 def _surveyed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,7 @@
-"""The report phase: how the chosen settings did, and against each other."""
+"""How runs ended and what their values are worth, in either phase; results of the report phase, and their paired differences.
+
+Shared by the questions that compare. It knows none of them, and neither figures nor pages.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,12 @@ from clipbench.task import ARM, TASK
 COUNTS = ("learned", "stalled", "collapsed", "diverged", "failed", "missing")
 BASELINE = "plain SGD"
 METHODS = (BASELINE, "momentum", "RMSprop", "value clip", "norm clip")
-CLAIMED = ("norm", "value")
+
+
+def selection_runs(cells: pd.DataFrame) -> pd.DataFrame:
+    """The selection cells with ``ended``: an outcome, or ``failed``."""
+    frame = plain(cells[cells["role"] == "select"])
+    return frame.assign(ended=np.where(frame["status"] == "failed", "failed", frame["outcome"].astype(object)))
 
 
 def draws(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
@@ -64,9 +72,9 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
     diverging and yet has no metric (``no_value`` counts those): no interval then.
     """
     rows = []
-    for key, seeds in drawn.groupby([*ARM, "reading"], sort=True):
-        place = dict(zip([*ARM, "reading"], key, strict=True))
-        about = workload(components, place["problem"])
+    for values, seeds in drawn.groupby([*ARM, "reading"], sort=True):
+        key = dict(zip([*ARM, "reading"], values, strict=True))
+        about = workload(components, key["problem"])
         ended = seeds["ended"].value_counts()
         statistic, interval, successes = _estimate(seeds, about)
         fired = seeds["clipped_fraction"].astype(float)
@@ -76,7 +84,7 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
         one = points.iloc[0] if len(points) == 1 else dict.fromkeys(POINT, math.nan)
         rows.append(
             {
-                **place,
+                **key,
                 "n": len(seeds),
                 **{name: int(ended.get(name, 0)) for name in COUNTS},
                 "statistic": statistic,
@@ -91,7 +99,7 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
                 "relative": one["relative"],
                 "settings": len(points),
                 "budget": int(seeds["budget"].iloc[0]),
-                "edge": (seeds["edge"].iloc[0] or "") if place["reading"] == "all" else "",
+                "edge": (seeds["edge"].iloc[0] or "") if key["reading"] == "all" else "",
                 "no_value": int(without_value(seeds, about).sum()),
                 "steps_to_target": statistics.median_interval(target[known].fillna(math.inf)).estimate,
                 "reached": int(target.notna().sum()),
@@ -146,14 +154,6 @@ def without_value(seeds: pd.DataFrame, about: Mapping[str, Any]) -> np.ndarray[A
     return np.isnan(worst_filled(seeds, about)) & ~seeds["ended"].isin(["failed", "missing"]).to_numpy(dtype=bool)
 
 
-def valueless(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
-    """The report cells that ran, did not diverge, and have no metric."""
-    ran = drawn.drop_duplicates("cell")
-    found = [seeds[without_value(seeds, workload(components, problem))] for problem, seeds in ran.groupby("problem", sort=True)]
-    columns = [*ARM, "seed", *POINT, "ended", "cell"]
-    return pd.concat(found).sort_values([*ARM, "seed"])[columns] if found else table_of([], columns)
-
-
 def succeeded(seeds: pd.DataFrame, about: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which seeds met the workload's criterion of success; a run without a value did not."""
     values = worst_filled(seeds, about)
@@ -185,8 +185,8 @@ def compare(drawn: pd.DataFrame, pairs: pd.DataFrame, components: Components) ->
             arm, baseline = sides.get((*task, pair["arm"], reading)), sides.get((*task, pair["baseline"], reading))
             if arm is None or baseline is None:
                 continue
-            place = {**{name: pair[name] for name in ARM}, "baseline": pair["baseline"], "reading": reading}
-            rows.append({**place, **_difference(arm, baseline, about)})
+            key = {**{name: pair[name] for name in ARM}, "baseline": pair["baseline"], "reading": reading}
+            rows.append({**key, **_difference(arm, baseline, about)})
     columns = [*ARM, "baseline", "reading", "n", "statistic", "estimate", "low", "high", "p", "note"]
     return table_of(rows, columns)
 
@@ -216,29 +216,3 @@ def named(headline: Mapping[str, str]) -> dict[str, str]:
     """The protocol's named methods, method → arm, in the order people name them (a JSON page knows no order)."""
     rank = {name: number for number, name in enumerate(METHODS)}
     return dict(sorted(headline.items(), key=lambda item: (rank.get(item[0], len(rank)), item[0])))
-
-
-def headline_pairs(arms_table: pd.DataFrame, headline: Mapping[str, str]) -> pd.DataFrame:
-    """The named methods, each against plain SGD; no pairs without it, for nothing else may stand under its name."""
-    baseline = headline.get(BASELINE)
-    if baseline not in set(arms_table["arm"]):
-        return pd.DataFrame(columns=[*ARM, "baseline"])
-    others = [arm for name, arm in named(headline).items() if name != BASELINE]
-    return arms_table[arms_table["arm"].isin(others)][ARM].assign(baseline=baseline)
-
-
-def clip_pairs(arms_table: pd.DataFrame) -> pd.DataFrame:
-    """Every clipped arm against the same optimizer unclipped."""
-    clipped = arms_table[arms_table["partner"].notna()]
-    return clipped[ARM].assign(baseline=clipped["partner"])
-
-
-def claims(drawn: pd.DataFrame, arms_table: pd.DataFrame, components: Components) -> pd.DataFrame:
-    """The declared family, {norm, value} × optimizer × workload at all settings, with Holm-corrected p (``holm``).
-
-    A clip that never fired stays in the family with p = 1: it was declared. What is incomplete is not testable.
-    """
-    family = clip_pairs(arms_table[arms_table["clip"].isin(CLAIMED)])
-    table = compare(drawn[drawn["reading"] == "all"], family, components)
-    table["holm"] = statistics.holm(table["p"].to_numpy(dtype=float))
-    return table

@@ -165,10 +165,10 @@ def published(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
     )
     rows = []
     for claim in CLAIMS:
-        found = [_of(frame, claim, side) for side in claim.sides]
-        if any(side.empty for side in found):
+        sides = [_of(frame, claim, side) for side in claim.sides]
+        if any(side.empty for side in sides):
             continue
-        ran = [side[side["status"] != "failed"] for side in found]
+        ran = [side[side["status"] != "failed"] for side in sides]
         complete = all(_enough(mine, claim.runs) for mine in ran)
         seen = [_value(side, claim.measure, components) for side in ran]
         within = all(side.low <= value <= side.high for side, value in zip(claim.sides, seen, strict=True))

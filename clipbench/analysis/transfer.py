@@ -78,11 +78,11 @@ def _on(seed: int, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
     def row(family: Key, kind: str, source: Key, target: Key, lrs: tuple[float, float], taken: float, own: float) -> dict[str, Any]:
         """``lrs`` are those of the carried and of the target's own threshold."""
-        place = dict(zip(FAMILY, family, strict=True)) | {"basis": frame["basis"].iloc[0], "kind": kind}
-        place |= {"source": source[PROBLEM], "source_batch": source[BATCH], "problem": target[PROBLEM], "batch": target[BATCH]}
-        found = [loss.get((*target[: len(ARM)], *pair), math.nan) for pair in zip(lrs, (taken, own), strict=True)]
+        key = dict(zip(FAMILY, family, strict=True)) | {"basis": frame["basis"].iloc[0], "kind": kind}
+        key |= {"source": source[PROBLEM], "source_batch": source[BATCH], "problem": target[PROBLEM], "batch": target[BATCH]}
+        losses = [loss.get((*target[: len(ARM)], *pair), math.nan) for pair in zip(lrs, (taken, own), strict=True)]
         conditions = {"source_lr": (*source, math.nan)[len(ARM)], "lr": (*target, math.nan)[len(ARM)]}
-        return place | conditions | {"seed": seed, "carried": taken, "own": own, "loss": found[0], "own_loss": found[1]}
+        return key | conditions | {"seed": seed, "carried": taken, "own": own, "loss": losses[0], "own_loss": losses[1]}
 
     for family, tasks in here.drop_duplicates(ARM).groupby(FAMILY, sort=True):
         groups = [group for group in _groups(tasks) if group in best]
@@ -91,7 +91,7 @@ def _on(seed: int, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
             if (*target, taken) in lr:
                 yield row(family, "task", source, target, (lr[*target, taken], lr[*target, own]), taken, own)
         for group in groups:
-            for source, target in itertools.permutations(sorted(place for place in best_at if place[:-1] == group), 2):
+            for source, target in itertools.permutations(sorted(condition for condition in best_at if condition[:-1] == group), 2):
                 yield row(family, "lr", source, target, (target[-1], target[-1]), best_at[source], best_at[target])
 
 
@@ -114,10 +114,10 @@ def pairs(rows: pd.DataFrame, kind: str = "task") -> pd.DataFrame:
     interval then. ``carried`` and ``own`` are the thresholds most often chosen; ``agreed`` is the share of seeds on which they
     are the same. The seeds are paired; their choices share all seeds but two, so that intervals are narrow rather than wide.
     """
-    found = []
+    summaries = []
     for key, seeds in rows[rows["kind"] == kind].groupby(PAIR, dropna=False, sort=True):
         gaps = statistics.differences(seeds["loss"], seeds["own_loss"])
-        found.append(
+        summaries.append(
             {
                 **dict(zip(PAIR, key, strict=True)),
                 "n": len(seeds),
@@ -131,7 +131,7 @@ def pairs(rows: pd.DataFrame, kind: str = "task") -> pd.DataFrame:
             }
         )
     columns = ["n", "carried", "own", "agreed", "unstable", "own_unstable", "own_loss", "statistic", "estimate", "low", "high"]
-    return table_of(found, [*PAIR, *columns])
+    return table_of(summaries, [*PAIR, *columns])
 
 
 def _usual(values: pd.Series) -> float:
@@ -160,12 +160,12 @@ def bases(rows: pd.DataFrame) -> pd.DataFrame:
     columns = [*keyed, "seed", "gap", "spoiled"]
     # lr is NaN of tasks: pandas merges a NaN with a NaN.
     both = sides["absolute"][columns].merge(sides["relative"][columns], on=[*keyed, "seed"], suffixes=("_absolute", "_relative"))
-    found = []
+    summaries = []
     for key, group in both.groupby([*FAMILY, "kind"], sort=True):
         seeds = group.groupby("seed")[["gap_absolute", "gap_relative"]].agg(_median)
         absolute, relative = (seeds[f"gap_{basis}"].to_numpy(dtype=float) for basis in BASES)
         gaps = statistics.differences(absolute, relative)
-        found.append(
+        summaries.append(
             {
                 **dict(zip([*FAMILY, "kind"], key, strict=True)),
                 "n": len(seeds),
@@ -191,7 +191,7 @@ def bases(rows: pd.DataFrame) -> pd.DataFrame:
         "low",
         "high",
     ]
-    return table_of(found, [*FAMILY, "kind", *columns])
+    return table_of(summaries, [*FAMILY, "kind", *columns])
 
 
 def _median(values: ArrayLike) -> float:

@@ -2,33 +2,11 @@
 
 A method keeps its colour in every figure: a clip's colour, or the optimizer's where nothing is clipped. Markers tell
 optimizers apart; letters, hatches and labels say the rest, so that nothing depends on colour alone.
+
+A file draws the figure of one question, and has the name of the question's file in ``analysis/``; ``style`` is the look
+they share. Nothing here knows a store or a page.
 """
 
 from matplotlib.figure import Figure
 
-from clipbench.figures.implementations import implementations
-from clipbench.figures.outcomes import curves, headline
-from clipbench.figures.published import published
-from clipbench.figures.settings import cost, fired, heat, stable
-from clipbench.figures.style import CLIPS, OPTIMIZERS, STRANGERS, arm_colours, colours, number, ordered, render, setting
-
-__all__ = [
-    "CLIPS",
-    "OPTIMIZERS",
-    "STRANGERS",
-    "Figure",
-    "arm_colours",
-    "colours",
-    "cost",
-    "curves",
-    "fired",
-    "headline",
-    "heat",
-    "implementations",
-    "number",
-    "ordered",
-    "published",
-    "render",
-    "setting",
-    "stable",
-]
+__all__ = ["Figure"]  # the report names what it hands on, and imports no matplotlib

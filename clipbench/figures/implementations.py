@@ -15,7 +15,7 @@ APART = 0.11  # of the distance between two sizes
 
 
 @styled
-def implementations(table: pd.DataFrame, footer: str) -> Figure:
+def draw(table: pd.DataFrame, footer: str) -> Figure:
     """Time of every implementation over that of torch's default with its interval, a panel for each optimizer and clip."""
     rows = table[np.isfinite(table["relative"]) & (table["clip"] != "none")]
     sizes = list(dict.fromkeys(rows.sort_values(["parameters", "tensors", "size"], kind="stable")["size"]))
@@ -30,10 +30,10 @@ def implementations(table: pd.DataFrame, footer: str) -> Figure:
             mine = rows[(rows["optimizer"] == optimizer) & (rows["clip"] == clip)]
             for row in mine.to_dict("records"):
                 tint, marker = looks[row["implementation"]]
-                place = sizes.index(row["size"]) + APART * (names.index(row["implementation"]) - (len(names) - 1) / 2)
+                x = sizes.index(row["size"]) + APART * (names.index(row["implementation"]) - (len(names) - 1) / 2)
                 if not math.isnan(row["relative_low"]):
-                    axes.plot([place, place], [row["relative_low"], row["relative_high"]], "-", color=tint, lw=1.5)
-                axes.plot([place], [row["relative"]], marker, color=tint, ms=3.5)
+                    axes.plot([x, x], [row["relative_low"], row["relative_high"]], "-", color=tint, lw=1.5)
+                axes.plot([x], [row["relative"]], marker, color=tint, ms=3.5)
             axes.set_yscale("log", base=2)
             axes.yaxis.set_major_locator(LogLocator(base=2, numticks=8))
             axes.yaxis.set_minor_locator(NullLocator())

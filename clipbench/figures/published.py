@@ -17,19 +17,19 @@ WIDE = 20.0  # from this ratio between the largest and the smallest value on, an
 
 
 @styled
-def published(rows: pd.DataFrame, footer: str) -> Figure:
+def draw(rows: pd.DataFrame, footer: str) -> Figure:
     """A panel per claim, a bar per side; shaded is where a side's bar must end.
 
-    ``rows``: as ``analysis.published`` returns them.
+    ``rows``: as ``analysis.published.published`` returns them.
     """
     claims = list(dict.fromkeys(rows["claim"]))
     down = math.ceil(len(claims) / COLUMNS)
     figure = blank(3.5 * COLUMNS, 1.35 * down + 0.3, footer)
     grid = figure.subplots(down, COLUMNS, squeeze=False)
-    for place, claim in zip(grid.flat, claims, strict=False):
-        _panel(place, rows[rows["claim"] == claim].to_dict("records"))
-    for place in list(grid.flat)[len(claims) :]:
-        place.set_axis_off()
+    for axes, claim in zip(grid.flat, claims, strict=False):
+        _panel(axes, rows[rows["claim"] == claim].to_dict("records"))
+    for axes in list(grid.flat)[len(claims) :]:
+        axes.set_axis_off()
     return figure
 
 
@@ -39,18 +39,18 @@ def _panel(axes: Axes, sides: list[dict[str, Any]]) -> None:
     wide = largest / smallest >= WIDE and sides[0]["measure"].startswith(("steps", "worst"))
     end = largest * 3 if wide else max(1.0, 1.12 * largest) if largest > 1 else 1.0
     start = smallest / 3 if wide else 0.0
-    for place, side in enumerate(sides):
+    for y, side in enumerate(sides):
         if math.isnan(side["seen"]):
             continue
         seen = min(side["seen"], end)
         clip = side["side"].split()[0]
-        axes.barh(place, seen - start, left=start, height=0.55, color=CLIPS.get(clip, CLIPS["none"]), zorder=2)
+        axes.barh(y, seen - start, left=start, height=0.55, color=CLIPS.get(clip, CLIPS["none"]), zorder=2)
         low, high = max(side["low"], start), min(side["high"], end)
         if (side["low"], side["high"]) != (-math.inf, math.inf):
-            axes.barh(place, high - low, left=low, height=0.9, color=FAINT, alpha=0.3, zorder=1)
+            axes.barh(y, high - low, left=low, height=0.9, color=FAINT, alpha=0.3, zorder=1)
         axes.annotate(
             number(float(f"{side['seen']:.4g}")),
-            (seen, place),
+            (seen, y),
             xytext=(3, 0),
             textcoords="offset points",
             va="center",

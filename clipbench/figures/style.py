@@ -1,4 +1,7 @@
-"""One look for every figure, and its bytes: no pyplot, no global style, no dates."""
+"""One look for every figure, and its bytes: no pyplot, no global style, no dates.
+
+Shared by the figures. It knows none of them, and no table that they draw.
+"""
 
 from __future__ import annotations
 

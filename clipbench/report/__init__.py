@@ -1,4 +1,8 @@
-"""Store → HTML, Markdown, SVG, PNG and CSV. A pure function of the store: the same store gives the same bytes."""
+"""Store → HTML, Markdown, SVG, PNG and CSV. A pure function of the store: the same store gives the same bytes.
+
+A file makes the section of one question, and has the name of the question's file in ``analysis/`` and ``figures/``; the order
+of the page is in ``sections``. Nothing here draws: a figure is handed on as it is.
+"""
 
 from __future__ import annotations
 

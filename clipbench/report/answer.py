@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipbench import analysis, schema, selection
-from clipbench.report.comparisons import estimate
+from clipbench import schema, selection
+from clipbench.analysis.clips import claims
+from clipbench.analysis.headline import headline_pairs
+from clipbench.analysis.outcomes import BASELINE, compare
+from clipbench.analysis.stable import stable
 from clipbench.report.evidence import Evidence
+from clipbench.report.outcomes import estimate
 from clipbench.report.parts import List, Text
 from clipbench.report.words import (
     Row,
@@ -68,10 +72,10 @@ def told(evidence: Evidence) -> list[Text | List]:
                 "folder. What the selection phase showed is below; it chose the settings, so that its numbers flatter every method."
             )
         ]
-    pairs = analysis.headline_pairs(evidence.arms, evidence.methods)
-    compared = _corrected(analysis.compare(evidence.drawn, pairs, evidence.components), evidence)
-    ranges, costs = analysis.stable(evidence.cells), evidence.costs
-    claimed = analysis.claims(evidence.drawn, evidence.arms, evidence.components)
+    pairs = headline_pairs(evidence.arms, evidence.methods)
+    compared = _corrected(compare(evidence.drawn, pairs, evidence.components), evidence)
+    ranges, costs = stable(evidence.cells), evidence.costs
+    claimed = claims(evidence.drawn, evidence.arms, evidence.components)
     items = [Text(_task_answer(evidence, task, compared, ranges, costs, claimed)) for task in evidence.tasks]
     brackets = Text("In brackets: 95 % intervals. n: report seeds, each run by both methods. Stable: every selection seed learned.")
     return [*_summary(evidence, compared), List([item for item in items if item.words]), brackets]
@@ -99,7 +103,7 @@ def _summary(evidence: Evidence, compared: pd.DataFrame) -> list[Text]:
             ends.setdefault(_ending(row), []).append(evidence.labels[Task.of(row)])
         words = [f"{ENDINGS[end]} {listed(ends[end])}" for end in ENDINGS if end in ends]
         sentences.append(f"**{clip.capitalize()}ping** {', '.join(words)}.")
-    if not sentences and analysis.BASELINE not in evidence.methods:
+    if not sentences and BASELINE not in evidence.methods:
         return [Text("This study has no plain SGD without a clip, so that nothing is compared with it here.")]
     if not sentences:
         return []

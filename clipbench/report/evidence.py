@@ -1,4 +1,7 @@
-"""Everything the report is drawn from, read once."""
+"""Everything the report is drawn from, read once.
+
+Shared by the sections. It knows none of them, and neither figures nor the parts of a page.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from clipbench import analysis, selection
+from clipbench import selection
+from clipbench.analysis.cells import arms, counts, current, of_task, workload
+from clipbench.analysis.cost import cost
+from clipbench.analysis.implementations import DEFAULT
+from clipbench.analysis.outcomes import draws, named, results
 from clipbench.report.words import census
 from clipbench.store import Store
 from clipbench.task import TASK, Task, labels
@@ -47,8 +54,8 @@ class Evidence:
     def methods(self) -> dict[str, str]:
         """The named methods that the study holds, method → arm."""
         held = set(self.arms["arm"])
-        named = analysis.named(self.plan.get("protocol", {}).get("headline", {}))
-        return {name: arm for name, arm in named.items() if arm in held}
+        known = named(self.plan.get("protocol", {}).get("headline", {}))
+        return {name: arm for name, arm in known.items() if arm in held}
 
     @property
     def reports(self) -> bool:
@@ -58,22 +65,22 @@ class Evidence:
     @property
     def costs(self) -> pd.DataFrame:
         """What each clip costs as torch does it where nothing is asked."""
-        costs = analysis.cost(self.throughput)
-        return costs[costs["implementation"] == analysis.DEFAULT]
+        costs = cost(self.throughput)
+        return costs[costs["implementation"] == DEFAULT]
 
     def about(self, task: Sequence[Any]) -> dict[str, Any]:
         """What the components page says of the task's workload."""
-        return analysis.workload(self.components, task[0])
+        return workload(self.components, task[0])
 
     def of(self, frame: pd.DataFrame, task: Sequence[Any]) -> pd.DataFrame:
         """The rows of one task."""
-        return analysis.of_task(frame, task)
+        return of_task(frame, task)
 
     def machine(self, environment: str) -> str:
         """An environment in words: its key, and what computed there."""
         entry = self.environment.get("environments", {}).get(environment, {})
-        found = [entry.get("processor"), (entry.get("cuda") or {}).get("device")]
-        return f"environment {environment}" + "".join(f", {part}" for part in found if part)
+        processors = [entry.get("processor"), (entry.get("cuda") or {}).get("device")]
+        return f"environment {environment}" + "".join(f", {processor}" for processor in processors if processor)
 
     def name(self, kind: str, *words: str) -> str:
         """A file name for these words that no other part of this ``kind`` has (``tables``, ``figures``)."""
@@ -83,15 +90,15 @@ class Evidence:
 
     def footer(self, cells: pd.DataFrame) -> str:
         """What stands under every figure: the study's hash, and how its cells ended."""
-        return f"study {self.store.study_hash} · {census(analysis.counts(cells))}"
+        return f"study {self.store.study_hash} · {census(counts(cells))}"
 
 
 def read(store: Store) -> Evidence:
     """Read and merge what the report needs."""
-    cells, kept = analysis.current(store)
+    cells, kept = current(store)
     components, plan = store.page("components"), store.page("plan")
     protocol = plan.get("protocol", {})
-    drawn = analysis.draws(cells, protocol)
+    drawn = draws(cells, protocol)
     timed = store.read("throughput")
     tasks = sorted({Task(*row) for row in cells[TASK].drop_duplicates().itertuples(index=False)})
     return Evidence(
@@ -101,11 +108,22 @@ def read(store: Store) -> Evidence:
         components=components,
         plan=plan,
         environment=store.page("environment"),
-        arms=analysis.arms(cells, components),
+        arms=arms(cells, components),
         drawn=drawn,
-        results=analysis.results(drawn, components),
+        results=results(drawn, components),
         tasks=tasks,
         labels=labels(tasks),
         choices=selection.choose(selection.score(cells)),
         throughput=timed,
     )
+
+
+def flat(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A page's entry as columns: what is nested comes out under its own name, such as a library under ``libraries``."""
+    columns: dict[str, Any] = {}
+    for name, value in entry.items():
+        if isinstance(value, Mapping):
+            columns |= flat(value)
+        elif not isinstance(value, list):
+            columns[name] = value
+    return columns

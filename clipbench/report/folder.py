@@ -1,4 +1,7 @@
-"""The folder that a report lies in: put in place whole, and of what lay there only what the last report wrote is removed."""
+"""The folder that a report lies in: put in place whole, and of what lay there only what the last report wrote is removed.
+
+It knows nothing of what the files hold.
+"""
 
 from __future__ import annotations
 

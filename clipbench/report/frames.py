@@ -1,22 +1,40 @@
-"""What every section needs: a captioned figure, a heading where there are several tasks."""
+"""What every section needs: a captioned figure, a heading if there are several tasks, and how much a page shows.
+
+Shared by the sections. It knows none of them, and not how a figure is drawn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from clipbench import analysis, figures
+from clipbench.analysis.cells import counts
+from clipbench.figures import Figure
+from clipbench.figures.style import render
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import Heading, Part, Picture
 from clipbench.report.words import census
 from clipbench.task import Task
 
+MAX_ARMS = 36  # above it, curves and heat maps show the named methods only
+LISTED = 40  # rows of a long list on the page; its CSV has them all
 
-def picture(evidence: Evidence, figure: figures.Figure, caption: str, cells: pd.DataFrame, *name: str) -> Picture:
+
+def picture(evidence: Evidence, figure: Figure, caption: str, cells: pd.DataFrame, *name: str) -> Picture:
     """A figure with its caption, which counts the cells it draws and how they ended."""
-    counted = f"{caption} Drawn from {census(analysis.counts(cells))}; study {evidence.store.study_hash}."
-    return Picture(evidence.name("figures", *name), counted, caption, *figures.render(figure))
+    counted = f"{caption} Drawn from {census(counts(cells))}; study {evidence.store.study_hash}."
+    return Picture(evidence.name("figures", *name), counted, caption, *render(figure))
+
+
+def timed_picture(
+    evidence: Evidence, draw: Callable[[pd.DataFrame, str], Figure], timings: pd.DataFrame, caption: str, *name: str, note: str = ""
+) -> Picture:
+    """A figure of timings with its caption, which counts the blocks it draws; ``note`` is for those who see the figure."""
+    study = f"study {evidence.store.study_hash}"
+    blocks = f"{int(timings['blocks'].sum()):,} timed blocks, {int(timings['invalid'].sum()):,} invalid"
+    full = f"{caption}{note} Drawn from {blocks} and left out; no training cell, so none diverged and none failed; {study}."
+    return Picture(evidence.name("figures", *name), full, caption, *render(draw(timings, f"{study} · {blocks}")))
 
 
 def headed(evidence: Evidence, task: Task, parts: Sequence[Part]) -> list[Part]:
@@ -27,3 +45,9 @@ def headed(evidence: Evidence, task: Task, parts: Sequence[Part]) -> list[Part]:
 def report_cells(evidence: Evidence, drawn: pd.DataFrame) -> pd.DataFrame:
     """The cells behind the drawn rows."""
     return evidence.cells[evidence.cells["cell"].isin(set(drawn["cell"].dropna()))]
+
+
+def drawable(evidence: Evidence, task: Task) -> pd.DataFrame:
+    """The arms of one task; if a figure has no room for all of them, those of the named methods."""
+    arms = evidence.of(evidence.arms, task)
+    return arms if len(arms) <= MAX_ARMS else arms[arms["arm"].isin(evidence.methods.values())]

@@ -9,24 +9,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipbench import analysis, figures
+from clipbench.analysis.implementations import DEFAULT, MACHINE, implementations, quickest
+from clipbench.figures.implementations import draw
 from clipbench.report.evidence import Evidence
+from clipbench.report.frames import timed_picture
 from clipbench.report.parts import Heading, List, Part, Picture, Table, Text
 from clipbench.report.words import DASH, between, decimals, fixed, listed, number_of_bytes, percent, plural, seconds, short
 from clipbench.statistics import Interval
 
 WHAT = {"update": "Clip and step alone, on given gradients", "step": "Whole training step"}  # part → in words
-DEFAULT, UNCLEAR = "torch's default, which nothing beats,", "too few valid blocks to tell"
+UNBEATEN, UNCLEAR = "torch's default, which nothing beats,", "too few valid blocks to tell"
 COUNTED = ("kernels", "synchronisations")
 LARGE = 10**6  # parameters: below, calls take the time, and not memory
 
 
-def implementations(evidence: Evidence) -> list[Part]:
+def subsection(evidence: Evidence) -> list[Part]:
     """Sentences, a figure and tables for every machine, number of threads and part; nothing where only a run's own timings are."""
-    found = analysis.implementations(evidence.throughput)
-    if found.empty:
+    table = implementations(evidence.throughput)
+    if table.empty:
         return []
-    best = analysis.quickest(found)
+    best = quickest(table)
     parts: list[Part] = [
         Heading("Which implementation to use"),
         Text(
@@ -39,14 +41,14 @@ def implementations(evidence: Evidence) -> list[Part]:
             "copy) over as much memory in the same round."
         ),
     ]
-    for key, machine in found.groupby(analysis.MACHINE, dropna=False, sort=True):
-        place = dict(zip(analysis.MACHINE, key, strict=True))
+    for values, timings in table.groupby(MACHINE, dropna=False, sort=True):
+        machine = dict(zip(MACHINE, values, strict=True))
         for part, what in WHAT.items():
-            mine = machine[machine["part"] == part]
+            mine = timings[timings["part"] == part]
             if mine.empty:
                 continue
-            here = best.merge(mine[[*analysis.MACHINE, "part"]].drop_duplicates(), on=[*analysis.MACHINE, "part"])
-            label = ", ".join(filter(None, [what, _where(evidence, place, found)]))
+            here = best.merge(mine[[*MACHINE, "part"]].drop_duplicates(), on=[*MACHINE, "part"])
+            label = ", ".join(filter(None, [what, _where(evidence, machine, table)]))
             parts.append(Heading(label))
             if part == "update" and len(here):
                 parts.append(List([Text(_sentence(size, rows)) for size, rows in _by_size(here)]))
@@ -56,12 +58,14 @@ def implementations(evidence: Evidence) -> list[Part]:
     return parts
 
 
-def _where(evidence: Evidence, place: Mapping[str, Any], found: pd.DataFrame) -> str:
+def _where(evidence: Evidence, machine: Mapping[str, Any], table: pd.DataFrame) -> str:
     """Threads; device, dtype and machine where there are several."""
-    words = ["one thread" if place["threads"] == 1 else f"{int(place['threads'])} threads"] if place["device"] == "cpu" else []
-    words += [str(place[name]) for name in ("device", "dtype") if len(set(found[name])) > 1 or place[name] == "cuda"]
-    if len(set(found["environment"])) > 1:
-        words.append(evidence.machine(str(place["environment"])))
+    words = (
+        ["one thread" if machine["threads"] == 1 else f"{int(machine['threads'])} threads"] if machine["device"] == "cpu" else []
+    )
+    words += [str(machine[name]) for name in ("device", "dtype") if len(set(table[name])) > 1 or machine[name] == "cuda"]
+    if len(set(table["environment"])) > 1:
+        words.append(evidence.machine(str(machine["environment"])))
     return ", ".join(words)
 
 
@@ -79,27 +83,24 @@ def _sentence(size: str, rows: pd.DataFrame) -> str:
         for row in mine.to_dict("records"):
             use, gain = _use(row)
             by.setdefault(use, []).append(row["optimizer"] + gain)
-        uses = [f"{use} with {listed(by[use])}" for use in sorted(by, key=lambda use: (use in (DEFAULT, UNCLEAR), use))]
+        uses = [f"{use} with {listed(by[use])}" for use in sorted(by, key=lambda use: (use in (UNBEATEN, UNCLEAR), use))]
         said.append(f"For {clip}, {'; '.join(uses)}.")
     return f"**{size}**: {' '.join(said)}"
 
 
 def _use(row: Mapping[str, Any]) -> tuple[str, str]:
     """What to use with one optimizer and clip, and what of torch's default's time it takes."""
-    if row["implementation"] == analysis.DEFAULT or row["best_relative_high"] >= 1:
-        return DEFAULT, ""
+    if row["implementation"] == DEFAULT or row["best_relative_high"] >= 1:
+        return UNBEATEN, ""
     if math.isnan(row["best_relative_high"]):
         return UNCLEAR, ""
     return f"`{row['implementation']}`", f" (×{short(row['best_relative'])})"
 
 
 def _picture(evidence: Evidence, label: str, mine: pd.DataFrame) -> Picture:
-    blocks = f"{int(mine['blocks'].sum()):,} timed blocks, {int(mine['invalid'].sum()):,} invalid"
-    figure = figures.implementations(mine, f"study {evidence.store.study_hash} · {blocks}")
     caption = f"{label}: time of each implementation over that of torch's default for the same optimizer and clip."
-    full = f"{caption} Bars are 95 % intervals of the median. Drawn from {blocks} and left out; no training cell, so none diverged "
-    full += f"and none failed; study {evidence.store.study_hash}."
-    return Picture(evidence.name("figures", "implementations", label), full, caption, *figures.render(figure))
+    note = " Bars are 95 % intervals of the median."
+    return timed_picture(evidence, draw, mine, caption, "implementations", label, note=note)
 
 
 def _table(evidence: Evidence, label: str, mine: pd.DataFrame, best: pd.DataFrame) -> Table:
@@ -113,7 +114,7 @@ def _table(evidence: Evidence, label: str, mine: pd.DataFrame, best: pd.DataFram
             seconds(row["default_seconds_50"]),
             _ratio(row, "default_ratio"),
             row["implementation"],
-            "1" if row["implementation"] == analysis.DEFAULT else _ratio(row, "best_relative"),
+            "1" if row["implementation"] == DEFAULT else _ratio(row, "best_relative"),
             _ratio(row, "best_ratio"),
             _shares(row),
             f"{row['best_samples_per_second']:,.0f}" if math.isfinite(row["best_samples_per_second"]) else DASH,

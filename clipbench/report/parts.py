@@ -1,4 +1,7 @@
-"""What a page is made of; a template knows how each kind looks."""
+"""What a page is made of; a template knows how each kind looks.
+
+Shared by the sections. It knows none of them, and not what the numbers mean.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,11 @@ class Text:
     def runs(self) -> Iterator[tuple[str, str]]:
         """The words as (HTML element, text) runs; where nothing is marked, the element is empty."""
         end = 0
-        for found in MARKED.finditer(self.words):
-            yield "", self.words[end : found.start()]
-            element = str(found.lastgroup)
-            yield element, found[element]
-            end = found.end()
+        for mark in MARKED.finditer(self.words):
+            yield "", self.words[end : mark.start()]
+            element = str(mark.lastgroup)
+            yield element, mark[element]
+            end = mark.end()
         yield "", self.words[end:]
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from clipbench import analysis, figures
+from clipbench.analysis.published import published
+from clipbench.figures.published import draw
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import picture
 from clipbench.report.parts import Section, Table, Text
 from clipbench.report.words import plural
 
 
-def published(evidence: Evidence) -> Section:
+def section(evidence: Evidence) -> Section:
     """What papers say, beside what the same settings gave here."""
-    rows, title = analysis.published(evidence.cells, evidence.components), "Published results, run again"
+    rows, title = published(evidence.cells, evidence.components), "Published results, run again"
     if rows.empty:
         return Section("published", title, [])
     claims = rows.drop_duplicates("claim")
@@ -28,7 +29,7 @@ def published(evidence: Evidence) -> Section:
         "mixture seventeenfold: it is shown beside, and it does mend these labels where its threshold is small."
     )
     cells = evidence.cells[evidence.cells["role"] == "select"]
-    figure = figures.published(rows, evidence.footer(cells))
+    figure = draw(rows, evidence.footer(cells))
     caption = (
         "What was seen (bars, with their value), and where it must lie (grey); some claims ask for a relation between their bars "
         "instead. A share is of the seeds; steps are the fewest of any run; a peak is the largest loss of the last half of the "

@@ -1,42 +1,58 @@
-"""The page, section by section."""
+"""The page, section by section, in the order in which it is read.
+
+A section's file has the name of its question, which is also the section's anchor, and a function ``section``. No section knows
+which others there are.
+"""
 
 from __future__ import annotations
 
-from clipbench import analysis
-from clipbench.report.comparisons import clips, headline
+from clipbench.analysis.cells import counts
+from clipbench.report import (
+    clips,
+    cost,
+    curves,
+    events,
+    fired,
+    grid,
+    headline,
+    methods,
+    missing,
+    provenance,
+    published,
+    stable,
+    transfer,
+)
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import Section
-from clipbench.report.pictures import curves, fired, heat, stable
-from clipbench.report.published import published
-from clipbench.report.records import cost, events, methods, not_run, provenance
-from clipbench.report.transfer import transfer
 from clipbench.report.words import census
+
+SECTIONS = (
+    published,
+    headline,
+    stable,
+    clips,
+    transfer,
+    curves,
+    grid,
+    fired,
+    cost,
+    events,
+    missing,
+    methods,
+    provenance,
+)
 
 
 def subtitle(evidence: Evidence) -> str:
     """What the page stands on, in one line."""
-    store, ended = evidence.store, analysis.counts(evidence.cells)
+    store, ended = evidence.store, counts(evidence.cells)
     return f"Study {store.name} ({store.study_hash}) · {census(ended)}"
 
 
 def told(evidence: Evidence) -> list[Section]:
     """All sections that this store can fill."""
     if not len(evidence.cells):
-        timed = [cost(evidence)] if len(evidence.throughput) else []
-        return [*timed, not_run(evidence), provenance(evidence)]
-    parts = [
-        published(evidence),
-        headline(evidence),
-        stable(evidence),
-        clips(evidence),
-        transfer(evidence),
-        curves(evidence),
-        heat(evidence),
-        fired(evidence),
-        cost(evidence),
-        events(evidence),
-        not_run(evidence),
-        methods(evidence),
-        provenance(evidence),
-    ]
-    return [section for section in parts if section.parts]
+        timed = [cost.section(evidence)] if len(evidence.throughput) else []
+        return [*timed, missing.section(evidence), provenance.section(evidence)]
+    sections = (question.section(evidence) for question in SECTIONS)
+    return [section for section in sections if section.parts]

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from clipbench import analysis
+from clipbench.analysis.transfer import bases, carried, pairs
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import Part, Section, Table, Text
 from clipbench.report.words import (
@@ -26,13 +26,13 @@ BASIS_WORDS = {"absolute": "number", "relative": "multiple"}
 KIND_WORDS = {"task": "width, batch size", "lr": "learning rate"}
 
 
-def transfer(evidence: Evidence) -> Section:
+def section(evidence: Evidence) -> Section:
     """What a threshold chosen under one condition loses under another, as a number and as a multiple."""
-    carried = analysis.carried(evidence.cells)
+    losses = carried(evidence.cells)
     title = "Does a threshold hold elsewhere?"
-    if carried.empty:
+    if losses.empty:
         return Section("transfer", title, [])
-    compared, pairs = analysis.bases(carried), analysis.pairs(carried)
+    compared = bases(losses)
     parts: list[Part] = [
         Text(
             "A threshold that was chosen under one condition is used under another, and compared with the one chosen there. As a "
@@ -45,7 +45,7 @@ def transfer(evidence: Evidence) -> Section:
         ),
         _bases_table(evidence, compared),
     ]
-    parts += [_pairs_table(evidence, workload, one) for workload, one in pairs.groupby("workload", sort=True)]
+    parts += [_pairs_table(evidence, workload, rows) for workload, rows in pairs(losses).groupby("workload", sort=True)]
     return Section("transfer", title, parts)
 
 
@@ -74,8 +74,8 @@ def _bases_table(evidence: Evidence, compared: pd.DataFrame) -> Table:
     return Table(evidence.name("tables", "transfer"), caption, head, rows, compared, words=3)
 
 
-def _pairs_table(evidence: Evidence, workload: str, pairs: pd.DataFrame) -> Table:
-    digits = gap_places(pairs)
+def _pairs_table(evidence: Evidence, workload: str, compared: pd.DataFrame) -> Table:
+    digits = gap_places(compared)
     rows = [
         [
             str(row["arm"]),
@@ -88,7 +88,7 @@ def _pairs_table(evidence: Evidence, workload: str, pairs: pd.DataFrame) -> Tabl
             f"{int(row['unstable'])}, {int(row['own_unstable'])} of {int(row['n'])}",
             _gap(row, digits),
         ]
-        for row in pairs.to_dict("records")
+        for row in compared.to_dict("records")
     ]
     head = ["arm", "threshold as a", "chosen at", "used at", "carried", "chosen there", "the same", "unstable", "loses"]
     caption = (
@@ -97,7 +97,7 @@ def _pairs_table(evidence: Evidence, workload: str, pairs: pd.DataFrame) -> Tabl
         "that of the threshold chosen there, a paired mean, or median where a run was unstable; below zero the "
         "carried one is better."
     )
-    return Table(evidence.name("tables", "transfer", workload), caption, head, rows, pairs, words=4)
+    return Table(evidence.name("tables", "transfer", workload), caption, head, rows, compared, words=4)
 
 
 def _threshold(row: Row, name: str) -> str:

@@ -1,4 +1,7 @@
-"""Numbers → words, with a true minus, ∞ for what was never reached, and a dash for nothing."""
+"""Numbers → words, with a true minus, ∞ for what was never reached, and a dash for nothing.
+
+Shared by the sections. It knows none of them, and neither the store nor the parts of a page.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipbench import figures
+from clipbench.figures.style import number
 from clipbench.statistics import Interval
 from clipbench.task import Threshold
 
@@ -56,7 +59,7 @@ def short(value: float) -> str:
     """A number with up to three digits, as settings are written."""
     if not math.isfinite(value):
         return fixed(value, 0)
-    return figures.number(float(f"{value:.3g}"))
+    return number(float(f"{value:.3g}"))
 
 
 def threshold_words(threshold: Threshold) -> str:
@@ -82,7 +85,7 @@ def seconds(value: float) -> str:
     if not math.isfinite(value):
         return DASH
     unit, size = next((pair for pair in (("s", 1.0), ("ms", 1e-3)) if value >= pair[1]), ("µs", 1e-6))
-    return f"{figures.number(float(f'{value / size:.3g}'))} {unit}"
+    return f"{number(float(f'{value / size:.3g}'))} {unit}"
 
 
 def number_of_bytes(value: float) -> str:
@@ -90,7 +93,7 @@ def number_of_bytes(value: float) -> str:
     if not math.isfinite(value):
         return DASH
     unit, size = next((pair for pair in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if abs(value) >= pair[1]), ("B", 1.0))
-    return f"{figures.number(float(f'{value / size:.3g}'))} {unit}"
+    return f"{number(float(f'{value / size:.3g}'))} {unit}"
 
 
 def census(ended: Mapping[str, int]) -> str:

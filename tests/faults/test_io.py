@@ -11,9 +11,10 @@ from multiprocessing import forkserver
 import pytest
 from shim import KINDS, Shim
 
-from clipbench import execute, figures, registry
+from clipbench import execute, registry
 from clipbench.cli import cli
 from clipbench.errors import UsageError
+from clipbench.report import frames
 from clipbench.report.folder import LIST, replace
 from clipbench.store import PAGES, SHARD_TABLES, Store
 
@@ -270,7 +271,7 @@ def test_a_report_that_fails_or_dies_at_any_call(done, engine, tmp_path, every, 
     """What `report` puts in the place of an older one, without the drawing of both for each."""
     if engine == "batched":
         pytest.skip("a report does not know the engine")
-    monkeypatch.setattr(figures, "render", lambda *_: ('<svg width="9pt" height="9pt"></svg>', b""))
+    monkeypatch.setattr(frames, "render", lambda *_: ('<svg width="9pt" height="9pt"></svg>', b""))
     folder, wrong = shutil.copytree(done, tmp_path / "faults"), []
     both = []
     for formats in ("md,svg", "md,csv,svg"):

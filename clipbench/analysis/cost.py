@@ -1,0 +1,52 @@
+"""What a clip costs: the time of a training step with it over that of a step without."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from clipbench import statistics
+from clipbench.analysis.cells import plain, table_of
+
+TIMED = ["problem", "optimizer", "batch", "device", "dtype", "environment", "implementation"]
+
+
+def cost(throughput: pd.DataFrame) -> pd.DataFrame:
+    """What each clip costs: the median over blocks of its step time over the unclipped one's beside it, with its interval.
+
+    Of the whole training step on one thread, as every run times it; timings of different environments are different rows. Invalid
+    blocks are counted (``invalid``) and left out.
+    Also step time quantiles, samples per second and peak memory.
+    """
+    frame = plain(throughput)
+    frame = frame[(frame["part"] != "update") & ~(frame["threads"] > 1)].astype({"batch": np.int64})
+    timed = [*TIMED, "clip", "threshold"]
+    frame["step_seconds"] = frame["seconds"] / frame["steps"]
+    frame["usable"] = frame["valid"] & (frame["step_seconds"] > 0)
+    pairing = [*TIMED, "block"]
+    base = frame[frame["usable"] & (frame["clip"] == "none")].drop_duplicates(pairing)[[*pairing, "step_seconds"]]
+    paired = frame.merge(base.rename(columns={"step_seconds": "base_seconds"}), on=pairing, how="left", sort=False)
+    rows = []
+    for values, blocks in paired.groupby(timed, dropna=False, sort=True):
+        key = dict(zip(timed, values, strict=True))
+        here = blocks[blocks["usable"]]
+        ratio = here["step_seconds"] / here["base_seconds"]
+        interval = statistics.median_interval(ratio.dropna()) if key["clip"] != "none" else statistics.NOTHING
+        quantiles = here["step_seconds"].quantile([0.05, 0.5, 0.95]).to_numpy() if len(here) else np.full(3, np.nan)
+        rows.append(
+            {
+                **key,
+                "blocks": len(here),
+                "invalid": int(len(blocks) - len(here)),
+                "ratio": interval.estimate,
+                "low": interval.low,
+                "high": interval.high,
+                "step_5": quantiles[0],
+                "step_50": quantiles[1],
+                "step_95": quantiles[2],
+                "samples_per_second": key["batch"] / quantiles[1],
+                "peak_bytes": float(here["peak_bytes"].median()) if len(here) else np.nan,
+            }
+        )
+    measures = ["blocks", "invalid", "ratio", "low", "high", "step_5", "step_50", "step_95", "samples_per_second", "peak_bytes"]
+    return table_of(rows, [*timed, *measures])

@@ -1,0 +1,36 @@
+"""How cells ended, and the events on the way."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from clipbench import schema
+from clipbench.analysis.cells import counts, plain, table_of
+from clipbench.selection import POINT
+from clipbench.task import ARM
+
+
+def events(store_events: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """Every event of the compared cells, with the cell's arm and setting, worst kinds first."""
+    merged = plain(store_events).merge(
+        plain(cells)[["cell", *ARM, "role", "seed", *POINT, "status", "outcome"]], on="cell", how="inner", sort=False
+    )
+    merged["rank"] = merged["kind"].map({kind: rank for rank, kind in enumerate(schema.KINDS)}).fillna(len(schema.KINDS))
+    order = ["rank", *ARM, "role", "lr", "threshold", "seed", "step"]
+    columns = [*ARM, "role", "seed", *POINT, "step", "kind", "value", "detail", "outcome", "cell"]
+    return merged.sort_values(order, kind="stable")[columns].reset_index(drop=True)
+
+
+def event_counts(recorded: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells with at least one event of each kind, by task and arm.
+
+    ``cells`` is how many the arm has in all phases, with their outcomes.
+    """
+    keys = plain(cells)[[*ARM, "outcome", "status", "cell"]]
+    rows = []
+    for key, arm in keys.groupby(ARM, sort=True):
+        mine = recorded[recorded["cell"].isin(arm["cell"])]
+        touched = mine.groupby("kind")["cell"].nunique()
+        ended = counts(arm)
+        rows.append({**dict(zip(ARM, key, strict=True)), **ended, **{kind: int(touched.get(kind, 0)) for kind in schema.KINDS}})
+    return table_of(rows, [*ARM, "cells", *schema.OUTCOMES, "failed", *schema.KINDS])

@@ -1,0 +1,90 @@
+"""The section on clips with the other optimizers."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from clipbench import schema
+from clipbench.analysis.clips import claims, clip_pairs
+from clipbench.analysis.outcomes import compare
+from clipbench.figures.style import ordered
+from clipbench.report.evidence import Evidence
+from clipbench.report.frames import headed
+from clipbench.report.outcomes import END_HEAD, difference, ends, estimate, n_words, prefixed, setting, target, value_head
+from clipbench.report.parts import Part, Section, Table, Text
+from clipbench.report.words import DASH, decimals, gap_places, metric_note, p_value, percent, plural
+from clipbench.task import Task
+
+
+def section(evidence: Evidence) -> Section:
+    """Clips on the other optimizers, each against its optimizer without a clip."""
+    pairs = clip_pairs(evidence.arms)
+    others = pairs[~pairs["arm"].isin(evidence.methods.values())]
+    title = "Clips on other optimizers"
+    if others.empty or not evidence.drawn["ended"].isin([*schema.OUTCOMES, "failed"]).any():
+        return Section("clips", title, [])
+    compared = compare(evidence.drawn, pairs, evidence.components)
+    claimed = claims(evidence.drawn, evidence.arms, evidence.components)
+    parts: list[Part] = [
+        Text(
+            "The same clips on the other optimizers, each against the same optimizer without a clip, on the same report "
+            "seeds. The last column is the "
+            f"p value of the difference at all settings after Holm's correction over the declared family, "
+            f"{{norm, value}} × optimizer × workload ({plural(int(claimed['p'].notna().sum()), 'comparison')}); thresholds "
+            f"are tuned, not tested."
+        )
+    ]
+    for task in evidence.tasks:
+        mine = evidence.of(others, task)
+        if len(mine):
+            parts += headed(evidence, task, [_table(evidence, task, mine, compared, claimed)])
+    return Section("clips", title, parts)
+
+
+def _table(evidence: Evidence, task: Task, mine: pd.DataFrame, compared: pd.DataFrame, claimed: pd.DataFrame) -> Table:
+    about, results = evidence.about(task), evidence.of(evidence.results, task)
+    gaps, tested = evidence.of(compared, task), evidence.of(claimed, task)
+    arms = evidence.of(evidence.arms, task)
+    places, digits = decimals(results["estimate"]), gap_places(gaps)
+    order = ordered(arms[arms["arm"].isin([*mine["arm"], *mine["baseline"]])])
+    untuned = {row["arm"]: row for row in results[results["reading"] == "untuned"].to_dict("records")}
+    if not any(arm in untuned for arm in mine["arm"]):
+        untuned = {}
+    rows, frames = [], []
+    for arm in order:
+        matches = results[(results["arm"] == arm) & (results["reading"] == "all")]
+        if matches.empty:
+            continue
+        row = matches.iloc[0].to_dict()
+        by_reading = {one["reading"]: one for one in gaps[gaps["arm"] == arm].to_dict("records")}
+        holm = tested.loc[tested["arm"] == arm, "holm"]
+        rows.append(
+            [
+                arm,
+                estimate(row, places, about),
+                *([estimate(untuned[arm], places, about) if arm in untuned else DASH] if untuned else []),
+                *(difference(by_reading[name], digits, about) if name in by_reading else "unclipped" for name in ("all", "equal")),
+                *ends(row),
+                percent(row["clipped_fraction"]) if arm in set(mine["arm"]) else DASH,
+                target(row),
+                setting(row),
+                p_value(float(holm.iloc[0])) if len(holm) else DASH,
+            ]
+        )
+        frames.append({**row, **prefixed(by_reading.get("all")), "holm": float(holm.iloc[0]) if len(holm) else math.nan})
+    head = [
+        "arm",
+        f"{value_head(about)}, all settings",
+        *(["untuned"] if untuned else []),
+        "gain, all settings",
+        "gain, equal budget",
+        "n",
+        *END_HEAD,
+        "steps clipped",
+    ]
+    head += ["steps to target", "chosen setting", "p (Holm)"]
+    caption = f"{evidence.labels[task]}: {metric_note(about)}, on report seeds. "
+    caption += f"Gains are paired differences from the same optimizer without a clip. {n_words(results, about)}"
+    return Table(evidence.name("tables", "clips", evidence.labels[task]), caption, head, rows, pd.DataFrame(frames))

@@ -1,0 +1,58 @@
+"""The section on how cells ended, and on the events on the way."""
+
+from __future__ import annotations
+
+from clipbench import schema
+from clipbench.analysis.events import event_counts, events
+from clipbench.figures.style import setting
+from clipbench.report.evidence import Evidence
+from clipbench.report.frames import LISTED
+from clipbench.report.parts import Part, Section, Table, Text
+from clipbench.report.words import plural, short
+from clipbench.task import Task
+
+
+def section(evidence: Evidence) -> Section:
+    """How cells ended, and the events on the way."""
+    recorded = events(evidence.store.read("events"), evidence.cells)
+    counted = event_counts(recorded, evidence.cells)
+    parts: list[Part] = [
+        Text(
+            "Cells of both phases, by how they ended, and how many of them met each kind of event at least once. A diverged "
+            "cell is never dropped, "
+            "filled in or run again."
+        )
+    ]
+    kinds = [kind for kind in schema.KINDS if counted[kind].sum()]
+    rows = [
+        [
+            evidence.labels[Task.of(row)],
+            row["arm"],
+            str(row["cells"]),
+            *(str(row[name]) for name in (*schema.OUTCOMES, "failed", *kinds)),
+        ]
+        for row in counted.to_dict("records")
+    ]
+    head = ["workload", "arm", "cells", *schema.OUTCOMES, "failed", *(kind.replace("_", " ") for kind in kinds)]
+    parts.append(Table(evidence.name("tables", "outcomes"), "How the cells ended.", head, rows, counted, words=2))
+    if recorded.empty:
+        parts.append(Text("No event was recorded."))
+        return Section("events", "Divergence and other events", parts)
+    rows = [
+        [
+            row["kind"].replace("_", " "),
+            evidence.labels[Task.of(row)],
+            f"{row['arm']}, {setting(row)}",
+            f"{row['role']} {row['seed']}",
+            str(row["step"]),
+            short(row["value"]),
+            str(row["detail"] or ""),
+            str(row["outcome"] or "failed"),
+            row["cell"],
+        ]
+        for row in recorded.head(LISTED).to_dict("records")
+    ]
+    head = ["event", "workload", "arm and setting", "seed", "step", "value", "rule", "cell ended", "cell"]
+    caption = f"The first {min(LISTED, len(recorded))} of {plural(len(recorded), 'event')}, worst kinds first; the CSV holds all."
+    parts.append(Table(evidence.name("tables", "events"), caption, head, rows, recorded, words=9))
+    return Section("events", "Divergence and other events", parts)
