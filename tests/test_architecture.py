@@ -6,6 +6,7 @@ A new module gets a row in ``MAY_IMPORT``. The checker reads sources and runs no
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -450,6 +451,13 @@ def test_help_waits_for_no_library(arguments: list[str]):
     done = subprocess.run([sys.executable, "-c", IMPORTED, *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_contributing_draws_every_room(checkout: Path):
+    text = (checkout / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawing = text[text.index("The rooms, from the ground up") :].split("```")[1]
+    drawn = [word for line in drawing.splitlines() for word in re.split(r"\s{2,}| · ", line.strip()) if word in MAY_IMPORT]
+    assert sorted(drawn) == sorted(room for room in MAY_IMPORT if not room.startswith("__"))
 
 
 def test_fast_steps_load_torch_and_nothing_else_of_weight():

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import clipbench
-from clipbench import study
+from clipbench import protocol, schema, study, task
 
 IMPORTED_AS = {"scikit-learn": "sklearn"}
 
@@ -110,3 +110,17 @@ def test_the_study_that_readme_shows_is_one(tmp_path):
     cells = study.parse("readme", strangers.STUDY, tmp_path).cells()
     assert len(cells) == (6 + 3) * (1 + 3) * 3
     assert {cell.optimizer.name for cell in cells} == {"sgd", "torch.optim.NAdam"}
+
+
+def test_words_defines_what_rows_and_phases_are_called(checkout):
+    text = (checkout / "docs" / "words.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", text, flags=re.MULTILINE))
+    for word, terms in (("status", schema.STATUSES), ("outcome", schema.OUTCOMES), ("phase", protocol.PHASES)):
+        assert [term for term in terms if term not in rows[word]] == []
+    assert len(rows) > 30
+    assert [name for name in re.findall(r"`task\.(\w+)`", text) if not hasattr(task, name)] == []
+
+
+def test_what_a_user_meets_first_speaks_of_the_same_version(checkout):
+    citation = (checkout / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {clipbench.__version__}\n" in citation
