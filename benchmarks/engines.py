@@ -177,7 +177,7 @@ def recording(problem, seconds, meet, compiled=False):
     def unmeasured():
         patch = mock.patch.object  # all products become one number: without any, torch 2.13 fails to compile the step (KeyError)
         as_it_is = patch(lanes.Lanes, "_exact", lambda _self, products, *_: products)
-        with patch(measures, "products", lone), patch(stacked, "MEASURED", 1), patch(lanes, "MEASURED", 1), as_it_is:
+        with patch(measures, "products", lone), as_it_is:
             return block(losses)
 
     def taken(steps):

@@ -10,6 +10,7 @@ model's number of tensors. No operation mixes rows: a lane's result does not dep
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from clipbench import events, feed, lr_schedules, metrics, registry, step
 from clipbench.engines import program, shares
-from clipbench.engines.program import FEWEST, NoLanes
+from clipbench.engines.program import FEWEST, Nested, NoLanes, flat
 from clipbench.engines.record import CHUNK, Evaluation, Job, Record, conclude, graded, stops
-from clipbench.engines.stacked import MEASURED, Pass, Structure, programs
+from clipbench.engines.stacked import Lane, Pass, Structure, programs
 
 EAGER, COMPILED = "batched", "batched, compiled"
 WARM_UP = 3  # steps on CUDA before one is recorded: libraries make room for themselves in the first
@@ -32,17 +34,13 @@ WARM_UP = 3  # steps on CUDA before one is recorded: libraries make room for the
 
 @dataclass
 class Segment:
-    """The lanes ``begin`` to ``end``, which share a structure: their numbers and their state."""
+    """The lanes ``begin`` to ``end``, which share a structure."""
 
     structure: Structure
     begin: int
     end: int
-    lr: Tensor
+    lane: Lane  # of all of them
     course: Tensor | None  # the lr of every lane at every step, where any has a schedule
-    numbers: list[Tensor]
-    counts: tuple[int, int]
-    state: list[Tensor]
-    tree: Any
 
 
 class Lanes:
@@ -66,7 +64,7 @@ class Lanes:
         self.place = self._places()
         self.weights = torch.stack([self.model.flat(module) for module in modules])[self.place]
         kept = [self.model.kept(module) for module in modules]
-        self.fixed = [torch.stack(tensors)[self.place] for tensors in zip(*kept, strict=True)]
+        self.fixed = tuple(torch.stack(tensors)[self.place] for tensors in zip(*kept, strict=True))
         self.segments = list(self._segments())
         self.taken = 0  # steps
         self.pending: list[list[Tensor]] = []
@@ -89,13 +87,13 @@ class Lanes:
             jobs = list(group)
             end = begin + len(jobs)
             found = [structure.numbers(job) for job in jobs]
-            counts = len(found[0]["optimizer"]), len(found[0]["clip"])
-            # In float64 whatever the weights are, as a plain number is: 1 - .999 in float32 is 2e-5 off.
-            rows = zip(*(numbers["optimizer"] + numbers["clip"] for numbers in found), strict=True)
-            numbers = [self._numbers(row) for row in rows]
-            state, tree = self.programs.start(structure, counts, self.weights[begin:end], numbers)
-            lr = self._numbers([job.cell.lr for job in jobs])
-            yield Segment(structure, begin, end, lr, self._course(jobs), numbers, counts, state, tree)
+            optimizer, clip = (
+                tuple(self._numbers(row) for row in zip(*(numbers[kind] for numbers in found), strict=True))
+                for kind in ("optimizer", "clip")
+            )
+            lane = Lane(self._numbers([job.cell.lr for job in jobs]), optimizer, clip, state=())
+            lane = self.programs.begun(structure, self.weights[begin:end], lane)
+            yield Segment(structure, begin, end, lane, self._course(jobs))
             begin = end
 
     def _course(self, jobs: Sequence[Job]) -> Tensor | None:
@@ -107,6 +105,7 @@ class Lanes:
         return torch.tensor(rows, dtype=torch.float64, device=self.device)
 
     def _numbers(self, values: Sequence[float]) -> Tensor:
+        # In float64 whatever the weights are, as a plain number is: 1 - .999 in float32 is 2e-5 off.
         return torch.tensor(values, dtype=torch.float64, device=self.device)
 
     def draw(self) -> tuple[Tensor, Tensor]:
@@ -121,7 +120,7 @@ class Lanes:
         """One training step of every lane, measured; nothing waits for the device."""
         for part in self.segments:
             if part.course is not None:
-                part.lr.copy_(part.course[:, self.taken])
+                part.lane.lr.copy_(part.course[:, self.taken])
         self.taken += 1
         self.pending.append(self._launched(inputs, targets) if self.device == "cuda" else self._taken(inputs, targets))
 
@@ -144,47 +143,47 @@ class Lanes:
         """Take a step; its products, in the order of ``step.PRODUCTS``."""
         if self.programs.compiled:
             (part,) = self.segments
-            whole = (self.weights, inputs, targets, part.lr, *part.numbers, *part.state, *self.fixed)
-            self.weights, *rows = self.programs.whole(part.structure, part.tree, part.counts, *whole)(*whole)
-            return rows
-        arguments = (self.weights, inputs, targets, *self.fixed)
-        grads, losses = self.programs.gradient(*arguments)(*arguments)
+            whole = (self.weights, inputs, targets, part.lane, self.fixed)
+            self.weights, losses, products = self.programs.whole(part.structure, *whole)(*flat(whole))
+            return [losses, *products]
+        batch = (self.weights, inputs, targets, self.fixed)
+        grads, losses = self.programs.gradient(*batch)(*flat(batch))
         moved, rows, states = [], [], []
         for part in self.segments:
             lanes = slice(part.begin, part.end)
-            given = (self.weights[lanes], grads[lanes], part.lr, *part.numbers, *part.state)
-            found = self._updated(part, given, wide=self.device == "cuda")
-            moved.append(found[0])
-            rows.append(self._exact(found[1 : 1 + MEASURED], part, given))
-            states.append(found[1 + MEASURED :])
+            given = (self.weights[lanes], grads[lanes], part.lane)
+            weights, products, state = self._updated(part, given, wide=self.device == "cuda")
+            moved.append(weights)
+            rows.append(self._exact(products, part, given))
+            states.append(state)
         self._move(moved[0] if len(moved) == 1 else torch.cat(moved), states)
         joined = rows[0] if len(rows) == 1 else [torch.cat(column) for column in zip(*rows, strict=True)]
         return [losses, *joined]
 
-    def _updated(self, part: Segment, given: Sequence[Tensor], *, wide: bool) -> tuple[Tensor, ...]:
+    def _updated(self, part: Segment, given: Sequence[Nested], *, wide: bool) -> tuple[Any, ...]:
         """The update of a segment, by its program: pure, so that it can be taken again."""
-        return self.programs.update(part.structure, part.tree, part.counts, *given, wide=wide)(*given)
+        return self.programs.update(part.structure, *given, wide=wide)(*flat(given))
 
-    def _exact(self, products: Sequence[Tensor], part: Segment, given: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _exact(self, products: Sequence[Tensor], part: Segment, given: Sequence[Nested]) -> Sequence[Tensor]:
         """The products; those of lanes whose squares left the range by the same update in float64, of the others to the bit."""
         lost = None if self.device == "cuda" else step.lost(products, self.dtype, self.model.elements)
         if lost is None:
             return products
-        wide = self._updated(part, given, wide=True)[1 : 1 + MEASURED]
+        _, wide, _ = self._updated(part, given, wide=True)
         return [torch.where(lost, exact, plain) for exact, plain in zip(wide, products, strict=True)]
 
     def _move(self, weights: Tensor, states: Sequence[Sequence[Tensor]]) -> None:
         """Take over what a step left; on CUDA in place, because a graph knows tensors by their address."""
         if self.device == "cuda":
             news = [weights.clone(), *(leaf.clone() for state in states for leaf in state)]  # some may be the old ones, handed on
-            olds = [self.weights, *(leaf for part in self.segments for leaf in part.state)]
+            olds = [self.weights, *(leaf for part in self.segments for leaf in part.lane.state)]
             for old, new in zip(olds, news, strict=True):
                 old.copy_(new)
             return
         self.weights = weights
         for part, state in zip(self.segments, states, strict=True):
             # A state that is the same in every lane comes as one number for all of them: freezing one would change the others'.
-            part.state = [leaf.contiguous() for leaf in state]
+            part.lane = part.lane._replace(state=tuple(leaf.contiguous() for leaf in state))
 
     def rows(self) -> np.ndarray:
         """The rows of the steps since the last call, steps × lanes × 6: the one moment that waits for the device."""
@@ -200,23 +199,21 @@ class Lanes:
         )
         grain = self.programs.grain
         if None not in grain:
-            grain[None] = program.grain(self.programs.gradient(self.weights, inputs, targets, *self.fixed))
+            grain[None] = program.grain(self.programs.gradient(self.weights, inputs, targets, self.fixed))
         for part in self.segments:
             if part.structure not in grain:
                 weights = self.weights[part.begin : part.end]
                 grads = self.model.like_gradient(weights, inputs)
-                given = (weights, grads, part.lr, *part.numbers, *part.state)
                 wide = self.device == "cuda"  # as it runs
-                grain[part.structure] = program.grain(
-                    self.programs.update(part.structure, part.tree, part.counts, *given, wide=wide)
-                )
+                update = self.programs.update(part.structure, weights, grads, part.lane, wide=wide)
+                grain[part.structure] = program.grain(update)
 
     def freeze(self, lanes: Sequence[int]) -> None:
         """Set ended lanes to zeros, which cost nothing: NaN and denormals may."""
         for lane in lanes:
             part = next(part for part in self.segments if part.begin <= lane < part.end)
             self.weights[lane] = 0
-            for tensor in (part.lr, *([] if part.course is None else [part.course]), *part.state):
+            for tensor in (part.lane.lr, *([] if part.course is None else [part.course]), *part.lane.state):
                 tensor[lane - part.begin] = 0
 
     def keep(self, lanes: Sequence[int]) -> None:
@@ -225,16 +222,16 @@ class Lanes:
         self.structures = [self.structures[lane] for lane in lanes]
         index = torch.tensor(lanes, device=self.device)
         self.weights, self.place = self.weights[index], self.place[index]
-        self.fixed = [tensor[index] for tensor in self.fixed]
+        self.fixed = tuple(tensor[index] for tensor in self.fixed)
         begin, segments = 0, []
         for part in self.segments:
             mine = [lane - part.begin for lane in lanes if part.begin <= lane < part.end]
             if not mine:
                 continue
             own = torch.tensor(mine, device=self.device)
-            lr, course = part.lr[own], None if part.course is None else part.course[own]
-            numbers, state = [tensor[own] for tensor in part.numbers], [tensor[own] for tensor in part.state]
-            segments.append(Segment(part.structure, begin, begin + len(mine), lr, course, numbers, part.counts, state, part.tree))
+            lane = pytree.tree_map(operator.itemgetter(own), part.lane)
+            course = None if part.course is None else part.course[own]
+            segments.append(Segment(part.structure, begin, begin + len(mine), lane, course))
             begin += len(mine)
         self.segments = segments
         self._forget()
@@ -261,11 +258,11 @@ class Lanes:
 
     def _outputs(self, lanes: Sequence[int], inputs: Sequence[Tensor]) -> Tensor:
         index = torch.tensor(lanes, device=self.device)
-        weights, fixed = self.weights[index], [tensor[index] for tensor in self.fixed]
+        weights, fixed = self.weights[index], tuple(tensor[index] for tensor in self.fixed)
         parts = []
         for part in zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True):
-            arguments = (weights, torch.stack(part), *fixed)
-            parts.append(self.programs.output(*arguments)(*arguments))
+            arguments = (weights, torch.stack(part), fixed)
+            parts.append(self.programs.output(*arguments)(*flat(arguments)))
         return torch.cat(parts, 1)
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
 # Operations on single elements that give the same bits in a vector register and outside it. All others (exp, tanh, pow, …) may not,
 # and the last elements of a tensor do not fill a register.
@@ -27,6 +28,8 @@ EXACT = frozenset(
     round rsub sgn sign sqrt square sub sub_ threshold threshold_backward _to_copy trunc where zero_
     """.split()  # noqa: SIM905 - forty words read better without quotes
 )
+Nested: TypeAlias = "Tensor | Sequence[Nested]"  # a tensor, or tuples of them to any depth
+
 FEWEST = 2  # lanes: a batch of one differs in the last bits from the same lane among others
 GRAIN = 32  # elements in the registers of one unrolled loop, at most: float32 under AVX-512
 
@@ -35,21 +38,35 @@ class NoLanes(Exception):  # noqa: N818 - an answer, not an error
     """Why something cannot train in lanes; the message says it."""
 
 
-def trace(function: Callable[..., Any], arguments: Sequence[Tensor], what: str, pure: bool = True) -> GraphModule:
-    """``function``, which takes and returns tensors whose first dimension is the lane, as a list of operations.
+def flat(arguments: Nested) -> list[Tensor]:
+    """The tensors of nested tuples in their order: what a program takes in place of its function's arguments."""
+    found: list[Tensor] = []
+    for argument in arguments:
+        if isinstance(argument, tuple | list):
+            found += flat(argument)
+        else:
+            found.append(argument)  # type: ignore[arg-type]
+    return found
+
+
+def trace(function: Callable[..., Any], arguments: Sequence[Nested], what: str, pure: bool = True) -> GraphModule:
+    """``function``, which takes and returns nested tuples of tensors whose first dimension is the lane, as a list of operations.
+
+    The program is called with the tensors of the arguments, `flat`; what it returns is nested as the function returns it.
 
     :param what: what an error names, such as ``workload "wdbc"``.
     :param pure: whether a change of its arguments is refused.
     :raises NoLanes: it cannot be traced, or a trace of it would not be true.
     """
-    if len({id(argument) for argument in arguments}) < len(arguments):
+    tensors, nesting = pytree.tree_flatten(tuple(arguments))
+    if len({id(tensor) for tensor in tensors}) < len(tensors):
         raise ValueError("one tensor given twice would be one input of the trace")
     changed = False
 
     def watched(*given: Tensor) -> Any:
         nonlocal changed
         versions = [tensor._version for tensor in given]  # noqa: SLF001 - torch has no public word for it
-        result = function(*given)
+        result = function(*pytree.tree_unflatten(given, nesting))
         changed = versions != [tensor._version for tensor in given]  # noqa: SLF001
         return result
 
@@ -58,9 +75,9 @@ def trace(function: Callable[..., Any], arguments: Sequence[Tensor], what: str, 
             warnings.filterwarnings("error", message=".*performance drop.*")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             # Once for real: what a function makes at its first call and keeps must not be made of the tensors of the trace.
-            function(*(argument[:FEWEST].clone() for argument in arguments))
+            watched(*(tensor[:FEWEST].clone() for tensor in tensors))
             # With tensors that have a shape and no memory: a trace takes no step, and nothing is held for a second derivative.
-            graph = make_fx(watched, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+            graph = make_fx(watched, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise NoLanes(f"{what} cannot be one program of many lanes ({reason[:200]})") from error

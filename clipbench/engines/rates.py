@@ -13,7 +13,7 @@ import torch
 from clipbench import feed, trees
 from clipbench.engines import lanes, stacked
 from clipbench.engines.loop import Trainer, evaluate
-from clipbench.engines.program import FEWEST, NoLanes, peak_bytes, trace
+from clipbench.engines.program import FEWEST, NoLanes, flat, peak_bytes, trace
 from clipbench.engines.record import CHUNK, Components, Job
 
 LOOP, BATCHED = "loop", "batched"
@@ -187,10 +187,9 @@ def _lane_bytes(job: Job) -> int:
     inputs, targets = together.draw()
     (part,) = together.segments
     weights, programs = together.weights, together.programs
-    taken = (weights, inputs, targets, *together.fixed)
+    batch = (weights, inputs, targets, together.fixed)
     grads = together.model.like_gradient(weights, inputs)
-    given = (weights, grads, part.lr, *part.numbers, *part.state)
-    update = programs.update(part.structure, part.tree, part.counts, *given)
+    update = programs.update(part.structure, weights, grads, part.lane)
     splits = feed.splits(together.workload, job.cell.seed, together.dtype, together.device)
     most = max((splits[name][0][:CHUNK] for name in ("validation", "test")), key=len)
     seen = torch.stack([most] * FEWEST)
@@ -198,10 +197,10 @@ def _lane_bytes(job: Job) -> int:
         weights.nbytes
         + sum(tensor.nbytes for tensor in together.fixed)
         + seen.nbytes
-        + peak_bytes(programs.output(weights, seen, *together.fixed))
+        + peak_bytes(programs.output(weights, seen, together.fixed))
     )
-    held = sum(tensor.nbytes for tensor in (*taken, *part.state))
-    step = max(peak_bytes(programs.gradient(*taken)), grads.nbytes + peak_bytes(update))
+    held = sum(tensor.nbytes for tensor in (*flat(batch), *part.lane.state))
+    step = max(peak_bytes(programs.gradient(*batch)), grads.nbytes + peak_bytes(update))
     return HEADROOM * (held + max(step, evaluation)) // FEWEST
 
 
@@ -245,14 +244,14 @@ def disagreement(job: Job) -> str | None:
     model = stacked.Model(workload, torch.float64, cell.device)
     modules = [feed.model(workload, seed, torch.float64, cell.device) for seed in (0, 1)]
     streams = [feed.batches(workload, seed, cell.batch, 2, torch.float64, cell.device) for seed in (0, 1)]
-    fixed = [torch.stack(tensors) for tensors in zip(*(model.kept(module) for module in modules), strict=True)]
+    fixed = tuple(torch.stack(tensors) for tensors in zip(*(model.kept(module) for module in modules), strict=True))
     weights = torch.stack([model.flat(module) for module in modules])
     graph = None
     for batches in zip(*streams, strict=True):
         inputs, targets = (torch.stack(tensors) for tensors in zip(*batches, strict=True))
         if graph is None:
             lane = torch.func.grad_and_value(model.loss)
-            graph = trace(torch.vmap(lane), (weights, inputs, targets, *fixed), f'workload "{workload.name}"')
+            graph = trace(torch.vmap(lane), (weights, inputs, targets, fixed), f'workload "{workload.name}"')
         grads, _ = graph(weights, inputs, targets, *fixed)
         for lane_grad, module, (given, wanted) in zip(grads, modules, batches, strict=True):
             module.zero_grad()

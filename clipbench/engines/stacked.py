@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,9 @@ from torch.utils import _pytree as pytree
 from clipbench import feed, registry, step, trees
 from clipbench.cell import EXAMPLE, GRADIENT, UPDATE, Cell
 from clipbench.engines import program
-from clipbench.engines.program import NoLanes
+from clipbench.engines.program import Nested, NoLanes
 from clipbench.engines.record import Job
 from clipbench.trees import Tree
-
-MEASURED = len(step.PRODUCTS) - 1  # of which the update gives all but the loss
 
 
 def shape(cell: Cell) -> tuple[Any, ...]:
@@ -100,6 +98,18 @@ class Structure:
         return built[0], built[1]
 
 
+class Lane(NamedTuple):
+    """The optimizer and the clip of a lane; of many lanes of one structure, every tensor's first dimension is the lane."""
+
+    lr: Tensor
+    optimizer: tuple[Tensor, ...]
+    """The optimizer's plain numbers, in the order of its fields."""
+    clip: tuple[Tensor, ...]
+    """The clip's plain numbers."""
+    state: tuple[Tensor, ...]
+    """What both remember: the leaves of their states."""
+
+
 def _parts(job: Job) -> tuple[tuple[registry.Kind, str, dict[str, Any]], ...]:
     cell = job.cell
     return (
@@ -153,7 +163,7 @@ class Model:
         weights = self.tree(flat) | dict(zip(self.fixed, fixed, strict=True))
         return torch.func.functional_call(self.module, weights, (inputs,))
 
-    def loss(self, flat: Tensor, inputs: Tensor, targets: Tensor, *fixed: Tensor) -> Tensor:
+    def loss(self, flat: Tensor, inputs: Tensor, targets: Tensor, fixed: Sequence[Tensor] = ()) -> Tensor:
         if self.how.parts == 1:
             return feed.loss_of(self.workload, self.output(flat, inputs, fixed), targets)
         losses = [
@@ -162,16 +172,14 @@ class Model:
         ]
         return torch.stack(losses).sum()
 
-    def gradient(self, flat: Tensor, inputs: Tensor, targets: Tensor, *fixed: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(self, flat: Tensor, inputs: Tensor, targets: Tensor, fixed: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
         """The gradient and the loss of a batch; where every example is taken by itself, examples × elements and the mean loss."""
         one = torch.func.grad_and_value(self.loss)
         if self.how.parts > 1 and self.weighs:
             return self._weighed(flat, inputs, targets, fixed)
         if not self.how.examples:
-            return one(flat, inputs, targets, *fixed)
-        grads, losses = torch.vmap(lambda given, wanted: one(flat, given.unsqueeze(0), wanted.unsqueeze(0), *fixed))(
-            inputs, targets
-        )
+            return one(flat, inputs, targets, fixed)
+        grads, losses = torch.vmap(lambda given, wanted: one(flat, given.unsqueeze(0), wanted.unsqueeze(0), fixed))(inputs, targets)
         return grads, losses.mean()
 
     def _weighed(self, flat: Tensor, inputs: Tensor, targets: Tensor, fixed: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -207,91 +215,83 @@ class Programs:
         self.what = f'workload "{workload.name}"'
         self.compiled = compiled
         self.grain: dict[Structure | None, int] = {}  # None is the model's own
+        self.states: dict[Structure, pytree.TreeSpec] = {}  # how the leaves of a state hang together
         self.traced: dict[tuple[Any, ...], GraphModule] = {}
         self.built: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
-    def gradient(self, *arguments: Tensor) -> GraphModule:
-        """``(weights, inputs, targets, *fixed) → (gradients, losses)``, of all lanes."""
+    def gradient(self, *arguments: Nested) -> GraphModule:
+        """``(weights, inputs, targets, fixed) → (gradients, losses)``, of all lanes."""
         return self._program("gradient", lambda: torch.vmap(self.model.gradient), arguments, self.what)
 
-    def output(self, *arguments: Tensor) -> GraphModule:
-        """``(weights, inputs, *fixed) → outputs``, of all lanes, as one evaluates."""
+    def output(self, *arguments: Nested) -> GraphModule:
+        """``(weights, inputs, fixed) → outputs``, of all lanes, as one evaluates."""
 
         def evaluated() -> Callable[..., Any]:
             self.model.module.eval()
-            return torch.vmap(lambda flat, inputs, *fixed: torch.atleast_1d(self.model.output(flat, inputs, fixed)))
+            return torch.vmap(lambda flat, inputs, fixed=(): torch.atleast_1d(self.model.output(flat, inputs, fixed)))
 
         try:
             return self._program("output", evaluated, arguments, self.what)
         finally:
             self.model.module.train()
 
-    def start(
-        self, structure: Structure, counts: tuple[int, int], flat: Tensor, numbers: Sequence[Tensor]
-    ) -> tuple[list[Tensor], Any]:
-        """The state of the lanes of one structure before their first step, as a list of tensors and how they hang together."""
+    def begun(self, structure: Structure, weights: Tensor, lane: Lane) -> Lane:
+        """The lanes of one structure, whose numbers are given, with their state before the first step."""
 
-        def begun(weights: Tensor, *numbers: Any) -> Any:
-            pair = structure.components(numbers[: counts[0]], numbers[counts[0] :])
-            return [component.init(self._seen(component, weights)) if hasattr(component, "init") else {} for component in pair]
+        def state_of(flat: Tensor, optimizer: Iterable[Any], clip: Iterable[Any]) -> Any:
+            pair = structure.components(optimizer, clip)
+            return [component.init(self._seen(component, flat)) if hasattr(component, "init") else {} for component in pair]
 
         try:
             # In the dtypes that plain numbers give: as tensors of float64 they may spread to a state that is none.
-            plain = pytree.tree_flatten(begun(flat[0], *(float(number[0]) for number in numbers)))[0]
-            state = torch.vmap(begun)(flat, *numbers)
+            numbers = ([float(number[0]) for number in some] for some in (lane.optimizer, lane.clip))
+            plain = pytree.tree_leaves(state_of(weights[0], *numbers))
+            state = torch.vmap(state_of)(weights, lane.optimizer, lane.clip)
         except Exception as error:
             raise NoLanes(f'"{structure.label}" cannot begin in lanes ({" ".join(str(error).split())[:200]})') from error
-        leaves, tree = pytree.tree_flatten(state)
-        return [leaf.to(dtype=one.dtype, copy=True) for leaf, one in zip(leaves, plain, strict=True)], tree
+        leaves, self.states[structure] = pytree.tree_flatten(state)
+        return lane._replace(state=tuple(leaf.to(dtype=one.dtype, copy=True) for leaf, one in zip(leaves, plain, strict=True)))
 
-    def update(
-        self, structure: Structure, tree: Any, counts: tuple[int, int], *arguments: Tensor, wide: bool = False
-    ) -> GraphModule:
-        """``(weights, gradients, lr, *numbers, *state) → (weights, *products, *state)``, of the lanes of one structure.
+    def update(self, structure: Structure, *arguments: Nested, wide: bool = False) -> GraphModule:
+        """``(weights, gradients, lane) → (weights, products, state)``, of the lanes of one structure, which have begun.
 
-        :param tree: how the state hangs together.
-        :param counts: how many plain numbers optimizer and clip have.
         :param wide: whether the products are taken in float64.
         """
-        stepped = self._stepped(structure, tree, counts, wide=wide)
-        return self._program((structure, "update", wide), lambda: stepped, arguments, f'"{structure.label}"')
+        return self._program(
+            (structure, "update", wide), lambda: self._stepped(structure, wide=wide), arguments, f'"{structure.label}"'
+        )
 
-    def whole(self, structure: Structure, tree: Any, counts: tuple[int, int], *arguments: Tensor) -> Callable[..., Any]:
-        """Gradient and update in one: ``(weights, inputs, targets, lr, *numbers, *state, *fixed) → (weights, losses, *products)``.
+    def whole(self, structure: Structure, *arguments: Nested) -> Callable[..., Any]:
+        """Gradient and update in one: ``(weights, inputs, targets, lane, fixed) → (weights, losses, products)``.
 
         It is compiled, and changes the state in place: the compiler then keeps no second copy of it, which would not fit the cache.
         Weights are made anew, for they are read once more to measure the update and would be copied at the end.
         """
         # In float64 at once: the state is overwritten, and no step can be taken a second time to look closer.
-        stepped = self._stepped(structure, tree, counts, one_pass=True, wide=True)
-        own = 1 + sum(counts)
+        stepped = self._stepped(structure, one_pass=True, wide=True)
 
-        def both(weights: Tensor, inputs: Tensor, targets: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-            state, fixed = rest[own : own + tree.num_leaves], rest[own + tree.num_leaves :]
-            grads, losses = torch.vmap(self.model.gradient)(weights, inputs, targets, *fixed)
-            moved, *found = stepped(weights, grads, *rest[:own], *state)
+        def both(weights: Tensor, inputs: Tensor, targets: Tensor, lane: Lane, fixed: Sequence[Tensor]) -> tuple[Any, ...]:
+            grads, losses = torch.vmap(self.model.gradient)(weights, inputs, targets, fixed)
+            moved, products, state = stepped(weights, grads, lane)
             # A rule may hand on an old tensor as part of its new state: copied before any is overwritten.
-            held = {_memory(tensor) for tensor in state}
-            news = [new.clone() if _memory(new) in held else new for new in found[MEASURED:]]
-            for before, after in zip(state, news, strict=True):
+            held = {_memory(tensor) for tensor in lane.state}
+            news = [new.clone() if _memory(new) in held else new for new in state]
+            for before, after in zip(lane.state, news, strict=True):
                 before.copy_(after)
-            return moved, losses, *found[:MEASURED]
+            return moved, losses, products
 
-        key = (structure, *(argument.shape for argument in arguments))
-        if key not in self.built:
+        key = (structure, *(tensor.shape for tensor in program.flat(arguments)))
+        if (built := self.built.get(key)) is None:
             graph = program.trace(both, arguments, f'{self.what} with "{structure.label}"', pure=False)
-            self.built[key] = program.compiled(graph)
-        return self.built[key]
+            built = self.built[key] = program.compiled(graph)
+        return built
 
-    def _stepped(
-        self, structure: Structure, tree: Any, counts: tuple[int, int], *, one_pass: bool = False, wide: bool = False
-    ) -> Callable[..., tuple[Tensor, ...]]:
-        first, second = counts
+    def _stepped(self, structure: Structure, *, one_pass: bool = False, wide: bool = False) -> Callable[..., tuple[Any, ...]]:
         touched = True
 
-        def lane(flat: Tensor, grads: Tensor, lr: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-            optimizer, clip = structure.components(rest[:first], rest[first : first + second])
-            states = pytree.tree_unflatten(list(rest[first + second :]), tree)
+        def one(flat: Tensor, grads: Tensor, lane: Lane) -> tuple[Any, ...]:
+            optimizer, clip = structure.components(lane.optimizer, lane.clip)
+            states = pytree.tree_unflatten(lane.state, self.states[structure])
 
             def clipped_of(given: Tensor) -> Tensor:
                 nonlocal touched
@@ -312,17 +312,17 @@ class Programs:
                 clipped = torch.vmap(clipped_of)(grads).mean(0) if structure.on == EXAMPLE else clipped_of(grads)
                 direction = direction_of(clipped)
             leaves, after = pytree.tree_flatten(states)
-            if after != tree:
+            if after != self.states[structure]:
                 raise ValueError("the state changes its form from step to step")
             # A lane's numbers are tensors of float64, which a rule may have spread to what it returns.
-            leaves = [leaf.to(before.dtype) for leaf, before in zip(leaves, rest[first + second :], strict=True)]
-            return flat - lr * direction, raw, handed, clipped, *leaves
+            state = tuple(leaf.to(before.dtype) for leaf, before in zip(leaves, lane.state, strict=True))
+            return flat - lane.lr * direction, raw, handed, clipped, state
 
-        def stepped(flat: Tensor, grads: Tensor, lr: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-            moved, raw, handed, clipped, *leaves = torch.vmap(lane)(flat, grads, lr, *rest)
+        def stepped(weights: Tensor, grads: Tensor, lane: Lane) -> tuple[Any, ...]:
+            moved, raw, handed, clipped, state = torch.vmap(one)(weights, grads, lane)
             given = handed if structure.on == UPDATE else None
             seen = raw, given, clipped if touched else None
-            return moved, *step.products(flat, moved, *seen, one_pass=one_pass, wide=wide), *leaves
+            return moved, step.products(weights, moved, *seen, one_pass=one_pass, wide=wide), state
 
         return stepped
 
@@ -336,11 +336,11 @@ class Programs:
             raise ValueError(f"a tree of {', '.join(map(repr, tree))} does not have the parameters' names")
         return tree[""] if "" in tree else trees.flatten({name: tree[name] for name in self.model.shapes})
 
-    def _program(self, key: Any, build: Callable[[], Callable[..., Any]], arguments: Sequence[Tensor], what: str) -> GraphModule:
-        key = (key, *(argument.shape for argument in arguments))
-        if key not in self.traced:
-            self.traced[key] = program.trace(build(), arguments, what)
-        return self.traced[key]
+    def _program(self, key: Any, build: Callable[[], Callable[..., Any]], arguments: Sequence[Nested], what: str) -> GraphModule:
+        key = (key, *(tensor.shape for tensor in program.flat(arguments)))
+        if (traced := self.traced.get(key)) is None:
+            traced = self.traced[key] = program.trace(build(), arguments, what)
+        return traced
 
 
 def _memory(tensor: Tensor) -> int:
