@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import cache
 from multiprocessing import forkserver
 
 import pytest
@@ -203,13 +204,23 @@ def test_anew_that_fails_or_dies_at_any_call(page, engine, done, tmp_path, every
     assert not wrong, wrong[:3]
 
 
+@cache
+def contents_of(done):
+    """A store's rows, by table, and its pages."""
+    source = Store(done)
+    frames = {table: source.read(table) for table in TABLES}
+    rows = {  # a NaN stays one: it is not nothing
+        table: frame.astype(object).where(frame.notna(), None).to_dict("records") for table, frame in frames.items()
+    }
+    return rows, {name: source.page(name) for name in PAGES}
+
+
 def in_two_shards(done, page, folder):
     """A store of what ``done`` holds, in the two shards that its run committed before it packed them."""
-    source = Store(done)
-    rows = {table: source.read(table).astype(object).where(source.read(table).notna(), None).to_dict("records") for table in TABLES}
+    rows, pages = contents_of(done)
     store = Store.create(folder, "faults", page.read_text())
-    for name in PAGES:
-        store.write_page(name, source.page(name))
+    for name, content in pages.items():
+        store.write_page(name, content)
     with store.claim():
         for shard, role in enumerate(("select", "report")):
             mine = {row["cell"] for row in rows["cells"] if row["role"] == role}
@@ -222,6 +233,7 @@ def test_a_shard_its_pages_and_its_packing_at_every_call(page, done, engine, tmp
     if engine == "batched":
         pytest.skip("the store does not know the engine")
     before, wrong = numbers(done), []
+    contents_of(done)  # before the forks
 
     def filled(folder):
         store = in_two_shards(done, page, folder)
