@@ -1,4 +1,4 @@
-"""The gate: its rule on samples with known answers, its page, and planted faults that real runs of it must find."""
+"""The gate: its decisions on samples with known answers, its page, and planted faults that real runs of it must find."""
 
 import json
 import os
@@ -18,10 +18,11 @@ import clipbench
 from clipbench import cell, gate, registry, study
 from clipbench import cli as cli_
 from clipbench.errors import UsageError
-from clipbench.gate import arms, frozen, learning, limits, ours, rule, self_test, speed, verdict
-from clipbench.gate.arms import Broken, Task
+from clipbench.gate import current, decision, frozen, learning, limits, sampling, self_test, speed, verdict
+from clipbench.gate.decision import ALARM, INCONCLUSIVE, PASS, Samples
+from clipbench.gate.frozen import loop
 from clipbench.gate.limits import Bench, Machine
-from clipbench.gate.rule import ALARM, INCONCLUSIVE, PASS, Samples
+from clipbench.gate.sampling import Broken, Measurement
 from clipbench.store import Store
 
 HERE = Machine("a processor", "2.0")
@@ -49,18 +50,18 @@ def drawn(slower=1.0, noise=0.01, spikes=0.2, rounds=40, seed=0, again=1.0):
     """Samples of a machine with jitter, and with interruptions that cost a sample up to four times its length."""
     draw = np.random.default_rng(seed)
 
-    def arm(level):
+    def side(level):
         jitter = 1 + noise * draw.exponential(size=rounds)
         return 1e-3 * level * jitter * np.where(draw.random(rounds) < spikes, draw.uniform(1, 4, rounds), 1)
 
-    return Samples(arm(slower), arm(1.0), arm(again))
+    return Samples(side(slower), side(1.0), side(again))
 
 
 def judged(samples, ratio=1.0):
-    return rule.judge(samples, *Task(replace(TINY, ratio=ratio)).limits)
+    return decision.decide(samples, *Measurement(replace(TINY, ratio=ratio)).limits)
 
 
-# --------------------------------------------------------------------------------------------------------------------- the rule
+# --------------------------------------------------------------------------------------------------------------------- decisions
 
 
 def test_equals_are_no_alarm_however_often_they_are_interrupted():
@@ -93,7 +94,7 @@ def test_where_the_reference_does_not_find_itself_nothing_is_said(again, slower)
     assert judged(drawn(slower, again=again)) == INCONCLUSIVE
 
 
-def test_rounds_without_a_sample_of_each_arm_are_refused():
+def test_rounds_without_a_sample_of_each_side_are_refused():
     with pytest.raises(ValueError, match="one sample of each"):
         Samples(np.ones(3), np.ones(3), np.ones(2))
     with pytest.raises(ValueError, match="one sample of each"):
@@ -110,8 +111,8 @@ def test_rounds_without_a_sample_of_each_arm_are_refused():
     ],
 )
 def test_an_alarm_stands_where_every_fresh_process_repeats_it(others, expected):
-    assert rule.confirmed(ALARM, others) == expected
-    assert rule.confirmed(PASS, []) == PASS
+    assert decision.confirmed(ALARM, others) == expected
+    assert decision.confirmed(PASS, []) == PASS
 
 
 # ---------------------------------------------------------------------------------------------- what is made of measurements
@@ -123,7 +124,7 @@ def measured(monkeypatch):
 
     def told(*results, bench=TINY, machine=None):
         given = iter(results)
-        monkeypatch.setattr(speed, "measure", lambda tasks, _: [next(given) for _ in tasks])
+        monkeypatch.setattr(speed, "measure", lambda asked, _: [next(given) for _ in asked])
         page = limits.Limits(Path(), Path(), (bench,), machine=machine)
         [found] = speed.findings(page, HERE)
         return found
@@ -245,13 +246,13 @@ def files(tmp_path_factory):
 
 def test_what_can_be_wrong_with_a_benchmark_is_told_and_the_others_are_measured(files):
     names = ("ours", "nan", "vanished", "dies", "raises", "number", "late", "later", "reference")
-    tasks = [Task(Bench(name, f"mine.py:{name}", "mine.py:reference")) for name in names]
-    tasks += [Task(Bench("absent", "absent.py:x", "mine.py:reference")), Task(Bench("long", "mine.py:ours", "mine.py:long"))]
-    tasks += [Task(Bench("module", "mine_absent:x", "mine.py:reference"))]
-    first, nan, vanished, dies, raises, number, late, later, last, absent, long, module = arms.measure(tasks, files)
+    sides = [(name, f"mine.py:{name}", "reference") for name in names]
+    sides += [("absent", "absent.py:x", "reference"), ("long", "mine.py:ours", "long"), ("module", "mine_absent:x", "reference")]
+    asked = [Measurement(Bench(name, ours, f"mine.py:{reference}")) for name, ours, reference in sides]
+    first, nan, vanished, dies, raises, number, late, later, last, absent, long, module = sampling.measure(asked, files)
     assert isinstance(first, Samples)
     assert isinstance(last, Samples)
-    assert len(last.ours) >= arms.ROUNDS
+    assert len(last.ours) >= sampling.ROUNDS
     assert nan == Broken("it returned nan")
     assert (vanished.fault, vanished.reason[:31]) == ("ours", "mine.py:vanished is not there (")
     assert dies == Broken("it ended its process, with code 7")
@@ -267,7 +268,7 @@ def test_what_can_be_wrong_with_a_benchmark_is_told_and_the_others_are_measured(
 def test_files_beside_the_page_import_each_other(files, tmp_path):
     shutil.copy(files / "mine.py", tmp_path / "signum_of_mine.py")
     (tmp_path / "both.py").write_text("from signum_of_mine import ours, reference\n")
-    [found] = arms.measure([Task(Bench("x", "both.py:ours", "signum_of_mine:reference"))], tmp_path)
+    [found] = sampling.measure([Measurement(Bench("x", "both.py:ours", "signum_of_mine:reference"))], tmp_path)
     assert isinstance(found, Samples), found
 
 
@@ -323,11 +324,11 @@ NOT_FINITE = [
 @pytest.mark.parametrize("result", NOT_FINITE, ids=str)
 def test_a_number_that_is_not_finite_is_found_wherever_it_is(result):
     steady = iter(range(10**9)).__next__
-    with pytest.raises(arms._NoSamples, match=r"^it returned .*(inf|nan)") as error:
-        arms.timed([lambda: result, steady, steady], (1.03, 1.02))
+    with pytest.raises(sampling._NoSamples, match=r"^it returned .*(inf|nan)") as error:
+        sampling.timed([lambda: result, steady, steady], (1.03, 1.02))
     assert error.value.broken.fault == "ours"
-    with pytest.raises(arms._NoSamples, match=r"^returned .*(inf|nan)") as error:
-        arms.timed([steady, steady, lambda: result], (1.03, 1.02))
+    with pytest.raises(sampling._NoSamples, match=r"^returned .*(inf|nan)") as error:
+        sampling.timed([steady, steady, lambda: result], (1.03, 1.02))
     assert error.value.broken.fault == "page"
 
 
@@ -342,16 +343,16 @@ def test_what_is_no_number_or_finite_is_let_be():
         np.datetime64("NaT"),
         {"a": [(), {}]},
     ]
-    assert [list(arms._not_finite(thing)) for thing in [*things, things]] == [[]] * (len(things) + 1)
+    assert [list(sampling._not_finite(thing)) for thing in [*things, things]] == [[]] * (len(things) + 1)
 
 
 def test_work_is_added_that_takes_the_time_asked_for():
     def spent(loops):
         start = time.perf_counter()
-        arms._spend(loops)
+        sampling._spend(loops)
         return time.perf_counter() - start
 
-    loops = arms._loops(1e-3)
+    loops = sampling._loops(1e-3)
     assert 0.3e-3 < min(spent(loops) for _ in range(50)) < 3e-3
 
 
@@ -389,9 +390,9 @@ def test_the_self_test_counts_what_it_finds(page, tmp_path, monkeypatch):
     """On made-up samples: those of 5 % are found in this process, and not in fresh ones."""
     passes = iter(range(100))
 
-    def measure(tasks, _):
+    def measure(asked, _):
         number = next(passes)
-        shares = [0.0 if number % 4 and task.slowdown == 0.05 else task.slowdown for task in tasks]
+        shares = [0.0 if number % 4 and one.slowdown == 0.05 else one.slowdown for one in asked]
         return [drawn(1 + share, seed=seed) for seed, share in enumerate(shares)]
 
     monkeypatch.setattr(speed, "measure", measure)
@@ -418,7 +419,7 @@ def test_rates_are_told_with_their_bounds():
 
 def test_a_machine_on_which_nothing_can_be_measured_gives_no_rates(page, tmp_path, monkeypatch):
     broken = Broken("one call of its reference takes 3.0 ms here, and 2 ms is the most", "machine")
-    monkeypatch.setattr(speed, "measure", lambda tasks, _: [broken] * len(tasks))
+    monkeypatch.setattr(speed, "measure", lambda asked, _: [broken] * len(asked))
     given = ["gate", "--limits", str(page(bench("tiny"))), "--self-test", "--checks", "4", "--json", str(tmp_path / "rates.json")]
     done = CliRunner().invoke(cli_.cli, [*given, "--markdown", str(tmp_path / "rates.md")], prog_name="clipbench")
     assert done.exit_code == 3, done.stdout + done.stderr
@@ -443,24 +444,24 @@ def test_load_ends_with_the_self_test():
         raise KeyboardInterrupt
 
 
-# --------------------------------------------------------------------------------------------------------- frozen, and ours
+# --------------------------------------------------------------------------------------------------------- frozen, and current
 
 
 @pytest.mark.parametrize("bench", limits.read().benches, ids=lambda bench: bench.name)
 def test_the_packaged_benchmarks_work_on_both_sides(bench):
     """Each side gives the same kind of thing, and goes on giving it."""
     denormals = torch.tensor([1e-40]).mul(1.0).item() == 0
-    mine, theirs = (arms._arm(name, "ours", Path()) for name in (bench.ours, bench.reference))
+    mine, theirs = (sampling._work(name, "ours", Path()) for name in (bench.ours, bench.reference))
     for _ in range(3):
-        arms._check(mine, "ours")
-        arms._check(theirs, "reference")
+        sampling._check(mine, "ours")
+        sampling._check(theirs, "reference")
     assert (torch.tensor([1e-40]).mul(1.0).item() == 0) == denormals
 
 
 @pytest.mark.parametrize("name", ["value_rule", "norm_rule", "adam_rule"])
 def test_a_frozen_rule_gives_the_bits_of_ours(name):
     """On the same gradients: then the two do the same work."""
-    mine, theirs = getattr(ours, name)(), getattr(frozen, name)()
+    mine, theirs = getattr(current, name)(), getattr(loop, name)()
     cells = {"value_rule": "clip", "norm_rule": "clip", "adam_rule": "grads"}
     variables = dict(zip(mine.__code__.co_freevars, mine.__closure__, strict=True))
     other = dict(zip(theirs.__code__.co_freevars, theirs.__closure__, strict=True))
@@ -475,7 +476,7 @@ def test_a_frozen_rule_gives_the_bits_of_ours(name):
 
 def test_the_frozen_references_import_nothing_of_ours():
     sources = [path.read_text(encoding="utf-8") for path in Path(frozen.__file__).parent.glob("*.py")]
-    assert len(sources) == 3
+    assert len(sources) == 4
     for source in sources:
         assert "import clipbench" not in source
         assert "from clipbench" not in source
@@ -692,7 +693,7 @@ def test_a_slower_step_fails(page, planted):
         "        self.optimizer.zero_grad()\n",
         "        self.optimizer.zero_grad()\n        for _ in range(10):\n            self.module(inputs)\n",
     )
-    path = page('[[bench]]\nname = "step"\nours = "clipbench.gate.ours:step"\nreference = "clipbench.gate.frozen:step"\n')
+    path = page('[[bench]]\nname = "step"\nours = "clipbench.gate.current:step"\nreference = "clipbench.gate.frozen.loop:step"\n')
     done = decided("gate", "--limits", path, tree=tree, cwd=tree)
     assert done.returncode == 1, done.stdout + done.stderr
 

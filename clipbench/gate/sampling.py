@@ -1,4 +1,4 @@
-"""The arms of a benchmark, in a process of their own: found by name, warmed up, and timed in turn in short samples.
+"""Samples of a benchmark's sides, taken in a process of its own: work found by name, warmed up, and timed in turn.
 
 A sample is so many calls as take half a millisecond: short enough that most fall between two interruptions, long enough for the
 clock. Longer ones are all disturbed on a busy machine, and no statistic mends that.
@@ -25,15 +25,15 @@ import torch
 
 from clipbench import execute, registry
 from clipbench.errors import UsageError, nearest
+from clipbench.gate.decision import Samples
 from clipbench.gate.limits import Bench
-from clipbench.gate.rule import Samples
 
 Work = Callable[[], object]
 
 TARGET, LONGEST = 0.5e-3, 2e-3  # seconds of a sample; a single call may take no more than the second
 WARM_UP = 10  # calls
 ROUNDS, MOST_ROUNDS = 40, 200  # the second where forty do not settle it
-SIDES = ("ours", "reference", "reference")  # whose the three arms are
+SIDES = ("ours", "reference", "reference")  # whose work is timed: ours, the reference, and the reference once more
 PATIENCE = 120.0  # seconds a benchmark may take, most of which a busy machine gives to others
 
 
@@ -46,7 +46,7 @@ class Broken:
 
 
 @dataclass(frozen=True)
-class Task:
+class Measurement:
     """A benchmark to be measured. With a ``slowdown``, 0 too, the reference stands in for ours, with that share of work added."""
 
     bench: Bench
@@ -63,27 +63,30 @@ class Task:
         return self.bench.min_ratio * self.ratio, self.bench.paired_median * self.ratio
 
 
-def measure(tasks: Sequence[Task], files: Path) -> list[Samples | Broken]:
-    """Every task in one fresh process; a task that ends the process, or hangs, is broken, and the rest goes on in another."""
+def measure(measurements: Sequence[Measurement], files: Path) -> list[Samples | Broken]:
+    """What every measurement gave, in order, all in one fresh process.
+
+    One that ends the process, or hangs, is broken, and the rest goes on in another.
+    """
     found: list[Samples | Broken] = []
-    while len(found) < len(tasks):
-        found += _in_a_process(tasks[len(found) :], files)
+    while len(found) < len(measurements):
+        found += _in_a_process(measurements[len(found) :], files)
     return found
 
 
-def _in_a_process(tasks: Sequence[Task], files: Path) -> list[Samples | Broken]:
-    """Of the first tasks at least one result."""
+def _in_a_process(measurements: Sequence[Measurement], files: Path) -> list[Samples | Broken]:
+    """What the first measurements gave, at least one of them."""
     # Spawned, not forked: memory laid out anew is the point of a second process.
     server = multiprocessing.get_context("spawn")
     pipe, end = server.Pipe()
     turn = server.RawValue("b")  # whose code runs, by its place in SIDES: what ends its process can say nothing any more
-    process = server.Process(target=_serve, args=(end, turn, tuple(tasks), files))
+    process = server.Process(target=_serve, args=(end, turn, tuple(measurements), files))
     process.start()
     end.close()
     found: list[Samples | Broken] = []
     try:
         pipe.recv()  # ready: importing torch is no part of any benchmark
-        while len(found) < len(tasks):
+        while len(found) < len(measurements):
             if not pipe.poll(PATIENCE):
                 return [*found, _no_samples(SIDES[turn.value], f"took longer than {PATIENCE:g} s").broken]
             found.append(pipe.recv())
@@ -99,8 +102,8 @@ def _in_a_process(tasks: Sequence[Task], files: Path) -> list[Samples | Broken]:
 _turn: Any = None  # in the measuring process: where it tells whose code runs
 
 
-def _serve(pipe: connection.Connection, turn: Any, tasks: Sequence[Task], files: Path) -> None:
-    global _turn  # noqa: PLW0603 - one process, one task at a time
+def _serve(pipe: connection.Connection, turn: Any, measurements: Sequence[Measurement], files: Path) -> None:
+    global _turn  # noqa: PLW0603 - one process, one measurement at a time
     _turn = turn
     os.dup2(2, 1)  # what a benchmark prints is no part of the verdict
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
@@ -108,15 +111,17 @@ def _serve(pipe: connection.Connection, turn: Any, tasks: Sequence[Task], files:
     sys.path.insert(0, str(files))  # as a script has its folder there: files beside the page may import each other
     with suppress(BrokenPipeError):
         pipe.send(None)
-        for task in tasks:
-            pipe.send(_measured(task, files))
+        for measurement in measurements:
+            pipe.send(_measured(measurement, files))
 
 
-def _measured(task: Task, files: Path) -> Samples | Broken:
+def _measured(measurement: Measurement, files: Path) -> Samples | Broken:
+    bench, slowdown = measurement.bench, measurement.slowdown
+    side, name = ("ours", bench.ours) if slowdown is None else ("reference", bench.reference)
     try:
-        reference, again = (_arm(task.bench.reference, "reference", files) for _ in range(2))
-        side, ours = ("ours", task.bench.ours) if task.slowdown is None else ("reference", task.bench.reference)
-        return timed((_arm(ours, side, files), reference, again), task.limits, task.slowdown or 0.0, (side, *SIDES[1:]))
+        reference, again = (_work(bench.reference, "reference", files) for _ in range(2))
+        works = _work(name, side, files), reference, again
+        return timed(works, measurement.limits, slowdown or 0.0, (side, *SIDES[1:]))
     except _NoSamples as error:
         return error.broken
 
@@ -145,7 +150,7 @@ def _no_samples(side: str, what: str) -> _NoSamples:
     return _NoSamples(f"it {what}") if side == "ours" else _NoSamples(what, "page")
 
 
-def _arm(name: str, side: str, files: Path) -> Work:
+def _work(name: str, side: str, files: Path) -> Work:
     """The work that a factory named in the page returns."""
     fault = "ours" if side == "ours" else "page"
     place, _, function = name.rpartition(":")
@@ -167,20 +172,20 @@ def _arm(name: str, side: str, files: Path) -> Work:
     return work
 
 
-def timed(arms: Sequence[Work], limits: tuple[float, float], slowdown: float = 0.0, sides: Sequence[str] = SIDES) -> Samples:
-    """Samples of three arms in turn, in an order shuffled anew every round; up to `MOST_ROUNDS` of them where a few settle nothing.
+def timed(works: Sequence[Work], limits: tuple[float, float], slowdown: float = 0.0, sides: Sequence[str] = SIDES) -> Samples:
+    """Samples of three works in turn, in an order shuffled anew every round; up to `MOST_ROUNDS` of them if a few settle nothing.
 
-    :param arms: ours, the reference, and the reference once more.
+    :param works: ours, the reference, and the reference once more.
     :param limits: from where the least ratio and the paired median alarm.
     :param slowdown: the share of a sample's time that is added to every sample of ours, as work.
-    :param sides: whose each arm is: of an error that it raises, and of what it returns first and last.
+    :param sides: whose each work is: of an error that it raises, and of what it returns first and last.
     """
-    reference = arms[1]
-    for arm, side in zip(arms, sides, strict=True):
-        _check(arm, side)
+    reference = works[1]
+    for work, side in zip(works, sides, strict=True):
+        _check(work, side)
         with _blamed(side):
             for _ in range(WARM_UP - 1):
-                arm()
+                work()
     with _blamed(sides[1]):
         single = min(_sample(reference, 1) for _ in range(2 * WARM_UP))
     if single > LONGEST:
@@ -200,15 +205,15 @@ def timed(arms: Sequence[Work], limits: tuple[float, float], slowdown: float = 0
                 seconds = [0.0, 0.0, 0.0]
                 for index in shuffle.permutation(3):
                     with _blamed(sides[index]):
-                        seconds[index] = _sample(arms[index], calls, loops if index == 0 else 0)
+                        seconds[index] = _sample(works[index], calls, loops if index == 0 else 0)
                 rounds.append(tuple(seconds))
             samples = Samples(*np.array(rounds).T)
             if samples.settled(*limits) or len(rounds) >= MOST_ROUNDS:
                 break
     finally:
         gc.enable()
-    for arm, side in zip(arms, sides, strict=True):
-        _check(arm, side)
+    for work, side in zip(works, sides, strict=True):
+        _check(work, side)
     return samples
 
 
@@ -240,10 +245,10 @@ def _loops(seconds: float) -> int:
     return round(some * seconds / least)
 
 
-def _check(arm: Work, side: str) -> None:
+def _check(work: Work, side: str) -> None:
     """A call whose result is looked at: all numbers in it are finite, for computing NaN has no speed."""
     with _blamed(side):
-        result = arm()
+        result = work()
         wrong = next(_not_finite(result), None)
     if wrong is not None:
         raise _no_samples(
