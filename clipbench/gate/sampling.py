@@ -15,7 +15,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum, auto
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,31 @@ SIDES = ("ours", "reference", "reference")  # whose work is timed: ours, the ref
 PATIENCE = 120.0  # seconds a benchmark may take, most of which a busy machine gives to others
 
 
+class Failure(StrEnum):
+    """What happened to a benchmark that gave no samples."""
+
+    NOT_IMPORTED = auto()
+    NO_FACTORY = auto()
+    NOT_CALLABLE = auto()
+    RAISED = auto()
+    NOT_FINITE = auto()
+    NOT_FINITE_IN = auto()  # a container of numbers
+    ENDED = auto()
+    HUNG = auto()
+    TOO_LONG = auto()
+
+
 @dataclass(frozen=True)
 class Broken:
-    """Why a benchmark gave no samples; ``fault`` says whose: ours, the page's (wrong use), or the machine's (too slow a call)."""
+    """A benchmark that gave no samples.
 
-    reason: str
+    :param fault: whose it is: ours, the page's (wrong use), or the machine's (too slow a call).
+    :param details: what is told of the failure, by name.
+    """
+
+    failure: Failure
     fault: str = "ours"
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,11 +108,11 @@ def _in_a_process(measurements: Sequence[Measurement], files: Path) -> list[Samp
         pipe.recv()  # ready: importing torch is no part of any benchmark
         while len(found) < len(measurements):
             if not pipe.poll(PATIENCE):
-                return [*found, _no_samples(SIDES[turn.value], f"took longer than {PATIENCE:g} s").broken]
+                return [*found, _broken(SIDES[turn.value], Failure.HUNG, seconds=PATIENCE)]
             found.append(pipe.recv())
     except (EOFError, OSError):
         process.join()
-        return [*found, _no_samples(SIDES[turn.value], f"ended its process, with code {process.exitcode}").broken]
+        return [*found, _broken(SIDES[turn.value], Failure.ENDED, code=process.exitcode)]
     finally:
         process.terminate()
         process.join()
@@ -127,9 +147,14 @@ def _measured(measurement: Measurement, files: Path) -> Samples | Broken:
 
 
 class _NoSamples(Exception):  # noqa: N818 - an answer, not an error
-    def __init__(self, reason: str, fault: str = "ours") -> None:
-        super().__init__(reason)
-        self.broken = Broken(reason, fault)
+    def __init__(self, broken: Broken) -> None:
+        super().__init__(broken)
+        self.broken = broken
+
+
+def _broken(side: str, failure: Failure, **details: Any) -> Broken:
+    """The failure of a side; a reference's is the page's fault."""
+    return Broken(failure, "ours" if side == "ours" else "page", details)
 
 
 @contextmanager
@@ -142,17 +167,12 @@ def _blamed(side: str) -> Iterator[None]:
     except _NoSamples:
         raise
     except Exception as error:  # a stranger's benchmark may raise anything; the others go on
-        raise _no_samples(side, f"raised {type(error).__name__}: {error}".rstrip(": ").replace("\n", " ")[:300]) from error
-
-
-def _no_samples(side: str, what: str) -> _NoSamples:
-    """Of our side "it" is told; what is told of the reference gets its subject from who reads it, and is the page's fault."""
-    return _NoSamples(f"it {what}") if side == "ours" else _NoSamples(what, "page")
+        told = f"{type(error).__name__}: {error}".rstrip(": ").replace("\n", " ")[:293]
+        raise _NoSamples(_broken(side, Failure.RAISED, error=told)) from error
 
 
 def _work(name: str, side: str, files: Path) -> Work:
     """The work that a factory named in the page returns."""
-    fault = "ours" if side == "ours" else "page"
     place, _, function = name.rpartition(":")
     try:
         with _blamed(side):
@@ -160,15 +180,16 @@ def _work(name: str, side: str, files: Path) -> Work:
     except _NoSamples as broken:
         error = broken.__cause__
         if isinstance(error, (UsageError, ImportError)):
-            raise _NoSamples(f"{name} is not there: {str(error).rstrip('.')}", fault) from error
+            told = str(error).rstrip(".")
+            raise _NoSamples(_broken(side, Failure.NOT_IMPORTED, work=name, error=told)) from error
         raise
     if not hasattr(module, function):
-        hint = nearest(function, vars(module)).rstrip("?")
-        raise _NoSamples(f"{name} is not there{f' ({hint.strip()}?)' if hint else ''}", fault)
+        near = nearest(function, vars(module)).strip()
+        raise _NoSamples(_broken(side, Failure.NO_FACTORY, work=name, hint=f" ({near})" if near else ""))
     with _blamed(side):
         work = getattr(module, function)()
     if not callable(work):
-        raise _NoSamples(f"{name} returned {type(work).__name__}, not a function to be timed", fault)
+        raise _NoSamples(_broken(side, Failure.NOT_CALLABLE, work=name, kind=type(work).__name__))
     return work
 
 
@@ -189,9 +210,8 @@ def timed(works: Sequence[Work], limits: tuple[float, float], slowdown: float = 
     with _blamed(sides[1]):
         single = min(_sample(reference, 1) for _ in range(2 * WARM_UP))
     if single > LONGEST:
-        raise _NoSamples(
-            f"one call of its reference takes {1e3 * single:.1f} ms here, and {1e3 * LONGEST:g} ms is the most", "machine"
-        )
+        took = {"milliseconds": 1e3 * single, "most": 1e3 * LONGEST}
+        raise _NoSamples(Broken(Failure.TOO_LONG, "machine", took))
     calls = max(1, round(TARGET / single))
     with _blamed(sides[1]):
         loops = _loops(slowdown * min(_sample(reference, calls) for _ in range(2 * WARM_UP))) if slowdown else 0
@@ -251,9 +271,8 @@ def _check(work: Work, side: str) -> None:
         result = work()
         wrong = next(_not_finite(result), None)
     if wrong is not None:
-        raise _no_samples(
-            side, f"returned {wrong}" if isinstance(result, float) else f"returned {wrong} in a {type(result).__name__}"
-        )
+        failure = Failure.NOT_FINITE if isinstance(result, float) else Failure.NOT_FINITE_IN
+        raise _NoSamples(_broken(side, failure, number=str(wrong), kind=type(result).__name__))
 
 
 def _not_finite(result: object) -> Iterator[float | complex]:

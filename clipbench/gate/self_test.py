@@ -19,7 +19,7 @@ import numpy as np
 
 from clipbench import statistics
 from clipbench.errors import UsageError
-from clipbench.gate import decision, speed
+from clipbench.gate import decision, sentences, speed
 from clipbench.gate.limits import Limits
 from clipbench.gate.sampling import Broken, Measurement
 from clipbench.gate.verdict import CODES, INCONCLUSIVE, PASS, REGRESSION
@@ -104,7 +104,7 @@ def run(limits: Limits, checks: int, watcher: Watcher) -> Rates:
             results = speed.decisions(batch, limits.files)
         for measurement, (decided, (first, *_)) in zip(batch, results, strict=True):
             if isinstance(first, Broken) and first.fault != "machine":
-                raise UsageError(f'--self-test: "{measurement.bench.name}" gave no samples: {first.reason}.')
+                raise UsageError(f'--self-test: "{measurement.bench.name}" gave no samples: {sentences.why(first)}.')
             least = None if isinstance(first, Broken) else first.ratios[0]
             found.append((float(measurement.slowdown or 0), load, decided, least))
             watcher.tick()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from clipbench.errors import UsageError
-from clipbench.gate import decision
+from clipbench.gate import decision, sentences
 from clipbench.gate.decision import Samples
 from clipbench.gate.limits import Bench, Limits, Machine
 from clipbench.gate.sampling import Broken, Measurement, measure
-from clipbench.gate.verdict import INCONCLUSIVE, PASS, REGRESSION, Finding
+from clipbench.gate.verdict import INCONCLUSIVE, PASS, REGRESSION, Finding, Reason
 
 CONFIRMATIONS = 3
 
@@ -53,7 +52,7 @@ def decisions(measurements: Sequence[Measurement], files: Path) -> list[Decided]
 def _decided(measurement: Measurement, result: Samples | Broken) -> str:
     if isinstance(result, Broken):
         if result.fault == "page":
-            raise UsageError(f'"{measurement.bench.name}": its reference {result.reason}.')
+            raise UsageError(f'"{measurement.bench.name}": its reference {sentences.why(result)}.')
         return decision.INCONCLUSIVE if result.fault == "machine" else decision.ALARM
     return decision.decide(result, *measurement.limits)
 
@@ -61,8 +60,8 @@ def _decided(measurement: Measurement, result: Samples | Broken) -> str:
 def _finding(bench: Bench, decided: str, measured: list[Samples | Broken], machine: Machine | None, here: Machine) -> Finding:
     first = measured[0]
     if isinstance(first, Broken):
-        slow = first.fault == "machine"
-        return Finding("speed", bench.name, INCONCLUSIVE if slow else REGRESSION, f"{first.reason}.")
+        verdict = INCONCLUSIVE if first.fault == "machine" else REGRESSION
+        return Finding("speed", bench.name, verdict, Reason.NO_SAMPLES, details={"broken": first})
     least, paired = first.ratios
     numbers = {
         "expected_ratio": bench.ratio,
@@ -72,20 +71,12 @@ def _finding(bench: Bench, decided: str, measured: list[Samples | Broken], machi
         "rounds": len(first.ours),
         "processes": len(measured),
     }
-    ratios = f"least ratio {least:.3f}, paired median {paired:.3f}"
     if bench.ratio != 1 and machine != here:
-        there = f"{machine.processor}, torch {machine.torch}" if machine else "another machine"
-        sentence = f"{ratios}, and the {bench.ratio:g} expected was measured on {there}."
-        return Finding("speed", bench.name, INCONCLUSIVE, sentence, numbers)
-    expected = "" if bench.ratio == 1 else f", {bench.ratio:g} expected"
-    finding = Finding("speed", bench.name, PASS, f"{ratios}{expected}.", numbers)
-    if decided == decision.PASS:
-        unconfirmed = f"{ratios}{expected}; fresh processes did not repeat it." if len(measured) > 1 else finding.sentence
-        return replace(finding, sentence=unconfirmed)
-    if decided == decision.INCONCLUSIVE:
-        noise = f"this machine is too noisy now: the reference takes {first.ratios_again[1]:.3f} × its own time"
-        if first.agrees:
-            noise = f"{ratios}{expected}; in a fresh process the machine was too noisy to tell"
-        return replace(finding, verdict=INCONCLUSIVE, sentence=f"{noise}.")
-    processes = f"in {len(measured)} of {len(measured)} processes"
-    return replace(finding, verdict=REGRESSION, sentence=f"slower {processes}: {ratios}{expected}.")
+        verdict, reason = INCONCLUSIVE, Reason.RATIO_FROM_ELSEWHERE
+    elif decided == decision.PASS:
+        verdict, reason = PASS, Reason.NOT_REPEATED if len(measured) > 1 else Reason.AS_FAST
+    elif decided == decision.INCONCLUSIVE:
+        verdict, reason = INCONCLUSIVE, Reason.NOISY_AGAIN if first.agrees else Reason.NOISY
+    else:
+        verdict, reason = REGRESSION, Reason.SLOWER
+    return Finding("speed", bench.name, verdict, reason, numbers, {"machine": machine})

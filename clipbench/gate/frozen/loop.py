@@ -1,4 +1,4 @@
-"""The frozen references of one model in the loop: its step, clips in place and as pure rules, Adam's rule, and its batches."""
+"""The frozen references of one model in the loop: its step, clips, pure rules and batches."""
 
 from __future__ import annotations
 
