@@ -1,7 +1,8 @@
-"""The gate: its rule on samples with known answers, its page, and planted faults that real runs of it must find."""
+"""The gate: its decisions on samples with known answers, its page, and planted faults that real runs of it must find."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,13 @@ import clipbench
 from clipbench import cell, gate, registry, study
 from clipbench import cli as cli_
 from clipbench.errors import UsageError
-from clipbench.gate import arms, frozen, learning, limits, ours, rule, self_test, speed, verdict
-from clipbench.gate.arms import Broken, Task
+from clipbench.gate import current, decision, frozen, learning, limits, sampling, self_test, sentences, speed, verdict
+from clipbench.gate.decision import ALARM, INCONCLUSIVE, PASS, Samples
+from clipbench.gate.frozen import loop
 from clipbench.gate.limits import Bench, Machine
-from clipbench.gate.rule import ALARM, INCONCLUSIVE, PASS, Samples
+from clipbench.gate.sampling import Broken, Failure, Measurement
+from clipbench.gate.sentences import sentence, why
+from clipbench.gate.verdict import Finding, Reason
 from clipbench.store import Store
 
 HERE = Machine("a processor", "2.0")
@@ -49,18 +53,18 @@ def drawn(slower=1.0, noise=0.01, spikes=0.2, rounds=40, seed=0, again=1.0):
     """Samples of a machine with jitter, and with interruptions that cost a sample up to four times its length."""
     draw = np.random.default_rng(seed)
 
-    def arm(level):
+    def side(level):
         jitter = 1 + noise * draw.exponential(size=rounds)
         return 1e-3 * level * jitter * np.where(draw.random(rounds) < spikes, draw.uniform(1, 4, rounds), 1)
 
-    return Samples(arm(slower), arm(1.0), arm(again))
+    return Samples(side(slower), side(1.0), side(again))
 
 
 def judged(samples, ratio=1.0):
-    return rule.judge(samples, *Task(replace(TINY, ratio=ratio)).limits)
+    return decision.decide(samples, *Measurement(replace(TINY, ratio=ratio)).limits)
 
 
-# --------------------------------------------------------------------------------------------------------------------- the rule
+# --------------------------------------------------------------------------------------------------------------------- decisions
 
 
 def test_equals_are_no_alarm_however_often_they_are_interrupted():
@@ -93,7 +97,7 @@ def test_where_the_reference_does_not_find_itself_nothing_is_said(again, slower)
     assert judged(drawn(slower, again=again)) == INCONCLUSIVE
 
 
-def test_rounds_without_a_sample_of_each_arm_are_refused():
+def test_rounds_without_a_sample_of_each_side_are_refused():
     with pytest.raises(ValueError, match="one sample of each"):
         Samples(np.ones(3), np.ones(3), np.ones(2))
     with pytest.raises(ValueError, match="one sample of each"):
@@ -110,8 +114,8 @@ def test_rounds_without_a_sample_of_each_arm_are_refused():
     ],
 )
 def test_an_alarm_stands_where_every_fresh_process_repeats_it(others, expected):
-    assert rule.confirmed(ALARM, others) == expected
-    assert rule.confirmed(PASS, []) == PASS
+    assert decision.confirmed(ALARM, others) == expected
+    assert decision.confirmed(PASS, []) == PASS
 
 
 # ---------------------------------------------------------------------------------------------- what is made of measurements
@@ -123,7 +127,7 @@ def measured(monkeypatch):
 
     def told(*results, bench=TINY, machine=None):
         given = iter(results)
-        monkeypatch.setattr(speed, "measure", lambda tasks, _: [next(given) for _ in tasks])
+        monkeypatch.setattr(speed, "measure", lambda asked, _: [next(given) for _ in asked])
         page = limits.Limits(Path(), Path(), (bench,), machine=machine)
         [found] = speed.findings(page, HERE)
         return found
@@ -134,25 +138,29 @@ def measured(monkeypatch):
 def test_an_alarm_repeated_by_three_fresh_processes_is_a_regression(measured):
     found = measured(*[drawn(1.1, seed=seed) for seed in range(4)])
     assert found.verdict == verdict.REGRESSION
-    assert "slower in 4 of 4 processes" in found.sentence
+    assert "slower in 4 of 4 processes" in sentence(found)
 
 
 def test_an_alarm_that_one_fresh_process_does_not_repeat_passes_and_is_told(measured):
     found = measured(drawn(1.1), drawn(1.1), drawn(1.0), drawn(1.1))
     assert found.verdict == verdict.PASS
-    assert "did not repeat it" in found.sentence
+    assert "did not repeat it" in sentence(found)
 
 
 def test_a_noisy_machine_is_inconclusive(measured):
     found = measured(drawn(1.1, again=1.2))
     assert found.verdict == verdict.INCONCLUSIVE
-    assert "too noisy" in found.sentence
+    assert "too noisy" in sentence(found)
 
 
-@pytest.mark.parametrize("reason", ["mine.py:ours is not there", "it returned nan", "it raised ValueError: no"])
-def test_a_benchmark_without_samples_fails(measured, reason):
-    found = measured(Broken(reason))
-    assert (found.verdict, found.sentence) == (verdict.REGRESSION, f"{reason}.")
+def test_a_benchmark_without_samples_fails(measured):
+    found = measured(Broken(Failure.RAISED, details={"error": "ValueError: no {way}"}))
+    assert (found.verdict, sentence(found)) == (verdict.REGRESSION, "it raised ValueError: no {way}.")
+
+
+def test_every_reason_and_every_failure_has_its_sentence():
+    assert set(sentences.SENTENCES) == set(Reason)
+    assert set(sentences.FAILURES) == set(Failure)
 
 
 def test_a_ratio_measured_on_another_machine_proves_nothing(measured):
@@ -161,13 +169,13 @@ def test_a_ratio_measured_on_another_machine_proves_nothing(measured):
     assert measured(*slow, bench=bench, machine=HERE).verdict == verdict.REGRESSION
     elsewhere = measured(*slow, bench=bench, machine=Machine("another processor", "2.0"))
     assert elsewhere.verdict == verdict.INCONCLUSIVE
-    assert "the 1.5 expected was measured on another processor, torch 2.0" in elsewhere.sentence
+    assert "the 1.5 expected was measured on another processor, torch 2.0" in sentence(elsewhere)
     assert measured(drawn(1.4), bench=bench, machine=Machine("another processor", "2.0")).verdict == verdict.INCONCLUSIVE
 
 
 def test_one_regression_is_one_and_one_open_question_leaves_the_whole_open():
     def code(*verdicts):
-        return verdict.CODES[verdict.overall([verdict.Finding("speed", "x", one, "") for one in verdicts])]
+        return verdict.CODES[verdict.overall([Finding("speed", "x", one, Reason.AS_FAST) for one in verdicts])]
 
     assert code("pass", "pass") == 0
     assert code("pass", "inconclusive", "regression") == 1
@@ -175,8 +183,10 @@ def test_one_regression_is_one_and_one_open_question_leaves_the_whole_open():
 
 
 def test_a_name_with_a_bar_does_not_break_the_table():
-    page = verdict.markdown([verdict.Finding("speed", "a|b", "pass", "x\ny")], gate.environment())
-    assert "| speed | a\\|b | passes | x y |" in page
+    broken = Broken(Failure.NOT_IMPORTED, details={"work": "x", "error": "no\nway"})
+    found = Finding("speed", "a|b", "regression", Reason.NO_SAMPLES, details={"broken": broken})
+    page = sentences.markdown([found], gate.environment())
+    assert "| speed | a\\|b | REGRESSION | x is not there: no way. |" in page
 
 
 # ------------------------------------------------------------------------------------------------------------- real measurements
@@ -245,29 +255,29 @@ def files(tmp_path_factory):
 
 def test_what_can_be_wrong_with_a_benchmark_is_told_and_the_others_are_measured(files):
     names = ("ours", "nan", "vanished", "dies", "raises", "number", "late", "later", "reference")
-    tasks = [Task(Bench(name, f"mine.py:{name}", "mine.py:reference")) for name in names]
-    tasks += [Task(Bench("absent", "absent.py:x", "mine.py:reference")), Task(Bench("long", "mine.py:ours", "mine.py:long"))]
-    tasks += [Task(Bench("module", "mine_absent:x", "mine.py:reference"))]
-    first, nan, vanished, dies, raises, number, late, later, last, absent, long, module = arms.measure(tasks, files)
+    sides = [(name, f"mine.py:{name}", "reference") for name in names]
+    sides += [("absent", "absent.py:x", "reference"), ("long", "mine.py:ours", "long"), ("module", "mine_absent:x", "reference")]
+    asked = [Measurement(Bench(name, ours, f"mine.py:{reference}")) for name, ours, reference in sides]
+    first, nan, vanished, dies, raises, number, late, later, last, absent, long, module = sampling.measure(asked, files)
     assert isinstance(first, Samples)
     assert isinstance(last, Samples)
-    assert len(last.ours) >= arms.ROUNDS
-    assert nan == Broken("it returned nan")
-    assert (vanished.fault, vanished.reason[:31]) == ("ours", "mine.py:vanished is not there (")
-    assert dies == Broken("it ended its process, with code 7")
-    assert raises == Broken("it raised ValueError: no way")
-    assert late == Broken("it returned nan in a dict")
-    assert later == Broken("it raised StopIteration")
-    assert number == Broken("mine.py:number returned float, not a function to be timed")
-    assert absent.reason.startswith("absent.py:x is not there")
-    assert module.reason.startswith("mine_absent:x is not there")
-    assert (long.fault, "2 ms is the most" in long.reason) == ("machine", True)
+    assert len(last.ours) >= sampling.ROUNDS
+    assert why(nan) == "it returned nan"
+    assert (vanished.fault, why(vanished)[:31]) == ("ours", "mine.py:vanished is not there (")
+    assert why(dies) == "it ended its process, with code 7"
+    assert why(raises) == "it raised ValueError: no way"
+    assert why(late) == "it returned nan in a dict"
+    assert why(later) == "it raised StopIteration"
+    assert why(number) == "mine.py:number returned float, not a function to be timed"
+    assert why(absent).startswith("absent.py:x is not there")
+    assert why(module).startswith("mine_absent:x is not there")
+    assert (long.fault, "2 ms is the most" in why(long)) == ("machine", True)
 
 
 def test_files_beside_the_page_import_each_other(files, tmp_path):
     shutil.copy(files / "mine.py", tmp_path / "signum_of_mine.py")
     (tmp_path / "both.py").write_text("from signum_of_mine import ours, reference\n")
-    [found] = arms.measure([Task(Bench("x", "both.py:ours", "signum_of_mine:reference"))], tmp_path)
+    [found] = sampling.measure([Measurement(Bench("x", "both.py:ours", "signum_of_mine:reference"))], tmp_path)
     assert isinstance(found, Samples), found
 
 
@@ -323,12 +333,14 @@ NOT_FINITE = [
 @pytest.mark.parametrize("result", NOT_FINITE, ids=str)
 def test_a_number_that_is_not_finite_is_found_wherever_it_is(result):
     steady = iter(range(10**9)).__next__
-    with pytest.raises(arms._NoSamples, match=r"^it returned .*(inf|nan)") as error:
-        arms.timed([lambda: result, steady, steady], (1.03, 1.02))
-    assert error.value.broken.fault == "ours"
-    with pytest.raises(arms._NoSamples, match=r"^returned .*(inf|nan)") as error:
-        arms.timed([steady, steady, lambda: result], (1.03, 1.02))
-    assert error.value.broken.fault == "page"
+    for works, fault, said in (
+        ([lambda: result, steady, steady], "ours", r"it returned .*(inf|nan)"),
+        ([steady, steady, lambda: result], "page", r"returned .*(inf|nan)"),
+    ):
+        with pytest.raises(sampling._NoSamples) as error:
+            sampling.timed(works, (1.03, 1.02))
+        assert error.value.broken.fault == fault
+        assert re.match(said, why(error.value.broken))
 
 
 def test_what_is_no_number_or_finite_is_let_be():
@@ -342,16 +354,16 @@ def test_what_is_no_number_or_finite_is_let_be():
         np.datetime64("NaT"),
         {"a": [(), {}]},
     ]
-    assert [list(arms._not_finite(thing)) for thing in [*things, things]] == [[]] * (len(things) + 1)
+    assert [list(sampling._not_finite(thing)) for thing in [*things, things]] == [[]] * (len(things) + 1)
 
 
 def test_work_is_added_that_takes_the_time_asked_for():
     def spent(loops):
         start = time.perf_counter()
-        arms._spend(loops)
+        sampling._spend(loops)
         return time.perf_counter() - start
 
-    loops = arms._loops(1e-3)
+    loops = sampling._loops(1e-3)
     assert 0.3e-3 < min(spent(loops) for _ in range(50)) < 3e-3
 
 
@@ -389,9 +401,9 @@ def test_the_self_test_counts_what_it_finds(page, tmp_path, monkeypatch):
     """On made-up samples: those of 5 % are found in this process, and not in fresh ones."""
     passes = iter(range(100))
 
-    def measure(tasks, _):
+    def measure(asked, _):
         number = next(passes)
-        shares = [0.0 if number % 4 and task.slowdown == 0.05 else task.slowdown for task in tasks]
+        shares = [0.0 if number % 4 and one.slowdown == 0.05 else one.slowdown for one in asked]
         return [drawn(1 + share, seed=seed) for seed, share in enumerate(shares)]
 
     monkeypatch.setattr(speed, "measure", measure)
@@ -417,8 +429,8 @@ def test_rates_are_told_with_their_bounds():
 
 
 def test_a_machine_on_which_nothing_can_be_measured_gives_no_rates(page, tmp_path, monkeypatch):
-    broken = Broken("one call of its reference takes 3.0 ms here, and 2 ms is the most", "machine")
-    monkeypatch.setattr(speed, "measure", lambda tasks, _: [broken] * len(tasks))
+    broken = Broken(Failure.TOO_LONG, "machine", {"milliseconds": 3.0, "most": 2.0})
+    monkeypatch.setattr(speed, "measure", lambda asked, _: [broken] * len(asked))
     given = ["gate", "--limits", str(page(bench("tiny"))), "--self-test", "--checks", "4", "--json", str(tmp_path / "rates.json")]
     done = CliRunner().invoke(cli_.cli, [*given, "--markdown", str(tmp_path / "rates.md")], prog_name="clipbench")
     assert done.exit_code == 3, done.stdout + done.stderr
@@ -443,24 +455,24 @@ def test_load_ends_with_the_self_test():
         raise KeyboardInterrupt
 
 
-# --------------------------------------------------------------------------------------------------------- frozen, and ours
+# --------------------------------------------------------------------------------------------------------- frozen, and current
 
 
 @pytest.mark.parametrize("bench", limits.read().benches, ids=lambda bench: bench.name)
 def test_the_packaged_benchmarks_work_on_both_sides(bench):
     """Each side gives the same kind of thing, and goes on giving it."""
     denormals = torch.tensor([1e-40]).mul(1.0).item() == 0
-    mine, theirs = (arms._arm(name, "ours", Path()) for name in (bench.ours, bench.reference))
+    mine, theirs = (sampling._work(name, "ours", Path()) for name in (bench.ours, bench.reference))
     for _ in range(3):
-        arms._check(mine, "ours")
-        arms._check(theirs, "reference")
+        sampling._check(mine, "ours")
+        sampling._check(theirs, "reference")
     assert (torch.tensor([1e-40]).mul(1.0).item() == 0) == denormals
 
 
 @pytest.mark.parametrize("name", ["value_rule", "norm_rule", "adam_rule"])
 def test_a_frozen_rule_gives_the_bits_of_ours(name):
     """On the same gradients: then the two do the same work."""
-    mine, theirs = getattr(ours, name)(), getattr(frozen, name)()
+    mine, theirs = getattr(current, name)(), getattr(loop, name)()
     cells = {"value_rule": "clip", "norm_rule": "clip", "adam_rule": "grads"}
     variables = dict(zip(mine.__code__.co_freevars, mine.__closure__, strict=True))
     other = dict(zip(theirs.__code__.co_freevars, theirs.__closure__, strict=True))
@@ -475,7 +487,7 @@ def test_a_frozen_rule_gives_the_bits_of_ours(name):
 
 def test_the_frozen_references_import_nothing_of_ours():
     sources = [path.read_text(encoding="utf-8") for path in Path(frozen.__file__).parent.glob("*.py")]
-    assert len(sources) == 3
+    assert len(sources) == 4
     for source in sources:
         assert "import clipbench" not in source
         assert "from clipbench" not in source
@@ -692,7 +704,7 @@ def test_a_slower_step_fails(page, planted):
         "        self.optimizer.zero_grad()\n",
         "        self.optimizer.zero_grad()\n        for _ in range(10):\n            self.module(inputs)\n",
     )
-    path = page('[[bench]]\nname = "step"\nours = "clipbench.gate.ours:step"\nreference = "clipbench.gate.frozen:step"\n')
+    path = page('[[bench]]\nname = "step"\nours = "clipbench.gate.current:step"\nreference = "clipbench.gate.frozen.loop:step"\n')
     done = decided("gate", "--limits", path, tree=tree, cwd=tree)
     assert done.returncode == 1, done.stdout + done.stderr
 
@@ -816,7 +828,7 @@ def test_luck_that_falls_on_both_sides_is_no_regression():
     found = compared(lambda seed: dict(final_loss=0.3, metric_value=0.9 + 0.05 * (-1) ** seed), **ELSEWHERE)
     assert found.verdict == verdict.PASS
     assert found.numbers["moved"] == 12
-    assert "nothing worse" in found.sentence
+    assert "nothing worse" in sentence(found)
 
 
 def test_most_of_the_seeds_that_moved_with_no_version_raised_are_a_regression_though_they_got_better():
@@ -824,7 +836,7 @@ def test_most_of_the_seeds_that_moved_with_no_version_raised_are_a_regression_th
     better = dict(metric_value=0.97, final_loss=0.05)
     found = compared(lambda seed: better if seed < 7 else {})
     assert found.verdict == verdict.REGRESSION
-    assert "7 cells of stable runs moved, wdbc, sgd, lr 0.1 first, and nobody said so" in found.sentence
+    assert "7 cells of stable runs moved, wdbc, sgd, lr 0.1 first, and nobody said so" in sentence(found)
     assert compared(lambda seed: better if seed < 6 else {}).verdict == verdict.PASS
     assert few(lambda _: better, version="0123456789abcdef", seeds=12).verdict == verdict.PASS
 
@@ -860,7 +872,7 @@ def test_every_seed_for_the_worse_is_a_regression(case):
     assert found.verdict == verdict.REGRESSION
     [told] = [test for test in found.numbers["worse"] if test["measure"] == measure]
     assert told["p"] <= found.numbers["tests"] * 2 / 2**12 * (1 + 1e-9)
-    assert json.loads(verdict.document([found], gate.environment()))["exit_code"] == 1
+    assert json.loads(sentences.document([found], gate.environment()))["exit_code"] == 1
 
 
 def few(changes, version=1, outcome="learned", seeds=5, **where):
@@ -879,14 +891,14 @@ def halved(seed):
 def test_few_seeds_that_moved_with_no_version_raised_are_a_regression():
     found = few(halved)
     assert (found.verdict, found.numbers["moved"], found.numbers["tests"]) == (verdict.REGRESSION, 5, 0)
-    assert "5 cells of stable runs moved, wdbc, sgd, lr 0.1 first, and nobody said so" in found.sentence
+    assert "5 cells of stable runs moved, wdbc, sgd, lr 0.1 first, and nobody said so" in sentence(found)
 
 
 @pytest.mark.parametrize("case", [dict(processor="another"), dict(version="0123456789abcdef")], ids=["elsewhere", "a plug-in"])
 def test_few_seeds_that_moved_for_another_reason_are_inconclusive(case):
     found = few(halved, **case)
     assert found.verdict == verdict.INCONCLUSIVE
-    assert "5 seeds are too few to tell worse from luck. " in found.sentence
+    assert "5 seeds are too few to tell worse from luck. " in sentence(found)
 
 
 def test_few_seeds_within_the_tolerance_or_unstable_before_pass():
@@ -899,7 +911,7 @@ def test_seeds_too_few_for_the_number_of_tests_are_inconclusive():
     one = few(lambda _: dict(metric_value=0.5), seeds=6, **ELSEWHERE)
     two = few(lambda _: dict(metric_value=0.5, steps_to_target=30.0), seeds=6, **ELSEWHERE)
     assert (one.verdict, two.verdict) == (verdict.REGRESSION, verdict.INCONCLUSIVE)
-    assert "6 seeds are too few to tell worse from luck in 2 tests" in two.sentence
+    assert "6 seeds are too few to tell worse from luck in 2 tests" in sentence(two)
 
 
 def test_every_seed_for_the_better_is_told_and_passes():
@@ -920,7 +932,7 @@ def test_a_difference_below_the_margin_does_not_count_however_regular():
 def test_a_cell_that_fails_now_is_a_regression():
     found = compared(lambda seed: dict(status="failed", reason="it raised") if seed == 3 else {})
     assert found.verdict == verdict.REGRESSION
-    assert "1 cells fail now, wdbc, sgd first (it raised)" in found.sentence
+    assert "1 cells fail now, wdbc, sgd first (it raised)" in sentence(found)
 
 
 def test_a_machine_that_draws_other_weights_is_not_judged():
@@ -930,7 +942,7 @@ def test_a_machine_that_draws_other_weights_is_not_judged():
     assert compared(changes).verdict == verdict.REGRESSION
     found = compared(changes, processor="another")
     assert found.verdict == verdict.INCONCLUSIVE
-    assert "began otherwise" in found.sentence
+    assert "began otherwise" in sentence(found)
 
 
 # ---------------------------------------------------------------------------------------------------------- what is committed
@@ -939,7 +951,7 @@ def test_a_machine_that_draws_other_weights_is_not_judged():
 def test_the_committed_baselines_are_whole_and_those_of_the_packaged_page(checkout):
     page = limits.read(baselines=checkout / "results" / "gate")
     for one in page.learnings:
-        before, _ = learning._baseline(page.baselines / one.baseline, study.read(one.study), one)
+        before, _ = learning._baseline(page.baselines / one.baseline, study.read(one.study))
         assert {row["engine"] for row in before.cells.values()} <= {"loop", one.engine}
         assert Store(page.baselines / one.baseline).problems() == []
 

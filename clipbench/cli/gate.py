@@ -40,7 +40,7 @@ def gate(
     """
     from clipbench import gate as gate_
     from clipbench.gate import self_test as self_test_
-    from clipbench.gate import verdict
+    from clipbench.gate import sentences, verdict
 
     for option, path in (("--markdown", markdown), ("--json", json_)):
         _writable(option, path)
@@ -55,8 +55,8 @@ def gate(
             table, document = self_test_.markdown(rates, here), self_test_.document(rates, here)
         else:
             found = gate_.run(limits, workers, bars)
-            told, code = verdict.text(found), verdict.CODES[verdict.overall(found)]
-            table, document = verdict.markdown(found, here), verdict.document(found, here)
+            told, code = sentences.text(found), verdict.CODES[verdict.overall(found)]
+            table, document = sentences.markdown(found, here), sentences.document(found, here)
     click.echo(told)
     for path, content in ((markdown, table), (json_, document)):
         if path is not None:

@@ -30,8 +30,8 @@ import numpy as np
 from clipbench import execute, protocol, registry, statistics
 from clipbench.cell import identity
 from clipbench.errors import UsageError
-from clipbench.gate.limits import Learning, Limits
-from clipbench.gate.verdict import INCONCLUSIVE, PASS, REGRESSION, Finding
+from clipbench.gate.limits import Limits
+from clipbench.gate.verdict import INCONCLUSIVE, MOVED, NEAR, PASS, REGRESSION, SAME, STATES, Finding, Reason
 from clipbench.protocol import pages
 from clipbench.protocol.watcher import Watcher
 from clipbench.schema import UNSTABLE
@@ -53,11 +53,14 @@ NUMBERS = (
 )
 ARRAYS = ("evaluations", "curve")
 WORDS = ("status", "outcome")
-SAME, NEAR, MOVED = "same bits", "within a tolerance", "moved"
 
 
 class Unusable(Exception):  # noqa: N818 - an answer, not an error
-    """Why a baseline says nothing here; the message says it."""
+    """A baseline says nothing here, for this reason; ``details`` are what is told of it."""
+
+    def __init__(self, reason: Reason, **details: Any) -> None:
+        super().__init__(reason)
+        self.reason, self.details = reason, details
 
 
 @dataclass(frozen=True)
@@ -75,49 +78,49 @@ def findings(limits: Limits, workers: int | None, watcher: Watcher) -> Iterator[
         folder, page = limits.baselines / learning.baseline, limits.studies[learning.study]
         name = f"{page.name}, {learning.engine}"
         try:
-            before, engines = _baseline(folder, page, learning)
-        except Unusable as reason:
-            yield Finding("learning", name, INCONCLUSIVE, f"{folder}: {reason}.")
+            before, engines = _baseline(folder, page)
+        except Unusable as unusable:
+            command = {"folder": folder, "study": learning.study, "engine": learning.engine}
+            yield Finding("learning", name, INCONCLUSIVE, unusable.reason, details=command | unusable.details)
             continue
         now = _run(page, learning.engine, engines, workers, watcher)
         if lost := {paired(cell.canonical) for cell in protocol.runnable(page).cells} - set(now.cells):
-            yield Finding("learning", name, REGRESSION, f"{len(lost)} cells that the study asks for were not run.")
+            yield Finding("learning", name, REGRESSION, Reason.NOT_RUN, details={"lost": len(lost)})
             continue
         yield compare(name, before, now, learning.metric)
 
 
-def _baseline(folder: Path, page: Study, learning: Learning) -> tuple[Run, dict[str, Any]]:
+def _baseline(folder: Path, page: Study) -> tuple[Run, dict[str, Any]]:
     """The committed cells, and how their engines were chosen.
 
     :raises Unusable: there are none, or they are not those of this study, schema, machine or device.
     """
-    again = f"`clipbench run {learning.study} --engine {learning.engine} --no-throughput --anew --out {folder}` makes it anew"
     if not (folder / "study.toml").is_file():
-        raise Unusable(f"there is no baseline; {again.replace(' --anew', '').replace('makes it anew', 'makes one')}")
+        raise Unusable(Reason.NO_BASELINE)
     store = Store(folder)
     try:
         found = run_of(store)
         calibration = store.page("calibration")
     except (UsageError, KeyError, ValueError, TypeError) as error:  # all but the first: settings of cells that are no such document
-        raise Unusable(f"the baseline has another schema, or is damaged ({_short(error)}); {again}") from None
+        raise Unusable(Reason.UNREADABLE, error=_short(error)) from None
     if store.bad:
         file, why = min(store.bad.items())
-        raise Unusable(f"{len(store.bad)} files of the baseline are damaged, {file} first, which {why}; restore them, or {again}")
+        raise Unusable(Reason.DAMAGED, files=len(store.bad), file=file, error=why)
     if store.name != page.name:
-        raise Unusable(f'the baseline is of the study "{store.name}", not "{page.name}"; {again}')
+        raise Unusable(Reason.OTHER_STUDY, there=store.name, here=page.name)
     asked = protocol.runnable(page)
     here = execute.environment("cuda" if any(cell.device == "cuda" for cell in asked.cells) else "cpu")
     for environment in found.environments.values():
         for what in ("machine", "system", "cuda"):
             if environment.get(what) != here.get(what):
-                raise Unusable(f"the baseline is of another {what} ({environment.get(what)}, here {here.get(what)}); {again}")
-    if moved := _other_versions(found.components, pages.components(asked.cells)):
-        raise Unusable(f"the baseline was made with another version of {', '.join(moved)}; {again}")
+                raise Unusable(Reason.OTHER_MACHINE, what=what, there=environment.get(what), here=here.get(what))
+    if versions := _other_versions(found.components, pages.components(asked.cells)):
+        raise Unusable(Reason.OTHER_VERSIONS, versions=versions)
     if {paired(cell.canonical) for cell in asked.cells} - set(found.cells):
         devices = {row["device"] for row in found.cells.values()}
-        other = {cell.device for cell in asked.cells} - devices
-        what = f"of another device ({', '.join(sorted(devices))})" if other else "of another page of this study"
-        raise Unusable(f"the baseline is {what}, and lacks cells of it; {again}")
+        if {cell.device for cell in asked.cells} - devices:
+            raise Unusable(Reason.OTHER_DEVICE, there=", ".join(sorted(devices)))
+        raise Unusable(Reason.OTHER_PAGE)
     return found, calibration.get("engines", {})
 
 
@@ -125,10 +128,13 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _other_versions(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The components that both know, in different versions; a plug-in's is the hash of its file, and any edit is what is judged."""
+def _other_versions(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The components that both know in different versions, with the two.
+
+    A plug-in's version is the hash of its file, and any edit is what is judged.
+    """
     return [
-        f"{label} ({before[kind][label]['version']}, now {one['version']})"
+        (label, before[kind][label]["version"], one["version"])
         for kind, known in now.items()
         for label, one in known.items()
         if label in before.get(kind, {})
@@ -181,7 +187,7 @@ def compare(name: str, before: Run, now: Run, margin: float) -> Finding:
     """
     common = [cell for cell in before.cells if cell in now.cells]
     states = {cell: _state(before.cells[cell], now.cells[cell], margin) for cell in common}
-    counts = {state: sum(found == state for found in states.values()) for state in (SAME, NEAR, MOVED)}
+    counts = {state: sum(found == state for found in states.values()) for state in STATES}
     in_one = len(set(before.cells) ^ set(now.cells))
     moved = {cell for cell, state in states.items() if state == MOVED}
     settings = [cells for cells in _settings(before, common) if moved & set(cells)]
@@ -193,7 +199,7 @@ def compare(name: str, before: Run, now: Run, margin: float) -> Finding:
     numbers = {
         "cells": len(common),
         "in_one_of_the_two_only": in_one,
-        **{state.replace(" ", "_"): count for state, count in counts.items()},
+        **counts,
         "tests": tested,
         "better": better,
         "worse": [
@@ -207,34 +213,28 @@ def compare(name: str, before: Run, now: Run, margin: float) -> Finding:
         ],
     }
     platform = _same_platform(before, now)
-    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    told = f"{len(common)} cells, {told}{'' if platform else ' (another processor, torch or engine made the baseline)'}"
-    if in_one:
-        told += f"; {in_one} were chosen in one of the two runs only"
+
+    def finding(verdict: str, reason: Reason, **details: Any) -> Finding:
+        return Finding("learning", name, verdict, reason, numbers, {"same_platform": platform, **details})
+
     if failed := [cell for cell in common if now.cells[cell]["status"] == "failed" != before.cells[cell]["status"]]:
         row = now.cells[failed[0]]
-        what = f"{len(failed)} cells fail now, {row['problem']}, {row['arm']} first ({row['reason']})"
-        return Finding("learning", name, REGRESSION, f"{what}. {told}.", numbers)
+        first = {"problem": row["problem"], "arm": row["arm"], "error": row["reason"]}
+        return finding(REGRESSION, Reason.FAILED, failed=len(failed), **first)
     if in_one and counts[SAME] == len(common):
-        return Finding("learning", name, REGRESSION, f"the same numbers led to other cells. {told}.", numbers)
+        return finding(REGRESSION, Reason.OTHER_CELLS)
     if worse:
-        what = f"worse in {len(worse)} of {tested} paired tests, {min(worse, key=lambda test: test.p)} first"
         if platform or _began_alike(before, now, common):
-            return Finding("learning", name, REGRESSION, f"{what}. {told}.", numbers)
-        why = "but runs began otherwise: this machine draws other data or weights than the baseline's"
-        return Finding("learning", name, INCONCLUSIVE, f"{what}. {told}; {why}.", numbers)
-    verdict, why = _unaccounted(before, now, settings, moved, tested, platform)
-    if why:
-        return Finding("learning", name, verdict, f"{why}. {told}.", numbers)
-    if counts[MOVED]:
-        told += f"; {tested} paired tests find {'nothing' if not better else f'{better} better and nothing'} worse"
-    return Finding("learning", name, PASS, f"{told}.", numbers)
+            return finding(REGRESSION, Reason.WORSE)
+        return finding(INCONCLUSIVE, Reason.BEGAN_OTHERWISE)
+    verdict, reason, details = _unaccounted(before, now, settings, moved, tested, platform)
+    return finding(verdict, reason, **details)
 
 
 def _unaccounted(
     before: Run, now: Run, settings: Sequence[Sequence[str]], moved: set[str], tested: int, platform: bool
-) -> tuple[str, str]:
-    """A verdict on stable runs that moved, though not significantly for the worse; and why, empty where nothing is to be said.
+) -> tuple[str, Reason, dict[str, Any]]:
+    """A verdict on stable runs that moved, though not significantly for the worse; its reason, and what is told of it.
 
     Of a run that was unstable the last bits decide everything: that it moved says nothing.
     """
@@ -252,13 +252,12 @@ def _unaccounted(
             open_ += shifted
             seeds = min(seeds or len(cells), len(cells))
     if not (unsaid or open_):
-        return PASS, ""
+        return PASS, Reason.NO_WORSE, {}
     row = before.cells[min(unsaid or open_)]
-    what = f"{len(unsaid or open_)} cells of stable runs moved, {row['problem']}, {row['arm']}, lr {row['lr']:g} first"
+    told = {"stable": len(unsaid or open_), "problem": row["problem"], "arm": row["arm"], "lr": row["lr"]}
     if unsaid:
-        return REGRESSION, f"{what}, and nobody said so: raise the version of what changed them, or make the baseline anew"
-    tests = f" in {tested} tests" if tested > 1 else ""
-    return INCONCLUSIVE, f"{what}, and {seeds} seeds are too few to tell worse from luck{tests}"
+        return REGRESSION, Reason.UNDECLARED, told
+    return INCONCLUSIVE, Reason.TOO_FEW_SEEDS, told | {"seeds": seeds}
 
 
 def _state(then: Row, here: Row, margin: float) -> str:
@@ -319,9 +318,6 @@ class Test:
     measure: str
     worse: float
     p: float
-
-    def __str__(self) -> str:
-        return f"{self.setting}: {self.measure} by {self.worse:.3g} (p {self.p:.2g})"
 
 
 def _settings(before: Run, common: Sequence[str]) -> list[list[str]]:

@@ -1,7 +1,7 @@
 """The gate's own error rates, measured here and now: how often it cries wolf, and how often it misses one.
 
-A check is one benchmark gone through the whole rule, its confirmation in fresh processes included. In most the reference stands on
-our side as well: an alarm is false. In the others so much work is added to every sample of it as takes 5 or 10 % of its time: no
+A check is the whole decision on one benchmark, its confirmation in fresh processes included. In most the reference stands on our
+side as well: an alarm is false. In the others so much work is added to every sample of it as takes 5 or 10 % of its time: no
 alarm is a miss. Every second batch of checks runs beside processes that do nothing but take the processor's time.
 """
 
@@ -19,9 +19,9 @@ import numpy as np
 
 from clipbench import statistics
 from clipbench.errors import UsageError
-from clipbench.gate import rule, speed
-from clipbench.gate.arms import Broken, Task
+from clipbench.gate import decision, sentences, speed
 from clipbench.gate.limits import Limits
+from clipbench.gate.sampling import Broken, Measurement
 from clipbench.gate.verdict import CODES, INCONCLUSIVE, PASS, REGRESSION
 from clipbench.protocol.watcher import Watcher
 
@@ -83,7 +83,7 @@ class Rates:
         return CODES[INCONCLUSIVE if not self.measured else PASS if self.hold else REGRESSION]
 
 
-Check = tuple[float, bool, str, float | None]  # slowdown, load, verdict, least ratio
+Check = tuple[float, bool, str, float | None]  # slowdown, load, decision, least ratio
 
 
 def run(limits: Limits, checks: int, watcher: Watcher) -> Rates:
@@ -95,18 +95,18 @@ def run(limits: Limits, checks: int, watcher: Watcher) -> Rates:
         raise UsageError("--self-test: the page has no [[bench]], whose reference could be measured.")
     wanted = [slowdown for slowdown in SLOWDOWNS for _ in range(checks // 4 if slowdown else checks)]
     order = np.random.default_rng(0).permutation(len(wanted))
-    tasks = [Task(limits.benches[place % len(limits.benches)], wanted[index]) for place, index in enumerate(order)]
-    watcher.phase("self-test", len(tasks))
+    asked = [Measurement(limits.benches[place % len(limits.benches)], wanted[index]) for place, index in enumerate(order)]
+    watcher.phase("self-test", len(asked))
     found: list[Check] = []
     for number in range(BATCHES):
-        batch, load = tasks[number::BATCHES], bool(number % 2)
+        batch, load = asked[number::BATCHES], bool(number % 2)
         with hogs(HOGS if load else 0):
-            results = speed.verdicts(batch, limits.files)
-        for task, (verdict, measured) in zip(batch, results, strict=True):
-            first = measured[0]
+            results = speed.decisions(batch, limits.files)
+        for measurement, (decided, (first, *_)) in zip(batch, results, strict=True):
             if isinstance(first, Broken) and first.fault != "machine":
-                raise UsageError(f'--self-test: "{task.bench.name}" gave no samples: {first.reason}.')
-            found.append((float(task.slowdown or 0), load, verdict, None if isinstance(first, Broken) else first.ratios[0]))
+                raise UsageError(f'--self-test: "{measurement.bench.name}" gave no samples: {sentences.why(first)}.')
+            least = None if isinstance(first, Broken) else first.ratios[0]
+            found.append((float(measurement.slowdown or 0), load, decided, least))
             watcher.tick()
     return Rates(tuple(_rates(found)))
 
@@ -127,8 +127,8 @@ def _rates(checks: Sequence[Check]) -> Iterator[Rate]:
     for load in (None, False, True):
         for slowdown in sorted({check[0] for check in checks}):
             some = [check for check in checks if check[0] == slowdown and load in (None, check[1])]
-            alarms = sum(verdict == rule.ALARM for _, _, verdict, _ in some)
-            unsure = sum(verdict == rule.INCONCLUSIVE for _, _, verdict, _ in some)
+            alarms = sum(decided == decision.ALARM for _, _, decided, _ in some)
+            unsure = sum(decided == decision.INCONCLUSIVE for _, _, decided, _ in some)
             if some:
                 ratios = [ratio for *_, ratio in some if ratio is not None]
                 interval = statistics.share_interval(alarms, len(some))

@@ -1,4 +1,4 @@
-"""The arms of a benchmark, in a process of their own: found by name, warmed up, and timed in turn in short samples.
+"""Samples of a benchmark's sides, taken in a process of its own: work found by name, warmed up, and timed in turn.
 
 A sample is so many calls as take half a millisecond: short enough that most fall between two interruptions, long enough for the
 clock. Longer ones are all disturbed on a busy machine, and no statistic mends that.
@@ -15,7 +15,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum, auto
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -25,28 +26,47 @@ import torch
 
 from clipbench import execute, registry
 from clipbench.errors import UsageError, nearest
+from clipbench.gate.decision import Samples
 from clipbench.gate.limits import Bench
-from clipbench.gate.rule import Samples
 
 Work = Callable[[], object]
 
 TARGET, LONGEST = 0.5e-3, 2e-3  # seconds of a sample; a single call may take no more than the second
 WARM_UP = 10  # calls
 ROUNDS, MOST_ROUNDS = 40, 200  # the second where forty do not settle it
-SIDES = ("ours", "reference", "reference")  # whose the three arms are
+SIDES = ("ours", "reference", "reference")  # whose work is timed: ours, the reference, and the reference once more
 PATIENCE = 120.0  # seconds a benchmark may take, most of which a busy machine gives to others
+
+
+class Failure(StrEnum):
+    """What happened to a benchmark that gave no samples."""
+
+    NOT_IMPORTED = auto()
+    NO_FACTORY = auto()
+    NOT_CALLABLE = auto()
+    RAISED = auto()
+    NOT_FINITE = auto()
+    NOT_FINITE_IN = auto()  # a container of numbers
+    ENDED = auto()
+    HUNG = auto()
+    TOO_LONG = auto()
 
 
 @dataclass(frozen=True)
 class Broken:
-    """Why a benchmark gave no samples; ``fault`` says whose: ours, the page's (wrong use), or the machine's (too slow a call)."""
+    """A benchmark that gave no samples.
 
-    reason: str
+    :param fault: whose it is: ours, the page's (wrong use), or the machine's (too slow a call).
+    :param details: what is told of the failure, by name.
+    """
+
+    failure: Failure
     fault: str = "ours"
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Task:
+class Measurement:
     """A benchmark to be measured. With a ``slowdown``, 0 too, the reference stands in for ours, with that share of work added."""
 
     bench: Bench
@@ -63,33 +83,36 @@ class Task:
         return self.bench.min_ratio * self.ratio, self.bench.paired_median * self.ratio
 
 
-def measure(tasks: Sequence[Task], files: Path) -> list[Samples | Broken]:
-    """Every task in one fresh process; a task that ends the process, or hangs, is broken, and the rest goes on in another."""
+def measure(measurements: Sequence[Measurement], files: Path) -> list[Samples | Broken]:
+    """What every measurement gave, in order, all in one fresh process.
+
+    One that ends the process, or hangs, is broken, and the rest goes on in another.
+    """
     found: list[Samples | Broken] = []
-    while len(found) < len(tasks):
-        found += _in_a_process(tasks[len(found) :], files)
+    while len(found) < len(measurements):
+        found += _in_a_process(measurements[len(found) :], files)
     return found
 
 
-def _in_a_process(tasks: Sequence[Task], files: Path) -> list[Samples | Broken]:
-    """Of the first tasks at least one result."""
+def _in_a_process(measurements: Sequence[Measurement], files: Path) -> list[Samples | Broken]:
+    """What the first measurements gave, at least one of them."""
     # Spawned, not forked: memory laid out anew is the point of a second process.
     server = multiprocessing.get_context("spawn")
     pipe, end = server.Pipe()
     turn = server.RawValue("b")  # whose code runs, by its place in SIDES: what ends its process can say nothing any more
-    process = server.Process(target=_serve, args=(end, turn, tuple(tasks), files))
+    process = server.Process(target=_serve, args=(end, turn, tuple(measurements), files))
     process.start()
     end.close()
     found: list[Samples | Broken] = []
     try:
         pipe.recv()  # ready: importing torch is no part of any benchmark
-        while len(found) < len(tasks):
+        while len(found) < len(measurements):
             if not pipe.poll(PATIENCE):
-                return [*found, _no_samples(SIDES[turn.value], f"took longer than {PATIENCE:g} s").broken]
+                return [*found, _broken(SIDES[turn.value], Failure.HUNG, seconds=PATIENCE)]
             found.append(pipe.recv())
     except (EOFError, OSError):
         process.join()
-        return [*found, _no_samples(SIDES[turn.value], f"ended its process, with code {process.exitcode}").broken]
+        return [*found, _broken(SIDES[turn.value], Failure.ENDED, code=process.exitcode)]
     finally:
         process.terminate()
         process.join()
@@ -99,8 +122,8 @@ def _in_a_process(tasks: Sequence[Task], files: Path) -> list[Samples | Broken]:
 _turn: Any = None  # in the measuring process: where it tells whose code runs
 
 
-def _serve(pipe: connection.Connection, turn: Any, tasks: Sequence[Task], files: Path) -> None:
-    global _turn  # noqa: PLW0603 - one process, one task at a time
+def _serve(pipe: connection.Connection, turn: Any, measurements: Sequence[Measurement], files: Path) -> None:
+    global _turn  # noqa: PLW0603 - one process, one measurement at a time
     _turn = turn
     os.dup2(2, 1)  # what a benchmark prints is no part of the verdict
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
@@ -108,23 +131,30 @@ def _serve(pipe: connection.Connection, turn: Any, tasks: Sequence[Task], files:
     sys.path.insert(0, str(files))  # as a script has its folder there: files beside the page may import each other
     with suppress(BrokenPipeError):
         pipe.send(None)
-        for task in tasks:
-            pipe.send(_measured(task, files))
+        for measurement in measurements:
+            pipe.send(_measured(measurement, files))
 
 
-def _measured(task: Task, files: Path) -> Samples | Broken:
+def _measured(measurement: Measurement, files: Path) -> Samples | Broken:
+    bench, slowdown = measurement.bench, measurement.slowdown
+    side, name = ("ours", bench.ours) if slowdown is None else ("reference", bench.reference)
     try:
-        reference, again = (_arm(task.bench.reference, "reference", files) for _ in range(2))
-        side, ours = ("ours", task.bench.ours) if task.slowdown is None else ("reference", task.bench.reference)
-        return timed((_arm(ours, side, files), reference, again), task.limits, task.slowdown or 0.0, (side, *SIDES[1:]))
+        reference, again = (_work(bench.reference, "reference", files) for _ in range(2))
+        works = _work(name, side, files), reference, again
+        return timed(works, measurement.limits, slowdown or 0.0, (side, *SIDES[1:]))
     except _NoSamples as error:
         return error.broken
 
 
 class _NoSamples(Exception):  # noqa: N818 - an answer, not an error
-    def __init__(self, reason: str, fault: str = "ours") -> None:
-        super().__init__(reason)
-        self.broken = Broken(reason, fault)
+    def __init__(self, broken: Broken) -> None:
+        super().__init__(broken)
+        self.broken = broken
+
+
+def _broken(side: str, failure: Failure, **details: Any) -> Broken:
+    """The failure of a side; a reference's is the page's fault."""
+    return Broken(failure, "ours" if side == "ours" else "page", details)
 
 
 @contextmanager
@@ -137,17 +167,12 @@ def _blamed(side: str) -> Iterator[None]:
     except _NoSamples:
         raise
     except Exception as error:  # a stranger's benchmark may raise anything; the others go on
-        raise _no_samples(side, f"raised {type(error).__name__}: {error}".rstrip(": ").replace("\n", " ")[:300]) from error
+        told = f"{type(error).__name__}: {error}".rstrip(": ").replace("\n", " ")[:293]
+        raise _NoSamples(_broken(side, Failure.RAISED, error=told)) from error
 
 
-def _no_samples(side: str, what: str) -> _NoSamples:
-    """Of our side "it" is told; what is told of the reference gets its subject from who reads it, and is the page's fault."""
-    return _NoSamples(f"it {what}") if side == "ours" else _NoSamples(what, "page")
-
-
-def _arm(name: str, side: str, files: Path) -> Work:
+def _work(name: str, side: str, files: Path) -> Work:
     """The work that a factory named in the page returns."""
-    fault = "ours" if side == "ours" else "page"
     place, _, function = name.rpartition(":")
     try:
         with _blamed(side):
@@ -155,38 +180,38 @@ def _arm(name: str, side: str, files: Path) -> Work:
     except _NoSamples as broken:
         error = broken.__cause__
         if isinstance(error, (UsageError, ImportError)):
-            raise _NoSamples(f"{name} is not there: {str(error).rstrip('.')}", fault) from error
+            told = str(error).rstrip(".")
+            raise _NoSamples(_broken(side, Failure.NOT_IMPORTED, work=name, error=told)) from error
         raise
     if not hasattr(module, function):
-        hint = nearest(function, vars(module)).rstrip("?")
-        raise _NoSamples(f"{name} is not there{f' ({hint.strip()}?)' if hint else ''}", fault)
+        near = nearest(function, vars(module)).strip()
+        raise _NoSamples(_broken(side, Failure.NO_FACTORY, work=name, hint=f" ({near})" if near else ""))
     with _blamed(side):
         work = getattr(module, function)()
     if not callable(work):
-        raise _NoSamples(f"{name} returned {type(work).__name__}, not a function to be timed", fault)
+        raise _NoSamples(_broken(side, Failure.NOT_CALLABLE, work=name, kind=type(work).__name__))
     return work
 
 
-def timed(arms: Sequence[Work], limits: tuple[float, float], slowdown: float = 0.0, sides: Sequence[str] = SIDES) -> Samples:
-    """Samples of three arms in turn, in an order shuffled anew every round; up to `MOST_ROUNDS` of them where a few settle nothing.
+def timed(works: Sequence[Work], limits: tuple[float, float], slowdown: float = 0.0, sides: Sequence[str] = SIDES) -> Samples:
+    """Samples of three works in turn, in an order shuffled anew every round; up to `MOST_ROUNDS` of them if a few settle nothing.
 
-    :param arms: ours, the reference, and the reference once more.
+    :param works: ours, the reference, and the reference once more.
     :param limits: from where the least ratio and the paired median alarm.
     :param slowdown: the share of a sample's time that is added to every sample of ours, as work.
-    :param sides: whose each arm is: of an error that it raises, and of what it returns first and last.
+    :param sides: whose each work is: of an error that it raises, and of what it returns first and last.
     """
-    reference = arms[1]
-    for arm, side in zip(arms, sides, strict=True):
-        _check(arm, side)
+    reference = works[1]
+    for work, side in zip(works, sides, strict=True):
+        _check(work, side)
         with _blamed(side):
             for _ in range(WARM_UP - 1):
-                arm()
+                work()
     with _blamed(sides[1]):
         single = min(_sample(reference, 1) for _ in range(2 * WARM_UP))
     if single > LONGEST:
-        raise _NoSamples(
-            f"one call of its reference takes {1e3 * single:.1f} ms here, and {1e3 * LONGEST:g} ms is the most", "machine"
-        )
+        took = {"milliseconds": 1e3 * single, "most": 1e3 * LONGEST}
+        raise _NoSamples(Broken(Failure.TOO_LONG, "machine", took))
     calls = max(1, round(TARGET / single))
     with _blamed(sides[1]):
         loops = _loops(slowdown * min(_sample(reference, calls) for _ in range(2 * WARM_UP))) if slowdown else 0
@@ -200,15 +225,15 @@ def timed(arms: Sequence[Work], limits: tuple[float, float], slowdown: float = 0
                 seconds = [0.0, 0.0, 0.0]
                 for index in shuffle.permutation(3):
                     with _blamed(sides[index]):
-                        seconds[index] = _sample(arms[index], calls, loops if index == 0 else 0)
+                        seconds[index] = _sample(works[index], calls, loops if index == 0 else 0)
                 rounds.append(tuple(seconds))
             samples = Samples(*np.array(rounds).T)
             if samples.settled(*limits) or len(rounds) >= MOST_ROUNDS:
                 break
     finally:
         gc.enable()
-    for arm, side in zip(arms, sides, strict=True):
-        _check(arm, side)
+    for work, side in zip(works, sides, strict=True):
+        _check(work, side)
     return samples
 
 
@@ -240,15 +265,14 @@ def _loops(seconds: float) -> int:
     return round(some * seconds / least)
 
 
-def _check(arm: Work, side: str) -> None:
+def _check(work: Work, side: str) -> None:
     """A call whose result is looked at: all numbers in it are finite, for computing NaN has no speed."""
     with _blamed(side):
-        result = arm()
+        result = work()
         wrong = next(_not_finite(result), None)
     if wrong is not None:
-        raise _no_samples(
-            side, f"returned {wrong}" if isinstance(result, float) else f"returned {wrong} in a {type(result).__name__}"
-        )
+        failure = Failure.NOT_FINITE if isinstance(result, float) else Failure.NOT_FINITE_IN
+        raise _NoSamples(_broken(side, failure, number=str(wrong), kind=type(result).__name__))
 
 
 def _not_finite(result: object) -> Iterator[float | complex]:

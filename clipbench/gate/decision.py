@@ -1,10 +1,10 @@
-"""The rule of the speed gate, on arrays of seconds: when a benchmark is slower than its reference, and when nobody can tell.
+"""The decision on a benchmark, from arrays of seconds: whether it is slower than its reference, or nobody can tell.
 
 Two statistics of samples that were taken in turn. The *least ratio* compares the shortest sample of each side: what the work takes
 when nothing disturbs it. The *paired median* compares the samples of each round, over the quietest quarter of the rounds: what a
 disturbance shared by both leaves alone. Under load either goes astray by itself, and seldom both to the same side. So an alarm
-takes both; and the reference stands in for our side as well, in an arm of its own: where both stray there, the machine speaks, and
-not the code.
+takes both; and the reference is timed twice, the second time as if it were ours: if both stray there, the machine speaks, and not
+the code.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def compared(ours: Array, reference: Array) -> tuple[float, float]:
     return float(ours.min() / reference.min()), float(np.median(ours[quiet] / reference[quiet]))
 
 
-def judge(samples: Samples, min_ratio: float, paired_median: float) -> str:
+def decide(samples: Samples, min_ratio: float, paired_median: float) -> str:
     """``pass``, ``alarm`` or ``inconclusive``.
 
     :param min_ratio: from where the least ratio alarms; ``paired_median`` likewise.
@@ -77,7 +77,7 @@ def judge(samples: Samples, min_ratio: float, paired_median: float) -> str:
 
 
 def confirmed(first: str, others: list[str]) -> str:
-    """The verdict of a measurement and of those that repeat it: an alarm stands where every one of them alarms."""
+    """The decision after a measurement and those that repeat it: an alarm stands if every one of them alarms."""
     if first != ALARM or PASS in others:
         return INCONCLUSIVE if first == INCONCLUSIVE else PASS
     return INCONCLUSIVE if INCONCLUSIVE in others else ALARM

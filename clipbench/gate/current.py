@@ -1,4 +1,4 @@
-"""What the gate times of clipbench itself: for each frozen reference the same work, done by the code as it is now."""
+"""Today's code: for each frozen reference a factory of the same name that does the same work with clipbench as it is now."""
 
 from __future__ import annotations
 
