@@ -11,7 +11,7 @@ from torch import nn
 
 from clipbench import engines, feed, registry
 from clipbench.engines import Job, lanes
-from clipbench.events import LOSS
+from clipbench.measures import LOSS
 
 LANES, STEPS = 32, 500
 

@@ -9,7 +9,7 @@ from torch import nn
 from clipbench import engines, feed, registry
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job, Trainer
-from clipbench.events import COLUMNS
+from clipbench.measures import COLUMNS
 
 STEPS = 300
 LR = 0.01

@@ -6,7 +6,8 @@ import pytest
 from clipbench import execute
 from clipbench.cell import Cell, Part
 from clipbench.engines import Job, Record
-from clipbench.events import COLUMNS, Verdict
+from clipbench.events import Verdict
+from clipbench.measures import COLUMNS
 from clipbench.store import Store
 
 STUDY = "[run]\nsteps = 300\n"

@@ -171,8 +171,8 @@ def recording(problem, seconds, meet, compiled=False):
         bare.pending = []
         return found[..., None]
 
-    def lone(before, after, raw, handed, clipped, **_how):
-        return (clipped[:, 0].clone(),)
+    def lone(before, after, raw, handed, clipped, memory, **_how):
+        return (clipped[:, 0].clone(),), ()
 
     def unmeasured():
         patch = mock.patch.object  # all products become one number: without any, torch 2.13 fails to compile the step (KeyError)

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipbench import schema
-
-COLUMNS = ("loss", "grad_norm", "kept", "cosine", "changed", "update_norm")
-LOSS, GRAD_NORM, KEPT, COSINE, CHANGED, UPDATE_NORM = range(len(COLUMNS))
+from clipbench.measures import GRAD_NORM, LOSS, UPDATE_NORM
 
 SILENT = np.errstate(over="ignore", invalid="ignore")  # a loss near the largest number may overflow its own multiples
 
@@ -60,20 +58,20 @@ STATIONARY = 1e-3  # of a gradient's norm: the ε of the theory's ε-stationary 
 
 
 def peak_ratio(rows: np.ndarray, optimum: float | None) -> float | None:
-    """The largest loss of the last half of a curve (steps × 6) over its median there, both above ``optimum``; or None."""
+    """The largest loss of the last half of a curve (steps × measures) over its median there, both above ``optimum``; or None."""
     half = rows[len(rows) // 2 :, LOSS] - (optimum or 0.0)
     middle = np.median(half) if len(half) and np.isfinite(half).all() else 0.0
     return float(half.max() / middle) if middle > 0 else None
 
 
 def stationary_at(rows: np.ndarray) -> int | None:
-    """The first step of a curve (steps × 6) whose raw gradient is no longer than `STATIONARY`; None where none is."""
+    """The first step of a curve (steps × measures) whose raw gradient is no longer than `STATIONARY`; None where none is."""
     short = rows[:, GRAD_NORM] <= STATIONARY
     return int(np.argmax(short)) if short.any() else None
 
 
 def ends(rows: np.ndarray) -> np.ndarray:
-    """Which steps of a curve end it: those with a loss, gradient or parameter that is not finite (``rows``: steps × 6)."""
+    """Which steps of a curve end it: those with a loss, gradient or parameter that is not finite (``rows``: steps × measures)."""
     return ~np.isfinite(rows[:, LOSS]) | np.isnan(rows[:, GRAD_NORM]) | np.isnan(rows[:, UPDATE_NORM])
 
 
@@ -88,7 +86,7 @@ def derive(
 ) -> list[Event]:
     """The events of one curve, in the order of their steps.
 
-    :param rows: steps × 6 in the order of ``COLUMNS``; a step that ends the curve is its last.
+    :param rows: steps × measures, in the order of `measures.COLUMNS`; a step that ends the curve is its last.
     :param reference: the loss of the best constant prediction; None means the first loss (an analytic function).
     :param optimum: the loss's infimum, or None where it is unknown.
     :param unbounded: a loss unbounded below gets the rules on non-finite values only.

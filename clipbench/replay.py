@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbench import engines, events, execute, registry, schema
+from clipbench import engines, execute, measures, registry, schema
 from clipbench.cell import Cell, from_json
 from clipbench.engines import Job, Record, lanes
 from clipbench.errors import UsageError
@@ -19,7 +19,6 @@ from clipbench.store import Store
 
 Pair = tuple[str, np.ndarray, np.ndarray]  # what it is, as stored and as it came now
 CURVE = "the curve"
-COUNTED = "changed"  # of a curve: a count of elements, so that rounding alone moves it by whole ones
 ENGINES = ("loop", lanes.EAGER, lanes.COMPILED)
 # Relative, where the same bits cannot be asked for. In bfloat16 a product is 2^-8 off, and engines round at different places: calm
 # runs of wdbc and digits were up to .03 apart after 200 steps.
@@ -181,15 +180,15 @@ def _differences(row: dict[str, Any], record: Record, pairs: Sequence[Pair], *, 
 
 def _pairs(store: Store, row: dict[str, Any], record: Record, *, exact: bool) -> list[Pair]:
     """What is stored beside what came now: the curve where it was kept, the validation losses, the first and last loss."""
-    losses = record.rows[:, events.LOSS]
+    losses = record.rows[:, measures.LOSS]
     ends = np.array([row["initial_loss"], row["final_loss"]], dtype=float)
     pairs = [("first and last loss", ends, losses[[0, -1]])]
     curve = store.read("curves").query("cell == @cell", local_dict={"cell": row["cell"]}).sort_values("step")
     if len(curve):
         pairs += [
-            (f"{CURVE}'s {name}", curve[name].to_numpy(float, na_value=np.nan), record.rows[:, number])
-            for number, name in enumerate(events.COLUMNS)
-            if _is_stored(curve, name) and (exact or name != COUNTED)
+            (f"{CURVE}'s {measure.name}", curve[measure.name].to_numpy(float, na_value=np.nan), record.rows[:, number])
+            for number, measure in enumerate(measures.MEASURES)
+            if _is_stored(curve, measure.name) and (exact or not measure.counts)
         ]
     evals = store.read("evals").query(
         "cell == @cell and split == 'validation' and metric == 'loss'", local_dict={"cell": row["cell"]}

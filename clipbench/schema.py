@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from clipbench.measures import MEASURES
+
 VERSION = "2.0"  # of the store's format; a reader refuses a higher major number
 STATUSES = ("completed", "diverged", "failed")
 OUTCOMES = ("learned", "stalled", "collapsed", "diverged")
@@ -81,27 +83,7 @@ CELLS = (
 CURVES = (
     Column("cell", TEXT, "", "the cell's identity"),
     Column("step", INT, "step", "counts from 0"),
-    Column("loss", FLOAT, "loss", "training loss of the batch, before the update"),
-    Column(
-        "grad_norm",
-        FLOAT,
-        "gradient",
-        "2-norm of the raw gradient; inf where finite elements overflow it in their precision, NaN where an element is not finite",
-    ),
-    Column(
-        "kept",
-        FLOAT,
-        "ratio",
-        "norm of what the clip returned over that of what it was handed; 1 for zero, NaN where either left the range of float64",
-    ),
-    Column(
-        "cosine",
-        FLOAT,
-        "ratio",
-        "cosine between what the clip was handed and what it returned; 1 for zero, NaN where only that is zero",
-    ),
-    Column("changed", FLOAT, "share of elements", "share of the elements that the clip altered; NaN where it was handed a NaN"),
-    Column("update_norm", FLOAT, "parameter", "2-norm of the parameters' change; NaN where a parameter is not finite"),
+    *(Column(measure.name, FLOAT, measure.unit, measure.meaning, measure.later) for measure in MEASURES),
 )
 EVALS = (
     Column("cell", TEXT, "", "the cell's identity"),

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from clipbench import events
+from clipbench import events, measures
 
 
 def of_curve(rows: np.ndarray) -> dict[str, Any]:
-    """The columns that a curve (steps × 6) gives; without steps all but ``steps`` are None."""
-    losses, norms, some = rows[:, events.LOSS], rows[:, events.GRAD_NORM], len(rows) > 0
+    """The columns that a curve (steps × measures) gives; without steps all but ``steps`` are None."""
+    losses, norms, some = rows[:, measures.LOSS], rows[:, measures.GRAD_NORM], len(rows) > 0
     return {
         "steps": len(rows),
         "initial_loss": float(losses[0]) if some else None,
         "final_loss": float(losses[-1]) if some else None,
         "best_loss": float(np.fmin.reduce(losses)) if some else None,
-        "clipped_fraction": float((rows[:, events.CHANGED] > 0).mean()) if some else None,
+        "clipped_fraction": float((rows[:, measures.CHANGED] > 0).mean()) if some else None,
         "grad_norm_median": float(np.nanmedian(norms)) if some and not np.isnan(norms).all() else None,
         "stationary_at": events.stationary_at(rows),
     }
@@ -47,6 +47,6 @@ def steps_to_target(validation: Iterable[tuple[int, float]], target: float | Non
 
 
 def as_stored(rows: np.ndarray, dtype: str) -> np.ndarray:
-    """A curve (steps × 6) in the run's own precision: what float64 adds to ratios and roots of float32 sums is noise."""
+    """A curve (steps × measures) in the run's own precision: what float64 adds to ratios and roots of float32 sums is noise."""
     with np.errstate(over="ignore"):
         return rows if dtype == "float64" else rows.astype(np.float32).astype(np.float64)

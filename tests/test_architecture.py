@@ -36,20 +36,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "optimizers": MATTER,
     "workloads": {*MATTER, "datasets"},
     # the intent
-    "schema": set(),
-    "events": {"schema"},
+    "measures": set(),
+    "schema": {"measures"},
+    "events": {"measures", "schema"},
     "cell": {"registry", "schema"},
     "task": {"cell"},
     "lr_schedules": {"errors", "registry"},
     "study": {"errors", "registry", "schema", "events", "cell", "lr_schedules"},
     # the motion
     "feed": {"errors", "trees"},
-    "step": {"trees", "cell"},
-    "engines": {*MATTER, "clips", "optimizers", "schema", "events", "summary", "cell", "lr_schedules", "feed", "step"},
+    "step": {"trees", "cell", "measures"},
+    "engines": {*MATTER, "clips", "optimizers", "measures", "schema", "events", "summary", "cell", "lr_schedules", "feed", "step"},
     # the memory, and what fills it
-    "summary": {"schema", "events"},
-    "store": {"errors", "schema", "cell", "task", "summary", "events"},
-    "execute": {*MEMORY, "registry", "events", "study", "engines"},
+    "summary": {"measures", "schema", "events"},
+    "store": {"errors", "measures", "schema", "cell", "task", "summary", "events"},
+    "execute": {*MEMORY, "measures", "registry", "events", "study", "engines"},
     # the sight
     "statistics": set(),
     "selection": {"schema", "cell", "task", "store", "statistics"},
@@ -59,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # what stands beside
     "fast": {"errors"},
     "throughput": {*MATTER, "optimizers", "fast", "schema", "cell", "task", "feed", "step", "engines"},
-    "conformance": {*MATTER, "optimizers", "events", "cell", "feed", "step", "engines"},
+    "conformance": {*MATTER, "optimizers", "measures", "events", "cell", "feed", "step", "engines"},
     "gate": {*MATTER, *MEMORY, "task", "study", "fast", "statistics", "feed", "engines", "execute", "protocol"},
     # a run from end to end
     "protocol": {
@@ -76,7 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "execute",
         "throughput",
     },
-    "replay": {*MEMORY, "registry", "events", "study", "engines", "execute", "protocol"},
+    "replay": {*MEMORY, "measures", "registry", "events", "study", "engines", "execute", "protocol"},
 }
 # cli sees all; nothing sees cli, but `python -m clipbench`
 MAY_IMPORT |= {"cli": set(MAY_IMPORT), "__main__": {"cli"}}
@@ -99,11 +100,17 @@ ONLY_IN = {
     "http": {"datasets"},
     "socket": set(),
 }
-NOTHING_BUT = {"events": {"numpy"}, "summary": {"numpy"}, "statistics": {"numpy", "scipy"}}  # of all libraries
+NOTHING_BUT = {
+    "measures": {"numpy"},
+    "events": {"numpy"},
+    "summary": {"numpy"},
+    "statistics": {"numpy", "scipy"},
+}  # of all libraries
 FREE_OF_TORCH = {
     "errors",
     "registry",
     "datasets",
+    "measures",
     "schema",
     "cell",
     "task",

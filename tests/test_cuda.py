@@ -10,7 +10,7 @@ from running import called
 from clipbench import engines, registry, throughput
 from clipbench.cell import Cell, Part
 from clipbench.engines import Job, lanes
-from clipbench.events import LOSS
+from clipbench.measures import LOSS
 from clipbench.throughput.updates import Given, Update, Weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")

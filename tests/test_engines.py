@@ -16,12 +16,12 @@ from strangers import EMA, SIGNUM
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from clipbench import clip, clips, engines, events, feed, metrics, optimizer, optimizers, registry, trees, workload, workloads
+from clipbench import clip, clips, engines, feed, measures, metrics, optimizer, optimizers, registry, trees, workload, workloads
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job, Trainer, lanes, pilot, run, shares
 from clipbench.engines.program import NoLanes
 from clipbench.errors import UsageError
-from clipbench.events import CHANGED, COSINE, GRAD_NORM, KEPT, LOSS, UPDATE_NORM
+from clipbench.measures import CHANGED, COSINE, GRAD_NORM, KEPT, LOSS, UPDATE_NORM
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
 
@@ -316,7 +316,7 @@ def test_any_optimizer_of_torch_runs_as_it_is():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_step_of_every_workload_is_recorded(name, dtype):
     made = record(name, "momentum", ("norm", {"max_norm": 0.1}), lr=1e-3, steps=12, dtype=dtype)
-    assert made.rows.shape == (12, len(events.COLUMNS))
+    assert made.rows.shape == (12, len(measures.COLUMNS))
     assert np.isfinite(made.rows).all()
     assert made.verdict.status == "completed"
     assert {split for _, split, _, _ in made.evaluations} == {"validation", "test"}

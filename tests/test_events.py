@@ -10,10 +10,6 @@ from hypothesis.extra import numpy as arrays
 
 from clipbench import schema
 from clipbench.events import (
-    COLUMNS,
-    GRAD_NORM,
-    LOSS,
-    UPDATE_NORM,
     Event,
     Rules,
     Verdict,
@@ -25,6 +21,7 @@ from clipbench.events import (
     rules_from,
     stationary_at,
 )
+from clipbench.measures import COLUMNS, GRAD_NORM, LOSS, UPDATE_NORM
 
 NAN, INF = math.nan, math.inf
 

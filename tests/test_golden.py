@@ -18,7 +18,7 @@ import torch
 from clipbench import clips, feed, optimizers, registry, workloads
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job, Trainer
-from clipbench.events import LOSS
+from clipbench.measures import LOSS
 from clipbench.workloads import text
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them

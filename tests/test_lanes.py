@@ -24,7 +24,7 @@ from clipbench.cell import Part
 from clipbench.engines import Job, lanes, program
 from clipbench.engines.program import GRAIN, NoLanes
 from clipbench.engines.stacked import Structure
-from clipbench.events import CHANGED, GRAD_NORM, LOSS
+from clipbench.measures import CHANGED, GRAD_NORM, LOSS
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
 

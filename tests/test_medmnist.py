@@ -18,7 +18,7 @@ from clipbench.engines import Components, Job, Trainer, rates
 from clipbench.engines.lanes import Lanes
 from clipbench.engines.program import NoLanes
 from clipbench.errors import UsageError
-from clipbench.events import LOSS
+from clipbench.measures import LOSS
 from clipbench.workloads import medmnist
 
 registry.load_packaged()

@@ -16,7 +16,7 @@ import torch
 
 from clipbench import metrics, registry, study
 from clipbench.engines import Job, lanes
-from clipbench.events import GRAD_NORM, LOSS
+from clipbench.measures import GRAD_NORM, LOSS
 
 pytestmark = pytest.mark.published
 

@@ -10,7 +10,7 @@ from restored import registry_restored
 from running import called
 from strangers import EMA
 
-from clipbench import events, feed, protocol, registry, replay, schema, study
+from clipbench import feed, measures, protocol, registry, replay, schema, study
 from clipbench.engines import Job
 from clipbench.engines.record import Record
 from clipbench.errors import UsageError
@@ -130,9 +130,9 @@ def test_a_row_that_came_about_otherwise_does_not_match(stores, tmp_path):
     assert "the curve's loss has other bits" in found.sentence
 
 
-@pytest.mark.parametrize("measure", events.COLUMNS)
+@pytest.mark.parametrize("measure", measures.COLUMNS)
 def test_a_measure_that_was_stored_otherwise_does_not_match(stores, measure, monkeypatch):
-    """Each of the six, one bit away at one step."""
+    """Each of them, one bit away at one step."""
     store, read = stores["loop"], Store.read
     cell = a_clipped_cell(store)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from clipbench import clips
 from clipbench.engines import clipper
-from clipbench.events import CHANGED, COLUMNS, COSINE, GRAD_NORM, KEPT, LOSS, UPDATE_NORM
+from clipbench.measures import CHANGED, COLUMNS, COSINE, GRAD_NORM, KEPT, LOSS, UPDATE_NORM
 from clipbench.step import Meter
 
 SHAPES = [(3, 4), (5,), (), (2, 1, 3)]

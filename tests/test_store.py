@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from clipbench import events, schema, store, summary
+from clipbench import measures, schema, store, summary
 from clipbench.cell import Cell, Part
 from clipbench.errors import UsageError
 from clipbench.store import Store
@@ -71,7 +71,7 @@ def curve_of(steps):
 def tables_of(*seeds, steps=STEPS, curves=True, **changes):
     """A shard, as the scheduler hands it over."""
     ids = [cell_of(seed).id for seed in seeds]
-    names, curve = ("step", *events.COLUMNS), [(step, *row) for step, row in enumerate(curve_of(steps))]
+    names, curve = ("step", *measures.COLUMNS), [(step, *row) for step, row in enumerate(curve_of(steps))]
     tables = {
         "cells": [row_of(seed, **changes) for seed in seeds],
         "evals": [{"cell": cell, "step": STEPS, "split": "validation", "metric": "loss", "value": 0.5} for cell in ids],
@@ -705,7 +705,7 @@ def test_packing_leaves_one_file_a_table_and_the_rows_that_count(filled, curves)
         expected = before[table]
         if table == "curves":
             expected = expected[expected["cell"].isin({cell_of(seed).id for seed in kept})].reset_index(drop=True)
-            for name in events.COLUMNS:  # in the run's own precision
+            for name in measures.COLUMNS:  # in the run's own precision
                 expected[name] = expected[name].to_numpy(np.float32).astype(float)
         assert after.read(table).astype(object).equals(expected.astype(object)), table
         assert len(list((filled.folder / table).iterdir())) == (table != "curves" or bool(kept))

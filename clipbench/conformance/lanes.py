@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipbench import events, feed, registry, trees
+from clipbench import feed, measures, registry, trees
 from clipbench.cell import Cell, Part
 from clipbench.conformance.findings import Fault, distance
 from clipbench.conformance.settings import examples
@@ -26,7 +26,7 @@ SMALL = 7_000  # elements from which a third of the arms run on
 LARGE = 200_000  # elements from which two arms and three steps must do
 LR = 1e-3
 THRESHOLD = 0.3  # times the first gradient's size: a clip that acts
-MEASURES = [events.LOSS, events.GRAD_NORM, events.KEPT, events.UPDATE_NORM]
+MEASURES = [measures.LOSS, measures.GRAD_NORM, measures.KEPT, measures.UPDATE_NORM]
 
 
 def refused(cls: type[Any]) -> str | None:
@@ -55,7 +55,7 @@ def step_locked(cls: type[Any]) -> str | None:
             apart = max(apart, *(_apart(rows[lane, [one]], measured[[one]]) for one in MEASURES))
             if apart > LOCKED:
                 raise Fault(f"with {jobs[lane].cell.arm}, step {number} is {apart:.2g} from the loop's")
-            if abs(rows[lane, events.CHANGED] - measured[events.CHANGED]) > COUNTED:
+            if abs(rows[lane, measures.CHANGED] - measured[measures.CHANGED]) > COUNTED:
                 raise Fault(f"with {jobs[lane].cell.arm}, step {number} changes another share of elements than the loop's")
     return f"{len(jobs)} arms, {steps} steps"
 
@@ -79,7 +79,7 @@ def free_running(cls: type[Any]) -> str | None:
         if _apart(disturbed, alone) > CALM:
             continue
         calm += 1
-        if (apart := _apart(rows[:, lane, events.LOSS], alone)) > FREE:
+        if (apart := _apart(rows[:, lane, measures.LOSS], alone)) > FREE:
             raise Fault(f"with {job.cell.arm}, {STEPS} steps end {apart:.2g} from the loop's")
     return f"{calm} of {len(jobs)} arms do not part from themselves, and agree"
 
@@ -146,7 +146,7 @@ def _curve(job: Job, disturbance: float = 0.0) -> np.ndarray:
             param.add_(disturbance * param * signs)
     for batch in _batches(job, STEPS):
         trainer.step(*batch)
-    return trainer.meter.rows()[:, events.LOSS]
+    return trainer.meter.rows()[:, measures.LOSS]
 
 
 def _apart(left: np.ndarray, right: np.ndarray) -> float:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from clipbench import events, feed, lr_schedules, metrics, registry, step
+from clipbench import events, feed, lr_schedules, measures, metrics, registry, step
 from clipbench.engines import program, shares
 from clipbench.engines.program import FEWEST, Nested, NoLanes, flat
 from clipbench.engines.record import CHUNK, Evaluation, Job, Record, conclude, graded, stops
@@ -58,6 +58,7 @@ class Lanes:
         self.dtype, self.device = feed.DTYPES[cell.dtype], cell.device
         self.programs = programs(self.workload, self.dtype, self.device, compiled, Pass.of(cell))
         self.model = self.programs.model
+        self.least = measures.least(step.precision(self.dtype), self.model.elements)
         self.seeds = list(dict.fromkeys(job.cell.seed for job in jobs))
         self.batches = [feed.batches(self.workload, seed, cell.batch, cell.steps, self.dtype, self.device) for seed in self.seeds]
         modules = [feed.model(self.workload, seed, self.dtype, self.device, self.model.how.mixed) for seed in self.seeds]
@@ -140,7 +141,7 @@ class Lanes:
         return [tensor.clone() for tensor in self.left]
 
     def _taken(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """Take a step; its products, in the order of ``step.PRODUCTS``."""
+        """Take a step; its losses, and its products in the order of ``measures.PRODUCTS``."""
         if self.programs.compiled:
             (part,) = self.segments
             whole = (self.weights, inputs, targets, part.lane, self.fixed)
@@ -148,15 +149,15 @@ class Lanes:
             return [losses, *products]
         batch = (self.weights, inputs, targets, self.fixed)
         grads, losses = self.programs.gradient(*batch)(*flat(batch))
-        moved, rows, states = [], [], []
+        moved, rows, stepped = [], [], []
         for part in self.segments:
             lanes = slice(part.begin, part.end)
             given = (self.weights[lanes], grads[lanes], part.lane)
-            weights, products, state = self._updated(part, given, wide=self.device == "cuda")
+            weights, products, lane = self._updated(part, given, wide=self.device == "cuda")
             moved.append(weights)
             rows.append(self._exact(products, part, given))
-            states.append(state)
-        self._move(moved[0] if len(moved) == 1 else torch.cat(moved), states)
+            stepped.append(lane)
+        self._move(moved[0] if len(moved) == 1 else torch.cat(moved), stepped)
         joined = rows[0] if len(rows) == 1 else [torch.cat(column) for column in zip(*rows, strict=True)]
         return [losses, *joined]
 
@@ -166,30 +167,32 @@ class Lanes:
 
     def _exact(self, products: Sequence[Tensor], part: Segment, given: Sequence[Nested]) -> Sequence[Tensor]:
         """The products; those of lanes whose squares left the range by the same update in float64, of the others to the bit."""
-        lost = None if self.device == "cuda" else step.lost(products, self.dtype, self.model.elements)
+        lost = None if self.device == "cuda" else step.lost(products, self.least)
         if lost is None:
             return products
         _, wide, _ = self._updated(part, given, wide=True)
         return [torch.where(lost, exact, plain) for exact, plain in zip(wide, products, strict=True)]
 
-    def _move(self, weights: Tensor, states: Sequence[Sequence[Tensor]]) -> None:
+    def _move(self, weights: Tensor, stepped: Sequence[Lane]) -> None:
         """Take over what a step left; on CUDA in place, because a graph knows tensors by their address."""
         if self.device == "cuda":
-            news = [weights.clone(), *(leaf.clone() for state in states for leaf in state)]  # some may be the old ones, handed on
-            olds = [self.weights, *(leaf for part in self.segments for leaf in part.lane.state)]
+            # Some may be the old ones, handed on.
+            news = [weights.clone(), *(tensor.clone() for lane in stepped for tensor in lane.remembered)]
+            olds = [self.weights, *(tensor for part in self.segments for tensor in part.lane.remembered)]
             for old, new in zip(olds, news, strict=True):
                 old.copy_(new)
             return
         self.weights = weights
-        for part, state in zip(self.segments, states, strict=True):
-            # A state that is the same in every lane comes as one number for all of them: freezing one would change the others'.
-            part.lane = part.lane._replace(state=tuple(leaf.contiguous() for leaf in state))
+        for part, lane in zip(self.segments, stepped, strict=True):
+            # What is the same in every lane comes as one number for all of them: freezing one would change the others'.
+            state, memory = (tuple(tensor.contiguous() for tensor in some) for some in (lane.state, lane.memory))
+            part.lane = part.lane._replace(state=state, memory=memory)
 
     def rows(self) -> np.ndarray:
-        """The rows of the steps since the last call, steps × lanes × 6: the one moment that waits for the device."""
-        columns = [torch.stack(column).double().cpu().numpy() for column in zip(*self.pending, strict=True)]
+        """The rows of the steps since the last call, steps × lanes × measures: the one moment that waits for the device."""
+        loss, *products = (torch.stack(column).double().cpu().numpy() for column in zip(*self.pending, strict=True))
         self.pending = []
-        return step.derive(dict(zip(step.PRODUCTS, columns, strict=True)), self.model.elements, self.dtype)
+        return measures.rows(loss, products, self.model.elements, step.precision(self.dtype))
 
     def look(self) -> None:
         """Note the grain of the programs that the next step runs."""
@@ -213,7 +216,7 @@ class Lanes:
         for lane in lanes:
             part = next(part for part in self.segments if part.begin <= lane < part.end)
             self.weights[lane] = 0
-            for tensor in (part.lane.lr, *([] if part.course is None else [part.course]), *part.lane.state):
+            for tensor in (part.lane.lr, *([] if part.course is None else [part.course]), *part.lane.remembered):
                 tensor[lane - part.begin] = 0
 
     def keep(self, lanes: Sequence[int]) -> None:

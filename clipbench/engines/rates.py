@@ -199,7 +199,7 @@ def _lane_bytes(job: Job) -> int:
         + seen.nbytes
         + peak_bytes(programs.output(weights, seen, together.fixed))
     )
-    held = sum(tensor.nbytes for tensor in (*flat(batch), *part.lane.state))
+    held = sum(tensor.nbytes for tensor in (*flat(batch), *part.lane.remembered))
     step = max(peak_bytes(programs.gradient(*batch)), grads.nbytes + peak_bytes(update))
     return HEADROOM * (held + max(step, evaluation)) // FEWEST
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipbench import events, feed, metrics, registry, summary
+from clipbench import events, feed, measures, metrics, registry, summary
 from clipbench.cell import Cell
 from clipbench.engines.failures import Fault, said
 from clipbench.events import Event, Verdict
@@ -36,7 +36,7 @@ class Job:
 
 @dataclass
 class Record:
-    """What became of a cell. ``rows`` is the curve, steps × 6 in the order of ``events.COLUMNS``.
+    """What became of a cell. ``rows`` is the curve, steps × measures in the order of `measures.COLUMNS`.
 
     ``evaluations`` are ``(updates, split, metric, value)``; ``failure`` says in one line why the cell could not be run, None
     where it was, and ``fault`` what else is known of that.
@@ -44,7 +44,7 @@ class Record:
 
     job: Job
     threshold: float | None = None
-    rows: np.ndarray = field(default_factory=lambda: np.empty((0, len(events.COLUMNS))))
+    rows: np.ndarray = field(default_factory=lambda: np.empty((0, len(measures.COLUMNS))))
     evaluations: list[Evaluation] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     verdict: Verdict | None = None

@@ -5,6 +5,7 @@ Traced for some number of lanes, each becomes a program; `Programs` remembers th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,7 @@ from clipbench.cell import EXAMPLE, GRADIENT, UPDATE, Cell
 from clipbench.engines import program
 from clipbench.engines.program import Nested, NoLanes
 from clipbench.engines.record import Job
+from clipbench.measures import REMEMBERED
 from clipbench.trees import Tree
 
 
@@ -108,6 +110,13 @@ class Lane(NamedTuple):
     """The clip's plain numbers."""
     state: tuple[Tensor, ...]
     """What both remember: the leaves of their states."""
+    memory: tuple[Tensor, ...] = ()
+    """What measures remember: the vectors `measures.REMEMBERED` of the step before."""
+
+    @property
+    def remembered(self) -> tuple[Tensor, ...]:
+        """All that a step leaves for the next."""
+        return (*self.state, *self.memory)
 
 
 def _parts(job: Job) -> tuple[tuple[registry.Kind, str, dict[str, Any]], ...]:
@@ -250,10 +259,11 @@ class Programs:
         except Exception as error:
             raise NoLanes(f'"{structure.label}" cannot begin in lanes ({" ".join(str(error).split())[:200]})') from error
         leaves, self.states[structure] = pytree.tree_flatten(state)
-        return lane._replace(state=tuple(leaf.to(dtype=one.dtype, copy=True) for leaf, one in zip(leaves, plain, strict=True)))
+        state = tuple(leaf.to(dtype=one.dtype, copy=True) for leaf, one in zip(leaves, plain, strict=True))
+        return lane._replace(state=state, memory=tuple(torch.full_like(weights, math.nan) for _ in REMEMBERED))
 
     def update(self, structure: Structure, *arguments: Nested, wide: bool = False) -> GraphModule:
-        """``(weights, gradients, lane) → (weights, products, state)``, of the lanes of one structure, which have begun.
+        """``(weights, gradients, lane) → (weights, products, lane)``, of the lanes of one structure, which have begun.
 
         :param wide: whether the products are taken in float64.
         """
@@ -264,19 +274,19 @@ class Programs:
     def whole(self, structure: Structure, *arguments: Nested) -> Callable[..., Any]:
         """Gradient and update in one: ``(weights, inputs, targets, lane, fixed) → (weights, losses, products)``.
 
-        It is compiled, and changes the state in place: the compiler then keeps no second copy of it, which would not fit the cache.
-        Weights are made anew, for they are read once more to measure the update and would be copied at the end.
+        It is compiled, and changes in place what the lane remembers: the compiler then keeps no second copy of it, which would not
+        fit the cache. Weights are made anew, for they are read once more to measure the update and would be copied at the end.
         """
-        # In float64 at once: the state is overwritten, and no step can be taken a second time to look closer.
+        # In float64 at once: what the lane remembers is overwritten, and no step can be taken a second time to look closer.
         stepped = self._stepped(structure, one_pass=True, wide=True)
 
         def both(weights: Tensor, inputs: Tensor, targets: Tensor, lane: Lane, fixed: Sequence[Tensor]) -> tuple[Any, ...]:
             grads, losses = torch.vmap(self.model.gradient)(weights, inputs, targets, fixed)
-            moved, products, state = stepped(weights, grads, lane)
+            moved, products, new = stepped(weights, grads, lane)
             # A rule may hand on an old tensor as part of its new state: copied before any is overwritten.
-            held = {_memory(tensor) for tensor in lane.state}
-            news = [new.clone() if _memory(new) in held else new for new in state]
-            for before, after in zip(lane.state, news, strict=True):
+            held = {_memory(tensor) for tensor in lane.remembered}
+            news = [tensor.clone() if _memory(tensor) in held else tensor for tensor in new.remembered]
+            for before, after in zip(lane.remembered, news, strict=True):
                 before.copy_(after)
             return moved, losses, products
 
@@ -318,11 +328,12 @@ class Programs:
             state = tuple(leaf.to(before.dtype) for leaf, before in zip(leaves, lane.state, strict=True))
             return flat - lane.lr * direction, raw, handed, clipped, state
 
-        def stepped(weights: Tensor, grads: Tensor, lane: Lane) -> tuple[Any, ...]:
+        def stepped(weights: Tensor, grads: Tensor, lane: Lane) -> tuple[Tensor, tuple[Tensor, ...], Lane]:
             moved, raw, handed, clipped, state = torch.vmap(one)(weights, grads, lane)
             given = handed if structure.on == UPDATE else None
-            seen = raw, given, clipped if touched else None
-            return moved, step.products(weights, moved, *seen, one_pass=one_pass, wide=wide), state
+            seen = raw, given, clipped if touched else None, lane.memory
+            products, memory = step.products(weights, moved, *seen, one_pass=one_pass, wide=wide)
+            return moved, products, lane._replace(state=state, memory=memory)
 
         return stepped
 

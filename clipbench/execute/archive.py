@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbench import events, summary
+from clipbench import measures, summary
 from clipbench.engines import Record
 from clipbench.execute.executor import Portion
 from clipbench.execute.machine import key_of
@@ -117,4 +117,4 @@ def curve_columns(records: Sequence[Record]) -> dict[str, Any]:
         "cell": np.repeat([record.job.cell.id for record in records], [len(record.rows) for record in records]),
         "step": np.concatenate([np.arange(len(record.rows)) for record in records]),
     }
-    return columns | dict(zip(events.COLUMNS, rows.T, strict=True))
+    return columns | dict(zip(measures.COLUMNS, rows.T, strict=True))

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipbench import events, summary
+from clipbench import measures, summary
 from clipbench.store.commits import COMMITS, CONTEXT, REPLACES, SHARD_TABLES, Commit, shard_of
 from clipbench.store.files import DIGITS, TEMPORARY, Damaged, damage_of, set_aside, table_of, write_table
 from clipbench.store.pages import CURVES, LIST, STUDY, context, keeps_curve, merged, rebuilt
@@ -193,9 +193,10 @@ def _of_kept(tables: Mapping[str, pa.Table], kept: str) -> pa.Table:
     curves = tables["curves"].filter(pc.is_in(tables["curves"]["cell"], value_set=pa.array(cells, pa.string())))
     whole = pc.is_in(curves["cell"], value_set=exact)
     for number, name in enumerate(curves.column_names):
-        if name in events.COLUMNS:
+        if name in measures.COLUMNS:
             rounded = summary.as_stored(curves[name].to_numpy(), "float32")
-            curves = curves.set_column(number, name, pc.if_else(whole, curves[name], pa.array(rounded)))
+            absent = curves[name].is_null().to_numpy()  # in rows that are older than the measure
+            curves = curves.set_column(number, name, pc.if_else(whole, curves[name], pa.array(rounded, mask=absent)))
     return curves
 
 
@@ -203,7 +204,7 @@ def _alike(curves: pa.Table, others: pa.Table) -> bool:
     """Whether two tables of curves hold the same; NaN is as NaN, which Arrow denies."""
     if len(curves) != len(others):
         return False
-    return all(np.array_equal(curves[name].to_numpy(), others[name].to_numpy(), equal_nan=True) for name in events.COLUMNS)
+    return all(np.array_equal(curves[name].to_numpy(), others[name].to_numpy(), equal_nan=True) for name in measures.COLUMNS)
 
 
 def _make_whole(store: Contents, commits: list[Commit], tables: Mapping[str, pa.Table]) -> None:

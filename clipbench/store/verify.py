@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from clipbench import events, schema, summary
+from clipbench import events, measures, schema, summary
 from clipbench.cell import ACCUMULATE, RELATIVE, Part, identity
 from clipbench.store.commits import SHARD_TABLES
 from clipbench.store.files import TEMPORARY, damage_of
@@ -241,10 +241,10 @@ def _recorded(
     if not np.array_equal(steps, np.arange(row.steps or 0)):
         yield f"its curve has {len(steps)} steps from {steps.min()} to {steps.max()}, not {row.steps}"
         return
-    rows = np.stack([curve[name] for name in events.COLUMNS], axis=1).astype(float)
+    rows = np.stack([curve[name] for name in measures.COLUMNS], axis=1).astype(float)
     yield from _differing(row, summary.of_curve(rows), "its curve")
     optimum, reference, unbounded = about.get("optimum"), about.get("reference_loss"), bool(about.get("unbounded"))
-    yield from _too_good(rows[:, events.LOSS], about, "its curve")
+    yield from _too_good(rows[:, measures.LOSS], about, "its curve")
     if not about or not given.current.get(row.cell):
         return
     rules, evaluations = events.rules_from(document["events"]), _rows(tables["evals"], EVALUATED)
