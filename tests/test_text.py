@@ -85,7 +85,7 @@ def test_a_python_without_the_topics_still_has_the_other_workloads():
     code = """if True:
         import sys
         sys.modules["pydoc_data.topics"] = None
-        from clipbench import registry
+        from clipbench import UsageError, registry
         registry.load_packaged()
         assert registry.build("workload", "wdbc", {}).width == 64
         try:
