@@ -145,15 +145,19 @@ def decades(axes: Axes, axis: str = "y") -> None:
     one.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
 
 
-def render(figure: Figure, dpi: int = 150) -> tuple[str, bytes]:
-    """The figure as SVG text and PNG: no date, no version, coordinates to a hundredth of a point."""
+def render(figure: Figure, dpi: int = 150, *, png: bool = True) -> tuple[str, bytes]:
+    """The figure as SVG text and PNG: no date, no version, coordinates to a hundredth of a point.
+
+    :param png: whether the PNG is wanted; it is empty if not.
+    """
     vector, pixels = io.StringIO(), io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.set_dpi(dpi)  # text is wider or narrower at another one: what is laid out must be what is drawn
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, for both
+        figure.set_layout_engine(None)  # laid out once, for both; any engine would have each drawn twice
         figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-        figure.savefig(pixels, format="png", dpi=dpi, metadata={"Software": None})
+        if png:
+            figure.savefig(pixels, format="png", dpi=dpi, metadata={"Software": None})
     text = vector.getvalue().replace("'DejaVu Sans', sans-serif", "'DejaVu Sans', Verdana, sans-serif")
     return _slim(text), pixels.getvalue()
 

@@ -38,7 +38,7 @@ def write(store: Store, formats: Iterable[str] | None = None, folder: Path | Non
     wanted, largest = _known(kept.get("formats", FORMATS) if formats is None else formats), kept.get("largest", math.inf)
     folder = folder or store.folder / "report"
     kinds = [kind for kind in ("svg", "png") if kind in wanted] or ("svg", "png")
-    evidence = read(store)
+    evidence = read(store, png="png" in kinds)
     opening, told = answer.told(evidence), sections.told(evidence)
     page = {
         "title": evidence.title,

@@ -40,6 +40,7 @@ class Evidence:
     labels: Mapping[Task, str]
     choices: pd.DataFrame
     throughput: pd.DataFrame
+    png: bool = True  # whether figures are wanted as PNG
     names: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property
@@ -93,8 +94,11 @@ class Evidence:
         return f"study {self.store.study_hash} · {census(counts(cells))}"
 
 
-def read(store: Store) -> Evidence:
-    """Read and merge what the report needs."""
+def read(store: Store, *, png: bool = True) -> Evidence:
+    """Read and merge what the report needs.
+
+    :param png: whether figures are wanted as PNG.
+    """
     cells, kept = current(store)
     components, plan = store.page("components"), store.page("plan")
     protocol = plan.get("protocol", {})
@@ -115,6 +119,7 @@ def read(store: Store) -> Evidence:
         labels=labels(tasks),
         choices=selection.choose(selection.score(cells)),
         throughput=timed,
+        png=png,
     )
 
 

@@ -24,7 +24,7 @@ LISTED = 40  # rows of a long list on the page; its CSV has them all
 def picture(evidence: Evidence, figure: Figure, caption: str, cells: pd.DataFrame, *name: str) -> Picture:
     """A figure with its caption, which counts the cells it draws and how they ended."""
     counted = f"{caption} Drawn from {census(counts(cells))}; study {evidence.store.study_hash}."
-    return Picture(evidence.name("figures", *name), counted, caption, *render(figure))
+    return Picture(evidence.name("figures", *name), counted, caption, *render(figure, png=evidence.png))
 
 
 def timed_picture(
@@ -34,7 +34,7 @@ def timed_picture(
     study = f"study {evidence.store.study_hash}"
     blocks = f"{int(timings['blocks'].sum()):,} timed blocks, {int(timings['invalid'].sum()):,} invalid"
     full = f"{caption}{note} Drawn from {blocks} and left out; no training cell, so none diverged and none failed; {study}."
-    return Picture(evidence.name("figures", *name), full, caption, *render(draw(timings, f"{study} · {blocks}")))
+    return Picture(evidence.name("figures", *name), full, caption, *render(draw(timings, f"{study} · {blocks}"), png=evidence.png))
 
 
 def headed(evidence: Evidence, task: Task, parts: Sequence[Part]) -> list[Part]:

@@ -283,7 +283,7 @@ def test_a_report_that_fails_or_dies_at_any_call(done, engine, tmp_path, every, 
     """What `report` puts in the place of an older one, without the drawing of both for each."""
     if engine == "batched":
         pytest.skip("a report does not know the engine")
-    monkeypatch.setattr(frames, "render", lambda *_: ('<svg width="9pt" height="9pt"></svg>', b""))
+    monkeypatch.setattr(frames, "render", lambda *_, **__: ('<svg width="9pt" height="9pt"></svg>', b""))
     folder, wrong = shutil.copytree(done, tmp_path / "faults"), []
     both = []
     for formats in ("md,svg", "md,csv,svg"):
