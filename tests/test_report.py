@@ -55,7 +55,7 @@ def tiny(tmp_path_factory):
 def sketched(monkeypatch):
     """Figures are laid out but not painted, which is where the time goes; the tests above paint them."""
 
-    def sketch(figure):
+    def sketch(figure, **_):
         figure.draw_without_rendering()
         return '<svg width="9pt" height="9pt"></svg>', b""
 
