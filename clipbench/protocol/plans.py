@@ -41,11 +41,6 @@ class Plan:
         """How many seeds a cell is asked for on."""
         return self.seeds[template.workload.name]
 
-    @property
-    def tasks(self) -> dict[str, Cell]:
-        """One cell for every workload, batch, device and dtype."""
-        return {Task.of(cell).label: cell for cell in self.templates}
-
 
 def headline(cells: Sequence[Cell]) -> dict[str, str]:
     """Method → arm. Where every optimizer of a study has one and the same schedule, its methods are the arms that have it."""
