@@ -96,7 +96,13 @@ def _decorator(kind: Kind, name: str) -> Callable[[C], C]:
         if isinstance(metric, FunctionType):  # as a plain attribute it would be bound to the workload
             cls.metric = staticmethod(metric)  # type: ignore[attr-defined]
         _check_metrics(vars(cls), f'@{kind}("{name}")')
-        component = dataclasses.dataclass(frozen=True)(cls)
+        for of, table in _tables.items():
+            for known, other in table.items():
+                if other is cls and (of, known) != (kind, name):
+                    raise UsageError(f'@{kind}("{name}"): it is the {of} "{known}" already; register a subclass of it.')
+        made = vars(cls).get("__dataclass_params__")
+        # Python refuses to make a frozen dataclass of one, as a class that is registered again is.
+        component = cls if made is not None and made.frozen else dataclasses.dataclass(frozen=True)(cls)
         component.kind, component.name = kind, name
         component.version = _version(component)
         taken = _tables[kind].get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import math
 import subprocess
@@ -66,6 +67,17 @@ def test_a_component_is_described_in_words(tame):
         "order (2 or 'inf'), exact (true or false), label (text), free (number)"
     )
     assert registry.settings_in_words(registry.find("clip", "none")) == "no settings"
+
+
+def test_a_component_may_be_registered_again_under_its_own_name_only(tame):
+    assert clip("tame")(tame) is tame is registry.find("clip", "tame")
+    with pytest.raises(UsageError, match=r'@optimizer\("tame"\): it is the clip "tame" already; register a subclass of it'):
+        optimizer("tame")(tame)
+    with pytest.raises(UsageError, match=r'@clip\("other"\): it is the clip "tame" already; register a subclass of it'):
+        clip("other")(tame)
+    dataclass = clip("dataclass")(dataclasses.dataclass(frozen=True)(type("Dataclass", (), {"__annotations__": {"limit": float}})))
+    assert registry.threshold_field(dataclass) == "limit"
+    assert clip("tamer")(type("Tamer", (tame,), {})).name == "tamer"
 
 
 @pytest.mark.parametrize("name", ["Tame", "my_clip", "a.b", "", "-a", "a--b", "a ", "ä"])

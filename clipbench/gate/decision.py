@@ -3,8 +3,8 @@
 Two statistics of samples that were taken in turn. The *least ratio* compares the shortest sample of each side: what the work takes
 when nothing disturbs it. The *paired median* compares the samples of each round, over the quietest quarter of the rounds: what a
 disturbance shared by both leaves alone. Under load either goes astray by itself, and seldom both to the same side. So an alarm
-takes both; and the reference is timed twice, the second time as if it were ours: if both stray there, the machine speaks, and not
-the code.
+takes both; and the reference is timed twice, the second time as if it were ours: if both stray there, the machine speaks, and only
+what exceeds the limits by more than the reference strays from itself is an alarm.
 """
 
 from __future__ import annotations
@@ -70,10 +70,11 @@ def decide(samples: Samples, min_ratio: float, paired_median: float) -> str:
 
     :param min_ratio: from where the least ratio alarms; ``paired_median`` likewise.
     """
-    if not samples.agrees:
-        return INCONCLUSIVE
+    stray = 1.0 if samples.agrees else max(max(ratio, 1 / ratio) for ratio in samples.ratios_again)
     least, paired = samples.ratios
-    return ALARM if least > min_ratio and paired > paired_median else PASS
+    if least > min_ratio * stray and paired > paired_median * stray:
+        return ALARM
+    return PASS if samples.agrees else INCONCLUSIVE
 
 
 def confirmed(first: str, others: list[str]) -> str:
