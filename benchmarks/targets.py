@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipbench import protocol, selection, study
+from clipbench.schema import Reading, Role
 from clipbench.store import Store
 
 SEEDS = 20
@@ -41,13 +42,13 @@ def main(name: str, workloads: list[str]) -> None:
         cells, evals = store.read("cells"), store.read("evals")
         seeds = dict.fromkeys(cells["problem"].unique(), SEEDS)
         chosen = selection.readings(selection.score(cells), seeds, None)
-        chosen = chosen[chosen["reading"] == "all"][["problem", "batch", "arm", "lr"]].drop_duplicates()
+        chosen = chosen[chosen["reading"] == Reading.ALL][["problem", "batch", "arm", "lr"]].drop_duplicates()
         losses = evals[(evals["split"] == "validation") & (evals["metric"] == "loss")]
         for (problem, batch), arms in chosen.groupby(["problem", "batch"]):
             ends, targets = {}, {}
             for arm in arms.itertuples():
                 runs = cells[
-                    (cells["role"] == "report")
+                    (cells["role"] == Role.REPORT)
                     & (cells["problem"] == problem)
                     & (cells["batch"] == batch)
                     & (cells["arm"] == arm.arm)

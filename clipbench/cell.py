@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clipbench import registry
+from clipbench.schema import Role
 
 # Words of the study's language that are kept among a component's settings, left out at their default: so labels and identities know
 # them, and a component is built without them.
@@ -64,7 +65,7 @@ class Cell:
     dtype: str = "float32"
     evaluations: int = 20
     events: Mapping[str, float] = field(default_factory=dict)
-    role: str = field(default="select", compare=False)
+    role: str = field(default=Role.SELECT, compare=False)
     extended: bool = field(default=False, compare=False)
 
     def document(self) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def unversioned(canonical: str) -> str:
     return identity(json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
 
 
-def from_json(canonical: str, role: str = "select") -> Cell:
+def from_json(canonical: str, role: str = Role.SELECT) -> Cell:
     """The cell that a stored row's ``settings`` describe."""
     document = json.loads(canonical)
     clip = document["clip"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipbench import schema
 from clipbench.measures import GRAD_NORM, LOSS, UPDATE_NORM
+from clipbench.schema import NONFINITE, Kind, Outcome, Status
 
 SILENT = np.errstate(over="ignore", invalid="ignore")  # a loss near the largest number may overflow its own multiples
 
@@ -54,6 +54,7 @@ class Verdict:
     diverged_at: int | None = None
 
 
+ORDER = [*Kind]  # of the events of one step
 STATIONARY = 1e-3  # of a gradient's norm: the ε of the theory's ε-stationary points, as the published step counts take it
 
 
@@ -109,14 +110,14 @@ def evaluated(evaluations: Sequence[tuple[int, str, str, float]]) -> list[Event]
     found: dict[tuple[str, str], Event] = {}
     for updates, split, metric, value in evaluations:
         if not math.isfinite(value):
-            event = Event(updates, "nonfinite_evaluation", value, f"{metric} on the {split} split is not finite")
+            event = Event(updates, Kind.NONFINITE_EVALUATION, value, f"{metric} on the {split} split is not finite")
             found.setdefault((split, metric), event)
     return ordered(found.values())
 
 
 def ordered(events: Iterable[Event]) -> list[Event]:
-    """Events by their steps; those of one step as ``schema.KINDS`` has them."""
-    return sorted(events, key=lambda event: (event.step, schema.KINDS.index(event.kind)))
+    """Events by their steps; those of one step as `schema.Kind` has them."""
+    return sorted(events, key=lambda event: (event.step, ORDER.index(event.kind)))
 
 
 @SILENT
@@ -136,22 +137,22 @@ def judge(
     """
     rules = rules or Rules()
     kinds = {event.kind: event for event in reversed(events)}  # the first of each kind
-    broken = [kinds[kind] for kind in schema.NONFINITE if kind in kinds]
+    broken = [kinds[kind] for kind in NONFINITE if kind in kinds]
     if broken:
         first = min(broken, key=lambda event: event.step)
-        return Verdict("diverged", "diverged", first.kind, first.step)
-    if "blow_up" in kinds and "recovered" not in kinds:
-        return Verdict("diverged", "diverged", "blow_up", kinds["blow_up"].step)
+        return Verdict(Status.DIVERGED, Outcome.DIVERGED, first.kind, first.step)
+    if Kind.BLOW_UP in kinds and Kind.RECOVERED not in kinds:
+        return Verdict(Status.DIVERGED, Outcome.DIVERGED, Kind.BLOW_UP, kinds[Kind.BLOW_UP].step)
     if unbounded:
-        return Verdict("completed", "learned")
+        return Verdict(Status.COMPLETED, Outcome.LEARNED)
     if not len(rows):
-        return Verdict("completed", "stalled")
+        return Verdict(Status.COMPLETED, Outcome.STALLED)
     level, base = _level(rows, reference, optimum)
     last = -math.inf if validation_loss is None or not math.isfinite(validation_loss) else validation_loss - (optimum or 0.0)
     if _tail(level, rules) < base and last < base:
-        return Verdict("completed", "learned")
+        return Verdict(Status.COMPLETED, Outcome.LEARNED)
     left = np.any((level < rules.left_below * base) | (level > rules.left_above * base))
-    return Verdict("completed", "collapsed" if left else "stalled")
+    return Verdict(Status.COMPLETED, Outcome.COLLAPSED if left else Outcome.STALLED)
 
 
 def _level(rows: np.ndarray, reference: float | None, optimum: float | None) -> tuple[np.ndarray, float]:
@@ -167,9 +168,9 @@ def _tail(level: np.ndarray, rules: Rules) -> float:
 def _nonfinite(rows: np.ndarray) -> list[Event]:
     found = []
     for kind, column, broken in (
-        ("nonfinite_loss", LOSS, ~np.isfinite(rows[:, LOSS])),
-        ("nonfinite_grad", GRAD_NORM, np.isnan(rows[:, GRAD_NORM])),
-        ("nonfinite_param", UPDATE_NORM, np.isnan(rows[:, UPDATE_NORM])),
+        (Kind.NONFINITE_LOSS, LOSS, ~np.isfinite(rows[:, LOSS])),
+        (Kind.NONFINITE_GRAD, GRAD_NORM, np.isnan(rows[:, GRAD_NORM])),
+        (Kind.NONFINITE_PARAM, UPDATE_NORM, np.isnan(rows[:, UPDATE_NORM])),
     ):
         if broken.any():
             step = int(np.argmax(broken))
@@ -181,7 +182,7 @@ def _nonfinite(rows: np.ndarray) -> list[Event]:
 def _overflows(rows: np.ndarray) -> list[Event]:
     detail = "the gradient is finite and its norm is not: a norm clip makes it zero"
     return [
-        Event(step, "norm_overflow", float(rows[step, GRAD_NORM]), detail)
+        Event(step, Kind.NORM_OVERFLOW, float(rows[step, GRAD_NORM]), detail)
         for step, _ in _excursions(np.isposinf(rows[:, GRAD_NORM]))
     ]
 
@@ -190,7 +191,7 @@ def _underflows(rows: np.ndarray, dtype: str) -> list[Event]:
     norms = rows[:, GRAD_NORM]
     detail = f"the gradient is not zero and its squares are, in {dtype}: a norm taken of them is zero or too short"
     low = (norms > 0) & (norms < math.sqrt(np.finfo(dtype).tiny))
-    return [Event(step, "norm_underflow", float(norms[step]), detail) for step, _ in _excursions(low)]
+    return [Event(step, Kind.NORM_UNDERFLOW, float(norms[step]), detail) for step, _ in _excursions(low)]
 
 
 def _blow_ups(level: np.ndarray, base: float, rules: Rules) -> list[Event]:
@@ -203,10 +204,10 @@ def _blow_ups(level: np.ndarray, base: float, rules: Rules) -> list[Event]:
     words = (
         f"above {line:.6g}, {rules.blow_up:g} times the larger of first and reference loss, for {rules.blow_up_steps} steps running"
     )
-    found = [Event(first, "blow_up", float(level[first]), words) for first, _ in long]
+    found = [Event(first, Kind.BLOW_UP, float(level[first]), words) for first, _ in long]
     end = long[-1][1]
     if end < len(level) and _tail(level, rules) < line:
-        found.append(Event(end, "recovered", float(level[end]), f"back below {line:.6g}, and there at the end"))
+        found.append(Event(end, Kind.RECOVERED, float(level[end]), f"back below {line:.6g}, and there at the end"))
     return found
 
 
@@ -220,7 +221,7 @@ def _spikes(level: np.ndarray, base: float, rules: Rules) -> list[Event]:
     return [
         Event(
             window + first,
-            "spike",
+            Kind.SPIKE,
             float(now[first]),
             f"above {rules.spike:g} times the median of the {window} steps before ({before[first]:.6g}) by more than the reference",
         )

@@ -15,14 +15,13 @@ from clipbench import engines, execute, measures, registry, schema
 from clipbench.cell import Cell, from_json
 from clipbench.engines import Job, Record, lanes
 from clipbench.errors import UsageError
+from clipbench.schema import Status
 from clipbench.store import Store
+from clipbench.tolerance import TOLERANCE, apart
 
 Pair = tuple[str, np.ndarray, np.ndarray]  # what it is, as stored and as it came now
 CURVE = "the curve"
 ENGINES = ("loop", lanes.EAGER, lanes.COMPILED)
-# Relative, where the same bits cannot be asked for. In bfloat16 a product is 2^-8 off, and engines round at different places: calm
-# runs of wdbc and digits were up to .03 apart after 200 steps.
-TOLERANCE = {"float32": 1e-3, "float64": 1e-8, "bfloat16-mixed": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def _row(store: Store, cell: str) -> dict[str, Any]:
     if len(found) > 1:
         raise UsageError(f'{store.folder}: {len(found)} cells begin with "{cell}"; give more of its digits.')
     row: dict[str, Any] = {str(name): value for name, value in found.to_dict("records")[0].items()}
-    if row["status"] == "failed":
+    if row["status"] == Status.FAILED:
         raise UsageError(f"{store.folder}: {row['cell']} failed ({row['reason']}); `run` tries it again.")
     return row
 
@@ -172,9 +171,9 @@ def _differences(row: dict[str, Any], record: Record, pairs: Sequence[Pair], *, 
         if len(before) != len(after):
             found.append(f"{what} had {len(before)} values and has {len(after)}")
         elif exact and not np.array_equal(before, after, equal_nan=True):
-            found.append(f"{what} has other bits, {_apart(before, after):.2g} away relative to its largest value")
-        elif not exact and (apart := _apart(before, after)) > TOLERANCE[str(row["dtype"])]:
-            found.append(f"{what} is {apart:.2g} away relative to its largest value")
+            found.append(f"{what} has other bits, {apart(before, after):.2g} away relative to its largest value")
+        elif not exact and (gap := apart(before, after)) > TOLERANCE[str(row["dtype"])]:
+            found.append(f"{what} is {gap:.2g} away relative to its largest value")
     return found
 
 
@@ -208,12 +207,3 @@ def _compared(pairs: Sequence[Pair]) -> str:
     kept = next((len(stored) for what, stored, _ in pairs if what.startswith(CURVE)), 0)
     curve = f"the {kept} steps of its curve" if kept else "its first and last loss (the curve was not kept)"
     return f"{curve}, its validation losses, its status and its outcome"
-
-
-def _apart(then: np.ndarray, now: np.ndarray) -> float:
-    both = np.isfinite(then) & np.isfinite(now)
-    if not np.array_equal(np.isfinite(then), np.isfinite(now)):
-        return float("inf")
-    if not both.any():
-        return 0.0
-    return float(np.abs(then - now)[both].max() / max(np.abs(then[both]).max(), np.finfo(float).tiny))

@@ -3,18 +3,76 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
 
 import pyarrow as pa
 
 from clipbench.measures import MEASURES
 
 VERSION = "2.0"  # of the store's format; a reader refuses a higher major number
-STATUSES = ("completed", "diverged", "failed")
-OUTCOMES = ("learned", "stalled", "collapsed", "diverged")
-UNSTABLE = ("diverged", "collapsed")
-ROLES = ("select", "report")
-NONFINITE = ("nonfinite_loss", "nonfinite_grad", "nonfinite_param")
-KINDS = (*NONFINITE, "nonfinite_evaluation", "norm_overflow", "norm_underflow", "blow_up", "recovered", "spike")
+
+
+class Word(StrEnum):
+    """A word that a column may take, with its meaning in a sentence. It is a string: Parquet and JSON know nothing else."""
+
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str) -> Self:
+        self = str.__new__(cls, word)
+        self._value_ = word
+        self.meaning = meaning
+        return self
+
+
+class Status(Word):
+    """Whether a run came to its end."""
+
+    COMPLETED = "completed", "all its steps were taken"
+    DIVERGED = "diverged", "a value stopped being finite, or the loss blew up and stayed there"
+    FAILED = "failed", "an error ended it: nothing is known of its training"
+
+
+class Outcome(Word):
+    """What became of the training of a run that did not fail."""
+
+    LEARNED = "learned", "it ended better than a constant prediction"
+    STALLED = "stalled", "it never left the loss of a constant prediction"
+    COLLAPSED = "collapsed", "it left the loss of a constant prediction, and ended there again"
+    DIVERGED = "diverged", "a value stopped being finite, or the loss blew up and stayed there"
+
+
+class Role(Word):
+    """Which phase of the protocol asked for a cell."""
+
+    SELECT = "select", "its settings are compared, to choose one of each arm"
+    REPORT = "report", "a chosen setting is run again on a fresh seed"
+
+
+class Reading(Word):
+    """Which of an arm's settings its report seeds stand for."""
+
+    ALL = "all", "the best of all its settings"
+    EQUAL = "equal", "the best of as many settings as the arm with the fewest has"
+    UNTUNED = "untuned", "one fixed learning rate and threshold, whatever the workload"
+
+
+class Kind(Word):
+    """What happened in a run at one step."""
+
+    NONFINITE_LOSS = "nonfinite_loss", "the training loss is not finite"
+    NONFINITE_GRAD = "nonfinite_grad", "an element of the raw gradient is not finite"
+    NONFINITE_PARAM = "nonfinite_param", "a parameter is not finite after the update"
+    NONFINITE_EVALUATION = "nonfinite_evaluation", "a value of an evaluation is not finite"
+    NORM_OVERFLOW = "norm_overflow", "the gradient is finite and its norm is not: a norm clip makes it zero"
+    NORM_UNDERFLOW = "norm_underflow", "the gradient is not zero and its squares are: its norm is zero or too short"
+    BLOW_UP = "blow_up", "the loss rose to a multiple of where it began, for some steps running"
+    RECOVERED = "recovered", "the loss came back from a blow-up, and stayed so to the end"
+    SPIKE = "spike", "the loss rose to a multiple of its running median"
+
+
+UNSTABLE = (Outcome.DIVERGED, Outcome.COLLAPSED)
+NONFINITE = (Kind.NONFINITE_LOSS, Kind.NONFINITE_GRAD, Kind.NONFINITE_PARAM)
 
 TEXT, INT, FLOAT, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -33,6 +91,11 @@ class Column:
     later: bool = False
 
 
+def _one_of(words: type[Word]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}"
+
+
 CELLS = (
     Column("cell", TEXT, "", "identity: the first 16 hex digits of SHA-256 over the canonical JSON in `settings`"),
     Column("workload", TEXT, "", "registered name of the learning problem"),
@@ -42,7 +105,7 @@ CELLS = (
     Column("relative", FLOAT, "median raw size", "the multiple of the pilot's median size the study gave; null for a plain number"),
     Column("lr", FLOAT, "", "learning rate"),
     Column("seed", INT, "", "selection seeds count from 0, report seeds from 1000"),
-    Column("role", TEXT, "", "select or report: which phase of the protocol asked for the cell"),
+    Column("role", TEXT, "", f"{_one_of(Role)}: which phase of the protocol asked for the cell"),
     Column("extended", FLAG, "", "true where the cell lies beyond the study's own axes, on a once-extended edge"),
     Column("problem", TEXT, "", "the workload with the settings that are not at their defaults"),
     Column("arm", TEXT, "", "the optimizer and the clip with their settings other than lr and threshold"),
@@ -50,8 +113,8 @@ CELLS = (
     Column("device", TEXT, "", "cpu or cuda"),
     Column("dtype", TEXT, "", "float32, float64 or bfloat16-mixed"),
     Column("engine", TEXT, "", "which engine made the row"),
-    Column("status", TEXT, "", "completed, diverged or failed"),
-    Column("outcome", TEXT, "", "learned, stalled, collapsed or diverged; null for a failed cell"),
+    Column("status", TEXT, "", _one_of(Status)),
+    Column("outcome", TEXT, "", f"{_one_of(Outcome)}; null for a failed cell"),
     Column("reason", TEXT, "", "the event that ended or spoiled the run, or why it failed; null where nothing did"),
     Column("diverged_at", INT, "step", "first step of the event named in `reason`; null where the run did not diverge"),
     Column("steps", INT, "steps", "rows of the curve: steps taken"),
@@ -95,13 +158,7 @@ EVALS = (
 EVENTS = (
     Column("cell", TEXT, "", "the cell's identity"),
     Column("step", INT, "step", "first step of the event; of an evaluation the updates made before it"),
-    Column(
-        "kind",
-        TEXT,
-        "",
-        "nonfinite_loss, nonfinite_grad, nonfinite_param, nonfinite_evaluation, norm_overflow, norm_underflow, blow_up, recovered "
-        "or spike",
-    ),
+    Column("kind", TEXT, "", _one_of(Kind)),
     Column("value", FLOAT, "", "the quantity the rule looked at, at that step"),
     Column("detail", TEXT, "", "the rule in words, with its line"),
 )

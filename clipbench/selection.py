@@ -14,15 +14,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipbench import schema
+from clipbench.schema import UNSTABLE, Reading, Role, Status
 from clipbench.task import ARM, TASK, THRESHOLD, Threshold
 
 POINT = ["lr", *THRESHOLD]
-READINGS = ("all", "equal", "untuned")
 FIRST_REPORT_SEED = 1000
+BASELINE = "plain SGD"
+METHODS = {BASELINE: "sgd", "momentum": "momentum", "RMSprop": "rmsprop", "value clip": "sgd + value", "norm clip": "sgd + norm"}
 FIRED = 0.01  # a clip that fired in a smaller share of steps is the same as none
 GOLDEN = (math.sqrt(5) - 1) / 2
 HALF_DECADE = math.sqrt(10)
+
+
+def methods(headline: Mapping[str, str]) -> dict[str, str]:
+    """The named methods of a protocol's page, method → arm, in the order of `METHODS`: a JSON page knows no order."""
+    rank = {name: number for number, name in enumerate(METHODS)}
+    return dict(sorted(headline.items(), key=lambda item: (rank.get(item[0], len(rank)), item[0])))
 
 
 def planned(cells: pd.DataFrame, plan: Mapping[str, Iterable[str]]) -> pd.DataFrame:
@@ -32,7 +39,7 @@ def planned(cells: pd.DataFrame, plan: Mapping[str, Iterable[str]]) -> pd.DataFr
     """
     asked = cells[cells["cell"].isin({cell for ids in plan.values() for cell in ids})]
     own = asked["cell"].isin(set(plan.get("select", ())))
-    return asked.assign(extended=(asked["role"] == "select") & ~own)
+    return asked.assign(extended=(asked["role"] == Role.SELECT) & ~own)
 
 
 def score(cells: pd.DataFrame) -> pd.DataFrame:
@@ -41,9 +48,9 @@ def score(cells: pd.DataFrame) -> pd.DataFrame:
     Columns: ``ARM``, ``POINT``, ``score``, ``error`` (standard error), ``seeds``, ``unstable``, ``finite`` (mean over the stable
     seeds), ``clipped_fraction``, ``extended``.
     """
-    frame = cells[cells["role"] == "select"]
+    frame = cells[cells["role"] == Role.SELECT]
     value = frame["validation_value"].to_numpy(dtype=float, na_value=np.nan)
-    spoiled = (frame["outcome"].isin(schema.UNSTABLE) | (frame["status"] == "failed")).to_numpy(dtype=bool) | ~np.isfinite(value)
+    spoiled = (frame["outcome"].isin(UNSTABLE) | (frame["status"] == Status.FAILED)).to_numpy(dtype=bool) | ~np.isfinite(value)
     plain = pd.DataFrame(
         {
             **{name: frame[name].to_numpy(dtype=object) for name in ARM},
@@ -184,12 +191,12 @@ def readings(
             for number in range(seeds[task[0]]):
                 seed = FIRST_REPORT_SEED + number
                 drawn = settings[best_of(budget, len(settings), lottery(group, number))]
-                rows.append({**group, "reading": "all", "seed": seed, **_point(choice), "budget": len(settings)})
-                rows.append({**group, "reading": "equal", "seed": seed, **_point(drawn), "budget": budget})
+                rows.append({**group, "reading": Reading.ALL, "seed": seed, **_point(choice), "budget": len(settings)})
+                rows.append({**group, "reading": Reading.EQUAL, "seed": seed, **_point(drawn), "budget": budget})
                 if untuned and (arms is None or choice["arm"] in arms):
                     threshold = Threshold() if Threshold.of(choice).absent else Threshold(untuned["threshold"])
                     point = {"lr": untuned["lr"], **threshold.columns}
-                    rows.append({**group, "reading": "untuned", "seed": seed, **point, "budget": 0})
+                    rows.append({**group, "reading": Reading.UNTUNED, "seed": seed, **point, "budget": 0})
     return pd.DataFrame(rows, columns=[*ARM, "reading", "seed", *POINT, "budget"])
 
 

@@ -12,15 +12,9 @@ import numpy as np
 
 from clipbench import selection
 from clipbench.cell import Cell, Part
+from clipbench.selection import METHODS
 from clipbench.store import Store
 
-HEADLINE = {
-    "plain SGD": "sgd",
-    "momentum": "momentum",
-    "RMSprop": "rmsprop",
-    "value clip": "sgd + value",
-    "norm clip": "sgd + norm",
-}
 ENVIRONMENT = {
     "python": "3.11.9",
     "torch": "2.13.0",
@@ -349,9 +343,7 @@ def build(  # noqa: PLR0913, PLR0917
     commit(store, "select", [made(one) for one in grid(range(select))])
     if report:
         scores = selection.score(store.read("cells"))
-        wanted = selection.readings(
-            scores, dict.fromkeys(problems, report), untuned, (untuned or {}).get("arms", HEADLINE.values())
-        )
+        wanted = selection.readings(scores, dict.fromkeys(problems, report), untuned, (untuned or {}).get("arms", METHODS.values()))
         parts: dict[str, Any] = {}
         kinds = {one.arm: (one.optimizer.name, one.clip.name) for one in grid(range(1))}
         for row in wanted.to_dict("records"):
@@ -365,7 +357,7 @@ def build(  # noqa: PLR0913, PLR0917
     protocol = {
         "seeds": {problem: {"select": select, "report": report} for problem in problems},
         "untuned": dict(untuned) if untuned else None,
-        "headline": HEADLINE,
+        "headline": METHODS,
     }
     not_run = [{"device": "cuda", "cells": 300, "reason": "no CUDA device here"}]
     store.write_page("plan", {"cells": asked, "protocol": protocol, "not_run": not_run})

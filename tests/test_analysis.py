@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import synthetic
 
+from clipbench import selection
 from clipbench.analysis import outcomes
 from clipbench.analysis.cells import arms, current, plain
 from clipbench.analysis.clips import claims, clip_pairs
@@ -22,7 +23,7 @@ from clipbench.analysis.grid import grid
 from clipbench.analysis.headline import headline_pairs
 from clipbench.analysis.implementations import implementations, quickest
 from clipbench.analysis.missing import mixtures, valueless
-from clipbench.analysis.outcomes import COUNTS, compare, draws, named, results
+from clipbench.analysis.outcomes import COUNTS, compare, draws, results
 from clipbench.analysis.stable import effective, notes, stable
 from clipbench.cell import Cell
 
@@ -349,7 +350,7 @@ def test_a_headline_without_plain_sgd_has_no_pairs(tmp_path):
 
 
 def test_methods_come_in_the_order_people_name_them_though_json_sorts_them():
-    methods = named(dict(sorted(synthetic.HEADLINE.items())))
+    methods = selection.methods(dict(sorted(synthetic.METHODS.items())))
     assert list(methods) == ["plain SGD", "momentum", "RMSprop", "value clip", "norm clip"]
 
 

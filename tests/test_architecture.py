@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "events": {"measures", "schema"},
     "cell": {"registry", "schema"},
     "task": {"cell"},
+    "tolerance": set(),
     "lr_schedules": {"errors", "registry"},
     "study": {"errors", "registry", "schema", "events", "cell", "lr_schedules"},
     # the motion
@@ -61,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fast": {"errors"},
     "throughput": {*MATTER, "optimizers", "fast", "schema", "cell", "task", "feed", "step", "engines"},
     "conformance": {*MATTER, "optimizers", "measures", "events", "cell", "feed", "step", "engines"},
-    "gate": {*MATTER, *MEMORY, "task", "study", "fast", "statistics", "feed", "engines", "execute", "protocol"},
+    "gate": {*MATTER, *MEMORY, "tolerance", "task", "study", "fast", "statistics", "feed", "engines", "execute", "protocol"},
     # a run from end to end
     "protocol": {
         *MEMORY,
@@ -77,7 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "execute",
         "throughput",
     },
-    "replay": {*MEMORY, "measures", "registry", "events", "study", "engines", "execute", "protocol"},
+    "replay": {*MEMORY, "tolerance", "measures", "registry", "events", "study", "engines", "execute", "protocol"},
 }
 # cli sees all; nothing sees cli, but `python -m clipbench`
 MAY_IMPORT |= {"cli": set(MAY_IMPORT), "__main__": {"cli"}}

@@ -347,7 +347,7 @@ def test_the_validation_loss_is_measured_from_the_optimum_as_well():
 def test_a_curve_of_one_step_or_none_has_a_verdict(rows, reference, unbounded):
     result = verdict(rows, reference, unbounded=unbounded)
     assert (result.status == "diverged") == bool(ends(rows).any())
-    assert result.outcome in schema.OUTCOMES
+    assert result.outcome in [*schema.Outcome]
 
 
 any_float = st.floats(width=64)
@@ -364,10 +364,10 @@ def test_any_curve_has_sorted_events_and_a_verdict(rows, reference, optimum, unb
     steps = [event.step for event in events]
     assert steps == sorted(steps)
     assert all(0 <= step < len(rows) for step in steps)
-    assert {event.kind for event in events} <= set(schema.KINDS)
+    assert {event.kind for event in events} <= set(schema.Kind)
     result = judge(rows, events, reference, optimum, unbounded, validation_loss)
-    assert result.status in schema.STATUSES
-    assert result.outcome in schema.OUTCOMES
+    assert result.status in [*schema.Status]
+    assert result.outcome in [*schema.Outcome]
     assert (result.status == "diverged") == (result.reason is not None) == (result.diverged_at is not None)
     if result.reason is not None:
         assert (result.diverged_at, result.reason) in {(event.step, event.kind) for event in events}

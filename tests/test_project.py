@@ -16,6 +16,7 @@ from packaging.version import Version
 
 import clipbench
 from clipbench import protocol, schema, study, task
+from clipbench.analysis.outcomes import Note
 
 IMPORTED_AS = {"scikit-learn": "sklearn"}
 
@@ -115,10 +116,19 @@ def test_the_study_that_readme_shows_is_one(tmp_path):
 def test_words_defines_what_rows_and_phases_are_called(checkout):
     text = (checkout / "docs" / "words.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", text, flags=re.MULTILINE))
-    for word, terms in (("status", schema.STATUSES), ("outcome", schema.OUTCOMES), ("phase", protocol.PHASES)):
+    for word, terms in (("status", schema.Status), ("outcome", schema.Outcome), ("phase", protocol.PHASES)):
         assert [term for term in terms if term not in rows[word]] == []
     assert len(rows) > 30
     assert [name for name in re.findall(r"`task\.(\w+)`", text) if not hasattr(task, name)] == []
+
+
+def test_words_lists_the_words_of_the_tables_with_their_meanings(checkout):
+    text = (checkout / "docs" / "words.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (\w+) \| ([^|]+) \| ([^|]+)\. \|$", text, flags=re.MULTILINE)
+    enums = {"status": schema.Status, "outcome": schema.Outcome, "role": schema.Role, "reading": schema.Reading}
+    enums |= {"kind": schema.Kind, "note": Note}
+    wanted = [(column, word, word.meaning[0].upper() + word.meaning[1:]) for column, words in enums.items() for word in words]
+    assert listed == wanted
 
 
 def test_what_a_user_meets_first_speaks_of_the_same_version(checkout):

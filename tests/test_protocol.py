@@ -466,4 +466,4 @@ clip = [{{ name = "none" }}, {{ name = "norm", max_norm = 1.0 }}, {{ name = "nor
         "value clip": "sgd + value",
         "norm clip": "sgd(schedule=step) + norm",
     }
-    assert all(methods == protocol.HEADLINE for methods in found.values())
+    assert all(methods == selection.METHODS for methods in found.values())

@@ -10,7 +10,7 @@ from restored import registry_restored
 from running import called
 from strangers import EMA
 
-from clipbench import feed, measures, protocol, registry, replay, schema, study
+from clipbench import feed, measures, protocol, registry, replay, schema, study, tolerance
 from clipbench.engines import Job
 from clipbench.engines.record import Record
 from clipbench.errors import UsageError
@@ -90,7 +90,7 @@ def test_a_mixed_cell_matches_in_either_engine(made_by, engine, tmp_path):
 
 
 def test_every_dtype_has_a_tolerance():
-    assert replay.TOLERANCE.keys() == feed.DTYPES.keys()
+    assert tolerance.TOLERANCE.keys() == feed.DTYPES.keys()
 
 
 @pytest.mark.parametrize("gone", ["null", "absent"])

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipbench import schema, selection
+from clipbench import selection
 from clipbench.cell import Part
+from clipbench.schema import Outcome, Status
 from clipbench.store import Store
 from clipbench.task import ARM, TASK
 
@@ -157,5 +158,5 @@ def of_task(frame: pd.DataFrame, task: Sequence[Any]) -> pd.DataFrame:
 def counts(cells: pd.DataFrame) -> dict[str, int]:
     """How many cells there are, and how they ended; failed cells have no outcome."""
     outcomes = cells["outcome"].value_counts()
-    ended = {name: int(outcomes.get(name, 0)) for name in schema.OUTCOMES}
-    return {"cells": len(cells), **ended, "failed": int((cells["status"] == "failed").sum())}
+    ended = {str(name): int(outcomes.get(name, 0)) for name in Outcome}
+    return {"cells": len(cells), **ended, "failed": int((cells["status"] == Status.FAILED).sum())}

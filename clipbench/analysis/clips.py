@@ -7,6 +7,7 @@ import pandas as pd
 from clipbench import statistics
 from clipbench.analysis.cells import Components
 from clipbench.analysis.outcomes import compare
+from clipbench.schema import Reading
 from clipbench.task import ARM
 
 CLAIMED = ("norm", "value")
@@ -24,6 +25,6 @@ def claims(drawn: pd.DataFrame, arms_table: pd.DataFrame, components: Components
     A clip that never fired stays in the family with p = 1: it was declared. What is incomplete is not testable.
     """
     family = clip_pairs(arms_table[arms_table["clip"].isin(CLAIMED)])
-    table = compare(drawn[drawn["reading"] == "all"], family, components)
+    table = compare(drawn[drawn["reading"] == Reading.ALL], family, components)
     table["holm"] = statistics.holm(table["p"].to_numpy(dtype=float))
     return table

@@ -6,6 +6,7 @@ import pandas as pd
 
 from clipbench import statistics
 from clipbench.analysis.cells import Components, plain, table_of, workload
+from clipbench.schema import Reading
 from clipbench.task import ARM
 
 CURVE_POINTS = 150
@@ -16,7 +17,7 @@ def curves(recorded: pd.DataFrame, drawn: pd.DataFrame, components: Components, 
 
     Columns ``ARM``, ``seed``, ``cell``, ``ended``, ``step``, ``gap``. Values that are not finite are kept, as ∞.
     """
-    chosen = drawn[(drawn["reading"] == "all") & drawn["cell"].notna()].drop_duplicates("cell")
+    chosen = drawn[(drawn["reading"] == Reading.ALL) & drawn["cell"].notna()].drop_duplicates("cell")
     wanted = recorded[recorded["cell"].isin(chosen["cell"])][["cell", "step", "loss"]]
     lines = dict(iter(plain(wanted).sort_values(["cell", "step"]).groupby("cell", sort=True)))
     frames = []

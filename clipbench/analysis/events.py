@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from clipbench import schema
 from clipbench.analysis.cells import counts, plain, table_of
+from clipbench.schema import Kind, Outcome
 from clipbench.selection import POINT
 from clipbench.task import ARM
 
@@ -15,7 +15,7 @@ def events(store_events: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     merged = plain(store_events).merge(
         plain(cells)[["cell", *ARM, "role", "seed", *POINT, "status", "outcome"]], on="cell", how="inner", sort=False
     )
-    merged["rank"] = merged["kind"].map({kind: rank for rank, kind in enumerate(schema.KINDS)}).fillna(len(schema.KINDS))
+    merged["rank"] = merged["kind"].map({kind: rank for rank, kind in enumerate(Kind)}).fillna(len(Kind))
     order = ["rank", *ARM, "role", "lr", "threshold", "seed", "step"]
     columns = [*ARM, "role", "seed", *POINT, "step", "kind", "value", "detail", "outcome", "cell"]
     return merged.sort_values(order, kind="stable")[columns].reset_index(drop=True)
@@ -32,5 +32,5 @@ def event_counts(recorded: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
         mine = recorded[recorded["cell"].isin(arm["cell"])]
         touched = mine.groupby("kind")["cell"].nunique()
         ended = counts(arm)
-        rows.append({**dict(zip(ARM, key, strict=True)), **ended, **{kind: int(touched.get(kind, 0)) for kind in schema.KINDS}})
-    return table_of(rows, [*ARM, "cells", *schema.OUTCOMES, "failed", *schema.KINDS])
+        rows.append({**dict(zip(ARM, key, strict=True)), **ended, **{str(kind): int(touched.get(kind, 0)) for kind in Kind}})
+    return table_of(rows, [*ARM, "cells", *Outcome, "failed", *Kind])

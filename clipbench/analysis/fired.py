@@ -5,12 +5,13 @@ from __future__ import annotations
 import pandas as pd
 
 from clipbench.analysis.cells import plain
+from clipbench.schema import Role
 from clipbench.task import ARM, THRESHOLD, Threshold
 
 
 def fired(cells: pd.DataFrame) -> pd.DataFrame:
     """Share of steps clipped against the threshold: a row per task, arm and threshold, over all learning rates."""
-    frame = plain(cells[(cells["role"] == "select") & (cells["clip"] != "none")])
+    frame = plain(cells[(cells["role"] == Role.SELECT) & (cells["clip"] != "none")])
     frame = frame[frame["clipped_fraction"].notna()]
     table = frame.groupby([*ARM, *THRESHOLD], dropna=False, sort=True)["clipped_fraction"]
     shares = table.agg(cells="size", median="median", low="min", high="max").reset_index()

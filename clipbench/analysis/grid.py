@@ -7,6 +7,7 @@ import pandas as pd
 
 from clipbench.analysis.cells import Components, workload
 from clipbench.analysis.outcomes import COUNTS, selection_runs, succeeded, without_value, worst_filled
+from clipbench.schema import Outcome
 from clipbench.selection import POINT
 from clipbench.task import ARM
 
@@ -20,7 +21,7 @@ def grid(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
     """
     frame = selection_runs(cells)
     frame["statistic"], frame["no_value"] = "mean", 0
-    frame["value"] = frame["metric_value"].where(frame["ended"] != "diverged").astype(float)
+    frame["value"] = frame["metric_value"].where(frame["ended"] != Outcome.DIVERGED).astype(float)
     for problem, seeds in frame.groupby("problem", sort=True):
         about = workload(components, problem)
         frame.loc[seeds.index, "no_value"] = without_value(seeds, about).astype(int)

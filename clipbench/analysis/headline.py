@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from clipbench.analysis.outcomes import BASELINE, named
+from clipbench.selection import BASELINE, methods
 from clipbench.task import ARM
 
 
@@ -15,5 +15,5 @@ def headline_pairs(arms_table: pd.DataFrame, headline: Mapping[str, str]) -> pd.
     baseline = headline.get(BASELINE)
     if baseline not in set(arms_table["arm"]):
         return pd.DataFrame(columns=[*ARM, "baseline"])
-    others = [arm for name, arm in named(headline).items() if name != BASELINE]
+    others = [arm for name, arm in methods(headline).items() if name != BASELINE]
     return arms_table[arms_table["arm"].isin(others)][ARM].assign(baseline=baseline)

@@ -8,13 +8,14 @@ import pandas as pd
 
 from clipbench.analysis.cells import Components, plain, table_of, workload
 from clipbench.analysis.outcomes import without_value
+from clipbench.schema import Status
 from clipbench.selection import POINT
 from clipbench.task import ARM, TASK
 
 
 def failures(cells: pd.DataFrame) -> pd.DataFrame:
     """Every failed cell with its reason."""
-    frame = plain(cells[cells["status"] == "failed"])
+    frame = plain(cells[cells["status"] == Status.FAILED])
     return frame.sort_values([*ARM, "role", "lr", "threshold", "seed"])[[*ARM, "role", *POINT, "seed", "attempt", "reason", "cell"]]
 
 

@@ -14,19 +14,31 @@ import pandas as pd
 
 from clipbench import selection, statistics
 from clipbench.analysis.cells import Components, plain, table_of, workload
-from clipbench.selection import FIRED, POINT, READINGS
+from clipbench.schema import Outcome, Reading, Role, Status, Word
+from clipbench.selection import FIRED, POINT
 from clipbench.statistics import Interval
 from clipbench.task import ARM, TASK
 
-COUNTS = ("learned", "stalled", "collapsed", "diverged", "failed", "missing")
-BASELINE = "plain SGD"
-METHODS = (BASELINE, "momentum", "RMSprop", "value clip", "norm clip")
+MISSING = "missing"  # what is wanted and was not run
+UNKNOWN = (Status.FAILED, MISSING)
+COUNTS = (*Outcome, *UNKNOWN)  # how a wanted run may have ended
+
+
+class Note(Word):
+    """Why a comparison has no difference to give."""
+
+    NEVER_FIRED = "never fired", "the clip altered next to no gradient: it is the same as none"
+    INCOMPLETE = "incomplete", "a seed failed or is missing"
+    NO_VALUE = "no value", "every seed ran, and one has no metric"
+
+
+READING_LABELS = {Reading.ALL: "all settings", Reading.EQUAL: "equal budget", Reading.UNTUNED: "untuned"}
 
 
 def selection_runs(cells: pd.DataFrame) -> pd.DataFrame:
     """The selection cells with ``ended``: an outcome, or ``failed``."""
-    frame = plain(cells[cells["role"] == "select"])
-    return frame.assign(ended=np.where(frame["status"] == "failed", "failed", frame["outcome"].astype(object)))
+    frame = plain(cells[cells["role"] == Role.SELECT])
+    return frame.assign(ended=np.where(frame["status"] == Status.FAILED, Status.FAILED, frame["outcome"].astype(object)))
 
 
 def draws(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
@@ -37,7 +49,7 @@ def draws(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
     """
     asked = _asked(cells, protocol)
     keys = [*ARM, "seed", "lr", "relative", "absolute"]
-    runs = plain(cells[cells["role"] == "report"])
+    runs = plain(cells[cells["role"] == Role.REPORT])
     # A relative threshold identifies the setting by itself: a cell that failed early has no resolved one.
     for frame in (asked, runs):
         frame["absolute"] = np.where(frame["relative"].isna(), frame["threshold"], np.nan).astype(float)
@@ -46,16 +58,16 @@ def draws(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
         *("steps_to_target", "clipped_fraction", "grad_norm_median", "engine", "environment"),
     ]
     merged = asked.merge(runs[[*keys, *taken]], on=keys, how="left", sort=False).drop(columns="absolute")
-    absent, broken = merged["cell"].isna(), (merged["status"] == "failed").fillna(False)
-    merged["ended"] = np.where(absent, "missing", np.where(broken, "failed", merged["outcome"].astype(object)))
-    merged["value"] = merged["metric_value"].astype(float).where(merged["ended"] != "diverged")
+    absent, broken = merged["cell"].isna(), (merged["status"] == Status.FAILED).fillna(False)
+    merged["ended"] = np.where(absent, MISSING, np.where(broken, Status.FAILED, merged["outcome"].astype(object)))
+    merged["value"] = merged["metric_value"].astype(float).where(merged["ended"] != Outcome.DIVERGED)
     return merged
 
 
 def _asked(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
     seeds = dict.fromkeys(cells["problem"].unique(), 0)
     seeds |= {problem: int(phases["report"]) for problem, phases in protocol.get("seeds", {}).items()}
-    headline = list(named(protocol.get("headline", {})).values())
+    headline = list(selection.methods(protocol.get("headline", {})).values())
     scores = selection.score(cells)
     untuned = protocol.get("untuned")
     asked = selection.readings(scores, seeds, untuned, untuned.get("arms", headline) if untuned else headline)
@@ -79,7 +91,7 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
         statistic, interval, successes = _estimate(seeds, about)
         fired = seeds["clipped_fraction"].astype(float)
         target = seeds["steps_to_target"].astype(float)
-        known = ~seeds["ended"].isin(["failed", "missing"])
+        known = ~seeds["ended"].isin(UNKNOWN)
         points = seeds.drop_duplicates(POINT)
         one = points.iloc[0] if len(points) == 1 else dict.fromkeys(POINT, math.nan)
         rows.append(
@@ -99,7 +111,7 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
                 "relative": one["relative"],
                 "settings": len(points),
                 "budget": int(seeds["budget"].iloc[0]),
-                "edge": (seeds["edge"].iloc[0] or "") if key["reading"] == "all" else "",
+                "edge": (seeds["edge"].iloc[0] or "") if key["reading"] == Reading.ALL else "",
                 "no_value": int(without_value(seeds, about).sum()),
                 "steps_to_target": statistics.median_interval(target[known].fillna(math.inf)).estimate,
                 "reached": int(target.notna().sum()),
@@ -145,13 +157,13 @@ def worst_filled(seeds: pd.DataFrame, about: Mapping[str, Any]) -> np.ndarray[An
     """
     worst = -math.inf if about["higher_is_better"] else math.inf
     values = seeds["value"].to_numpy(dtype=float)
-    unknown = seeds["ended"].isin(["failed", "missing"]).to_numpy(dtype=bool) | (values == -worst)
-    return np.where(unknown, np.nan, np.where((seeds["ended"] == "diverged").to_numpy(dtype=bool), worst, values))
+    unknown = seeds["ended"].isin(UNKNOWN).to_numpy(dtype=bool) | (values == -worst)
+    return np.where(unknown, np.nan, np.where((seeds["ended"] == Outcome.DIVERGED).to_numpy(dtype=bool), worst, values))
 
 
 def without_value(seeds: pd.DataFrame, about: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which seeds ran, did not diverge, and have no metric: unknown, not bad."""
-    return np.isnan(worst_filled(seeds, about)) & ~seeds["ended"].isin(["failed", "missing"]).to_numpy(dtype=bool)
+    return np.isnan(worst_filled(seeds, about)) & ~seeds["ended"].isin(UNKNOWN).to_numpy(dtype=bool)
 
 
 def succeeded(seeds: pd.DataFrame, about: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -174,14 +186,13 @@ def _never_fired(seeds: pd.DataFrame) -> bool:
 def compare(drawn: pd.DataFrame, pairs: pd.DataFrame, components: Components) -> pd.DataFrame:
     """Paired differences, arm minus baseline, on the same report seeds; positive is better, whatever the metric's direction.
 
-    ``pairs`` has ``ARM`` and ``baseline``. ``note`` says why there is no difference to give: ``never fired``,
-    ``incomplete`` (a seed failed or is missing), ``no value`` (all ran, but one has no metric).
+    ``pairs`` has ``ARM`` and ``baseline``. ``note`` says why there is no difference to give, a `Note`.
     """
     sides = dict(iter(drawn.groupby([*ARM, "reading"], sort=True)))
     rows = []
     for pair in pairs.to_dict("records"):
         task, about = [pair[name] for name in TASK], workload(components, pair["problem"])
-        for reading in READINGS:
+        for reading in Reading:
             arm, baseline = sides.get((*task, pair["arm"], reading)), sides.get((*task, pair["baseline"], reading))
             if arm is None or baseline is None:
                 continue
@@ -198,10 +209,10 @@ def _difference(arm: pd.DataFrame, baseline: pd.DataFrame, about: Mapping[str, A
     nothing = {"n": len(both), "statistic": "", "estimate": np.nan, "low": np.nan, "high": np.nan, "p": np.nan}
     a, b = worst_filled(first, about), worst_filled(second, about)
     if np.isnan(a).any() or np.isnan(b).any() or len(both) < len(arm):
-        gone = any(side["ended"].isin(["failed", "missing"]).any() for side in (first, second))
-        return {**nothing, "note": "incomplete" if gone or len(both) < len(arm) else "no value"}
+        gone = any(side["ended"].isin(UNKNOWN).any() for side in (first, second))
+        return {**nothing, "note": Note.INCOMPLETE if gone or len(both) < len(arm) else Note.NO_VALUE}
     if _never_fired(first):
-        return {**nothing, "p": 1.0, "note": "never fired"}
+        return {**nothing, "p": 1.0, "note": Note.NEVER_FIRED}
     if about["success"] is not None:
         won, lost = succeeded(first, about), succeeded(second, about)
         interval = statistics.share_difference(int(won.sum()), int(lost.sum()), len(both))
@@ -210,9 +221,3 @@ def _difference(arm: pd.DataFrame, baseline: pd.DataFrame, about: Mapping[str, A
     interval = statistics.paired_difference(gaps, np.zeros_like(gaps))
     statistic = "mean" if np.isfinite(gaps).all() else "median"
     return {**nothing, "statistic": statistic, **interval._asdict(), "p": statistics.paired_p(gaps), "note": ""}
-
-
-def named(headline: Mapping[str, str]) -> dict[str, str]:
-    """The protocol's named methods, method → arm, in the order people name them (a JSON page knows no order)."""
-    rank = {name: number for number, name in enumerate(METHODS)}
-    return dict(sorted(headline.items(), key=lambda item: (rank.get(item[0], len(rank)), item[0])))

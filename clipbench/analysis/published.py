@@ -18,6 +18,7 @@ import pandas as pd
 
 from clipbench.analysis.cells import Components, plain, table_of, workload
 from clipbench.analysis.outcomes import succeeded
+from clipbench.schema import Role, Status
 
 PASCANU = "Pascanu, Mikolov & Bengio 2013"
 ZHANG = "Zhang, He, Sra & Jadbabaie 2020"
@@ -153,7 +154,7 @@ def published(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
     nothing is asked. ``complete`` and ``holds`` are of the whole claim: whether as many runs as it needs have ended by
     themselves, and whether it holds, which one that is not complete never does.
     """
-    frame = plain(cells[(cells["role"] == "select") & (cells["optimizer"] == "sgd") & (cells["dtype"] == "float64")])
+    frame = plain(cells[(cells["role"] == Role.SELECT) & (cells["optimizer"] == "sgd") & (cells["dtype"] == "float64")])
     documents = frame["settings"].map(json.loads)
     frame = frame.assign(
         own=[document["workload"]["settings"] for document in documents],
@@ -168,7 +169,7 @@ def published(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
         sides = [_of(frame, claim, side) for side in claim.sides]
         if any(side.empty for side in sides):
             continue
-        ran = [side[side["status"] != "failed"] for side in sides]
+        ran = [side[side["status"] != Status.FAILED] for side in sides]
         complete = all(_enough(mine, claim.runs) for mine in ran)
         seen = [_value(side, claim.measure, components) for side in ran]
         within = all(side.low <= value <= side.high for side, value in zip(claim.sides, seen, strict=True))

@@ -10,6 +10,7 @@ import pandas as pd
 
 from clipbench.analysis.cells import table_of
 from clipbench.analysis.outcomes import selection_runs
+from clipbench.schema import Outcome
 from clipbench.selection import POINT
 from clipbench.task import ARM, THRESHOLD, Threshold
 
@@ -24,7 +25,7 @@ def stable(cells: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     ended = selection_runs(cells)
-    settled = ended.assign(stable=ended["ended"] == "learned").groupby([*ARM, *POINT], dropna=False, sort=True)["stable"]
+    settled = ended.assign(stable=ended["ended"] == Outcome.LEARNED).groupby([*ARM, *POINT], dropna=False, sort=True)["stable"]
     for values, arm in settled.all().reset_index().groupby(ARM, sort=True):
         key = dict(zip(ARM, values, strict=True))
         axis = sorted(arm["lr"].unique())

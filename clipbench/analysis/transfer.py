@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from clipbench import schema, selection, statistics
+from clipbench import selection, statistics
 from clipbench.analysis.cells import plain, table_of
+from clipbench.schema import UNSTABLE, Role, Status
 from clipbench.task import ARM
 
 BASES = ("absolute", "relative")
@@ -53,15 +54,15 @@ def carried(cells: pd.DataFrame) -> pd.DataFrame:
 
 def _grid(cells: pd.DataFrame) -> pd.DataFrame:
     """The clipped selection cells of the study's own grid, with ``basis``, and with ``threshold`` as the study wrote it."""
-    own = (cells["role"] == "select") & ~cells["extended"].astype(bool) & (cells["clip"] != "none")
+    own = (cells["role"] == Role.SELECT) & ~cells["extended"].astype(bool) & (cells["clip"] != "none")
     frame = plain(cells[own])
     relative, value = frame["relative"].notna(), frame["validation_value"].astype(float)
-    spoiled = frame["outcome"].isin(schema.UNSTABLE) | ~np.isfinite(value)
+    spoiled = frame["outcome"].isin(UNSTABLE) | ~np.isfinite(value)
     frame = frame.assign(
         basis=np.where(relative, "relative", "absolute"),
         threshold=frame["relative"].where(relative, frame["threshold"]),
         relative=math.nan,  # one multiple is another number under every condition, and no number at all of a failed cell
-        loss=value.mask(spoiled, np.inf).mask(frame["status"] == "failed", np.nan),
+        loss=value.mask(spoiled, np.inf).mask(frame["status"] == Status.FAILED, np.nan),
     )
     several = frame.groupby([*ARM, "basis"])["threshold"].nunique().ge(FEWEST)
     both = several.groupby(ARM).sum().eq(len(BASES))

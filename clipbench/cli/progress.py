@@ -11,6 +11,7 @@ import click
 from tqdm import tqdm
 
 from clipbench.cli.words import duration
+from clipbench.schema import Status
 
 if TYPE_CHECKING:
     from clipbench.engines import Record
@@ -65,7 +66,7 @@ class Bars:
 
     def record(self, record: Record) -> None:
         self.failed += record.failure is not None
-        self.diverged += record.verdict is not None and record.verdict.status == "diverged"
+        self.diverged += record.verdict is not None and record.verdict.status == Status.DIVERGED
         self.done += 1
         if self.bar is not None:
             self.bar.set_postfix(diverged=self.diverged, failed=self.failed, refresh=False)

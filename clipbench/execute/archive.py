@@ -13,6 +13,7 @@ from clipbench import measures, summary
 from clipbench.engines import Record
 from clipbench.execute.executor import Portion
 from clipbench.execute.machine import key_of
+from clipbench.schema import Status
 from clipbench.store import Store, keeps_curve
 
 SHARD_CELLS = 64
@@ -91,7 +92,7 @@ def cell_row(record: Record, worker: int, environment: str, attempt: int) -> dic
         "device": cell.device,
         "dtype": cell.dtype,
         "engine": record.engine,
-        "status": verdict.status if verdict else "failed",
+        "status": verdict.status if verdict else Status.FAILED,
         "outcome": verdict.outcome if verdict else None,
         "reason": verdict.reason if verdict else record.failure,
         "diverged_at": verdict.diverged_at if verdict else None,

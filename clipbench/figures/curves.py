@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipbench.figures.style import FAINT, INK, arm_colours, blank, decades, order, setting, styled
+from clipbench.schema import Outcome
 
 
 @styled
@@ -52,9 +53,9 @@ def _panel(axes: Axes, mine: pd.DataFrame, tint: str) -> None:
     for _, line in mine.groupby("seed", sort=True):
         shown = line[np.isfinite(line["gap"]) & (line["gap"] > 0)]
         axes.plot(shown["step"], shown["gap"], "-", lw=0.5, color=tint, alpha=0.45)
-        if line["ended"].iloc[0] == "diverged" and len(shown):
+        if line["ended"].iloc[0] == Outcome.DIVERGED and len(shown):
             axes.plot(shown["step"].iloc[-1:], shown["gap"].iloc[-1:], "x", ms=5, mew=1.1, color=INK, zorder=5)
-        lost += line["ended"].iloc[0] == "diverged"
+        lost += line["ended"].iloc[0] == Outcome.DIVERGED
     seeds = mine["seed"].nunique()
     # A run that ended early stays in the median, as infinite: the median line ends where half of the seeds have.
     table = mine.pivot_table(index="step", columns="seed", values="gap", aggfunc="first", dropna=False)

@@ -15,10 +15,12 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from clipbench.figures.style import blank, number, order, styled
+from clipbench.schema import Outcome, Status
 from clipbench.task import Threshold, axis_label
 
-LETTERS = {"diverged": "D", "collapsed": "C", "stalled": "S", "failed": "F", "no_value": "?"}
-HATCHES = {"diverged": "xxxx", "collapsed": "////", "stalled": "----", "failed": "||||", "no_value": "...."}
+LETTERS = {Outcome.DIVERGED: "D", Outcome.COLLAPSED: "C", Outcome.STALLED: "S", Status.FAILED: "F", "no_value": "?"}
+HATCHES = {Outcome.DIVERGED: "xxxx", Outcome.COLLAPSED: "////", Outcome.STALLED: "----", Status.FAILED: "||||", "no_value": "...."}
+BLANK = (Outcome.DIVERGED, Status.FAILED, "no_value")  # a cell with one of these has no mean
 SHADES = 40  # matplotlib draws a colour bar of 50 shades or more as an embedded bitmap
 
 
@@ -69,7 +71,7 @@ def draw(
         scale.ax.yaxis.set_minor_locator(NullLocator())
     handles = [
         Patch(
-            facecolor="#d9d9d9" if name in ("diverged", "failed", "no_value") and not (shares and name == "diverged") else "white",
+            facecolor="#d9d9d9" if name in BLANK and not (shares and name == Outcome.DIVERGED) else "white",
             edgecolor="#555555",
             hatch=HATCHES[name],
             label=f"{letter} {name.replace('_', ' ')}",

@@ -14,12 +14,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from clipbench.analysis.cells import of_task
-from clipbench.analysis.outcomes import BASELINE
+from clipbench.analysis.outcomes import READING_LABELS
 from clipbench.figures.style import FAINT, INK, arm_colours, blank, decades, number, styled
-from clipbench.selection import READINGS
+from clipbench.schema import Outcome, Reading
+from clipbench.selection import BASELINE
 
-READING_MARKERS = {"all": "o", "equal": "s", "untuned": "D"}
-READING_WORDS = {"all": "all settings", "equal": "equal budget", "untuned": "untuned"}
+READING_MARKERS = {Reading.ALL: "o", Reading.EQUAL: "s", Reading.UNTUNED: "D"}
 
 
 @styled
@@ -46,12 +46,12 @@ def draw(
             [],
             marker=READING_MARKERS[name],
             color=INK,
-            markerfacecolor=INK if name != "untuned" else "white",
+            markerfacecolor=INK if name != Reading.UNTUNED else "white",
             lw=1.2,
             ms=5,
             label=word,
         )
-        for name, word in READING_WORDS.items()
+        for name, word in READING_LABELS.items()
         if name in used
     ]
     handles.append(Line2D([], [], marker="o", color=FAINT, alpha=0.6, lw=0, ms=3, label="one seed"))
@@ -76,9 +76,9 @@ def _panel(
     logarithmic = not panel["success"] and len(finite) > 0 and finite.min() > 0 and finite.max() / finite.min() > 50
     low, high = _span(_fenced(finite, here["estimate"]), panel["success"], logarithmic)
     worst = low if panel["higher_is_better"] else high
-    used = set()
+    used: set[str] = set()
     for row, (_, arm) in enumerate(methods.items()):
-        for offset, reading in zip((-0.25, 0.0, 0.25), READINGS, strict=True):
+        for offset, reading in zip((-0.25, 0.0, 0.25), Reading, strict=True):
             one = here[(here["arm"] == arm) & (here["reading"] == reading)]
             if one.empty:
                 continue
@@ -94,7 +94,7 @@ def _panel(
                         shift = (6, -2.2) if glyph == "<" else (-6, -2.2)
                         side = "left" if glyph == "<" else "right"
                         axes.annotate(f"{beyond.sum()}", (edge, y), shift, textcoords="offset points", fontsize=6, ha=side)
-            lost = int((mine["ended"] == "diverged").sum())
+            lost = int((mine["ended"] == Outcome.DIVERGED).sum())
             if lost:
                 axes.plot([worst], [y], "x", ms=5, color=INK, clip_on=False, zorder=5)
                 shift = (5, -2.2) if panel["higher_is_better"] else (-5, -2.2)
@@ -104,11 +104,11 @@ def _panel(
                 bounds = np.clip([result["low"], result["high"]], low, high)
                 if not np.isnan(bounds).any():
                     axes.plot(bounds, [y, y], "-", color=tints[arm], lw=1.6, solid_capstyle="butt")
-                face = "white" if reading == "untuned" else tints[arm]
+                face = "white" if reading == Reading.UNTUNED else tints[arm]
                 axes.plot(
                     [result["estimate"]], [y], READING_MARKERS[reading], ms=5.5, color=tints[arm], mfc=face, mew=1.1, zorder=4
                 )
-    baseline = here[(here["arm"] == methods.get(BASELINE)) & (here["reading"] == "equal")]["estimate"]
+    baseline = here[(here["arm"] == methods.get(BASELINE)) & (here["reading"] == Reading.EQUAL)]["estimate"]
     if len(baseline) and np.isfinite(baseline.iloc[0]):
         axes.axvline(baseline.iloc[0], color=FAINT, lw=0.8, ls=(0, (4, 3)), zorder=0)
     axes.set_yticks(range(len(methods)), list(methods))

@@ -14,11 +14,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbench.schema import Word
+
 Array = NDArray[np.float64]
 
 AGREEMENT = 0.03  # within which the reference must find itself
 QUIETEST = 0.25  # the share of the rounds that the paired median is taken over
-PASS, ALARM, INCONCLUSIVE = "pass", "alarm", "inconclusive"
+
+
+class Decision(Word):
+    """What one measurement says of a benchmark."""
+
+    PASS = "pass", "no slower than its reference, within the limits"
+    ALARM = "alarm", "slower than the limits allow, until a fresh process says otherwise"
+    INCONCLUSIVE = "inconclusive", "the machine was too noisy to tell"
+
+
+PASS, ALARM, INCONCLUSIVE = Decision
 
 
 @dataclass(frozen=True)
@@ -65,8 +77,8 @@ def compared(ours: Array, reference: Array) -> tuple[float, float]:
     return float(ours.min() / reference.min()), float(np.median(ours[quiet] / reference[quiet]))
 
 
-def decide(samples: Samples, min_ratio: float, paired_median: float) -> str:
-    """``pass``, ``alarm`` or ``inconclusive``.
+def decide(samples: Samples, min_ratio: float, paired_median: float) -> Decision:
+    """What the samples say.
 
     :param min_ratio: from where the least ratio alarms; ``paired_median`` likewise.
     """
@@ -77,7 +89,7 @@ def decide(samples: Samples, min_ratio: float, paired_median: float) -> str:
     return PASS if samples.agrees else INCONCLUSIVE
 
 
-def confirmed(first: str, others: list[str]) -> str:
+def confirmed(first: Decision, others: list[Decision]) -> Decision:
     """The decision after a measurement and those that repeat it: an alarm stands if every one of them alarms."""
     if first != ALARM or PASS in others:
         return INCONCLUSIVE if first == INCONCLUSIVE else PASS

@@ -31,21 +31,20 @@ from clipbench import execute, protocol, registry, statistics
 from clipbench.cell import identity
 from clipbench.errors import UsageError
 from clipbench.gate.limits import Limits
-from clipbench.gate.verdict import INCONCLUSIVE, MOVED, NEAR, PASS, REGRESSION, SAME, STATES, Finding, Reason
+from clipbench.gate.verdict import INCONCLUSIVE, MOVED, NEAR, PASS, REGRESSION, SAME, Finding, Reason, State, Verdict
 from clipbench.protocol import pages
 from clipbench.protocol.watcher import Watcher
-from clipbench.schema import UNSTABLE
+from clipbench.schema import UNSTABLE, Status
 from clipbench.store import Store
 from clipbench.study import Study
 from clipbench.task import ARM
+from clipbench.tolerance import TOLERANCE, apart
 
 Row = dict[str, Any]
 
 LEVEL = 0.05  # of the whole family
 FEWEST = 6  # pairs that differ: fewer cannot reach the level, however alike they are
 FIRED = 0.01  # the least difference in the share of steps in which a clip fires that counts
-TOLERANCE = {"float32": 1e-3, "float64": 1e-8}  # relative, where the same bits cannot be asked for
-MIXED_TOLERANCE = 1e-2
 SETTING = (*ARM, "relative", "lr")  # what the seeds of one test share
 NUMBERS = (
     *("threshold", "initial_loss", "final_loss", "best_loss", "metric_value", "validation_value", "grad_norm_median"),
@@ -187,7 +186,7 @@ def compare(name: str, before: Run, now: Run, margin: float) -> Finding:
     """
     common = [cell for cell in before.cells if cell in now.cells]
     states = {cell: _state(before.cells[cell], now.cells[cell], margin) for cell in common}
-    counts = {state: sum(found == state for found in states.values()) for state in STATES}
+    counts = {str(state): sum(found == state for found in states.values()) for state in State}
     in_one = len(set(before.cells) ^ set(now.cells))
     moved = {cell for cell, state in states.items() if state == MOVED}
     settings = [cells for cells in _settings(before, common) if moved & set(cells)]
@@ -214,10 +213,10 @@ def compare(name: str, before: Run, now: Run, margin: float) -> Finding:
     }
     platform = _same_platform(before, now)
 
-    def finding(verdict: str, reason: Reason, **details: Any) -> Finding:
+    def finding(verdict: Verdict, reason: Reason, **details: Any) -> Finding:
         return Finding("learning", name, verdict, reason, numbers, {"same_platform": platform, **details})
 
-    if failed := [cell for cell in common if now.cells[cell]["status"] == "failed" != before.cells[cell]["status"]]:
+    if failed := [cell for cell in common if now.cells[cell]["status"] == Status.FAILED != before.cells[cell]["status"]]:
         row = now.cells[failed[0]]
         first = {"problem": row["problem"], "arm": row["arm"], "error": row["reason"]}
         return finding(REGRESSION, Reason.FAILED, failed=len(failed), **first)
@@ -233,7 +232,7 @@ def compare(name: str, before: Run, now: Run, margin: float) -> Finding:
 
 def _unaccounted(
     before: Run, now: Run, settings: Sequence[Sequence[str]], moved: set[str], tested: int, platform: bool
-) -> tuple[str, Reason, dict[str, Any]]:
+) -> tuple[Verdict, Reason, dict[str, Any]]:
     """A verdict on stable runs that moved, though not significantly for the worse; its reason, and what is told of it.
 
     Of a run that was unstable the last bits decide everything: that it moved says nothing.
@@ -260,7 +259,7 @@ def _unaccounted(
     return INCONCLUSIVE, Reason.TOO_FEW_SEEDS, told | {"seeds": seeds}
 
 
-def _state(then: Row, here: Row, margin: float) -> str:
+def _state(then: Row, here: Row, margin: float) -> State:
     """Whether a cell's numbers are the same bits, within a tolerance, or neither."""
     if any(_given(then[name]) != _given(here[name]) for name in WORDS):
         return MOVED
@@ -268,10 +267,10 @@ def _state(then: Row, here: Row, margin: float) -> str:
     pairs |= {name: (then[name], here[name]) for name in ARRAYS if name in then and name in here}
     if all(np.array_equal(old, new, equal_nan=True) for old, new in pairs.values()):
         return SAME
-    tolerance = TOLERANCE.get(str(here["dtype"]), MIXED_TOLERANCE)
+    tolerance = TOLERANCE[str(here["dtype"])]
     metric = pairs.pop("metric_value")
-    near = all(_apart(old, new) <= tolerance for old, new in pairs.values())
-    return NEAR if near and _apart(*metric, relative=False) <= margin else MOVED
+    near = all(apart(old, new) <= tolerance for old, new in pairs.values())
+    return NEAR if near and apart(*metric, relative=False) <= margin else MOVED
 
 
 def _given(value: Any) -> Any:
@@ -280,17 +279,6 @@ def _given(value: Any) -> Any:
 
 def _number(value: Any) -> float:
     return np.nan if _given(value) is None else float(value)
-
-
-def _apart(old: np.ndarray, new: np.ndarray, relative: bool = True) -> float:
-    """The largest difference, by the largest value where relative; ∞ where other values are finite."""
-    if len(old) != len(new) or not np.array_equal(np.isfinite(old), np.isfinite(new)):
-        return np.inf
-    both = np.isfinite(old)
-    if not both.any():
-        return 0.0
-    largest = np.abs(old[both]).max() if relative else 1.0
-    return float(np.abs(old - new)[both].max() / max(largest, np.finfo(float).tiny))
 
 
 def _same_platform(before: Run, now: Run) -> bool:
@@ -307,7 +295,7 @@ def _same_platform(before: Run, now: Run) -> bool:
 def _began_alike(before: Run, now: Run, cells: Sequence[str]) -> bool:
     """Whether the first loss of every cell is that of the baseline: the same data, weights and first batch."""
     pairs = ((_number(before.cells[cell]["initial_loss"]), _number(now.cells[cell]["initial_loss"])) for cell in cells)
-    return all(_apart(np.array([old]), np.array([new])) <= TOLERANCE["float32"] for old, new in pairs)
+    return all(apart(np.array([old]), np.array([new])) <= TOLERANCE["float32"] for old, new in pairs)
 
 
 @dataclass(frozen=True)
@@ -376,7 +364,7 @@ def _fired(rows: Sequence[Row]) -> np.ndarray:
 
 
 def _unstable(rows: Sequence[Row]) -> np.ndarray:
-    return np.array([row["status"] == "failed" or row["outcome"] in UNSTABLE for row in rows])
+    return np.array([row["status"] == Status.FAILED or row["outcome"] in UNSTABLE for row in rows])
 
 
 def _middle(gaps: np.ndarray) -> float:

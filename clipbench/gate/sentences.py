@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipbench.gate.sampling import Broken, Failure
-from clipbench.gate.verdict import CODES, INCONCLUSIVE, PASS, REGRESSION, STATES, Finding, Reason, overall
+from clipbench.gate.verdict import CODES, INCONCLUSIVE, PASS, REGRESSION, Finding, Reason, State, overall
 
 MARKS = {PASS: "passes", REGRESSION: "REGRESSION", INCONCLUSIVE: "inconclusive"}
 OVERALL = {
@@ -89,7 +89,7 @@ def _speed(finding: Finding) -> dict[str, str]:
 
 def _learning(finding: Finding) -> dict[str, str]:
     numbers, better = finding.numbers, finding.numbers["better"]
-    states = ", ".join(f"{numbers[state]} {state.replace('_', ' ')}" for state in STATES if numbers[state])
+    states = ", ".join(f"{numbers[state]} {state.replace('_', ' ')}" for state in State if numbers[state])
     platform = "" if finding.details["same_platform"] else " (another processor, torch or engine made the baseline)"
     chosen = numbers["in_one_of_the_two_only"]
     tests = f"{numbers['tests']} paired tests find {f'{better} better and nothing' if better else 'nothing'} worse"

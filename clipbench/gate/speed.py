@@ -7,14 +7,14 @@ from pathlib import Path
 
 from clipbench.errors import UsageError
 from clipbench.gate import decision, sentences
-from clipbench.gate.decision import Samples
+from clipbench.gate.decision import Decision, Samples
 from clipbench.gate.limits import Bench, Limits, Machine
 from clipbench.gate.sampling import Broken, Measurement, measure
 from clipbench.gate.verdict import INCONCLUSIVE, PASS, REGRESSION, Finding, Reason
 
 CONFIRMATIONS = 3
 
-Decided = tuple[str, list[Samples | Broken]]  # the decision, and what it was made from: the first process, then fresh ones
+Decided = tuple[Decision, list[Samples | Broken]]  # the decision, and what it was made from: the first process, then fresh ones
 
 
 def findings(limits: Limits, here: Machine) -> list[Finding]:
@@ -28,12 +28,12 @@ def findings(limits: Limits, here: Machine) -> list[Finding]:
 
 
 def decisions(measurements: Sequence[Measurement], files: Path) -> list[Decided]:
-    """``pass``, ``alarm`` or ``inconclusive`` for each, after every alarm has been looked at in fresh processes."""
+    """The decision on each, after every alarm has been looked at in fresh processes."""
     results = measure(measurements, files)
     firsts = [_decided(one, result) for one, result in zip(measurements, results, strict=True)]
     taken = [[result] for result in results]
     # What is broken is so at once: to run it again would mend nothing.
-    repeats: dict[int, list[str]] = {
+    repeats: dict[int, list[Decision]] = {
         number: []
         for number, (first, result) in enumerate(zip(firsts, results, strict=True))
         if first == decision.ALARM and isinstance(result, Samples)
@@ -49,7 +49,7 @@ def decisions(measurements: Sequence[Measurement], files: Path) -> list[Decided]
     ]
 
 
-def _decided(measurement: Measurement, result: Samples | Broken) -> str:
+def _decided(measurement: Measurement, result: Samples | Broken) -> Decision:
     if isinstance(result, Broken):
         if result.fault == "page":
             raise UsageError(f'"{measurement.bench.name}": its reference {sentences.why(result)}.')
@@ -57,7 +57,7 @@ def _decided(measurement: Measurement, result: Samples | Broken) -> str:
     return decision.decide(result, *measurement.limits)
 
 
-def _finding(bench: Bench, decided: str, measured: list[Samples | Broken], machine: Machine | None, here: Machine) -> Finding:
+def _finding(bench: Bench, decided: Decision, measured: list[Samples | Broken], machine: Machine | None, here: Machine) -> Finding:
     first = measured[0]
     if isinstance(first, Broken):
         verdict = INCONCLUSIVE if first.fault == "machine" else REGRESSION

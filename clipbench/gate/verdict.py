@@ -10,9 +10,28 @@ from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from typing import Any
 
-PASS, REGRESSION, INCONCLUSIVE = "pass", "regression", "inconclusive"
+from clipbench.schema import Word
+
+
+class Verdict(Word):
+    """What the gate says of a benchmark, of a study, or of all."""
+
+    PASS = "pass", "no slower, and learns no worse, than it did"
+    REGRESSION = "regression", "slower, or learns worse, than it did"
+    INCONCLUSIVE = "inconclusive", "nobody can tell here and now"
+
+
+class State(Word):
+    """What became of a cell's numbers since the baseline."""
+
+    SAME = "same_bits", "every number has the same bits"
+    NEAR = "within_a_tolerance", "numbers differ by no more than rounding explains"
+    MOVED = "moved", "a number differs by more, or a word is another"
+
+
+PASS, REGRESSION, INCONCLUSIVE = Verdict
 CODES = {PASS: 0, REGRESSION: 1, INCONCLUSIVE: 3}
-SAME, NEAR, MOVED = STATES = ("same_bits", "within_a_tolerance", "moved")  # of a cell's numbers
+SAME, NEAR, MOVED = State
 
 
 class Reason(StrEnum):
@@ -51,20 +70,19 @@ class Finding:
     """One thing looked at: a benchmark, or a study against its baseline.
 
     :param part: ``speed`` or ``learning``.
-    :param verdict: ``pass``, ``regression`` or ``inconclusive``.
     :param numbers: what the verdict was read from, by name.
     :param details: what else its sentence tells, by name.
     """
 
     part: str
     name: str
-    verdict: str
+    verdict: Verdict
     reason: Reason
     numbers: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def overall(findings: Sequence[Finding]) -> str:
+def overall(findings: Sequence[Finding]) -> Verdict:
     """The verdict on all: one regression is one; without any, one inconclusive finding leaves the whole open."""
     found = {finding.verdict for finding in findings}
     return next((verdict for verdict in (REGRESSION, INCONCLUSIVE) if verdict in found), PASS)

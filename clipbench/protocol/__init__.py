@@ -11,7 +11,7 @@ from clipbench.protocol.campaign import PHASES, Counts, Options, begin
 from clipbench.protocol.choose import choose
 from clipbench.protocol.extend import extend
 from clipbench.protocol.failures import Reason
-from clipbench.protocol.plans import HEADLINE, Plan, headline, plan, runnable, shards
+from clipbench.protocol.plans import Plan, headline, plan, runnable, shards
 from clipbench.protocol.predict import predict
 from clipbench.protocol.report import report
 from clipbench.protocol.select import select
@@ -21,7 +21,6 @@ from clipbench.store import Store
 from clipbench.study import Study
 
 __all__ = [
-    "HEADLINE",
     "PHASES",
     "Counts",
     "Options",

@@ -16,6 +16,7 @@ from clipbench.protocol import pages
 from clipbench.protocol.failures import Failures, Reason
 from clipbench.protocol.plans import Plan, gauge_key, headline, pilot_key, runnable
 from clipbench.protocol.watcher import Watcher
+from clipbench.schema import Outcome, Status
 from clipbench.store import CURVES, Store
 from clipbench.study import Study, part
 from clipbench.task import Threshold, arm_of
@@ -124,7 +125,7 @@ class Campaign:
         cells = [cell for cell in cells if cell.id not in self.ids]
         self.ids.update(cell.id for cell in cells)
         stored = self.store.read("cells")
-        done = set(stored.loc[stored["status"] != "failed", "cell"])
+        done = set(stored.loc[stored["status"] != Status.FAILED, "cell"])
         missing = [cell for cell in cells if cell.id not in done]
         self.counts.kept += len(cells) - len(missing)
         self.counts.ran += len(missing)
@@ -154,9 +155,9 @@ class Campaign:
             self.store.compact()
         cells = self.store.read("cells")
         wanted = cells[cells["cell"].isin(self.ids)]
-        self.counts.diverged = int((wanted["status"] == "diverged").sum())
-        self.counts.collapsed = int((wanted["outcome"] == "collapsed").sum())
-        self.counts.failed = int((wanted["status"] == "failed").sum())
+        self.counts.diverged = int((wanted["status"] == Status.DIVERGED).sum())
+        self.counts.collapsed = int((wanted["outcome"] == Outcome.COLLAPSED).sum())
+        self.counts.failed = int((wanted["status"] == Status.FAILED).sum())
         self.counts.not_run = sum(entry["cells"] for entry in self.plan.not_run)
         self.counts.reasons = [*self.failures.reasons.values()]
         return self.counts

@@ -12,16 +12,9 @@ import torch
 from clipbench import execute, lr_schedules, registry
 from clipbench.cell import EXAMPLE, Cell
 from clipbench.errors import UsageError
+from clipbench.selection import METHODS
 from clipbench.study import Study
 from clipbench.task import Task
-
-HEADLINE = {
-    "plain SGD": "sgd",
-    "momentum": "momentum",
-    "RMSprop": "rmsprop",
-    "value clip": "sgd + value",
-    "norm clip": "sgd + norm",
-}
 
 
 @dataclass
@@ -46,10 +39,10 @@ def headline(cells: Sequence[Cell]) -> dict[str, str]:
     """Method → arm. Where every optimizer of a study has one and the same schedule, its methods are the arms that have it."""
     schedules = {cell.schedule for cell in cells}
     if len(schedules) > 1 or schedules <= {lr_schedules.CONSTANT}:
-        return HEADLINE
+        return METHODS
     arms = {(cell.optimizer.name, cell.clip.label): cell.arm for cell in cells if not cell.optimizer.own}
     found = {}
-    for method, arm in HEADLINE.items():
+    for method, arm in METHODS.items():
         optimizer, _, clip = arm.partition(" + ")
         found[method] = arms.get((optimizer, clip or "none"), arm)
     return found

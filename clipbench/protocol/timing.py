@@ -12,6 +12,7 @@ from clipbench.cell import Cell
 from clipbench.errors import UsageError
 from clipbench.execute import Call
 from clipbench.protocol.campaign import Campaign
+from clipbench.schema import Status
 from clipbench.task import TASK, Task
 
 LONGEST = 3600.0  # seconds that the timings of one task may take
@@ -46,7 +47,7 @@ def _method(cell: Cell) -> tuple[Any, ...]:
 def _trained(campaign: Campaign) -> set[str]:
     """The cells that could be run: what cannot be cannot be timed."""
     cells = campaign.store.read("cells")
-    return set(cells.loc[cells["status"] != "failed", "cell"])
+    return set(cells.loc[cells["status"] != Status.FAILED, "cell"])
 
 
 def time_implementations(campaign: Campaign, sizes: Mapping[str, Any], implementations: Sequence[str]) -> int:

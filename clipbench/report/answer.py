@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipbench import schema, selection
+from clipbench import selection
 from clipbench.analysis.clips import claims
 from clipbench.analysis.headline import headline_pairs
-from clipbench.analysis.outcomes import BASELINE, compare
+from clipbench.analysis.outcomes import Note, compare
 from clipbench.analysis.stable import stable
 from clipbench.report.evidence import Evidence
 from clipbench.report.outcomes import estimate
@@ -33,6 +33,8 @@ from clipbench.report.words import (
     short,
     signed,
 )
+from clipbench.schema import Outcome, Reading
+from clipbench.selection import BASELINE
 from clipbench.statistics import Interval, holm
 from clipbench.task import Task
 
@@ -46,9 +48,9 @@ ENDINGS = {
     "same": "made no difference that could be seen on",
     "identical": "had plain SGD's own result on every seed of",
     "alike": "moved every seed by the same amount, from which nothing can be inferred, on",
-    "never fired": "never fired, as chosen, on",
-    "incomplete": "has seeds missing or failed on",
-    "no value": "has runs with no value on",
+    Note.NEVER_FIRED: "never fired, as chosen, on",
+    Note.INCOMPLETE: "has seeds missing or failed on",
+    Note.NO_VALUE: "has runs with no value on",
     "too few": "ran on too few seeds to claim anything on",
 }
 
@@ -64,7 +66,7 @@ def told(evidence: Evidence) -> list[Text | List]:
                 "tuned methods to compare."
             )
         ]
-    if not evidence.drawn["ended"].isin(schema.OUTCOMES).any():
+    if not evidence.drawn["ended"].isin([*Outcome]).any():
         return [
             Text(
                 "**No answer yet.** The report phase, which runs each method's chosen setting on fresh seeds, has no "
@@ -84,7 +86,7 @@ def told(evidence: Evidence) -> list[Text | List]:
 def _corrected(compared: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
     """With ``holm``: the p values of the comparisons in words, clips with plain SGD at equal budget, corrected for their number."""
     clips = compared["arm"].isin([evidence.methods[clip] for clip in CLIPS if clip in evidence.methods])
-    said = (clips & (compared["reading"] == "equal")).to_numpy(dtype=bool)
+    said = (clips & (compared["reading"] == Reading.EQUAL)).to_numpy(dtype=bool)
     corrected = np.full(len(compared), np.nan)
     corrected[said] = holm(compared["p"].to_numpy(dtype=float)[said])
     return compared.assign(holm=corrected)
@@ -92,7 +94,7 @@ def _corrected(compared: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
 
 def _summary(evidence: Evidence, compared: pd.DataFrame) -> list[Text]:
     """How often each clip won, lost, or made no difference that could be seen."""
-    rows = compared[compared["reading"] == "equal"]
+    rows = compared[compared["reading"] == Reading.EQUAL]
     sentences = []
     for clip in CLIPS:
         found = rows[rows["arm"] == evidence.methods.get(clip)].to_dict("records")
@@ -137,12 +139,12 @@ def _task_answer(
     places = gap_places(rows)
     for clip in CLIPS:
         readings = {row["reading"]: row for row in rows[rows["arm"] == methods.get(clip)].to_dict("records")}
-        if "equal" in readings:
-            sentences.append(_verdict(clip, readings["equal"], about, places))
-        if "all" in readings and not readings["all"]["note"] and interval_of(readings["all"]).bounded:
-            whole = interval_of(readings["all"])
+        if Reading.EQUAL in readings:
+            sentences.append(_verdict(clip, readings[Reading.EQUAL], about, places))
+        if Reading.ALL in readings and not readings[Reading.ALL]["note"] and interval_of(readings[Reading.ALL]).bounded:
+            whole = interval_of(readings[Reading.ALL])
             sentences.append(f"With all its settings: {signed(whole.estimate, places)} {between(whole, places, sign=True)}.")
-    if "plain SGD" in methods:
+    if BASELINE in methods:
         sentences += [_range_sentence(clip, evidence.of(ranges, task), methods) for clip in CLIPS if clip in methods]
     sentences.append(_cost_sentence(evidence, task, costs))
     sentences.append(_claims_sentence(evidence.of(claimed, task)))
@@ -156,11 +158,11 @@ def _verdict(  # noqa: PLR0911 - a sentence for every case
 ) -> str:
     """One comparison at equal budget, in words that the interval bears out."""
     name, n = clip.capitalize(), int(row["n"])
-    if row["note"] == "never fired":
+    if row["note"] == Note.NEVER_FIRED:
         return f"**{name}**, as chosen, never fired (under {percent(selection.FIRED)} of steps): the same as plain SGD."
-    if row["note"] == "incomplete":
+    if row["note"] == Note.INCOMPLETE:
         return f"{name}: seeds failed or are missing, so nothing is concluded."
-    if row["note"] == "no value":
+    if row["note"] == Note.NO_VALUE:
         return f"{name}: some runs ended with no value of the metric, so nothing is concluded."
     interval = interval_of(row)
     # The paired difference counts improvement as positive, whatever the metric's direction.
@@ -190,7 +192,7 @@ def _verdict(  # noqa: PLR0911 - a sentence for every case
 def _range_sentence(  # noqa: PLR0911 - a sentence for every case
     clip: str, ranges: pd.DataFrame, methods: Mapping[str, str]
 ) -> str:
-    base = ranges[(ranges["arm"] == methods["plain SGD"]) & (ranges["basis"] == "no clip")]
+    base = ranges[(ranges["arm"] == methods[BASELINE]) & (ranges["basis"] == "no clip")]
     best = ranges[(ranges["arm"] == methods[clip]) & (ranges["basis"] == "best threshold")]
     if base.empty or best.empty:
         return ""
@@ -245,7 +247,7 @@ def _claims_sentence(claimed: pd.DataFrame) -> str:
 def _asked_sentences(evidence: Evidence, task: tuple[Any, ...]) -> list[str]:
     """What came of the untuned arms that the study's page names: its own question."""
     about, results = evidence.about(task), evidence.of(evidence.results, task)
-    asked = results[(results["reading"] == "untuned") & ~results["arm"].isin([*evidence.methods.values()])]
+    asked = results[(results["reading"] == Reading.UNTUNED) & ~results["arm"].isin([*evidence.methods.values()])]
     places = decimals(results["estimate"])
     sentences = []
     for row in asked.to_dict("records"):

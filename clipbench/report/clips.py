@@ -6,7 +6,6 @@ import math
 
 import pandas as pd
 
-from clipbench import schema
 from clipbench.analysis.clips import claims, clip_pairs
 from clipbench.analysis.outcomes import compare
 from clipbench.figures.style import ordered
@@ -15,6 +14,7 @@ from clipbench.report.frames import headed
 from clipbench.report.outcomes import END_HEAD, difference, ends, estimate, n_words, prefixed, setting, target, value_head
 from clipbench.report.parts import Part, Section, Table, Text
 from clipbench.report.words import DASH, decimals, gap_places, metric_note, p_value, percent, plural
+from clipbench.schema import Outcome, Reading, Status
 from clipbench.task import Task
 
 
@@ -23,7 +23,7 @@ def section(evidence: Evidence) -> Section:
     pairs = clip_pairs(evidence.arms)
     others = pairs[~pairs["arm"].isin(evidence.methods.values())]
     title = "Clips on other optimizers"
-    if others.empty or not evidence.drawn["ended"].isin([*schema.OUTCOMES, "failed"]).any():
+    if others.empty or not evidence.drawn["ended"].isin([*Outcome, Status.FAILED]).any():
         return Section("clips", title, [])
     compared = compare(evidence.drawn, pairs, evidence.components)
     claimed = claims(evidence.drawn, evidence.arms, evidence.components)
@@ -49,12 +49,12 @@ def _table(evidence: Evidence, task: Task, mine: pd.DataFrame, compared: pd.Data
     arms = evidence.of(evidence.arms, task)
     places, digits = decimals(results["estimate"]), gap_places(gaps)
     order = ordered(arms[arms["arm"].isin([*mine["arm"], *mine["baseline"]])])
-    untuned = {row["arm"]: row for row in results[results["reading"] == "untuned"].to_dict("records")}
+    untuned = {row["arm"]: row for row in results[results["reading"] == Reading.UNTUNED].to_dict("records")}
     if not any(arm in untuned for arm in mine["arm"]):
         untuned = {}
     rows, frames = [], []
     for arm in order:
-        matches = results[(results["arm"] == arm) & (results["reading"] == "all")]
+        matches = results[(results["arm"] == arm) & (results["reading"] == Reading.ALL)]
         if matches.empty:
             continue
         row = matches.iloc[0].to_dict()

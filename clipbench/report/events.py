@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from clipbench import schema
 from clipbench.analysis.events import event_counts, events
 from clipbench.figures.style import setting
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import LISTED
 from clipbench.report.parts import Part, Section, Table, Text
 from clipbench.report.words import plural, short
+from clipbench.schema import Kind, Outcome
 from clipbench.task import Task
 
 
@@ -23,17 +23,17 @@ def section(evidence: Evidence) -> Section:
             "filled in or run again."
         )
     ]
-    kinds = [kind for kind in schema.KINDS if counted[kind].sum()]
+    kinds = [kind for kind in Kind if counted[kind].sum()]
     rows = [
         [
             evidence.labels[Task.of(row)],
             row["arm"],
             str(row["cells"]),
-            *(str(row[name]) for name in (*schema.OUTCOMES, "failed", *kinds)),
+            *(str(row[name]) for name in (*Outcome, "failed", *kinds)),
         ]
         for row in counted.to_dict("records")
     ]
-    head = ["workload", "arm", "cells", *schema.OUTCOMES, "failed", *(kind.replace("_", " ") for kind in kinds)]
+    head = ["workload", "arm", "cells", *Outcome, "failed", *(kind.replace("_", " ") for kind in kinds)]
     parts.append(Table(evidence.name("tables", "outcomes"), "How the cells ended.", head, rows, counted, words=2))
     if recorded.empty:
         parts.append(Text("No event was recorded."))

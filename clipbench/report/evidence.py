@@ -17,7 +17,7 @@ from clipbench import selection
 from clipbench.analysis.cells import arms, counts, current, of_task, workload
 from clipbench.analysis.cost import cost
 from clipbench.analysis.implementations import DEFAULT
-from clipbench.analysis.outcomes import draws, named, results
+from clipbench.analysis.outcomes import draws, results
 from clipbench.report.words import census
 from clipbench.store import Store
 from clipbench.task import TASK, Task, labels
@@ -55,7 +55,7 @@ class Evidence:
     def methods(self) -> dict[str, str]:
         """The named methods that the study holds, method → arm."""
         held = set(self.arms["arm"])
-        known = named(self.plan.get("protocol", {}).get("headline", {}))
+        known = selection.methods(self.plan.get("protocol", {}).get("headline", {}))
         return {name: arm for name, arm in known.items() if arm in held}
 
     @property

@@ -7,6 +7,7 @@ from clipbench.figures.fired import draw
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import headed, picture
 from clipbench.report.parts import Part, Section, Table
+from clipbench.schema import Role
 
 
 def section(evidence: Evidence) -> Section:
@@ -18,7 +19,7 @@ def section(evidence: Evidence) -> Section:
         if mine.empty:
             continue
         cells = evidence.of(evidence.cells, task)
-        cells = cells[(cells["role"] == "select") & (cells["clip"] != "none")]
+        cells = cells[(cells["role"] == Role.SELECT) & (cells["clip"] != "none")]
         figure = draw(mine, arms, evidence.footer(cells))
         caption = (
             f"{evidence.labels[task]}: share of steps in which the clip altered at least one element, by threshold: the "

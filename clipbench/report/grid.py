@@ -8,6 +8,7 @@ from clipbench.report.evidence import Evidence
 from clipbench.report.frames import drawable, headed, picture
 from clipbench.report.parts import Part, Section, Table, Text
 from clipbench.report.words import metric_note, metric_words
+from clipbench.schema import Role
 
 
 def section(evidence: Evidence) -> Section:
@@ -19,7 +20,7 @@ def section(evidence: Evidence) -> Section:
         if mine.empty:
             continue
         cells = evidence.of(evidence.cells, task)
-        cells = cells[(cells["role"] == "select") & cells["arm"].isin(arms["arm"])]
+        cells = cells[(cells["role"] == Role.SELECT) & cells["arm"].isin(arms["arm"])]
         shares = about["success"] is not None
         measure = metric_note(about) if shares else f"{metric_words(about)}, mean over seeds"
         figure = draw(mine, arms, evidence.of(evidence.choices, task), measure, about["higher_is_better"], evidence.footer(cells))

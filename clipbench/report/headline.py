@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import pandas as pd
 
-from clipbench import schema
 from clipbench.analysis.headline import headline_pairs
-from clipbench.analysis.outcomes import BASELINE, compare
+from clipbench.analysis.outcomes import READING_LABELS, compare
 from clipbench.figures.headline import draw
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import headed, picture, report_cells
 from clipbench.report.outcomes import END_HEAD, difference, ends, estimate, n_words, prefixed, setting, target, value_head
 from clipbench.report.parts import Part, Section, Table, Text
 from clipbench.report.words import DASH, decimals, gap_places, metric_note, percent
+from clipbench.schema import Outcome, Reading, Status
+from clipbench.selection import BASELINE
 from clipbench.task import ARM, Task
-
-READING_WORDS = {"equal": "equal budget", "all": "all settings", "untuned": "untuned"}
 
 
 def section(evidence: Evidence) -> Section:
@@ -26,7 +25,7 @@ def section(evidence: Evidence) -> Section:
         return Section("headline", "The five methods", [Text("This study reports on no fresh seeds, and chooses no settings.")])
     if not methods:
         return Section("headline", "The five methods", [Text("This study has none of them: what it compares is below.")])
-    if shown.empty or not evidence.drawn["ended"].isin([*schema.OUTCOMES, "failed"]).any():
+    if shown.empty or not evidence.drawn["ended"].isin([*Outcome, Status.FAILED]).any():
         return Section(
             "headline", "The five methods", [Text("The report phase has not run yet, so that there is nothing to compare.")]
         )
@@ -85,7 +84,7 @@ def _table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> Table:
     rows, frames = [], []
     for method, arm in methods.items():
         first = True
-        for reading, words in READING_WORDS.items():
+        for reading in (Reading.EQUAL, Reading.ALL, Reading.UNTUNED):
             matches = results[(results["arm"] == arm) & (results["reading"] == reading)]
             if matches.empty:
                 continue
@@ -95,7 +94,7 @@ def _table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> Table:
             rows.append(
                 [
                     method if first else "",
-                    words,
+                    READING_LABELS[reading],
                     estimate(row, places, about),
                     *([difference(against, digits, about) if against else _no_pair(method)] if compared_here else []),
                     *ends(row),

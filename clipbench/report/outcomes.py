@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from clipbench.analysis.outcomes import Note
 from clipbench.report.words import (
     DASH,
     Row,
@@ -24,6 +25,7 @@ from clipbench.report.words import (
     threshold_words,
     unbounded,
 )
+from clipbench.schema import Outcome
 from clipbench.task import Threshold
 
 END_HEAD = ("div.", "coll.", "stall.", "failed")
@@ -51,7 +53,7 @@ def estimate(row: Row, places: int, about: Row) -> str:
 
 def difference(row: Row, places: int, about: Row) -> str:
     """A paired difference, or why there is none."""
-    if row["note"] == "never fired":
+    if row["note"] == Note.NEVER_FIRED:
         return "never fired: the same as none"
     if row["note"]:
         return str(row["note"])
@@ -67,7 +69,11 @@ def difference(row: Row, places: int, about: Row) -> str:
 def ends(row: Row) -> list[str]:
     """How many seeds there are, and how many of them ended in each of the ways of `END_HEAD`."""
     lost = int(row["failed"]) + int(row["missing"])
-    return [str(int(row["n"])), *(str(int(row[name])) for name in ("diverged", "collapsed", "stalled")), str(lost)]
+    return [
+        str(int(row["n"])),
+        *(str(int(row[name])) for name in (Outcome.DIVERGED, Outcome.COLLAPSED, Outcome.STALLED)),
+        str(lost),
+    ]
 
 
 def target(row: Row) -> str:

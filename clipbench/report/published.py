@@ -8,6 +8,7 @@ from clipbench.report.evidence import Evidence
 from clipbench.report.frames import picture
 from clipbench.report.parts import Section, Table, Text
 from clipbench.report.words import plural
+from clipbench.schema import Role
 
 
 def section(evidence: Evidence) -> Section:
@@ -28,7 +29,7 @@ def section(evidence: Evidence) -> Section:
         "Clipping the norm of each example's gradient is something else where examples differ in length, as they do in this "
         "mixture seventeenfold: it is shown beside, and it does mend these labels where its threshold is small."
     )
-    cells = evidence.cells[evidence.cells["role"] == "select"]
+    cells = evidence.cells[evidence.cells["role"] == Role.SELECT]
     figure = draw(rows, evidence.footer(cells))
     caption = (
         "What was seen (bars, with their value), and where it must lie (grey); some claims ask for a relation between their bars "

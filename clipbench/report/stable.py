@@ -14,6 +14,7 @@ from clipbench.report.evidence import Evidence
 from clipbench.report.frames import headed, picture
 from clipbench.report.parts import List, Part, Section, Table, Text
 from clipbench.report.words import DASH, fixed, listed, seeds_note, short, threshold_words
+from clipbench.schema import Role
 from clipbench.task import Task, Threshold
 
 
@@ -37,7 +38,7 @@ def section(evidence: Evidence) -> Section:
         if mine.empty:
             continue
         cells = evidence.of(evidence.cells, task)
-        cells = cells[cells["role"] == "select"]
+        cells = cells[cells["role"] == Role.SELECT]
         figure = draw(mine, arms, effective(mine, arms), evidence.footer(cells))
         about, seeds = evidence.about(task), sorted(set(grid(cells, evidence.components)["seeds"]))
         every = f"all {listed([str(count) for count in seeds])} selection seeds" if seeds != [1] else "the one selection seed"

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from clipbench.figures.style import number
+from clipbench.schema import Outcome, Status
 from clipbench.statistics import Interval
 from clipbench.task import Threshold
 
@@ -98,7 +99,7 @@ def number_of_bytes(value: float) -> str:
 
 def census(ended: Mapping[str, int]) -> str:
     """``2,400 cells: 31 diverged, 120 collapsed, 80 stalled, 0 failed``."""
-    others = ", ".join(f"{ended[name]:,} {name}" for name in ("diverged", "collapsed", "stalled", "failed"))
+    others = ", ".join(f"{ended[name]:,} {name}" for name in (Outcome.DIVERGED, Outcome.COLLAPSED, Outcome.STALLED, Status.FAILED))
     return f"{ended['cells']:,} cell{'s' * (ended['cells'] != 1)}: {others}"
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbench import schema
+from clipbench.schema import Role, Status
 from clipbench.store.commits import refuse_newer
 from clipbench.store.files import Damaged, content, replace_text, set_aside
 
@@ -231,4 +232,4 @@ def rebuilt(name: str, from_commits: Mapping[str, Any], rows: list[Mapping[str, 
 def keeps_curve(environment: Mapping[str, Any], role: str, status: str) -> bool:
     """Whether the store keeps the curve of such a cell: every one, those of report and diverged cells, or none (``--curves``)."""
     kept = environment.get("curves", "all")
-    return kept == "all" or (kept == "report" and (role == "report" or status == "diverged"))
+    return kept == "all" or (kept == "report" and (role == Role.REPORT or status == Status.DIVERGED))

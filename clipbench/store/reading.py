@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from clipbench import schema
 from clipbench.errors import UsageError
+from clipbench.schema import Status
 from clipbench.store import commits as commits_
 from clipbench.store.commits import Commit, replaced_by
 from clipbench.store.files import Damaged, table_of
@@ -189,7 +190,7 @@ def winners(commits: Sequence[Commit]) -> list[np.ndarray]:
     names = ["cell", "attempt", "status", "created"]
     every = pd.concat([one.rows.select(names).to_pandas().assign(commit=number) for number, one in enumerate(commits)])
     every["row"] = np.arange(len(every))
-    every["fine"] = every["status"] != "failed"
+    every["fine"] = every["status"] != Status.FAILED
     last = every.sort_values(["attempt", "fine", "created", "row"], kind="stable").drop_duplicates("cell", keep="last")
     won = np.zeros(len(every), dtype=bool)
     won[last["row"]] = True

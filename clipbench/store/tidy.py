@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipbench import measures, summary
+from clipbench.schema import Status
 from clipbench.store.commits import COMMITS, CONTEXT, REPLACES, SHARD_TABLES, Commit, shard_of
 from clipbench.store.files import DIGITS, TEMPORARY, Damaged, damage_of, set_aside, table_of, write_table
 from clipbench.store.pages import CURVES, LIST, STUDY, context, keeps_curve, merged, rebuilt
@@ -229,7 +230,7 @@ def _drop(store: Contents, commits: list[Commit], new: set[Path]) -> None:
     """Remove what was replaced. Another machine's results of the same cells do not count, and are moved aside."""
     for one, won in zip(commits, winners(commits), strict=True):
         lost = one.rows.filter(pa.array(~won))
-        beaten = pc.any(pc.not_equal(lost["status"], "failed")).as_py()
+        beaten = pc.any(pc.not_equal(lost["status"], Status.FAILED)).as_py()
         for path in (one.path, *one.companions.values()):
             if path in new:
                 continue

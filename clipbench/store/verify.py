@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from clipbench import events, measures, schema, summary
 from clipbench.cell import ACCUMULATE, RELATIVE, Part, identity
+from clipbench.schema import Outcome, Role, Status
 from clipbench.store.commits import SHARD_TABLES
 from clipbench.store.files import TEMPORARY, damage_of
 from clipbench.store.pages import PAGES, keeps_curve, merged
@@ -45,13 +46,13 @@ def missing(store: Contents) -> list[str]:
     """What the study asks for and the folder lacks."""
     found = [f"{name}.json is not written yet" for name in PAGES if not store.page(name)]
     cells, plan = store.read("cells"), store.page("plan")
-    stored = set(cells.loc[cells["status"] != "failed", "cell"])
+    stored = set(cells.loc[cells["status"] != Status.FAILED, "cell"])
     found += [f"the {phase} phase has not run" for phase in plan.get("phases", ()) if phase not in plan.get("cells", {})]
     for phase, asked in plan.get("cells", {}).items():
         absent = [cell for cell in asked if cell not in stored]
         if absent:
             found.append(f"{len(absent)} of the {len(asked)} {phase} cells are missing, {absent[0]} first")
-    for row in cells[cells["status"] == "failed"].itertuples():
+    for row in cells[cells["status"] == Status.FAILED].itertuples():
         found.append(f"cell {row.cell} failed ({row.reason}); the next run tries it again")
     left = [path for table in schema.TABLES for path in (store.folder / table).glob(f"{TEMPORARY}*")]
     return found + [f"{path.parent.name}/{path.name} is an unfinished write" for path in sorted(left)] + _left_over(store)
@@ -61,7 +62,7 @@ def remarks(store: Contents) -> list[str]:
     """What is no broken promise, and a reader should know."""
     cells, environments = store.read("cells"), store.page("environment").get("environments", {})
     found = []
-    for task, rows in cells[cells["status"] != "failed"].groupby(TASK, dropna=False):
+    for task, rows in cells[cells["status"] != Status.FAILED].groupby(TASK, dropna=False):
         keys = sorted(rows["environment"].dropna().unique())
         if len(keys) > 1:
             found.append(f"{', '.join(map(str, task))}: its cells come from {len(keys)} environments ({', '.join(keys)})")
@@ -100,7 +101,7 @@ def _doubles(commits: Sequence[Any]) -> list[str]:
     if not rows:
         return []
     every = pd.concat(rows)
-    finished = every[every["status"] != "failed"]
+    finished = every[every["status"] != Status.FAILED]
     twice = finished.loc[finished["cell"].duplicated(), "cell"]
     return [f"{len(twice)} cells are stored twice, {twice.iloc[0]} first; `clipbench run` tidies them"] if len(twice) else []
 
@@ -167,15 +168,15 @@ def _broken(row: Any, given: _Context, tables: Mapping[str, Columns | None]) -> 
         return
     document = json.loads(row.settings)
     yield from _columns(row, document, given)
-    if row.status not in schema.STATUSES or (row.status != "failed") != (row.outcome in schema.OUTCOMES):
+    if row.status not in [*Status] or (row.status != Status.FAILED) != (row.outcome in Outcome):
         yield f"status {row.status} and outcome {row.outcome} do not go together"
-    if (row.status == "diverged") != (row.outcome == "diverged"):
+    if (row.status == Status.DIVERGED) != (row.outcome == Outcome.DIVERGED):
         yield f"status {row.status} and outcome {row.outcome} do not go together"
     if row.environment not in given.environment.get("environments", {}):
         yield f"its environment {row.environment} is not in environment.json"
-    if row.status == "failed":
+    if row.status == Status.FAILED:
         return
-    if row.status == "diverged" and row.diverged_at is None:
+    if row.status == Status.DIVERGED and row.diverged_at is None:
         yield "it diverged, and nothing says at which step"
     about = given.components.get("workloads", {}).get(row.problem, {})
     yield from _evaluated(row, tables["evals"], about)
@@ -201,12 +202,12 @@ def _columns(row: Any, document: Mapping[str, Any], given: _Context) -> Iterator
     for name, value in wanted.items():
         if not _same(getattr(row, name), value):
             yield f"its column {name} is {getattr(row, name)!r}, and its settings say {value!r}"
-    if row.role not in schema.ROLES:
+    if row.role not in [*Role]:
         yield f"its role {row.role!r} is none"
     if row.steps is not None and row.steps > document["steps"]:
         yield f"it has {row.steps} steps of {document['steps']}"
     size = given.pilots.get(_pilot(row, document), {}).get(f"{label}, version {document['clip']['version']}")
-    if row.relative is not None and size is not None and row.status != "failed":
+    if row.relative is not None and size is not None and row.status != Status.FAILED:
         resolved = float(f"{row.relative * size:.3g}")
         if not _same(row.threshold, resolved):
             yield f"its threshold is {row.threshold!r}, and {row.relative:g} times the pilot's {size:g} is {resolved:g}"
@@ -285,7 +286,7 @@ def _between(cells: pd.DataFrame) -> list[str]:
     thresholds: dict[tuple[Any, ...], set[float]] = {}
     names = [*ARM, "relative", "lr", "threshold", "seed", "role", "environment", "settings", "status"]
     for row in cells[names].astype(object).where(cells[names].notna(), None).itertuples(index=False):
-        if row.status == "failed":
+        if row.status == Status.FAILED:
             continue
         arm = (*row[: len(ARM)], row.relative, _versions(row.settings))
         roles.setdefault((*arm, row.lr, row.threshold, row.seed), set()).add(row.role)
