@@ -24,6 +24,8 @@ class Word(StrEnum):
         self.meaning = meaning
         return self
 
+    __repr__ = str.__repr__  # sentences quote what a column holds
+
 
 class Status(Word):
     """Whether a run came to its end."""

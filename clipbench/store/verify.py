@@ -168,7 +168,7 @@ def _broken(row: Any, given: _Context, tables: Mapping[str, Columns | None]) -> 
         return
     document = json.loads(row.settings)
     yield from _columns(row, document, given)
-    if row.status not in [*Status] or (row.status != Status.FAILED) != (row.outcome in Outcome):
+    if row.status not in [*Status] or (row.status != Status.FAILED) != (row.outcome in [*Outcome]):
         yield f"status {row.status} and outcome {row.outcome} do not go together"
     if (row.status == Status.DIVERGED) != (row.outcome == Outcome.DIVERGED):
         yield f"status {row.status} and outcome {row.outcome} do not go together"
