@@ -12,9 +12,9 @@ class UsageError(Exception):
     """Something the user can mend, told in one sentence: where, what came, what was wanted, the nearest name."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean X?`` for the closest of ``known``, or nothing if none is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """`` Did you mean X?`` for the closest of ``known``, or nothing if none is as alike as ``cutoff`` asks (1: the same)."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f" Did you mean {close[0]}?" if close else ""
 
 
