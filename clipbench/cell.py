@@ -10,12 +10,7 @@ from typing import Any
 
 from clipbench import registry
 from clipbench.schema import Role
-
-# Words of the study's language that are kept among a component's settings, left out at their default: so labels and identities know
-# them, and a component is built without them.
-RELATIVE, ON, SCHEDULE, ACCUMULATE = "relative", "on", "schedule", "accumulate"
-WORDS = (RELATIVE, ON, SCHEDULE, ACCUMULATE)
-GRADIENT, UPDATE, EXAMPLE = "gradient", "update", "example"  # what a clip is applied to
+from clipbench.vocabulary import ACCUMULATE, DEFAULTS, KEPT, ON, RELATIVE, SCHEDULE
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,7 @@ class Part:
     @property
     def own(self) -> dict[str, Any]:
         """The settings that the component is built with."""
-        return {name: value for name, value in self.settings.items() if name not in WORDS}
+        return {name: value for name, value in self.settings.items() if name not in KEPT}
 
     @property
     def label(self) -> str:
@@ -108,17 +103,17 @@ class Cell:
     @property
     def on(self) -> str:
         """What the clip is applied to: ``gradient``, ``update`` or ``example``."""
-        return str(self.clip.settings.get(ON, GRADIENT))
+        return str(self.clip.settings.get(ON, DEFAULTS[ON]))
 
     @property
     def schedule(self) -> str:
         """The learning rate's schedule, as ``lr_schedules.canonical`` writes it."""
-        return str(self.optimizer.settings.get(SCHEDULE, "constant"))
+        return str(self.optimizer.settings.get(SCHEDULE, DEFAULTS[SCHEDULE]))
 
     @property
     def accumulate(self) -> int:
         """In how many parts of equal size a batch is taken, whose gradients are added up before the clip."""
-        return int(self.workload.settings.get(ACCUMULATE, 1))
+        return int(self.workload.settings.get(ACCUMULATE, DEFAULTS[ACCUMULATE]))
 
     @property
     def relative(self) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 
@@ -12,9 +12,9 @@ class UsageError(Exception):
     """Something the user can mend, told in one sentence: where, what came, what was wanted, the nearest name."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean X?`` for the closest of ``known``, or nothing if none is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """`` Did you mean X?`` for the closest of ``known``, or nothing if none is as alike as ``cutoff`` asks (1: the same)."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f" Did you mean {close[0]}?" if close else ""
 
 
@@ -34,3 +34,12 @@ def with_article(annotation: Any) -> str:
     """The same with its article: ``a positive number``, ``true or false``."""
     bare = annotation in (bool, str) or typing.get_origin(annotation) is Literal
     return describe(annotation) if bare else f"a {describe(annotation)}"
+
+
+def one_of(words: Sequence[str]) -> str:
+    """``a, b or c``.
+
+    >>> one_of(["a", "b", "c"]), one_of(["a"])
+    ('a, b or c', 'a')
+    """
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]

@@ -11,10 +11,11 @@ import math
 import re
 from dataclasses import dataclass
 
+from clipbench import vocabulary
 from clipbench.errors import UsageError, describe, nearest
 from clipbench.registry import NonNegative, Positive, Unit, fields, fit
 
-CONSTANT = "constant"
+CONSTANT = vocabulary.CONSTANT
 
 
 @dataclass(frozen=True)

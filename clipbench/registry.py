@@ -21,28 +21,26 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from clipbench import vocabulary
 from clipbench.errors import UsageError, describe, nearest, with_article
 
 Positive = Annotated[float, Field(gt=0, description="positive number")]
-Finite = Annotated[float, Field(gt=0, allow_inf_nan=False, description="positive, finite number")]
+Finite = vocabulary.Finite
 NonNegative = Annotated[float, Field(ge=0, description="number of at least 0")]
 Unit = Annotated[float, Field(ge=0, le=1, description="number from 0 to 1")]
 Percent = Annotated[float, Field(ge=0, le=100, description="number from 0 to 100")]
 # The share of a running average that stays from one step to the next: at 1 it would never learn of a gradient.
 Decay = Annotated[float, Field(ge=0, lt=1, description="number from 0 up to, but not including, 1")]
-Count = Annotated[int, Field(ge=1, description="whole number of at least 1")]
+Count = vocabulary.Count
 
-Kind = Literal["workload", "optimizer", "clip"]
-KINDS: tuple[Kind, ...] = ("workload", "optimizer", "clip")
+Kind = vocabulary.Kind
+KINDS = vocabulary.KINDS
 PACKAGED = ("clipbench.clips", "clipbench.optimizers", "clipbench.workloads")
 ENTRY_POINTS = "clipbench.components"
-
-# Words of the study's own language: a setting of that name could never be reached from a study.
-RESERVED = ("name", "torch", "relative", "on", "lr", "schedule", "steps", "batch", "accumulate", "seeds", "device", "dtype")
 
 C = TypeVar("C", bound=type)
 
@@ -90,7 +88,7 @@ def _decorator(kind: Kind, name: str) -> Callable[[C], C]:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
             raise UsageError(f'@{kind}("{name}"): a name is lower-case words and digits joined by hyphens, such as "my-{kind}".')
         for field in inspect.get_annotations(cls):
-            if field in RESERVED:
+            if field in vocabulary.RESERVED:
                 raise UsageError(f'@{kind}("{name}"): a setting cannot be called `{field}`, which means something else in a study.')
         metric = vars(cls).get("metric")
         if isinstance(metric, FunctionType):  # as a plain attribute it would be bound to the workload

@@ -8,12 +8,13 @@ from typing import Self
 
 import pyarrow as pa
 
+from clipbench.errors import one_of
 from clipbench.measures import MEASURES
 
 VERSION = "2.0"  # of the store's format; a reader refuses a higher major number
 
 
-class Word(StrEnum):
+class Term(StrEnum):
     """A word that a column may take, with its meaning in a sentence. It is a string: Parquet and JSON know nothing else."""
 
     meaning: str
@@ -27,7 +28,7 @@ class Word(StrEnum):
     __repr__ = str.__repr__  # sentences quote what a column holds
 
 
-class Status(Word):
+class Status(Term):
     """Whether a run came to its end."""
 
     COMPLETED = "completed", "all its steps were taken"
@@ -35,7 +36,7 @@ class Status(Word):
     FAILED = "failed", "an error ended it: nothing is known of its training"
 
 
-class Outcome(Word):
+class Outcome(Term):
     """What became of the training of a run that did not fail."""
 
     LEARNED = "learned", "it ended better than a constant prediction"
@@ -44,14 +45,14 @@ class Outcome(Word):
     DIVERGED = "diverged", "a value stopped being finite, or the loss blew up and stayed there"
 
 
-class Role(Word):
+class Role(Term):
     """Which phase of the protocol asked for a cell."""
 
     SELECT = "select", "its settings are compared, to choose one of each arm"
     REPORT = "report", "a chosen setting is run again on a fresh seed"
 
 
-class Reading(Word):
+class Reading(Term):
     """Which of an arm's settings its report seeds stand for."""
 
     ALL = "all", "the best of all its settings"
@@ -59,7 +60,7 @@ class Reading(Word):
     UNTUNED = "untuned", "one fixed learning rate and threshold, whatever the workload"
 
 
-class Kind(Word):
+class Kind(Term):
     """What happened in a run at one step."""
 
     NONFINITE_LOSS = "nonfinite_loss", "the training loss is not finite"
@@ -93,11 +94,6 @@ class Column:
     later: bool = False
 
 
-def _one_of(words: type[Word]) -> str:
-    *others, last = words
-    return f"{', '.join(others)} or {last}"
-
-
 CELLS = (
     Column("cell", TEXT, "", "identity: the first 16 hex digits of SHA-256 over the canonical JSON in `settings`"),
     Column("workload", TEXT, "", "registered name of the learning problem"),
@@ -107,7 +103,7 @@ CELLS = (
     Column("relative", FLOAT, "median raw size", "the multiple of the pilot's median size the study gave; null for a plain number"),
     Column("lr", FLOAT, "", "learning rate"),
     Column("seed", INT, "", "selection seeds count from 0, report seeds from 1000"),
-    Column("role", TEXT, "", f"{_one_of(Role)}: which phase of the protocol asked for the cell"),
+    Column("role", TEXT, "", f"{one_of([*Role])}: which phase of the protocol asked for the cell"),
     Column("extended", FLAG, "", "true where the cell lies beyond the study's own axes, on a once-extended edge"),
     Column("problem", TEXT, "", "the workload with the settings that are not at their defaults"),
     Column("arm", TEXT, "", "the optimizer and the clip with their settings other than lr and threshold"),
@@ -115,8 +111,8 @@ CELLS = (
     Column("device", TEXT, "", "cpu or cuda"),
     Column("dtype", TEXT, "", "float32, float64 or bfloat16-mixed"),
     Column("engine", TEXT, "", "which engine made the row"),
-    Column("status", TEXT, "", _one_of(Status)),
-    Column("outcome", TEXT, "", f"{_one_of(Outcome)}; null for a failed cell"),
+    Column("status", TEXT, "", one_of([*Status])),
+    Column("outcome", TEXT, "", f"{one_of([*Outcome])}; null for a failed cell"),
     Column("reason", TEXT, "", "the event that ended or spoiled the run, or why it failed; null where nothing did"),
     Column("diverged_at", INT, "step", "first step of the event named in `reason`; null where the run did not diverge"),
     Column("steps", INT, "steps", "rows of the curve: steps taken"),
@@ -160,7 +156,7 @@ EVALS = (
 EVENTS = (
     Column("cell", TEXT, "", "the cell's identity"),
     Column("step", INT, "step", "first step of the event; of an evaluation the updates made before it"),
-    Column("kind", TEXT, "", _one_of(Kind)),
+    Column("kind", TEXT, "", one_of([*Kind])),
     Column("value", FLOAT, "", "the quantity the rule looked at, at that step"),
     Column("detail", TEXT, "", "the rule in words, with its line"),
 )

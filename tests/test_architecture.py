@@ -28,7 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"errors", "registry", "trees", "metrics", "fast"},
     # the matter
     "errors": set(),
-    "registry": {"errors"},
+    "vocabulary": {"errors"},
+    "registry": {"errors", "vocabulary"},
     "trees": set(),
     "metrics": {"errors"},
     "datasets": {"errors"},
@@ -37,20 +38,33 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workloads": {*MATTER, "datasets"},
     # the intent
     "measures": set(),
-    "schema": {"measures"},
+    "schema": {"errors", "measures"},
     "events": {"measures", "schema"},
-    "cell": {"registry", "schema"},
+    "cell": {"vocabulary", "registry", "schema"},
     "task": {"cell"},
     "tolerance": set(),
-    "lr_schedules": {"errors", "registry"},
-    "study": {"errors", "registry", "schema", "events", "cell", "lr_schedules"},
+    "lr_schedules": {"errors", "vocabulary", "registry"},
+    "study": {"errors", "vocabulary", "registry", "schema", "events", "cell", "lr_schedules"},
     # the motion
     "feed": {"errors", "trees"},
     "step": {"trees", "cell", "measures"},
-    "engines": {*MATTER, "clips", "optimizers", "measures", "schema", "events", "summary", "cell", "lr_schedules", "feed", "step"},
+    "engines": {
+        *MATTER,
+        "vocabulary",
+        "clips",
+        "optimizers",
+        "measures",
+        "schema",
+        "events",
+        "summary",
+        "cell",
+        "lr_schedules",
+        "feed",
+        "step",
+    },
     # the memory, and what fills it
     "summary": {"measures", "schema", "events"},
-    "store": {"errors", "measures", "schema", "cell", "task", "summary", "events"},
+    "store": {"errors", "vocabulary", "measures", "schema", "cell", "task", "summary", "events"},
     "execute": {*MEMORY, "measures", "registry", "events", "study", "engines"},
     # the sight
     "statistics": set(),
@@ -60,12 +74,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {*MEMORY, "task", "statistics", "selection", "analysis", "figures"},
     # what stands beside
     "fast": {"errors"},
-    "throughput": {*MATTER, "optimizers", "fast", "schema", "cell", "task", "feed", "step", "engines"},
+    "throughput": {*MATTER, "vocabulary", "optimizers", "fast", "schema", "cell", "task", "feed", "step", "engines"},
     "conformance": {*MATTER, "optimizers", "measures", "events", "cell", "feed", "step", "engines"},
     "gate": {*MATTER, *MEMORY, "tolerance", "task", "study", "fast", "statistics", "feed", "engines", "execute", "protocol"},
     # a run from end to end
     "protocol": {
         *MEMORY,
+        "vocabulary",
         "registry",
         "task",
         "metrics",
@@ -88,7 +103,7 @@ for _module in set(MAY_IMPORT) - {"__init__"}:
 ONLY_IN = {
     "pandas": {"store", "selection", "analysis", "figures", "report"},
     "pyarrow": {"schema", "store"},
-    "pydantic": {"registry", "study"},
+    "pydantic": {"vocabulary", "registry", "study"},
     "matplotlib": {"figures"},
     "seaborn": {"figures"},
     "jinja2": {"report"},
@@ -109,6 +124,7 @@ NOTHING_BUT = {
 }  # of all libraries
 FREE_OF_TORCH = {
     "errors",
+    "vocabulary",
     "registry",
     "datasets",
     "measures",

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pages import study_page
 
 from clipbench import registry
 
@@ -79,21 +80,7 @@ def test_engines_hands_a_pair_of_processes_what_they_measure(engines):
 def test_targets_prints_the_target_of_every_workload(program, monkeypatch, tmp_path, capsys):
     module = program("targets")
     monkeypatch.setattr(module, "SEEDS", 2)
-    (tmp_path / "page.toml").write_text(
-        """
-        title = "two steps"
-        [run]
-        steps = 2
-        lr = [0.001, 0.01]
-        seeds = { select = 1, report = 2 }
-        [[workload]]
-        name = "cosh"
-        [[optimizer]]
-        name = "sgd"
-        [[clip]]
-        name = "none"
-        """
-    )
+    (tmp_path / "page.toml").write_text(study_page("cosh", title="two steps", steps=2, lr=[0.001, 0.01], report=2))
     module.main(str(tmp_path / "page.toml"), ["cosh"])
     assert "cosh, batch 32: target " in capsys.readouterr().out
 

@@ -11,35 +11,16 @@ import termios
 
 import pytest
 from click.testing import CliRunner
+from pages import study_page
 from strangers import EMA, SIGNUM
 
 from clipbench import cli as cli_
 from clipbench import registry, study
 from clipbench.store import Store
 
-PAGE = """
-use = []
-
-[run]
-steps = 8
-batch = 8
-evaluations = 2
-lr = [0.01, 0.03]
-seeds = { select = 1, report = 1 }
-
-[[workload]]
-name = "cosh"
-
-[[optimizer]]
-name = "sgd"
-
-[[clip]]
-name = "none"
-
-[[clip]]
-name = "norm"
-max_norm = 1.0
-"""
+PAGE = study_page(
+    "cosh", clips={"none": {}, "norm": {"max_norm": 1.0}}, use=[], steps=8, batch=8, evaluations=2, lr=[0.01, 0.03], report=1
+)
 
 XRAYS = '''
 import numpy as np
@@ -179,7 +160,7 @@ BAD = {
     "no device": (("batch = 8", "batch = 8\ndevice = []"), "[run]", "`device`", "empty list"),
     "an unknown device": (("batch = 8", 'batch = 8\ndevice = "tpu"'), "[run]", "'tpu'"),
     "an unknown rule": (("batch = 8", "batch = 8\nevents = { blow = 2.0 }"), "`blow`", "Did you mean blow_up?"),
-    "no TOML": (("[run]", "[run"), "not TOML", "line 4"),
+    "no TOML": (("[run]", "[run"), "not TOML", "line 2"),
     "a name with a line break": (('"norm"', '"no\\nrm"'), "no clip"),
     "a missing plug-in": (("use = []", 'use = ["gone.py"]'), "use: there is no file", "gone.py"),
     "a plug-in that is no list": (("use = []", 'use = "ema.py"'), "`use`", "list of file names"),
@@ -691,10 +672,7 @@ def test_a_memory_that_is_no_size_is_one_sentence(tmp_path, size):
 def test_lanes_asked_for_where_there_are_none_is_one_sentence(tmp_path):
     """An optimizer of torch's own has no pure rule; by default the loop runs it."""
     page = tmp_path / "tiny.toml"
-    page.write_text(
-        '[run]\nsteps = 4\nbatch = 4\nlr = 0.01\nseeds = { select = 1, report = 0 }\n[[workload]]\nname = "cosh"\n'
-        '[[optimizer]]\ntorch = "torch.optim.NAdam"\n[[clip]]\nname = "none"\n'
-    )
+    page.write_text(study_page("cosh", "torch.optim.NAdam", steps=4, batch=4, lr=0.01).replace('name = "torch', 'torch = "torch'))
     asked = clipbench("run", page, "--out", tmp_path / "out", "--engine", "batched", "--no-throughput")
     refused(asked, "--engine batched: ", 'optimizer "torch.optim.NAdam" has no pure rule', "leave --engine out")
     assert clipbench("run", page, "--out", tmp_path / "out", "--no-throughput").exit_code == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from pages import study_page
 from running import called
 
 from clipbench import execute, protocol, registry, selection, study
@@ -62,36 +63,19 @@ class Trouble:
         return grads, state
 '''
 
-PAGE = """
-use = ["trouble.py"]
 
-[run]
-steps = 8
-batch = 8
-evaluations = 2
-lr = 0.01
-seeds = {{ select = {seeds}, report = 1 }}
-
-[untuned]
-lr = 0.003
-
-[[workload]]
-name = "{workload}"
-
-[[optimizer]]
-name = "sgd"
-
-[[clip]]
-name = "trouble"
-kind = {kinds}
-"""
+def text_of(clip, setting, values, seeds=1, workload="cosh", steps=8):
+    """The page of a study of a clip at several thresholds, with ``CLIP.py`` beside it."""
+    run = {"steps": steps, "batch": 8, "evaluations": 2, "lr": 0.01}
+    text = study_page(workload, clips={clip: {setting: values}}, use=[f"{clip}.py"], **run, select=seeds, report=1)
+    return f"{text}\n[untuned]\nlr = 0.003\n"
 
 
 def page(folder, kinds, seeds=1, workload="cosh", name="tiny"):
     """The study page in ``folder``, beside the stranger's file."""
     folder.mkdir(exist_ok=True)
     (folder / "trouble.py").write_text(TROUBLE)
-    text = PAGE.format(kinds=kinds, seeds=seeds, workload=workload)
+    text = text_of("trouble", "kind", kinds, seeds, workload)
     (folder / f"{name}.toml").write_text(text)
     return study.parse(name, text, folder)
 
@@ -489,8 +473,7 @@ def fated(tmp_path_factory):
     registry.load_packaged()
     folder = tmp_path_factory.mktemp("fated")
     (folder / "fated.py").write_text(FATED)
-    text = PAGE.format(kinds=[1.0], seeds=8, workload="fated").replace("trouble.py", "fated.py")
-    text = text.replace('"trouble"\nkind', '"norm"\nmax_norm')
+    text = text_of("norm", "max_norm", [1.0], seeds=8, workload="fated").replace("norm.py", "fated.py")
     (folder / "fate").write_text("none")
     asked = study.parse("tiny", text, folder)
 

@@ -5,6 +5,7 @@ Whatever an executor does, the study ends with the same rows, and what it loses 
 
 import pytest
 from executors import Hostile, InProcess
+from pages import study_page
 
 from clipbench import execute, protocol, registry, study
 from clipbench.engines import Job
@@ -12,28 +13,17 @@ from clipbench.errors import UsageError
 from clipbench.execute import Call, Local, Setting
 from clipbench.store import Store
 
-PAGE = """
-title = "executors"
-[run]
-steps = 6
-batch = 16
-evaluations = 2
-lr = [0.01, 0.1]
-seeds = { select = 1, report = 1 }
-[[workload]]
-name = "cosh"
-[[workload]]
-name = "wdbc"
-[[optimizer]]
-name = "sgd"
-[[optimizer]]
-name = "momentum"
-[[clip]]
-name = "none"
-[[clip]]
-name = "norm"
-relative = [0.3, 1.0]
-"""
+PAGE = study_page(
+    ["cosh", "wdbc"],
+    ["sgd", "momentum"],
+    {"none": {}, "norm": {"relative": [0.3, 1.0]}},
+    title="executors",
+    steps=6,
+    batch=16,
+    evaluations=2,
+    lr=[0.01, 0.1],
+    report=1,
+)
 EXECUTORS = {"processes": lambda: Local(2), "in-process": InProcess, "hostile": Hostile}
 UNLIKE = ("seconds", "worker", "created", "attempt")  # columns that say how a row came about
 

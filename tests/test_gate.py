@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from pages import study_page
 
 import clipbench
 from clipbench import cell, gate, registry, study
@@ -554,27 +555,7 @@ def test_a_page_that_is_not_there_is_refused(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------- learning
 
-STUDY = """
-[run]
-steps = 30
-batch = 32
-lr = 0.3
-evaluations = 3
-seeds = { select = 12, report = 0 }
-
-[[workload]]
-name = "wdbc"
-
-[[optimizer]]
-name = "sgd"
-
-[[clip]]
-name = "none"
-
-[[clip]]
-name = "norm"
-max_norm = 0.3
-"""
+STUDY = study_page("wdbc", clips={"none": {}, "norm": {"max_norm": 0.3}}, steps=30, batch=32, lr=0.3, evaluations=3, select=12)
 LEARNING = '[[learning]]\nstudy = "mine.toml"\nbaseline = "before"\nengine = "{engine}"\n'
 
 

@@ -11,33 +11,14 @@ import numpy as np
 import one_more
 import pyarrow as pa
 import pytest
+from pages import study_page
 
 import clipbench
 from clipbench import engines, measures, protocol, registry, schema, study
 from clipbench.measures import MEASURES, PRODUCTS, Taken, square
 from clipbench.store import Store
 
-PAGE = """
-[run]
-steps = 12
-batch = 8
-evaluations = 3
-lr = [0.01, 0.03]
-seeds = { select = 1, report = 0 }
-
-[[workload]]
-name = "wdbc"
-
-[[optimizer]]
-name = "momentum"
-
-[[clip]]
-name = "none"
-
-[[clip]]
-name = "norm"
-max_norm = 0.1
-"""
+PAGE = study_page("wdbc", "momentum", {"none": {}, "norm": {"max_norm": 0.1}}, steps=12, batch=8, evaluations=3, lr=[0.01, 0.03])
 
 # The one entry: how far the gradient turned since the step before.
 TURNED = """

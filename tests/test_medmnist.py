@@ -9,6 +9,7 @@ import pytest
 import sets
 import torch
 from click.testing import CliRunner
+from pages import study_page
 from sklearn.metrics import accuracy_score, roc_auc_score
 from torch import nn
 
@@ -249,30 +250,12 @@ def test_the_packaged_study_is_the_published_protocol(data_folder):
     assert set(protocol.headline(found).values()) <= {cell.arm for cell in found}
 
 
-PAGE = """
-[run]
-steps = 6
-batch = 8
-evaluations = 2
-lr = 0.01
-seeds = {{ select = 1, report = 1 }}
-engine = "loop"
-
-[[workload]]
-name = "medmnist"
-path = {path}
-
-[[optimizer]]
-name = "sgd"
-
-[[clip]]
-name = "none"
-"""
+PAGE = study_page("medmnist", steps=6, batch=8, evaluations=2, lr=0.01, report=1, engine="loop")
 
 
 def test_a_study_on_a_file_of_ones_own_runs_and_a_stored_row_repeats(here, tmp_path):
     path = here()["path"]
-    (tmp_path / "mine.toml").write_text(PAGE.format(path=json.dumps(path)))
+    (tmp_path / "mine.toml").write_text(PAGE.replace('"medmnist"', f'"medmnist"\npath = {json.dumps(path)}'))
     done = clipbench("run", tmp_path / "mine.toml", "--out", tmp_path / "out", "--no-throughput", "--workers", 1)
     assert done.exit_code == 0, done.stderr
     components = json.loads((tmp_path / "out" / "components.json").read_text())["workloads"]

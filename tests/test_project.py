@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import clipbench
-from clipbench import protocol, schema, study, task
+from clipbench import protocol, schema, study, task, vocabulary
 from clipbench.analysis.outcomes import Note
 
 IMPORTED_AS = {"scikit-learn": "sklearn"}
@@ -111,6 +111,17 @@ def test_the_study_that_readme_shows_is_one(tmp_path):
     cells = study.parse("readme", strangers.STUDY, tmp_path).cells()
     assert len(cells) == (6 + 3) * (1 + 3) * 3
     assert {cell.optimizer.name for cell in cells} == {"sgd", "torch.optim.NAdam"}
+
+
+def test_readme_names_the_tables_in_which_a_word_may_stand(readme):
+    places = {"`[run]`": "run", **{kind: kind for kind in vocabulary.KINDS}}
+    found = {}
+    [table] = re.findall(r"^\| word \| table \|.+?\n\n", readme, flags=re.MULTILINE | re.DOTALL)
+    for words, tables in re.findall(r"^\| (`[^|]+`) \| ([^|]+) \|", table, flags=re.MULTILINE):
+        homes = {*places.values()} if tables == "any" else {places[place] for place in tables.split(", ")}
+        found |= dict.fromkeys(re.findall(r"\w+", words), homes)
+    assert len(found) >= 10
+    assert found == {word: {*vocabulary.HOMES[word]} & {*places.values()} for word in found}
 
 
 def test_words_defines_what_rows_and_phases_are_called(checkout):

@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pages import study_page
 from restored import registry_restored
 from running import called
 from strangers import EMA
@@ -16,28 +17,16 @@ from clipbench import execute, protocol, registry, selection, store, study
 from clipbench.errors import UsageError
 from clipbench.store import Store
 
-PAGE = """
-[run]
-steps = 12
-batch = 8
-evaluations = 2
-device = "cpu"
-lr = [0.01, 0.1]
-seeds = { select = 1, report = 2 }
-
-[[workload]]
-name = "cosh"
-
-[[optimizer]]
-name = "sgd"
-
-[[clip]]
-name = "none"
-
-[[clip]]
-name = "norm"
-relative = [0.1, 0.3]
-"""
+PAGE = study_page(
+    "cosh",
+    clips={"none": {}, "norm": {"relative": [0.1, 0.3]}},
+    steps=12,
+    batch=8,
+    evaluations=2,
+    device="cpu",
+    lr=[0.01, 0.1],
+    report=2,
+)
 PILOT = "cosh, batch 8, cpu, float32, version 1"
 
 
@@ -410,10 +399,7 @@ def test_a_run_cut_short_between_its_phases_is_not_called_complete(whole, copy):
 
 def test_another_version_of_a_workload_has_a_pilot_of_its_own(tmp_path):
     """A threshold of once the median gradient must not stay where it was when the loss is a hundred times larger."""
-    page = (
-        'use = ["scaled.py"]\n[run]\nsteps = 4\nlr = 1e-4\nseeds = { select = 1, report = 1 }\n[[workload]]\nname = "scaled"\n'
-        '[[optimizer]]\nname = "sgd"\n[[clip]]\nname = "norm"\nrelative = 1\n'
-    )
+    page = study_page("scaled", clips={"norm": {"relative": 1}}, use=["scaled.py"], steps=4, lr=1e-4, report=1)
     thresholds = []
     for scale in ("1.0", "100.0"):
         (tmp_path / "scaled.py").write_text(SCALED.replace("SCALE = 1.0", f"SCALE = {scale}"))

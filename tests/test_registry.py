@@ -13,7 +13,7 @@ import pytest
 
 import clipbench.clips
 import clipbench.optimizers  # noqa: F401  (registers them)
-from clipbench import Count, NonNegative, Positive, Unit, UsageError, clip, optimizer, registry, workload
+from clipbench import Count, NonNegative, Positive, Unit, UsageError, clip, optimizer, registry, vocabulary, workload
 
 
 @pytest.fixture
@@ -89,10 +89,22 @@ def test_a_name_is_lower_case_words_joined_by_hyphens(name):
             pass
 
 
-@pytest.mark.parametrize("field", registry.RESERVED)
+@pytest.mark.parametrize("field", vocabulary.RESERVED)
 def test_a_setting_may_not_take_a_word_of_the_study(field):
-    with pytest.raises(UsageError, match=rf'@optimizer\("mine"\): a setting cannot be called `{field}`'):
-        optimizer("mine")(type("Any", (), {"__annotations__": {field: float}}))
+    for kind in (workload, optimizer, clip):
+        with pytest.raises(UsageError, match=rf'@{kind.__name__}\("mine"\): a setting cannot be called `{field}`, which means'):
+            kind("mine")(type("Any", (), {"__annotations__": {field: float}}))
+
+
+def test_every_word_that_stands_in_run_or_beside_settings_is_one_that_no_setting_may_take():
+    beside = {word.name for word in vocabulary.WORDS if {*word.homes} & {"run", "workload", "optimizer", "clip"}}
+    assert {"workloads", "engine", "name", "torch", "relative", "on"} <= beside == set(vocabulary.RESERVED)
+
+
+def test_a_word_of_a_table_that_holds_no_component_is_free():
+    """A clip's setting is naturally called `threshold`: [untuned] is a table of its own."""
+    mine = clip("mine")(type("Any", (), {"__annotations__": {"threshold": float, "title": str}}))
+    assert list(registry.fields(mine)) == ["threshold", "title"]
 
 
 def test_one_name_may_stand_in_several_tables_but_in_one_only_once(tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from pages import study_page
 from restored import registry_restored
 from running import called
 from strangers import EMA
@@ -18,28 +19,16 @@ from clipbench.execute.archive import Archive
 from clipbench.execute.executor import Portion
 from clipbench.store import Store
 
-PAGE = """
-[run]
-steps = 12
-batch = 8
-evaluations = 3
-dtype = "float64"
-lr = [0.01, 0.03]
-seeds = { select = 1, report = 0 }
-
-[[workload]]
-name = "wdbc"
-
-[[optimizer]]
-name = "momentum"
-
-[[clip]]
-name = "none"
-
-[[clip]]
-name = "norm"
-relative = 0.3
-"""
+PAGE = study_page(
+    "wdbc",
+    "momentum",
+    {"none": {}, "norm": {"relative": 0.3}},
+    steps=12,
+    batch=8,
+    evaluations=3,
+    dtype="float64",
+    lr=[0.01, 0.03],
+)
 
 
 @pytest.fixture(scope="module")

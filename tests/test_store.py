@@ -15,27 +15,14 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from pages import study_page
 
 from clipbench import measures, schema, store, summary
 from clipbench.cell import Cell, Part
 from clipbench.errors import UsageError
 from clipbench.store import Store
 
-PAGE = """
-[run]
-steps = 3
-lr = 0.1
-
-[[workload]]
-name = "cosh"
-
-[[optimizer]]
-name = "sgd"
-
-[[clip]]
-name = "norm"
-max_norm = 1.0
-"""
+PAGE = study_page("cosh", clips={"norm": {"max_norm": 1.0}}, steps=3, lr=0.1)
 STEPS = 3
 FULL = OSError(errno.ENOSPC, "No space left on device")
 AWKWARD = [None, math.nan, math.inf, -math.inf, 0.0, -0.0, 5e-324, 1e308]

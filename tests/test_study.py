@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strangers import EMA
 
-from clipbench import registry, study
+from clipbench import lr_schedules, registry, study, vocabulary
 from clipbench.cell import Part, from_json
 from clipbench.errors import UsageError
 
@@ -368,7 +368,7 @@ CASES = {
         "max_norm = 1.0", "max_norm = 1\nrelative = 1", "second [[clip]]", "`relative` or `max_norm`", "not both",
     ),
     "relative to no size": ('"none"', '"none"\nrelative = 1', "first [[clip]]", '"none" has no size', "`relative`"),
-    "a relative workload": ('"wdbc"', '"wdbc"\nrelative = 1', "first [[workload]]", '"wdbc" has no size', "`relative`"),
+    "a relative workload": ('"wdbc"', '"wdbc"\nrelative = 1', "first [[workload]]", "`relative` belongs in a [[clip]], not here."),
     "a norm of another type": ("1.0", "1.0\nnorm_type = 3", "second [[clip]]", "`norm_type` is 3", "2 or 'inf'"),
     # learning rates
     "a negative lr": ("lr = 0.1", "lr = -0.1", "[run]", "`lr` is -0.1", "positive number"),
@@ -466,6 +466,81 @@ CASES = {
     "a missing plug-in": ("[run]", 'use = ["gone.py"]\n[run]', "use", "gone.py"),
     "a plug-in that is no list": ("[run]", 'use = "gone.py"\n[run]', "`use` is 'gone.py'", "list"),
 }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------- words and homes
+
+WHERE = {
+    vocabulary.PAGE: "",
+    "run": ", [run]",
+    "untuned": ", [untuned]",
+    "seeds": ", [run] seeds",
+    "workload": ", first [[workload]]",
+    "optimizer": ", first [[optimizer]]",
+    "clip": ", first [[clip]]",
+}
+
+
+def with_word(table, name, value):
+    """A small page, as text, with a word in a table."""
+    page = {"run": {"steps": 10, "lr": 0.1, "seeds": {}}, "untuned": {}, **{kind: [{}] for kind in registry.KINDS}}
+    tables = {vocabulary.PAGE: page, "run": page["run"], "seeds": page["run"]["seeds"], "untuned": page["untuned"]}
+    tables |= {kind: page[kind][0] for kind in registry.KINDS}
+    for kind, component in (("workload", "wdbc"), ("optimizer", "sgd"), ("clip", "none")):
+        if kind != table or (table, name) != ("optimizer", "torch"):
+            tables[kind]["name"] = component
+    tables[table][name] = value
+    return toml(page)
+
+
+def told(text):
+    with pytest.raises(UsageError) as raised:
+        parsed(text).cells()
+    return str(raised.value)
+
+
+def test_the_page_model_holds_every_word_in_each_of_its_homes_and_no_other():
+    document = parsed(with_word("workload", "seeds", {})).document
+    models = {vocabulary.PAGE: document, "run": document.run, "untuned": document.untuned, "seeds": document.workload[0].seeds}
+    models |= {kind: getattr(document, kind)[0] for kind in registry.KINDS}
+    for table, model in models.items():
+        assert {*type(model).model_fields} == {word.name for word in vocabulary.WORDS if table in word.homes}, table
+    assert {*models} == {home for word in vocabulary.WORDS for home in word.homes}
+
+
+def test_a_word_that_is_not_given_has_its_default():
+    document = parsed(with_word("workload", "seeds", {})).document
+    assert (document.run.batch, document.run.schedule, document.run.accumulate) == (32, lr_schedules.CONSTANT, 1)
+    assert (document.run.seeds.select, document.run.seeds.report, document.untuned.lr) == (3, 10, 0.01)
+    assert (document.optimizer[0].batch, document.clip[0].on, document.clip[0].relative) == (None, "gradient", None)
+
+
+@pytest.mark.parametrize(
+    ("table", "word"),
+    [(home, word) for word in vocabulary.WORDS for home in word.homes],
+    ids=lambda one: one if isinstance(one, str) else one.name,
+)
+def test_a_value_that_does_not_fit_is_told_what_is_wanted(table, word):
+    """A list in a list is no value of any word."""
+    message = told(with_word(table, word.name, [[True]]))
+    assert f"`{word.name}` is [" in message
+    assert message.endswith(f"], and must be {word.wanted}.")
+    assert message.startswith(f"page.toml{WHERE[table]}")
+
+
+@pytest.mark.parametrize("table", WHERE)
+def test_a_word_in_a_wrong_table_is_told_where_it_belongs(table):
+    """But for a slip of the pen, and in a component's table for a word that may be a setting."""
+    for name, homes in vocabulary.HOMES.items():
+        slip = (table, name) == (vocabulary.PAGE, "workloads")
+        if table in homes or slip or (table in registry.KINDS and name not in vocabulary.RESERVED):
+            continue
+        message = told(with_word(table, name, 1))
+        assert message.startswith(f"page.toml{WHERE[table]}: `{name}` belongs ")
+        assert message.endswith(", not here.")
+        assert [home for home, place in vocabulary.PLACES.items() if place in message.partition(" belongs ")[2]] == [
+            home for home in vocabulary.PLACES if home in homes
+        ]
 
 
 def assert_one_sentence(message, where="page.toml"):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pages import study_page
 from running import called
 
 from clipbench import engines, feed, protocol, registry, schema, study, throughput
@@ -12,27 +13,7 @@ from clipbench.store import Store
 from clipbench.throughput import Step
 from clipbench.throughput.footprint import Footprint
 
-PAGE = """
-[run]
-steps = 4
-batch = 16
-evaluations = 1
-lr = 0.01
-seeds = { select = 1, report = 0 }
-
-[[workload]]
-name = "wdbc"
-
-[[optimizer]]
-name = "sgd"
-
-[[clip]]
-name = "none"
-
-[[clip]]
-name = "norm"
-max_norm = [0.1, 1.0, 10.0]
-"""
+PAGE = study_page("wdbc", clips={"none": {}, "norm": {"max_norm": [0.1, 1.0, 10.0]}}, steps=4, batch=16, evaluations=1, lr=0.01)
 
 CLIPS = {"none": {}, "value": {"max_value": 0.01}, "norm": {"max_norm": 0.1}, "layer": {"max_norm": 0.1}}
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_execute import PAGE, gone, jobs, new_store, outcomes, supervise
+from test_execute import gone, jobs, new_store, outcomes, supervise, text_of
 
 from clipbench import registry, study
 from clipbench.engines import stacked
@@ -271,8 +271,7 @@ print(world.compare().lasting)
 def guilty_page(folder, acts, seeds=1, steps=3):
     folder.mkdir(exist_ok=True)
     (folder / "guilty.py").write_text(GUILTY)
-    text = PAGE.format(kinds=[float(act) for act in acts], seeds=seeds, workload="wdbc").replace("trouble.py", "guilty.py")
-    text = text.replace('"trouble"\nkind', '"guilty"\nact').replace("steps = 8", f"steps = {steps}")
+    text = text_of("guilty", "act", [float(act) for act in acts], seeds, "wdbc", steps)
     return study.parse("tiny", text, folder)
 
 

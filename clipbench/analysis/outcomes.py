@@ -14,7 +14,7 @@ import pandas as pd
 
 from clipbench import selection, statistics
 from clipbench.analysis.cells import Components, plain, table_of, workload
-from clipbench.schema import Outcome, Reading, Role, Status, Word
+from clipbench.schema import Outcome, Reading, Role, Status, Term
 from clipbench.selection import FIRED, POINT
 from clipbench.statistics import Interval
 from clipbench.task import ARM, TASK
@@ -24,7 +24,7 @@ UNKNOWN = (Status.FAILED, MISSING)
 COUNTS = (*Outcome, *UNKNOWN)  # how a wanted run may have ended
 
 
-class Note(Word):
+class Note(Term):
     """Why a comparison has no difference to give."""
 
     NEVER_FIRED = "never fired", "the clip altered next to no gradient: it is the same as none"

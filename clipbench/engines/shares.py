@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipbench import feed, trees
-from clipbench.cell import EXAMPLE, Cell
+from clipbench.cell import Cell
 from clipbench.errors import UsageError
+from clipbench.vocabulary import EXAMPLE
 
 BATCHES = 3  # looked at: a rare class, or a label that is left out, is not in every one
 SEED = 0

@@ -17,12 +17,13 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from clipbench import feed, registry, step, trees
-from clipbench.cell import EXAMPLE, GRADIENT, UPDATE, Cell
+from clipbench.cell import Cell
 from clipbench.engines import program
 from clipbench.engines.program import Nested, NoLanes
 from clipbench.engines.record import Job
 from clipbench.measures import REMEMBERED
 from clipbench.trees import Tree
+from clipbench.vocabulary import EXAMPLE, GRADIENT, UPDATE
 
 
 def shape(cell: Cell) -> tuple[Any, ...]:

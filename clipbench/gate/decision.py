@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.schema import Word
+from clipbench.schema import Term
 
 Array = NDArray[np.float64]
 
@@ -22,7 +22,7 @@ AGREEMENT = 0.03  # within which the reference must find itself
 QUIETEST = 0.25  # the share of the rounds that the paired median is taken over
 
 
-class Decision(Word):
+class Decision(Term):
     """What one measurement says of a benchmark."""
 
     PASS = "pass", "no slower than its reference, within the limits"

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from typing import Any
 
-from clipbench.schema import Word
+from clipbench.schema import Term
 
 
-class Verdict(Word):
+class Verdict(Term):
     """What the gate says of a benchmark, of a study, or of all."""
 
     PASS = "pass", "no slower, and learns no worse, than it did"
@@ -21,7 +21,7 @@ class Verdict(Word):
     INCONCLUSIVE = "inconclusive", "nobody can tell here and now"
 
 
-class State(Word):
+class State(Term):
     """What became of a cell's numbers since the baseline."""
 
     SAME = "same_bits", "every number has the same bits"

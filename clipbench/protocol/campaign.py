@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from clipbench import execute, registry
-from clipbench.cell import RELATIVE, Cell
+from clipbench.cell import Cell
 from clipbench.engines import Job, Record, rates
 from clipbench.engines.rates import Choice
 from clipbench.execute import Executor, Setting
@@ -20,6 +20,7 @@ from clipbench.schema import Outcome, Status
 from clipbench.store import CURVES, Store
 from clipbench.study import Study, part
 from clipbench.task import Threshold, arm_of
+from clipbench.vocabulary import RELATIVE
 
 PHASES = ("select", "extend", "report")
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from clipbench import execute, lr_schedules, registry
-from clipbench.cell import EXAMPLE, Cell
+from clipbench.cell import Cell
 from clipbench.errors import UsageError
 from clipbench.selection import METHODS
 from clipbench.study import Study
 from clipbench.task import Task
+from clipbench.vocabulary import EXAMPLE
 
 
 @dataclass

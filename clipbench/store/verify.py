@@ -17,13 +17,14 @@ import pandas as pd
 import pyarrow as pa
 
 from clipbench import events, measures, schema, summary
-from clipbench.cell import ACCUMULATE, RELATIVE, Part, identity
+from clipbench.cell import Part, identity
 from clipbench.schema import Outcome, Role, Status
 from clipbench.store.commits import SHARD_TABLES
 from clipbench.store.files import TEMPORARY, damage_of
 from clipbench.store.pages import PAGES, keeps_curve, merged
 from clipbench.store.reading import Contents, Reader, winners
 from clipbench.task import ARM, TASK
+from clipbench.vocabulary import ACCUMULATE, DEFAULTS, RELATIVE
 
 CLOSE = 1e-6  # relative: older columns were worked out before their curve was rounded to float32
 LATER = {column.name for column in schema.CELLS if column.later}  # of older rows they are null
@@ -306,7 +307,8 @@ def _versions(settings: str) -> str:
     try:
         document = json.loads(settings)
         versions = [document[kind]["version"] for kind in ("workload", "optimizer", "clip")]
-        return f"{versions} {document['workload']['settings'].get(ACCUMULATE, 1)} {document['steps']} {document['events']}"
+        accumulate = document["workload"]["settings"].get(ACCUMULATE, DEFAULTS[ACCUMULATE])
+        return f"{versions} {accumulate} {document['steps']} {document['events']}"
     except (ValueError, KeyError, TypeError):
         return ""
 

@@ -15,11 +15,24 @@ from typing import Any
 from pydantic import ValidationError
 
 from clipbench import lr_schedules, registry
-from clipbench.cell import ACCUMULATE, EXAMPLE, GRADIENT, ON, RELATIVE, SCHEDULE, UPDATE, WORDS, Cell, Part
+from clipbench.cell import Cell, Part
 from clipbench.errors import UsageError, nearest
 from clipbench.events import Rules
-from clipbench.study.page import Document, Seeds, Table
+from clipbench.study.page import Document, Page, Seeds, Table
 from clipbench.study.sentences import ordinal, sentence
+from clipbench.vocabulary import (
+    ACCUMULATE,
+    DEFAULTS,
+    EXAMPLE,
+    GRADIENT,
+    KEPT,
+    ON,
+    RELATIVE,
+    RESERVED,
+    SCHEDULE,
+    UPDATE,
+    belongs,
+)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 DEVICE_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
@@ -32,7 +45,7 @@ class Study:
     name: str
     text: str
     folder: Path
-    document: Document
+    document: Page
 
     @property
     def where(self) -> str:
@@ -80,7 +93,7 @@ class Study:
                 raise UsageError(f'{self.where}, [untuned]: the study has no arm "{arm}".{nearest(arm, arms)}')
         return list(found.values())
 
-    def seeds(self, workload: str) -> Seeds:
+    def seeds(self, workload: str) -> Page:
         """How many seeds each phase runs on one workload: one of each where it says that it has no randomness."""
         if getattr(registry.find("workload", workload), "deterministic", False):
             return Seeds(select=1, report=min(1, self.document.run.seeds.report))
@@ -113,8 +126,8 @@ class Study:
             ):
                 if batch % number:
                     raise UsageError(f"{self.where}: a batch of {batch} cannot be taken in {number} equal parts (`accumulate`).")
-                taken = _with(workload, ACCUMULATE, number, 1)
-                stepped = _with(optimizer, SCHEDULE, schedule, lr_schedules.CONSTANT)
+                taken = _with(workload, ACCUMULATE, number)
+                stepped = _with(optimizer, SCHEDULE, schedule)
                 yield Cell(taken, stepped, clip, float(lr), 0, steps, batch, device, dtype, run.evaluations, events)
 
     def _schedules(self, w: Table, o: Table) -> list[str]:
@@ -156,24 +169,20 @@ class Study:
             for word, given in (("batch", table.batch), ("lr", table.lr)):
                 for axis in given.values() if isinstance(given, dict) else [given]:
                     _axis(axis, f"{where}: `{word}`")
-            _at_home(kind, table, where)
-            seeds = [other.seeds or self.document.run.seeds for other in tables if other.name == table.name]
-            if kind == "workload" and any(one != seeds[0] for one in seeds):
+            _at_home(table, where)
+            seeds = [other.word("seeds") or self.document.run.seeds for other in tables if other.name == table.name]
+            if any(one != seeds[0] for one in seeds):
                 raise UsageError(
                     f'{where}: another table of "{table.name}" gives other `seeds`; a workload has the same in all its tables.'
                 )
             _run(table.lr if isinstance(table.lr, dict) else (), others, f"{where}: `lr`")
-            _run(table.workloads or (), self.document.workload, f"{where}: `workloads`")
-            if table.relative is not None and not hasattr(cls, "size"):
+            _run(table.word("workloads") or (), self.document.workload, f"{where}: `workloads`")
+            kept = {word: given for word in (RELATIVE, ON) if (given := table.word(word)) is not None}
+            if RELATIVE in kept and not hasattr(cls, "size"):
                 raise UsageError(
                     f'{where}: "{table.name}" has no size that `relative` could be a multiple of; give its setting a number.'
                 )
-            settings = dict(table.settings)
-            if table.relative is not None:
-                settings[RELATIVE] = table.relative
-            if table.on is not None:
-                settings[ON] = table.on
-            axes = {name: _axis(value, f"{where}: `{name}`") for name, value in settings.items()}
+            axes = {name: _axis(value, f"{where}: `{name}`") for name, value in (table.settings | kept).items()}
             for point in product(*axes.values()):
                 yield table, part(kind, cls, dict(zip(axes, point, strict=True)), where)
 
@@ -181,9 +190,9 @@ class Study:
 def part(kind: registry.Kind, cls: Any, settings: Mapping[str, Any], where: str) -> Part:
     """One component with validated settings, the study's own words left as it wrote them."""
     threshold = registry.threshold_field(cls) if kind == "clip" else None
-    words = {name: value for name, value in settings.items() if name in WORDS}
-    others = {name: value for name, value in settings.items() if name not in WORDS}
-    on = words.get(ON, GRADIENT)
+    words = {name: value for name, value in settings.items() if name in KEPT}
+    others = {name: value for name, value in settings.items() if name not in KEPT}
+    on = words.get(ON, DEFAULTS[ON])
     if on == GRADIENT:
         words.pop(ON, None)
     elif threshold is None:
@@ -203,28 +212,22 @@ def part(kind: registry.Kind, cls: Any, settings: Mapping[str, Any], where: str)
     return Part(cls.name, cls.version, {**clean, **words, RELATIVE: float(words[RELATIVE])}, threshold)
 
 
-def _with(part: Part, word: str, value: Any, default: Any) -> Part:
+def _with(part: Part, word: str, value: Any) -> Part:
     """A component with a word of the study among its settings, left out at its default."""
-    return part if value == default else replace(part, settings={**part.settings, word: value})
+    return part if value == DEFAULTS[word] else replace(part, settings={**part.settings, word: value})
 
 
-def _at_home(kind: registry.Kind, table: Table, where: str) -> None:
-    """Whether the words of a table belong into one of its kind, and its schedules are such.
+def _at_home(table: Table, where: str) -> None:
+    """Whether no word of a component's table belongs in another table, and its schedules are such.
 
     :raises UsageError: one does not, or is none.
     """
-    homes = {
-        "seeds": (table.seeds is not None, ("workload",), "[run] or in a [[workload]]"),
-        "accumulate": (table.accumulate is not None, ("workload",), "[run] or in a [[workload]]"),
-        "schedule": (table.schedule is not None, ("workload", "optimizer"), "[run], a [[workload]] or an [[optimizer]]"),
-        "on": (table.on is not None, ("clip",), "a [[clip]]"),
-        "workloads": (table.workloads is not None, ("optimizer", "clip"), "an [[optimizer]] or a [[clip]]"),
-    }
-    for word, (given, kinds, home) in homes.items():
-        if given and kind not in kinds:
-            raise UsageError(f"{where}: `{word}` belongs in {home}, not here.")
-    for schedule in [] if table.schedule is None else _axis(table.schedule, f"{where}: `schedule`"):
-        lr_schedules.canonical(schedule, where)
+    for word in table.settings:
+        if word in RESERVED:
+            raise UsageError(f"{where}: {belongs(word)}.")
+    schedule = table.word(SCHEDULE)
+    for one in [] if schedule is None else _axis(schedule, f"{where}: `{SCHEDULE}`"):
+        lr_schedules.canonical(one, where)
 
 
 def _run(named: Iterable[str], tables: Sequence[Table], what: str) -> None:
@@ -303,7 +306,7 @@ def parse(name: str, text: str, folder: Path) -> Study:
         if isinstance(table, dict) and "torch" in table:
             if "name" in table:
                 raise UsageError(f"{where}, {ordinal(number)} [[optimizer]]: give `name` or `torch`, not both.")
-            table["name"] = table.pop("torch")
+            table["name"] = table["torch"]
     try:
         document = Document.model_validate(raw)
     except ValidationError as error:

@@ -1,18 +1,13 @@
-"""A study page as it may be written: its tables and the words they know."""
+"""A study page as it may be written: a model of each of its tables, made of the words that may stand in it."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from clipbench import lr_schedules
-
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, description="positive number")]
-Whole = Annotated[int, Field(ge=1, description="whole number of at least 1")]
-Device = Literal["cpu", "cuda"]
-Dtype = Literal["float32", "float64", "bfloat16-mixed"]
-On = Literal["gradient", "update", "example"]
+from clipbench.vocabulary import KINDS, PAGE, TABLE, TABLES, Word, words_of
 
 
 class Page(BaseModel):
@@ -20,57 +15,21 @@ class Page(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
+    if TYPE_CHECKING:  # its fields are the words of the table
 
-class Seeds(Page):
-    """How many seeds each phase of the protocol runs."""
+        def __init__(self, **words: Any) -> None: ...
 
-    select: Annotated[int, Field(ge=1, description="whole number of at least 1")] = 3
-    report: Annotated[int, Field(ge=0, description="whole number of at least 0")] = 10
-
-
-class Untuned(Page):
-    """The row nobody tuned: one learning rate and one threshold for every workload.
-
-    It is run for the five methods of the headline, and for the ``arms`` named here, such as ``momentum + value``.
-    """
-
-    lr: Rate = 0.01
-    threshold: Rate = 1.0
-    arms: list[str] = Field(default_factory=list)
+        def __getattr__(self, name: str) -> Any: ...
 
 
-class Run(Page):
-    """The ``[run]`` table."""
+class Table(Page):
+    """A ``[[workload]]``, ``[[optimizer]]`` or ``[[clip]]`` table: words of the page, beside them the component's own settings."""
 
-    steps: Whole
-    batch: Whole | list[Whole] = 32
-    device: Device | list[Device] = "cpu"
-    dtype: Dtype | list[Dtype] = "float32"
-    lr: Rate | list[Rate] | None = None
-    schedule: str | list[str] = lr_schedules.CONSTANT
-    accumulate: Whole | list[Whole] = 1
-    seeds: Seeds = Seeds()
-    engine: Literal["auto", "loop", "batched"] = "auto"
-    evaluations: Whole = 20
-    extend: bool = True
-    events: dict[str, float] = Field(default_factory=dict)
+    model_config = ConfigDict(extra="allow")
 
-
-class Table(BaseModel):
-    """A ``[[workload]]``, ``[[optimizer]]`` or ``[[clip]]`` table: reserved words, and the component's own settings beside them."""
-
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-
-    name: str
-    steps: Whole | None = None
-    batch: Whole | list[Whole] | None = None
-    lr: Rate | list[Rate] | dict[str, Rate | list[Rate]] | None = None
-    schedule: str | list[str] | None = None
-    accumulate: Whole | list[Whole] | None = None
-    seeds: Seeds | None = None
-    relative: Rate | list[Rate] | None = None
-    on: On | list[On] | None = None
-    workloads: Annotated[list[str], Field(min_length=1)] | None = None
+    def word(self, name: str) -> Any:
+        """What the table says by a word; None where it says nothing, or is of a kind that has no such word."""
+        return getattr(self, name) if name in type(self).model_fields else None
 
     def meets(self, workload: str) -> bool:
         """Whether an optimizer's or clip's table is for the workload of that name."""
@@ -81,13 +40,27 @@ class Table(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Document(Page):
-    """The whole page."""
+P = TypeVar("P", bound=Page)
 
-    title: str = ""
-    use: list[str] = Field(default_factory=list)
-    run: Run
-    untuned: Untuned = Untuned()
-    workload: Annotated[list[Table], Field(min_length=1)]
-    optimizer: Annotated[list[Table], Field(min_length=1)]
-    clip: Annotated[list[Table], Field(min_length=1)]
+
+def _model(table: str, shared: type[P], **tables: type[Page]) -> type[P]:
+    """The model of a table; ``tables`` are the models of those that may stand in it."""
+    fields: dict[str, Any] = {name: _field(word, table, tables) for name, word in words_of(table).items()}
+    return create_model(table, __base__=shared, **fields)
+
+
+def _field(word: Word, table: str, tables: dict[str, type[Page]]) -> tuple[Any, Any]:
+    """A word as a field: its type, and its default."""
+    default, kind = word.homes[table], word.type
+    if kind is TABLE:
+        kind = tables[word.name]
+        default = Field(default_factory=kind) if default == {} else default
+    elif kind is TABLES:
+        kind, default = GenericAlias(list, tables[word.name]), Field(min_length=1)
+    return (kind if default is not None else kind | None), default
+
+
+Seeds = _model("seeds", Page)
+Untuned = _model("untuned", Page)
+Run = _model("run", Page, seeds=Seeds)
+Document = _model(PAGE, Page, run=Run, untuned=Untuned, **{kind: _model(kind, Table, seeds=Seeds) for kind in KINDS})

@@ -3,71 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from clipbench import registry
 from clipbench.errors import nearest
-from clipbench.study.page import Document, Page, Run, Seeds, Untuned
+from clipbench.vocabulary import HOMES, PAGE, TABLE, TABLES, belongs, words_of
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+ALIKE = 0.9  # of another table's word, so alike is a slip of the pen only: `workloads` for `workload`
 
-WANTED = {
-    "steps": "a whole number of at least 1",
-    "batch": "a whole number of at least 1, or a list of them",
-    "evaluations": "a whole number of at least 1",
-    "lr": "a positive number, a list of them, or a table of lists by name",
-    "run.lr": "a positive number, or a list of them",
-    "untuned.lr": "a positive number",
-    "relative": "a positive number, or a list of them",
-    "seeds": "a table such as { select = 3, report = 10 }",
-    "select": "a whole number of at least 1",
-    "report": "a whole number of at least 0",
-    "device": '"cpu", "cuda", or a list of them',
-    "dtype": '"float32", "float64", "bfloat16-mixed", or a list of them',
-    "schedule": 'text such as "cosine" or "step(factor=0.3)", or a list of such',
-    "accumulate": "a whole number of at least 1, or a list of them",
-    "on": '"gradient", "update", "example", or a list of them',
-    "workloads": "a list of names of the study's workloads",
-    "engine": '"auto", "loop" or "batched"',
-    "threshold": "a positive number",
-    "arms": 'a list of arms such as "momentum + value"',
-    "name": "text",
-    "title": "text",
-    "use": "a list of file names",
-    "extend": "true or false",
-    "events": "a table of numbers",
-    "run": "a table with at least `steps`",
-    "untuned": "a table with `lr` and `threshold`",
-    "workload": "at least one [[workload]] table",
-    "optimizer": "at least one [[optimizer]] table",
-    "clip": "at least one [[clip]] table",
-}
+
+class Place(NamedTuple):
+    """Where an error is: how a sentence names the table around it, that table, and the word in it."""
+
+    where: str
+    table: str
+    name: str
 
 
 def sentence(where: str, raw: Mapping[str, Any], error: ValidationError) -> str:
     """The first error of the validation library, as a sentence of ours; a word that is not known before one that is missing."""
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    place = [step for step in first["loc"] if isinstance(step, int) or step in WANTED or first["type"] == "extra_forbidden"]
-    section = str(place[0])
-    if section in registry.KINDS and len(place) > 1 and isinstance(place[1], int):
-        where, path = f"{where}, {ordinal(place[1])} [[{section}]]", place[2:]
-    elif section in ("run", "untuned") and len(place) > 1:
-        where, path = f"{where}, [{section}]", place[1:]
-    else:
-        path = place
-    names = [str(step) for step in path if not isinstance(step, int)]
-    name = names[-1] if names else section
+    place = _place(where, first["loc"])
+    known, name = words_of(place.table), place.name
     if first["type"] == "extra_forbidden":
-        pages: dict[str, type[Page]] = {"run": Run, "untuned": Untuned}
-        known = (Seeds if "seeds" in names else pages.get(section, Document)).model_fields
-        hint = nearest(name, known)
-        return f"{where}: there is no setting `{name}`. There are: {', '.join(known)}.{hint}"
-    wanted = WANTED.get(f"{section}.{name}") or WANTED.get(name, "something else")
+        if name in HOMES and not nearest(name, known, ALIKE):
+            return f"{place.where}: {belongs(name)}."
+        return f"{place.where}: there is no setting `{name}`. There are: {', '.join(known)}.{nearest(name, known)}"
+    wanted = known[name].wanted
     if first["type"] == "missing":
-        return f"{where}: `{name}` is missing; it must be {wanted}.{_written_for(name, raw, first)}"
-    return f"{where}: `{name}` is {_given(raw, first)}, and must be {wanted}."
+        return f"{place.where}: `{name}` is missing; it must be {wanted}.{_written_for(name, raw, first)}"
+    return f"{place.where}: `{name}` is {_given(raw, first)}, and must be {wanted}."
+
+
+def _place(where: str, path: tuple[int | str, ...]) -> Place:
+    """The last word of a path that leads from the page through its tables; what follows is the word's own matter."""
+    table, inner, name = PAGE, PAGE, ""
+    for step in path:
+        if isinstance(step, int):
+            where = f"{where}, {ordinal(step)} [[{name}]]"
+            continue
+        if name in ("run", "untuned") and table == PAGE:
+            where = f"{where}, [{name}]"
+        elif name == "seeds":
+            where = f"{where} seeds"
+        table, name = inner, step
+        word = words_of(table).get(name)
+        if word is None or word.type not in (TABLE, TABLES):
+            break
+        inner = name
+    return Place(where, table, name)
 
 
 def _written_for(name: str, raw: Mapping[str, Any], first: Any) -> str:

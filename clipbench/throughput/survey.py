@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from clipbench import feed, registry
-from clipbench.cell import GRADIENT, Part
+from clipbench.cell import Part
 from clipbench.engines import Job
 from clipbench.throughput.floor import Reference, floor_bytes, held_bytes
 from clipbench.throughput.footprint import Footprint
@@ -20,6 +20,7 @@ from clipbench.throughput.sizes import Shape
 from clipbench.throughput.training import LR, Step, benches
 from clipbench.throughput.turns import Blocks, Pace, take_turns
 from clipbench.throughput.updates import Given, Update, Weights, halved
+from clipbench.vocabulary import GRADIENT
 
 STEP, UPDATE = "step", "update"  # parts: the whole training step; the clip and the optimizer's step alone
 

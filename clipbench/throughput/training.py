@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from clipbench import engines, feed
-from clipbench.cell import GRADIENT, Part
+from clipbench.cell import Part
 from clipbench.engines import Components, Job
 from clipbench.task import Task
 from clipbench.throughput.footprint import Footprint, footprint
 from clipbench.throughput.implementations import DEFAULT, IMPLEMENTATIONS, Unfit, flattened, tensors
+from clipbench.vocabulary import GRADIENT
 
 LR = 1e-3  # small enough that no method leaves ordinary numbers while it is timed
 BATCHES = 16

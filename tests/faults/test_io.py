@@ -10,6 +10,7 @@ from functools import cache
 from multiprocessing import forkserver
 
 import pytest
+from pages import study_page
 from shim import KINDS, Shim
 
 from clipbench import execute, registry
@@ -20,25 +21,17 @@ from clipbench.report.folder import LIST, replace
 from clipbench.store import PAGES, SHARD_TABLES, Store
 
 TABLES = ("cells", *SHARD_TABLES)
-PAGE = """
-title = "faults"
-[run]
-steps = 6
-batch = 16
-evaluations = 2
-lr = [0.01, 0.1]
-extend = false
-seeds = { select = 1, report = 1 }
-[[workload]]
-name = "cosh"
-[[optimizer]]
-name = "sgd"
-[[clip]]
-name = "none"
-[[clip]]
-name = "norm"
-relative = 0.5
-"""
+PAGE = study_page(
+    "cosh",
+    clips={"none": {}, "norm": {"relative": 0.5}},
+    title="faults",
+    steps=6,
+    batch=16,
+    evaluations=2,
+    lr=[0.01, 0.1],
+    extend=False,
+    report=1,
+)
 KEPT = "a stored cell is read again, with the same numbers"
 WHOLE = "the next run finishes the study, and every promise of the folder holds"
 SENTENCE = "a fault is one sentence and exit code 2, never a traceback"
