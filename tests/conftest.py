@@ -23,6 +23,16 @@ settings.register_profile("clipbench", derandomize=True, deadline=None, database
 settings.load_profile("clipbench")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--whole", action="store_true", help="Run what `tox -e whole` runs: every seed and every rate of a claim.")
+
+
+@pytest.fixture(scope="session")
+def whole(request):
+    """Whether every seed and rate of a claim is run, and not only as many as show that the code still makes them."""
+    return request.config.getoption("--whole")
+
+
 @pytest.fixture(autouse=True)
 def _process_unchanged():
     """Fail a test that draws from a global generator, or that leaves torch set up differently than it found it."""
