@@ -305,23 +305,24 @@ def quantizes():
 """
 
 
-@pytest.mark.parametrize("work", ["prints", "uses_processes", "quantizes"])
-def test_what_a_benchmark_may_do(work, tmp_path):
-    (tmp_path / "free.py").write_text(WORKS)
-    (tmp_path / "gate.toml").write_text(f'[[bench]]\nname = "x"\nours = "free.py:{work}"\nreference = "free.py:{work}"\n')
+def test_what_a_benchmark_may_do(tmp_path):
+    (tmp_path / "mine.py").write_text(WORKS)
+    works = ("prints", "uses_processes", "quantizes")
+    (tmp_path / "gate.toml").write_text(
+        "".join(bench(work, work).replace("mine.py:reference", f"mine.py:{work}") for work in works)
+    )
     done = process("gate", "--limits", "gate.toml", cwd=tmp_path)
     assert done.returncode in (0, 3), done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 2
+    assert len(done.stdout.splitlines()) == 1 + len(works)
 
 
-def test_a_package_that_raises_as_it_is_imported_is_told_as_whose_it_is(tmp_path):
+def test_a_package_that_raises_as_it_is_imported_is_told_as_whose_it_is(files, tmp_path):
     (tmp_path / "broken_of_mine.py").write_text("raise ValueError('no package')\n")
-    (tmp_path / "mine.py").write_text(MINE)
-    for mine, reference, code in (("broken_of_mine:x", "mine.py:ours", 1), ("mine.py:ours", "broken_of_mine:x", 2)):
-        (tmp_path / "gate.toml").write_text(f'[[bench]]\nname = "x"\nours = "{mine}"\nreference = "{reference}"\n')
-        done = process("gate", "--limits", "gate.toml", cwd=tmp_path)
-        assert done.returncode == code, done.stdout + done.stderr
-        assert "raised ValueError: no package" in done.stdout + done.stderr
+    shutil.copy(files / "mine.py", tmp_path)
+    sides = [("broken_of_mine:x", "mine.py:ours"), ("mine.py:ours", "broken_of_mine:x")]
+    found = sampling.measure([Measurement(Bench("x", ours, reference)) for ours, reference in sides], tmp_path)
+    assert [one.fault for one in found] == ["ours", "page"]
+    assert [why(one).removeprefix("it ") for one in found] == ["raised ValueError: no package"] * 2
 
 
 NAN = float("nan")
@@ -532,20 +533,22 @@ def test_a_page_that_is_wrong_is_refused_in_one_sentence(page, case):
     assert all(fragment in done.stderr for fragment in fragments), done.stderr
 
 
-@pytest.mark.parametrize(
-    ("reference", "said"),
-    [
-        ("raises", "raised ValueError: no way"),
-        ("later", "raised StopIteration"),
-        ("late", "returned nan in a dict"),
-        ("dies", "ended its process, with code 7"),
-    ],
-)
-def test_a_reference_that_fails_is_the_pages_fault(page, reference, said):
-    path = page(bench("x").replace(":reference", f":{reference}"))
+FAILS = {
+    "raises": "raised ValueError: no way",
+    "later": "raised StopIteration",
+    "late": "returned nan in a dict",
+    "dies": "ended its process, with code 7",
+}
+
+
+def test_a_reference_that_fails_is_the_pages_fault(page):
+    path = page(bench("x").replace(":reference", ":late"))
+    asked = [Measurement(Bench(name, "mine.py:ours", f"mine.py:{name}")) for name in FAILS]
+    found = sampling.measure(asked, path.parent)
+    assert [(one.fault, why(one)) for one in found] == [("page", said) for said in FAILS.values()]
     done = CliRunner().invoke(cli_.cli, ["gate", "--limits", str(path)], prog_name="clipbench")
     assert done.exit_code == 2, done.stdout + done.stderr
-    assert f'"x": its reference {said}' in done.stderr
+    assert '"x": its reference returned nan in a dict' in done.stderr
 
 
 def test_a_page_that_is_not_there_is_refused(tmp_path):
@@ -567,7 +570,7 @@ def baseline(tmp_path_factory):
     done = process("run", "mine.toml", "--engine", "loop", "--no-throughput", "--out", "before", cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "loop.toml").write_text(LEARNING.format(engine="loop"))
-    (folder / "batched.toml").write_text(LEARNING.format(engine="batched"))
+    (folder / "both.toml").write_text(LEARNING.format(engine="loop") + LEARNING.format(engine="batched"))
     return folder
 
 
@@ -579,30 +582,28 @@ def copied(baseline, tmp_path):
 
 @pytest.fixture
 def planted(tmp_path):
-    """A function that returns a copy of the tree with one line changed."""
+    """A function that returns a copy of the tree with lines of a file changed, each ``(old, new)``."""
 
-    def plant(file, old, new):
+    def plant(file, *changes):
         tree = tmp_path / "tree"
         shutil.copytree(Path(clipbench.__file__).parent, tree / "clipbench", ignore=shutil.ignore_patterns("__pycache__"))
         path = tree / "clipbench" / file
         text = path.read_text(encoding="utf-8")
-        assert text.count(old) == 1
-        path.write_text(text.replace(old, new), encoding="utf-8")
+        for old, new in changes:
+            assert text.count(old) == 1
+            text = text.replace(old, new)
+        path.write_text(text, encoding="utf-8")
         return tree
 
     return plant
 
 
-def test_an_unchanged_tree_learns_as_it_did(baseline):
-    done = process("gate", "--limits", baseline / "loop.toml", cwd=baseline)
+def test_an_unchanged_tree_learns_as_it_did_and_the_other_engine_is_within_a_tolerance(baseline):
+    done = process("gate", "--limits", baseline / "both.toml", cwd=baseline)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "24 cells, 24 same bits" in done.stdout
-
-
-def test_the_other_engine_is_within_a_tolerance(baseline):
-    done = process("gate", "--limits", baseline / "batched.toml", cwd=baseline)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "24 same bits" not in done.stdout
+    loop, batched, _ = done.stdout.splitlines()
+    assert "24 cells, 24 same bits" in loop
+    assert "24 same bits" not in batched
 
 
 IN_PLACE, PURE = (
@@ -615,19 +616,17 @@ SIGN = {
 }
 
 
-@pytest.mark.parametrize("engine", SIGN)
-def test_a_sign_error_in_a_clip_fails(baseline, planted, engine):
-    """In the in-place path of the loop, in the pure rule of lanes."""
-    line, old, new = SIGN[engine]
-    tree = planted("clips/fixed.py", line, line.replace(old, new))
-    done = process("gate", "--limits", baseline / f"{engine}.toml", cwd=baseline, tree=tree)
+def test_a_sign_error_in_a_clip_fails(baseline, planted):
+    """In the in-place path of the loop, which alone the loop takes, and in the pure rule of lanes, which alone they take."""
+    tree = planted("clips/fixed.py", *((line, line.replace(old, new)) for line, old, new in SIGN.values()))
+    done = process("gate", "--limits", baseline / "both.toml", cwd=baseline, tree=tree)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "wdbc, sgd + norm, lr 0.3" in done.stdout
+    assert all("wdbc, sgd + norm, lr 0.3" in line for line in done.stdout.splitlines()[:2])
 
 
 def test_a_clip_that_fires_no_more_fails_though_nothing_got_worse(baseline, planted):
     line, old, _ = SIGN["loop"]
-    tree = planted("clips/fixed.py", line, line.replace(old, "list(params)"))
+    tree = planted("clips/fixed.py", (line, line.replace(old, "list(params)")))
     done = process("gate", "--limits", baseline / "loop.toml", cwd=baseline, tree=tree)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "wdbc, sgd + norm, lr 0.3: the clip fires in other steps" in done.stdout
@@ -670,8 +669,10 @@ def test_other_last_bits_are_told_and_do_not_fail(baseline, planted):
     """The loss a hair larger and its gradient with it: every number moves, and nothing is worse."""
     tree = planted(
         "workloads/tabular.py",
-        "        return nn.functional.cross_entropy(output, target)\n",
-        "        return nn.functional.cross_entropy(output, target) * (1 + 2e-7)\n",
+        (
+            "        return nn.functional.cross_entropy(output, target)\n",
+            "        return nn.functional.cross_entropy(output, target) * (1 + 2e-7)\n",
+        ),
     )
     done = process("gate", "--limits", baseline / "loop.toml", cwd=baseline, tree=tree)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -682,8 +683,10 @@ def test_a_slower_step_fails(page, planted):
     """As with every planted speed fault of a test, a large one: the machine may be busy."""
     tree = planted(
         "engines/loop.py",
-        "        self.optimizer.zero_grad()\n",
-        "        self.optimizer.zero_grad()\n        for _ in range(10):\n            self.module(inputs)\n",
+        (
+            "        self.optimizer.zero_grad()\n",
+            "        self.optimizer.zero_grad()\n        for _ in range(10):\n            self.module(inputs)\n",
+        ),
     )
     path = page('[[bench]]\nname = "step"\nours = "clipbench.gate.current:step"\nreference = "clipbench.gate.frozen.loop:step"\n')
     done = decided("gate", "--limits", path, tree=tree, cwd=tree)
