@@ -53,10 +53,9 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def sketched(monkeypatch):
-    """Figures are laid out but not painted, which is where the time goes; the tests above paint them."""
+    """Figures are made, but neither laid out nor painted, which is where the time goes; the tests above paint them."""
 
     def sketch(figure, **_):
-        figure.draw_without_rendering()
         return '<svg width="9pt" height="9pt"></svg>', b""
 
     monkeypatch.setattr(frames, "render", sketch)
