@@ -5,20 +5,11 @@ import torch
 from torch import nn
 
 from clipbench import engines, registry
+from clipbench.conformance.settings import examples
 
 SIZES = {"6k in 6 tensors": [(64, 30), (64,), (64, 64), (64,), (2, 64), (2,)], "1.2M in 2 tensors": [(1024, 1024), (128, 1024)]}
-SETTINGS = {
-    "none": {},
-    "value": {"max_value": 0.1},
-    "norm": {"max_norm": 1.0},
-    "layer": {"max_norm": 1.0},
-    "block-rms": {},
-    "adaptive": {},
-    "normalised": {},
-    "quantile": {},
-    "z-score": {},
-    "adagc": {},
-}
+registry.load_packaged()
+SETTINGS = {name: examples(registry.find("clip", name))[0] for name in registry.names("clip")}
 
 
 def weights(shapes):

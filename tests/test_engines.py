@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from packaged import CLIPS
 from strangers import EMA, SIGNUM
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
@@ -761,7 +762,7 @@ EMPTY = [
     ("layer", {"max_norm": 0.5, "norm_type": "inf", "on": "update"}),
     ("value", {"max_value": 0.5}),
     ("block-rms", {"max_rms": 0.5}),
-    *((name, {}) for name in ("adaptive", "normalised", "quantile", "z-score", "adagc")),
+    *((name, {}) for name in CLIPS if name not in ("none", "norm", "layer", "value", "block-rms")),
 ]
 
 

@@ -124,6 +124,23 @@ def test_readme_names_the_tables_in_which_a_word_may_stand(readme):
     assert found == {word: {*vocabulary.HOMES[word]} & {*places.values()} for word in found}
 
 
+def test_contributing_lists_what_a_new_clip_owes_and_nothing_else(checkout):
+    """A clip that nothing else needs is spoken of in its own module, in its test and in the files of the list, and nowhere else."""
+    text = (checkout / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = text.partition("it owes five things")[2].partition("What each")[0]
+    listed = re.findall(r"^\| [^|]+ \| `([^`]+)` \|$", text, re.MULTILINE)
+    assert len(listed) == 5
+    places = [*(checkout / name for name in ("clipbench", "tests", "benchmarks", "docs")), checkout / "README.md"]
+    files = [file for place in places for file in ([place] if place.is_file() else place.rglob("*"))]
+    spoken = re.compile(r"""["`]z-score["`]|\bZScore\b""")
+    found = {
+        path.relative_to(checkout).as_posix()
+        for path in files
+        if path.suffix in (".py", ".toml", ".json", ".md") and spoken.search(path.read_text(encoding="utf-8"))
+    }
+    assert found - {"tests/test_project.py"} == {"clipbench/clips/running.py", "tests/test_clips.py", *listed}
+
+
 def test_words_defines_what_rows_and_phases_are_called(checkout):
     text = (checkout / "docs" / "words.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", text, flags=re.MULTILINE))
