@@ -33,9 +33,9 @@ def model(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: 
     :param mixed: whether it computes under autocast to bfloat16, and returns float32.
     :raises UsageError: a parameter or a buffer is complex: in ``dtype`` it would be another model.
     """
-    given = {"seed": seed} if _takes(workload.model, "seed") else {}
+    arguments = {"seed": seed} if _takes(workload.model, "seed") else {}
     with trees.seeded(workload.name, seed, "weights"), trees.AlikeEverywhere():
-        module = workload.model(**given)
+        module = workload.model(**arguments)
     for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
         if tensor.is_complex():
             raise UsageError(
@@ -71,33 +71,33 @@ def splits(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device:
     return {name: (cast(inputs, dtype, device), cast(targets, dtype, device)) for name, (inputs, targets) in drawn.items()}
 
 
-def _splits(workload: Any, found: Any) -> dict[str, Batch]:
-    """What ``data`` has returned, if it is what it must be.
+def _splits(workload: Any, data: Any) -> dict[str, Batch]:
+    """The splits in what ``data`` has returned.
 
     :raises UsageError: it is something else.
     """
     where = f'workload "{workload.name}": `data`'
-    if not isinstance(found, Mapping):
-        raise UsageError(f"{where} returned {_told(found)}, and must return a dict of the splits train, validation and test.")
-    return {name: _pair(pair, f"{where} returned for {name}") for name, pair in found.items()}
+    if not isinstance(data, Mapping):
+        raise UsageError(f"{where} returned {_told(data)}, and must return a dict of the splits train, validation and test.")
+    return {name: _pair(pair, f"{where} returned for {name}") for name, pair in data.items()}
 
 
-def _pair(found: Any, what: str) -> Batch:
+def _pair(pair: Any, what: str) -> Batch:
     """Inputs and targets of one length.
 
     :raises UsageError: they are something else.
     """
-    if not (isinstance(found, tuple | list) and len(found) == 2 and all(isinstance(one, Tensor) for one in found)):
-        raise UsageError(f"{what} {_told(found)}, and must return a pair of tensors: inputs and targets.")
-    return found[0], found[1]
+    if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(one, Tensor) for one in pair)):
+        raise UsageError(f"{what} {_told(pair)}, and must return a pair of tensors: inputs and targets.")
+    return pair[0], pair[1]
 
 
-def _told(found: Any) -> str:
+def _told(value: Any) -> str:
     """``a tuple of ndarray and ndarray``, ``a Tensor of shape (3, 4)``."""
-    if isinstance(found, tuple | list) and found:
-        return f"a {type(found).__name__} of {' and '.join(type(one).__name__ for one in found[:3])}{', …' * (len(found) > 3)}"
-    shape = f" of shape {tuple(found.shape)}" if hasattr(found, "shape") else ""
-    return "nothing" if found is None else f"a {type(found).__name__}{shape}"
+    if isinstance(value, tuple | list) and value:
+        return f"a {type(value).__name__} of {' and '.join(type(one).__name__ for one in value[:3])}{', …' * (len(value) > 3)}"
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    return "nothing" if value is None else f"a {type(value).__name__}{shape}"
 
 
 @lru_cache(maxsize=8)
@@ -136,7 +136,10 @@ def _sampler(workload: Any, stream: torch.Generator, batch: int) -> Callable[[],
 
 
 def order(examples: int, batch: int, steps: int, stream: torch.Generator, name: str) -> Tensor:
-    """The examples of every batch, an index of shape ``(steps, batch)``."""
+    """The numbers of the examples of every batch, of shape ``(steps, batch)``.
+
+    :raises UsageError: the training split is smaller than one batch.
+    """
     per_epoch = examples // batch
     if per_epoch == 0:
         raise UsageError(f'workload "{name}": a batch of {batch} is larger than its {examples} training examples.')
@@ -147,9 +150,9 @@ def order(examples: int, batch: int, steps: int, stream: torch.Generator, name: 
 def parts(workload: Any, inputs: Tensor, targets: Tensor, number: int) -> list[tuple[float, Tensor, Tensor]]:
     """A batch in ``number`` parts: the share of each in the whole, its inputs and its targets.
 
-    A share is that of the examples, or of the workload's ``weight(targets)``, where it has one: what a part counts for, a number
-    of at least 0, such as the sum of its classes' weights. A part that counts for nothing is left out, for its loss may be 0/0; of
-    a batch in which all do, none is.
+    The share is that of the examples, or of ``weight(targets)`` if the workload has that: what a part counts for, a number of at
+    least 0, such as the sum of its classes' weights. A part that counts for nothing is left out, for its loss may be 0/0; if no
+    part of a batch counts, all are kept.
 
     An analytic function, whose input is one vector whatever the batch, has one part.
     """
@@ -157,8 +160,8 @@ def parts(workload: Any, inputs: Tensor, targets: Tensor, number: int) -> list[t
     if not hasattr(workload, "weight"):
         return [(len(some) / len(inputs), some, wanted) for some, wanted in pieces]
     weights = torch.stack([weight(workload, wanted) for _, wanted in pieces])
-    whole = [(share, *piece) for share, piece in zip((weights / weights.sum()).tolist(), pieces, strict=True)]
-    return [part for part in whole if part[0] != 0] or whole
+    shared = [(share, *piece) for share, piece in zip((weights / weights.sum()).tolist(), pieces, strict=True)]
+    return [one for one in shared if one[0] != 0] or shared
 
 
 def weight(workload: Any, targets: Tensor) -> Tensor:
@@ -166,10 +169,10 @@ def weight(workload: Any, targets: Tensor) -> Tensor:
 
     :raises UsageError: it is no single number.
     """
-    found = torch.as_tensor(workload.weight(targets), device=targets.device)
-    if found.numel() != 1 or found.is_complex():
-        raise UsageError(f'workload "{workload.name}": `weight` returned {found.numel()} numbers, not one of at least 0')
-    return found.reshape(()).double()
+    value = torch.as_tensor(workload.weight(targets), device=targets.device)
+    if value.numel() != 1 or value.is_complex():
+        raise UsageError(f'workload "{workload.name}": `weight` returned {value.numel()} numbers, not one of at least 0')
+    return value.reshape(()).double()
 
 
 def loss_of(workload: Any, output: Tensor, target: Tensor) -> Tensor:
@@ -178,7 +181,7 @@ def loss_of(workload: Any, output: Tensor, target: Tensor) -> Tensor:
 
 
 def sparse(named: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The sentence on the first of some named parameters whose gradient is sparse; None where all are dense."""
+    """The sentence on the first of some named parameters whose gradient is sparse; None if all are dense."""
     for name, param in named:
         if param.grad is not None and param.grad.layout is not torch.strided:
             return f"`{name}` has a sparse gradient, which only the loop without a clip can train; give its layer `sparse=False`"
@@ -187,19 +190,19 @@ def sparse(named: Iterable[tuple[str, Tensor]]) -> str | None:
 
 @lru_cache(maxsize=32)
 def sparse_at_first(workload: Any) -> str | None:
-    """The same of a workload's parameters at its first small batch; None where that cannot be taken."""
+    """The same for a workload's parameters at its first small batch; None also if that batch cannot be taken."""
     try:
         module = model(workload, 0)
         inputs, targets = next(batches(workload, 0, 2, 1))
         with trees.seeded(workload.name, 0, "training"):
             loss_of(workload, module(inputs), targets).backward()
-    except Exception:  # noqa: BLE001 - a stranger's model may raise anything; training will tell
+    except Exception:  # noqa: BLE001 - a user-defined model may raise anything; training will tell
         return None
     return sparse(module.named_parameters())
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, device: str) -> Tensor:
-    """``tensor`` on ``device``, in ``dtype`` where it is floating (labels and token numbers stay whole numbers)."""
+    """``tensor`` on ``device``, in ``dtype`` if it is floating (labels and token numbers stay whole numbers)."""
     return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
 

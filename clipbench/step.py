@@ -1,11 +1,11 @@
 """One training step, measured before and after the clip: what `measures.PRODUCTS` asks for, in either engine.
 
-The observer is the step, not the clip: every clip, a stranger's too, is measured in the same way. On the device only products are
-taken, each a single pass; the ratios between them are worked out later, for many steps at once.
+The observer is the step, not the clip: every clip, a user-defined one too, is measured in the same way. On the device only
+products are taken, each a single pass; the ratios between them are worked out later, for many steps at once.
 
-Squares leave the range of float32 where elements are above 1.8e19 or below 1e-19. There the products are taken once more, in
-float64: what is recorded is right, or NaN where it leaves float64 as well. To look whether that is so waits for the device, which
-is nothing on a CPU; on CUDA they are taken in float64 at once.
+Squares leave the range of float32 if elements are above 1.8e19 or below 1e-19. Then the products are taken once more, in
+float64: what is recorded is right, or NaN if it leaves float64 as well. To check for this waits for the device, which costs
+nothing on a CPU; on CUDA the products are taken in float64 at once.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from clipbench import measures, trees
 from clipbench.measures import CLIPPED, DIFFERING, HANDED, INNER, LAST, PEAK, PRODUCTS, RAW, REMEMBERED, UPDATE, Product, peak
 
-SQUARES = tuple(place for place, (kind, left, right) in enumerate(PRODUCTS) if kind == INNER and left == right)
-# Where the largest element of what was squared lies; of what has none in the table, that of the raw gradient stands for it.
+SQUARES = tuple(index for index, (kind, left, right) in enumerate(PRODUCTS) if kind == INNER and left == right)
+# The index of the largest element of what was squared; if the table has none for it, that of the raw gradient.
 PEAKS = tuple(
-    PRODUCTS.index(peak(PRODUCTS[place].left) if peak(PRODUCTS[place].left) in PRODUCTS else peak(RAW)) for place in SQUARES
+    PRODUCTS.index(peak(PRODUCTS[index].left) if peak(PRODUCTS[index].left) in PRODUCTS else peak(RAW)) for index in SQUARES
 )
 
 
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
     ordered: Callable[[Sequence[Any]], tuple[Any, ...]]
     """``PRODUCTS`` from those taken, the peaks, and a zero behind them: no element of a vector differs from itself."""
     finite: tuple[float, ...]
-    """The peaks and the zero where every element is finite."""
+    """The peaks and the zero if every element is finite."""
 
 
 @cache
@@ -49,12 +49,12 @@ def plan(handed: bool, clipped: bool) -> Plan:
     :param handed: whether the clip was handed anything but the raw gradient.
     :param clipped: whether a clip touched what it was handed.
     """
-    given = HANDED if handed else RAW
-    same = {HANDED: given, CLIPPED: CLIPPED if clipped else given}
-    found = [Product(kind, same.get(left, left), same.get(right, right)) for kind, left, right in PRODUCTS]
-    distinct = [product for product in dict.fromkeys(found) if product.kind != DIFFERING or product.left != product.right]
+    before_clip = HANDED if handed else RAW
+    same = {HANDED: before_clip, CLIPPED: CLIPPED if clipped else before_clip}
+    all_products = [Product(kind, same.get(left, left), same.get(right, right)) for kind, left, right in PRODUCTS]
+    distinct = [product for product in dict.fromkeys(all_products) if product.kind != DIFFERING or product.left != product.right]
     distinct.sort(key=lambda product: product.kind == PEAK)
-    order = tuple(distinct.index(product) if product in distinct else len(distinct) for product in found)
+    order = tuple(distinct.index(product) if product in distinct else len(distinct) for product in all_products)
     taken = tuple((kind == INNER, left, right) for kind, left, right in distinct if kind != PEAK)
     peaks = tuple(left for kind, left, _ in distinct if kind == PEAK)
     return Plan(taken, peaks, itemgetter(*order), (0.0,) * (len(peaks) + 1))
@@ -102,8 +102,8 @@ class Meter:
         self._pair = None
         # Views that were taken once serve as long as a parameter keeps its memory.
         now = [
-            flat if leaf.data_ptr() == place and leaf.is_contiguous() else leaf.detach().reshape(-1)
-            for leaf, flat, place in self._leaves
+            flat if leaf.data_ptr() == address and leaf.is_contiguous() else leaf.detach().reshape(-1)
+            for leaf, flat, address in self._leaves
         ]
         torch.cat(now, out=self._after)
         vectors = {RAW: self._raw, HANDED: handed, CLIPPED: clipped, UPDATE: self._before.sub_(self._after), **self._memory}
@@ -111,37 +111,37 @@ class Meter:
         if self._waits:
             self._pending.append((loss.detach(), *wanted.ordered(self._wide(vectors, wanted))))
         else:
-            found = self._plain(vectors, wanted) or [value.item() for value in self._wide(vectors, wanted)]
-            self._pending.append((loss.item(), *wanted.ordered(found)))
+            values = self._plain(vectors, wanted) or [value.item() for value in self._wide(vectors, wanted)]
+            self._pending.append((loss.item(), *wanted.ordered(values)))
         for vector in REMEMBERED:
             self._memory[LAST + vector].copy_(vectors[vector])
         self._before, self._after = self._after, self._before
 
     def _plain(self, vectors: Mapping[str, Tensor], wanted: Plan) -> list[float] | None:
         """The products as numbers, for which a CPU has nothing to wait for; None if a square left the range."""
-        found: list[float] = []
+        values: list[float] = []
         dot, low, high = torch.dot, self._least, math.inf
         for inner, left, right in wanted.taken:
             if inner:
                 value = dot(vectors[left], vectors[right]).item()
                 if left == right and not low <= value < high and not (math.isnan(value) and left in self._memory):
                     return None
-                found.append(value)
+                values.append(value)
             else:
-                found.append(self._changed(vectors[left], vectors[right]).item())
-        found += wanted.finite  # as elements whose squares are in range are
-        return found
+                values.append(self._changed(vectors[left], vectors[right]).item())
+        values += wanted.finite  # as elements whose squares are in range are
+        return values
 
     def _wide(self, vectors: Mapping[str, Tensor], wanted: Plan) -> list[Tensor]:
         """The products taken in float64; the largest elements tell what is not finite."""
         names = [name for inner, *pair in wanted.taken if inner for name in pair]
         wide = {name: vectors[name].double() for name in dict.fromkeys([*names, *wanted.peaks])}
-        found = [
+        values = [
             torch.dot(wide[left], wide[right]) if inner else self._changed(vectors[left], vectors[right])
             for inner, left, right in wanted.taken
         ]
         peaks = [torch.linalg.vector_norm(wide[one], math.inf) for one in wanted.peaks]
-        return [*found, *peaks, torch.zeros((), device=self._before.device)]
+        return [*values, *peaks, torch.zeros((), device=self._before.device)]
 
     def _changed(self, handed: Tensor, clipped: Tensor) -> Tensor:
         """The number of elements that a clip changed."""
@@ -149,15 +149,15 @@ class Meter:
         return torch.ne(handed, clipped, out=self._differs).sum()
 
     def _gradient(self) -> list[Tensor]:
-        found = []
+        vectors = []
         for leaf, flat, _ in self._leaves:
             if (grad := leaf.grad) is None:
-                found.append(torch.zeros_like(flat))
+                vectors.append(torch.zeros_like(flat))
             elif grad.dim() == 1 and grad.layout is torch.strided:
-                found.append(grad)  # as it is: to reshape a short vector takes as long as to square it
+                vectors.append(grad)  # as it is: to reshape a short vector takes as long as to square it
             else:
-                found.append(trees.dense(grad).reshape(-1))
-        return found
+                vectors.append(trees.dense(grad).reshape(-1))
+        return vectors
 
     def rows(self) -> np.ndarray:
         """The rows of the steps since the last call, float64, steps × measures: the one moment that waits for the device."""
@@ -170,7 +170,7 @@ class Meter:
 
 
 class Unmeasured(Meter):
-    """In a meter's place where nothing is measured."""
+    """A meter that measures nothing."""
 
     def __init__(self) -> None:
         self._pending = []
@@ -200,26 +200,26 @@ def products(
     :param before: the parameters before the step, lanes × elements, as are all others.
     :param after: the parameters after the step.
     :param raw: the gradient before the clip.
-    :param handed: what the clip was given; None where it was the gradient.
-    :param clipped: the same after it; None where no clip touched it.
+    :param handed: what the clip was handed; None if it was the gradient.
+    :param clipped: what the clip returned; None if no clip touched it.
     :param memory: the vectors remembered from the step before.
     :param one_pass: for a compiler, which takes plain sums of one lane while it has its elements at hand. Anything to be done to
         the sums themselves would make it walk through all lanes once for each.
     :param wide: take them in float64, as `lost` asks for.
     """
-    given = raw if handed is None else handed
-    vectors = {RAW: raw, HANDED: given, CLIPPED: given if clipped is None else clipped, UPDATE: before - after}
+    before_clip = raw if handed is None else handed
+    vectors = {RAW: raw, HANDED: before_clip, CLIPPED: before_clip if clipped is None else clipped, UPDATE: before - after}
     kept = tuple(vectors[name] for name in REMEMBERED)
     vectors |= {LAST + name: vector for name, vector in zip(REMEMBERED, memory, strict=True)}
     wanted = plan(handed is not None, clipped is not None)
     if wide:
         vectors = {name: vector.double() for name, vector in vectors.items()}
-    found = [
+    values = [
         _inner(vectors[left], vectors[right], one_pass) if inner else _differing(vectors[left], vectors[right])
         for inner, left, right in wanted.taken
     ]
     peaks = [_peak(vectors[one], one_pass) for one in wanted.peaks]
-    every = [*found, *peaks, torch.zeros(len(raw), dtype=torch.long, device=raw.device)]
+    every = [*values, *peaks, torch.zeros(len(raw), dtype=torch.long, device=raw.device)]
     return wanted.ordered(every), kept
 
 
@@ -236,15 +236,15 @@ def _differing(left: Tensor, right: Tensor) -> Tensor:
 
 
 def lost(products: Sequence[Tensor], least: float) -> Tensor | None:
-    """In which lanes squares of finite elements left the range of their dtype, None if in no lane.
+    """Whether squares of finite elements left the range of their dtype, a truth value a lane; None if they did in no lane.
 
     :param least: the least square that is exact, `measures.least`.
     """
-    squares = torch.stack([products[place] for place in SQUARES])
+    squares = torch.stack([products[index] for index in SQUARES])
     low, high = (bound.item() for bound in squares.aminmax())
     if least <= low <= high < math.inf:  # the way of almost all steps, in few operations
         return None
-    largest = torch.stack([products[place] for place in PEAKS])
+    largest = torch.stack([products[index] for index in PEAKS])
     left = ((squares < least) & (largest > 0)) | squares.isinf()
     lanes = (left & largest.isfinite()).any(0)
     return lanes if lanes.any() else None

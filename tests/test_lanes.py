@@ -470,7 +470,7 @@ GRAINS = st.dictionaries(st.sampled_from([None, *KINDS]), st.sampled_from([1, GR
 def test_lanes_are_arranged_by_structure_and_padded_to_what_each_wants(structures, grain, fewest):
     order = lanes.arranged(structures, grain, fewest)
     assert set(order) == set(range(len(structures)))
-    assert len(order) >= max(fewest, lanes.FEWEST)
+    assert len(order) >= max(fewest, lanes.FEWEST_LANES)
     assert len(order) % grain.get(None, 1) == 0
     found = [structures[number] for number in order]
     begins = [place for place in range(len(found)) if place == 0 or found[place] != found[place - 1]]

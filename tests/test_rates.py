@@ -70,7 +70,7 @@ def test_lanes_are_measured_where_they_are_wanted_however_little_is_to_be_done()
     """Two that fit the memory: a real measurement, of the loop and of lanes."""
     asked = [job(SMALL), job(SMALL, "momentum", NORM)]
     choice = rates.measure(asked, memory=2 * rates.lane_bytes(asked), cell_steps=10, wanted=BATCHED)
-    assert choice.lanes == lanes.FEWEST == 2
+    assert choice.lanes == lanes.FEWEST_LANES == 2
     assert list(choice.rates) == [LOOP, "2 lanes"]
     assert choice.rate(BATCHED) == choice.rates["2 lanes"] > 0
     assert choice.engine == (BATCHED if choice.rates["2 lanes"] < choice.rates[LOOP] else LOOP)

@@ -81,7 +81,7 @@ def test_every_job_is_in_one_shard_whatever_was_chosen(count, workers, choice, o
 @given(count=st.integers(1, 60), workers=st.integers(1, 8), choice=st.sampled_from([2, 3, 8, 16]).map(batched))
 def test_lanes_are_no_more_than_were_chosen_and_nearly_equal(count, workers, choice):
     shards = packed(jobs(count), choice, workers)
-    assert {(shard.engine, shard.compiled, shard.fewest) for shard in shards} == {(BATCHED, False, lanes.FEWEST)}
+    assert {(shard.engine, shard.compiled, shard.fewest) for shard in shards} == {(BATCHED, False, lanes.FEWEST_LANES)}
     found = sizes(shards)
     assert found[-1] <= choice.lanes
     assert found[-1] - found[0] <= 1
@@ -188,12 +188,12 @@ def test_the_longest_shards_come_first():
 @given(count=st.integers(2, 9), done=st.integers(0, 9), is_compiled=st.booleans())
 def test_halves_and_what_is_left_of_a_shard_are_run_as_it_was_but_halves_are_not_compiled(count, done, is_compiled):
     """A compiled program has the same lanes for any number of cells: its half would take as long."""
-    whole = Shard(tuple(jobs(count)), BATCHED, compiled=is_compiled, fewest=8 if is_compiled else lanes.FEWEST, seconds=0.5)
+    whole = Shard(tuple(jobs(count)), BATCHED, compiled=is_compiled, fewest=8 if is_compiled else lanes.FEWEST_LANES, seconds=0.5)
     first, second = whole.halves()
     assert first.jobs + second.jobs == whole.jobs
     assert abs(len(first.jobs) - len(second.jobs)) <= 1
     for half in (first, second):
-        assert replace(half, jobs=whole.jobs) == replace(whole, compiled=False, fewest=lanes.FEWEST)
+        assert replace(half, jobs=whole.jobs) == replace(whole, compiled=False, fewest=lanes.FEWEST_LANES)
     left = whole.without(done)
     assert left.jobs == whole.jobs[done:]
     assert replace(left, jobs=whole.jobs) == whole

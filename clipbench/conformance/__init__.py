@@ -100,5 +100,5 @@ def _judged(claim: str, test: Callable[[type[Any]], str | None], cls: type[Any])
         return Check(claim, passed=True, detail=test(cls) or "")
     except Fault as fault:
         return Check(claim, passed=False, detail=str(fault))
-    except Exception as error:  # noqa: BLE001 - a stranger's component may raise anything
+    except Exception as error:  # noqa: BLE001 - a user-defined component may raise anything
         return Check(claim, passed=False, detail=told(error))

@@ -1,4 +1,4 @@
-"""What an exception says of itself: in one line, where it was raised, and whether it passed through a stranger's code."""
+"""What an exception says of itself: its reason in one line, its position, and whether it passed through user-defined code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clipbench.errors import UsageError
 
 LONGEST = 500  # characters of a reason
 OURS = "clipbench"
-# What the package is made of, and what torch calls below it: a frame of any other module is a stranger's.
+# What the package is made of, and what torch calls below it: a frame of any other module is user-defined code.
 LIBRARIES = frozenset(
     {
         OURS,
@@ -40,7 +40,7 @@ class Fault:
     """What is known of a failure beside its reason.
 
     ``place`` is ``FILE, line N``; ``trace`` the whole traceback. ``lost`` says that no setting is to blame: a kill, a time limit,
-    or memory that ran out. ``spent`` says that the process is of no more use: CUDA answers each later call with the same error.
+    or memory that ran out. ``spent`` says that the process must end: CUDA answers each later call with the same error.
     """
 
     place: str = ""
@@ -56,17 +56,17 @@ class Fault:
 
 
 def is_sticky(error: BaseException) -> bool:
-    """Whether CUDA is of no more use to this process: after an assertion on the device, say."""
+    """Whether CUDA will answer each later call of this process with the same error: after an assertion on the device, say."""
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
 
 
 def said(error: BaseException) -> str:
-    """``ValueError: no, thanks``: what was raised, in one line; of a sentence for the user the sentence."""
+    """``ValueError: no, thanks``: what was raised, in one line; of a `UsageError` its sentence alone."""
     if isinstance(error, UsageError):
         return str(error).replace("\n", " ")
     try:
         words = str(error)
-    except Exception:  # noqa: BLE001 - a stranger's exception may not even have words
+    except Exception:  # noqa: BLE001 - a user-defined exception may not even have words
         words = ""
     name = type(error).__name__
     return (f"{name}: {words}" if words else name).replace("\n", " ")[:LONGEST]
@@ -81,7 +81,7 @@ def trace(error: BaseException) -> str:
 
 
 def place(error: BaseException) -> str:
-    """``FILE, line N`` of the innermost frame that a reader can mend: a stranger's, ours where there is none; or nothing."""
+    """``FILE, line N`` of the innermost frame that a reader can mend: of user-defined code, else of ours; or nothing."""
     frames = list(_frames(error))
     theirs = [frame for frame in frames if _is_strange(frame[0])]
     ours = [frame for frame in frames if _package(frame[0]) == OURS]
@@ -91,7 +91,7 @@ def place(error: BaseException) -> str:
 
 
 def is_strangers(error: BaseException) -> bool:
-    """Whether a stranger's code was on the way to it: a component that a study names raised, or called something that did."""
+    """Whether user-defined code raised it, or called what raised it: a component of a plug-in, say."""
     return any(_is_strange(frame) for frame, _ in _frames(error))
 
 

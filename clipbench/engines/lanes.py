@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from clipbench import events, feed, lr_schedules, measures, metrics, registry, step
 from clipbench.engines import program, shares
-from clipbench.engines.program import FEWEST, Nested, NoLanes, flat
+from clipbench.engines.program import FEWEST_LANES, Nested, NoLanes, flat
 from clipbench.engines.record import CHUNK, Evaluation, Job, Record, conclude, graded, stops
 from clipbench.engines.stacked import Lane, Pass, Structure, programs
 
@@ -46,7 +46,7 @@ class Segment:
 class Lanes:
     """Some cells in training, a lane each.
 
-    :param jobs: cells of one `stacked.shape`, those of one structure next to each other; at least `FEWEST`.
+    :param jobs: cells of one `stacked.shape`, those of one structure next to each other; at least `FEWEST_LANES`.
     """
 
     def __init__(self, jobs: Sequence[Job], compiled: bool = False) -> None:
@@ -62,24 +62,24 @@ class Lanes:
         self.seeds = list(dict.fromkeys(job.cell.seed for job in jobs))
         self.batches = [feed.batches(self.workload, seed, cell.batch, cell.steps, self.dtype, self.device) for seed in self.seeds]
         modules = [feed.model(self.workload, seed, self.dtype, self.device, self.model.how.mixed) for seed in self.seeds]
-        self.place = self._places()
-        self.weights = torch.stack([self.model.flat(module) for module in modules])[self.place]
+        self.seed_index = self._seed_indices()
+        self.weights = torch.stack([self.model.flat(module) for module in modules])[self.seed_index]
         kept = [self.model.kept(module) for module in modules]
-        self.fixed = tuple(torch.stack(tensors)[self.place] for tensors in zip(*kept, strict=True))
+        self.fixed = tuple(torch.stack(tensors)[self.seed_index] for tensors in zip(*kept, strict=True))
         self.segments = list(self._segments())
         self.taken = 0  # steps
         self.pending: list[list[Tensor]] = []
         self._forget()
 
     def _forget(self) -> None:
-        """Have no graph of a step: what it would know is not there yet, or no longer."""
+        """Drop the CUDA graph of a step: the tensors that it was recorded with are no longer in use."""
         self.warm = 0
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.given: tuple[Tensor, ...] = ()
-        self.left: list[Tensor] = []
+        self.recorded_batch: tuple[Tensor, ...] = ()
+        self.recorded_products: list[Tensor] = []
 
-    def _places(self) -> Tensor:
-        """Which of the seeds each lane has."""
+    def _seed_indices(self) -> Tensor:
+        """The index of each lane's seed in ``seeds``."""
         return torch.tensor([self.seeds.index(job.cell.seed) for job in self.jobs], device=self.device)
 
     def _segments(self) -> Iterator[Segment]:
@@ -87,9 +87,9 @@ class Lanes:
         for structure, group in groupby(self.jobs, key=Structure.of):
             jobs = list(group)
             end = begin + len(jobs)
-            found = [structure.numbers(job) for job in jobs]
+            settings = [structure.numbers(job) for job in jobs]
             optimizer, clip = (
-                tuple(self._numbers(row) for row in zip(*(numbers[kind] for numbers in found), strict=True))
+                tuple(self._numbers(row) for row in zip(*(numbers[kind] for numbers in settings), strict=True))
                 for kind in ("optimizer", "clip")
             )
             lane = Lane(self._numbers([job.cell.lr for job in jobs]), optimizer, clip, state=())
@@ -114,79 +114,79 @@ class Lanes:
         drawn = [next(stream) for stream in self.batches]
         if len(drawn) == 1:
             return tuple(tensor.expand(len(self.jobs), *tensor.shape).contiguous() for tensor in drawn[0])  # type: ignore[return-value]
-        inputs, targets = (torch.stack(tensors)[self.place] for tensors in zip(*drawn, strict=True))
+        inputs, targets = (torch.stack(tensors)[self.seed_index] for tensors in zip(*drawn, strict=True))
         return inputs, targets
 
     def step(self, inputs: Tensor, targets: Tensor) -> None:
         """One training step of every lane, measured; nothing waits for the device."""
-        for part in self.segments:
-            if part.course is not None:
-                part.lane.lr.copy_(part.course[:, self.taken])
+        for segment in self.segments:
+            if segment.course is not None:
+                segment.lane.lr.copy_(segment.course[:, self.taken])
         self.taken += 1
-        self.pending.append(self._launched(inputs, targets) if self.device == "cuda" else self._taken(inputs, targets))
+        self.pending.append(self._stepped_on_cuda(inputs, targets) if self.device == "cuda" else self._stepped(inputs, targets))
 
-    def _launched(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """A step on CUDA: after the first few as one graph, so that the host launches one thing and not a hundred."""
+    def _stepped_on_cuda(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """The losses and products of a step on CUDA: after the first few steps one graph, a single launch for the host."""
         if self.warm < WARM_UP:
             self.warm += 1
-            return self._taken(inputs, targets)
+            return self._stepped(inputs, targets)
         if self.graph is None:
-            self.given = inputs.clone(), targets.clone()
+            self.recorded_batch = inputs.clone(), targets.clone()
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):  # records the step and does not take it
-                self.left = self._taken(*self.given)
-        for place, tensor in zip(self.given, (inputs, targets), strict=True):
-            place.copy_(tensor, non_blocking=True)
+                self.recorded_products = self._stepped(*self.recorded_batch)
+        for buffer, tensor in zip(self.recorded_batch, (inputs, targets), strict=True):
+            buffer.copy_(tensor, non_blocking=True)
         self.graph.replay()
-        return [tensor.clone() for tensor in self.left]
+        return [tensor.clone() for tensor in self.recorded_products]
 
-    def _taken(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """Take a step; its losses, and its products in the order of ``measures.PRODUCTS``."""
+    def _stepped(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """The losses of a step that is taken here, and its products in the order of ``measures.PRODUCTS``."""
         if self.programs.compiled:
-            (part,) = self.segments
-            whole = (self.weights, inputs, targets, part.lane, self.fixed)
-            self.weights, losses, products = self.programs.whole(part.structure, *whole)(*flat(whole))
+            (segment,) = self.segments
+            whole = (self.weights, inputs, targets, segment.lane, self.fixed)
+            self.weights, losses, products = self.programs.whole(segment.structure, *whole)(*flat(whole))
             return [losses, *products]
         batch = (self.weights, inputs, targets, self.fixed)
         grads, losses = self.programs.gradient(*batch)(*flat(batch))
         moved, rows, stepped = [], [], []
-        for part in self.segments:
-            lanes = slice(part.begin, part.end)
-            given = (self.weights[lanes], grads[lanes], part.lane)
-            weights, products, lane = self._updated(part, given, wide=self.device == "cuda")
+        for segment in self.segments:
+            lanes = slice(segment.begin, segment.end)
+            arguments = (self.weights[lanes], grads[lanes], segment.lane)
+            weights, products, lane = self._update(segment, arguments, wide=self.device == "cuda")
             moved.append(weights)
-            rows.append(self._exact(products, part, given))
+            rows.append(self._exact(products, segment, arguments))
             stepped.append(lane)
         self._move(moved[0] if len(moved) == 1 else torch.cat(moved), stepped)
         joined = rows[0] if len(rows) == 1 else [torch.cat(column) for column in zip(*rows, strict=True)]
         return [losses, *joined]
 
-    def _updated(self, part: Segment, given: Sequence[Nested], *, wide: bool) -> tuple[Any, ...]:
+    def _update(self, segment: Segment, arguments: Sequence[Nested], *, wide: bool) -> tuple[Any, ...]:
         """The update of a segment, by its program: pure, so that it can be taken again."""
-        return self.programs.update(part.structure, *given, wide=wide)(*flat(given))
+        return self.programs.update(segment.structure, *arguments, wide=wide)(*flat(arguments))
 
-    def _exact(self, products: Sequence[Tensor], part: Segment, given: Sequence[Nested]) -> Sequence[Tensor]:
-        """The products; those of lanes whose squares left the range by the same update in float64, of the others to the bit."""
+    def _exact(self, products: Sequence[Tensor], segment: Segment, arguments: Sequence[Nested]) -> Sequence[Tensor]:
+        """The products; those of a lane whose squares left the range come from the same update in float64, the others stay."""
         lost = None if self.device == "cuda" else step.lost(products, self.least)
         if lost is None:
             return products
-        _, wide, _ = self._updated(part, given, wide=True)
+        _, wide, _ = self._update(segment, arguments, wide=True)
         return [torch.where(lost, exact, plain) for exact, plain in zip(wide, products, strict=True)]
 
     def _move(self, weights: Tensor, stepped: Sequence[Lane]) -> None:
-        """Take over what a step left; on CUDA in place, because a graph knows tensors by their address."""
+        """Keep the weights and states after a step; on CUDA in place, because a graph knows tensors by their address."""
         if self.device == "cuda":
             # Some may be the old ones, handed on.
             news = [weights.clone(), *(tensor.clone() for lane in stepped for tensor in lane.remembered)]
-            olds = [self.weights, *(tensor for part in self.segments for tensor in part.lane.remembered)]
+            olds = [self.weights, *(tensor for segment in self.segments for tensor in segment.lane.remembered)]
             for old, new in zip(olds, news, strict=True):
                 old.copy_(new)
             return
         self.weights = weights
-        for part, lane in zip(self.segments, stepped, strict=True):
-            # What is the same in every lane comes as one number for all of them: freezing one would change the others'.
+        for segment, lane in zip(self.segments, stepped, strict=True):
+            # A value that is the same in every lane comes as one number for all: to freeze one lane would change the others.
             state, memory = (tuple(tensor.contiguous() for tensor in some) for some in (lane.state, lane.memory))
-            part.lane = part.lane._replace(state=state, memory=memory)
+            segment.lane = segment.lane._replace(state=state, memory=memory)
 
     def rows(self) -> np.ndarray:
         """The rows of the steps since the last call, steps × lanes × measures: the one moment that waits for the device."""
@@ -203,38 +203,38 @@ class Lanes:
         grain = self.programs.grain
         if None not in grain:
             grain[None] = program.grain(self.programs.gradient(self.weights, inputs, targets, self.fixed))
-        for part in self.segments:
-            if part.structure not in grain:
-                weights = self.weights[part.begin : part.end]
+        for segment in self.segments:
+            if segment.structure not in grain:
+                weights = self.weights[segment.begin : segment.end]
                 grads = self.model.like_gradient(weights, inputs)
                 wide = self.device == "cuda"  # as it runs
-                update = self.programs.update(part.structure, weights, grads, part.lane, wide=wide)
-                grain[part.structure] = program.grain(update)
+                update = self.programs.update(segment.structure, weights, grads, segment.lane, wide=wide)
+                grain[segment.structure] = program.grain(update)
 
     def freeze(self, lanes: Sequence[int]) -> None:
-        """Set ended lanes to zeros, which cost nothing: NaN and denormals may."""
+        """Set ended lanes to zeros: arithmetic with NaN and denormals may be slow."""
         for lane in lanes:
-            part = next(part for part in self.segments if part.begin <= lane < part.end)
+            segment = next(segment for segment in self.segments if segment.begin <= lane < segment.end)
             self.weights[lane] = 0
-            for tensor in (part.lane.lr, *([] if part.course is None else [part.course]), *part.lane.remembered):
-                tensor[lane - part.begin] = 0
+            for tensor in (segment.lane.lr, *([] if segment.course is None else [segment.course]), *segment.lane.remembered):
+                tensor[lane - segment.begin] = 0
 
     def keep(self, lanes: Sequence[int]) -> None:
         """Go on with some of the lanes only, those of one segment together; one may be named twice."""
         self.jobs = [self.jobs[lane] for lane in lanes]
         self.structures = [self.structures[lane] for lane in lanes]
         index = torch.tensor(lanes, device=self.device)
-        self.weights, self.place = self.weights[index], self.place[index]
+        self.weights, self.seed_index = self.weights[index], self.seed_index[index]
         self.fixed = tuple(tensor[index] for tensor in self.fixed)
         begin, segments = 0, []
-        for part in self.segments:
-            mine = [lane - part.begin for lane in lanes if part.begin <= lane < part.end]
+        for segment in self.segments:
+            mine = [lane - segment.begin for lane in lanes if segment.begin <= lane < segment.end]
             if not mine:
                 continue
             own = torch.tensor(mine, device=self.device)
-            lane = pytree.tree_map(operator.itemgetter(own), part.lane)
-            course = None if part.course is None else part.course[own]
-            segments.append(Segment(part.structure, begin, begin + len(mine), lane, course))
+            lane = pytree.tree_map(operator.itemgetter(own), segment.lane)
+            course = None if segment.course is None else segment.course[own]
+            segments.append(Segment(segment.structure, begin, begin + len(mine), lane, course))
             begin += len(mine)
         self.segments = segments
         self._forget()
@@ -243,33 +243,32 @@ class Lanes:
     def evaluate(self, lanes: Iterable[int], updates: int, names: tuple[str, ...]) -> dict[int, list[Evaluation]]:
         """Loss and metrics of some lanes over whole splits: lane → evaluations."""
         splits = [feed.splits(self.workload, seed, self.dtype, self.device) for seed in self.seeds]
-        place = self.place.tolist()
-        found: dict[int, list[Evaluation]] = {lane: [] for lane in lanes}
+        evaluations: dict[int, list[Evaluation]] = {lane: [] for lane in lanes}
         for split in names:
-            given = [splits[seed][split] for seed in place]
+            data = [splits[seed][split] for seed in self.seed_index.tolist()]
             # Seeds may draw splits of different sizes: lanes of one size go together.
             sizes: dict[Any, list[int]] = {}
-            for lane, (inputs, _) in enumerate(given):
+            for lane, (inputs, _) in enumerate(data):
                 sizes.setdefault(inputs.shape, []).append(lane)
             for group in sizes.values():
-                together = group + group[-1:] * (-len(group) % max(FEWEST, self.programs.grain.get(None, 1)))
-                outputs = self._outputs(together, [given[lane][0] for lane in together])
+                together = group + group[-1:] * (-len(group) % max(FEWEST_LANES, self.programs.grain.get(None, 1)))
+                outputs = self._outputs(together, [data[lane][0] for lane in together])
                 for lane, output in zip(group, outputs, strict=False):
-                    if lane in found:
-                        found[lane] += graded(self.workload, output, given[lane][1], updates, split)
-        return found
+                    if lane in evaluations:
+                        evaluations[lane] += graded(self.workload, output, data[lane][1], updates, split)
+        return evaluations
 
     def _outputs(self, lanes: Sequence[int], inputs: Sequence[Tensor]) -> Tensor:
         index = torch.tensor(lanes, device=self.device)
         weights, fixed = self.weights[index], tuple(tensor[index] for tensor in self.fixed)
-        parts = []
-        for part in zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True):
-            arguments = (weights, torch.stack(part), fixed)
-            parts.append(self.programs.output(*arguments)(*flat(arguments)))
-        return torch.cat(parts, 1)
+        outputs = []
+        for chunk in zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True):
+            arguments = (weights, torch.stack(chunk), fixed)
+            outputs.append(self.programs.output(*arguments)(*flat(arguments)))
+        return torch.cat(outputs, 1)
 
 
-def run(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST) -> list[Record]:
+def run(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST_LANES) -> list[Record]:
     """Train cells of one `stacked.shape` as lanes; their records, in the order of ``jobs``.
 
     :param fewest: how many lanes there are at least; a lane too many repeats another.
@@ -296,7 +295,7 @@ def _fresh(jobs: Sequence[Job], compiled: bool) -> list[Record]:
     return [Record(job, threshold=job.threshold, threads=torch.get_num_threads(), engine=engine) for job in jobs]
 
 
-def begin(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST) -> tuple[Lanes, list[int]]:
+def begin(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST_LANES) -> tuple[Lanes, list[int]]:
     """The lanes of some jobs, and which job each lane has."""
     cell = jobs[0].cell
     workload = registry.build("workload", cell.workload.name, cell.workload.own)
@@ -310,10 +309,10 @@ def begin(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST) -> 
     return together, order
 
 
-def arranged(structures: Sequence[Structure], grain: Mapping[Structure | None, int], fewest: int = FEWEST) -> list[int]:
+def arranged(structures: Sequence[Structure], grain: Mapping[Structure | None, int], fewest: int = FEWEST_LANES) -> list[int]:
     """Lanes for cells of these structures, by the cells' numbers: one structure after the other, some cells repeated.
 
-    :param grain: of what number of lanes each structure, and None the model, wants a multiple; 1 where nothing is said.
+    :param grain: the number of lanes of which each structure, and the model (None), wants a multiple; 1 if it is not named.
     """
 
     def rank(number: int) -> tuple[int, str]:
@@ -323,7 +322,7 @@ def arranged(structures: Sequence[Structure], grain: Mapping[Structure | None, i
     for _, group in groupby(sorted(range(len(structures)), key=rank), key=rank):
         mine = list(group)
         order += mine + mine[-1:] * (-len(mine) % grain.get(structures[mine[0]], 1))
-    total = max(len(order), fewest, FEWEST)
+    total = max(len(order), fewest, FEWEST_LANES)
     total += -total % grain.get(None, 1)
     return order + order[-1:] * (total - len(order))
 
@@ -335,9 +334,9 @@ def _train(records: Sequence[Record], lanes: Lanes, cells: Sequence[int]) -> Non
     lane_of = {number: cells.index(number) for number in range(len(records))}  # of every record that has not ended
 
     def note(updates: int, *splits: str) -> None:
-        found = lanes.evaluate(lane_of.values(), updates, splits)
+        evaluations = lanes.evaluate(lane_of.values(), updates, splits)
         for number, lane in lane_of.items():
-            records[number].evaluations += found[lane]
+            records[number].evaluations += evaluations[lane]
 
     note(0, "validation")
     done = 0
@@ -356,8 +355,8 @@ def _train(records: Sequence[Record], lanes: Lanes, cells: Sequence[int]) -> Non
         live = list(lane_of)
         again = arranged([lanes.structures[lane_of[number]] for number in live], lanes.programs.grain)
         if not lanes.programs.compiled and len(again) <= len(lanes.jobs) // 2:
-            lanes.keep([lane_of[live[place]] for place in again])
-            cells = [live[place] for place in again]
+            lanes.keep([lane_of[live[position]] for position in again])
+            cells = [live[position] for position in again]
             lane_of = {number: cells.index(number) for number in live}
     for record, curve in zip(records, curves, strict=True):
         record.metric = metrics.name_of(lanes.workload.metric)

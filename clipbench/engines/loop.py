@@ -31,7 +31,7 @@ def run(job: Job) -> Record:
         components = Components.of(job)
         with trees.seeded(components.workload.name, job.cell.seed, "training", job.cell.device):  # for dropout and the like
             _loop(record, components)
-    except Exception as error:  # noqa: BLE001 - a stranger's component may raise anything; the matrix goes on
+    except Exception as error:  # noqa: BLE001 - a user-defined component may raise anything; the matrix goes on
         record.fail(error)
     record.seconds = time.perf_counter() - start
     return record
@@ -86,7 +86,7 @@ class Trainer:
             self.optimizer: torch.optim.Optimizer = pure
         else:
             self.optimizer = optimizers.torch_optimizer(components.optimizer, list(named.values()), cell.lr, named)
-            # What no clip costs is nothing: its rule would be handed a copy of the weights for nothing.
+            # The clip "none" must cost nothing: its rule would be handed a copy of the weights in vain.
             clips = getattr(components.clip, "name", None) != "none"
             self.clip = self._on_dense(clipper(components.clip, named), named) if clips else untouched
         if cell.on == EXAMPLE:
@@ -94,12 +94,12 @@ class Trainer:
                 raise UsageError(f'workload "{self.workload.name}": {reason}')
             examples = ByExample(self.workload, self.module, components.clip, named, self.parts)
             self.backward, self.clip = examples.backward, examples.clip
-        # Round and round for whom steps on, as a timing does.
+        # From the start again for a caller who takes more steps than the cell has, as a timing does.
         lrs = [cell.lr * factor for factor in lr_schedules.factors(cell.schedule, cell.steps)]
         self.lrs = itertools.cycle(lrs) if cell.schedule != lr_schedules.CONSTANT else None
 
     def _on_dense(self, clip: Callable[[], bool], named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
-        """``clip``, that refuses a sparse gradient by name: torch would name its own back ends."""
+        """``clip``, but it refuses a sparse gradient and names the parameter: torch would name its own back ends."""
         looked = False
 
         def checked() -> bool:
@@ -126,7 +126,7 @@ class Trainer:
         self.meter.step(loss)
 
     def _backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The gradient of a batch into ``.grad``, part after part where it is taken so; its loss."""
+        """The loss of a batch; its gradient goes into ``.grad``, part after part if the batch is taken in parts."""
         if self.parts == 1:
             loss = feed.loss_of(self.workload, self.module(inputs), targets)
             loss.backward()
@@ -140,16 +140,16 @@ class Trainer:
 
 
 def untouched() -> bool:
-    """In a clip's place where the gradient has none."""
+    """False: stands in for a clip if the gradient is not clipped."""
     return False
 
 
 class ByExample:
     """Clips the gradient of every example by itself and takes the mean, as private training does, without its noise.
 
-    The raw gradient is the mean of those of the examples. They come from ``torch.func``, those of a part of the batch at once: a
-    module that mixes the examples of a batch, as BatchNorm does, cannot be trained so. Parts change what it takes to hold them, and
-    nothing else.
+    The raw gradient is the mean of the examples' gradients. ``torch.func`` takes them, for one part of the batch at a time: a
+    module that mixes the examples of a batch, as BatchNorm does, cannot be trained so. The number of parts changes the memory
+    that this takes, and nothing else.
 
     **Source**: Abadi et al. 2016; Menon, Rawat, Reddi & Kumar 2020 against label noise.
     """
@@ -165,11 +165,11 @@ class ByExample:
         self.each = torch.func.vmap(torch.func.grad_and_value(loss), in_dims=(None, 0, 0), randomness="different")
 
     def backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The raw gradient into ``.grad``; the mean loss."""
+        """The mean loss; the raw gradient goes into ``.grad``."""
         params = {name: param.detach() for name, param in self.named.items()}
-        found = [self._part(params, *piece) for piece in self._pieces(inputs, targets)]
-        raw, self.clipped, loss = found[0]
-        for more, clipped, further in found[1:]:
+        sums = [self._part(params, *piece) for piece in self._pieces(inputs, targets)]
+        raw, self.clipped, loss = sums[0]
+        for more, clipped, further in sums[1:]:
             raw, self.clipped = trees.map(torch.add, raw, more), trees.map(torch.add, self.clipped, clipped)
             loss = loss + further
         for name, param in self.named.items():
@@ -177,31 +177,31 @@ class ByExample:
         return loss
 
     def _pieces(self, inputs: Tensor, targets: Tensor) -> list[tuple[Any, Tensor, Tensor]]:
-        """The parts of a batch, before each its share, or the shares of its examples where the workload weighs them."""
+        """The parts of a batch, each as ``(share, inputs, targets)``; one share an example if the workload weighs its examples."""
         if not hasattr(self.workload, "weight"):
             return feed.parts(self.workload, inputs, targets, self.parts)
         weights = torch.stack([feed.weight(self.workload, one) for one in targets.split(1)])
         return list(zip(*(tensor.chunk(self.parts) for tensor in (weights / weights.sum(), inputs, targets)), strict=True))
 
     def _part(self, params: trees.Tree, share: Any, inputs: Tensor, targets: Tensor) -> tuple[trees.Tree, trees.Tree, Tensor]:
-        """Of a part of the batch its share in the raw gradient, in the clipped one and in the loss."""
+        """What a part of the batch adds to the raw gradient, to the clipped gradient and to the loss."""
         try:
             grads, losses = self.each(params, inputs, targets)
-        except RuntimeError as error:  # torch's own words are about transforms that nobody here has heard of
+        except RuntimeError as error:  # torch's own message is about transforms that the user did not write
             raise RuntimeError(f"the model has no gradient of a single example, which the clip is applied to ({error})") from error
         clipped = torch.func.vmap(lambda tree: self.clipper.update(tree, {}, params)[0])(grads)
         raw, clipped = (trees.map(partial(_averaged, share), tree) for tree in (grads, clipped))
         return raw, clipped, _averaged(share, losses)
 
     def clip(self) -> bool:
-        """The mean of the clipped gradients into ``.grad``."""
+        """True; the mean of the clipped gradients goes into ``.grad``."""
         for name, param in self.named.items():
             param.grad = self.clipped[name]
         return True
 
 
 def _averaged(share: Any, values: Tensor) -> Tensor:
-    """What some examples add to the mean: their own mean by one share, or each by its own, of which those of share 0 may be NaN."""
+    """What some examples add to the mean: their mean times one share, or each value times its own; at share 0 it may be NaN."""
     if not isinstance(share, Tensor):
         return values.mean(0) * share
     shares = share.to(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
@@ -209,7 +209,7 @@ def _averaged(share: Any, values: Tensor) -> Tensor:
 
 
 def _on_update(clip: Any, named: Mapping[str, nn.Parameter], meter: Meter) -> Callable[[trees.Tree, trees.Tree], trees.Tree]:
-    """What a pure rule hands its direction to, with the parameters, before it steps."""
+    """A function ``(direction, params) → clipped direction``, which a pure rule calls before it steps."""
     state = clip.init({name: param.detach().clone() for name, param in named.items()}) if hasattr(clip, "init") else {}
 
     def between(direction: trees.Tree, params: trees.Tree) -> trees.Tree:
@@ -224,7 +224,7 @@ def _on_update(clip: Any, named: Mapping[str, nn.Parameter], meter: Meter) -> Ca
 def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
     """A function that clips the gradients of ``named`` in place, and says whether any clip touched them.
 
-    torch's own in-place path where the clip has one, its pure rule elsewhere.
+    It takes torch's own in-place path if the clip has one, and the pure rule otherwise.
     """
     params = list(named.values())
     if hasattr(clip, "clip_"):
@@ -239,7 +239,7 @@ def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
         """Not copies; looked up at every step, for an optimizer may give a parameter other memory."""
         return {name: param.detach() for name, param in named.items()}
 
-    state = _apart(clip.init(weights_now()), weights_now()) if hasattr(clip, "init") else {}
+    state = _unshared(clip.init(weights_now()), weights_now()) if hasattr(clip, "init") else {}
 
     @torch.no_grad()
     def pure() -> bool:
@@ -248,7 +248,7 @@ def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
         # A parameter without a gradient counts as one whose gradient is zero, and stays without one.
         grads = {name: torch.zeros_like(param) if param.grad is None else param.grad for name, param in named.items()}
         clipped, state = clip.update(grads, state, weights)
-        state = _apart(state, weights)
+        state = _unshared(state, weights)
         if clipped is grads:
             return False
         for name, param in named.items():
@@ -259,8 +259,8 @@ def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
     return pure
 
 
-def _apart(state: Any, weights: trees.Tree) -> Any:
-    """What a clip remembers, copied where it lies in the weights' own memory: they move on, and what is remembered must not."""
+def _unshared(state: Any, weights: trees.Tree) -> Any:
+    """A clip's state; a tensor that shares memory with the weights is copied: the weights change, and the state must not."""
     if not state:
         return state
     moving = {weight.untyped_storage().data_ptr() for weight in weights.values()}
@@ -271,11 +271,11 @@ def _apart(state: Any, weights: trees.Tree) -> Any:
 def evaluate(workload: Any, module: nn.Module, cell: Cell, updates: int, names: tuple[str, ...]) -> list[Evaluation]:
     """Loss and metrics of ``module`` over whole splits."""
     splits = feed.splits(workload, cell.seed, feed.DTYPES[cell.dtype], cell.device)
-    found: list[Evaluation] = []
+    evaluations: list[Evaluation] = []
     module.eval()
     for split in names:
         inputs, targets = splits[split]
-        outputs = torch.cat([torch.atleast_1d(module(part)) for part in inputs.split(CHUNK)])
-        found += graded(workload, outputs, targets, updates, split)
+        outputs = torch.cat([torch.atleast_1d(module(chunk)) for chunk in inputs.split(CHUNK)])
+        evaluations += graded(workload, outputs, targets, updates, split)
     module.train()
-    return found
+    return evaluations

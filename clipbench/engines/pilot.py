@@ -18,14 +18,14 @@ from clipbench.errors import UsageError
 PILOT_SEED = 2_000_000
 PILOT_STEPS = 100
 PILOT_LR = 1e-3
-FAR = 2.0**12  # from 1, up or down: as far the 1e-8 that Adam adds is less than a thousandth of what it is added to
+FAR = 2.0**12  # from 1, up or down: up to here the 1e-8 that Adam adds is less than a thousandth of the size
 
 
 class Gauge:
     """A clip that notes the raw gradient's size, as other clips measure it, and hands it on in a unit that Adam can use.
 
-    Adam squares the gradient and adds 1e-8 to its size: of a very small one it would stand still. So where the largest element of
-    the first gradient is far from 1, the unit is the power of two below it.
+    Adam squares the gradient and adds 1e-8 to its size: with a very small gradient it would stand still. So if the largest element
+    of the first gradient is far from 1, the unit is the power of two below it.
     """
 
     def __init__(self, clips: Mapping[str, Any]) -> None:
@@ -48,7 +48,7 @@ class Gauge:
                 self.unit = 2.0 ** (math.frexp(largest)[1] - 1)
 
     def _size(self, clip: Any, grads: dict[str, Tensor]) -> float:
-        """In float64, whose range the squares of float32 do not leave; those of float64 are taken in the gradient's unit then."""
+        """The size in float64, whose range squares of float32 do not leave; if squares of float64 do, in the gradient's unit."""
         wide = {name: grad.double() for name, grad in grads.items()}
         size = float(clip.size(wide))
         if 0 < size < math.inf:
@@ -61,6 +61,7 @@ def pilot(cell: Cell, clips: Mapping[str, Any]) -> dict[str, float]:
 
     :param cell: any cell of the workload, batch, device and dtype in question.
     :returns: label of the clip → median size.
+    :raises UsageError: a median is zero or not finite.
     """
     gauge = Gauge(clips)
     adam = Cell(

@@ -30,23 +30,23 @@ EXACT = frozenset(
 )
 Nested: TypeAlias = "Tensor | Sequence[Nested]"  # a tensor, or tuples of them to any depth
 
-FEWEST = 2  # lanes: a batch of one differs in the last bits from the same lane among others
+FEWEST_LANES = 2  # lanes: a batch of one differs in the last bits from the same lane among others
 GRAIN = 32  # elements in the registers of one unrolled loop, at most: float32 under AVX-512
 
 
 class NoLanes(Exception):  # noqa: N818 - an answer, not an error
-    """Why something cannot train in lanes; the message says it."""
+    """Something cannot train in lanes; the message says why."""
 
 
 def flat(arguments: Nested) -> list[Tensor]:
-    """The tensors of nested tuples in their order: what a program takes in place of its function's arguments."""
-    found: list[Tensor] = []
+    """The tensors of nested tuples, in order: the arguments of a program, if the tuples are those of its function."""
+    tensors: list[Tensor] = []
     for argument in arguments:
         if isinstance(argument, tuple | list):
-            found += flat(argument)
+            tensors += flat(argument)
         else:
-            found.append(argument)  # type: ignore[arg-type]
-    return found
+            tensors.append(argument)  # type: ignore[arg-type]
+    return tensors
 
 
 def trace(function: Callable[..., Any], arguments: Sequence[Nested], what: str, pure: bool = True) -> GraphModule:
@@ -63,11 +63,11 @@ def trace(function: Callable[..., Any], arguments: Sequence[Nested], what: str, 
         raise ValueError("one tensor given twice would be one input of the trace")
     changed = False
 
-    def watched(*given: Tensor) -> Any:
+    def watched(*inputs: Tensor) -> Any:
         nonlocal changed
-        versions = [tensor._version for tensor in given]  # noqa: SLF001 - torch has no public word for it
-        result = function(*pytree.tree_unflatten(given, nesting))
-        changed = versions != [tensor._version for tensor in given]  # noqa: SLF001
+        versions = [tensor._version for tensor in inputs]  # noqa: SLF001 - torch has no public word for it
+        result = function(*pytree.tree_unflatten(inputs, nesting))
+        changed = versions != [tensor._version for tensor in inputs]  # noqa: SLF001
         return result
 
     try:
@@ -75,7 +75,7 @@ def trace(function: Callable[..., Any], arguments: Sequence[Nested], what: str, 
             warnings.filterwarnings("error", message=".*performance drop.*")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             # Once for real: what a function makes at its first call and keeps must not be made of the tensors of the trace.
-            watched(*(tensor[:FEWEST].clone() for tensor in tensors))
+            watched(*(tensor[:FEWEST_LANES].clone() for tensor in tensors))
             # With tensors that have a shape and no memory: a trace takes no step, and nothing is held for a second derivative.
             graph = make_fx(watched, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
     except Exception as error:
@@ -87,7 +87,7 @@ def trace(function: Callable[..., Any], arguments: Sequence[Nested], what: str, 
 
 
 def grain(graph: GraphModule) -> int:
-    """Of what number of lanes a multiple is wanted, so that every lane has the same bits wherever it lies: 1 or `GRAIN`."""
+    """1 or `GRAIN`: the number of lanes must be a multiple of it, so that a lane has the same bits at every position."""
     return GRAIN if any(_inexact(node) for node in graph.graph.nodes) else 1
 
 
@@ -128,6 +128,6 @@ def _is_view(node: Node) -> bool:
 def _bytes(node: Node) -> int:
     if node.op != "call_function" or _is_view(node):
         return 0
-    found = node.meta.get("val")
-    parts = found if isinstance(found, tuple | list) else (found,)
-    return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
+    value = node.meta.get("val")
+    results = value if isinstance(value, tuple | list) else (value,)
+    return sum(result.numel() * result.element_size() for result in results if isinstance(result, Tensor))

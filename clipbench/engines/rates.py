@@ -13,7 +13,7 @@ import torch
 from clipbench import feed, trees
 from clipbench.engines import lanes, stacked
 from clipbench.engines.loop import Trainer, evaluate
-from clipbench.engines.program import FEWEST, NoLanes, flat, peak_bytes, trace
+from clipbench.engines.program import FEWEST_LANES, NoLanes, flat, peak_bytes, trace
 from clipbench.engines.record import CHUNK, Components, Job
 
 LOOP, BATCHED = "loop", "batched"
@@ -22,19 +22,19 @@ LADDER = (2, 8, 16, 32, 64, 128, 256)
 MOMENT = 0.25  # seconds a rate is measured for
 STEPS = 200  # at most
 BETTER = 0.97  # a rung that leaves more than this of the best rate ends the climb: more lanes are more memory and fewer shards
-CLOSE = 1.5  # times the other's: rates so close are measured again
-MEASURING = 10.0  # seconds of the loop's work below which finding something faster takes longer than it saves
-COMPILING = 15.0  # seconds one structure takes the compiler, about; the measured time replaces it
-PAYS = 0.5  # what compiling may leave of a step's time, at the best seen; below what it costs, it is not tried
-HEADROOM = 5  # times what is alive that a process grows by, at most (4.4 seen): freed pieces do not fit what comes next
+CLOSE = 1.5  # rates whose ratio is below this are measured again
+MEASURING = 10.0  # seconds: if the loop needs less, the search for a faster engine takes longer than it saves
+COMPILING = 15.0  # seconds that the compiler needs for one structure, about; the measured time replaces it
+PAYS = 0.5  # share of a step's time that compiling saves at best; it is not tried if that is less than it costs
+HEADROOM = 5  # a process grows by at most so many times the memory in use (4.4 seen): freed pieces do not fit the next tensors
 AGREEMENT = 1e-9
 
 
 @dataclass
 class Choice:
-    """How a task is run: the engine, its lanes, and the rates that say so, in seconds a cell and step with evaluations spread out.
+    """How a task is run: the engine, its number of lanes, and the measured rates, in seconds a cell and step.
 
-    ``refusals`` says why arms, or the whole workload (``""``), have no lanes.
+    A rate includes the step's share of the evaluations. ``refusals`` says why arms, or the whole workload (``""``), have no lanes.
     """
 
     engine: str
@@ -49,7 +49,7 @@ class Choice:
         return asdict(self)
 
     def rate(self, engine: str) -> float | None:
-        """Seconds a step of one cell, by the engine as it would be used."""
+        """Seconds that an engine, as it would be used, takes for a step of one cell; None if that was not measured."""
         if engine == LOOP:
             return self.rates.get(LOOP)
         return self.rates.get(_rung(self.lanes, self.compiled))
@@ -65,7 +65,7 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
     :param jobs: one of every arm at least.
     :param memory: bytes that lanes may take.
     :param cell_steps: steps times cells that one worker has before it: measuring, and compiling, must pay within them.
-    :param wanted: ``auto``, or ``batched`` where lanes are measured whether it pays or not.
+    :param wanted: ``auto``, or ``batched``: lanes are measured even if that does not pay.
     """
     choice = Choice(LOOP, rates={LOOP: _loop(jobs[0])})
     if wanted != BATCHED and cell_steps * choice.rates[LOOP] < MEASURING:
@@ -107,7 +107,7 @@ def _filled(jobs: Sequence[Job], count: int) -> list[Job]:
 
 
 def _settle(choice: Choice, job: Job, filled: Sequence[Job]) -> None:
-    """Measure both engines twice more, in turn, and take the medians: what else the machine did at the time must not decide."""
+    """Measure both engines twice more, in turn, and take the medians: another program on the machine must not decide."""
     rung = _rung(choice.lanes)
     loops, rates = [choice.rates[LOOP]], [choice.rates[rung]]
     for _ in range(2):
@@ -117,7 +117,7 @@ def _settle(choice: Choice, job: Job, filled: Sequence[Job]) -> None:
 
 
 def _try_compiling(choice: Choice, able: Sequence[Job], structures: int, cell_steps: float, fits: int) -> None:
-    """Compile the step at the best number of lanes and twice as many, and keep it where it pays; without a compiler leave it."""
+    """Compile the step at the best number of lanes and at twice as many, and keep what pays; without a compiler do nothing."""
     eager, counts = choice.rates[_rung(choice.lanes)], {choice.lanes, min(2 * choice.lanes, LADDER[-1])}
     for count in sorted(count for count in counts if count <= fits):
         start = time.perf_counter()
@@ -132,7 +132,7 @@ def _try_compiling(choice: Choice, able: Sequence[Job], structures: int, cell_st
 
 
 def _spread(step: Callable[[], None], evaluation: Callable[[], Any], job: Job) -> float:
-    """The median time of a step, and an evaluation's share of it."""
+    """Seconds a step: the median, and the step's share of the evaluations."""
     for _ in range(3):
         step()
     times: list[float] = []
@@ -148,7 +148,7 @@ def _spread(step: Callable[[], None], evaluation: Callable[[], Any], job: Job) -
 
 
 def _long(job: Job) -> Job:
-    """The job with steps enough for a measurement, at a learning rate that breaks nothing."""
+    """The job with enough steps for a measurement, at a learning rate at which training does not diverge."""
     return replace(job, cell=replace(job.cell, lr=1e-4, steps=STEPS + 10))
 
 
@@ -165,7 +165,7 @@ def _loop(job: Job) -> float:
 
 
 def _lanes(jobs: Sequence[Job], *, compiled: bool) -> tuple[float, int]:
-    """Seconds a step of one lane among these, and how many lanes there are with those that fill up."""
+    """Seconds that one lane among these takes for a step, and the number of lanes, those that fill up included."""
     together, _ = lanes.begin([_long(job) for job in jobs], compiled)
 
     def step() -> None:
@@ -183,54 +183,54 @@ def lane_bytes(jobs: Sequence[Job]) -> int:
 
 
 def _lane_bytes(job: Job) -> int:
-    together = lanes.Lanes([_long(job)] * FEWEST)
+    together = lanes.Lanes([_long(job)] * FEWEST_LANES)
     inputs, targets = together.draw()
-    (part,) = together.segments
+    (segment,) = together.segments
     weights, programs = together.weights, together.programs
     batch = (weights, inputs, targets, together.fixed)
     grads = together.model.like_gradient(weights, inputs)
-    update = programs.update(part.structure, weights, grads, part.lane)
+    update = programs.update(segment.structure, weights, grads, segment.lane)
     splits = feed.splits(together.workload, job.cell.seed, together.dtype, together.device)
     most = max((splits[name][0][:CHUNK] for name in ("validation", "test")), key=len)
-    seen = torch.stack([most] * FEWEST)
+    seen = torch.stack([most] * FEWEST_LANES)
     evaluation = (
         weights.nbytes
         + sum(tensor.nbytes for tensor in together.fixed)
         + seen.nbytes
         + peak_bytes(programs.output(weights, seen, together.fixed))
     )
-    held = sum(tensor.nbytes for tensor in (*flat(batch), *part.lane.remembered))
+    held = sum(tensor.nbytes for tensor in (*flat(batch), *segment.lane.remembered))
     step = max(peak_bytes(programs.gradient(*batch)), grads.nbytes + peak_bytes(update))
-    return HEADROOM * (held + max(step, evaluation)) // FEWEST
+    return HEADROOM * (held + max(step, evaluation)) // FEWEST_LANES
 
 
 def versioned(job: Job) -> str:
-    """An arm as a choice remembers it: another version of a component is looked at anew."""
+    """The label of an arm in a choice, with its components' versions: another version is measured anew."""
     return f"{job.cell.arm}, versions {job.cell.optimizer.version} and {job.cell.clip.version}"
 
 
 def refusals(jobs: Sequence[Job]) -> dict[str, str]:
-    """Why the workload (``""``), or single arms, have no lanes: nothing where all have."""
-    found: dict[str, str] = {}
+    """Why the workload (``""``), or single arms, have no lanes: arm → reason, empty if all have."""
+    reasons: dict[str, str] = {}
     plain = _double(jobs[0])
     try:
         if reason := disagreement(plain):
-            found[""] = reason
+            reasons[""] = reason
     except NoLanes as error:
-        found[""] = str(error)
-    if found:
-        return found
+        reasons[""] = str(error)
+    if reasons:
+        return reasons
     seen: dict[str, Job] = {}
     for job in jobs:
         seen.setdefault(job.cell.arm, job)
     for label, job in seen.items():
         try:
-            pair = lanes.Lanes([_long(job)] * FEWEST)
+            pair = lanes.Lanes([_long(job)] * FEWEST_LANES)
             pair.step(*pair.draw())
             pair.step(*pair.draw())
         except NoLanes as error:
-            found[label] = str(error)
-    return found
+            reasons[label] = str(error)
+    return reasons
 
 
 def _double(job: Job) -> Job:
@@ -238,7 +238,7 @@ def _double(job: Job) -> Job:
 
 
 def disagreement(job: Job) -> str | None:
-    """What is wrong with the gradient of two lanes, seen beside the loop's in float64 at two batches; None where nothing is."""
+    """How the gradient of two lanes differs from the loop's, in float64 at two batches, in words; None if it does not."""
     cell = job.cell
     workload = Components.of(job).workload
     model = stacked.Model(workload, torch.float64, cell.device)
@@ -253,11 +253,11 @@ def disagreement(job: Job) -> str | None:
             lane = torch.func.grad_and_value(model.loss)
             graph = trace(torch.vmap(lane), (weights, inputs, targets, fixed), f'workload "{workload.name}"')
         grads, _ = graph(weights, inputs, targets, *fixed)
-        for lane_grad, module, (given, wanted) in zip(grads, modules, batches, strict=True):
+        for lane_grad, module, (some_inputs, wanted) in zip(grads, modules, batches, strict=True):
             module.zero_grad()
             before = [buffer.clone() for buffer in module.buffers()]
             with trees.seeded(workload.name, 0, "training", cell.device):
-                feed.loss_of(workload, module(given), wanted).backward()
+                feed.loss_of(workload, module(some_inputs), wanted).backward()
             if any(not torch.equal(one, other) for one, other in zip(before, module.buffers(), strict=True)):
                 return f'workload "{workload.name}" changes its buffers while it trains, which lanes would have to keep apart'
             if any(param.requires_grad and param.grad is None for param in module.parameters()):

@@ -1,4 +1,4 @@
-"""What an engine is given, a `Job`, and returns, a `Record`; how a run is looked at and judged, the same in every engine."""
+"""`Job` and `Record`, what an engine takes and returns; how a run is evaluated and judged, the same in every engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Job:
 
     @property
     def threshold(self) -> float | None:
-        """The clip's first setting, its default where none is given; None for a clip without settings."""
+        """The clip's first setting, or its default if none is given; None for a clip without settings."""
         cls = registry.find("clip", self.cell.clip.name)
         name = registry.threshold_field(cls)
         return None if name is None else float(self.clip_settings[name] if name in self.clip_settings else getattr(cls, name))
@@ -38,8 +38,8 @@ class Job:
 class Record:
     """What became of a cell. ``rows`` is the curve, steps × measures in the order of `measures.COLUMNS`.
 
-    ``evaluations`` are ``(updates, split, metric, value)``; ``failure`` says in one line why the cell could not be run, None
-    where it was, and ``fault`` what else is known of that.
+    ``evaluations`` are ``(updates, split, metric, value)``; ``failure`` says in one line why the cell could not be run, and is
+    None if it was; ``fault`` is what else is known of the failure.
     """
 
     job: Job
@@ -83,27 +83,27 @@ class Components:
 
 
 def stops(cell: Cell) -> list[int]:
-    """After how many updates a run is evaluated, evenly spaced up to the last step; the untrained model is, besides."""
+    """The numbers of updates after which a run is evaluated, evenly spaced, the last step included and 0 left out."""
     return np.unique(np.linspace(0, cell.steps, max(2, cell.evaluations)).round().astype(int))[1:].tolist()
 
 
 @torch.no_grad()
 def graded(workload: Any, outputs: Tensor, targets: Tensor, updates: int, split: str) -> list[Evaluation]:
     """Loss and metrics of a model's outputs over a whole split."""
-    found = [(updates, split, "loss", float(feed.loss_of(workload, outputs, targets).mean()))]
+    loss = [(updates, split, "loss", float(feed.loss_of(workload, outputs, targets).mean()))]
     named = {metrics.name_of(metric): metric for metric in (workload.metric, *getattr(workload, "other_metrics", ()))}
-    return found + [(updates, split, name, float(metric(outputs, targets))) for name, metric in named.items()]
+    return loss + [(updates, split, name, float(metric(outputs, targets))) for name, metric in named.items()]
 
 
 def conclude(record: Record, workload: Any) -> None:
-    """Events, verdict, peaks and steps to target of a run whose curve and evaluations are recorded."""
+    """Add events, verdict, peak ratio and steps to target to the record of a run whose curve and evaluations are complete."""
     rules = events.rules_from(record.job.cell.events)
     record.rows = summary.as_stored(record.rows, record.job.cell.dtype)
     reference, optimum = workload.reference_loss, getattr(workload, "optimum", None)
     unbounded = bool(getattr(workload, "unbounded", False))
     dtype = str(feed.DTYPES[record.job.cell.dtype]).removeprefix("torch.")
-    found = events.derive(record.rows, reference, optimum, unbounded, rules, dtype)
-    record.events = events.ordered([*found, *events.evaluated(record.evaluations)])
+    derived = events.derive(record.rows, reference, optimum, unbounded, rules, dtype)
+    record.events = events.ordered([*derived, *events.evaluated(record.evaluations)])
     validation = [(step, value) for step, split, metric, value in record.evaluations if (split, metric) == ("validation", "loss")]
     last = validation[-1][1] if validation else None
     record.verdict = events.judge(record.rows, record.events, reference, optimum, unbounded, last, rules)

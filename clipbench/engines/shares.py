@@ -1,8 +1,8 @@
 """Whether a batch may be taken in parts: what they add up to is the loss and the gradient of the whole, or the cell is refused.
 
-A plain mean over the examples is the sum of its parts, each by its share of the examples. A loss that divides by something else,
-such as the weights of its classes or the labels that are not left out, is not, and neither is a model that mixes examples, as
-BatchNorm does: in parts another problem would be trained.
+A plain mean over the examples is the sum over the parts, each times its share of the examples. This does not hold for a loss that
+divides by something else, such as the weights of its classes or the number of labels that count, nor for a model that mixes
+examples, as BatchNorm does: in parts, another problem would be trained.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from clipbench.vocabulary import EXAMPLE
 BATCHES = 3  # looked at: a rare class, or a label that is left out, is not in every one
 SEED = 0
 NO_MEAN = "its loss is no mean over examples"
-# In float64, where rounding cannot be mistaken for it; in float32 where the workload knows no other.
+# In float64, in which no difference is mere rounding; in float32 if the workload knows no other dtype.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 class Expected(TorchDispatchMode):
-    """Within it, random numbers are their own mean, so that dropout is no difference between two passes."""
+    """A mode in which every random number is its mean, so that dropout makes no difference between two passes."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         name = func._schema.name.partition("::")[2]  # noqa: SLF001 - torch has no public word for it
@@ -49,7 +49,7 @@ class Expected(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Whole:
-    """The loss and the gradient of some examples, and the most that either is made of: what their rounding is a share of."""
+    """The loss and the gradient of some examples, and the largest sum of absolute terms in each: the scale of their rounding."""
 
     loss: Tensor
     gradient: Tensor
@@ -58,7 +58,7 @@ class Whole:
 
 
 def refuse(workload: Any, cell: Cell) -> None:
-    """Let a cell pass whose batches may be taken as it takes them.
+    """Do nothing if a cell's batches may be taken in the parts that it asks for.
 
     :raises UsageError: its parts add up to another loss, or another gradient, than the whole batch has.
     """
@@ -67,7 +67,7 @@ def refuse(workload: Any, cell: Cell) -> None:
 
 
 def refusal(workload: Any, cell: Cell) -> str | None:
-    """Why a cell's batches cannot be taken in parts; None where they can, or are not."""
+    """Why a cell's batches cannot be taken in parts; None if they can, or if the cell takes them whole."""
     if cell.accumulate == 1 and cell.on != EXAMPLE:
         return None
     number = cell.batch if cell.on == EXAMPLE else cell.accumulate
@@ -82,22 +82,22 @@ def refusal(workload: Any, cell: Cell) -> str | None:
 
 @lru_cache(maxsize=64)
 def apart(workload: Any, batch: int, number: int) -> str | None:
-    """How the loss of a batch in ``number`` parts differs from that of the whole, in words; None where it does not.
+    """How the loss of a batch in ``number`` parts differs from the loss of the whole, in words; None if it does not.
 
-    Looked at on the CPU, with the first weights and batches of one seed.
+    They are compared on the CPU, with the first weights and batches of one seed.
     """
     with trees.seeded(workload.name, SEED, "parts"):
         for dtype, tolerance in TOLERANCES.items():
             try:
                 module = feed.model(workload, SEED, dtype)
                 drawn = list(feed.batches(workload, SEED, batch, BATCHES, dtype))
-                wholes = [_taken(workload, module, [(1.0, *given)]) for given in drawn]
+                wholes = [_taken(workload, module, [(1.0, *drawn_batch)]) for drawn_batch in drawn]
             except UsageError:
                 raise
-            except Exception:  # noqa: BLE001, S112 - a stranger's workload may know float32 only; what fails in both, training tells
+            except Exception:  # noqa: BLE001, S112 - a workload may know float32 only; training reports what fails in both
                 continue
-            for given, whole in zip(drawn, wholes, strict=True):
-                if (difference := _difference(workload, module, given, number, whole, tolerance)) is not None:
+            for drawn_batch, whole in zip(drawn, wholes, strict=True):
+                if (difference := _difference(workload, module, drawn_batch, number, whole, tolerance)) is not None:
                     return difference
             return None
     return None
@@ -108,7 +108,7 @@ def _difference(workload: Any, module: nn.Module, batch: feed.Batch, number: int
         parts = _taken(workload, module, feed.parts(workload, *batch, number))
     except UsageError:
         raise
-    except Exception as error:  # noqa: BLE001 - a stranger's model may raise anything
+    except Exception as error:  # noqa: BLE001 - a user-defined model may raise anything
         return f"{NO_MEAN}: one of {number} parts fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     if not (whole.loss.isfinite() and whole.gradient.isfinite().all()):
         return None  # its training will tell

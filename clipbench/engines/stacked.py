@@ -30,8 +30,8 @@ def shape(cell: Cell) -> tuple[Any, ...]:
     """What cells must share to be lanes of one program."""
     workload = cell.workload
     settings = tuple(sorted(workload.settings.items()))
-    found = (workload.name, workload.version, settings, cell.batch, cell.steps, cell.evaluations, cell.device, cell.dtype)
-    return (*found, EXAMPLE) if cell.on == EXAMPLE else found
+    shared = (workload.name, workload.version, settings, cell.batch, cell.steps, cell.evaluations, cell.device, cell.dtype)
+    return (*shared, EXAMPLE) if cell.on == EXAMPLE else shared
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class Structure:
         :raises NoLanes: one of its components has no pure rule.
         """
         fixed = []
-        for kind, part, settings in _parts(job):
-            component = registry.find(kind, part)
+        for kind, name, settings in _components(job):
+            component = registry.find(kind, name)
             if not hasattr(component, "update"):
-                raise NoLanes(f'{kind} "{part}" has no pure rule, which lanes need, and runs in the loop only')
+                raise NoLanes(f'{kind} "{name}" has no pure rule, which lanes need, and runs in the loop only')
             floats = registry.lane_fields(component)
-            fixed.append((part, tuple(sorted((name, value) for name, value in settings.items() if name not in floats))))
+            fixed.append((name, tuple(sorted((word, value) for word, value in settings.items() if word not in floats))))
         (optimizer, rest), (clip, others) = fixed
-        versions = tuple(registry.find(kind, part).version for kind, part, _ in _parts(job))
+        versions = tuple(registry.find(kind, name).version for kind, name, _ in _components(job))
         return cls(optimizer, rest, clip, others, versions, job.cell.on)
 
     @property
@@ -82,21 +82,21 @@ class Structure:
 
     def numbers(self, job: Job) -> dict[str, list[float]]:
         """The plain numbers of one cell, of its optimizer and its clip, in the order of their fields."""
-        found: dict[str, list[float]] = {}
-        for kind, part, settings in _parts(job):
-            component = registry.find(kind, part)
-            names = registry.lane_fields(component)
-            found[kind] = [float(settings[name] if name in settings else getattr(component, name)) for name in names]
-        return found
+        values: dict[str, list[float]] = {}
+        for kind, name, settings in _components(job):
+            component = registry.find(kind, name)
+            fields = registry.lane_fields(component)
+            values[kind] = [float(settings[field] if field in settings else getattr(component, field)) for field in fields]
+        return values
 
     def components(self, optimizer_numbers: Iterable[Any], clip_numbers: Iterable[Any]) -> tuple[Any, Any]:
         """Optimizer and clip with these numbers, which may be tensors."""
         built = []
-        for kind, part, fixed, numbers in (
+        for kind, name, fixed, numbers in (
             ("optimizer", self.optimizer, self.optimizer_settings, optimizer_numbers),
             ("clip", self.clip, self.clip_settings, clip_numbers),
         ):
-            component = registry.find(kind, part)  # type: ignore[arg-type]
+            component = registry.find(kind, name)  # type: ignore[arg-type]
             built.append(component(**dict(fixed), **dict(zip(registry.lane_fields(component), numbers, strict=True))))
         return built[0], built[1]
 
@@ -120,7 +120,8 @@ class Lane(NamedTuple):
         return (*self.state, *self.memory)
 
 
-def _parts(job: Job) -> tuple[tuple[registry.Kind, str, dict[str, Any]], ...]:
+def _components(job: Job) -> tuple[tuple[registry.Kind, str, dict[str, Any]], ...]:
+    """Optimizer and clip, each as its kind, its name and its settings."""
     cell = job.cell
     return (
         ("optimizer", cell.optimizer.name, cell.optimizer.own),
@@ -132,7 +133,7 @@ def _parts(job: Job) -> tuple[tuple[registry.Kind, str, dict[str, Any]], ...]:
 
 
 class Model:
-    """A workload's module as a function of one flat vector of weights; what is not trained is handed to it apart."""
+    """A workload's module as a function of one flat vector of trained weights, and of the tensors that are not trained."""
 
     def __init__(self, workload: Any, dtype: torch.dtype, device: str, how: Pass = Pass()) -> None:
         self.workload, self.how = workload, how
@@ -160,7 +161,7 @@ class Model:
         return torch.cat([params[name].detach().reshape(-1) for name in self.shapes])
 
     def flat_grad(self, module: nn.Module) -> Tensor:
-        """The gradients of the trained weights of a module like this one, as one vector; zero where there is none."""
+        """The gradients of the trained weights of a module like this one, as one vector; zeros for a weight without one."""
         params = (dict(module.named_parameters())[name] for name in self.shapes)
         return torch.cat([(torch.zeros_like(param) if param.grad is None else param.grad).reshape(-1) for param in params])
 
@@ -183,17 +184,17 @@ class Model:
         return torch.stack(losses).sum()
 
     def gradient(self, flat: Tensor, inputs: Tensor, targets: Tensor, fixed: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
-        """The gradient and the loss of a batch; where every example is taken by itself, examples × elements and the mean loss."""
+        """The gradient and the loss of a batch; examples × elements and the mean loss if every example is taken by itself."""
         one = torch.func.grad_and_value(self.loss)
         if self.how.parts > 1 and self.weighs:
             return self._weighed(flat, inputs, targets, fixed)
         if not self.how.examples:
             return one(flat, inputs, targets, fixed)
-        grads, losses = torch.vmap(lambda given, wanted: one(flat, given.unsqueeze(0), wanted.unsqueeze(0), fixed))(inputs, targets)
+        grads, losses = torch.vmap(lambda some, wanted: one(flat, some.unsqueeze(0), wanted.unsqueeze(0), fixed))(inputs, targets)
         return grads, losses.mean()
 
     def _weighed(self, flat: Tensor, inputs: Tensor, targets: Tensor, fixed: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The gradient and the loss of a batch from its parts, each by the weight that the workload gives it."""
+        """The gradient and the loss of a batch: the sums over its parts, each times the weight that the workload gives it."""
 
         def loss(flat: Tensor, some: Tensor, wanted: Tensor) -> Tensor:
             return feed.loss_of(self.workload, self.output(flat, some, fixed), wanted)
@@ -202,9 +203,9 @@ class Model:
         weights = torch.stack([feed.weight(self.workload, wanted) for _, wanted in pieces])
         total = torch.zeros_like(flat), flat.new_zeros(())
         for share, piece in zip((weights / weights.sum()).unbind(), pieces, strict=True):
-            # Of a part that counts for nothing both may be NaN.
-            found = (torch.where(share == 0, 0.0, share * one) for one in torch.func.grad_and_value(loss)(flat, *piece))
-            total = tuple((so_far + one).to(flat.dtype) for so_far, one in zip(total, found, strict=True))  # type: ignore[assignment]
+            # A part whose share is 0 may have a loss and a gradient of NaN.
+            weighed = (torch.where(share == 0, 0.0, share * one) for one in torch.func.grad_and_value(loss)(flat, *piece))
+            total = tuple((so_far + one).to(flat.dtype) for so_far, one in zip(total, weighed, strict=True))  # type: ignore[assignment]
         return total
 
     def like_gradient(self, weights: Tensor, inputs: Tensor) -> Tensor:
@@ -218,7 +219,7 @@ def _model(workload: Any, dtype: torch.dtype, device: str, how: Pass) -> Model:
 
 
 class Programs:
-    """The programs of one workload, batch size, dtype and device, traced where they are first needed and remembered."""
+    """The programs of one workload, batch size, dtype and device, traced when they are first needed, and then remembered."""
 
     def __init__(self, workload: Any, dtype: torch.dtype, device: str, compiled: bool, how: Pass = Pass()) -> None:
         self.model = _model(workload, dtype, device, how)
@@ -339,11 +340,14 @@ class Programs:
         return stepped
 
     def _seen(self, component: Any, flat: Tensor) -> Tree:
-        """A flat vector as a component is handed it: whole where it treats all elements alike, as named tensors elsewhere."""
+        """The tree that a component is handed for a flat vector: the vector whole if the component is ``flat``, else tensors."""
         return {"": flat} if getattr(component, "flat", False) else self.model.tree(flat)
 
     def _joined(self, tree: Tree) -> Tensor:
-        """A component's tree as one flat vector, in the order of the model's tensors whatever order the component has."""
+        """A component's tree as one flat vector, in the order of the model's tensors, not of the tree.
+
+        :raises ValueError: the tree has other names than the parameters.
+        """
         if tree.keys() not in ({""}, self.model.shapes.keys()):
             raise ValueError(f"a tree of {', '.join(map(repr, tree))} does not have the parameters' names")
         return tree[""] if "" in tree else trees.flatten({name: tree[name] for name in self.model.shapes})
@@ -356,7 +360,7 @@ class Programs:
 
 
 def _memory(tensor: Tensor) -> int:
-    """Which memory a tensor lies in, one without any included: equal for a tensor and its views."""
+    """A number for the memory that a tensor lies in, also for a tensor without data: equal for a tensor and its views."""
     return tensor.untyped_storage()._cdata  # noqa: SLF001 - torch has no public word for it
 
 

@@ -33,7 +33,7 @@ class Shard:
     jobs: tuple[Job, ...]
     engine: str = LOOP
     compiled: bool = False
-    fewest: int = program.FEWEST
+    fewest: int = program.FEWEST_LANES
     seconds: float = 0.0
     again: bool = False
 
@@ -52,7 +52,7 @@ class Shard:
         """Two shards for one, without the compiled program, which has the same lanes for any number of cells."""
         middle = len(self.jobs) // 2
         parts = self.jobs[:middle], self.jobs[middle:]
-        return [replace(self, jobs=jobs, compiled=False, fewest=program.FEWEST) for jobs in parts]
+        return [replace(self, jobs=jobs, compiled=False, fewest=program.FEWEST_LANES) for jobs in parts]
 
 
 def pack(jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int, lasting: float = 0.0) -> list[Shard]:

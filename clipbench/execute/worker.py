@@ -89,7 +89,7 @@ def _attempt(runs: Iterator[list[Record]], shard: Shard) -> list[Record] | Broke
         return Broken(str(refusal), lanes=True)
     except torch.OutOfMemoryError as error:
         return Broken(f"out of memory on {shard.jobs[0].cell.device}", fault=Fault.of(error))
-    except BaseException as error:  # noqa: BLE001 - a stranger's component may raise anything; the matrix goes on
+    except BaseException as error:  # noqa: BLE001 - a user-defined component may raise anything; the matrix goes on
         return Broken(said(error), fault=Fault.of(error))
 
 
@@ -118,7 +118,7 @@ def carried_out(call: Call, setting: Setting) -> Returned | Raised:
     try:
         prepare(setting.threads, setting.use)
         return Returned(call.function(*call.arguments))
-    except BaseException as error:  # noqa: BLE001 - a stranger's component may raise anything
+    except BaseException as error:  # noqa: BLE001 - a user-defined component may raise anything
         return _blamed(error)
 
 

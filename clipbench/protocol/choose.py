@@ -109,7 +109,7 @@ def used(choice: Choice, asked: Asked) -> Choice:
     if asked.engine == BATCHED and choice.refusals:
         raise UsageError(f"--engine batched: {next(iter(choice.refusals.values()))}; leave --engine out, or say loop.")
     lanes = min(choice.lanes, asked.memory // choice.lane_bytes) if choice.lane_bytes else choice.lanes
-    if lanes < program.FEWEST:
+    if lanes < program.FEWEST_LANES:
         if asked.engine == BATCHED:
             raise UsageError(f"--engine batched: two lanes take {2 * choice.lane_bytes} bytes; give more with --memory.")
         return replace(choice, engine=LOOP)
