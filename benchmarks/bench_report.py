@@ -35,7 +35,7 @@ def store(tmp_path_factory):
     page = study.parse("bench", PAGE, tmp_path_factory.getbasetemp())
     made = Store.create(tmp_path_factory.mktemp("report") / "bench", "bench", PAGE)
     with made.claim():
-        protocol.run(page, made, protocol.Options(workers=1, throughput=False))
+        protocol.run(page, made, protocol.Options(engine="loop", workers=1, throughput=False))
     return made
 
 

@@ -57,8 +57,10 @@ def ratio(request):
     """
 
     def take(name, numerator, denominator, pairs=25, **bound):
-        numerator(), denominator()
-        pairs = 1 if request.config.getoption("benchmark_disable") else pairs  # only whether it runs is asked then
+        if request.config.getoption("benchmark_disable"):  # only whether it runs is asked then
+            pairs = 1
+        else:
+            numerator(), denominator()
         quotients = sorted(numerator() / denominator() for _ in range(pairs))
         low, high = quotients[pairs // 4], quotients[-1 - pairs // 4]
         request.config.stash[ratios].append(Ratio(name, statistics.median(quotients), low, high, **bound))

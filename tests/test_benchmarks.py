@@ -9,6 +9,7 @@ import multiprocessing
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -80,6 +81,7 @@ def test_engines_hands_a_pair_of_processes_what_they_measure(engines):
 def test_targets_prints_the_target_of_every_workload(program, monkeypatch, tmp_path, capsys):
     module = program("targets")
     monkeypatch.setattr(module, "SEEDS", 2)
+    monkeypatch.setattr(module.protocol, "Options", partial(module.protocol.Options, workers=1, engine="loop"))
     (tmp_path / "page.toml").write_text(study_page("cosh", title="two steps", steps=2, lr=[0.001, 0.01], report=2))
     module.main(str(tmp_path / "page.toml"), ["cosh"])
     assert "cosh, batch 32: target " in capsys.readouterr().out

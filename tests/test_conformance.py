@@ -8,7 +8,7 @@ import pytest
 from strangers import EMA, SIGNUM
 
 from clipbench import registry
-from clipbench.conformance import CLAIMS, conform
+from clipbench.conformance import CLAIMS, conform, lanes
 from clipbench.errors import UsageError
 
 registry.load_packaged()
@@ -24,6 +24,13 @@ def judged(tmp_path):
         return {check.claim: check.detail for check in conform(kind, name) if not check.passed}
 
     return judge
+
+
+@pytest.fixture
+def two_arms(monkeypatch):
+    """A workload trains in two arms: what is planted in it goes wrong in any; all twelve are for those that must be sound."""
+    every = lanes._arms
+    monkeypatch.setattr(lanes, "_arms", lambda cls: every(cls)[::6])
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in registry.KINDS for name in registry.names(kind)])
@@ -498,6 +505,7 @@ WORKLOADS = {
 
 
 @pytest.mark.parametrize(("claim", "words", "old", "new"), WORKLOADS.values(), ids=WORKLOADS)
+@pytest.mark.usefixtures("two_arms")
 def test_a_fault_in_a_workload_breaks_its_claim(judged, claim, words, old, new):
     assert LINE.count(old) == 1
     broken = judged(LINE.replace(old, new), "workload", "line")
@@ -524,12 +532,21 @@ def test_a_module_without_lanes_says_why_and_keeps_the_claim(judged, model):
     assert detail.startswith("no lanes: ")
 
 
+@pytest.mark.usefixtures("two_arms")
 def test_a_workload_without_randomness_says_that_it_has_one_seed(judged):
     still = LINE.replace("data(self, generator)", "data(self)").replace("return nn.Linear(2, 1)", ONE_START)
     still = still.replace("torch.randn(3 * self.points, 2, generator=generator)", "torch.ones(3 * self.points, 2)")
     assert judged(still, "workload", "line") == {}
     details = {check.claim: check.detail for check in conform("workload", "line")}
     assert details["the seed decides weights and batches"] == "no randomness: every seed is the same run, n = 1"
+
+
+@pytest.mark.usefixtures("two_arms")
+def test_engines_may_part_if_rounding_alone_parts_the_loop_from_itself(judged):
+    """A loss so steep that a difference in the last bit grows to any size within some steps."""
+    assert judged(LINE.replace("mse_loss(output, target)", "mse_loss((300 * output).sin(), target)"), "workload", "line") == {}
+    details = {check.claim: check.detail for check in conform("workload", "line")}
+    assert "rounding alone parts the loop from itself" in details["a run in lanes is the loop's"]
 
 
 def test_every_planted_claim_is_one_of_the_battery_and_every_claim_is_planted():
