@@ -1,8 +1,8 @@
 """Metrics in torch: how good an output is, as one float. Each knows its name and its direction.
 
 A metric is ``(output, target) -> float``. An output that is not finite everywhere has no metric: NaN, whatever the function would
-have made of it. A stranger's metric is any function; a higher value counts as better unless it carries
-``higher_is_better = False``.
+have made of it. A user-defined metric is any function; a higher value counts as better unless it carries
+``higher_is_better = False``. One that carries ``standard_error``, ``(output, target) -> float``, is asked for its own.
 """
 
 from __future__ import annotations
@@ -29,8 +29,51 @@ def name_of(metric: Metric) -> str:
     return str(getattr(metric, "name", None) or getattr(metric, "__name__", None) or type(metric).__name__)
 
 
-def _metric(*, higher_is_better: bool) -> Callable[[Metric], Metric]:
-    """Give a metric its ``name`` and direction, and NaN for an output that is not finite."""
+GROUPS = 10  # of the jackknife
+
+
+def standard_error(metric: Metric, output: Tensor, target: Tensor) -> float:
+    r"""The standard error of a metric: how far other examples of the same kind would move it, in its own unit, at least 0.
+
+    By the metric's own ``standard_error`` if it has one, else by a delete-a-group jackknife, which knows nothing of the metric: the
+    examples are dealt out in turn to ten groups (to as many as there are examples, if those are fewer), and each is left out once.
+
+    .. math:: \sqrt{\tfrac{g - 1}{g} \sum_{i=1}^g (m_{-i} - \bar m)^2}
+
+    0 for a single example; NaN if the metric is not finite, or is not without one of the groups.
+
+    :param output: N×…; ``target`` likewise.
+
+    **Source**: Tukey 1958; Kott 2001 for groups.
+
+    >>> round(standard_error(accuracy, torch.eye(2).repeat(50, 1), torch.tensor([0, 1, 0, 0] * 25)), 4)
+    0.0435
+    """
+    if not torch.isfinite(output).all():
+        return math.nan
+    own = getattr(metric, "standard_error", None)
+    return float(own(output, target)) if own is not None else jackknife(metric, output, target)
+
+
+def jackknife(metric: Metric, output: Tensor, target: Tensor) -> float:
+    """The standard error of any metric by leaving groups of examples out (see `standard_error`)."""
+    groups = min(GROUPS, len(output))
+    if groups < 2:
+        return 0.0
+    group = torch.arange(len(output), device=output.device) % groups
+    without = torch.tensor([metric(output[group != left], target[group != left]) for left in range(groups)], dtype=torch.float64)
+    return ((groups - 1) * without.var(correction=0)).sqrt().item()
+
+
+def of_mean(values: Tensor) -> float:
+    """The standard error of the mean of independent values, N of them; 0 for one."""
+    return (values.double().std() / math.sqrt(len(values))).item() if len(values) > 1 else 0.0
+
+
+def _metric(
+    *, higher_is_better: bool, standard_error: Callable[[Tensor, Tensor], float] | None = None
+) -> Callable[[Metric], Metric]:
+    """Give a metric its ``name``, direction and standard error, and NaN for an output that is not finite."""
 
     def mark(function: Metric) -> Metric:
         @functools.wraps(function)
@@ -38,6 +81,8 @@ def _metric(*, higher_is_better: bool) -> Callable[[Metric], Metric]:
             return function(output, target) if torch.isfinite(output).all() else math.nan
 
         guarded.name, guarded.higher_is_better = name_of(function), higher_is_better  # type: ignore[attr-defined]
+        if standard_error is not None:
+            guarded.standard_error = standard_error  # type: ignore[attr-defined]
         return guarded
 
     return mark
@@ -46,7 +91,28 @@ def _metric(*, higher_is_better: bool) -> Callable[[Metric], Metric]:
 # ---------------------------------------------------------------------------------------------------------------- classification
 
 
-@_metric(higher_is_better=True)
+def _delong(output: Tensor, target: Tensor) -> float:
+    """The standard error of `roc_auc`: of its means over either class, which are independent (DeLong et al. 1988)."""
+    scores, positive = _scores(output), target.flatten().bool()
+    ranks, positives = _midranks(scores), int(positive.sum())
+    if not 1 < positives < len(scores) - 1:
+        return math.nan
+    above = [(ranks[one] - _midranks(scores[one])) / (~one).sum() for one in (positive, ~positive)]
+    return math.hypot(*map(of_mean, above))
+
+
+def _scores(output: Tensor) -> Tensor:
+    wide = output.double()  # a difference of float32 logits would be rounded into ties that are none
+    return wide[:, 1] - wide[:, 0] if wide.shape[1:] == (2,) else wide.flatten()
+
+
+def _midranks(scores: Tensor) -> Tensor:
+    """The rank of each score, from 1, of equal ones the mean of theirs."""
+    _, level, ties = torch.unique(scores, return_inverse=True, return_counts=True)
+    return (ties.cumsum(0) - (ties.double() - 1) / 2)[level]
+
+
+@_metric(higher_is_better=True, standard_error=_delong)
 def roc_auc(output: Tensor, target: Tensor) -> float:
     r"""The probability that a positive example scores above a negative one, a tie counting one half.
 
@@ -64,18 +130,14 @@ def roc_auc(output: Tensor, target: Tensor) -> float:
     """
     if not (output.ndim == 1 or (output.ndim == 2 and output.shape[1] in (1, 2))):
         raise UsageError(f"roc_auc: the output has the shape {tuple(output.shape)}, and must be N, N×1 or N×2 (two classes).")
-    wide = output.double()  # a difference of float32 logits would be rounded into ties that are none
-    scores = wide[:, 1] - wide[:, 0] if wide.shape[1:] == (2,) else wide.flatten()
-    positive = target.flatten().bool()
+    scores, positive = _scores(output), target.flatten().bool()
     if len(positive) != len(scores):
         raise UsageError(f"roc_auc: {len(scores)} scores came with {len(positive)} labels.")
-    _, place, ties = torch.unique(scores, return_inverse=True, return_counts=True)
-    midranks = ties.cumsum(0) - (ties.double() - 1) / 2
     positives = int(positive.sum())
     negatives = len(positive) - positives
     if positives == 0 or negatives == 0:
         return math.nan
-    rank_sum = midranks[place[positive]].sum().item()
+    rank_sum = _midranks(scores)[positive].sum().item()
     return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
 
 
@@ -103,7 +165,17 @@ def mean_auc(output: Tensor, target: Tensor) -> float:
     return sum(roc_auc(score, target == c) for c, score in enumerate(odds)) / classes
 
 
-@_metric(higher_is_better=True)
+def _of_examples(values: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], float]:
+    """The standard error of a mean over examples, of which ``values`` gives one each, N."""
+    return lambda output, target: of_mean(values(output, target))
+
+
+def _hits(output: Tensor, target: Tensor) -> Tensor:
+    """The share of each example that is right, N."""
+    return (output.argmax(-1) == target).double().reshape(len(output), -1).mean(1)
+
+
+@_metric(higher_is_better=True, standard_error=_of_examples(_hits))
 def accuracy(output: Tensor, target: Tensor) -> float:
     r"""The share of examples whose largest logit is that of their label.
 
@@ -126,7 +198,20 @@ def accuracy(output: Tensor, target: Tensor) -> float:
 # ------------------------------------------------------------------------------------------------------------------ segmentation
 
 
-@_metric(higher_is_better=True)
+def _overlaps(output: Tensor, target: Tensor) -> Tensor:
+    """The Dice of each class but the background and of each image, (C − 1)×N."""
+    classes = output.shape[1]
+    predicted = (output[:, 0] > 0).long() if classes == 1 else output.argmax(1)
+    predicted, true = (labels.reshape(len(output), -1) for labels in (predicted, target))
+    scores = []
+    for label in range(1, max(classes, 2)):
+        inside, wanted = predicted == label, true == label
+        both, either = (inside & wanted).sum(1), inside.sum(1) + wanted.sum(1)
+        scores.append(torch.where(either > 0, 2 * both.double() / either.clamp(min=1), 1.0))
+    return torch.stack(scores)
+
+
+@_metric(higher_is_better=True, standard_error=_of_examples(lambda output, target: _overlaps(output, target).mean(0)))
 def dice(output: Tensor, target: Tensor) -> float:
     r"""The overlap of predicted and true region, taken per image and class and averaged.
 
@@ -140,21 +225,19 @@ def dice(output: Tensor, target: Tensor) -> float:
     >>> dice(torch.tensor([[[1.0, 1.0, -1.0, -1.0]]]), torch.tensor([[1, 0, 1, 0]]))
     0.5
     """
-    classes = output.shape[1]
-    predicted = (output[:, 0] > 0).long() if classes == 1 else output.argmax(1)
-    predicted, true = (labels.reshape(len(output), -1) for labels in (predicted, target))
-    scores = []
-    for label in range(1, max(classes, 2)):
-        inside, wanted = predicted == label, true == label
-        both, either = (inside & wanted).sum(1), inside.sum(1) + wanted.sum(1)
-        scores.append(torch.where(either > 0, 2 * both.double() / either.clamp(min=1), 1.0))
-    return torch.stack(scores).mean().item()
+    return _overlaps(output, target).mean().item()
 
 
 # --------------------------------------------------------------------------------------------------------------------- sequences
 
 
-@_metric(higher_is_better=False)
+def _lengths(output: Tensor, target: Tensor) -> Tensor:
+    """The bits a character of each example, N."""
+    nats = torch.nn.functional.cross_entropy(output.double().flatten(0, -2), target.flatten(), reduction="none")
+    return nats.reshape(len(output), -1).mean(1) / math.log(2)
+
+
+@_metric(higher_is_better=False, standard_error=_of_examples(_lengths))
 def bits(output: Tensor, target: Tensor) -> float:
     r"""Bits per character: the mean length of the code that the predicted probabilities would give to the text.
 
@@ -175,7 +258,7 @@ def bits(output: Tensor, target: Tensor) -> float:
 # ------------------------------------------------------------------------------------------------------------ analytic functions
 
 
-@_metric(higher_is_better=False)
+@_metric(higher_is_better=False, standard_error=lambda *_: 0.0)
 def log10_gap(output: Tensor, target: Tensor) -> float:
     r"""How far a value is above the optimum, in decades.
 

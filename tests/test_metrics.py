@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -208,3 +209,57 @@ def test_a_strangers_function_is_named_after_itself_and_counts_up():
     assert (metrics.name_of(kappa), metrics.direction(kappa)) == ("kappa", True)
     kappa.higher_is_better = False
     assert not metrics.direction(kappa)
+
+
+# --------------------------------------------------------------------------------------------------------------- standard errors
+
+
+def drawn(kind, examples, seed):
+    """Outputs and targets of so many examples of one kind, from a model that is often right."""
+    draw = torch.Generator().manual_seed(seed)
+    if kind == "dice":
+        target = (torch.rand(examples, 8, 8, generator=draw) < 0.3).long()
+        output = (2.0 * target - 1 + 1.5 * torch.randn(examples, 8, 8, generator=draw)).unsqueeze(1)
+        return output, target
+    shape = (examples, 6) if kind == "bits" else (examples,)
+    target = torch.randint(2, shape, generator=draw)
+    output = torch.randn(*shape, 2, generator=draw)
+    return output + 1.2 * torch.nn.functional.one_hot(target, 2), target
+
+
+ERRORS = {"accuracy": metrics.accuracy, "roc_auc": metrics.roc_auc, "dice": metrics.dice, "bits": metrics.bits}
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_a_standard_error_is_the_deviation_over_fresh_examples(kind):
+    """Over 400 draws of 100 examples; the deviation of so many is known to 4 %, the mean of the errors better."""
+    pairs = [drawn(kind, 100, seed) for seed in range(400)]
+    seen = np.std([ERRORS[kind](*pair) for pair in pairs], ddof=1)
+    told = np.mean([metrics.standard_error(ERRORS[kind], *pair) for pair in pairs])
+    assert told == pytest.approx(seen, rel=0.12)
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_the_jackknife_agrees_with_a_metrics_own_error(kind):
+    """On the mean over 50 draws: of ten groups alone it is known to a quarter."""
+    pairs = [drawn(kind, 200, seed) for seed in range(50)]
+    own, left = ([error(ERRORS[kind], *pair) for pair in pairs] for error in (metrics.standard_error, metrics.jackknife))
+    assert np.mean(left) == pytest.approx(np.mean(own), rel=0.1)
+
+
+def test_a_metric_of_the_users_own_has_a_standard_error_too():
+    def brier(output, target):
+        return ((output.softmax(1)[:, 1] - target) ** 2).mean().item()
+
+    output, target = drawn("accuracy", 400, 0)
+    each = ((output.softmax(1)[:, 1] - target) ** 2).double()
+    assert metrics.standard_error(brier, output, target) == pytest.approx(metrics.of_mean(each), rel=0.6)
+
+
+def test_where_there_is_nothing_to_vary_the_error_is_nought_and_where_nothing_is_known_nan():
+    one = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+    assert metrics.standard_error(metrics.accuracy, *one) == 0
+    assert metrics.standard_error(lambda *_: 1.0, *one) == 0
+    assert metrics.standard_error(metrics.log10_gap, torch.tensor(2.0), torch.tensor(1.0)) == 0
+    assert math.isnan(metrics.standard_error(metrics.accuracy, torch.tensor([[math.nan, 0.0]]), torch.tensor([0])))
+    assert math.isnan(metrics.standard_error(metrics.roc_auc, torch.tensor([0.1, 0.2]), torch.tensor([0, 0])))
