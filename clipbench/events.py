@@ -1,10 +1,11 @@
-"""What happened in a run: events, status and outcome, derived from its recorded curve by one function for every engine."""
+"""What happened in a run: its events and its status, derived from curve and evaluations by one function for every engine."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,11 +28,7 @@ class Rules:
     spike_window: int = 50
     """Steps that median looks back on."""
     tail: float = 0.05
-    """Share of the steps whose median loss says how a run ended."""
-    left_below: float = 0.9
-    """A loss below this multiple of the reference has learned something …"""
-    left_above: float = 1.2
-    """… and one above this multiple has left it the other way: back at the reference after either is a collapse."""
+    """Share of the steps whose median loss says whether a run came back from a blow-up."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,19 @@ class Event:
     detail: str
 
 
+class Evaluation(NamedTuple):
+    """A value over a whole split after so many updates: a row of the table ``evals``.
+
+    ``error`` is its standard error over the split's examples, known of what outcomes are judged by.
+    """
+
+    step: int
+    split: str
+    metric: str
+    value: float
+    error: float | None = None
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A run's status and outcome, the event that spoiled it and that event's first step."""
@@ -54,6 +64,7 @@ class Verdict:
     diverged_at: int | None = None
 
 
+RULES = 2  # counts the rules by which outcomes are judged: rows of older ones are kept, and not compared
 ORDER = [*Kind]  # of the events of one step
 STATIONARY = 1e-3  # of a gradient's norm: the ε of the theory's ε-stationary points, as the published step counts take it
 
@@ -102,17 +113,17 @@ def derive(
     return ordered(found)
 
 
-def evaluated(evaluations: Sequence[tuple[int, str, str, float]]) -> list[Event]:
-    """The events of a run's evaluations, each ``(updates, split, metric, value)``: of every split and metric the first not finite.
+def evaluated(evaluations: Sequence[Evaluation]) -> list[Event]:
+    """The events of a run's evaluations: of every split and metric the first value that is not finite.
 
     They end nothing: what is wrong may be the data that are looked at, or the metric.
     """
-    found: dict[tuple[str, str], Event] = {}
-    for updates, split, metric, value in evaluations:
-        if not math.isfinite(value):
-            event = Event(updates, Kind.NONFINITE_EVALUATION, value, f"{metric} on the {split} split is not finite")
-            found.setdefault((split, metric), event)
-    return ordered(found.values())
+    first: dict[tuple[str, str], Event] = {}
+    for one in evaluations:
+        if not math.isfinite(one.value):
+            event = Event(one.step, Kind.NONFINITE_EVALUATION, one.value, f"{one.metric} on the {one.split} split is not finite")
+            first.setdefault((one.split, one.metric), event)
+    return ordered(first.values())
 
 
 def ordered(events: Iterable[Event]) -> list[Event]:
@@ -120,22 +131,11 @@ def ordered(events: Iterable[Event]) -> list[Event]:
     return sorted(events, key=lambda event: (event.step, ORDER.index(event.kind)))
 
 
-@SILENT
-def judge(
-    rows: np.ndarray,
-    events: Sequence[Event],
-    reference: float | None,
-    optimum: float | None = None,
-    unbounded: bool = False,
-    validation_loss: float | None = None,
-    rules: Rules | None = None,
-) -> Verdict:
+def judge(events: Sequence[Event], outcome: str) -> Verdict:
     """Status and outcome of a run that was not cut short.
 
-    :param validation_loss: of the last evaluation, where there was one. One that is not finite says nothing of the training, which
-        is then judged alone.
+    :param outcome: what became of its training if it did not diverge (`skill.outcome`).
     """
-    rules = rules or Rules()
     kinds = {event.kind: event for event in reversed(events)}  # the first of each kind
     broken = [kinds[kind] for kind in NONFINITE if kind in kinds]
     if broken:
@@ -143,16 +143,7 @@ def judge(
         return Verdict(Status.DIVERGED, Outcome.DIVERGED, first.kind, first.step)
     if Kind.BLOW_UP in kinds and Kind.RECOVERED not in kinds:
         return Verdict(Status.DIVERGED, Outcome.DIVERGED, Kind.BLOW_UP, kinds[Kind.BLOW_UP].step)
-    if unbounded:
-        return Verdict(Status.COMPLETED, Outcome.LEARNED)
-    if not len(rows):
-        return Verdict(Status.COMPLETED, Outcome.STALLED)
-    level, base = _level(rows, reference, optimum)
-    last = -math.inf if validation_loss is None or not math.isfinite(validation_loss) else validation_loss - (optimum or 0.0)
-    if _tail(level, rules) < base and last < base:
-        return Verdict(Status.COMPLETED, Outcome.LEARNED)
-    left = np.any((level < rules.left_below * base) | (level > rules.left_above * base))
-    return Verdict(Status.COMPLETED, Outcome.COLLAPSED if left else Outcome.STALLED)
+    return Verdict(Status.COMPLETED, outcome)
 
 
 def _level(rows: np.ndarray, reference: float | None, optimum: float | None) -> tuple[np.ndarray, float]:
@@ -236,5 +227,5 @@ def _excursions(mask: np.ndarray) -> list[tuple[int, int]]:
 
 
 def rules_from(settings: Mapping[str, float]) -> Rules:
-    """The rules with a study's changes."""
-    return Rules(**settings)  # type: ignore[arg-type]
+    """The rules with a study's changes; changes of a rule that there is no more have no effect."""
+    return Rules(**{name: value for name, value in settings.items() if name in vars(Rules())})  # type: ignore[arg-type]

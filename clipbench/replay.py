@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbench import engines, execute, measures, registry, schema
+from clipbench import engines, events, execute, measures, registry, schema
 from clipbench.cell import Cell, from_json
 from clipbench.engines import Job, Record, lanes
 from clipbench.errors import UsageError
@@ -162,7 +162,7 @@ def _differences(row: dict[str, Any], record: Record, pairs: Sequence[Pair], *, 
     verdict = record.verdict
     for name, now in (
         ("status", verdict and verdict.status),
-        ("outcome", verdict and verdict.outcome),
+        *([("outcome", verdict and verdict.outcome)] if row["rules"] == events.RULES else []),
         ("steps", len(record.rows)),
     ):
         if now != row[name]:
@@ -192,7 +192,7 @@ def _pairs(store: Store, row: dict[str, Any], record: Record, *, exact: bool) ->
     evals = store.read("evals").query(
         "cell == @cell and split == 'validation' and metric == 'loss'", local_dict={"cell": row["cell"]}
     )
-    now = [value for _, split, metric, value in record.evaluations if (split, metric) == ("validation", "loss")]
+    now = [one.value for one in record.evaluations if (one.split, one.metric) == ("validation", "loss")]
     pairs.append(("the validation loss", evals.sort_values("step")["value"].to_numpy(float), np.array(now, dtype=float)))
     return pairs
 

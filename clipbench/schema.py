@@ -39,9 +39,9 @@ class Status(Term):
 class Outcome(Term):
     """What became of the training of a run that did not fail."""
 
-    LEARNED = "learned", "it ended better than a constant prediction"
-    STALLED = "stalled", "it never left the loss of a constant prediction"
-    COLLAPSED = "collapsed", "it left the loss of a constant prediction, and ended there again"
+    LEARNED = "learned", "at the end its model does better than a constant prediction, by more than luck explains"
+    STALLED = "stalled", "its model never did"
+    COLLAPSED = "collapsed", "its model did, and does not at the end"
     DIVERGED = "diverged", "a value stopped being finite, or the loss blew up and stayed there"
 
 
@@ -72,6 +72,7 @@ class Kind(Term):
     BLOW_UP = "blow_up", "the loss rose to a multiple of where it began, for some steps running"
     RECOVERED = "recovered", "the loss came back from a blow-up, and stayed so to the end"
     SPIKE = "spike", "the loss rose to a multiple of its running median"
+    OVERCONFIDENT = "overconfident", "the validation loss exceeds a constant prediction's, though the metric is far ahead of its"
 
 
 UNSTABLE = (Outcome.DIVERGED, Outcome.COLLAPSED)
@@ -133,6 +134,7 @@ CELLS = (
         later=True,
     ),
     Column("stationary_at", INT, "step", "first step whose raw gradient's norm is at most 1e-3; null where none is", later=True),
+    Column("rules", INT, "", "the rules by which the outcome was judged, counted from 1; null in rows of rules 1", later=True),
     Column("seconds", FLOAT, "s", "wall time of the cell in its worker; says nothing of a method's cost"),
     Column("settings", TEXT, "", "canonical JSON of everything the identity is made of"),
     Column("attempt", INT, "", "counts from 1; the highest attempt of a cell wins"),
@@ -152,6 +154,13 @@ EVALS = (
     Column("split", TEXT, "", "validation, or test (after the last step only)"),
     Column("metric", TEXT, "", "loss, or a metric's name"),
     Column("value", FLOAT, "", "its value over the whole split"),
+    Column(
+        "error",
+        FLOAT,
+        "",
+        "its standard error over the examples of the split; null but for what outcomes are judged by, on validation",
+        later=True,
+    ),
 )
 EVENTS = (
     Column("cell", TEXT, "", "the cell's identity"),

@@ -13,39 +13,64 @@ metric of a model that just meets the workload's target. A function has no const
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from clipbench.schema import Outcome
+from clipbench.events import Evaluation, Event
+from clipbench.schema import Kind, Outcome
+
+LOSS = "loss"  # the name of the loss in the table of evaluations
+SMALLEST = 1e-16  # a gap to an optimum below it is none: so says the metric of functions
 
 LEAST = 0.1  # of the way to the target: less is not there
 ERRORS = 3.0  # standard errors of the validation split: a gain of fewer may be luck
 RUNNING = 2  # evaluations in a row that must be there, for a run to have been there
 LAST = 3  # evaluations, whose median is the end
+SPANS = 20  # of the steps, where evaluations say nothing
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What values of the graded metric are measured against.
+    """What the values of one metric are measured against.
 
-    :param chance: the metric of the best constant prediction; None if there is none, as for a function.
-    :param target: the metric of a model that just meets the workload's target.
-    :param higher_is_better: the metric's direction.
+    :param metric: its name in the table of evaluations.
+    :param chance: its value for the best constant prediction; None if there is none, as for a function.
+    :param target: its value for a model that just meets the workload's target. None if it is not known: the least loss there can
+        be, and of a function one decade below its start.
+    :param optimum: of a function whose infimum is known: its gap to it counts, in decades.
     """
 
+    metric: str
     chance: float | None
-    target: float
+    target: float | None
     higher_is_better: bool = True
+    optimum: float | None = None
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> Scale | None:
+        """The scale of a workload, from its entry in the page of components; None if its loss is unbounded below.
+
+        A workload with data is judged by its metric if it says what a constant prediction has of it, `chance`, and what a model
+        that meets its target has, `target_metric`; else by its loss.
+        """
+        if about.get("unbounded"):
+            return None
+        reference, optimum, target = about.get("reference_loss"), about.get("optimum"), about.get("target")
+        if reference is None:
+            return cls(LOSS, None, target, higher_is_better=False, optimum=optimum)
+        if about.get("chance") is not None and about.get("target_metric") is not None:
+            return cls(about["metric"], about["chance"], about["target_metric"], about["higher_is_better"])
+        return cls(LOSS, reference, (optimum or 0.0) if target is None else target, higher_is_better=False)
 
     def skill(self, values: Sequence[float]) -> np.ndarray:
         """The skill at each evaluation, that of the untrained model first: 0 at m₀, 1 at the target, and beyond either.
 
         −∞ if a value is not finite; NaN everywhere if the run began at its target or beyond, for then there is no way to go.
         """
-        ahead, target = self._ahead(values), float(self._ahead([self.target])[0])
-        zero = self._zero(ahead)
+        ahead, zero, target = self._ends(values)
         return (ahead - zero) / (target - zero) if target > zero else np.full(len(ahead), math.nan)
 
     def there(self, values: Sequence[float], errors: Sequence[float]) -> np.ndarray:
@@ -55,28 +80,85 @@ class Scale:
 
         :param errors: of each value the standard error on the validation split; 0 for a function.
         """
-        ahead, target = self._ahead(values), float(self._ahead([self.target])[0])
-        zero = self._zero(ahead)
+        ahead, zero, target = self._ends(values)
         if zero >= target:
             return ahead >= target
         return (self.skill(values) >= LEAST) & (ahead - zero >= ERRORS * np.asarray(errors))
 
-    def _zero(self, ahead: np.ndarray) -> float:
-        known = [] if self.chance is None else [float(self._ahead([self.chance])[0])]
-        return max([*known, float(ahead[0])])
+    def _ends(self, values: Sequence[float]) -> tuple[np.ndarray, float, float]:
+        """The values, of which higher is better and what is not finite is worse than any; m₀; and the target."""
+        ahead = self._ahead(values)
+        zero = max([float(ahead[0]), *(self._ahead([self.chance]) if self.chance is not None else [])])
+        if self.target is not None:
+            return ahead, zero, float(self._ahead([self.target])[0])
+        return ahead, zero, zero + (1.0 if self.optimum is not None else max(1.0, abs(zero)))
 
     def _ahead(self, values: Sequence[float]) -> np.ndarray:
-        """Values of which higher is better; what is not finite is worse than any."""
-        found = np.asarray(values, dtype=float) * (1 if self.higher_is_better else -1)
-        return np.where(np.isfinite(found), found, -np.inf)
+        raw = np.asarray(values, dtype=float)
+        if self.optimum is not None:
+            with np.errstate(invalid="ignore"):
+                raw = np.log10(np.maximum(raw - self.optimum, SMALLEST))
+        return np.where(np.isfinite(raw), raw if self.higher_is_better else -raw, -np.inf)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of a run that did not diverge, and the event of its evaluations."""
+
+    outcome: Outcome
+    events: list[Event]
+
+
+def judge(about: Mapping[str, Any], evaluations: Sequence[Evaluation], training: Sequence[float] | np.ndarray = ()) -> Judged:
+    """What became of a run, by its evaluations on the validation split in the order of their steps.
+
+    If the untrained model has no finite value, then the data or the metric are at fault and not the training, whose loss decides.
+
+    :param about: its workload, as the page of components tells of it.
+    :param training: the loss of every step.
+    """
+    scale = Scale.of(about)
+    if scale is None:
+        return Judged(Outcome.LEARNED, [])
+    validation = [one for one in evaluations if one.split == "validation"]
+    graded = [one for one in validation if one.metric == scale.metric]
+    values, errors = [one.value for one in graded], [math.inf if one.error is None else one.error for one in graded]
+    if not (values and math.isfinite(values[0])):
+        by_loss = Scale.of({**about, "chance": None})
+        return Judged(outcome(by_loss, *_spans(training)) if by_loss and len(training) else Outcome.STALLED, [])
+    losses = {one.step: one.value for one in validation if one.metric == LOSS}
+    return Judged(outcome(scale, values, errors), _overconfident(scale, graded, errors, losses, about.get("reference_loss")))
+
+
+def _spans(training: Sequence[float] | np.ndarray) -> tuple[list[float], list[float]]:
+    """The first loss, then the median of each of some equal spans of steps, and their standard errors."""
+    spans = np.array_split(np.asarray(training, dtype=float), min(SPANS, len(training)))
+    errors = [float(span.std() / math.sqrt(len(span))) for span in spans]
+    return [float(training[0]), *(float(np.median(span)) for span in spans)], [0.0, *errors]
+
+
+def _overconfident(
+    scale: Scale, graded: Sequence[Evaluation], errors: Sequence[float], losses: Mapping[int, float], reference: float | None
+) -> list[Event]:
+    if reference is None or scale.metric == LOSS:
+        return []
+    there = scale.there([one.value for one in graded], errors)
+    for one, arrived in zip(graded, there, strict=True):
+        if arrived and losses.get(one.step, -math.inf) > reference:
+            words = f"a validation loss above {reference:.6g}, a constant prediction's, with {one.metric} at {one.value:.6g}"
+            return [Event(one.step, Kind.OVERCONFIDENT, losses[one.step], words)]
+    return []
 
 
 def outcome(scale: Scale, values: Sequence[float], errors: Sequence[float]) -> Outcome:
     """What became of a run that did not diverge.
 
-    :param values: the graded metric on the validation split at each evaluation, that of the untrained model first.
+    :param values: the graded metric on the validation split at each evaluation, that of the untrained model first: alone it is of
+        a run that was never evaluated again.
     :param errors: their standard errors.
     """
+    if len(values) < 2:
+        return Outcome.STALLED
     end = [_middle(values[1:], scale.higher_is_better), float(np.median(errors[1:][-LAST:]))]
     if scale.there([values[0], end[0]], [errors[0], end[1]])[1]:
         return Outcome.LEARNED

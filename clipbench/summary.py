@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from clipbench import events, measures
+from clipbench.events import Evaluation
 
 
 def of_curve(rows: np.ndarray) -> dict[str, Any]:
@@ -24,11 +25,11 @@ def of_curve(rows: np.ndarray) -> dict[str, Any]:
     }
 
 
-def of_evaluations(evaluations: Iterable[tuple[int, str, str, float]], metric: str | None, target: float | None) -> dict[str, Any]:
-    """The columns that evaluations ``(updates, split, metric, value)`` give: what is not finite counts for none."""
+def of_evaluations(evaluations: Iterable[Evaluation], metric: str | None, target: float | None) -> dict[str, Any]:
+    """The columns that evaluations give: what is not finite counts for none."""
     validation: list[tuple[int, float]] = []
     test: list[float] = []
-    for step, split, name, value in evaluations:
+    for step, split, name, value, *_ in evaluations:
         if (split, name) == ("validation", "loss"):
             validation.append((step, value))
         elif (split, name) == ("test", metric) and np.isfinite(value):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from pages import study_page
 
-from clipbench import measures, schema, store, summary
+from clipbench import events, measures, schema, store, summary
 from clipbench.cell import Cell, Part
 from clipbench.errors import UsageError
 from clipbench.store import Store
@@ -615,15 +615,20 @@ def test_verify_finds_a_value_that_its_settings_curve_or_evaluations_contradict(
     assert all(problem.startswith(f"cell {cell_of(0).id}: ") for problem in problems)
 
 
-def test_verify_derives_events_and_outcome_from_the_curve_again(tmp_path):
-    """Of rows in today's format: rules may change with a format, and stored rows do not."""
+@pytest.mark.parametrize(("rules", "judged"), [(events.RULES, True), (None, False)], ids=["of today's rules", "of older rules"])
+def test_verify_derives_events_from_the_curve_and_the_outcome_from_the_evaluations_again(tmp_path, rules, judged):
+    """The outcome of rows that today's rules have judged: rules change, and stored rows do not."""
     about = {"reference_loss": 1.0, "optimum": None, "target": None, "unbounded": False}
     new = settle(tmp_path / "tiny", seeds=(0,))
     new.write_page("components", {"workloads": {"cosh": about}, "optimizers": {}, "clips": {"norm": {"threshold": "max_norm"}}})
-    new.commit("select-0001", tables_of(0, outcome="collapsed"))
+    evaluation = {"cell": cell_of(0).id, "split": "validation", "metric": "loss"}
+    levels = [(0, 1.0, 0.1), (STEPS, 0.5, 0.1)]
+    evals = [evaluation | {"step": step, "value": value, "error": error} for step, value, error in levels]
+    new.commit("select-0001", tables_of(0, outcome="collapsed", rules=rules) | {"evals": evals})
+    outcome = f"cell {cell_of(0).id}: its column outcome is 'collapsed', and its evaluations say 'learned'"
     assert new.problems() == [
         f"cell {cell_of(0).id}: its curve and its evaluations have 0 events, and 1 are stored, or others",
-        f"cell {cell_of(0).id}: its column outcome is 'collapsed', and its curve says 'learned'",
+        *([outcome] if judged else []),
     ]
 
 

@@ -87,7 +87,11 @@ def current(store: Store) -> tuple[pd.DataFrame, dict[str, int]]:
     for settings in cells["settings"][~inside]:
         reason = _why_not_compared(json.loads(settings), components)
         kept[reason] = kept.get(reason, 0) + 1
-    return selection.planned(cells, phases).reset_index(drop=True), dict(sorted(kept.items()))
+    planned = selection.planned(cells, phases)
+    rules = planned["rules"].fillna(1)
+    for old in sorted(set(rules) - {newest := rules.max()}):
+        kept[f"judged by rules {old} (now {newest})"] = int((rules == old).sum())
+    return planned[rules == newest].reset_index(drop=True), dict(sorted(kept.items()))
 
 
 def _why_not_compared(document: Mapping[str, Any], components: Components) -> str:

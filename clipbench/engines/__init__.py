@@ -2,7 +2,8 @@
 
 from clipbench.engines.loop import Trainer, clipper, evaluate, run
 from clipbench.engines.pilot import PILOT_LR, PILOT_SEED, PILOT_STEPS, Gauge, pilot
-from clipbench.engines.record import Components, Evaluation, Job, Record, conclude
+from clipbench.engines.record import Components, Job, Record, conclude
+from clipbench.events import Evaluation
 
 __all__ = [
     "PILOT_LR",

@@ -25,8 +25,9 @@ from torch.utils import _pytree as pytree
 from clipbench import events, feed, lr_schedules, measures, metrics, registry, step
 from clipbench.engines import program, shares
 from clipbench.engines.program import FEWEST_LANES, Nested, NoLanes, flat
-from clipbench.engines.record import CHUNK, Evaluation, Job, Record, conclude, graded, stops
+from clipbench.engines.record import CHUNK, Job, Record, conclude, graded, stops
 from clipbench.engines.stacked import Lane, Pass, Structure, programs
+from clipbench.events import Evaluation
 
 EAGER, COMPILED = "batched", "batched, compiled"
 WARM_UP = 3  # steps on CUDA before one is recorded: libraries make room for themselves in the first

@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 from clipbench import events, feed, lr_schedules, metrics, optimizers, trees
 from clipbench.cell import Cell
 from clipbench.engines import shares
-from clipbench.engines.record import CHUNK, Components, Evaluation, Job, Record, conclude, graded, stops
+from clipbench.engines.record import CHUNK, Components, Job, Record, conclude, graded, stops
 from clipbench.errors import UsageError
+from clipbench.events import Evaluation
 from clipbench.step import Meter, Unmeasured
 from clipbench.vocabulary import EXAMPLE, UPDATE
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clipbench import events, feed, measures, metrics, registry, summary
+from clipbench import events, feed, measures, metrics, registry, skill, summary
 from clipbench.cell import Cell
 from clipbench.engines.failures import Fault, said
-from clipbench.events import Event, Verdict
+from clipbench.events import Evaluation, Event, Verdict
 
-Evaluation = tuple[int, str, str, float]
 CHUNK = 512  # examples evaluated at once
 
 
@@ -38,7 +38,7 @@ class Job:
 class Record:
     """What became of a cell. ``rows`` is the curve, steps × measures in the order of `measures.COLUMNS`.
 
-    ``evaluations`` are ``(updates, split, metric, value)``; ``failure`` says in one line why the cell could not be run, and is
+    ``failure`` says in one line why the cell could not be run, and is
     None if it was; ``fault`` is what else is known of the failure.
     """
 
@@ -90,22 +90,51 @@ def stops(cell: Cell) -> list[int]:
 @torch.no_grad()
 def graded(workload: Any, outputs: Tensor, targets: Tensor, updates: int, split: str) -> list[Evaluation]:
     """Loss and metrics of a model's outputs over a whole split."""
-    loss = [(updates, split, "loss", float(feed.loss_of(workload, outputs, targets).mean()))]
-    named = {metrics.name_of(metric): metric for metric in (workload.metric, *getattr(workload, "other_metrics", ()))}
-    return loss + [(updates, split, name, float(metric(outputs, targets))) for name, metric in named.items()]
+    named: dict[str, metrics.Metric] = {skill.LOSS: partial(_mean_loss, workload)}
+    named |= {metrics.name_of(metric): metric for metric in (workload.metric, *getattr(workload, "other_metrics", ()))}
+    judged = skill.Scale.of(about(workload)) if split == "validation" else None
+    return [
+        Evaluation(
+            *(updates, split, name, float(metric(outputs, targets))),
+            error=_error(workload, metric, outputs, targets) if judged and judged.metric == name else None,
+        )
+        for name, metric in named.items()
+    ]
+
+
+def _mean_loss(workload: Any, outputs: Tensor, targets: Tensor) -> float:
+    return float(feed.loss_of(workload, outputs, targets).mean())
+
+
+def _error(workload: Any, metric: metrics.Metric, outputs: Tensor, targets: Tensor) -> float:
+    """The standard error of a value over a split; of a function 0, for it has no examples."""
+    return 0.0 if workload.reference_loss is None else metrics.standard_error(metric, outputs, targets)
+
+
+def about(workload: Any) -> dict[str, Any]:
+    """What a reader must know of a workload to judge its runs."""
+    return {
+        "metric": metrics.name_of(workload.metric),
+        "higher_is_better": metrics.direction(workload.metric),
+        "chance": getattr(workload, "chance", None),
+        "target_metric": getattr(workload, "target_metric", None),
+        "target": getattr(workload, "target", None),
+        "reference_loss": workload.reference_loss,
+        "optimum": getattr(workload, "optimum", None),
+        "unbounded": bool(getattr(workload, "unbounded", False)),
+    }
 
 
 def conclude(record: Record, workload: Any) -> None:
     """Add events, verdict, peak ratio and steps to target to the record of a run whose curve and evaluations are complete."""
     rules = events.rules_from(record.job.cell.events)
     record.rows = summary.as_stored(record.rows, record.job.cell.dtype)
-    reference, optimum = workload.reference_loss, getattr(workload, "optimum", None)
-    unbounded = bool(getattr(workload, "unbounded", False))
+    told = about(workload)
     dtype = str(feed.DTYPES[record.job.cell.dtype]).removeprefix("torch.")
-    derived = events.derive(record.rows, reference, optimum, unbounded, rules, dtype)
-    record.events = events.ordered([*derived, *events.evaluated(record.evaluations)])
-    validation = [(step, value) for step, split, metric, value in record.evaluations if (split, metric) == ("validation", "loss")]
-    last = validation[-1][1] if validation else None
-    record.verdict = events.judge(record.rows, record.events, reference, optimum, unbounded, last, rules)
-    record.peak_ratio = events.peak_ratio(record.rows, optimum)
-    record.steps_to_target = summary.steps_to_target(validation, getattr(workload, "target", None))
+    judged = skill.judge(told, record.evaluations, record.rows[:, measures.LOSS])
+    derived = events.derive(record.rows, told["reference_loss"], told["optimum"], told["unbounded"], rules, dtype)
+    record.events = events.ordered([*derived, *events.evaluated(record.evaluations), *judged.events])
+    record.verdict = events.judge(record.events, judged.outcome)
+    record.peak_ratio = events.peak_ratio(record.rows, told["optimum"])
+    losses = [(one.step, one.value) for one in record.evaluations if (one.split, one.metric) == ("validation", skill.LOSS)]
+    record.steps_to_target = summary.steps_to_target(losses, told["target"])

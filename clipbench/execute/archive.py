@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbench import measures, summary
+from clipbench import events, measures, summary
 from clipbench.engines import Record
 from clipbench.execute.executor import Portion
 from clipbench.execute.machine import key_of
@@ -61,8 +61,7 @@ class Archive:
             tables["cells"].append(row)
             if record.failure is not None:
                 continue
-            names = ("step", "split", "metric", "value")
-            tables["evals"] += [{"cell": cell.id, **dict(zip(names, evaluation, strict=True))} for evaluation in record.evaluations]
+            tables["evals"] += [{"cell": cell.id, **evaluation._asdict()} for evaluation in record.evaluations]
             tables["events"] += [{"cell": cell.id, **vars(event)} for event in record.events]
             if keeps_curve(self.page, cell.role, row["status"]):
                 curves.append(record)
@@ -101,6 +100,7 @@ def cell_row(record: Record, worker: int, environment: str, attempt: int) -> dic
         **evaluated,
         "steps_to_target": record.steps_to_target,
         "peak_ratio": record.peak_ratio,
+        "rules": events.RULES,
         "seconds": record.seconds,
         "settings": cell.canonical,
         "attempt": attempt,

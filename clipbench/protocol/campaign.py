@@ -14,7 +14,7 @@ from clipbench.engines.rates import Choice
 from clipbench.execute import Executor, Setting
 from clipbench.protocol import pages
 from clipbench.protocol.failures import Failures, Reason
-from clipbench.protocol.plans import Plan, gauge_key, headline, pilot_key, runnable
+from clipbench.protocol.plans import Plan, finished, gauge_key, headline, pilot_key, runnable
 from clipbench.protocol.watcher import Watcher
 from clipbench.schema import Outcome, Status
 from clipbench.store import CURVES, Store
@@ -126,7 +126,7 @@ class Campaign:
         cells = [cell for cell in cells if cell.id not in self.ids]
         self.ids.update(cell.id for cell in cells)
         stored = self.store.read("cells")
-        done = set(stored.loc[stored["status"] != Status.FAILED, "cell"])
+        done = finished(stored)
         missing = [cell for cell in cells if cell.id not in done]
         self.counts.kept += len(cells) - len(missing)
         self.counts.ran += len(missing)

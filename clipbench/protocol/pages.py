@@ -7,6 +7,7 @@ from typing import Any
 
 from clipbench import metrics, registry
 from clipbench.cell import Cell
+from clipbench.engines.record import about
 
 
 def components(cells: Iterable[Cell]) -> dict[str, Any]:
@@ -18,13 +19,8 @@ def components(cells: Iterable[Cell]) -> dict[str, Any]:
             page["workloads"][cell.problem] = {
                 **_named(type(workload)),
                 "settings": dict(cell.workload.settings),
-                "metric": metrics.name_of(workload.metric),
-                "higher_is_better": metrics.direction(workload.metric),
+                **about(workload),
                 "other_metrics": {metrics.name_of(one): metrics.direction(one) for one in getattr(workload, "other_metrics", ())},
-                "target": getattr(workload, "target", None),
-                "reference_loss": workload.reference_loss,
-                "optimum": getattr(workload, "optimum", None),
-                "unbounded": bool(getattr(workload, "unbounded", False)),
                 "success": getattr(workload, "success", None),
                 "deterministic": bool(getattr(workload, "deterministic", False)),
             }

@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import pandas as pd
 import torch
 
 from clipbench import execute, lr_schedules, registry
 from clipbench.cell import Cell
 from clipbench.errors import UsageError
+from clipbench.events import RULES
+from clipbench.schema import Status
 from clipbench.selection import METHODS
 from clipbench.study import Study
 from clipbench.task import Task
@@ -101,6 +104,11 @@ def runnable(study: Study, device: str = "study") -> Plan:
     if not asked.templates:
         raise UsageError(f"{study.where}: every cell is for an absent device ({asked.not_run[0]['reason']}).")
     return asked
+
+
+def finished(cells: pd.DataFrame) -> set[str]:
+    """The identities of the stored cells that need not run again: they did not fail, and were judged by today's rules."""
+    return set(cells.loc[(cells["status"] != Status.FAILED) & (cells["rules"].fillna(1) == RULES), "cell"])
 
 
 def shards(cells: int) -> int:

@@ -14,8 +14,7 @@ from clipbench.engines.rates import BATCHED, LOOP, Choice
 from clipbench.errors import UsageError
 from clipbench.execute import Local, Setting, cores
 from clipbench.protocol.choose import Asked, measured, missing, used
-from clipbench.protocol.plans import Plan, by_example, choice_key, headline
-from clipbench.schema import Status
+from clipbench.protocol.plans import Plan, by_example, choice_key, finished, headline
 from clipbench.store import Store
 from clipbench.study import Study
 from clipbench.task import Task
@@ -53,7 +52,7 @@ def predict(study: Study, asked: Plan, store: Store | None, engine: str | None =
         have, unreported = 0, report
         if stored is not None and len(stored):
             ids = {replace(cell, seed=seed).id for cell in cells for seed in range(seeds.select)}
-            have = int((stored["cell"].isin(ids) & (stored["status"] != Status.FAILED)).sum())
+            have = len(ids & finished(stored))
             unreported = 0 if chosen and chosen <= set(stored["cell"]) else report
         choice = outlook[key]
         step_seconds = choice.rate(choice.engine) or 0.0

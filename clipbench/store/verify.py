@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from clipbench import events, measures, schema, summary
+from clipbench import events, measures, schema, skill, summary
 from clipbench.cell import Part, identity
+from clipbench.events import Evaluation
 from clipbench.schema import Outcome, Role, Status
 from clipbench.store.commits import SHARD_TABLES
 from clipbench.store.files import TEMPORARY, damage_of
@@ -29,8 +30,7 @@ from clipbench.vocabulary import ACCUMULATE, DEFAULTS, RELATIVE
 CLOSE = 1e-6  # relative: older columns were worked out before their curve was rounded to float32
 LATER = {column.name for column in schema.CELLS if column.later}  # of older rows they are null
 
-EVALUATED = ("step", "split", "metric", "value")
-VERDICT = ("status", "outcome", "reason", "diverged_at")
+VERDICT = ("status", "reason", "diverged_at")
 
 Columns = dict[str, np.ndarray]
 
@@ -222,11 +222,11 @@ def _evaluated(row: Any, evals: Columns | None, about: Mapping[str, Any]) -> Ite
     if evals is None:
         yield "no evaluation is stored"
         return
-    rows = _rows(evals, EVALUATED)
-    if len({one[:3] for one in rows}) < len(rows):
+    evaluations = _evaluations(evals)
+    if len({one[:3] for one in evaluations}) < len(evaluations):
         yield "an evaluation is stored twice"
-    yield from _differing(row, summary.of_evaluations(rows, row.metric, about.get("target")), "its evaluations")
-    losses = np.array([value for _, _, metric, value in rows if metric == "loss"], dtype=float)
+    yield from _differing(row, summary.of_evaluations(evaluations, row.metric, about.get("target")), "its evaluations")
+    losses = np.array([one.value for one in evaluations if one.metric == skill.LOSS], dtype=float)
     yield from _too_good(losses, about, "an evaluation")
 
 
@@ -249,16 +249,21 @@ def _recorded(
     yield from _too_good(rows[:, measures.LOSS], about, "its curve")
     if not about or not given.current.get(row.cell):
         return
-    rules, evaluations = events.rules_from(document["events"]), _rows(tables["evals"], EVALUATED)
+    rules, evaluations = events.rules_from(document["events"]), _evaluations(tables["evals"])
     dtype = "float64" if row.dtype == "float64" else "float32"
     derived = events.derive(rows, reference, optimum, unbounded, rules, dtype)
-    derived = events.ordered([*derived, *events.evaluated(evaluations)])
+    judged = skill.judge(about, evaluations, rows[:, measures.LOSS]) if row.rules == events.RULES else None
+    derived = events.ordered([*derived, *events.evaluated(evaluations), *(judged.events if judged else ())])
     told = _rows(tables["events"], ("step", "kind"))
     if sorted(told) != sorted((one.step, one.kind) for one in derived):
         yield f"its curve and its evaluations have {len(derived)} events, and {len(told)} are stored, or others"
-    losses = [value for _, split, metric, value in evaluations if (split, metric) == ("validation", "loss")]
-    verdict = events.judge(rows, derived, reference, optimum, unbounded, losses[-1] if losses else None, rules)
+    verdict = events.judge(derived, judged.outcome if judged else row.outcome)
     yield from _differing(row, {name: getattr(verdict, name) for name in VERDICT}, "its curve")
+    yield from _differing(row, {"outcome": verdict.outcome}, "its evaluations")
+
+
+def _evaluations(evals: Columns | None) -> list[Evaluation]:
+    return [Evaluation(*row) for row in _rows(evals, Evaluation._fields)]
 
 
 def _rows(columns: Columns | None, names: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -269,7 +274,7 @@ def _differing(row: Any, wanted: Mapping[str, Any], what: str) -> Iterator[str]:
     for name, value in wanted.items():
         stored = getattr(row, name)
         if not _same(stored, value) and not (stored is None and name in LATER):
-            yield f"its column {name} is {stored!r}, and {what} says {value!r}"
+            yield f"its column {name} is {stored!r}, and {what} {'say' if what.endswith('s') else 'says'} {value!r}"
 
 
 def _too_good(losses: np.ndarray, about: Mapping[str, Any], what: str) -> Iterator[str]:

@@ -31,7 +31,9 @@ class Digits:
     width: Count = 8
 
     metric = metrics.accuracy
+    chance = 0.1018  # 183 of 1797 are threes
     target = 0.133
+    target_metric = 0.962
     reference_loss = math.log(10)
     version = 1
     step_seconds = 8.0e-4
@@ -65,7 +67,9 @@ class Origin:
     """
 
     metric = metrics.accuracy
+    chance = 0.1018
     target = 0.32
+    target_metric = 0.924
     reference_loss = math.log(10)
     version = 1
     step_seconds = 4.5e-2

@@ -73,7 +73,9 @@ class Phantom:
     noise: NonNegative = 0.3
 
     metric = metrics.dice
+    chance = 0.175  # of the best constant mask, where at least a tenth of the images have lesion
     target = 0.16
+    target_metric = 0.90
     step_seconds = 0.010
     lanes = True
     version = 2  # 2: drawn in float64
@@ -187,7 +189,9 @@ class Tissue:
     noise: NonNegative = 0.05
 
     metric = metrics.dice
+    chance = 0.630  # of the best constant mask: the slices are registered
     target = 0.21
+    target_metric = 0.908
     reference_loss = 1.7554  # of .494, .313 and .193, above the frequencies of both tissues: Dice asks for more
     step_seconds = 0.034
     lanes = True

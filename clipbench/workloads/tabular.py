@@ -36,7 +36,9 @@ class Wdbc:
 
     metric = metrics.roc_auc
     other_metrics = (metrics.accuracy,)
+    chance = 0.5
     target = 0.093
+    target_metric = 0.996
     reference_loss = -sum(n * math.log(n / (MALIGNANT + BENIGN)) for n in (MALIGNANT, BENIGN)) / (MALIGNANT + BENIGN)
     version = 1
     step_seconds = 3.1e-4

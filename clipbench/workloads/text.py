@@ -96,7 +96,9 @@ class Text:
 
     metric = metrics.bits
     target = 2.54
+    target_metric = target / math.log(2)
     reference_loss = entropy(encoded(corpus()))
+    chance = reference_loss / math.log(2)
     step_seconds = 0.004
     lanes = True
     version = version_of(corpus())
