@@ -78,7 +78,7 @@ def _splits(workload: Any, data: Any) -> dict[str, Batch]:
     """
     where = f'workload "{workload.name}": `data`'
     if not isinstance(data, Mapping):
-        raise UsageError(f"{where} returned {_told(data)}, and must return a dict of the splits train, validation and test.")
+        raise UsageError(f"{where} returned {_description(data)}, and must return a dict of the splits train, validation and test.")
     return {name: _pair(pair, f"{where} returned for {name}") for name, pair in data.items()}
 
 
@@ -88,11 +88,11 @@ def _pair(pair: Any, what: str) -> Batch:
     :raises UsageError: they are something else.
     """
     if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(one, Tensor) for one in pair)):
-        raise UsageError(f"{what} {_told(pair)}, and must return a pair of tensors: inputs and targets.")
+        raise UsageError(f"{what} {_description(pair)}, and must return a pair of tensors: inputs and targets.")
     return pair[0], pair[1]
 
 
-def _told(value: Any) -> str:
+def _description(value: Any) -> str:
     """``a tuple of ndarray and ndarray``, ``a Tensor of shape (3, 4)``."""
     if isinstance(value, tuple | list) and value:
         return f"a {type(value).__name__} of {' and '.join(type(one).__name__ for one in value[:3])}{', …' * (len(value) > 3)}"

@@ -19,7 +19,7 @@ from clipbench.schema import Status
 from clipbench.store import Store
 from clipbench.tolerance import TOLERANCE, apart
 
-Pair = tuple[str, np.ndarray, np.ndarray]  # what it is, as stored and as it came now
+Pair = tuple[str, np.ndarray, np.ndarray]  # what is compared, as it is stored and as it came now
 CURVE = "the curve"
 ENGINES = ("loop", lanes.EAGER, lanes.COMPILED)
 
@@ -33,19 +33,19 @@ class Finding:
 
 
 def replay(store: Store, cell: str, engine: str | None = None, use: Sequence[Path] = ()) -> Finding:
-    """Whether the cell whose identity begins with ``cell`` comes out again as it is stored.
+    """Whether the cell whose identity begins with ``cell`` comes out as it is stored when it is run again.
 
-    The same engine on the CPU, in one thread, with the same torch on the same processor, must give the same bits of its curve;
-    anything else the same status and outcome, and a curve within a tolerance, but for ``changed``, which counts elements.
+    The same engine on the CPU, in one thread, with the same torch on the same processor, must give the same bits of the curve.
+    Otherwise status and outcome must be the same, and the curve within a tolerance, except ``changed``, which counts elements.
 
-    :param engine: ``loop`` or ``batched``; the one that made the row where not given.
-    :param use: files of components that the user trusts. One that only the folder's own page names is run if the row was made by
-        it: its hash says so.
-    :raises UsageError: no such cell, more than one, one that failed, or components that are not those of the row.
+    :param engine: ``loop`` or ``batched``; the one that made the row if not given.
+    :param use: plug-ins that the user trusts. A plug-in that only the folder's own page names is run if its hash is the version
+        that the row has.
+    :raises UsageError: there is no such cell, or more than one; it failed; or its components are not here in its versions.
     """
     row = _row(store, cell)
     registry.load_packaged()
-    used = _used(store, row, use)
+    used = _used_files(store, row, use)
     for path, digest in used:
         registry.load_file(path, digest=digest)
     asked = from_json(row["settings"], row["role"])
@@ -54,7 +54,7 @@ def replay(store: Store, cell: str, engine: str | None = None, use: Sequence[Pat
     with_engine = made_by if engine in (None, made_by) or (engine == "batched" and made_by != "loop") else str(engine)
     if with_engine not in ENGINES:
         raise UsageError(f'{store.folder}: the engine "{with_engine}" is not known here; give --engine loop or batched.')
-    work = execute.Call(_run, (job, with_engine), f"the replay of {asked.id}")
+    work = execute.Call(_train, (job, with_engine), f"the replay of {asked.id}")
     with execute.Local(1) as executor:
         setting = execute.Setting(tuple(used), 1, asked.device)
         record = execute.call(executor, work, setting, max(execute.LIMIT, execute.SLACK * row["seconds"]))
@@ -67,60 +67,60 @@ def replay(store: Store, cell: str, engine: str | None = None, use: Sequence[Pat
     what = f"{asked.id} ({asked.problem}, {asked.arm}, lr {asked.lr:g}, seed {asked.seed}) by {with_engine}"
     if differences:
         return Finding(False, f"{what} differs: {'; '.join(differences)}. Asked for was {wanted}.")
-    return Finding(True, f"{what} matches: {_compared(pairs)}. Asked for was {wanted}.")
+    return Finding(True, f"{what} matches: {_what_matches(pairs)}. Asked for was {wanted}.")
 
 
 def _row(store: Store, cell: str) -> dict[str, Any]:
     cells = store.read("cells")
-    found = cells[cells["cell"].str.startswith(cell)] if cell else cells[:0]
-    if not len(found):
+    matches = cells[cells["cell"].str.startswith(cell)] if cell else cells[:0]
+    if not len(matches):
         raise UsageError(f'{store.folder}: no cell begins with "{cell}"; the column `cell` of its cells table has them all.')
-    if len(found) > 1:
-        raise UsageError(f'{store.folder}: {len(found)} cells begin with "{cell}"; give more of its digits.')
-    row: dict[str, Any] = {str(name): value for name, value in found.to_dict("records")[0].items()}
+    if len(matches) > 1:
+        raise UsageError(f'{store.folder}: {len(matches)} cells begin with "{cell}"; give more of its digits.')
+    row: dict[str, Any] = {str(name): value for name, value in matches.to_dict("records")[0].items()}
     if row["status"] == Status.FAILED:
         raise UsageError(f"{store.folder}: {row['cell']} failed ({row['reason']}); `run` tries it again.")
     return row
 
 
-def _used(store: Store, row: dict[str, Any], named: Sequence[Path]) -> list[execute.Used]:
-    """The files that the row's components come from, each with its hash.
+def _used_files(store: Store, row: dict[str, Any], named: Sequence[Path]) -> list[execute.Used]:
+    """The plug-ins that the row's components come from, each with its hash.
 
     :raises UsageError: one is not here.
     """
     document = json.loads(row["settings"])
-    parts = [(kind, document[kind]["name"], document[kind]["version"]) for kind in registry.KINDS]
-    wanted = {version: name for kind, name, version in parts if isinstance(version, str) and not _is_here(kind, name, version)}
-    found = [(path, registry.digest_of(path)) for path in named]
+    components = [(kind, document[kind]["name"], document[kind]["version"]) for kind in registry.KINDS]
+    wanted = {version: name for kind, name, version in components if isinstance(version, str) and not _is_here(kind, name, version)}
+    used = [(path, registry.digest_of(path)) for path in named]
     try:
         files = tomllib.loads(store.study).get("use", []) if wanted else []
     except (ValueError, RecursionError):
         files = []
     files = [file for file in files if isinstance(file, str) and "\0" not in file] if isinstance(files, list) else []
-    places = [folder / file for file in files for folder in (store.folder, Path.cwd())]
-    for path in places:
-        if path.is_file() and (digest := registry.digest_of(path)) in wanted and digest not in [one for _, one in found]:
-            found.append((path, digest))
+    candidates = [folder / file for file in files for folder in (store.folder, Path.cwd())]
+    for path in candidates:
+        if path.is_file() and (digest := registry.digest_of(path)) in wanted and digest not in [one for _, one in used]:
+            used.append((path, digest))
     for digest, name in wanted.items():
-        if not named and digest not in [one for _, one in found]:
+        if not named and digest not in [one for _, one in used]:
             raise UsageError(f'{store.folder}: "{name}" of {row["cell"]} comes from a file that is not here; name it with --use.')
-    return found
+    return used
 
 
 def _is_here(kind: registry.Kind, name: str, version: str) -> bool:
-    """Whether an installed package has it, so that every worker has it, too."""
+    """Whether an installed package has the component in this version, so that every worker has it, too."""
     if name not in registry.names(kind):
         return False
-    found = registry.find(kind, name)
-    return bool(found.version == version and not registry.is_used(found))
+    component = registry.find(kind, name)
+    return bool(component.version == version and not registry.is_used(component))
 
 
 def _job(asked: Cell, row: dict[str, Any], store: Store) -> Job:
-    for kind, part in (("workload", asked.workload), ("optimizer", asked.optimizer), ("clip", asked.clip)):
-        version = registry.find(kind, part.name).version  # type: ignore[arg-type]
-        if version != part.version:
+    for kind, component in (("workload", asked.workload), ("optimizer", asked.optimizer), ("clip", asked.clip)):
+        version = registry.find(kind, component.name).version  # type: ignore[arg-type]
+        if version != component.version:
             raise UsageError(
-                f'{store.folder}: {row["cell"]} was written by version {part.version} of "{part.name}" (now {version}); '
+                f'{store.folder}: {row["cell"]} was written by version {component.version} of "{component.name}" (now {version}); '
                 "`run` makes it anew."
             )
     registry.ready(asked.workload.name, asked.workload.own)
@@ -130,8 +130,8 @@ def _job(asked: Cell, row: dict[str, Any], store: Store) -> Job:
     return Job(asked, settings)
 
 
-def _run(job: Job, engine: str) -> Record:
-    """In a worker of its own."""
+def _train(job: Job, engine: str) -> Record:
+    """The record of one cell, by one engine; called in a process of its own."""
     if engine == "loop":
         return engines.run(job)
     (record,) = lanes.run([job], compiled=engine == lanes.COMPILED)
@@ -139,7 +139,7 @@ def _run(job: Job, engine: str) -> Record:
 
 
 def _reasons(store: Store, row: dict[str, Any], engine: str) -> list[str]:
-    """Why the same bits cannot be asked for."""
+    """Why the same bits cannot be asked for, a clause each; empty if they can."""
     there = store.page("environment")["environments"].get(row["environment"], {})
     here = execute.environment("cpu")
     reasons = []
@@ -158,7 +158,7 @@ def _reasons(store: Store, row: dict[str, Any], engine: str) -> list[str]:
 
 
 def _differences(row: dict[str, Any], record: Record, pairs: Sequence[Pair], *, exact: bool) -> list[str]:
-    found: list[str] = []
+    differences: list[str] = []
     verdict = record.verdict
     for name, now in (
         ("status", verdict and verdict.status),
@@ -166,19 +166,19 @@ def _differences(row: dict[str, Any], record: Record, pairs: Sequence[Pair], *, 
         ("steps", len(record.rows)),
     ):
         if now != row[name]:
-            found.append(f"{name} was {row[name]} and is {now}")
+            differences.append(f"{name} was {row[name]} and is {now}")
     for what, before, after in pairs:
         if len(before) != len(after):
-            found.append(f"{what} had {len(before)} values and has {len(after)}")
+            differences.append(f"{what} had {len(before)} values and has {len(after)}")
         elif exact and not np.array_equal(before, after, equal_nan=True):
-            found.append(f"{what} has other bits, {apart(before, after):.2g} away relative to its largest value")
+            differences.append(f"{what} has other bits, {apart(before, after):.2g} away relative to its largest value")
         elif not exact and (gap := apart(before, after)) > TOLERANCE[str(row["dtype"])]:
-            found.append(f"{what} is {gap:.2g} away relative to its largest value")
-    return found
+            differences.append(f"{what} is {gap:.2g} away relative to its largest value")
+    return differences
 
 
 def _pairs(store: Store, row: dict[str, Any], record: Record, *, exact: bool) -> list[Pair]:
-    """What is stored beside what came now: the curve where it was kept, the validation losses, the first and last loss."""
+    """What is compared: the first and last loss, the curve if it is stored, and the validation losses."""
     losses = record.rows[:, measures.LOSS]
     ends = np.array([row["initial_loss"], row["final_loss"]], dtype=float)
     pairs = [("first and last loss", ends, losses[[0, -1]])]
@@ -198,12 +198,12 @@ def _pairs(store: Store, row: dict[str, Any], record: Record, *, exact: bool) ->
 
 
 def _is_stored(curve: Any, name: str) -> bool:
-    """Whether the curve has this column: what came into the format later is null in older rows, or not there."""
+    """Whether the curve has this column: one that came into the format later is null in older rows, or absent."""
     later = {column.name for column in schema.TABLES["curves"] if column.later}
     return name in curve and not (name in later and curve[name].isna().all())
 
 
-def _compared(pairs: Sequence[Pair]) -> str:
+def _what_matches(pairs: Sequence[Pair]) -> str:
     kept = next((len(stored) for what, stored, _ in pairs if what.startswith(CURVE)), 0)
     curve = f"the {kept} steps of its curve" if kept else "its first and last loss (the curve was not kept)"
     return f"{curve}, its validation losses, its status and its outcome"

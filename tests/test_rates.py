@@ -137,7 +137,7 @@ def test_lanes_that_fill_up_must_fit_the_memory_too(timed):
 
 
 def test_every_measurement_is_of_one_structure_and_of_three_seeds():
-    found = rates._filled([job(SMALL, "adam", NORM)], 8)
+    found = rates._copies([job(SMALL, "adam", NORM)], 8)
     assert len({stacked.Structure.of(one) for one in found}) == 1
     assert [one.cell.seed for one in found] == [0, 1, 2, 0, 1, 2, 0, 1]
 

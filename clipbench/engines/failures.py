@@ -83,16 +83,16 @@ def trace(error: BaseException) -> str:
 def place(error: BaseException) -> str:
     """``FILE, line N`` of the innermost frame that a reader can mend: of user-defined code, else of ours; or nothing."""
     frames = list(_frames(error))
-    theirs = [frame for frame in frames if _is_strange(frame[0])]
+    theirs = [frame for frame in frames if _is_user_code(frame[0])]
     ours = [frame for frame in frames if _package(frame[0]) == OURS]
     for frame, line in (theirs or ours or frames)[-1:]:
         return f"{Path(frame.f_code.co_filename).name}, line {line}"
     return ""
 
 
-def is_strangers(error: BaseException) -> bool:
+def is_from_user_code(error: BaseException) -> bool:
     """Whether user-defined code raised it, or called what raised it: a component of a plug-in, say."""
-    return any(_is_strange(frame) for frame, _ in _frames(error))
+    return any(_is_user_code(frame) for frame, _ in _frames(error))
 
 
 def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
@@ -103,6 +103,6 @@ def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__") or "torch").partition(".")[0]  # programs that torch generates have no name
 
 
-def _is_strange(frame: FrameType) -> bool:
+def _is_user_code(frame: FrameType) -> bool:
     package = _package(frame)
     return package not in LIBRARIES and package not in sys.stdlib_module_names

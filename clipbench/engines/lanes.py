@@ -124,24 +124,24 @@ class Lanes:
             if segment.course is not None:
                 segment.lane.lr.copy_(segment.course[:, self.taken])
         self.taken += 1
-        self.pending.append(self._stepped_on_cuda(inputs, targets) if self.device == "cuda" else self._stepped(inputs, targets))
+        self.pending.append(self._take_step_on_cuda(inputs, targets) if self.device == "cuda" else self._take_step(inputs, targets))
 
-    def _stepped_on_cuda(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+    def _take_step_on_cuda(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
         """The losses and products of a step on CUDA: after the first few steps one graph, a single launch for the host."""
         if self.warm < WARM_UP:
             self.warm += 1
-            return self._stepped(inputs, targets)
+            return self._take_step(inputs, targets)
         if self.graph is None:
             self.recorded_batch = inputs.clone(), targets.clone()
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):  # records the step and does not take it
-                self.recorded_products = self._stepped(*self.recorded_batch)
+                self.recorded_products = self._take_step(*self.recorded_batch)
         for buffer, tensor in zip(self.recorded_batch, (inputs, targets), strict=True):
             buffer.copy_(tensor, non_blocking=True)
         self.graph.replay()
         return [tensor.clone() for tensor in self.recorded_products]
 
-    def _stepped(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+    def _take_step(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
         """The losses of a step that is taken here, and its products in the order of ``measures.PRODUCTS``."""
         if self.programs.compiled:
             (segment,) = self.segments

@@ -191,8 +191,8 @@ class ByExample:
         except RuntimeError as error:  # torch's own message is about transforms that the user did not write
             raise RuntimeError(f"the model has no gradient of a single example, which the clip is applied to ({error})") from error
         clipped = torch.func.vmap(lambda tree: self.clipper.update(tree, {}, params)[0])(grads)
-        raw, clipped = (trees.map(partial(_averaged, share), tree) for tree in (grads, clipped))
-        return raw, clipped, _averaged(share, losses)
+        raw, clipped = (trees.map(partial(_contribution, share), tree) for tree in (grads, clipped))
+        return raw, clipped, _contribution(share, losses)
 
     def clip(self) -> bool:
         """True; the mean of the clipped gradients goes into ``.grad``."""
@@ -201,7 +201,7 @@ class ByExample:
         return True
 
 
-def _averaged(share: Any, values: Tensor) -> Tensor:
+def _contribution(share: Any, values: Tensor) -> Tensor:
     """What some examples add to the mean: their mean times one share, or each value times its own; at share 0 it may be NaN."""
     if not isinstance(share, Tensor):
         return values.mean(0) * share
@@ -240,7 +240,7 @@ def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
         """Not copies; looked up at every step, for an optimizer may give a parameter other memory."""
         return {name: param.detach() for name, param in named.items()}
 
-    state = _unshared(clip.init(weights_now()), weights_now()) if hasattr(clip, "init") else {}
+    state = _unshared_state(clip.init(weights_now()), weights_now()) if hasattr(clip, "init") else {}
 
     @torch.no_grad()
     def pure() -> bool:
@@ -249,7 +249,7 @@ def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
         # A parameter without a gradient counts as one whose gradient is zero, and stays without one.
         grads = {name: torch.zeros_like(param) if param.grad is None else param.grad for name, param in named.items()}
         clipped, state = clip.update(grads, state, weights)
-        state = _unshared(state, weights)
+        state = _unshared_state(state, weights)
         if clipped is grads:
             return False
         for name, param in named.items():
@@ -260,7 +260,7 @@ def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
     return pure
 
 
-def _unshared(state: Any, weights: trees.Tree) -> Any:
+def _unshared_state(state: Any, weights: trees.Tree) -> Any:
     """A clip's state; a tensor that shares memory with the weights is copied: the weights change, and the state must not."""
     if not state:
         return state

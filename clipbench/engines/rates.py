@@ -82,7 +82,7 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
     for count in LADDER:
         if count > fits:
             break
-        rate, taken = _lanes(_filled(able, count), compiled=False)
+        rate, taken = _lanes(_copies(able, count), compiled=False)
         if taken > fits:  # with the lanes that fill up
             continue
         choice.rates[_rung(count)] = rate
@@ -90,7 +90,7 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
             break
         best, choice.lanes = rate, count
     if choice.lanes and 1 / CLOSE < best / choice.rates[LOOP] < CLOSE:
-        _settle(choice, able[0], _filled(able, choice.lanes))
+        _settle(choice, able[0], _copies(able, choice.lanes))
         best = choice.rates[_rung(choice.lanes)]
     structures = len({stacked.Structure.of(job) for job in able})
     compiling_pays = cell_steps * best * PAYS > COMPILING * structures
@@ -101,7 +101,7 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
     return choice
 
 
-def _filled(jobs: Sequence[Job], count: int) -> list[Job]:
+def _copies(jobs: Sequence[Job], count: int) -> list[Job]:
     """``count`` jobs of the first one's structure, with its seed and the next two."""
     return [replace(jobs[0], cell=replace(jobs[0].cell, seed=number % 3)) for number in range(count)]
 
@@ -122,7 +122,7 @@ def _try_compiling(choice: Choice, able: Sequence[Job], structures: int, cell_st
     for count in sorted(count for count in counts if count <= fits):
         start = time.perf_counter()
         try:
-            rate, _ = _lanes(_filled(able, count), compiled=True)
+            rate, _ = _lanes(_copies(able, count), compiled=True)
         except Exception:  # noqa: BLE001 - no compiler, or one that fails: the program runs as it is
             return
         compiling = time.perf_counter() - start

@@ -91,7 +91,7 @@ def apart(workload: Any, batch: int, number: int) -> str | None:
             try:
                 module = feed.model(workload, SEED, dtype)
                 drawn = list(feed.batches(workload, SEED, batch, BATCHES, dtype))
-                wholes = [_taken(workload, module, [(1.0, *drawn_batch)]) for drawn_batch in drawn]
+                wholes = [_whole_of(workload, module, [(1.0, *drawn_batch)]) for drawn_batch in drawn]
             except UsageError:
                 raise
             except Exception:  # noqa: BLE001, S112 - a workload may know float32 only; training reports what fails in both
@@ -105,7 +105,7 @@ def apart(workload: Any, batch: int, number: int) -> str | None:
 
 def _difference(workload: Any, module: nn.Module, batch: feed.Batch, number: int, whole: Whole, tolerance: float) -> str | None:
     try:
-        parts = _taken(workload, module, feed.parts(workload, *batch, number))
+        parts = _whole_of(workload, module, feed.parts(workload, *batch, number))
     except UsageError:
         raise
     except Exception as error:  # noqa: BLE001 - a user-defined model may raise anything
@@ -121,7 +121,7 @@ def _difference(workload: Any, module: nn.Module, batch: feed.Batch, number: int
     return None
 
 
-def _taken(workload: Any, module: nn.Module, parts: list[tuple[float, Tensor, Tensor]]) -> Whole:
+def _whole_of(workload: Any, module: nn.Module, parts: list[tuple[float, Tensor, Tensor]]) -> Whole:
     params = [param for param in module.parameters() if param.requires_grad]
     losses, gradients = [], []
     for share, inputs, targets in parts:

@@ -187,13 +187,13 @@ class Model:
         """The gradient and the loss of a batch; examples × elements and the mean loss if every example is taken by itself."""
         one = torch.func.grad_and_value(self.loss)
         if self.how.parts > 1 and self.weighs:
-            return self._weighed(flat, inputs, targets, fixed)
+            return self._weighed_gradient(flat, inputs, targets, fixed)
         if not self.how.examples:
             return one(flat, inputs, targets, fixed)
         grads, losses = torch.vmap(lambda some, wanted: one(flat, some.unsqueeze(0), wanted.unsqueeze(0), fixed))(inputs, targets)
         return grads, losses.mean()
 
-    def _weighed(self, flat: Tensor, inputs: Tensor, targets: Tensor, fixed: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _weighed_gradient(self, flat: Tensor, inputs: Tensor, targets: Tensor, fixed: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The gradient and the loss of a batch: the sums over its parts, each times the weight that the workload gives it."""
 
         def loss(flat: Tensor, some: Tensor, wanted: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ class Programs:
 
         def state_of(flat: Tensor, optimizer: Iterable[Any], clip: Iterable[Any]) -> Any:
             pair = structure.components(optimizer, clip)
-            return [component.init(self._seen(component, flat)) if hasattr(component, "init") else {} for component in pair]
+            return [component.init(self._tree_for(component, flat)) if hasattr(component, "init") else {} for component in pair]
 
         try:
             # In the dtypes that plain numbers give: as tensors of float64 they may spread to a state that is none.
@@ -270,7 +270,7 @@ class Programs:
         :param wide: whether the products are taken in float64.
         """
         return self._program(
-            (structure, "update", wide), lambda: self._stepped(structure, wide=wide), arguments, f'"{structure.label}"'
+            (structure, "update", wide), lambda: self._step_function(structure, wide=wide), arguments, f'"{structure.label}"'
         )
 
     def whole(self, structure: Structure, *arguments: Nested) -> Callable[..., Any]:
@@ -280,7 +280,7 @@ class Programs:
         fit the cache. Weights are made anew, for they are read once more to measure the update and would be copied at the end.
         """
         # In float64 at once: what the lane remembers is overwritten, and no step can be taken a second time to look closer.
-        stepped = self._stepped(structure, one_pass=True, wide=True)
+        stepped = self._step_function(structure, one_pass=True, wide=True)
 
         def both(weights: Tensor, inputs: Tensor, targets: Tensor, lane: Lane, fixed: Sequence[Tensor]) -> tuple[Any, ...]:
             grads, losses = torch.vmap(self.model.gradient)(weights, inputs, targets, fixed)
@@ -298,7 +298,7 @@ class Programs:
             built = self.built[key] = program.compiled(graph)
         return built
 
-    def _stepped(self, structure: Structure, *, one_pass: bool = False, wide: bool = False) -> Callable[..., tuple[Any, ...]]:
+    def _step_function(self, structure: Structure, *, one_pass: bool = False, wide: bool = False) -> Callable[..., tuple[Any, ...]]:
         touched = True
 
         def one(flat: Tensor, grads: Tensor, lane: Lane) -> tuple[Any, ...]:
@@ -307,14 +307,14 @@ class Programs:
 
             def clipped_of(given: Tensor) -> Tensor:
                 nonlocal touched
-                seen = self._seen(clip, given)
-                result, states[1] = clip.update(seen, states[1], self._seen(clip, flat))
+                seen = self._tree_for(clip, given)
+                result, states[1] = clip.update(seen, states[1], self._tree_for(clip, flat))
                 touched = result is not seen
-                return self._joined(result).to(given.dtype) if touched else given
+                return self._flat_of(result).to(given.dtype) if touched else given
 
             def direction_of(given: Tensor) -> Tensor:
-                tree, states[0] = optimizer.update(self._seen(optimizer, given), states[0], self._seen(optimizer, flat))
-                return self._joined(tree).to(flat.dtype)
+                tree, states[0] = optimizer.update(self._tree_for(optimizer, given), states[0], self._tree_for(optimizer, flat))
+                return self._flat_of(tree).to(flat.dtype)
 
             if structure.on == UPDATE:
                 raw, handed = grads, direction_of(grads)
@@ -339,11 +339,11 @@ class Programs:
 
         return stepped
 
-    def _seen(self, component: Any, flat: Tensor) -> Tree:
+    def _tree_for(self, component: Any, flat: Tensor) -> Tree:
         """The tree that a component is handed for a flat vector: the vector whole if the component is ``flat``, else tensors."""
         return {"": flat} if getattr(component, "flat", False) else self.model.tree(flat)
 
-    def _joined(self, tree: Tree) -> Tensor:
+    def _flat_of(self, tree: Tree) -> Tensor:
         """A component's tree as one flat vector, in the order of the model's tensors, not of the tree.
 
         :raises ValueError: the tree has other names than the parameters.

@@ -9,7 +9,7 @@ from clipbench.execute.archive import SHARD_CELLS, cell_row, curve_columns
 from clipbench.execute.executor import Call, Executor, Setting, Used
 from clipbench.execute.local import Local, context
 from clipbench.execute.machine import cores, environment, key_of
-from clipbench.execute.shards import IN_HAND, Shard, has_stranger, pack
+from clipbench.execute.shards import IN_HAND, Shard, has_user_component, pack
 from clipbench.execute.supervisor import LIMIT, SLACK, Bug, call, calls, run
 from clipbench.execute.worker import prepare
 
@@ -32,7 +32,7 @@ __all__ = [
     "cores",
     "curve_columns",
     "environment",
-    "has_stranger",
+    "has_user_component",
     "key_of",
     "pack",
     "prepare",

@@ -1,4 +1,4 @@
-"""What comes back from an executor, on its way into the store."""
+"""Records that come back from an executor, on their way into the store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ class Archive:
     """Gathers records into shards of 64 cells or half a minute, and commits them."""
 
     def __init__(self, store: Store, role: str, here: Mapping[str, Any]) -> None:
-        """``here`` is this machine: that of records that came without one, as those of cells whose process died do."""
+        """An empty archive of cells of one role.
+
+        :param here: this machine's environment, for records that come without one because the cell's process died.
+        """
         self.store, self.role, self.here = store, role, here
         self.page = store.page("environment")
         stored = store.read("cells")
@@ -34,12 +37,12 @@ class Archive:
         self.since = time.monotonic()
 
     def add(self, record: Record, portion: Portion) -> None:
-        self.records.append((record, portion.worker, self._filed(portion.environment or self.here)))
+        self.records.append((record, portion.worker, self._environment_key(portion.environment or self.here)))
         if len(self.records) >= SHARD_CELLS or time.monotonic() - self.since > SHARD_SECONDS:
             self.flush()
 
-    def _filed(self, environment: Mapping[str, Any]) -> str:
-        """The key of an environment, which the page knows before a row names it."""
+    def _environment_key(self, environment: Mapping[str, Any]) -> str:
+        """The key of an environment; it is written to the page before a row names it."""
         key = key_of(environment)
         if key not in self.page.setdefault("environments", {}):
             self.page["environments"][key] = dict(environment)
@@ -51,7 +54,7 @@ class Archive:
         if not self.records:
             return
         self.number += 1
-        # Taken before they are written: where the disk fails behind the commit, a second try would store them twice.
+        # Taken before they are written: if the disk fails after the commit, a second try would store them twice.
         records, self.records = self.records, []
         tables: dict[str, Any] = {"cells": [], "evals": [], "events": []}
         curves: list[Record] = []

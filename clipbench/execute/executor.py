@@ -20,7 +20,7 @@ Used = tuple[Path, str]  # a user's file of components, and the hash that it had
 
 @dataclass(frozen=True)
 class Setting:
-    """What a process must be before it works: the files it loads, its torch threads, and the device of its work."""
+    """How a process is prepared before it works: the files it loads, its torch threads, and the device of its work."""
 
     use: tuple[Used, ...] = ()
     threads: int = 1
@@ -49,7 +49,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Left:
-    """The process can take no other cell: what is left of the shard is for another."""
+    """The process can take no other cell: the rest of the shard goes to another process."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ End = Done | Left | Broken | Died | Returned | Raised
 
 @dataclass(frozen=True)
 class Portion:
-    """What came of a piece of work since the last portion: records, in the order of its cells, and its end if that has come.
+    """The results of a piece of work since the last portion: records, in the order of its cells, and its end if that has come.
 
     The first portion of a ticket may be empty: it says that the work has begun. ``environment`` describes the machine that made
     the records, as `machine.environment` does. ``worker`` numbers the process among those of its machine.
@@ -132,4 +132,4 @@ class Executor(Protocol):
         """End a piece of work, now; no portion of it comes any more."""
 
     def stop(self) -> None:
-        """Begin nothing any more; what is under way ends after the cell it is at."""
+        """Begin nothing more; what is under way ends after its current cell."""

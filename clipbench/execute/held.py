@@ -1,4 +1,4 @@
-"""What of a process is put back after a cell: it changes no number, but other cells would notice."""
+"""The state of a process that is put back after a cell: a change of it affects no number, but other cells would notice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CALLED = ((sys, "excepthook"), (sys, "unraisablehook"), (sys, "displayhook"), (t
 
 @dataclass(frozen=True)
 class Held:
-    """Something of the process that is put back: what it is, how it is read, and how set."""
+    """One piece of that state: what it is called, how it is read, and how it is put back."""
 
     words: str
     read: Callable[[], Any]
@@ -60,12 +60,12 @@ def _handlers(then: list[Any]) -> None:
             signal.signal(number, handler)
 
 
-def _attributes(places: tuple[tuple[Any, str], ...], words: str) -> Held:
+def _attributes(owned: tuple[tuple[Any, str], ...], words: str) -> Held:
     def put_back(then: list[Any]) -> None:
-        for (owner, name), value in zip(places, then, strict=True):
+        for (owner, name), value in zip(owned, then, strict=True):
             setattr(owner, name, value)
 
-    return Held(words, lambda: [getattr(owner, name) for owner, name in places], put_back)
+    return Held(words, lambda: [getattr(owner, name) for owner, name in owned], put_back)
 
 
 def _collector(then: tuple[bool, tuple[int, int, int]]) -> None:
@@ -118,5 +118,5 @@ COMPILERS = (b"TORCH", b"TRITON", b"INDUCTOR", b"KMP_", b"OMP_", b"CUDA_", b"CUB
 
 
 def strict_filters() -> list[Any]:
-    """The filters that make warnings errors; all others are only about what is printed, and libraries add some as they wake up."""
+    """The filters that make warnings errors; all others only change what is printed, and libraries add some while they load."""
     return [one for one in warnings.filters if one[0] == "error"]

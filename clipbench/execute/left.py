@@ -16,17 +16,17 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def open_files() -> dict[str, str]:
-    """Descriptor → what it leads to; empty where the system does not tell."""
-    found = {}
+    """Descriptor → what it leads to; empty if the system does not tell."""
+    files = {}
     with suppress(FileNotFoundError):
         for name in os.listdir(FILES):  # noqa: PTH208 - at every cell: paths are slow
             with suppress(FileNotFoundError):  # the one that read the list
-                found[name] = os.readlink(f"{FILES}/{name}")  # noqa: PTH115
-    return found
+                files[name] = os.readlink(f"{FILES}/{name}")  # noqa: PTH115
+    return files
 
 
 def only_read(name: str, target: str) -> bool:
-    """Whether a descriptor is of a file that lies in a folder, and only for reading."""
+    """Whether a descriptor is of a file in a folder, opened for reading only."""
     try:
         flags = Path(f"/proc/self/fdinfo/{name}").read_text(encoding="ascii").partition("flags:")[2].split()[0]
     except (OSError, IndexError):
@@ -45,15 +45,15 @@ def has_children() -> bool:
 
 def children_of(process: int | str = "self") -> set[int]:
     """The processes that a process has started and that are not gone."""
-    found: set[int] = set()
+    children: set[int] = set()
     for file in Path(f"/proc/{process}/task").glob("*/children"):
         with suppress(OSError):
-            found.update(map(int, file.read_text(encoding="ascii").split()))
-    return found
+            children.update(map(int, file.read_text(encoding="ascii").split()))
+    return children
 
 
 def end_child(process: int) -> bool:
-    """End a child with all that it has started; whether it was still running."""
+    """Whether a child was still running; it is ended, with all that it has started."""
     offspring = children_of(process)
     ended, _ = os.waitpid(process, os.WNOHANG)
     if not ended:
@@ -66,7 +66,7 @@ def end_child(process: int) -> bool:
 
 
 def adopt() -> None:
-    """Be the parent of what a child leaves behind, where the system allows it: it could not be found otherwise."""
+    """Become the parent of what a child leaves behind, if the system allows it: it could not be found otherwise."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 

@@ -1,4 +1,4 @@
-"""Worker processes of this machine: long-lived, one piece of work in hand and a pipe each."""
+"""Worker processes of this machine: long-lived, each with a pipe and one piece of work at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.
 
 
 def context(device: str) -> ForkServerContext | SpawnContext:
-    """How workers start: from a server with torch loaded, or afresh where CUDA is used (it does not survive a fork)."""
+    """The way in which workers start: from a server with torch loaded, or afresh if CUDA is used (it does not survive a fork)."""
     if device == "cuda":
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
@@ -69,9 +69,9 @@ def serve_once(pipe: connection.Connection, setting: Setting, call: Call) -> Non
 
 
 class Local:
-    """Runs work in processes of this machine; used as a context, that leaves none behind.
+    """An executor whose work runs in processes of this machine; at the end of its ``with`` block none is left.
 
-    Workers stay from one shard to the next; a call has a process of its own, that begins with it.
+    Workers stay from one shard to the next; each call has a process of its own.
     """
 
     seconds = 0.05
@@ -118,7 +118,7 @@ class Local:
             worker.stop.set()
 
     def _hand_out(self) -> list[Portion]:
-        """Begin what can be begun, the oldest first; a portion for each says so."""
+        """An empty portion for each piece of work that is begun here: all that can be, the oldest first."""
         begun, waiting = [], deque[tuple[int, Work, Setting]]()
         for ticket, work, setting in self.queue:
             worker = self._hire(setting, work) if isinstance(work, Call) else self._ready(setting)
@@ -131,7 +131,7 @@ class Local:
         return begun
 
     def _ready(self, setting: Setting) -> Worker | None:
-        """An idle worker for a shard; if none is ready one is on its way, or all slots are taken."""
+        """An idle worker for a shard; None if none is ready: then one is started if a slot is free."""
         alike = [one for one in self.crew if one.idle and one.setting == setting]
         ready = next((one for one in alike if one.ready), None)
         if ready is None and len(alike) < sum(not isinstance(work, Call) for _, work, _ in self.queue):
@@ -159,10 +159,10 @@ class Local:
         self.crew.remove(worker)
 
     def _hear(self, worker: Worker) -> list[Portion]:
-        """What one message of a worker comes to."""
+        """The portions that follow from one message of a worker: none or one."""
         try:
             said = worker.pipe.recv()
-        except (EOFError, OSError):  # the second where it was killed while it sent
+        except (EOFError, OSError):  # the second if it was killed while it sent
             return self._bury(worker)
         if isinstance(said, UsageError):
             raise said
@@ -180,9 +180,9 @@ class Local:
         return [portion]
 
     def _bury(self, worker: Worker) -> list[Portion]:
-        """A worker is gone: what it had in hand died with it.
+        """The portion that tells of a worker that is gone with the work in its hand; none if it had no work.
 
-        :raises UsageError: it was not even ready, and nobody killed it, or the one before it neither.
+        :raises UsageError: it ended before it was ready, and either no signal killed it, or it was the second in a row.
         """
         death = Death.of(worker.process)
         self.crew.remove(worker)
@@ -206,14 +206,14 @@ class Worker:
         self.cells = 0  # of its shard, that have not ended
         self.stop = server.Event()
         self.pipe, end = server.Pipe()
-        given = (serve, (end, setting, self.stop)) if call is None else (serve_once, (end, setting, call))
-        self.process = server.Process(target=given[0], args=given[1], name=f"clipbench-{number}", daemon=True)
+        target = (serve, (end, setting, self.stop)) if call is None else (serve_once, (end, setting, call))
+        self.process = server.Process(target=target[0], args=target[1], name=f"clipbench-{number}", daemon=True)
         self.process.start()
         end.close()
 
     @property
     def ready(self) -> bool:
-        """Whether it has been prepared; who is there for one call begins at once."""
+        """Whether it has been prepared; always true for the worker of a call, which begins at once."""
         return self.call is not None or self.environment is not None
 
     @property
@@ -229,7 +229,7 @@ class Worker:
                 self.pipe.send(work)
 
     def took(self, answer: Answer) -> Portion:
-        """The portion that an answer is; at its end the hand is empty."""
+        """The portion that an answer makes; if it ends the shard, the worker is idle again."""
         if isinstance(answer.said, Broken):
             portion = self.portion(notes=answer.notes, end=answer.said)
         else:
@@ -276,7 +276,7 @@ class Death:
 
     @property
     def lost(self) -> bool:
-        """Whether somebody else did: no crash of its own."""
+        """Whether somebody else ended it: by a signal, and not one of a crash."""
         return self.killed and signal.Signals(-self.code) not in CRASHES
 
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ LIBRARIES = ("clipbench", "torch", "numpy", "scipy", "pandas", "pyarrow", "sciki
 
 
 def environment(device: str) -> dict[str, Any]:
-    """The machine and the libraries, as recorded beside every cell; nothing that names a person or a place.
+    """The machine and the libraries, as recorded beside every cell; it names no person and no path.
 
     :param device: ``cuda`` if any cell of the run is for it: the GPU is named then.
     """
@@ -58,10 +58,10 @@ def processor() -> str:
 
 def cores() -> int:
     """The cores that this process may use: the least of what the machine has, affinity, cgroup and Slurm allow; at least 1."""
-    return max(1, min(_allowed()))
+    return max(1, min(_core_limits()))
 
 
-def _allowed() -> Iterator[int]:
+def _core_limits() -> Iterator[int]:
     yield os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         yield len(os.sched_getaffinity(0))

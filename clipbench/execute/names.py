@@ -1,4 +1,4 @@
-"""What names stand for: the functions and classes of torch, NumPy and this package, which a component may replace."""
+"""The functions and classes of torch, NumPy and this package by name; a component may replace one of them."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ ABSENT = object()
 
 
 class Names:
-    """What the functions and classes of torch, NumPy and this package stand for, and every name of this package."""
+    """The values of the functions and classes of torch and NumPy, and of every name of this package, as they were at the start."""
 
     def __init__(self) -> None:
         self.spaces = dict(_spaces())
         self._note()
 
     def _note(self) -> None:
-        self.before = {where: _watched(where, space) for where, space in self.spaces.items()}
+        self.before = {where: _watched_values(where, space) for where, space in self.spaces.items()}
         self.known = {where: {*space} for where, space in self.spaces.items()}
         self.looks = [(itemgetter(*names), self.spaces[where]) for where, names in self.before.items() if names]
         self.values = self._now()
@@ -53,17 +53,17 @@ class Names:
         return [look(space) for look, space in self.looks], list(map(len, self.spaces.values()))
 
     def changed(self) -> list[str]:
-        """The names that stand for something else than at the start."""
+        """The names whose value is another one than at the start."""
         try:
             if self._now() == self.values:  # by identity first, and nearly always by identity alone
                 return []
-        except Exception:  # noqa: BLE001, S110 - something took a known place that cannot be compared
+        except Exception:  # noqa: BLE001, S110 - a name now has a value that cannot be compared
             pass
-        found = [name for where in self.spaces for name in self._changed(where)]
+        names = [name for where in self.spaces for name in self._changes_in(where)]
         self._note()
-        return found
+        return names
 
-    def _changed(self, where: str) -> Iterator[str]:
+    def _changes_in(self, where: str) -> Iterator[str]:
         space, before = self.spaces[where], self.before[where]
         for name, old in before.items():
             new = space.get(name, ABSENT)
@@ -74,13 +74,13 @@ class Names:
                 yield f"{where}.{name}"
 
 
-def _watched(where: str, space: Mapping[str, Any]) -> dict[str, Any]:
-    """The names that are looked at, and their values: a library's constants are not, for their number."""
+def _watched_values(where: str, space: Mapping[str, Any]) -> dict[str, Any]:
+    """Name → value of what is compared: all of this package, and of a library only code, for it has too many constants."""
     return {name: value for name, value in space.items() if name not in LEFT_OUT and (where.startswith(OURS) or _is_code(value))}
 
 
 def _is_code(value: Any) -> bool:
-    """Whether it can be called, or is how a class holds what can be."""
+    """Whether a value can be called, or is a class's wrapper of something that can be."""
     return callable(value) or isinstance(value, classmethod | staticmethod | property)
 
 
@@ -101,14 +101,14 @@ def _classes(name: str, module: ModuleType) -> Iterator[tuple[str, dict[str, Any
 
 
 def _wrapped_by_torch(new: Any, old: Any) -> bool:
-    """Whether torch has put a function of its own around one: around ``step`` of every optimizer class, at its first object."""
+    """Whether ``new`` is torch's wrapper of ``old``: it wraps ``step`` of an optimizer class when its first object is made."""
     code = getattr(new, "__code__", None)
     inner = any(getattr(new, name, ABSENT) is old for name in WRAPPED)
     return inner and code is not None and code.co_filename.startswith(str(Path(torch.__file__).parent))
 
 
 def _hides(where: str, name: str) -> bool:
-    """Whether a new name takes the place of one that was found elsewhere: of a base class, or of Python."""
+    """Whether a new name hides one that Python found elsewhere before: in a base class, or among the builtins."""
     module, _, cls = where.rpartition(".")
     owner = getattr(sys.modules.get(module), cls, None)
     if isinstance(owner, type):

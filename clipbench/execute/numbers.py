@@ -51,10 +51,10 @@ HOOKS: tuple[Mapping[Any, Any], ...] = (
 
 
 def asked(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What torch answers, or that it refuses to: where its old and its new words for precision are mixed, or a mode raises."""
+    """What torch answers, or the class of its error: it refuses if its old and new settings of precision are mixed."""
     try:
         return function(*arguments)
-    except Exception as error:  # noqa: BLE001 - a stranger's mode may raise anything
+    except Exception as error:  # noqa: BLE001 - a user-defined mode may raise anything
         return type(error)
 
 
@@ -86,9 +86,9 @@ def _gradients() -> list[Any]:
 
 
 def luck() -> tuple[Any, ...]:
-    """The states of the generators that everybody shares."""
-    key = np.random.get_state(legacy=False)  # noqa: NPY002 - the state that must not move
-    numpys = (key["state"]["key"].tobytes(), key["state"]["pos"], key["has_gauss"], key["gauss"])
+    """The states of the random generators that all code of a process shares, in the order of `GENERATORS`."""
+    state = np.random.get_state(legacy=False)  # noqa: NPY002 - the state that must not move
+    numpys = (state["state"]["key"].tobytes(), state["state"]["pos"], state["has_gauss"], state["gauss"])
     cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
     torchs = [one.get_state().numpy().tobytes() for one in (torch.default_generator, *cuda)]
     return random.getstate(), numpys, torchs[0], torchs[1:]

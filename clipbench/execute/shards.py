@@ -17,17 +17,17 @@ IN_HAND = 4  # cells of a shard for the loop: enough to hide the pipe, few enoug
 WORTH = 8  # lanes below which a shard is not split further for the sake of an idle worker
 
 
-def has_stranger(cell: Cell) -> bool:
-    """Whether a component of it is not packaged: it has the hash of a file for its version, or a path outside torch."""
-    parts = (cell.workload, cell.optimizer, cell.clip)
-    return any(isinstance(part.version, str) or ("." in part.name and not part.name.startswith("torch.")) for part in parts)
+def has_user_component(cell: Cell) -> bool:
+    """Whether a component is user-defined: its version is the hash of a file, or its name is a path outside torch."""
+    components = (cell.workload, cell.optimizer, cell.clip)
+    return any(isinstance(one.version, str) or ("." in one.name and not one.name.startswith("torch.")) for one in components)
 
 
 @dataclass(frozen=True)
 class Shard:
     """Some cells of one `stacked.shape`, and how they are run.
 
-    ``seconds`` are predicted for a cell, 0 where nobody knows; ``again`` says that a worker was killed at it already.
+    ``seconds`` are predicted for a cell, 0 if unknown; ``again`` says that a worker was already killed while it ran this.
     """
 
     jobs: tuple[Job, ...]
@@ -45,14 +45,14 @@ class Shard:
             yield lanes.run(self.jobs, self.compiled, self.fewest)
 
     def without(self, done: int) -> Shard:
-        """What is left of it after so many cells."""
+        """The shard without its first ``done`` cells."""
         return replace(self, jobs=self.jobs[done:], again=False)
 
     def halves(self) -> list[Shard]:
         """Two shards for one, without the compiled program, which has the same lanes for any number of cells."""
         middle = len(self.jobs) // 2
-        parts = self.jobs[:middle], self.jobs[middle:]
-        return [replace(self, jobs=jobs, compiled=False, fewest=program.FEWEST_LANES) for jobs in parts]
+        halves = self.jobs[:middle], self.jobs[middle:]
+        return [replace(self, jobs=jobs, compiled=False, fewest=program.FEWEST_LANES) for jobs in halves]
 
 
 def pack(jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int, lasting: float = 0.0) -> list[Shard]:
@@ -64,7 +64,7 @@ def pack(jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int, lasti
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
         groups.setdefault(stacked.shape(job.cell), []).append(job)
-    found: list[Shard] = []
+    shards: list[Shard] = []
     for shape, members in groups.items():
         choice = choices.get(shape) or Choice(LOOP)
         able: list[Job] = []
@@ -76,12 +76,12 @@ def pack(jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int, lasti
                 and job.cell.arm not in choice.refusals
             )
             (able if looked_at else rest).append(job)
-        found += _for_lanes(able, choice, workers)
+        shards += _for_lanes(able, choice, workers)
         seconds = (choice.rate(LOOP) or 0.0) * members[0].cell.steps
         wanted = max(IN_HAND, math.ceil(lasting / seconds)) if seconds else IN_HAND
         share = max(1, min(wanted, len(rest) // workers))
-        found += [Shard(tuple(rest[at : at + share]), seconds=seconds) for at in range(0, len(rest), share)]
-    return sorted(found, key=lambda shard: -shard.seconds * len(shard.jobs))
+        shards += [Shard(tuple(rest[at : at + share]), seconds=seconds) for at in range(0, len(rest), share)]
+    return sorted(shards, key=lambda shard: -shard.seconds * len(shard.jobs))
 
 
 def _for_lanes(jobs: Sequence[Job], choice: Choice, workers: int) -> list[Shard]:
@@ -91,18 +91,18 @@ def _for_lanes(jobs: Sequence[Job], choice: Choice, workers: int) -> list[Shard]
     # Equal structures next to each other are one update; equal rates next to each other tend to end together.
     ordered = sorted(jobs, key=lambda job: (repr(stacked.Structure.of(job)), job.cell.lr, job.threshold or 0.0, job.cell.seed))
     if not choice.compiled:
-        return [Shard(part, BATCHED, seconds=seconds) for part in _parts(ordered, choice.lanes, workers)]
+        return [Shard(jobs_of_shard, BATCHED, seconds=seconds) for jobs_of_shard in _split(ordered, choice.lanes, workers)]
     # A compiled program has one structure, and its lanes once and for all, however few cells are missing: a run that goes on after
     # an interruption gives the same bits.
     return [
-        Shard(part, BATCHED, compiled=True, fewest=choice.lanes, seconds=seconds)
+        Shard(jobs_of_shard, BATCHED, compiled=True, fewest=choice.lanes, seconds=seconds)
         for _, group in groupby(ordered, key=stacked.Structure.of)
-        for part in _parts(list(group), choice.lanes, 1)
+        for jobs_of_shard in _split(list(group), choice.lanes, 1)
     ]
 
 
-def _parts(jobs: Sequence[Job], most: int, workers: int) -> list[tuple[Job, ...]]:
-    """``jobs`` in as few parts as ``most`` allows, or one for each worker where those are worth it, of nearly equal size."""
+def _split(jobs: Sequence[Job], most: int, workers: int) -> list[tuple[Job, ...]]:
+    """``jobs`` in groups of nearly equal size: as few as ``most`` allows, or one for each worker if each has enough of them."""
     number = max(-(-len(jobs) // most), min(workers, len(jobs) // WORTH), 1)
-    cuts = [round(len(jobs) * part / number) for part in range(number + 1)]
+    cuts = [round(len(jobs) * cut / number) for cut in range(number + 1)]
     return [tuple(jobs[begin:end]) for begin, end in pairwise(cuts) if end > begin]

@@ -26,7 +26,7 @@ from clipbench.execute.machine import environment
 from clipbench.execute.shards import Shard, pack
 from clipbench.store import Store
 
-LIMIT = 600.0  # seconds a shard, a cell of one for the loop, or a call may take if nothing longer was predicted
+LIMIT = 600.0  # seconds that lanes, one cell of the loop, or a call may take if nothing longer was predicted
 SLACK = 20.0  # times the prediction that it may take
 PATIENCE = 60.0  # seconds an interrupted run waits for the shards under way
 TICK = 0.2  # seconds after which limits are looked at
@@ -36,8 +36,8 @@ OnRecord = Callable[[Record], object]
 OnNote = Callable[[str], object]
 
 
-class Bug(Exception):  # noqa: N818 - what it is called
-    """A mistake of ours in another process; its traceback comes as a note."""
+class Bug(Exception):  # noqa: N818 - the field's word
+    """A mistake of clipbench in another process; its traceback comes as a note."""
 
 
 def run(  # noqa: PLR0913 - what a run may be told
@@ -56,7 +56,7 @@ def run(  # noqa: PLR0913 - what a run may be told
 
     :param choices: how the cells of each `stacked.shape` are run; in the loop if nothing is said.
     :param limit: seconds a shard may take; worked out from the rates if not given.
-    :param on_note: is told, once a kind, what cells changed of their process that had to be put back.
+    :param on_note: is called with a sentence, once for each kind, on what cells changed in their process.
     :raises KeyboardInterrupt: with the signal's number, after what was finished, the cells under way included, has been committed.
     """
     if jobs:
@@ -66,7 +66,7 @@ def run(  # noqa: PLR0913 - what a run may be told
 
 @dataclass
 class _UnderWay:
-    """A shard that was submitted: its cells that have not ended, and when it was last heard of."""
+    """A shard that was submitted: its cells that have not ended, and the time of its last portion."""
 
     shard: Shard
     submitted: float
@@ -78,7 +78,7 @@ class _UnderWay:
 
     @property
     def rest(self) -> Shard:
-        """What is left of it."""
+        """The shard of the cells that have not ended."""
         if len(self.left) == len(self.shard.jobs):
             return self.shard
         return replace(self.shard, jobs=tuple(self.left.values()), again=False)
@@ -102,7 +102,10 @@ class _Supervisor:
         self.noted, self.stopping = set[str](), False
 
     def run(self) -> None:
-        """Until every job has ended, or an interrupt has been served."""
+        """Return after every job has ended, or after an interrupt has been served.
+
+        :raises KeyboardInterrupt: with the signal's number.
+        """
         with _interrupts() as interrupts:
             try:
                 self._supervise(interrupts)
@@ -188,14 +191,14 @@ class _Supervisor:
             self._blame(shard, broken.reason, broken.fault, portion)
 
     def _bury(self, shard: Shard, died: Died, portion: Portion) -> None:
-        """A process is gone: what it had in hand is looked into."""
+        """Try the shard of a process that is gone once more, or blame it."""
         if died.killed and not shard.again:
             self.queue.appendleft(replace(shard, again=True))  # somebody may have meant the process, and not the cell
         else:
             self._blame(shard, died.reason, Fault(lost=died.lost), portion)
 
     def _blame(self, shard: Shard, reason: str, fault: Fault, portion: Portion) -> None:
-        """A shard could not be run to its end: the cell the loop was at has failed; lanes are halved, down to one for the loop."""
+        """Blame a shard that did not come to its end: the loop's current cell fails; lanes are halved, one goes to the loop."""
         if not shard.jobs:
             return
         if shard.engine == LOOP:
@@ -224,9 +227,9 @@ class _Supervisor:
 def call(executor: Executor, work: Call, setting: Setting, limit: float = LIMIT) -> Any:
     """The value of a call; see `calls`.
 
-    :raises UsageError: what the function raised as such; that a user's code raised, where; that it was killed or took too long.
-    :raises OSError: what the function raised as such.
-    :raises Bug: anything else that it raised.
+    :raises UsageError: the function raised one, user-defined code raised anything, it was killed, or it took too long.
+    :raises OSError: the function raised one.
+    :raises Bug: the function raised anything else.
     """
     ((_, outcome),) = calls(executor, {"": (work, setting)}, limit)
     if isinstance(outcome, Exception):
@@ -235,7 +238,7 @@ def call(executor: Executor, work: Call, setting: Setting, limit: float = LIMIT)
 
 
 def calls(executor: Executor, works: Mapping[str, tuple[Call, Setting]], limit: float = LIMIT) -> Iterator[tuple[str, Any]]:
-    """Key and value of each call, as they come: as many at a time as the executor has slots. What it raised comes as its value.
+    """Key and value of each call, as they come; as many run at a time as the executor has slots. An exception comes as a value.
 
     :param limit: seconds one may take.
     """
@@ -283,7 +286,7 @@ def _outcome(end: Any, what: str) -> Any:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Notes an interrupt instead of raising it: none tears a record or a shard apart half way. A second one does not wait."""
+    """The numbers of the signals that came: an interrupt is noted and not raised, so that no record is torn; a second is raised."""
     received: list[int] = []
 
     def note(number: int, _: object) -> None:

@@ -1,6 +1,6 @@
-"""What happens inside a worker: it is prepared once, runs what it is handed, and says what came of it, record by record.
+"""What happens inside a worker: it is prepared once, runs the work that it is handed, and answers record by record.
 
-It must not know who hands it work, nor how what it says travels.
+It must not know who hands it work, nor how its answers travel.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 
 from clipbench import registry
 from clipbench.engines import Record
-from clipbench.engines.failures import Fault, is_strangers, place, said, trace
+from clipbench.engines.failures import Fault, is_from_user_code, place, said, trace
 from clipbench.engines.program import NoLanes
 from clipbench.engines.rates import LOOP
 from clipbench.errors import UsageError
 from clipbench.execute.executor import Broken, Call, Raised, Returned, Setting
-from clipbench.execute.shards import Shard, has_stranger
+from clipbench.execute.shards import Shard, has_user_component
 from clipbench.execute.world import Change, World
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -42,14 +42,14 @@ def prepare(threads: int, use: Sequence[tuple[Path, str]] = ()) -> None:
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the supervisor has said it of a broken entry point
+        warnings.simplefilter("ignore")  # the supervisor has already warned of a broken entry point
         registry.load_packaged()
     for path, digest in use:
         registry.load_file(path, digest=digest)
 
 
 def _keep_memory() -> None:
-    """Tell glibc to keep what is freed: by default every tensor of some size is new pages, which took half of a step's time."""
+    """Tell glibc to keep freed memory: by default every large tensor gets new pages, which took half of a step's time."""
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
@@ -58,9 +58,9 @@ def _keep_memory() -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a worker says of its shard: records of its first cells, or why there are none; what had to be put back after them.
+    """What a worker says of its shard: the records of its next cells, or why there are none; and what was put back after them.
 
-    ``retires``: it takes no other cell, and waits for its end: its process is no longer what it was.
+    ``retires`` says that it takes no other cell and waits for its end: its process is no longer as it was.
     """
 
     said: list[Record] | Broken
@@ -70,11 +70,11 @@ class Answer:
 
 def answers(shard: Shard, world: World) -> Iterator[Answer]:
     """A shard's answers; after each the process is compared with what it was before its first cell."""
-    runs, strange = shard.run(), any(has_stranger(job.cell) for job in shard.jobs)
+    runs, strange = shard.run(), any(has_user_component(job.cell) for job in shard.jobs)
     while (said := _attempt(runs, shard)) is not None:
         change = world.compare(names=strange, by_compiler=shard.compiled)
         if change.numbers:
-            said = _spoiled(said, shard, change)
+            said = _spoiled_result(said, shard, change)
         faults = [said.fault] if isinstance(said, Broken) else [record.fault for record in said if record.fault]
         retires = bool(change.numbers or change.lasting or any(fault.spent for fault in faults))
         yield Answer(said, change.notes, retires)
@@ -93,11 +93,11 @@ def _attempt(runs: Iterator[list[Record]], shard: Shard) -> list[Record] | Broke
         return Broken(said(error), fault=Fault.of(error))
 
 
-def _spoiled(found: list[Record] | Broken, shard: Shard, change: Change) -> list[Record] | Broken:
-    """In place of what came of cells that changed their process: that they did."""
+def _spoiled_result(result: list[Record] | Broken, shard: Shard, change: Change) -> list[Record] | Broken:
+    """The result of cells that changed their process: failures that say so, in place of what came of them."""
     reason = f"it changed {', '.join(change.numbers)} of the process it shares with other cells"
-    if isinstance(found, Broken):
-        return Broken(f"{reason}, and then: {found.reason}", fault=found.fault)
+    if isinstance(result, Broken):
+        return Broken(f"{reason}, and then: {result.reason}", fault=result.fault)
     if shard.engine != LOOP:
         return Broken(reason)
     return [
@@ -109,42 +109,42 @@ def _spoiled(found: list[Record] | Broken, shard: Shard, change: Change) -> list
             threads=record.threads,
             seconds=record.seconds,
         )
-        for record in found
+        for record in result
     ]
 
 
 def carried_out(call: Call, setting: Setting) -> Returned | Raised:
-    """What came of a call, in a process that does nothing else."""
+    """The outcome of a call, in a process that does nothing else."""
     try:
         prepare(setting.threads, setting.use)
         return Returned(call.function(*call.arguments))
     except BaseException as error:  # noqa: BLE001 - a user-defined component may raise anything
-        return _blamed(error)
+        return _raised_for(error)
 
 
-def _blamed(error: BaseException) -> Raised:
-    """Whose fault an exception is: the user's, the disk's, a stranger's, or ours."""
+def _raised_for(error: BaseException) -> Raised:
+    """An exception as a `Raised`, whose kind says what is to blame: the user or user-defined code, the disk, or clipbench."""
     if isinstance(error, UsageError):
         return Raised("usage", str(error))
-    if isinstance(error, OSError) and error.filename is not None and not is_strangers(error):
+    if isinstance(error, OSError) and error.filename is not None and not is_from_user_code(error):
         return Raised("disk", (error.errno, error.strerror, str(error.filename)))
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return Raised("usage", "{what}: out of memory.")
-    if is_strangers(error):
+    if is_from_user_code(error):
         return Raised("usage", f"{{what}} failed at {place(error)}: {said(error)}.")
     return Raised("bug", trace(error))
 
 
 def heed_the_supervisor() -> None:
-    """Leave it to the supervisor what an interrupt means, and end when it is gone."""
+    """Ignore interrupts, which the supervisor handles, and end this process when the supervisor is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A cluster sends it to every process at once. It is heard and not ignored, which what a worker starts would inherit.
+    # A cluster sends it to every process at once. A handler that does nothing, not SIG_IGN, which child processes would inherit.
     signal.signal(signal.SIGTERM, lambda *_: None)
     _follow()
 
 
 def _follow() -> None:
-    """End this process when its supervisor is gone, however that went."""
+    """End this process when its supervisor is gone, whatever ended it."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

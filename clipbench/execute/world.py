@@ -1,8 +1,8 @@
-"""What cells of one process share, compared after every cell with what it was before the first.
+"""The state that cells of one process share, compared after every cell with what it was before the first.
 
-What changes numbers spoils the cells that come after: the cell that changed it has failed, and its process is of no more use. The
-rest is put back, or ended where it can be; where it cannot, the process is of no more use either, but the cell's numbers are.
-Names that a library adds as it wakes up are no change; a name that was there and now stands for something else is one.
+A change of what affects numbers would spoil later cells: the cell that made it has failed, and its process is replaced. Any other
+change is put back, or what it left running is ended; if that is impossible the process is replaced as well, but the cell's numbers
+count. A name that a library adds while it is loaded is no change; a known name with another value is one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHOWN = 3  # names in a sentence
 
 @dataclass(frozen=True)
 class Change:
-    """What is no longer as it was: what changes ``numbers``; ``notes`` on the rest, ``lasting`` if that could not be undone."""
+    """What is no longer as it was: ``numbers`` names what affects numbers, ``notes`` tell of the rest; ``lasting``: not undone."""
 
     numbers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -60,22 +60,22 @@ class World:
         self.cuda = torch.cuda.is_initialized()
 
     def compare(self, names: bool = True, by_compiler: bool = False) -> Change:
-        """What has changed since the start; what can be is put back.
+        """What has changed since the start; it is put back if that is possible.
 
-        :param names: whether names are looked at, too: packaged components replace none, and there are thousands.
+        :param names: whether names are compared, too: packaged components replace none, and there are thousands.
         :param by_compiler: whether torch's compiler ran: it has files, threads and processes of its own.
         """
         try:
-            return self._compared(names, by_compiler)
+            return self._change(names, by_compiler)
         except Exception as error:  # noqa: BLE001 - what is compared, or compares, may have been replaced
             return Change(numbers=(f"something by which it can no longer be compared ({said(error)})",))
 
-    def _compared(self, names: bool, by_compiler: bool) -> Change:
+    def _change(self, names: bool, by_compiler: bool) -> Change:
         numbers = [*self._numbers(), *(self._names() if names else ())]
         if by_compiler:
             self._let_compiler()
         notes, lasting = self._put_back()
-        if by_compiler or torch.cuda.is_initialized() != self.cuda:  # which opens and starts what it needs, once
+        if by_compiler or torch.cuda.is_initialized() != self.cuda:  # either opens files and starts threads, once
             self._accept()
         else:
             left = [note for note in (self._left_open(), self._left_running(), self._left_cuda()) if note]
@@ -83,7 +83,7 @@ class World:
         return Change(tuple(numbers), tuple(notes), lasting)
 
     def _let_compiler(self) -> None:
-        """Take over what torch's compiler sets up for itself."""
+        """Accept what torch's compiler has set up for itself."""
         for number, one in enumerate(HELD):
             if one.words in COMPILED:
                 self.held[number] = one.read()
@@ -110,7 +110,7 @@ class World:
         notes, lasting = [], False
         for number, (one, then) in enumerate(zip(HELD, self.held, strict=True)):
             now = one.read()
-            if now == then or (isinstance(then, dict) and self._woken(number, then, now)):
+            if now == then or (isinstance(then, dict) and self._is_waking_library(number, then, now)):
                 continue
             try:
                 one.put_back(then)
@@ -123,15 +123,15 @@ class World:
             notes.append("it made warnings errors, and that was put back")
         return notes, lasting
 
-    def _woken(self, number: int, then: Mapping[bytes, bytes], now: dict[bytes, bytes]) -> bool:
-        """Whether the environment has only got variables that a library sets as it wakes up."""
+    def _is_waking_library(self, number: int, then: Mapping[bytes, bytes], now: dict[bytes, bytes]) -> bool:
+        """Whether the only change is new environment variables that a library sets while it is loaded."""
         only = all(name not in then and name.startswith(COMPILERS) for name, _ in now.items() ^ then.items())
         if only:
             self.held[number] = now
         return only
 
     def _left_open(self) -> str:
-        """What is said of files that were opened and left so, or closed; nothing where there are none that matter."""
+        """The note on files that were left open, or closed; empty if none matters."""
         try:
             now = open_files()
         except OSError:  # not one more can be opened
@@ -150,12 +150,12 @@ class World:
         return f"it left {targets[0]}{more} open, so that its worker was replaced"
 
     def _left_running(self) -> str:
-        """What is said of threads that go on; nothing where there are none."""
+        """The note on threads that go on; empty if there are none."""
         new = [thread for thread in threads() - self.threads if thread.is_alive()]
         return f"it left the thread {new[0].name} running, so that its worker was replaced" if new else ""
 
     def _left_cuda(self) -> str:
-        """What is said of a device that answers no more; nothing where it does, or is not used."""
+        """The note on a device that no longer answers; empty if it does, or is not used."""
         if torch.cuda.is_initialized():
             try:
                 torch.cuda.synchronize()
@@ -164,7 +164,7 @@ class World:
         return ""
 
     def _left_children(self) -> list[str]:
-        """What is said of processes that were left behind, all of which are ended."""
+        """The notes on processes that were left behind, all of which are ended here."""
         if not has_children():
             return []
         running = False

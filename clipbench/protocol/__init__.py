@@ -40,7 +40,7 @@ __all__ = [
 def run(
     study: Study, store: Store, options: Options | None = None, watcher: Watcher | None = None, executor: Executor | None = None
 ) -> Counts:
-    """Run what is missing of a study into a claimed store.
+    """The counts of a run: what is missing of a study is run into a claimed store.
 
     :param executor: who runs the work; worker processes of this machine if not given.
     """
@@ -65,7 +65,7 @@ def run(
 def survey(
     study: Study, store: Store, device: str, sizes: Mapping[str, Any], implementations: Sequence[str], watcher: Watcher
 ) -> int:
-    """Time every implementation of every method into a claimed store, beside the timings stored; returns how many blocks.
+    """The number of timed blocks: every implementation of every method is timed into a claimed store, beside those stored.
 
     :param sizes: model sizes beside those of the study's workloads, name → shapes.
     :raises UsageError: the study has no cell to run here.

@@ -16,7 +16,10 @@ Clips = dict[str, tuple[str, dict[str, Any]]]  # key → registered name and set
 
 
 def calibrate(campaign: Campaign) -> None:
-    """The pilots of relative thresholds: run once, stored before the first shard, and kept for good."""
+    """Run the pilots of relative thresholds that are not stored, and store them before the first shard.
+
+    :raises UsageError: a pilot meets gradients whose median size is zero or not finite.
+    """
     page = campaign.store.page("calibration")
     campaign.pilots = page.setdefault("pilots", {})
     wanted = {key: one for key, one in _gauges(campaign).items() if set(one[1]) - set(campaign.pilots.get(key, {}))}

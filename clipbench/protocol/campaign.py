@@ -1,4 +1,4 @@
-"""What the phases of one run share: the study and its store, who runs the work, and what has come of it so far."""
+"""What the phases of one run share: the study and its store, the executor, and what has been run so far."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PHASES = ("select", "extend", "report")
 
 @dataclass(frozen=True)
 class Options:
-    """What a run may be told.
+    """The options of a run.
 
     :param device: ``study`` (what the page says), ``cpu``, ``cuda`` or ``auto``.
     :param engine: ``auto``, ``loop`` or ``batched``; what the study says if not given.
@@ -54,10 +54,10 @@ class Options:
 
 @dataclass
 class Counts:
-    """What came of a run.
+    """How many cells a run ``kept`` and ``ran``, and how they ended.
 
-    ``kept`` and ``ran`` cells; ``diverged``, ``collapsed`` and ``failed`` among all; ``not_run`` for want of a device; methods
-    ``timed``; ``reasons`` say why cells failed.
+    ``diverged``, ``collapsed`` and ``failed`` count among all cells; ``not_run`` those for an absent device; ``timed`` counts
+    methods; ``reasons`` say why cells failed.
     """
 
     kept: int = 0
@@ -113,14 +113,14 @@ class Campaign:
         if clip.threshold is not None:
             others = {name: value for name, value in clip.settings.items() if name not in (RELATIVE, clip.threshold)}
             threshold = Threshold.of(row)
-            given = {RELATIVE if threshold.is_relative else clip.threshold: threshold.given}
-            clip = part("clip", registry.find("clip", clip.name), {**others, **given}, self.study.where)
+            resolved = {RELATIVE if threshold.is_relative else clip.threshold: threshold.given}
+            clip = part("clip", registry.find("clip", clip.name), {**others, **resolved}, self.study.where)
         return replace(template, clip=clip, lr=float(row["lr"]))
 
     def train(self, phase: str, cells: Sequence[Cell]) -> None:
         """Run the cells of one phase that are not stored; a failed one is tried again."""
         page = self.store.page("plan")
-        before = PHASES[: PHASES.index(phase)]  # what came after is asked for anew
+        before = PHASES[: PHASES.index(phase)]  # later phases ask for their cells anew
         page["cells"] = {**{name: page["cells"][name] for name in before}, phase: [cell.id for cell in cells]}
         self.store.write_page("plan", page)
         cells = [cell for cell in cells if cell.id not in self.ids]
@@ -139,11 +139,11 @@ class Campaign:
             self.setting,
             choices=self.choices,
             limit=self.options.limit,
-            on_record=self._ended,
+            on_record=self._note_end,
             on_note=self.watcher.note,
         )
 
-    def _ended(self, record: Record) -> None:
+    def _note_end(self, record: Record) -> None:
         self.watcher.record(record)
         self.failures.note(record)
         if record.fault is not None and record.fault.lost:
@@ -151,7 +151,7 @@ class Campaign:
             self.lost[arm] = self.lost.get(arm, 0) + 1
 
     def finish(self) -> Counts:
-        """Compact a finished store, and count how its cells ended."""
+        """The counts of the run; a finished store is compacted."""
         if not self.store.missing():
             self.store.compact()
         cells = self.store.read("cells")
@@ -165,18 +165,18 @@ class Campaign:
 
 
 def begin(study: Study, store: Store, options: Options, executor: Executor, watcher: Watcher) -> Campaign:
-    """A campaign whose pages are written: before the first cell a reader knows what was asked for.
+    """A campaign whose pages are written, so that a reader knows before the first cell what was asked for.
 
     :raises UsageError: the study has no cell to run here.
     """
     plan = runnable(study, options.device)
     setting = Setting(tuple(study.used), 1, "cuda" if any(cell.device == "cuda" for cell in plan.cells) else "cpu")
-    key = _settle(study, store, plan, setting.device, options.curves)
+    key = _write_pages(study, store, plan, setting.device, options.curves)
     return Campaign(study, store, plan, options, executor, setting, key, watcher)
 
 
-def _settle(study: Study, store: Store, plan: Plan, device: str, curves: str) -> str:
-    """Write the environment, components and plan pages; returns the environment's key."""
+def _write_pages(study: Study, store: Store, plan: Plan, device: str, curves: str) -> str:
+    """The key of this machine's environment; the environment, components and plan pages are written."""
     here = execute.environment(device)
     key = execute.key_of(here)
     page = store.page("environment")

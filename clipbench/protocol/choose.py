@@ -1,4 +1,4 @@
-"""The second phase: which engine runs each task, measured if nothing is stored, and fitted to what the user asks for."""
+"""The second phase: which engine runs each task; measured if nothing is stored, and fitted to the user's options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipbench.protocol.plans import choice_key
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a choice: ``auto``, ``loop`` or ``batched``, bytes a worker, seconds a measurement, and who measures."""
+    """The options of a choice: ``auto``, ``loop`` or ``batched``, bytes a worker, seconds a measurement, and an executor."""
 
     engine: str
     memory: int
@@ -27,7 +27,7 @@ class Asked:
 
 
 def choose(campaign: Campaign) -> None:
-    """How each task is run: measured once, stored before the first shard, and used again by every later run of the folder.
+    """Choose how each task is run: measured once, stored before the first shard, and used again by later runs of the folder.
 
     :raises UsageError: lanes were asked for, and a task cannot have them.
     """
@@ -53,7 +53,7 @@ def choose(campaign: Campaign) -> None:
 
 
 def missing(known: Mapping[str, Any], tasks: Mapping[str, Sequence[Job]], engine: str) -> list[str]:
-    """The tasks without a stored choice that was made for all their arms, and with lanes where those are asked for."""
+    """The tasks without a stored choice that covers all their arms, and that has lanes if lanes are asked for."""
 
     def is_known(page: Mapping[str, Any] | None, jobs: Sequence[Job]) -> bool:
         if page is None or (engine == BATCHED and not page["lanes"]):
@@ -67,14 +67,14 @@ def missing(known: Mapping[str, Any], tasks: Mapping[str, Sequence[Job]], engine
 def measured(
     tasks: Mapping[str, Sequence[Job]], steps: Mapping[str, int], asked: Asked, tick: Callable[[], object]
 ) -> dict[str, Choice]:
-    """A choice for each task, as many measured at a time as will train at a time: they share the memory's bandwidth then, too.
+    """A choice for each task. As many are measured at a time as will train at a time: they share the memory's bandwidth then, too.
 
     :param steps: of all cells of a task's selection phase together.
     """
     works = {}
     for key, jobs in tasks.items():
         arms = list({rates.versioned(job): job for job in reversed(jobs)}.values())
-        # Before one worker, about: selection, and half as much again for the phases after it.
+        # What one worker has to train, about: its share of the selection, and half as much again for the phases after it.
         cell_steps = 1.5 * steps[key] / asked.executor.slots
         what = f"the choice of an engine for {jobs[0].cell.problem}"
         setting = replace(asked.setting, device=jobs[0].cell.device)
@@ -87,11 +87,11 @@ def measured(
 
 
 def _choice(outcome: Any, jobs: Sequence[Job]) -> Choice:
-    """The choice that was measured, or the loop, for a cell that cannot be run is a failed cell, not a failed run."""
+    """The choice that was measured, else the loop: a cell that cannot be run is a failed cell, not a failed run."""
     if isinstance(outcome, UsageError):
         return Choice(LOOP, refusals={"": str(outcome).rstrip(".")})
-    # What a stranger's component returned may only break what is ours: the loop tells it by the cell.
-    if isinstance(outcome, execute.Bug) and any(execute.has_stranger(job.cell) for job in jobs):
+    # What a user-defined component returned may break code of ours only: the loop reports it with the cell.
+    if isinstance(outcome, execute.Bug) and any(execute.has_user_component(job.cell) for job in jobs):
         return Choice(LOOP, refusals={"": str(outcome).rstrip(":")})
     if isinstance(outcome, Exception):
         raise outcome

@@ -1,4 +1,4 @@
-"""The extension: two half-decades beyond an edge at which a choice lies, once."""
+"""The extend phase: if a choice lies at an edge of its axis, two half-decades beyond it are trained, once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from clipbench.task import arm_of
 
 
 def extend(campaign: Campaign) -> None:
-    """Train beyond the edges, if the study does not say otherwise."""
-    campaign.train("extend", [*_beyond(campaign)] if campaign.study.document.run.extend else [])
+    """Train the cells beyond the edges, unless the study says otherwise."""
+    campaign.train("extend", [*_cells_beyond(campaign)] if campaign.study.document.run.extend else [])
 
 
-def _beyond(campaign: Campaign) -> Iterator[Cell]:
+def _cells_beyond(campaign: Campaign) -> Iterator[Cell]:
     """The cells beyond an edge, as far as a threshold's own range goes: no percentile is above 100.
 
     If no seed is reported on, nothing is chosen.

@@ -18,7 +18,7 @@ FILE = re.compile(r"[0-9a-f]{8}\.txt")
 
 @dataclass
 class Reason:
-    """What some cells failed of: in words, and where in which file; how many cells, and where a traceback lies if there is one."""
+    """Why some cells failed, in words and as ``FILE, line N``; how many cells; and the file of a traceback if there is one."""
 
     words: str
     place: str
@@ -27,19 +27,19 @@ class Reason:
 
 
 class Failures:
-    """The failures of one run, the first first."""
+    """The failures of one run, in the order in which they came."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.reasons = folder / FOLDER, dict[tuple[str, str], Reason]()
 
     def forget(self) -> None:
         """Remove what an earlier run left: every failed cell is tried again."""
-        for path in self._left():
+        for path in self._files_left():
             path.unlink()
         with suppress(OSError):  # there is none, or somebody keeps something in it
             self.folder.rmdir()
 
-    def _left(self) -> list[Path]:
+    def _files_left(self) -> list[Path]:
         if self.folder.is_symlink() or not self.folder.is_dir():
             return []
         return [path for path in self.folder.iterdir() if FILE.fullmatch(path.name)]
@@ -54,10 +54,10 @@ class Failures:
         if fault.trace and reason.file is None:
             cell = record.job.cell
             first = f"{cell.id}: {cell.problem}, {cell.arm}, lr {cell.lr:g}, seed {cell.seed}"
-            reason.file = self._written(f"{reason.words}\n{first}\n\n{fault.trace}")
+            reason.file = self._write(f"{reason.words}\n{first}\n\n{fault.trace}")
 
-    def _written(self, text: str) -> Path | None:
-        """The file that holds it now, or nothing of it; None where the folder is a link to somewhere else."""
+    def _write(self, text: str) -> Path | None:
+        """The file that a text was written to, whole or not at all; None if the folder is a link to somewhere else."""
         if self.folder.is_symlink():
             return None
         content = text.encode(errors="backslashreplace")

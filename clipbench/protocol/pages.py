@@ -1,4 +1,4 @@
-"""What a run writes down before its first cell: what a report must know of the components."""
+"""The page of components, which a run writes before its first cell."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def components(cells: Iterable[Cell]) -> dict[str, Any]:
         if cell.problem not in page["workloads"]:
             workload = registry.build("workload", cell.workload.name, cell.workload.own)
             page["workloads"][cell.problem] = {
-                **_named(type(workload)),
+                **_component_entry(type(workload)),
                 "settings": dict(cell.workload.settings),
                 **about(workload),
                 "other_metrics": {metrics.name_of(one): metrics.direction(one) for one in getattr(workload, "other_metrics", ())},
                 "success": getattr(workload, "success", None),
                 "deterministic": bool(getattr(workload, "deterministic", False)),
             }
-        page["optimizers"].setdefault(cell.optimizer.label, _named(registry.find("optimizer", cell.optimizer.name)))
+        page["optimizers"].setdefault(cell.optimizer.label, _component_entry(registry.find("optimizer", cell.optimizer.name)))
         page["clips"].setdefault(
-            cell.clip.label, _named(registry.find("clip", cell.clip.name)) | {"threshold": cell.clip.threshold}
+            cell.clip.label, _component_entry(registry.find("clip", cell.clip.name)) | {"threshold": cell.clip.threshold}
         )
     return page
 
 
-def _named(cls: Any) -> dict[str, Any]:
+def _component_entry(cls: Any) -> dict[str, Any]:
     return {"name": cls.name, "version": cls.version, "about": registry.about(cls)}

@@ -1,4 +1,4 @@
-"""What a study asks for here: its cells, what it cannot have, and the keys under which a run files things."""
+"""The cells that a study asks for on this machine, those that it cannot have, and the keys of pilots and choices."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from clipbench.vocabulary import EXAMPLE
 
 @dataclass
 class Plan:
-    """What a study asks for here to select: cells on the first seed, the seeds of each workload; and what it cannot have."""
+    """The selection cells on the first seed, the number of seeds of each workload, and the cells that cannot run here."""
 
     templates: list[Cell]
     seeds: dict[str, int]
@@ -35,47 +35,47 @@ class Plan:
         return [replace(one, seed=seed) for one in self.templates for seed in range(self.count(one))]
 
     def count(self, template: Cell) -> int:
-        """How many seeds a cell is asked for on."""
+        """The number of seeds on which a cell is asked for."""
         return self.seeds[template.workload.name]
 
 
 def headline(cells: Sequence[Cell]) -> dict[str, str]:
-    """Method → arm. Where every optimizer of a study has one and the same schedule, its methods are the arms that have it."""
+    """Method → arm. If all optimizers of a study have one and the same schedule, the methods are the arms with that schedule."""
     schedules = {cell.schedule for cell in cells}
     if len(schedules) > 1 or schedules <= {lr_schedules.CONSTANT}:
         return METHODS
     arms = {(cell.optimizer.name, cell.clip.label): cell.arm for cell in cells if not cell.optimizer.own}
-    found = {}
+    arm_of = {}
     for method, arm in METHODS.items():
         optimizer, _, clip = arm.partition(" + ")
-        found[method] = arms.get((optimizer, clip or "none"), arm)
-    return found
+        arm_of[method] = arms.get((optimizer, clip or "none"), arm)
+    return arm_of
 
 
 def pilot_key(cell: Cell) -> str:
-    """Where a pilot is filed: another version of the workload has a pilot of its own."""
+    """The key of a cell's pilot: another version of the workload has a pilot of its own."""
     return f"{Task.of(cell).label}, version {cell.workload.version}"
 
 
 def choice_key(cell: Cell) -> str:
-    """Where the choice of an engine is filed."""
+    """The key of the choice of an engine for a cell's task."""
     return pilot_key(cell) + by_example(cell)
 
 
 def by_example(cell: Cell) -> str:
-    """What is added to the name of a cell's work: the gradients of single examples have a program of their own."""
+    """The end of a choice's key: the gradients of single examples have a program of their own."""
     return ", by example" if cell.on == EXAMPLE else ""
 
 
 def gauge_key(cell: Cell) -> str:
-    """Where a median size is filed within a pilot: a clip's other version may measure size otherwise."""
+    """The key of a clip's median size within a pilot: another version of the clip may measure size otherwise."""
     return f"{cell.clip.label}, version {cell.clip.version}"
 
 
 def plan(study: Study, device: str = "study") -> Plan:
     """The selection cells of a study; those for a device this machine lacks are listed as not run.
 
-    :param device: ``study`` (what the page says), ``cpu``, ``cuda``, or ``auto`` (CUDA where there is one, the CPU elsewhere).
+    :param device: ``study`` (what the page says), ``cpu``, ``cuda``, or ``auto`` (CUDA if there is one, the CPU otherwise).
     :raises UsageError: anything is wrong with the study, or a workload is not ``ready``.
     """
     cells, not_run = study.templates(), []

@@ -47,7 +47,7 @@ def predict(study: Study, asked: Plan, store: Store | None, engine: str | None =
         untuned = {*headline(asked.templates).values(), *study.document.untuned.arms}
         seeds = study.seeds(cells[0].workload.name)
         report = sum(2 + (arm in untuned) for arm in arms) * seeds.report
-        extended = sum(_beyond([cell for cell in cells if cell.arm == arm]) for arm in arms) * seeds.select
+        extended = sum(_settings_beyond([cell for cell in cells if cell.arm == arm]) for arm in arms) * seeds.select
         extended *= bool(study.document.run.extend and seeds.report)
         have, unreported = 0, report
         if stored is not None and len(stored):
@@ -74,14 +74,14 @@ def predict(study: Study, asked: Plan, store: Store | None, engine: str | None =
 
 
 def _outlook(tasks: Mapping[str, tuple[str, Sequence[Cell], int]], known: Mapping[str, Any], asked: Asked) -> dict[str, Choice]:
-    """How each task will be run, by its stored choice or one measured now.
+    """How each task will be run: its stored choice, or one that is measured now.
 
-    :param tasks: name → where its choice is stored, its cells on one seed, and the steps of all its cells together. A relative
-        threshold is any number here: no rate depends on it.
+    :param tasks: label → the key of its choice, its cells on one seed, and the number of steps of all its cells together. A
+        relative threshold is any number here: no rate depends on it.
     """
     jobs = {key: [Job(cell, cell.clip_settings(1.0)) for cell in cells] for key, (_, cells, _) in tasks.items()}
     steps = {key: number for key, (_, _, number) in tasks.items()}
-    stored = {key: known[place] for key, (place, _, _) in tasks.items() if place in known}
+    stored = {key: known[filed] for key, (filed, _, _) in tasks.items() if filed in known}
     new = measured({key: jobs[key] for key in missing(stored, jobs, asked.engine)}, steps, asked, lambda: None)
     for choice in new.values():
         if not choice.rates:
@@ -89,8 +89,8 @@ def _outlook(tasks: Mapping[str, tuple[str, Sequence[Cell], int]], known: Mappin
     return {key: used(new[key] if key in new else Choice(**stored[key]), asked) for key in tasks}
 
 
-def _beyond(cells: Sequence[Cell]) -> int:
-    """How many settings `selection.extend` may add to those of one arm: two at an end of either axis that has one."""
+def _settings_beyond(cells: Sequence[Cell]) -> int:
+    """How many settings `selection.extend` may add to those of one arm: two at an end of each axis that has an end."""
     thresholds = {cell.given_threshold for cell in cells}
     sides = [len({cell.lr for cell in cells}), len(thresholds)]
     return math.prod(side + 2 * (side > 1) for side in sides) - len(cells)

@@ -25,7 +25,7 @@ def time_methods(campaign: Campaign) -> None:
     same &= (stored["part"].fillna(throughput.STEP) == throughput.STEP) & (stored["threads"].fillna(1) == 1)
     timed = set(stored.loc[same, [*TASK, "optimizer", "clip"]].itertuples(index=False, name=None))
     # Whole benches: a clip that joins a study is timed beside its neighbours, not alone.
-    trained = _trained(campaign)
+    trained = _cells_that_ran(campaign)
     benches = throughput.benches([campaign.job(cell) for cell in campaign.plan.cells if cell.id in trained])
     benches = [bench for bench in benches if not {_method(job.cell) for job in bench} <= timed]
     tasks = [list(group) for _, group in groupby(benches, key=lambda bench: Task.of(bench[0].cell))]
@@ -44,19 +44,19 @@ def _method(cell: Cell) -> tuple[Any, ...]:
     return (*Task.of(cell), cell.optimizer.label, cell.clip.label)
 
 
-def _trained(campaign: Campaign) -> set[str]:
-    """The cells that could be run: what cannot be cannot be timed."""
+def _cells_that_ran(campaign: Campaign) -> set[str]:
+    """The identities of the cells that did not fail: what cannot be run cannot be timed."""
     cells = campaign.store.read("cells")
     return set(cells.loc[cells["status"] != Status.FAILED, "cell"])
 
 
 def time_implementations(campaign: Campaign, sizes: Mapping[str, Any], implementations: Sequence[str]) -> int:
-    """Time every implementation of every method; returns how many blocks."""
+    """The number of timed blocks; every implementation of every method is timed."""
     jobs = [campaign.job(cell) for cell in campaign.plan.cells]
-    parts = throughput.surveys(jobs, sizes, implementations, execute.cores())
-    campaign.watcher.phase("throughput", len(parts))
+    surveys = throughput.surveys(jobs, sizes, implementations, execute.cores())
+    campaign.watcher.phase("throughput", len(surveys))
     blocks, refused = 0, set[str]()
-    for one in parts:
+    for one in surveys:
         work = Call(throughput.carry_out, (one,), "the timing of implementations")
         setting = replace(campaign.setting, threads=one.threads, device=one.device)
         rows, refusals = execute.call(campaign.executor, work, setting, LONGEST)
@@ -71,7 +71,7 @@ def time_implementations(campaign: Campaign, sizes: Mapping[str, Any], implement
 
 
 def _keep(campaign: Campaign, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Into the store; their numbers go on from those there: blocks of the same number ran side by side."""
+    """Store timings. Their block numbers go on from the stored ones: blocks with the same number ran side by side."""
     if rows:
         stored = campaign.store.read("throughput")["block"]
         first = int(stored.max()) + 1 if len(stored) else 0

@@ -1,4 +1,4 @@
-"""Who follows a run: the command line draws progress bars from it, a test listens, nobody has to."""
+"""`Watcher`, what a caller may follow a run with: the command line draws progress bars, a test listens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from clipbench.engines import Record
 
 
 class Watcher(Protocol):
-    """What a caller may follow; the command line draws progress bars from it."""
+    """Is told how a run goes on."""
 
     def phase(self, name: str, cells: int) -> None:
         """A phase begins with so many cells to run."""
@@ -24,7 +24,7 @@ class Watcher(Protocol):
 
 
 class Silent:
-    """Follows nothing."""
+    """A watcher that ignores everything."""
 
     def phase(self, name: str, cells: int) -> None:
         """Say nothing."""

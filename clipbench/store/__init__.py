@@ -1,9 +1,9 @@
-"""The folder that holds what the cells did: atomic, checksummed, resumable.
+"""The folder that holds the results of cells: atomic, checksummed, resumable.
 
 ``study.toml``, ``environment.json``, ``components.json``, ``calibration.json`` and ``plan.json``, whose hashes lie in
 ``pages.json``; then a folder per table with immutable Parquet files. A file's name ends in a prefix of its own SHA-256. The
-shard's ``cells`` file is written last and names its companions: it is the commit. What no commit names does not exist, for a
-reader; and of a cell that several commits hold, only the commit that won it counts, in every table.
+shard's ``cells`` file is written last and names its companions: it is the commit. A reader ignores what no commit names; and if
+several commits hold a cell, only the commit that won it counts, in every table.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Store(Contents):
 
     @classmethod
     def create(cls, folder: Path | str, name: str, study: str) -> Store:
-        """The store of the study ``name`` in ``folder``, made where it is absent; an edited study replaces the stored page.
+        """The store of the study ``name`` in ``folder``, made if it is absent; an edited study replaces the stored page.
 
         :raises UsageError: the folder holds another study, or is no results folder.
         """
@@ -59,7 +59,7 @@ class Store(Contents):
             store.pages.adopt()
         damage = store.pages.damage()
         if damage or store.study != study:
-            with store.claim():  # not under the hands of a run of the page as it was
+            with store.claim():  # not while another process runs the old page
                 if STUDY in damage:
                     store.pages.put_aside(STUDY)
                     store.mended.append(f"{STUDY} {damage[STUDY]}; written anew")
@@ -70,7 +70,7 @@ class Store(Contents):
     # ------------------------------------------------------------------------------------------------------------- pages
 
     def write_page(self, name: str, page: Mapping[str, Any]) -> None:
-        """Replace one of the JSON pages, atomically, where it changed."""
+        """Replace one of the JSON pages, atomically, if it changed."""
         self.pages.write(name, page)
 
     # ----------------------------------------------------------------------------------------------------------- writing
@@ -97,7 +97,7 @@ class Store(Contents):
             os.close(descriptor)
 
     def commit(self, shard: str, tables: Mapping[str, Any]) -> None:
-        """Write one shard, its tables as `Rows`, ``cells`` as rows. They come last: until then nothing of the shard counts."""
+        """Write one shard, its tables as `Rows`. The file of ``cells`` comes last: until then nothing of the shard counts."""
         pages = {name: self.page(name) for name in ("environment", "components", "calibration")}
         companions = {
             table: write_table(self.folder / table, table, shard, tables[table], {}).name
@@ -113,7 +113,7 @@ class Store(Contents):
         write_table(self.folder / "throughput", "throughput", "timing", rows, {})
 
     def sweep(self) -> list[str]:
-        """Under a claim: mend the pages, move what is damaged to ``aside``, remove what no commit names; says what was moved."""
+        """Sentences on what is moved here. Under a claim: mend pages, move damage to ``aside``, remove what no commit names."""
         return tidy.sweep(self)
 
     def compact(self, curves: str | None = None) -> None:
@@ -126,7 +126,7 @@ class Store(Contents):
     # --------------------------------------------------------------------------------------------------------- verifying
 
     def problems(self) -> list[str]:
-        """Every broken promise of the store, a sentence each; empty where all is well."""
+        """Every broken promise of the store, a sentence each; empty if there is none."""
         return verify.problems(self)
 
     def missing(self) -> list[str]:
@@ -134,12 +134,12 @@ class Store(Contents):
         return verify.missing(self)
 
     def remarks(self) -> list[str]:
-        """What is no broken promise, and a reader should know; a sentence each."""
+        """What a reader should know although no promise is broken, a sentence each."""
         return verify.remarks(self)
 
 
 def set_old_aside(folder: Path) -> Path | None:
-    """Rename an existing results folder to ``NAME.old-N``, for ``--anew``; the new name, or None where there was none.
+    """The path ``NAME.old-N`` that an existing results folder is renamed to, for ``--anew``; None if there is no such folder.
 
     :raises UsageError: it cannot be renamed, as a mounted folder cannot: then nothing of it is touched.
     """

@@ -1,6 +1,6 @@
-"""Commits: the ``cells`` files, each of which names the other files of its shard, and says what its rows need to be understood.
+"""Commits: the ``cells`` files, each of which names the other files of its shard, and holds the context of its rows.
 
-A commit that cannot be trusted is damage, and none of its files counts.
+If a commit is damaged, none of its files counts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Commit:
 
     @property
     def shard(self) -> str:
-        """The name that its files share."""
+        """The name that the shard's files share."""
         return shard_of(self.path)
 
 
@@ -54,8 +54,8 @@ def read(path: Path, study: str | None) -> Commit:
     """The commit in a ``cells`` file.
 
     :param study: the name of the folder's study, None if nobody knows it.
-    :raises Damaged: it is not sound, or belongs to another study.
-    :raises UsageError: it was written by a newer clipbench.
+    :raises Damaged: the file is not sound, or belongs to another study.
+    :raises UsageError: a newer clipbench wrote it.
     """
     rows = table_of(path, "cells")
     metadata = rows.schema.metadata or {}
@@ -75,14 +75,14 @@ def _is_map_of_maps(value: Any) -> bool:
 
 
 def replaced_by(rows: pa.Table) -> frozenset[str]:
-    """The names of the files that a file took the place of.
+    """The names of the files that a file replaces.
 
-    :raises Damaged: they are no list of names.
+    :raises Damaged: its metadata have no list of names.
     """
-    found = _json((rows.schema.metadata or {}).get(REPLACES, b"[]"), "what it replaces")
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+    names = _json((rows.schema.metadata or {}).get(REPLACES, b"[]"), "what it replaces")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise Damaged("has a list of replaced files that is none")
-    return frozenset(found)
+    return frozenset(names)
 
 
 def refuse_newer(path: Path, version: Any) -> None:
@@ -106,10 +106,10 @@ def _companions(folder: Path, text: bytes) -> dict[str, Path]:
 
 
 def _object(text: bytes, what: str) -> dict[str, Any]:
-    found = _json(text, what)
-    if not isinstance(found, dict):
+    value = _json(text, what)
+    if not isinstance(value, dict):
         raise Damaged(f"has {what} in no form we know")
-    return found
+    return value
 
 
 def _json(text: bytes, what: str) -> Any:

@@ -1,4 +1,4 @@
-"""Single files of a store: written whole or not at all, and told from damage.
+"""Single files of a store: they are written whole or not at all, and damage to them is detected.
 
 Knows nothing of commits, pages or cells.
 """
@@ -42,7 +42,7 @@ def write_table(
     """
     arrow = _arrow(table, rows).replace_schema_metadata(dict(metadata))
     temporary = folder / f"{TEMPORARY}{shard}-{os.getpid()}"
-    # Byte by byte a column of noise shrinks; `changed` counts elements, so that its values come again and again.
+    # A column of noise shrinks if its bytes are split into streams; the values of `changed`, which counts elements, repeat.
     noise = [column.name for column in schema.TABLES[table] if column.type == schema.FLOAT and column.name != "changed"]
     floats = noise if table == "curves" else []
     try:
@@ -79,7 +79,7 @@ def _arrow(table: str, rows: Rows | pa.Table) -> pa.Table:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Put ``text`` in the place of a file, at once and synced to disk."""
+    """Replace a file by one that holds ``text``, atomically and synced to disk."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:
@@ -109,7 +109,7 @@ def sync_folder(folder: Path) -> None:
 def content(path: Path) -> bytes:
     """The bytes of a regular file; nothing else is opened, for a pipe would never end.
 
-    :raises Damaged: it is none.
+    :raises Damaged: it is no regular file, or cannot be read.
     """
     try:
         mode = path.stat().st_mode
@@ -133,12 +133,12 @@ def table_of(path: Path, table: str) -> pa.Table:
     if _digest(data) != path.stem.rpartition("-")[2]:
         raise Damaged("does not match the hash in its name")
     try:
-        found = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        stored = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise Damaged(f"cannot be read ({_short(error)})") from None
     wanted = schema.arrow(table)
     try:
-        return _complete(found, table).select(wanted.names).cast(wanted).replace_schema_metadata(found.schema.metadata)
+        return _complete(stored, table).select(wanted.names).cast(wanted).replace_schema_metadata(stored.schema.metadata)
     except (pa.ArrowException, KeyError) as error:
         raise Damaged(f"is of another schema ({_short(error)})") from None
 
@@ -152,12 +152,12 @@ def damage_of(path: Path) -> str | None:
     return None
 
 
-def _complete(found: pa.Table, table: str) -> pa.Table:
+def _complete(rows: pa.Table, table: str) -> pa.Table:
     """A file's rows with the columns that came later than the file."""
     for column in schema.TABLES[table]:
-        if column.later and column.name not in found.column_names:
-            found = found.append_column(column.name, pa.nulls(len(found), column.type))
-    return found
+        if column.later and column.name not in rows.column_names:
+            rows = rows.append_column(column.name, pa.nulls(len(rows), column.type))
+    return rows
 
 
 def _digest(data: bytes) -> str:
@@ -172,7 +172,7 @@ def _short(error: BaseException) -> str:
 
 
 def set_aside(path: Path, folder: Path) -> None:
-    """Move a file, a link or a pipe by its name into ``folder``, beside whatever lies there under the same name."""
+    """Move a file, a link or a pipe into ``folder``; a number is added to its name if the name is taken there."""
     folder.mkdir(parents=True, exist_ok=True)
     number, target = 1, folder / path.name
     while os.path.lexists(target):

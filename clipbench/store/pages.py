@@ -1,7 +1,8 @@
-"""The pages of a store: the study, the machine, the components, what was calibrated, and the plan; each with a hash.
+"""The pages of a store: the study, the machine, the components, pilots and choices, and the plan; each with a hash.
 
-The hashes lie in ``pages.json``, which has one of its own. While a page is replaced both its hashes are listed, so that a process
-that dies between two writes leaves no damage behind. A folder from before ``pages.json`` has none: its pages are looked at only.
+The hashes lie in ``pages.json``, which has a hash of its own. While a page is replaced both its hashes are listed, so that a
+process that dies between two writes leaves no damage behind. A folder from before ``pages.json`` has no hashes: only the form of
+its pages is checked.
 """
 
 from __future__ import annotations
@@ -53,17 +54,17 @@ class Pages:
         if not (self.folder / file).exists() and not self._hashes().get(file):
             return {}
         try:
-            found = json.loads(self._text(file))
+            page = json.loads(self._text(file))
         except (ValueError, RecursionError) as error:
             raise Damaged(f"is no JSON ({error})") from None
-        if not isinstance(found, dict):
+        if not isinstance(page, dict):
             raise Damaged("is no JSON object")
         for key, (outer, inner) in SHAPES[name].items():
-            value = found.get(key, outer())
+            value = page.get(key, outer())
             inside = value.values() if isinstance(value, dict) else value
             if not isinstance(value, outer) or not all(isinstance(one, inner) for one in inside):
                 raise Damaged(f'has a key "{key}" that is no such thing')
-        return found
+        return page
 
     def write(self, name: str, page: Mapping[str, Any]) -> None:
         """Replace one of the JSON pages, atomically, if it changed."""
@@ -86,19 +87,19 @@ class Pages:
 
         :raises UsageError: a newer clipbench wrote them.
         """
-        found = {}
+        damage = {}
         try:
             self._listed()
         except Damaged as wrong:
-            found[LIST] = str(wrong)
+            damage[LIST] = str(wrong)
         reads: dict[str, Callable[[], object]] = {STUDY: self.study}
         reads |= {f"{name}.json": partial(self.read, name) for name in PAGES}
         for file, read in reads.items():
             try:
                 read()
             except Damaged as wrong:
-                found[file] = str(wrong)
-        return found
+                damage[file] = str(wrong)
+        return damage
 
     def unlisted(self) -> list[str]:
         """The pages that are there and have no hash."""
@@ -154,7 +155,7 @@ class Pages:
 
 
 def as_json(page: Mapping[str, Any]) -> str:
-    """A page as people can compare it: sorted, a key a line, a list of words on one."""
+    """The text of a page, so that people can compare two: keys sorted, each on a line, a list of words on one line."""
     text = json.dumps(page, indent=1, sort_keys=True, ensure_ascii=False)
     return re.sub(r'\[\s+("[^"\\]*"(?:,\s+"[^"\\]*")*)\s+\]', _on_one_line, text) + "\n"
 
@@ -164,7 +165,7 @@ def _on_one_line(words: re.Match[str]) -> str:
 
 
 def _own_hash(page: Mapping[str, Any]) -> str:
-    """Of what a list of pages says, however it is written down."""
+    """The hash of what a list of pages says, whatever its white space and order."""
     return _hash(json.dumps(page, sort_keys=True, separators=(",", ":")).encode())
 
 
@@ -176,7 +177,7 @@ def _hash(data: bytes) -> str:
 
 
 def context(pages: Mapping[str, Mapping[str, Any]], rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the pages say of some rows of ``cells``: enough to rebuild the pages from all commits.
+    """What the pages say of some rows of ``cells``: the contexts of all commits are enough to rebuild the pages.
 
     :param pages: environment, components and calibration.
     """
@@ -203,20 +204,20 @@ def context(pages: Mapping[str, Mapping[str, Any]], rows: list[Mapping[str, Any]
 def merged(contexts: list[Mapping[str, Any]]) -> dict[str, Any]:
     """One context of several: later commits add to earlier ones; its format is the oldest of theirs."""
     known = [one for one in contexts if one]
-    found: dict[str, Any] = {"environments": {}, "components": {"workloads": {}, "optimizers": {}, "clips": {}}, "pilots": {}}
+    combined: dict[str, Any] = {"environments": {}, "components": {"workloads": {}, "optimizers": {}, "clips": {}}, "pilots": {}}
     for one in known:
-        found |= {name: one[name] for name in ("study", "curves") if one.get(name) is not None}
-        found["environments"] |= one.get("environments", {})
+        combined |= {name: one[name] for name in ("study", "curves") if one.get(name) is not None}
+        combined["environments"] |= one.get("environments", {})
         for kind, entries in one.get("components", {}).items():
-            found["components"].setdefault(kind, {}).update(entries)
+            combined["components"].setdefault(kind, {}).update(entries)
         for key, sizes in one.get("pilots", {}).items():
-            found["pilots"].setdefault(key, {}).update(sizes)
-    found["schema"] = min((one.get("schema", "1.0") for one in contexts), default=schema.VERSION) if all(contexts) else "1.0"
-    return found
+            combined["pilots"].setdefault(key, {}).update(sizes)
+    combined["schema"] = min((one.get("schema", "1.0") for one in contexts), default=schema.VERSION) if all(contexts) else "1.0"
+    return combined
 
 
 def rebuilt(name: str, from_commits: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """A page as far as the commits know it; the plan is derived anew by the next run."""
+    """A page, rebuilt as far as the commits know it; the plan is empty, and the next run derives it anew."""
     if name == "environment":
         lost = {"lost": "the page that told of this machine was damaged"}
         keys = {row["environment"] for row in rows}

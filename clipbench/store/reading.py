@@ -21,7 +21,7 @@ from clipbench.store.commits import Commit, replaced_by
 from clipbench.store.files import Damaged, table_of
 from clipbench.store.pages import STUDY, Pages, merged
 
-Found = TypeVar("Found")
+Content = TypeVar("Content")
 Bad = dict[str, str]  # TABLE/FILE → what is wrong with it
 
 
@@ -33,16 +33,16 @@ class Reader:
         self._known: dict[tuple[Path, Any], tuple[tuple[int, ...], Any]] = {}
 
     def commits(self, study: str | None) -> tuple[list[Commit], Bad]:
-        """The sound commits of the folder but for those that another one replaces, and the damaged ones."""
-        found, bad = self.all_commits(study)
-        return self.counted(found), bad
+        """The sound commits of the folder without those that another one replaces, and the damaged ones."""
+        commits, bad = self.all_commits(study)
+        return self.counted(commits), bad
 
     def all_commits(self, study: str | None) -> tuple[list[Commit], Bad]:
         """The sound commits, and the damaged ones."""
         return self._each("cells", partial(commits_.read, study=study), study)
 
     def counted(self, commits: Sequence[Commit]) -> list[Commit]:
-        """The commits but for those that another one replaces: it names them, and has all their cells."""
+        """The commits without those that another one replaces: it names them, and has all their cells."""
         named = [(one.replaces, one) for one in commits if one.replaces]
         return [one for one in commits if not any(one.path.name in names and _holds(other, one) for names, other in named)]
 
@@ -67,24 +67,25 @@ class Reader:
 
     def throughput(self) -> tuple[pa.Table, Bad]:
         """The timings, each file once under whatever name it lies there, and the damaged files."""
-        found, bad = self._each("throughput", lambda path: (path, table_of(path, "throughput")), None)
-        kept = {path.stem.rpartition("-")[2]: rows.replace_schema_metadata(None) for path, rows in timings(found)}
+        tables, bad = self._each("throughput", lambda path: (path, table_of(path, "throughput")), None)
+        kept = {path.stem.rpartition("-")[2]: rows.replace_schema_metadata(None) for path, rows in timings(tables)}
         return pa.concat_tables([schema.arrow("throughput").empty_table().replace_schema_metadata(None), *kept.values()]), bad
 
     def files(self, table: str) -> list[Path]:
-        """Whatever lies in a table's folder as one of its files, a pipe and a dangling link too."""
+        """Everything in a table's folder with the name of one of its files, a pipe and a dangling link included."""
         return sorted((self.folder / table).glob("[!.]*.parquet"))
 
-    def _each(self, table: str, read: Callable[[Path], Found], key: Any) -> tuple[list[Found], Bad]:
-        found, bad = [], Bad()
+    def _each(self, table: str, read: Callable[[Path], Content], key: Any) -> tuple[list[Content], Bad]:
+        """What ``read`` makes of each file of a table, and the damaged ones; ``key`` is what a result also depends on."""
+        contents, bad = [], Bad()
         for path in self.files(table):
             try:
-                found.append(self._once(path, read, key))
+                contents.append(self._once(path, read, key))
             except Damaged as wrong:
                 bad[f"{table}/{path.name}"] = str(wrong)
-        return found, bad
+        return contents, bad
 
-    def _once(self, path: Path, read: Callable[[Path], Found], key: Any) -> Found:
+    def _once(self, path: Path, read: Callable[[Path], Content], key: Any) -> Content:
         try:
             about = path.stat()
         except OSError:
@@ -98,7 +99,7 @@ class Reader:
 
 
 class Contents:
-    """What a results folder holds, for those who read it; `Store` writes it."""
+    """The contents of a results folder, to be read; `Store` writes them."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -106,10 +107,10 @@ class Contents:
             raise UsageError(f"{self.folder}: this is no results folder (it has no study.toml); `clipbench run` makes one.")
         self.pages, self.reader = Pages(self.folder), Reader(self.folder)
         self.bad: Bad = {}
-        self.mended: list[str] = []  # what was told of pages that were mended before the first sweep
+        self.mended: list[str] = []  # sentences on pages that were mended before the first sweep
 
     def page(self, name: str) -> dict[str, Any]:
-        """One of the JSON pages, empty where it was never written.
+        """One of the JSON pages, empty if it was never written.
 
         :raises UsageError: the page is damaged.
         """
@@ -125,7 +126,7 @@ class Contents:
 
     @property
     def held(self) -> str | None:
-        """The name of the study that the folder holds, from the commits if the page is damaged; None if nobody knows it."""
+        """The name of the study that the folder holds, from the commits if the page is damaged; None if neither has it."""
         try:
             name = self.pages.read("environment").get("study")
         except Damaged:
@@ -134,7 +135,7 @@ class Contents:
 
     @property
     def format(self) -> str:
-        """The oldest format that a commit of the folder has: by its rules some rows were measured and judged."""
+        """The oldest format of the folder's commits: some rows were measured and judged by its rules."""
         return str(merged([one.context for one in self.commits])["schema"])
 
     @property
@@ -174,7 +175,7 @@ class Contents:
         return self.arrow(table).to_pandas(types_mapper=pd.ArrowDtype)
 
     def arrow(self, table: str) -> pa.Table:
-        """As `read`, in Arrow."""
+        """The same rows as `read` gives, as an Arrow table."""
         if table == "throughput":
             rows, bad = self.reader.throughput()
         else:
@@ -184,7 +185,7 @@ class Contents:
 
 
 def winners(commits: Sequence[Commit]) -> list[np.ndarray]:
-    """For each commit, which of its rows count: of a cell the last attempt; of two, one that did not fail, then the newest."""
+    """For each commit, which of its rows count: a cell's last attempt; of two such rows one that did not fail, else the newest."""
     if not commits:
         return []
     names = ["cell", "attempt", "status", "created"]
@@ -201,11 +202,11 @@ def _holds(other: Commit, one: Commit) -> bool:
     return other is not one and bool(pc.all(pc.is_in(one.rows["cell"], value_set=other.rows["cell"].combine_chunks())).as_py())
 
 
-def timings(found: Sequence[tuple[Path, pa.Table]]) -> list[tuple[Path, pa.Table]]:
-    """The files of timings but for those that another one replaces: it names them, and has no fewer rows."""
-    named = [(replaced_by(rows), path, len(rows)) for path, rows in found]
+def timings(tables: Sequence[tuple[Path, pa.Table]]) -> list[tuple[Path, pa.Table]]:
+    """The files of timings without those that another one replaces: it names them, and has no fewer rows."""
+    named = [(replaced_by(rows), path, len(rows)) for path, rows in tables]
     return [
         (path, rows)
-        for path, rows in found
+        for path, rows in tables
         if not any(path.name in names and path != other and len(rows) <= size for names, other, size in named)
     ]

@@ -1,6 +1,6 @@
-"""What a run does before it fills a folder, and after: pages mended, damage set aside, many files made one.
+"""Order in a results folder: before a run, pages are mended and damage is set aside; after it, many files become one.
 
-Only what is ours and counts for nothing is removed; whatever else is in the way moves to ``aside``, by its name.
+Only files of clipbench that no longer count are removed; everything else that is in the way moves to ``aside``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TABLES = (*SHARD_TABLES, "cells", "throughput")
 
 
 def sweep(store: Contents) -> list[str]:
-    """Leave a folder in which every file is sound and committed; a sentence on each thing that was moved or rebuilt."""
+    """A sentence on each thing that is moved or rebuilt here; afterwards every file of the folder is sound and committed."""
     told = [*store.mended, *mend(store)]
     store.mended = []
     _remove_unfinished(store.folder)
@@ -42,7 +42,7 @@ def sweep(store: Contents) -> list[str]:
 
 
 def mend(store: Contents, study: str | None = None) -> list[str]:
-    """Set damaged pages aside and rebuild them from the commits; a sentence each. The study's own page is the run's to mend.
+    """A sentence on each damaged page, which is set aside and rebuilt from the commits; `Store.create` mends the study's page.
 
     :param study: the name of the folder's study, for a folder whose commits do not tell it.
     """
@@ -67,7 +67,7 @@ def mend(store: Contents, study: str | None = None) -> list[str]:
 
 
 def _disagrees(store: Contents, file: str, known: Mapping[str, Any], broken: Mapping[str, str]) -> bool:
-    """Whether a page without a hash says otherwise than the commits do."""
+    """Whether a page without a hash contradicts the commits."""
     if file in broken or file == STUDY:
         return False
     name = file.removesuffix(".json")
@@ -137,12 +137,12 @@ def _sweep_commits(store: Contents) -> list[str]:
 
 
 def _once(commits: Iterable[Commit]) -> list[Commit]:
-    """The commits without copies: a file's hash tells them apart, whatever it is called."""
+    """The commits without copies, which have the same hash and may have other names."""
     return list({one.path.stem.rpartition("-")[2]: one for one in reversed(list(commits))}.values())[::-1]
 
 
 def _is_left_over(path: Path) -> bool:
-    """Whether a file is one of ours that was written whole, and whose commit never came."""
+    """Whether a file is one of clipbench's that was written whole, and whose commit was never written."""
     return bool(OURS.fullmatch(path.name)) and not path.is_symlink() and damage_of(path) is None
 
 
@@ -169,7 +169,7 @@ def _put_aside(store: Contents, path: Path) -> None:
 
 
 def compact(store: Contents, curves: str | None = None) -> None:
-    """One file a table. The new ``cells`` file is the commit, and says what it replaces: from then on the old ones do not count.
+    """Make one file a table. The new ``cells`` file is the commit and names what it replaces: the old files no longer count.
 
     :param curves: whose curves are kept from now on, of `CURVES`; those that are kept already if not given.
     """
@@ -187,7 +187,7 @@ def compact(store: Contents, curves: str | None = None) -> None:
 
 
 def _of_kept(tables: Mapping[str, pa.Table], kept: str) -> pa.Table:
-    """The curves of the cells whose curve is kept, in their runs' precision, as older folders do not have them."""
+    """The curves of the cells whose curve is kept, in the precision of their runs: older folders have them in float64."""
     rows = tables["cells"].select(["cell", "role", "status", "dtype"]).to_pylist()
     cells = [row["cell"] for row in rows if keeps_curve({"curves": kept}, row["role"], row["status"])]
     exact = pa.array([row["cell"] for row in rows if row["dtype"] == "float64"], pa.string())
@@ -202,7 +202,7 @@ def _of_kept(tables: Mapping[str, pa.Table], kept: str) -> pa.Table:
 
 
 def _alike(curves: pa.Table, others: pa.Table) -> bool:
-    """Whether two tables of curves hold the same; NaN is as NaN, which Arrow denies."""
+    """Whether two tables of curves are equal; NaN equals NaN here, which it does not in Arrow."""
     if len(curves) != len(others):
         return False
     return all(np.array_equal(curves[name].to_numpy(), others[name].to_numpy(), equal_nan=True) for name in measures.COLUMNS)
@@ -227,7 +227,7 @@ def _write(store: Contents, table: str, rows: pa.Table, metadata: Mapping[bytes,
 
 
 def _drop(store: Contents, commits: list[Commit], new: set[Path]) -> None:
-    """Remove what was replaced. Another machine's results of the same cells do not count, and are moved aside."""
+    """Remove what was replaced. If a commit has results that another one beat, its files are moved aside."""
     for one, won in zip(commits, winners(commits), strict=True):
         lost = one.rows.filter(pa.array(~won))
         beaten = pc.any(pc.not_equal(lost["status"], Status.FAILED)).as_py()

@@ -1,6 +1,7 @@
-"""What holds in a folder and what does not: files, pages, and rows beside each other.
+"""Which promises of a results folder hold: for its files, its pages, its rows, and its rows compared with each other.
 
-Broken is what no run of ours leaves behind. What a run was only kept from finishing is missing, and no fault.
+A promise is broken if no run of clipbench could have left the folder so. What an interrupted run has not finished is missing, and
+no broken promise.
 """
 
 from __future__ import annotations
@@ -44,33 +45,33 @@ def problems(store: Contents) -> list[str]:
 
 
 def missing(store: Contents) -> list[str]:
-    """What the study asks for and the folder lacks."""
-    found = [f"{name}.json is not written yet" for name in PAGES if not store.page(name)]
+    """What the study asks for and the folder lacks, a sentence each."""
+    sentences = [f"{name}.json is not written yet" for name in PAGES if not store.page(name)]
     cells, plan = store.read("cells"), store.page("plan")
     stored = set(cells.loc[cells["status"] != Status.FAILED, "cell"])
-    found += [f"the {phase} phase has not run" for phase in plan.get("phases", ()) if phase not in plan.get("cells", {})]
+    sentences += [f"the {phase} phase has not run" for phase in plan.get("phases", ()) if phase not in plan.get("cells", {})]
     for phase, asked in plan.get("cells", {}).items():
         absent = [cell for cell in asked if cell not in stored]
         if absent:
-            found.append(f"{len(absent)} of the {len(asked)} {phase} cells are missing, {absent[0]} first")
+            sentences.append(f"{len(absent)} of the {len(asked)} {phase} cells are missing, {absent[0]} first")
     for row in cells[cells["status"] == Status.FAILED].itertuples():
-        found.append(f"cell {row.cell} failed ({row.reason}); the next run tries it again")
+        sentences.append(f"cell {row.cell} failed ({row.reason}); the next run tries it again")
     left = [path for table in schema.TABLES for path in (store.folder / table).glob(f"{TEMPORARY}*")]
-    return found + [f"{path.parent.name}/{path.name} is an unfinished write" for path in sorted(left)] + _left_over(store)
+    return sentences + [f"{path.parent.name}/{path.name} is an unfinished write" for path in sorted(left)] + _left_over(store)
 
 
 def remarks(store: Contents) -> list[str]:
-    """What is no broken promise, and a reader should know."""
+    """What a reader should know although no promise is broken, a sentence each."""
     cells, environments = store.read("cells"), store.page("environment").get("environments", {})
-    found = []
+    sentences = []
     for task, rows in cells[cells["status"] != Status.FAILED].groupby(TASK, dropna=False):
         keys = sorted(rows["environment"].dropna().unique())
         if len(keys) > 1:
-            found.append(f"{', '.join(map(str, task))}: its cells come from {len(keys)} environments ({', '.join(keys)})")
-    found += [f"environment {key}: {page['lost']}" for key, page in environments.items() if "lost" in page]
+            sentences.append(f"{', '.join(map(str, task))}: its cells come from {len(keys)} environments ({', '.join(keys)})")
+    sentences += [f"environment {key}: {page['lost']}" for key, page in environments.items() if "lost" in page]
     if store.pages.unlisted():
-        found.append("the pages have no hashes, as in every folder from before format 2; the next run gives them some")
-    return found
+        sentences.append("the pages have no hashes, as in every folder from before format 2; the next run gives them some")
+    return sentences
 
 
 # ----------------------------------------------------------------------------------------------------------------------- files
@@ -79,12 +80,12 @@ def remarks(store: Contents) -> list[str]:
 def _file_problems(store: Contents) -> list[str]:
     reader = Reader(store.folder)
     commits, bad = reader.all_commits(store.held)
-    found = [f"{name} {why}" for name, why in bad.items()]
+    problems = [f"{name} {why}" for name, why in bad.items()]
     for one in commits:
-        found += [f"{path.parent.name}/{path.name} {why}" for path in one.companions.values() if (why := damage_of(path))]
+        problems += [f"{path.parent.name}/{path.name} {why}" for path in one.companions.values() if (why := damage_of(path))]
     copies = pd.Series([one.path.stem.rpartition("-")[2] for one in commits], dtype=object)
-    found += [f"cells/{commits[number].path.name} is a copy of another file" for number in np.flatnonzero(copies.duplicated())]
-    return found + _timing_problems(reader) + _doubles(reader.counted(commits))
+    problems += [f"cells/{commits[number].path.name} is a copy of another file" for number in np.flatnonzero(copies.duplicated())]
+    return problems + _timing_problems(reader) + _doubles(reader.counted(commits))
 
 
 def _timing_problems(reader: Reader) -> list[str]:
@@ -130,18 +131,18 @@ class _Context:
 
 def _row_problems(store: Contents) -> list[str]:
     cells = store.read("cells")
-    given = _Context(
+    context = _Context(
         store.page("environment"),
         store.page("components"),
         store.page("calibration").get("pilots", {}),
         _current(store),
     )
     tables = {name: _by_cell(store.arrow(name)) for name in SHARD_TABLES}
-    found = []
+    problems = []
     for row in cells.astype(object).where(cells.notna(), None).itertuples():  # pandas' NA cannot be asked whether it is a word
         mine = {name: tables[name].get(row.cell) for name in SHARD_TABLES}
-        found += [f"cell {row.cell}: {broken}" for broken in _broken(row, given, mine)]
-    return found + _between(cells)
+        problems += [f"cell {row.cell}: {broken}" for broken in _broken(row, context, mine)]
+    return problems + _between(cells)
 
 
 def _current(store: Contents) -> dict[str, bool]:
@@ -162,40 +163,40 @@ def _by_cell(rows: pa.Table) -> dict[str, Columns]:
     return {cells[first]: {name: column[first:last] for name, column in columns.items()} for first, last in pairwise(edges)}
 
 
-def _broken(row: Any, given: _Context, tables: Mapping[str, Columns | None]) -> Iterator[str]:
+def _broken(row: Any, context: _Context, tables: Mapping[str, Columns | None]) -> Iterator[str]:
     """What is wrong with one row of ``cells`` and the rows of other tables that belong to it."""
     if identity(row.settings or "") != row.cell:
         yield f"its settings hash to {identity(row.settings or '')}"
         return
     document = json.loads(row.settings)
-    yield from _columns(row, document, given)
+    yield from _columns(row, document, context)
     if row.status not in [*Status] or (row.status != Status.FAILED) != (row.outcome in [*Outcome]):
         yield f"status {row.status} and outcome {row.outcome} do not go together"
     if (row.status == Status.DIVERGED) != (row.outcome == Outcome.DIVERGED):
         yield f"status {row.status} and outcome {row.outcome} do not go together"
-    if row.environment not in given.environment.get("environments", {}):
+    if row.environment not in context.environment.get("environments", {}):
         yield f"its environment {row.environment} is not in environment.json"
     if row.status == Status.FAILED:
         return
     if row.status == Status.DIVERGED and row.diverged_at is None:
         yield "it diverged, and nothing says at which step"
-    about = given.components.get("workloads", {}).get(row.problem, {})
+    about = context.components.get("workloads", {}).get(row.problem, {})
     yield from _evaluated(row, tables["evals"], about)
-    yield from _recorded(row, document, tables, about, given)
+    yield from _recorded(row, document, tables, about, context)
 
 
-def _columns(row: Any, document: Mapping[str, Any], given: _Context) -> Iterator[str]:
+def _columns(row: Any, document: Mapping[str, Any], context: _Context) -> Iterator[str]:
     """Columns that do not say what ``settings`` says."""
     parts = {kind: Part(**document[kind]) for kind in ("workload", "optimizer")}
     wanted = {
-        **{kind: part.name for kind, part in parts.items()},
+        **{kind: component.name for kind, component in parts.items()},
         "clip": document["clip"]["name"],
         "problem": parts["workload"].label,
         **{name: document[name] for name in ("lr", "seed", "batch", "device", "dtype")},
         "relative": document["clip"]["settings"].get(RELATIVE),
     }
     label = (row.arm or "").partition(" + ")[2] or "none"
-    first = given.components.get("clips", {}).get(label, {}).get("threshold")
+    first = context.components.get("clips", {}).get(label, {}).get("threshold")
     clip = Part(**document["clip"], threshold=first)
     wanted["arm"] = parts["optimizer"].label + (f" + {clip.label}" if clip.name != "none" else "")
     if first in clip.settings:
@@ -207,7 +208,7 @@ def _columns(row: Any, document: Mapping[str, Any], given: _Context) -> Iterator
         yield f"its role {row.role!r} is none"
     if row.steps is not None and row.steps > document["steps"]:
         yield f"it has {row.steps} steps of {document['steps']}"
-    size = given.pilots.get(_pilot(row, document), {}).get(f"{label}, version {document['clip']['version']}")
+    size = context.pilots.get(_pilot(row, document), {}).get(f"{label}, version {document['clip']['version']}")
     if row.relative is not None and size is not None and row.status != Status.FAILED:
         resolved = float(f"{row.relative * size:.3g}")
         if not _same(row.threshold, resolved):
@@ -231,12 +232,12 @@ def _evaluated(row: Any, evals: Columns | None, about: Mapping[str, Any]) -> Ite
 
 
 def _recorded(
-    row: Any, document: Mapping[str, Any], tables: Mapping[str, Columns | None], about: Mapping[str, Any], given: _Context
+    row: Any, document: Mapping[str, Any], tables: Mapping[str, Columns | None], about: Mapping[str, Any], context: _Context
 ) -> Iterator[str]:
-    """What the curve says: it is there if it is kept, whole, and gives the columns, the events and the verdict."""
+    """What is wrong with a row's curve: it must be there if it is kept, be whole, and give the columns, events and verdict."""
     curve = tables["curves"]
     if curve is None:
-        if keeps_curve(given.environment, row.role, row.status):
+        if keeps_curve(context.environment, row.role, row.status):
             yield "its curve is missing"
         return
     steps = curve["step"]
@@ -247,7 +248,7 @@ def _recorded(
     yield from _differing(row, summary.of_curve(rows), "its curve")
     optimum, reference, unbounded = about.get("optimum"), about.get("reference_loss"), bool(about.get("unbounded"))
     yield from _too_good(rows[:, measures.LOSS], about, "its curve")
-    if not about or not given.current.get(row.cell):
+    if not about or not context.current.get(row.cell):
         return
     rules, evaluations = events.rules_from(document["events"]), _evaluations(tables["evals"])
     dtype = "float64" if row.dtype == "float64" else "float32"
@@ -287,7 +288,7 @@ def _too_good(losses: np.ndarray, about: Mapping[str, Any], what: str) -> Iterat
 
 
 def _between(cells: pd.DataFrame) -> list[str]:
-    """What rows say of each other: a seed is for one phase, and a multiple has one threshold."""
+    """What is wrong between rows: a seed must be of one phase, and a multiple must have one threshold."""
     roles: dict[tuple[Any, ...], set[str]] = {}
     thresholds: dict[tuple[Any, ...], set[float]] = {}
     names = [*ARM, "relative", "lr", "threshold", "seed", "role", "environment", "settings", "status"]
@@ -298,14 +299,14 @@ def _between(cells: pd.DataFrame) -> list[str]:
         roles.setdefault((*arm, row.lr, row.threshold, row.seed), set()).add(row.role)
         if row.relative is not None:
             thresholds.setdefault((*arm, row.environment), set()).add(row.threshold)
-    found = [
+    problems = [
         f"{key[4]} at lr {key[7]:g}: seed {key[-1]} is used to select and to report" for key, used in roles.items() if len(used) > 1
     ]
     for key, several in thresholds.items():
         if len(several) > 1:
             told = ", ".join(f"{value:g}" for value in sorted(several))
-            found.append(f"{key[4]}: {key[5]:g} times the pilot's size has several thresholds, {told}")
-    return found
+            problems.append(f"{key[4]}: {key[5]:g} times the pilot's size has several thresholds, {told}")
+    return problems
 
 
 def _versions(settings: str) -> str:
