@@ -71,7 +71,7 @@ def main(folder, page):
     for engine in ("loop", "batched"):
         store = stores[f"by {engine}"] = Store.create(folder / engine, asked.name, asked.text)
         with store.claim():
-            protocol.run(asked, store, protocol.Options(engine=engine, throughput=False))
+            protocol.run(asked, store, protocol.Options(engine=engine, workers=1, throughput=False))
     sys.stdout.write(json.dumps(said | {name: seen(Store(store.folder)) for name, store in stores.items()}))
 
 

@@ -446,7 +446,7 @@ WORKLOADS = {
     ),
     "a loss for each example": (
         "loss and gradient finite at the start",
-        "(8, 1)",
+        "(4, 1)",
         "mse_loss(output, target)",
         "mse_loss(output, target, reduction='none')",
     ),

@@ -1,6 +1,7 @@
 """The loop is the loop a user would write, to the bit; what it records is what happened; and every method meets the same luck."""
 
 import hashlib
+import json
 import math
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_feed
 import torch
 from packaged import CLIPS
 from strangers import EMA, SIGNUM
@@ -348,17 +350,31 @@ def digest(name):
     return hashlib.sha256(made.rows.tobytes() + values.tobytes()).hexdigest()
 
 
-def test_two_processes_record_the_same_bits():
-    """One cell of every workload; the second process runs them the other way round, with another salt for its hashes."""
-    answers = []
-    for salt, order in (("1", "list"), ("2", "reversed")):
-        program = f"import test_engines as t; found = {{n: t.digest(n) for n in {order}(t.ALL)}}; print(*(found[n] for n in t.ALL))"
-        places = os.pathsep.join(place for place in [str(Path(__file__).parent), *sys.path] if place)
-        environment = {**os.environ, "PYTHONPATH": places, "PYTHONHASHSEED": salt, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-        answers.append(done.stdout.split())
-    assert answers[0] == answers[1]
-    assert len(set(answers[0])) == len(ALL)
+@pytest.fixture(scope="module")
+def elsewhere():
+    """Workload → digest, of draws and of records, by another process: the other way round, with another salt for its hashes."""
+    program = """
+import json, test_engines, test_feed
+records = {name: test_engines.digest(name) for name in reversed(test_engines.ALL)}
+draws = {name: test_feed.digest(name) for name in reversed(test_feed.NAMES)}
+print(json.dumps([draws, records]))
+"""
+    places = os.pathsep.join(place for place in [str(Path(__file__).parent), *sys.path] if place)
+    environment = {**os.environ, "PYTHONPATH": places, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_a_second_process_draws_the_same_bits(elsewhere):
+    """Nothing hangs on the process: not the salt of its hashes, not the order of its draws."""
+    assert elsewhere[0] == {name: test_feed.digest(name) for name in test_feed.NAMES}
+
+
+def test_a_second_process_records_the_same_bits(elsewhere):
+    """One cell of every workload."""
+    here = {name: digest(name) for name in ALL}
+    assert elsewhere[1] == here
+    assert len(set(here.values())) == len(ALL)
 
 
 # -------------------------------------------------------------------------------------------------------- divergence and failure

@@ -49,7 +49,7 @@ def said(tmp_path_factory):
     page = study.parse("measured", PAGE, folder)
     older = Store.create(folder / "older", page.name, page.text)
     with older.claim():
-        protocol.run(page, older, protocol.Options(engine="loop", throughput=False))
+        protocol.run(page, older, protocol.Options(engine="loop", workers=1, throughput=False))
     package = folder / "with" / "clipbench"
     shutil.copytree(Path(clipbench.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     table = package / "measures.py"

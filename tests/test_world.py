@@ -1,13 +1,17 @@
 """One cell, one world: what a cell changes of its process fails it or is put back, and no other cell notices."""
 
 import gc
+import importlib
 import os
 import random
 import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -157,21 +161,8 @@ PUT_BACK = {
 }
 
 
-def alone(program):
-    """What a program says in a process of its own, in which it may do anything."""
-    head = f"import sys; sys.path[:0] = {[path for path in sys.path if path]!r}; import test_world as t\n"
-    run = subprocess.run([sys.executable, "-c", head + program], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return run.stdout.splitlines()
-
-
-@pytest.fixture(scope="module")
-def every_change():
-    """Each change of ``NUMBERS`` made in a fork of one process: what the fork finds changed."""
-    return dict(line.split(" | ") for line in alone("t.print_changes()"))
-
-
 def print_changes():
+    """Each change of ``NUMBERS``, made in a fork of its own: what the fork finds changed."""
     registry.load_packaged()
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)
@@ -185,20 +176,6 @@ def print_changes():
             sys.stdout.flush()
             os._exit(0)
         os.wait()
-
-
-def test_nothing_has_changed_where_nothing_was_done(every_change):
-    assert every_change["0"] == ""
-
-
-@pytest.mark.parametrize(("number", "words"), [*enumerate(NUMBERS, 1)])
-def test_what_changes_numbers_is_named(every_change, number, words):
-    assert words in every_change[str(number)]
-
-
-@pytest.fixture(scope="module")
-def every_return():
-    return dict(line.split(" | ") for line in alone("t.print_returns()"))
 
 
 def print_returns():
@@ -215,6 +192,85 @@ def print_returns():
         os.waitpid(child, 0)
 
 
+def print_what_wakes_up():
+    registry.load_packaged()
+    late = ("sklearn.datasets", "torch._dynamo", "torch.fx.experimental.proxy_tensor")
+    assert "torch._dynamo" not in sys.modules, "it has woken up early"
+    world = World()
+    for cls in (torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop):
+        weight = torch.nn.Parameter(torch.ones(2))
+        optimizer = cls([weight], lr=0.1)
+        weight.square().sum().backward()
+        optimizer.step()
+    for name in late:
+        importlib.import_module(name)
+    sys.modules["sklearn.datasets"].load_digits()
+    sys.stdout.write(f"{world.compare()}\n")
+
+
+def print_what_is_left():
+    world = World()
+    with Path(os.devnull).open("w", encoding="utf-8"):
+        said = [world.compare().lasting]
+    with Path(__file__).open(encoding="utf-8"):
+        said.append(world.compare())
+    child = subprocess.Popen(["sh", "-c", "sleep 300 & sleep 300"])
+    time.sleep(0.3)
+    said.append(" ".join([*world.compare().notes, str(child.poll() is not None)]))
+    threading.Thread(target=time.sleep, args=(300,), daemon=True).start()
+    said.append(world.compare().lasting)
+    sys.stdout.write("".join(f"{line}\n" for line in said))
+
+
+PROGRAMS = (print_changes, print_returns, print_what_wakes_up, print_what_is_left)
+
+
+def print_all():
+    """What every program says, each in a fork of one process, in which it may do anything."""
+    for program in PROGRAMS:
+        sys.stdout.flush()
+        if (child := os.fork()) == 0:
+            sys.stdout.write(f"begin of {program.__name__}\n")
+            program()
+            sys.stdout.write(f"end of {program.__name__}\n")
+            sys.stdout.flush()
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+@pytest.fixture(scope="module")
+def said():
+    """``said(program)``: its lines."""
+    head = f"import sys; sys.path[:0] = {[path for path in sys.path if path]!r}; import test_world as t; t.print_all()"
+    run = subprocess.run([sys.executable, "-c", head], capture_output=True, text=True, check=False)
+
+    def lines(program):
+        name = program.__name__
+        assert f"end of {name}\n" in run.stdout, run.stderr
+        return run.stdout.partition(f"begin of {name}\n")[2].partition(f"end of {name}\n")[0].splitlines()
+
+    return lines
+
+
+@pytest.fixture(scope="module")
+def every_change(said):
+    return dict(line.split(" | ") for line in said(print_changes))
+
+
+def test_nothing_has_changed_where_nothing_was_done(every_change):
+    assert every_change["0"] == ""
+
+
+@pytest.mark.parametrize(("number", "words"), [*enumerate(NUMBERS, 1)])
+def test_what_changes_numbers_is_named(every_change, number, words):
+    assert words in every_change[str(number)]
+
+
+@pytest.fixture(scope="module")
+def every_return(said):
+    return dict(line.split(" | ") for line in said(print_returns))
+
+
 @pytest.mark.parametrize("words", PUT_BACK)
 def test_the_rest_is_put_back_and_told_once(every_return, words):
     """Told: were it not, nobody would mend the component."""
@@ -222,42 +278,13 @@ def test_the_rest_is_put_back_and_told_once(every_return, words):
     assert words in every_return[words]
 
 
-def test_what_wakes_up_late_is_no_change():
+def test_what_wakes_up_late_is_no_change(said):
     """Optimizers patch their classes, torch._dynamo and sklearn come with the first use."""
-    program = """
-import torch
-from clipbench import registry
-registry.load_packaged()
-world = t.World()
-for cls in (torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop):
-    weight = torch.nn.Parameter(torch.ones(2))
-    optimizer = cls([weight], lr=0.1)
-    weight.square().sum().backward()
-    optimizer.step()
-import sklearn.datasets, torch._dynamo, torch.fx.experimental.proxy_tensor
-sklearn.datasets.load_digits()
-print(world.compare())
-"""
-    assert alone(program) == ["Change(numbers=(), notes=(), lasting=False)"]
+    assert said(print_what_wakes_up) == ["Change(numbers=(), notes=(), lasting=False)"]
 
 
-def test_what_is_left_open_or_running_ends_the_process_or_is_ended():
-    program = """
-import os, subprocess, threading, time
-world = t.World()
-file = open(os.devnull, "w")
-print(world.compare().lasting)
-file.close()
-read = open(t.__file__)
-print(world.compare())
-read.close()
-child = subprocess.Popen(["sh", "-c", "sleep 300 & sleep 300"])
-time.sleep(0.3)
-print(*world.compare().notes, child.poll() is not None)
-threading.Thread(target=time.sleep, args=(300,), daemon=True).start()
-print(world.compare().lasting)
-"""
-    assert alone(program) == [
+def test_what_is_left_open_or_running_ends_the_process_or_is_ended(said):
+    assert said(print_what_is_left) == [
         "True",
         "Change(numbers=(), notes=(), lasting=False)",
         "it left processes running, which were ended True",

@@ -14,6 +14,7 @@ from clipbench import feed, measures, registry, trees
 from clipbench.cell import Cell, Part
 from clipbench.conformance.findings import Fault, distance
 from clipbench.conformance.settings import examples
+from clipbench.conformance.workloads import BATCH
 from clipbench.engines import Components, Job, Trainer, rates, stacked
 from clipbench.engines.lanes import Lanes
 from clipbench.engines.program import NoLanes
@@ -23,10 +24,9 @@ LOCKED = 1e-10  # a step's weights and measures, relative, both engines having b
 FREE = 1e-8  # after `STEPS` steps, wherever the loop, its weights disturbed by `DISTURBANCE`, stays within `CALM` of itself
 CALM, DISTURBANCE = 1e-10, 1e-15
 STEPS, LOCKED_STEPS = 100, 10
-SMALL = 7_000  # elements from which a third of the arms run on
+SMALL = 7_000  # elements from which a sixth of the arms run on: what many steps add to one is the workload's
 LARGE = 200_000  # elements from which two arms and three steps must do
 LR = 1e-3
-BATCH = 4  # examples: more cost a large model more and tell no more
 THRESHOLD = 0.3  # times the first gradient's size: a clip that acts
 MEASURES = [measures.LOSS, measures.GRAD_NORM, measures.KEPT, measures.UPDATE_NORM]
 
@@ -76,7 +76,7 @@ def free_running(cls: type[Any]) -> str | None:
     if together.model.elements >= LARGE:
         return "too large to run on; the steps alone are compared"
     if together.model.elements >= SMALL:
-        jobs = jobs[::3]
+        jobs = jobs[::6]
         together = Lanes(jobs)
     for _ in range(STEPS):
         together.step(*together.draw())

@@ -16,6 +16,7 @@ from clipbench.engines import shares
 from clipbench.engines.record import CHUNK
 
 DTYPES = (torch.float32, torch.float64)
+BATCH = 4  # examples: more cost a large model more and tell no more
 
 
 def _built(cls: type[Any]) -> Any:
@@ -25,7 +26,7 @@ def _built(cls: type[Any]) -> Any:
 def _batch(workload: Any, seed: int = 0, dtype: torch.dtype = torch.float32) -> feed.Batch:
     """A first, small batch of training."""
     train = feed.splits(workload, seed, dtype).get("train")
-    size = 8 if train is None else min(8, len(train[0]))
+    size = BATCH if train is None else min(BATCH, len(train[0]))
     return next(feed.batches(workload, seed, size, 1, dtype))
 
 
