@@ -322,7 +322,7 @@ def test_every_step_of_every_workload_is_recorded(name, dtype):
     assert made.rows.shape == (12, len(measures.COLUMNS))
     assert np.isfinite(made.rows).all()
     assert made.verdict.status == "completed"
-    assert {split for _, split, _, _ in made.evaluations} == {"validation", "test"}
+    assert {one.split for one in made.evaluations} == {"validation", "test"}
     assert (made.threshold, made.metric) == (0.1, metrics.name_of(registry.find("workload", name).metric))
 
 
@@ -346,7 +346,7 @@ def digest(name):
     """A cell's curve and evaluations, down to the bit."""
     steps, batch = (3, 8) if name == "origin" else (40, 20)
     made = record(name, "adam", ("norm", {"max_norm": 0.1}), lr=0.01, steps=steps, batch=batch, evaluations=2)
-    values = np.array([value for *_, value in made.evaluations])
+    values = np.array([one.value for one in made.evaluations])
     return hashlib.sha256(made.rows.tobytes() + values.tobytes()).hexdigest()
 
 
@@ -563,7 +563,7 @@ class TouchySquare(HalfSquare):
 def test_evaluations_are_first_last_and_as_many_as_were_asked_for(quadratic, steps, evaluations, at):
     """The untrained model, then at most so many, evenly spread; the test split at the last alone."""
     made = record("quadratic", lr=0.5, steps=steps, evaluations=evaluations)
-    seen = [(step, split) for step, split, metric, _ in made.evaluations if metric == "loss"]
+    seen = [(one.step, one.split) for one in made.evaluations if one.metric == "loss"]
     assert seen == [*((step, "validation") for step in at), (steps, "test")]
 
 
@@ -587,7 +587,7 @@ def test_an_evaluation_is_of_the_whole_split_and_of_every_metric():
             "roc_auc": metrics.roc_auc(output, targets),
             "accuracy": metrics.accuracy(output, targets),
         }
-        found = {metric: value for step, name, metric, value in made.evaluations if (step, name) == (25, split)}
+        found = {one.metric: one.value for one in made.evaluations if (one.step, one.split) == (25, split)}
         assert found == pytest.approx(expected, rel=1e-6)
 
 

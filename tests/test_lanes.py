@@ -54,7 +54,7 @@ def agree(made, alone):
     """A lane's record and the loop's, in float64: what happened is the same, the numbers to rounding."""
     np.testing.assert_allclose(made.rows, alone.rows, rtol=1e-8, atol=1e-11)
     assert [found[:3] for found in made.evaluations] == [found[:3] for found in alone.evaluations]
-    values = [[value for *_, value in found.evaluations] for found in (made, alone)]
+    values = [[one.value for one in found.evaluations] for found in (made, alone)]
     np.testing.assert_allclose(*values, rtol=1e-8, atol=1e-11)
     assert [(event.step, event.kind) for event in made.events] == [(event.step, event.kind) for event in alone.events]
     assert replace(made.verdict, reason=None) == replace(alone.verdict, reason=None)
@@ -349,7 +349,7 @@ def test_lanes_that_have_all_ended_are_recorded():
     made = lanes.run([job("wdbc", lr=1e38, seed=seed) for seed in range(3)])
     assert [found.verdict.status for found in made] == ["diverged"] * 3
     assert all(0 < len(found.rows) < 12 for found in made)
-    assert all({split for _, split, _, _ in found.evaluations} == {"validation"} for found in made)
+    assert all({one.split for one in found.evaluations} == {"validation"} for found in made)
 
 
 def test_a_state_that_is_the_same_in_every_lane_survives_the_end_of_one():
@@ -645,7 +645,7 @@ def test_compiled_lanes_agree_with_those_as_they_are():
         assert (found.engine, expected.engine) == ("batched, compiled", "batched")
         np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-9, atol=1e-9)
         assert [seen[:3] for seen in found.evaluations] == [seen[:3] for seen in expected.evaluations]
-        values = [[value for *_, value in made.evaluations] for made in (found, expected)]
+        values = [[one.value for one in made.evaluations] for made in (found, expected)]
         np.testing.assert_allclose(*values, rtol=1e-9, atol=1e-9)
         assert found.verdict == expected.verdict
 

@@ -207,7 +207,7 @@ def test_it_is_judged_as_medmnists_evaluator_judges(here, stem, binary):
     else:
         auc = np.mean([roc_auc_score(true == label, scores[:, label]) for label in range(8)])
         accuracy = accuracy_score(true, scores.argmax(-1))
-    found = {metric: value for step, split, metric, value in made.evaluations if split == "test"}
+    found = {one.metric: one.value for one in made.evaluations if one.split == "test"}
     assert found["mean_auc"] == pytest.approx(auc, abs=1e-12)
     assert found["accuracy"] == pytest.approx(accuracy, abs=1e-12)
 

@@ -76,7 +76,7 @@ def setting(cell, name):
 
 def at_the_end(record):
     """The metric on the test split after the last step; NaN for a run that ended early."""
-    found = [value for _, split, name, value in record.evaluations if (split, name) == ("test", record.metric)]
+    found = [one.value for one in record.evaluations if (one.split, one.metric) == ("test", record.metric)]
     return found[0] if found else math.nan
 
 

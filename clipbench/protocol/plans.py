@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import pandas as pd
 import torch
 
 from clipbench import execute, lr_schedules, registry
@@ -106,8 +105,8 @@ def runnable(study: Study, device: str = "study") -> Plan:
     return asked
 
 
-def finished(cells: pd.DataFrame) -> set[str]:
-    """The identities of the stored cells that need not run again: they did not fail, and were judged by today's rules."""
+def finished(cells: Any) -> set[str]:
+    """The identities of the stored cells (a frame) that need not run again: they did not fail, and were judged by today's rules."""
     return set(cells.loc[(cells["status"] != Status.FAILED) & (cells["rules"].fillna(1) == RULES), "cell"])
 
 
