@@ -30,6 +30,7 @@ import numpy as np
 from clipbench import execute, protocol, registry, statistics
 from clipbench.cell import identity
 from clipbench.errors import UsageError
+from clipbench.events import RULES
 from clipbench.gate.limits import Limits
 from clipbench.gate.verdict import INCONCLUSIVE, MOVED, NEAR, PASS, REGRESSION, SAME, Finding, Reason, State, Verdict
 from clipbench.protocol import pages
@@ -115,6 +116,9 @@ def _baseline(folder: Path, page: Study) -> tuple[Run, dict[str, Any]]:
                 raise Unusable(Reason.OTHER_MACHINE, what=what, there=environment.get(what), here=here.get(what))
     if versions := _other_versions(found.components, pages.components(asked.cells)):
         raise Unusable(Reason.OTHER_VERSIONS, versions=versions)
+    rules = {int(_number(row["rules"])) if _given(row["rules"]) else 1 for row in found.cells.values()}
+    if rules != {RULES}:
+        raise Unusable(Reason.OTHER_RULES, there=min(rules), here=RULES)
     if {paired(cell.canonical) for cell in asked.cells} - set(found.cells):
         devices = {row["device"] for row in found.cells.values()}
         if {cell.device for cell in asked.cells} - devices:

@@ -35,6 +35,7 @@ SENTENCES = {
     Reason.OTHER_STUDY: f'{{folder}}: the baseline is of the study "{{there}}", not "{{here}}"; {_ANEW}',
     Reason.OTHER_MACHINE: f"{{folder}}: the baseline is of another {{what}} ({{there}}, here {{here}}); {_ANEW}",
     Reason.OTHER_VERSIONS: f"{{folder}}: the baseline was made with another version of {{components}}; {_ANEW}",
+    Reason.OTHER_RULES: f"{{folder}}: the outcomes of the baseline were judged by rules {{there}} (now {{here}}); {_ANEW}",
     Reason.OTHER_DEVICE: f"{{folder}}: the baseline is of another device ({{there}}), and lacks cells of it; {_ANEW}",
     Reason.OTHER_PAGE: f"{{folder}}: the baseline is of another page of this study, and lacks cells of it; {_ANEW}",
     Reason.NOT_RUN: "{lost} cells that the study asks for were not run.",

@@ -52,6 +52,7 @@ class Reason(StrEnum):
     OTHER_STUDY = auto()
     OTHER_MACHINE = auto()
     OTHER_VERSIONS = auto()
+    OTHER_RULES = auto()
     OTHER_DEVICE = auto()
     OTHER_PAGE = auto()
     # learning: cells beside those of the baseline
