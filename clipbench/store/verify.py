@@ -68,7 +68,7 @@ def remarks(store: Contents) -> list[str]:
         keys = sorted(rows["environment"].dropna().unique())
         if len(keys) > 1:
             sentences.append(f"{', '.join(map(str, task))}: its cells come from {len(keys)} environments ({', '.join(keys)})")
-    sentences += [f"environment {key}: {page['lost']}" for key, page in environments.items() if "lost" in page]
+    sentences += [f"environment {environment}: {page['lost']}" for environment, page in environments.items() if "lost" in page]
     if store.pages.unlisted():
         sentences.append("the pages have no hashes, as in every folder from before format 2; the next run gives them some")
     return sentences
