@@ -50,9 +50,9 @@ def step_locked(cls: type[Any]) -> str | None:
         rows = together.rows()[0]
         for lane, trainer in enumerate(trainers):
             trainer.step(*batch)
-            apart = _apart(together.weights[lane].numpy(), together.model.flat(trainer.module).numpy())
+            apart = _distance(together.weights[lane].numpy(), together.model.flat(trainer.module).numpy())
             measured = trainer.meter.rows()[0]
-            apart = max(apart, *(_apart(rows[lane, [one]], measured[[one]]) for one in MEASURES))
+            apart = max(apart, *(_distance(rows[lane, [one]], measured[[one]]) for one in MEASURES))
             if apart > LOCKED:
                 raise Fault(f"with {jobs[lane].cell.arm}, step {number} is {apart:.2g} from the loop's")
             if abs(rows[lane, measures.CHANGED] - measured[measures.CHANGED]) > COUNTED:
@@ -76,19 +76,19 @@ def free_running(cls: type[Any]) -> str | None:
     rows, calm = together.rows(), 0
     for lane, job in enumerate(jobs):
         alone, disturbed = _curve(job), _curve(job, DISTURBANCE)
-        if _apart(disturbed, alone) > CALM:
+        if _distance(disturbed, alone) > CALM:
             continue
         calm += 1
-        if (apart := _apart(rows[:, lane, measures.LOSS], alone)) > FREE:
+        if (apart := _distance(rows[:, lane, measures.LOSS], alone)) > FREE:
             raise Fault(f"with {job.cell.arm}, {STEPS} steps end {apart:.2g} from the loop's")
     return f"{calm} of {len(jobs)} arms do not part from themselves, and agree"
 
 
 def _job(cls: type[Any], optimizer: str, clip: str, settings: dict[str, Any]) -> Job:
-    given = examples(cls)[0]
+    workload_settings = examples(cls)[0]
     threshold = registry.threshold_field(registry.find("clip", clip))
-    parts = Part(cls.name, cls.version, given), Part(optimizer, 1), Part(clip, 1, settings, threshold)
-    return Job(Cell(*parts, LR, 0, STEPS, 8, dtype="float64", evaluations=1), settings)
+    components = Part(cls.name, cls.version, workload_settings), Part(optimizer, 1), Part(clip, 1, settings, threshold)
+    return Job(Cell(*components, LR, 0, STEPS, 8, dtype="float64", evaluations=1), settings)
 
 
 def _arms(cls: type[Any]) -> list[Job]:
@@ -104,8 +104,8 @@ def _arms(cls: type[Any]) -> list[Job]:
     pairs = [(optimizers[turn % len(optimizers)], clips[turn % len(clips)]) for turn in range(turns)]
     if elements >= LARGE:
         pairs = pairs[:: len(pairs) // 2][:2]
-    found = [_job(cls, optimizer, *clip) for optimizer, clip in pairs]
-    return sorted(found, key=lambda job: repr(stacked.Structure.of(job)))
+    jobs = [_job(cls, optimizer, *clip) for optimizer, clip in pairs]
+    return sorted(jobs, key=lambda job: repr(stacked.Structure.of(job)))
 
 
 def _settings(rule: Any) -> Iterator[dict[str, Any]]:
@@ -149,6 +149,6 @@ def _curve(job: Job, disturbance: float = 0.0) -> np.ndarray:
     return trainer.meter.rows()[:, measures.LOSS]
 
 
-def _apart(left: np.ndarray, right: np.ndarray) -> float:
+def _distance(left: np.ndarray, right: np.ndarray) -> float:
     """`distance` of what the engines give as arrays."""
     return distance(torch.from_numpy(left), torch.from_numpy(right))
