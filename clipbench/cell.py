@@ -64,7 +64,7 @@ class Cell:
     extended: bool = field(default=False, compare=False)
 
     def document(self) -> dict[str, Any]:
-        """What the identity is the hash of. A field added later is left out at its default, so that old cells keep their ids."""
+        """The document whose hash is the identity. A field added later is left out at its default: old cells keep their ids."""
         document: dict[str, Any] = {
             "workload": self.workload.document(),
             "optimizer": self.optimizer.document(),
@@ -112,17 +112,17 @@ class Cell:
 
     @property
     def accumulate(self) -> int:
-        """In how many parts of equal size a batch is taken, whose gradients are added up before the clip."""
+        """The number of equal parts in which a batch is taken; their gradients are added up before the clip."""
         return int(self.workload.settings.get(ACCUMULATE, DEFAULTS[ACCUMULATE]))
 
     @property
     def relative(self) -> float | None:
-        """The threshold as a multiple of the pilot's median size, where the study gave it so."""
+        """The threshold as a multiple of the pilot's median size, if the study gave it so."""
         return self.clip.settings.get(RELATIVE)
 
     @property
     def given_threshold(self) -> float | None:
-        """The threshold as the study gave it, a number or a multiple; None of a clip that has none."""
+        """The threshold as the study gave it, a number or a multiple; None for a clip without one."""
         return self.relative if self.relative is not None else self.clip.settings.get(str(self.clip.threshold))
 
     def clip_settings(self, median_size: float | None = None) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def identity(canonical: str) -> str:
 
 
 def unversioned(canonical: str) -> str:
-    """The id that a cell would have if no version of a component counted."""
+    """The id of a cell without its components' versions."""
     document = json.loads(canonical)
     for kind in ("workload", "optimizer", "clip"):
         document[kind] = {**document[kind], "version": ""}

@@ -64,7 +64,6 @@ class Verdict:
     diverged_at: int | None = None
 
 
-RULES = 2  # counts the rules by which outcomes are judged: rows of older ones are kept, and not compared
 ORDER = [*Kind]  # of the events of one step
 STATIONARY = 1e-3  # of a gradient's norm: the ε of the theory's ε-stationary points, as the published step counts take it
 
@@ -77,7 +76,7 @@ def peak_ratio(rows: np.ndarray, optimum: float | None) -> float | None:
 
 
 def stationary_at(rows: np.ndarray) -> int | None:
-    """The first step of a curve (steps × measures) whose raw gradient is no longer than `STATIONARY`; None where none is."""
+    """The first step of a curve (steps × measures) whose raw gradient is no longer than `STATIONARY`; None if none is."""
     short = rows[:, GRAD_NORM] <= STATIONARY
     return int(np.argmax(short)) if short.any() else None
 
@@ -100,17 +99,17 @@ def derive(
 
     :param rows: steps × measures, in the order of `measures.COLUMNS`; a step that ends the curve is its last.
     :param reference: the loss of the best constant prediction; None means the first loss (an analytic function).
-    :param optimum: the loss's infimum, or None where it is unknown.
+    :param optimum: the loss's infimum, or None if it is unknown.
     :param unbounded: a loss unbounded below gets the rules on non-finite values only.
     :param dtype: of the gradients, ``float32`` or ``float64``: whose range their squares may leave.
     """
     rules = rules or Rules()
-    found = [*_nonfinite(rows), *_overflows(rows), *_underflows(rows, dtype)]
+    events = [*_nonfinite(rows), *_overflows(rows), *_underflows(rows, dtype)]
     if not unbounded and len(rows):
         level, base = _level(rows, reference, optimum)
-        found += _blow_ups(level, base, rules)
-        found += _spikes(level, base, rules)
-    return ordered(found)
+        events += _blow_ups(level, base, rules)
+        events += _spikes(level, base, rules)
+    return ordered(events)
 
 
 def evaluated(evaluations: Sequence[Evaluation]) -> list[Event]:
@@ -157,7 +156,7 @@ def _tail(level: np.ndarray, rules: Rules) -> float:
 
 
 def _nonfinite(rows: np.ndarray) -> list[Event]:
-    found = []
+    events = []
     for kind, column, broken in (
         (Kind.NONFINITE_LOSS, LOSS, ~np.isfinite(rows[:, LOSS])),
         (Kind.NONFINITE_GRAD, GRAD_NORM, np.isnan(rows[:, GRAD_NORM])),
@@ -166,8 +165,8 @@ def _nonfinite(rows: np.ndarray) -> list[Event]:
         if broken.any():
             step = int(np.argmax(broken))
             noun = kind.removeprefix("nonfinite_").replace("grad", "gradient").replace("param", "parameter")
-            found.append(Event(step, kind, float(rows[step, column]), f"{noun} is not finite"))
-    return found
+            events.append(Event(step, kind, float(rows[step, column]), f"{noun} is not finite"))
+    return events
 
 
 def _overflows(rows: np.ndarray) -> list[Event]:
@@ -195,11 +194,11 @@ def _blow_ups(level: np.ndarray, base: float, rules: Rules) -> list[Event]:
     words = (
         f"above {line:.6g}, {rules.blow_up:g} times the larger of first and reference loss, for {rules.blow_up_steps} steps running"
     )
-    found = [Event(first, Kind.BLOW_UP, float(level[first]), words) for first, _ in long]
+    events = [Event(first, Kind.BLOW_UP, float(level[first]), words) for first, _ in long]
     end = long[-1][1]
     if end < len(level) and _tail(level, rules) < line:
-        found.append(Event(end, Kind.RECOVERED, float(level[end]), f"back below {line:.6g}, and there at the end"))
-    return found
+        events.append(Event(end, Kind.RECOVERED, float(level[end]), f"back below {line:.6g}, and there at the end"))
+    return events
 
 
 def _spikes(level: np.ndarray, base: float, rules: Rules) -> list[Event]:

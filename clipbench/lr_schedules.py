@@ -99,12 +99,12 @@ def canonical(text: str, where: str) -> str:
     >>> canonical("cosine( floor = 0.0, warm_up = 0.10 )", "here")
     'cosine(warm_up=0.1)'
     """
-    found = re.fullmatch(r"\s*([a-z-]+)\s*(?:\((.*)\))?\s*", text)
-    name, given = (found[1], found[2] or "") if found else (text, "")
+    match = re.fullmatch(r"\s*([a-z-]+)\s*(?:\((.*)\))?\s*", text)
+    name, settings = (match[1], match[2] or "") if match else (text, "")
     if name not in KNOWN:
         raise UsageError(f'{where}: there is no schedule "{name}".{nearest(name, KNOWN)} There are: {", ".join(KNOWN)}.')
     declared, values = fields(KNOWN[name]), dict[str, float]()
-    for setting in filter(None, (part.strip() for part in given.split(","))):
+    for setting in filter(None, (one.strip() for one in settings.split(","))):
         key, _, value = (word.strip() for word in setting.partition("="))
         if key not in declared:
             known = ", ".join(f"{field} ({describe(annotation)})" for field, annotation in declared.items())
@@ -124,7 +124,7 @@ def canonical(text: str, where: str) -> str:
 
 
 def factors(schedule: str, steps: int) -> list[float]:
-    """What a cell's learning rate is multiplied by at each of its steps.
+    """The factor of a cell's learning rate at each of its steps.
 
     :param schedule: as `canonical` returns it.
 
@@ -133,8 +133,8 @@ def factors(schedule: str, steps: int) -> list[float]:
     >>> factors("warm-up(warm_up=0.5)", 4)
     [0.5, 1.0, 1.0, 1.0]
     """
-    name, _, given = schedule.rstrip(")").partition("(")
-    settings = {key: float(value) for key, _, value in (word.partition("=") for word in given.split(", ") if word)}
+    name, _, words = schedule.rstrip(")").partition("(")
+    settings = {key: float(value) for key, _, value in (word.partition("=") for word in words.split(", ") if word)}
     shape = KNOWN[name](**settings)
     rising = round(shape.warm_up * steps)
     return [(step + 1) / rising for step in range(rising)] + [

@@ -106,21 +106,21 @@ def least(dtype: str, elements: int) -> float:
 
 
 def _grad_norm(taken: Taken) -> np.ndarray:
-    """Infinite where it is in the gradient's ``dtype``: that is what a norm clip divides by."""
+    """The norm of the raw gradient; infinite if it is in the gradient's ``dtype``: a norm clip divides by that."""
     raw, largest = taken[square(RAW)], taken[peak(RAW)]
     # Where all squares are lost in float64, too, the largest element stands for the norm: it is not zero.
     norm = np.where((raw == 0) & (largest > 0), largest, np.sqrt(raw))
     return np.where(raw > float(np.finfo(taken.dtype).max), np.inf, norm) + 0 * largest
 
 
-def _changed(taken: Taken) -> np.ndarray:
+def _changed_elements(taken: Taken) -> np.ndarray:
     # A NaN differs from itself, so that a clip that was handed one has always changed something.
     count = taken[differing(HANDED, CLIPPED)]
     return np.where(np.isnan(taken[square(HANDED)]) & (count > 0), np.nan, count / taken.elements)
 
 
 def _comparable(taken: Taken) -> np.ndarray:
-    """Where the squares of what the clip was handed, and of what it returned, stayed in range."""
+    """Whether the squares of what the clip was handed, and of what it returned, stayed in range: a truth value for each step."""
     handed, clipped = taken[square(HANDED)], taken[square(CLIPPED)]
     return (handed >= least("float64", taken.elements)) & ((handed < np.inf) | (clipped == 0))
 
@@ -129,15 +129,15 @@ def _handed_norm(taken: Taken) -> np.ndarray:
     return taken.norm(HANDED) + 0 * taken[peak(RAW)]
 
 
-def _kept(taken: Taken) -> np.ndarray:
+def _kept_share(taken: Taken) -> np.ndarray:
     ratio = np.where(_comparable(taken), taken.norm(CLIPPED) / _handed_norm(taken), np.nan)
-    return np.where(_changed(taken) == 0, 1.0, ratio)
+    return np.where(_changed_elements(taken) == 0, 1.0, ratio)
 
 
 def _cosine(taken: Taken) -> np.ndarray:
     both = _handed_norm(taken) * taken.norm(CLIPPED)
-    found = np.where(_comparable(taken) & (both > 0), taken[inner(HANDED, CLIPPED)] / both, np.nan)
-    return np.where(_changed(taken) == 0, 1.0, np.clip(found, -1.0, 1.0))
+    cosine = np.where(_comparable(taken) & (both > 0), taken[inner(HANDED, CLIPPED)] / both, np.nan)
+    return np.where(_changed_elements(taken) == 0, 1.0, np.clip(cosine, -1.0, 1.0))
 
 
 def _update_norm(taken: Taken) -> np.ndarray:
@@ -160,7 +160,7 @@ MEASURES = (
         "ratio",
         "norm of what the clip returned over that of what it was handed; 1 for zero, NaN where either left the range of float64",
         _COMPARED,
-        _kept,
+        _kept_share,
     ),
     Measure(
         "cosine",
@@ -174,7 +174,7 @@ MEASURES = (
         "share of elements",
         "share of the elements that the clip altered; NaN where it was handed a NaN",
         (square(HANDED), differing(HANDED, CLIPPED)),
-        _changed,
+        _changed_elements,
         counts=True,
     ),
     Measure(

@@ -118,7 +118,7 @@ def roc_auc(output: Tensor, target: Tensor) -> float:
 
     .. math:: \mathrm{AUC} = \frac{\sum_{y_i = 1} r_i - n_+(n_+ + 1)/2}{n_+\, n_-}, \qquad r_i = \text{midrank of score } i
 
-    Mann and Whitney's statistic: exact with ties, O(n log n). In [0, 1], higher is better, .5 at chance; NaN where a class is
+    Mann and Whitney's statistic: exact with ties, O(n log n). In [0, 1], higher is better, .5 at chance; NaN if a class is
     absent.
 
     :param output: scores of N or N×1, or logits of N×2, whose score is the second minus the first.
@@ -147,7 +147,7 @@ def mean_auc(output: Tensor, target: Tensor) -> float:
 
     .. math:: \frac{1}{C} \sum_c \mathrm{AUC}\bigl(\mathrm{softmax}(z)_c,\ [y = c]\bigr)
 
-    In [0, 1], higher is better, .5 at chance; NaN where a class is absent. Of two classes both AUC are that of ``roc_auc``.
+    In [0, 1], higher is better, .5 at chance; NaN if a class is absent. Of two classes both AUC are that of ``roc_auc``.
 
     :param output: logits of N×C, C at least 2. The order within a class is that of the softmax, not of the logit.
     :param target: labels of N, 0 to C − 1.
@@ -220,7 +220,7 @@ def dice(output: Tensor, target: Tensor) -> float:
     In [0, 1], higher is better. Of several classes the first is the background, and is left out.
 
     :param output: logits of N×1×… (inside where positive) or of N×C×… (the class of the largest).
-    :param target: N×… labels, 0 to C − 1 (0 or 1 where C is 1), or the same as N×1×….
+    :param target: N×… labels, 0 to C − 1 (0 or 1 if C is 1), or the same as N×1×….
 
     >>> dice(torch.tensor([[[1.0, 1.0, -1.0, -1.0]]]), torch.tensor([[1, 0, 1, 0]]))
     0.5

@@ -71,7 +71,7 @@ def clip(name: str) -> Callable[[C], C]:
 
 
 def dotted(kind: Kind) -> Callable[[Callable[[str, str], Any]], Callable[[str, str], Any]]:
-    """Register what finds the components of a kind that have no name but a dotted path: ``finder(path, where)``.
+    """Register the function ``finder(path, where)`` that finds components of a kind by a dotted path instead of a name.
 
     What it returns has ``name`` and ``version``, builds a component when called with settings, and checks them in ``validated``.
     """
@@ -133,7 +133,7 @@ def _origin(cls: type) -> str:
 
 
 def _version(cls: type) -> int | str:
-    """A packaged component counts its own versions; anybody else's is known by the hash of its file."""
+    """The version of a component: its own number if it is packaged, the hash of its file otherwise."""
     if cls.__module__.partition(".")[0] == __package__:
         return int(vars(cls).get("version", 1))
     file = Path(_origin(cls))
@@ -150,7 +150,7 @@ def load_packaged() -> None:
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
         try:
             entry.load()
-        except Exception as error:  # a stranger's package may fail in any way; ours goes on
+        except Exception as error:  # a plug-in package may fail in any way; ours goes on
             warnings.warn(
                 f'the entry point "{entry.name}" ({entry.value}) failed to load and was left out: {type(error).__name__}: {error}',
                 stacklevel=2,
@@ -171,18 +171,18 @@ def is_used(component: Any) -> bool:
 
 
 def load_file(path: Path, where: str = "use", digest: str | None = None) -> ModuleType:
-    """Import a stranger's file of components, once.
+    """Import a plug-in, a user's file of components, once.
 
-    :param digest: what its hash must be, where that is known already.
+    :param digest: what its hash must be, if that is known already.
     :raises UsageError: the file is missing, is no Python file, fails to import, or has changed.
     """
     path = path.resolve()
     if not path.is_file():
         raise UsageError(f"{where}: there is no file {path}.")
-    found = digest_of(path)
-    if digest is not None and digest != found:
+    hash_now = digest_of(path)
+    if digest is not None and digest != hash_now:
         raise UsageError(f"{where}: {path.name} was edited while the study ran; run it again.")
-    module_name = f"{USED}{found}_{path.stem if path.stem.isidentifier() else 'file'}"
+    module_name = f"{USED}{hash_now}_{path.stem if path.stem.isidentifier() else 'file'}"
     if path in _used and module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)
@@ -200,7 +200,7 @@ def load_file(path: Path, where: str = "use", digest: str | None = None) -> Modu
             raise
         line = _last_line(error, str(path))
         raise UsageError(f"{where}: {path.name} failed to import{line}: {type(error).__name__}: {error}.") from error
-    _used[path] = found
+    _used[path] = hash_now
     return module
 
 
@@ -224,7 +224,7 @@ def names(kind: Kind) -> list[str]:
 
 
 def find(kind: Kind, name: str, where: str = "") -> Any:
-    """The component class called ``name``, or what stands at a dotted path where the kind has such.
+    """The component class called ``name``, or the class at a dotted path if the kind has such components.
 
     :raises UsageError: no such component; the nearest name is offered.
     """
@@ -251,10 +251,10 @@ def threshold_field(cls: type) -> str | None:
 
 def lane_fields(cls: type) -> list[str]:
     """The settings that may differ between lanes of one batch: the floats."""
-    return [name for name, annotation in fields(cls).items() if _plain(annotation) is float]
+    return [name for name, annotation in fields(cls).items() if _bare_type(annotation) is float]
 
 
-def _plain(annotation: Any) -> Any:
+def _bare_type(annotation: Any) -> Any:
     return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
 
 
@@ -320,9 +320,9 @@ def build(kind: Kind, name: str, settings: Mapping[str, Any]) -> Any:
 
 
 def ready(workload: str, settings: Mapping[str, Any]) -> None:
-    """Ask a workload, where it can say, whether all that it reads is there.
+    """Ask a workload that has ``ready`` whether all the files that it reads are there.
 
-    :raises UsageError: it is not.
+    :raises UsageError: one is not.
     """
-    if hasattr(found := build("workload", workload, settings), "ready"):
-        found.ready()
+    if hasattr(component := build("workload", workload, settings), "ready"):
+        component.ready()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbench import engines, events, execute, measures, registry, schema
+from clipbench import engines, execute, measures, registry, schema
 from clipbench.cell import Cell, from_json
 from clipbench.engines import Job, Record, lanes
 from clipbench.errors import UsageError
@@ -162,7 +162,7 @@ def _differences(row: dict[str, Any], record: Record, pairs: Sequence[Pair], *, 
     verdict = record.verdict
     for name, now in (
         ("status", verdict and verdict.status),
-        *([("outcome", verdict and verdict.outcome)] if row["rules"] == events.RULES else []),
+        *([("outcome", verdict and verdict.outcome)] if row["rules"] == schema.RULES else []),
         ("steps", len(record.rows)),
     ):
         if now != row[name]:

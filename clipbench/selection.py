@@ -1,4 +1,4 @@
-"""The protocol's choices, from the cells of the selection phase: which setting speaks for an arm, and at which budget.
+"""The protocol's choices, from the cells of the selection phase: which setting represents an arm, and at which budget.
 
 An *arm* is an optimizer with a clip; a *setting* of it is a pair of learning rate and threshold. Everything here is a function of
 stored rows, so that a resumed run, a report and a reader with pandas all come to the same choice.
@@ -35,7 +35,7 @@ def methods(headline: Mapping[str, str]) -> dict[str, str]:
 def planned(cells: pd.DataFrame, plan: Mapping[str, Iterable[str]]) -> pd.DataFrame:
     """The cells a plan asks for (phase → ids), and no others; ``extended`` are those beyond its own selection grid.
 
-    The row says who asked first. An edited study may ask for a once extended cell by itself.
+    The stored row says what asked first: an edited study may ask for a cell that an extension had added before.
     """
     asked = cells[cells["cell"].isin({cell for ids in plan.values() for cell in ids})]
     own = asked["cell"].isin(set(plan.get("select", ())))
@@ -43,7 +43,7 @@ def planned(cells: pd.DataFrame, plan: Mapping[str, Iterable[str]]) -> pd.DataFr
 
 
 def score(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per setting: the mean best validation loss over the selection seeds, ∞ where a seed was unstable or failed.
+    """One row per setting: the mean best validation loss over the selection seeds, ∞ if a seed was unstable or failed.
 
     Columns: ``ARM``, ``POINT``, ``score``, ``error`` (standard error), ``seeds``, ``unstable``, ``finite`` (mean over the stable
     seeds), ``clipped_fraction``, ``extended``.
@@ -121,43 +121,43 @@ def _axis(rows: Iterable[Mapping[str, Any]], name: str) -> list[float]:
 
 
 def edges(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
-    """The ends of axes at which a choice lies: there, a better setting may lie beyond.
+    """The ends of axes at which a choice lies: a better setting may lie beyond them.
 
     An axis of one value has no ends, and a threshold too large to fire has nothing beyond it.
     """
-    found = []
+    sides = []
     for axis in ("lr", "threshold"):
         values = _axis(rows, axis)
         if len(values) > 1 and row[axis] == values[0]:
-            found.append(f"{axis} low")
+            sides.append(f"{axis} low")
         if len(values) > 1 and row[axis] == values[-1] and (axis == "lr" or row["clipped_fraction"] >= FIRED):
-            found.append(f"{axis} high")
-    return found
+            sides.append(f"{axis} high")
+    return sides
 
 
 def extend(scores: pd.DataFrame) -> pd.DataFrame:
-    """The settings by which arms whose choice lies at an edge of the study's own axes are extended: two half-decades, once.
+    """New settings for arms whose choice lies at an edge of the study's own axes: two half-decades beyond it, once.
 
-    Columns ``ARM`` and ``lr``, ``threshold``, ``relative``; of the last two the one that the study gave.
+    Columns: ``ARM``, ``lr``, ``threshold`` and ``relative``; of the last two, the one that the study does not use is NaN.
     """
     base = scores[~scores["extended"]]
     new = []
     for choice in choose(base).to_dict("records"):
-        rows = base[_same(base, choice)].to_dict("records")
-        given = "relative" if Threshold.of(choice).is_relative else "threshold"
-        lrs, points = _axis(rows, "lr"), _axis(rows, given)
+        rows = base[_of_same_arm(base, choice)].to_dict("records")
+        threshold_column = "relative" if Threshold.of(choice).is_relative else "threshold"
+        lrs, points = _axis(rows, "lr"), _axis(rows, threshold_column)
         for edge in filter(None, choice["edge"].split(", ")):
             axis, _, end = edge.partition(" ")
             values = lrs if axis == "lr" else points
             outermost, factor = (values[0], 1 / HALF_DECADE) if end == "low" else (values[-1], HALF_DECADE)
             if outermost > 0:  # no decade begins at zero
                 values += [snap(outermost * factor), snap(outermost * factor * factor)]
-        known = {(row["lr"], row[given] if points else None) for row in rows}
+        known = {(row["lr"], row[threshold_column] if points else None) for row in rows}
         for lr in lrs:
             for point in points or [math.nan]:
                 if (lr, point if points else None) in known:
                     continue
-                new.append({**{name: choice[name] for name in ARM}, **Threshold().columns, "lr": lr, given: point})
+                new.append({**{name: choice[name] for name in ARM}, **Threshold().columns, "lr": lr, threshold_column: point})
     return pd.DataFrame(new, columns=[*ARM, *POINT])
 
 
@@ -173,11 +173,11 @@ def snap(value: float) -> float:
 def readings(
     scores: pd.DataFrame, seeds: Mapping[str, int], untuned: Mapping[str, float] | None, arms: Iterable[str] | None = None
 ) -> pd.DataFrame:
-    """Which settings stand for an arm on which report seeds: a row per arm, reading and seed.
+    """The setting of each arm under each reading on each report seed: a row per arm, reading and seed.
 
     ``all``: the arm's choice. ``equal``: the choice at the budget of the smallest arm, k settings: each seed draws, by a
     low-discrepancy sequence, which setting the best of k random ones would have been, so that the mean over the seeds estimates the
-    expected best of k. ``untuned``: one fixed lr and threshold, whatever the workload, for the named ``arms``.
+    expected best of k. ``untuned``: one fixed lr and threshold for all workloads, for the named ``arms``.
 
     Columns: ``ARM``, ``reading``, ``seed``, ``lr``, ``threshold``, ``relative``, ``budget`` (settings tried).
     """
@@ -187,7 +187,7 @@ def readings(
         budget = int(arms_of_task["settings"].min())
         for choice in arms_of_task.to_dict("records"):
             group = {name: choice[name] for name in ARM}
-            settings = ranked(scores[_same(scores, choice)], choice)
+            settings = ranked(scores[_of_same_arm(scores, choice)], choice)
             for number in range(seeds[task[0]]):
                 seed = FIRST_REPORT_SEED + number
                 drawn = settings[best_of(budget, len(settings), lottery(group, number))]
@@ -221,12 +221,12 @@ def best_of(budget: int, settings: int, draw: float) -> int:
 
 
 def lottery(group: Mapping[str, Any], number: int) -> float:
-    """The ``number``-th point of a golden-ratio sequence in [0, 1), which starts elsewhere for every arm and can always grow."""
+    """The ``number``-th point of a golden-ratio sequence in [0, 1); every arm has its own start, and the sequence has no end."""
     digest = hashlib.sha256("\0".join(str(group[name]) for name in ARM).encode()).digest()
     return (int.from_bytes(digest[:6], "big") / 2**48 + number * GOLDEN) % 1.0
 
 
-def _same(frame: pd.DataFrame, row: Mapping[str, Any]) -> pd.Series:
+def _of_same_arm(frame: pd.DataFrame, row: Mapping[str, Any]) -> pd.Series:
     mask = pd.Series(True, index=frame.index)
     for name in ARM:
         mask &= frame[name] == row[name]

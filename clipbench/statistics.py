@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """An estimate between its bounds; the bounds are NaN where too few values allow none."""
+    """An estimate between its bounds; the bounds are NaN if too few values allow none."""
 
     estimate: float
     low: float
@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 or −1 where the whole interval lies on that side of zero, else 0."""
+        """1 or −1 if the whole interval lies on that side of zero, else 0."""
         return int(self.bounded) * (int(self.low > 0) - int(self.high < 0))
 
 
@@ -43,7 +43,7 @@ def alike(values: ArrayLike) -> bool:
 
 
 def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
-    """The mean with Student's t interval; no bounds where the values are all alike, for width zero would be certainty.
+    """The mean with Student's t interval; no bounds if the values are all alike, for width zero would be certainty.
 
     :raises ValueError: a value is not finite; such samples have a median, not a mean.
     """
@@ -128,7 +128,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = C
 def paired_p(gaps: ArrayLike) -> float:
     """Two-sided p of "no difference": the paired t test, or Wilcoxon's signed ranks where a difference is infinite.
 
-    NaN (not testable) with fewer than two pairs, and where all differences are alike; 1 where every difference is zero.
+    NaN (not testable) with fewer than two pairs, or if all differences are alike; 1 if every difference is zero.
     """
     sample = np.asarray(gaps, dtype=float)
     if sample.size < 2:

@@ -1,4 +1,4 @@
-"""What a row of ``cells`` says of its curve and its evaluations, for the scheduler that writes it and for verify."""
+"""The columns of ``cells`` that follow from a curve and its evaluations, for the archive that writes them and for verify."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def zero(tree: Tree) -> Tensor:
 
 
 def like(number: Any, tree: Tree) -> Any:
-    """A setting in the tree's dtype, where it is a tensor as in lanes: ``torch.clamp`` would widen its result otherwise."""
+    """A setting in the tree's dtype if it is a tensor, as in lanes: otherwise ``torch.clamp`` would widen its result."""
     return number.to(next(iter(tree.values())).dtype) if isinstance(number, Tensor) else number
 
 
@@ -59,7 +59,7 @@ def scale(tree: Tree, factor: Tensor | float) -> Tree:
 
 
 def scale_to(tree: Tree, limit: Tensor | float, size: Tensor) -> Tree:
-    """``tree``, whose norm is ``size``, shortened to ``limit`` where it is longer.
+    """``tree``, whose norm is ``size``, shortened to ``limit`` if it is longer.
 
     Exact: unchanged where ``size <= limit``, zero stays zero, no epsilon. A NaN size changes nothing, so that NaN stays visible.
     """
@@ -72,7 +72,7 @@ def dense(leaf: Tensor) -> Tensor:
 
 
 def flatten(tree: Tree, out: Tensor | None = None) -> Tensor:
-    """The leaves as one vector of ``sum(leaf.numel())`` elements, written into ``out`` where given."""
+    """The leaves as one vector of ``sum(leaf.numel())`` elements, written into ``out`` if given."""
     return torch.cat([leaf.reshape(-1) for leaf in tree.values()], out=out)
 
 
@@ -86,7 +86,7 @@ def seed_of(workload: str, seed: int, stream: str) -> int:
 
 
 def generator(workload: str, seed: int, stream: str) -> torch.Generator:
-    """A CPU generator for one named stream of one workload and seed: every method that asks gets the same luck."""
+    """A CPU generator for one named stream of one workload and seed: every method draws the same numbers from it."""
     return torch.Generator().manual_seed(seed_of(workload, seed, stream))
 
 

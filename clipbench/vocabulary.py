@@ -25,12 +25,12 @@ KINDS: tuple[Kind, ...] = ("workload", "optimizer", "clip")
 RELATIVE, ON, SCHEDULE, ACCUMULATE = "relative", "on", "schedule", "accumulate"
 KEPT = (RELATIVE, ON, SCHEDULE, ACCUMULATE)
 GRADIENT, UPDATE, EXAMPLE = "gradient", "update", "example"  # what a clip is applied to
-CONSTANT = "constant"  # the schedule that is none
+CONSTANT = "constant"  # the schedule that changes nothing
 
-REQUIRED: Any = ...  # the default of a word that has none
-TABLE, TABLES = "table", "tables"  # types: the table that bears the word's name; at least one of such
+REQUIRED: Any = ...  # in place of a default: the word must be given
+TABLE, TABLES = "table", "tables"  # types: the table with the word's name; at least one such table
 
-PAGE = "page"  # the home of what stands above all tables
+PAGE = "page"  # the home of words above all tables
 PLACES = {
     PAGE: "the top of the page, before its first table",
     "run": "[run]",

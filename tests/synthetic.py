@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbench import selection
+from clipbench import schema, selection
 from clipbench.cell import Cell, Part
 from clipbench.selection import METHODS
 from clipbench.store import Store
@@ -183,6 +183,7 @@ def rows(one: Cell, kind: str | None = None, **overrides: Any) -> dict[str, list
         "engine": "loop",
         "status": "completed" if finite else "diverged",
         "outcome": kind,
+        "rules": schema.RULES,
         "reason": {"diverged": "nonfinite_loss", "collapsed": "blow_up"}.get(kind),
         "diverged_at": None if finite else steps - 1,
         "steps": steps,

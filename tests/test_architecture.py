@@ -87,7 +87,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "task",
         "metrics",
         "lr_schedules",
-        "events",
         "study",
         "statistics",
         "selection",

@@ -28,7 +28,7 @@ from clipbench.figures.curves import _panel as curve_panel
 from clipbench.figures.curves import draw as draw_curves
 from clipbench.figures.fired import draw as draw_fired
 from clipbench.figures.grid import draw as draw_grid
-from clipbench.figures.headline import _fenced as fenced
+from clipbench.figures.headline import _within_fences as fenced
 from clipbench.figures.headline import draw as draw_headline
 from clipbench.figures.implementations import draw as draw_implementations
 from clipbench.figures.stable import draw as draw_stable
@@ -161,14 +161,14 @@ def test_the_five_methods_have_five_colours_that_stay_apart_without_red_and_gree
 
 
 def test_every_colour_is_dark_enough_for_paper():
-    for colour in (*style.OPTIMIZERS.values(), *style.CLIPS.values(), *style.STRANGERS):
+    for colour in (*style.OPTIMIZERS.values(), *style.CLIPS.values(), *style.OTHER_COLOURS):
         assert luminance(colour) < 0.55
 
 
 def test_a_stranger_keeps_its_colour_whatever_comes_with_it():
     alone = style.colours(["ema"], style.CLIPS)
     beside = style.colours(["norm", "ema", "none"], style.CLIPS)
-    assert alone["ema"] == beside["ema"] == style.STRANGERS[0]
+    assert alone["ema"] == beside["ema"] == style.OTHER_COLOURS[0]
     assert style.colours(["zeta", "ema"], style.CLIPS) == style.colours(["ema", "zeta"], style.CLIPS)
     assert {style.CLIPS[name] for name in ("value", "norm")} == {
         style.colours(["value", "norm", "x"], style.CLIPS)[name] for name in ("value", "norm")

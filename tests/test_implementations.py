@@ -18,7 +18,7 @@ from clipbench.throughput.floor import Reference, floor_bytes, held_bytes
 from clipbench.throughput.footprint import STEP, WAITS, _on_device, footprint
 from clipbench.throughput.implementations import flattened
 from clipbench.throughput.sizes import count, named
-from clipbench.throughput.turns import FEWEST, Blocks, Pace, take_turns
+from clipbench.throughput.turns import FEWEST_ROUNDS, Blocks, Pace, take_turns
 from clipbench.throughput.updates import Given, Update, Weights, halved
 
 SHAPES = [(5, 3), (5,), (2, 5), (2,)]
@@ -258,7 +258,7 @@ def test_there_are_fewer_rounds_where_one_takes_long_but_never_too_few_for_an_in
         ((blocks,),) = take_turns([[Clock(0.1)]], Pace(rounds=30, seconds=0.01, warm_up=1, limit=limit))
         return len(blocks.seconds)
 
-    assert [rounds(limit) for limit in (100, 1.501, 0.1)] == [30, 15, FEWEST]
+    assert [rounds(limit) for limit in (100, 1.501, 0.1)] == [30, 15, FEWEST_ROUNDS]
 
 
 def test_a_block_of_more_than_twice_the_median_is_not_valid():

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from pages import study_page
 
-from clipbench import events, measures, schema, store, summary
+from clipbench import measures, schema, store, summary
 from clipbench.cell import Cell, Part
 from clipbench.errors import UsageError
 from clipbench.store import Store
@@ -615,7 +615,7 @@ def test_verify_finds_a_value_that_its_settings_curve_or_evaluations_contradict(
     assert all(problem.startswith(f"cell {cell_of(0).id}: ") for problem in problems)
 
 
-@pytest.mark.parametrize(("rules", "judged"), [(events.RULES, True), (None, False)], ids=["of today's rules", "of older rules"])
+@pytest.mark.parametrize(("rules", "judged"), [(schema.RULES, True), (None, False)], ids=["of today's rules", "of older rules"])
 def test_verify_derives_events_from_the_curve_and_the_outcome_from_the_evaluations_again(tmp_path, rules, judged):
     """The outcome of rows that today's rules have judged: rules change, and stored rows do not."""
     about = {"reference_loss": 1.0, "optimum": None, "target": None, "unbounded": False}

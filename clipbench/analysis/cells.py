@@ -1,4 +1,4 @@
-"""The cells that are compared, and what they are: their arms, their workloads, how many there are.
+"""The cells that are compared, with their arms, their workloads and their number.
 
 Shared by all questions. It knows none of them, and neither figures nor pages.
 """
@@ -71,7 +71,7 @@ def plain(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """A frame with these columns; without rows, the numbers among them are still numbers."""
+    """A frame with these columns; without rows, columns of numbers still have the dtype of numbers."""
     if rows:
         return pd.DataFrame(rows, columns=list(columns))
     return pd.DataFrame({name: pd.Series(dtype=object if name in WORDS else float) for name in columns})
@@ -101,22 +101,22 @@ def _why_not_compared(document: Mapping[str, Any], components: Components) -> st
         "clip": components.get("clips", {}),
     }
     for kind, entries in known.items():
-        part = document[kind]
-        now = entries.get(part["name"], {}).get("version", part["version"])
-        if now != part["version"]:
-            return f'written by version {part["version"]} of "{part["name"]}" (now {now})'
+        component = document[kind]
+        now = entries.get(component["name"], {}).get("version", component["version"])
+        if now != component["version"]:
+            return f'written by version {component["version"]} of "{component["name"]}" (now {now})'
     return "no longer asked for by the study"
 
 
 def workload(components: Components, problem: str) -> dict[str, Any]:
-    """What the store's components page says of a problem, with neutral words where it says nothing."""
+    """What the store's components page says of a problem, with neutral words if it says nothing."""
     return {**DEFAULTS, **components.get("workloads", {}).get(problem, {})}
 
 
 def arms(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
-    """A row per arm: ``ARM``, ``optimizer``, ``clip`` (registered names), their labels, ``partner``: the arm unclipped.
+    """A row per arm: ``ARM``, ``optimizer`` and ``clip`` (registered names), their labels, and ``partner``, the unclipped arm.
 
-    ``setting`` is what the clip's threshold is called.
+    ``setting`` is the name of the clip's threshold.
     """
     rows, unclipped = [], dict[tuple[Any, ...], str]()
     for row in cells.drop_duplicates(ARM).sort_values(ARM).to_dict("records"):
@@ -141,13 +141,13 @@ def arms(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
 
 
 def threshold_setting(components: Components, clip: str) -> str | None:
-    """What the threshold of a clip is called, ``max_norm``; the page files clips by their labels, of which one name has several."""
+    """The name of a clip's threshold, such as ``max_norm``; the page files clips by label, and one name may have several labels."""
     entries = (entry for label, entry in components.get("clips", {}).items() if label.partition("(")[0] == clip)
     return next((entry.get("threshold") for entry in entries), None)
 
 
 def _setting(optimizer: Mapping[str, Any], rules: Sequence[str], name: str, default: float) -> float:
-    """A setting of these rules, NaN for others; at its default a stored document leaves it out."""
+    """A setting of an optimizer of these rules, NaN for others; a stored document leaves a default out."""
     return float(optimizer["settings"].get(name, default)) if optimizer["name"] in rules else math.nan
 
 

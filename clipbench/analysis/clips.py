@@ -1,4 +1,4 @@
-"""Clips against their own optimizer without a clip, and the family of claims that is declared of them."""
+"""Clips against their own optimizer without a clip, and the declared family of claims about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a clip costs: the time of a training step with it over that of a step without."""
+"""What a clip costs: the ratio of the times of a training step with it and without it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ TIMED = ["problem", "optimizer", "batch", "device", "dtype", "environment", "imp
 
 
 def cost(throughput: pd.DataFrame) -> pd.DataFrame:
-    """What each clip costs: the median over blocks of its step time over the unclipped one's beside it, with its interval.
+    """A row per method: the median ratio, over blocks, of its step time to that of the unclipped block beside it.
 
-    Of the whole training step on one thread, as every run times it; timings of different environments are different rows. Invalid
-    blocks are counted (``invalid``) and left out.
-    Also step time quantiles, samples per second and peak memory.
+    The times are of the whole training step on one thread, as every run times it; different environments are different rows.
+    Invalid blocks are counted (``invalid``) and left out. Other columns are the ratio's interval, quantiles of the step time in
+    seconds, samples per second and peak memory in bytes.
     """
     frame = plain(throughput)
     frame = frame[(frame["part"] != "update") & ~(frame["threads"] > 1)].astype({"batch": np.int64})
@@ -28,14 +28,14 @@ def cost(throughput: pd.DataFrame) -> pd.DataFrame:
     paired = frame.merge(base.rename(columns={"step_seconds": "base_seconds"}), on=pairing, how="left", sort=False)
     rows = []
     for values, blocks in paired.groupby(timed, dropna=False, sort=True):
-        key = dict(zip(timed, values, strict=True))
+        method = dict(zip(timed, values, strict=True))
         here = blocks[blocks["usable"]]
         ratio = here["step_seconds"] / here["base_seconds"]
-        interval = statistics.median_interval(ratio.dropna()) if key["clip"] != "none" else statistics.NOTHING
+        interval = statistics.median_interval(ratio.dropna()) if method["clip"] != "none" else statistics.NOTHING
         quantiles = here["step_seconds"].quantile([0.05, 0.5, 0.95]).to_numpy() if len(here) else np.full(3, np.nan)
         rows.append(
             {
-                **key,
+                **method,
                 "blocks": len(here),
                 "invalid": int(len(blocks) - len(here)),
                 "ratio": interval.estimate,
@@ -44,7 +44,7 @@ def cost(throughput: pd.DataFrame) -> pd.DataFrame:
                 "step_5": quantiles[0],
                 "step_50": quantiles[1],
                 "step_95": quantiles[2],
-                "samples_per_second": key["batch"] / quantiles[1],
+                "samples_per_second": method["batch"] / quantiles[1],
                 "peak_bytes": float(here["peak_bytes"].median()) if len(here) else np.nan,
             }
         )

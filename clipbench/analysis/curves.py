@@ -13,7 +13,7 @@ CURVE_POINTS = 150
 
 
 def curves(recorded: pd.DataFrame, drawn: pd.DataFrame, components: Components, points: int = CURVE_POINTS) -> pd.DataFrame:
-    """Loss curves of the chosen settings' report seeds, thinned by block medians; loss above the optimum where that is known.
+    """Loss curves of the chosen settings' report seeds, thinned by block medians; loss above the optimum if that is known.
 
     Columns ``ARM``, ``seed``, ``cell``, ``ended``, ``step``, ``gap``. Values that are not finite are kept, as ∞.
     """

@@ -24,13 +24,15 @@ def events(store_events: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 def event_counts(recorded: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """Cells with at least one event of each kind, by task and arm.
 
-    ``cells`` is how many the arm has in all phases, with their outcomes.
+    ``cells`` is the number of the arm's cells in all phases; their outcomes are counted as well.
     """
-    keys = plain(cells)[[*ARM, "outcome", "status", "cell"]]
+    compared = plain(cells)[[*ARM, "outcome", "status", "cell"]]
     rows = []
-    for key, arm in keys.groupby(ARM, sort=True):
+    for arm_columns, arm in compared.groupby(ARM, sort=True):
         mine = recorded[recorded["cell"].isin(arm["cell"])]
         touched = mine.groupby("kind")["cell"].nunique()
         ended = counts(arm)
-        rows.append({**dict(zip(ARM, key, strict=True)), **ended, **{str(kind): int(touched.get(kind, 0)) for kind in Kind}})
+        rows.append(
+            {**dict(zip(ARM, arm_columns, strict=True)), **ended, **{str(kind): int(touched.get(kind, 0)) for kind in Kind}}
+        )
     return table_of(rows, [*ARM, "cells", *Outcome, "failed", *Kind])

@@ -13,10 +13,10 @@ from clipbench.task import ARM
 
 
 def grid(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
-    """A row per task, arm and setting on the selection seeds: how they ended, and what ``value`` stands for them.
+    """A row per task, arm and setting on the selection seeds: how they ended, and their ``value``.
 
-    ``statistic`` says which: the ``mean`` metric of the ``valued`` seeds, those that have one, or, where the outcome is all or
-    nothing, the ``share`` of them that succeeded (a diverged one did not). ``no_value`` counts the seeds that ran, did not
+    ``statistic`` says which value: the ``mean`` metric of the ``valued`` seeds, those that have one, or, if the outcome is all or
+    nothing, the ``share`` of them that succeeded (a diverged seed did not). ``no_value`` counts the seeds that ran, did not
     diverge and have no metric.
     """
     frame = selection_runs(cells)

@@ -1,4 +1,4 @@
-"""What failed, has no value or is mixed: what no comparison may pass over in silence."""
+"""Cells that failed or have no value, and comparisons of mixed cells: a report must name them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def failures(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def mixtures(cells: pd.DataFrame) -> list[dict[str, Any]]:
-    """Where one comparison holds cells of several engines, environments or thread counts, and how many of each."""
+    """The tasks and roles whose cells come from several engines, environments or thread counts, with how many of each."""
     mixed = []
     for task, rows in plain(cells).groupby([*TASK, "role"], sort=True):
         for column in ("environment", "engine", "threads"):

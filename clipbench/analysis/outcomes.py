@@ -1,4 +1,4 @@
-"""How runs ended and what their values are worth, in either phase; results of the report phase, and their paired differences.
+"""How runs ended, and their values, in either phase; results of the report phase, and their paired differences.
 
 Shared by the questions that compare. It knows none of them, and neither figures nor pages.
 """
@@ -44,10 +44,10 @@ def selection_runs(cells: pd.DataFrame) -> pd.DataFrame:
 def draws(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
     """A row per task, arm, reading and report seed: the setting that stands for the arm, and how its run ended.
 
-    ``ended`` is an outcome, ``failed`` or ``missing``; ``value`` is NaN for both, for a diverged run, and where another run
-    has no metric.
+    ``ended`` is an outcome, ``failed`` or ``missing``; ``value`` is NaN for the last two, for a diverged run, and for any other
+    run without a metric.
     """
-    asked = _asked(cells, protocol)
+    asked = _report_draws(cells, protocol)
     keys = [*ARM, "seed", "lr", "relative", "absolute"]
     runs = plain(cells[cells["role"] == Role.REPORT])
     # A relative threshold identifies the setting by itself: a cell that failed early has no resolved one.
@@ -64,7 +64,8 @@ def draws(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
     return merged
 
 
-def _asked(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
+def _report_draws(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
+    """What the report phase asks for: a row per task, arm, reading and seed, with the setting and its ``edge``."""
     seeds = dict.fromkeys(cells["problem"].unique(), 0)
     seeds |= {problem: int(phases["report"]) for problem, phases in protocol.get("seeds", {}).items()}
     headline = list(selection.methods(protocol.get("headline", {})).values())
@@ -79,8 +80,8 @@ def _asked(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
 def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
     """A row per task, arm and reading: how its seeds ended, and its metric with an interval.
 
-    ``statistic`` says what ``estimate`` is: ``mean``; ``median`` where a seed diverged, which counts as the worst value;
-    ``share`` of successes where the outcome is all or nothing; ``incomplete`` where a seed failed or is missing, or ran without
+    ``statistic`` says what ``estimate`` is: ``mean``; ``median`` if a seed diverged, which counts as the worst value;
+    ``share`` of successes if the outcome is all or nothing; ``incomplete`` if a seed failed or is missing, or ran without
     diverging and yet has no metric (``no_value`` counts those): no interval then.
     """
     rows = []
@@ -150,10 +151,10 @@ def _estimate(seeds: pd.DataFrame, about: Mapping[str, Any]) -> tuple[str, Inter
 
 
 def worst_filled(seeds: pd.DataFrame, about: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The metric of every seed: the worst possible one where the run diverged, NaN where nothing is known.
+    """The metric of every seed: the worst possible one if the run diverged, NaN if nothing is known.
 
     Nothing is known of a run that failed or is missing, nor of one that did not diverge and yet has no metric. A metric that
-    overflowed towards the worse side is known; one that is infinitely good is none.
+    overflowed towards the worse side is known; an infinitely good one counts as unknown.
     """
     worst = -math.inf if about["higher_is_better"] else math.inf
     values = seeds["value"].to_numpy(dtype=float)
@@ -176,7 +177,7 @@ def succeeded(seeds: pd.DataFrame, about: Mapping[str, Any]) -> np.ndarray[Any, 
 def _never_fired(seeds: pd.DataFrame) -> bool:
     """Whether a clip altered under 1 % of the steps, and less than one step a run.
 
-    The second half is for short runs: of 150 steps the first alone is under 1 %, and may be the one that matters.
+    The second condition is for short runs: one step of 150 is under 1 %, and may be the step that matters.
     """
     fired, steps = seeds["clipped_fraction"].astype(float), seeds["steps"].astype(float)
     known = seeds["threshold"].notna().any() and fired.notna().any()
@@ -196,8 +197,8 @@ def compare(drawn: pd.DataFrame, pairs: pd.DataFrame, components: Components) ->
             arm, baseline = sides.get((*task, pair["arm"], reading)), sides.get((*task, pair["baseline"], reading))
             if arm is None or baseline is None:
                 continue
-            key = {**{name: pair[name] for name in ARM}, "baseline": pair["baseline"], "reading": reading}
-            rows.append({**key, **_difference(arm, baseline, about)})
+            labels = {**{name: pair[name] for name in ARM}, "baseline": pair["baseline"], "reading": reading}
+            rows.append({**labels, **_difference(arm, baseline, about)})
     columns = [*ARM, "baseline", "reading", "n", "statistic", "estimate", "low", "high", "p", "note"]
     return table_of(rows, columns)
 

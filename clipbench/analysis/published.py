@@ -1,8 +1,8 @@
-"""Published results beside what a store's runs gave: each a claim, its sides, and what must hold.
+"""Published results beside a store's own: each is a claim, with sides, and bounds that must hold.
 
-A claim is looked for among the selection cells by the settings it was made for, so that any study which holds them is judged by it,
-once it has run as many of them as the claim asks for. The bounds leave room where a count is chaotic: unclipped runs over a cliff
-part by rounding alone.
+The cells of a claim are found among the selection cells by their settings, so that any study which has them is judged by the claim,
+once it has run as many of them as the claim asks for. If a count is chaotic its bounds leave room: rounding alone decides how
+unclipped runs over a cliff go on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ZHANG = "Zhang, He, Sra & Jadbabaie 2020"
 GORBUNOV = "Gorbunov, Danilova & Gasnikov 2020"
 MENON = "Menon, Rawat, Reddi & Kumar 2020"
 INF = math.inf
-EXACT = 0.01  # of a step count without randomness: what another rounding may move
+EXACT = 0.01  # the share by which a step count without randomness may change under another rounding
 
 COLUMNS = ["claim", "source", "says", "wanted", "measure", "side", "n", "seen", "low", "high", "complete", "holds"]
 SHARE, STEPS, PEAK, ACCURACY = "share of runs that succeed", "steps until ‖∇f‖ ≤ 1e-3", "worst peak over median", "mean accuracy"
@@ -33,9 +33,9 @@ SHARE, STEPS, PEAK, ACCURACY = "share of runs that succeed", "steps until ‖∇
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a claim: which cells, by clip, threshold and rate (None: the best of all rates), and between what it must lie.
+    """One side of a claim: its cells, by clip, threshold and rate (None: the best of all rates), and the bounds of its value.
 
-    ``settings`` are the workload's, beside the claim's; ``clip_settings`` the clip's, beside its threshold.
+    ``settings`` are the workload's, besides the claim's; ``clip_settings`` the clip's, besides its threshold.
     """
 
     label: str
@@ -52,8 +52,8 @@ class Side:
 class Claim:
     """A published claim, in the terms of a study that repeats it.
 
-    ``settings`` are the workload's, beside each side's own; ``runs`` is how many a side needs at each rate; ``between`` relates the
-    sides' values where bounds do not say all. All are in float64.
+    ``settings`` are the workload's, besides each side's own; ``runs`` is how many runs a side needs at each rate; ``between`` says
+    what must hold between the sides' values, besides their bounds. All cells are in float64.
     """
 
     what: str
@@ -125,7 +125,7 @@ CLAIMS = (
             Side("logistic", lr=30.0),
             Side("huberised", lr=30.0, settings={"objective": "huberised", "tau": 0.26}, high=0.65),
             Side("partially huberised", lr=30.0, settings={"objective": "partially-huberised", "tau": 1.36}, low=0.98),
-            # Nothing is asked of it: the paper has no such row. Where examples differ in length it is another method.
+            # It has no bounds: the paper has no such row. If examples differ in length it is another method.
             Side("norm 0.05 of each example", "norm", 0.05, 30.0, clip_settings={"on": "example"}),
         ),
     ),
@@ -148,11 +148,11 @@ CLAIMS = (
 
 
 def published(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
-    """A row per side of every claim of whose sides each has at least a run.
+    """A row per side of every claim, if each of its sides has at least one run.
 
-    ``COLUMNS``: ``n`` counts runs that did not fail; what was ``seen`` must lie between ``low`` and ``high``, infinite where
-    nothing is asked. ``complete`` and ``holds`` are of the whole claim: whether as many runs as it needs have ended by
-    themselves, and whether it holds, which one that is not complete never does.
+    ``COLUMNS``: ``n`` counts runs that did not fail; the value ``seen`` must lie between ``low`` and ``high``, which are infinite
+    if there is no bound. ``complete`` and ``holds`` are of the whole claim: whether as many runs as it needs did not fail, and
+    whether it holds; an incomplete claim never holds.
     """
     frame = plain(cells[(cells["role"] == Role.SELECT) & (cells["optimizer"] == "sgd") & (cells["dtype"] == "float64")])
     documents = frame["settings"].map(json.loads)
@@ -160,7 +160,7 @@ def published(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
         own=[document["workload"]["settings"] for document in documents],
         asked=[document["steps"] for document in documents],
         bare=[not document["optimizer"]["settings"] for document in documents],
-        beside=[_beside(document["clip"]["settings"]) for document in documents],
+        beside=[_clip_settings(document["clip"]["settings"]) for document in documents],
         value=frame["metric_value"],
         ended=frame["outcome"],
     )
@@ -182,7 +182,7 @@ def published(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
     return table_of(rows, COLUMNS)
 
 
-def _beside(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _clip_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A clip's settings without its threshold, which has a column of its own."""
     return {name: value for name, value in settings.items() if name not in ("max_norm", "max_value")}
 
@@ -195,7 +195,7 @@ def _of(frame: pd.DataFrame, claim: Claim, side: Side) -> pd.DataFrame:
     if side.threshold is not None:
         mine = mine[mine["threshold"] == side.threshold]
     mine = mine if side.lr is None else mine[mine["lr"] == side.lr]
-    return mine[mine["device"] == mine["device"].min()]  # the processor's where two devices ran the same
+    return mine[mine["device"] == mine["device"].min()]  # the processor's if two devices ran the same
 
 
 def _enough(mine: pd.DataFrame, runs: int) -> bool:
@@ -204,7 +204,7 @@ def _enough(mine: pd.DataFrame, runs: int) -> bool:
 
 
 def _value(mine: pd.DataFrame, measure: str, components: Components) -> float:
-    """What a side's runs come to; one that ended without a value, as a diverged one does, counts as the worst."""
+    """The value of a side's runs in a measure; a run without a value, such as a diverged one, counts as the worst."""
     if mine.empty:
         return math.nan
     if measure == SHARE:

@@ -1,4 +1,4 @@
-"""Which learning rates are stable, and what one must know of an optimizer to read them."""
+"""Which learning rates are stable, and what a reader of them must know of each optimizer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from clipbench.task import ARM, THRESHOLD, Threshold
 
 
 def stable(cells: pd.DataFrame) -> pd.DataFrame:
-    """Which learning rates are stable: every selection seed learned.
+    """The stable learning rates, at which every selection seed learned.
 
-    A row per task, arm and ``basis``: ``no clip``; ``best threshold`` (at each lr some threshold is stable); ``one threshold``
-    (the one with the widest range). ``low`` and ``high`` bound the longest unbroken stretch of the tried axis, ``below`` and
-    ``above`` say that it reaches the axis's end, so that the true range may go on; ``lrs`` lists every stable lr, ``tried`` the
-    axis.
+    There is a row per task, arm and ``basis``: ``no clip``; ``best threshold`` (at each lr some threshold is stable);
+    ``one threshold`` (the one with the widest range). ``low`` and ``high`` bound the longest unbroken stretch of the tried axis,
+    ``below`` and ``above`` say that it reaches the axis's end, so that the true range may go on; ``lrs`` lists every stable lr,
+    ``tried`` the axis.
     """
     rows = []
     ended = selection_runs(cells)

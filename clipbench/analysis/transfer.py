@@ -27,21 +27,21 @@ BASES = ("absolute", "relative")
 FAMILY = ["workload", "device", "dtype", "arm"]  # an arm on whatever task of a workload: within it a threshold is carried
 PAIR = [*FAMILY, "basis", "kind", "source", "source_batch", "source_lr", "problem", "batch", "lr"]
 PROBLEM, BATCH = ARM.index("problem"), ARM.index("batch")
-FEWEST = 2  # thresholds from which to choose
+FEWEST_THRESHOLDS = 2  # thresholds from which to choose
 
 Key = tuple[Any, ...]
 
 
 def carried(cells: pd.DataFrame) -> pd.DataFrame:
-    """A row per pair of conditions and seed: what the threshold chosen at the one loses at the other.
+    """A row per pair of conditions and seed: the loss, under one condition, of the threshold chosen under the other.
 
     Columns: ``FAMILY``; ``basis`` (``absolute`` or ``relative``); ``kind`` of the pair (``task`` or ``lr``); where the threshold
     was chosen, ``source`` (a problem), ``source_batch`` and ``source_lr``; where it is used, ``problem``, ``batch`` and ``lr``
-    (no lr where the conditions are tasks: there each threshold has the lr that suits it best, so that it alone is carried);
+    (no lr if the conditions are tasks: there each threshold has the lr that suits it best, so that it alone is carried);
     ``seed``; ``carried`` and ``own``, the two thresholds as the study wrote them; ``loss`` and ``own_loss``, their best
     validation loss on the seed: ∞ of an unstable run, NaN of a failed one.
 
-    Arms which have several thresholds of both bases only; a choice that the other condition did not try is left out.
+    Only arms with several thresholds of both bases are here; a choice that the other condition did not try is left out.
     """
     frame = _grid(cells)
     rows = []
@@ -64,7 +64,7 @@ def _grid(cells: pd.DataFrame) -> pd.DataFrame:
         relative=math.nan,  # one multiple is another number under every condition, and no number at all of a failed cell
         loss=value.mask(spoiled, np.inf).mask(frame["status"] == Status.FAILED, np.nan),
     )
-    several = frame.groupby([*ARM, "basis"])["threshold"].nunique().ge(FEWEST)
+    several = frame.groupby([*ARM, "basis"])["threshold"].nunique().ge(FEWEST_THRESHOLDS)
     both = several.groupby(ARM).sum().eq(len(BASES))
     return frame[pd.MultiIndex.from_frame(frame[ARM]).isin(both.index[both])]
 
@@ -79,11 +79,11 @@ def _on(seed: int, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
     def row(family: Key, kind: str, source: Key, target: Key, lrs: tuple[float, float], taken: float, own: float) -> dict[str, Any]:
         """``lrs`` are those of the carried and of the target's own threshold."""
-        key = dict(zip(FAMILY, family, strict=True)) | {"basis": frame["basis"].iloc[0], "kind": kind}
-        key |= {"source": source[PROBLEM], "source_batch": source[BATCH], "problem": target[PROBLEM], "batch": target[BATCH]}
+        columns = dict(zip(FAMILY, family, strict=True)) | {"basis": frame["basis"].iloc[0], "kind": kind}
+        columns |= {"source": source[PROBLEM], "source_batch": source[BATCH], "problem": target[PROBLEM], "batch": target[BATCH]}
         losses = [loss.get((*target[: len(ARM)], *pair), math.nan) for pair in zip(lrs, (taken, own), strict=True)]
         conditions = {"source_lr": (*source, math.nan)[len(ARM)], "lr": (*target, math.nan)[len(ARM)]}
-        return key | conditions | {"seed": seed, "carried": taken, "own": own, "loss": losses[0], "own_loss": losses[1]}
+        return columns | conditions | {"seed": seed, "carried": taken, "own": own, "loss": losses[0], "own_loss": losses[1]}
 
     for family, tasks in here.drop_duplicates(ARM).groupby(FAMILY, sort=True):
         groups = [group for group in _groups(tasks) if group in best]
@@ -111,16 +111,16 @@ def _key(row: Mapping[str, Any], *more: str) -> Key:
 def pairs(rows: pd.DataFrame, kind: str = "task") -> pd.DataFrame:
     """A row per pair of conditions of one ``kind``: what the carried threshold loses, its mean over the seeds with its interval.
 
-    ``statistic`` is ``mean``, ``median`` where a seed was unstable (it counts as ∞), or ``incomplete`` where one has no value: no
+    ``statistic`` is ``mean``, ``median`` if a seed was unstable (it counts as ∞), or ``incomplete`` if one has no value: no
     interval then. ``carried`` and ``own`` are the thresholds most often chosen; ``agreed`` is the share of seeds on which they
     are the same. The seeds are paired; their choices share all seeds but two, so that intervals are narrow rather than wide.
     """
     summaries = []
-    for key, seeds in rows[rows["kind"] == kind].groupby(PAIR, dropna=False, sort=True):
+    for pair, seeds in rows[rows["kind"] == kind].groupby(PAIR, dropna=False, sort=True):
         gaps = statistics.differences(seeds["loss"], seeds["own_loss"])
         summaries.append(
             {
-                **dict(zip(PAIR, key, strict=True)),
+                **dict(zip(PAIR, pair, strict=True)),
                 "n": len(seeds),
                 "carried": _usual(seeds["carried"]),
                 "own": _usual(seeds["own"]),
@@ -128,7 +128,7 @@ def pairs(rows: pd.DataFrame, kind: str = "task") -> pd.DataFrame:
                 "unstable": int(np.isinf(seeds["loss"]).sum()),
                 "own_unstable": int(np.isinf(seeds["own_loss"]).sum()),
                 "own_loss": float(seeds["own_loss"].median()),
-                **_told(gaps),
+                **_estimate_of(gaps),
             }
         )
     columns = ["n", "carried", "own", "agreed", "unstable", "own_unstable", "own_loss", "statistic", "estimate", "low", "high"]
@@ -139,7 +139,7 @@ def _usual(values: pd.Series) -> float:
     return float(values.mode().min())
 
 
-def _told(gaps: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
+def _estimate_of(gaps: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
     if np.isnan(gaps).any():
         known = gaps[~np.isnan(gaps)]
         return {"statistic": "incomplete", **statistics.median_interval(known)._asdict(), "low": math.nan, "high": math.nan}
@@ -150,25 +150,25 @@ def _told(gaps: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
 def bases(rows: pd.DataFrame) -> pd.DataFrame:
     """Absolute against relative: a row per workload, arm and kind of pair.
 
-    Of each seed the median, over all pairs that both bases have, of what the carried threshold loses; ``absolute`` and ``relative``
-    are the medians of that over the seeds. ``unstable`` and ``relative_unstable`` count those of the ``carries`` (pairs × seeds)
-    whose run was unstable where that of the target's own threshold was not. ``estimate`` is the paired difference absolute −
-    relative with its interval: positive where the multiple carries better.
+    For each seed the median of what the carried threshold loses is taken over all pairs that both bases have; ``absolute`` and
+    ``relative`` are the medians of these over the seeds. ``unstable`` and ``relative_unstable`` count those of the ``carries``
+    (pairs × seeds) whose run was unstable although that of the target's own threshold was not. ``estimate`` is the paired
+    difference absolute − relative with its interval: positive if the multiple carries better.
     """
     keyed = [name for name in PAIR if name != "basis"]
-    rows = rows.assign(gap=statistics.differences(rows["loss"], rows["own_loss"]), spoiled=_spoiled(rows))
+    rows = rows.assign(gap=statistics.differences(rows["loss"], rows["own_loss"]), spoiled=_is_unstable(rows))
     sides = {basis: rows[rows["basis"] == basis] for basis in BASES}
     columns = [*keyed, "seed", "gap", "spoiled"]
     # lr is NaN of tasks: pandas merges a NaN with a NaN.
     both = sides["absolute"][columns].merge(sides["relative"][columns], on=[*keyed, "seed"], suffixes=("_absolute", "_relative"))
     summaries = []
-    for key, group in both.groupby([*FAMILY, "kind"], sort=True):
+    for family, group in both.groupby([*FAMILY, "kind"], sort=True):
         seeds = group.groupby("seed")[["gap_absolute", "gap_relative"]].agg(_median)
         absolute, relative = (seeds[f"gap_{basis}"].to_numpy(dtype=float) for basis in BASES)
         gaps = statistics.differences(absolute, relative)
         summaries.append(
             {
-                **dict(zip([*FAMILY, "kind"], key, strict=True)),
+                **dict(zip([*FAMILY, "kind"], family, strict=True)),
                 "n": len(seeds),
                 "pairs": len(group.drop_duplicates(keyed)),
                 "carries": len(group),
@@ -176,7 +176,7 @@ def bases(rows: pd.DataFrame) -> pd.DataFrame:
                 "relative": _median(relative),
                 "unstable": int(group["spoiled_absolute"].sum()),
                 "relative_unstable": int(group["spoiled_relative"].sum()),
-                **_told(gaps),
+                **_estimate_of(gaps),
             }
         )
     columns = [
@@ -196,10 +196,10 @@ def bases(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _median(values: ArrayLike) -> float:
-    """NaN where one is: nothing is concluded without it."""
+    """The median of some values; NaN if one of them is NaN: nothing is concluded without it."""
     sample = np.asarray(values, dtype=float)
     return math.nan if np.isnan(sample).any() else statistics.median_interval(sample).estimate
 
 
-def _spoiled(rows: pd.DataFrame) -> pd.Series:
+def _is_unstable(rows: pd.DataFrame) -> pd.Series:
     return np.isinf(rows["loss"].astype(float)) & ~np.isinf(rows["own_loss"].astype(float))

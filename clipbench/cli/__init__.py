@@ -74,7 +74,7 @@ def list_(kind: str | None) -> None:
             rows = [(name, [tomllib.loads(text).get("title", "")]) for name, text in study.packaged().items()]
         else:
             singular: Any = section.removesuffix("s")
-            rows = [(name, _listed(registry.find(singular, name))) for name in registry.names(singular)]
+            rows = [(name, _setting_lines(registry.find(singular, name))) for name in registry.names(singular)]
         width = max(len(name) for name, _ in rows)
         for name, (first, *others) in rows:
             click.echo(f"  {name:<{width}}  {first}")
@@ -82,7 +82,7 @@ def list_(kind: str | None) -> None:
                 click.echo(f"  {'':<{width}}  {line}")
 
 
-def _listed(cls: Any) -> list[str]:
+def _setting_lines(cls: Any) -> list[str]:
     """What a component does, its settings and its source; of a workload also what a step costs, and whether it has lanes."""
     from clipbench import registry
 
@@ -104,9 +104,9 @@ ENGINE = click.option(
     "--engine",
     type=click.Choice(["auto", "loop", "batched"]),
     default=None,
-    help="One cell at a time, many as lanes of one program, or whichever is faster here; what the study says where not given.",
+    help="One cell at a time, many as lanes of one program, or whichever is faster here; what the study says if not given.",
 )
-OUT = click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; results/NAME where not given.")
+OUT = click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; results/NAME if not given.")
 
 
 @cli.command()
@@ -190,7 +190,7 @@ def _open(folder: Path, page: Study) -> Store | None:
 @STUDY
 @OUT
 @DEVICE
-@click.option("--workers", type=click.IntRange(1), default=None, help="Worker processes; one per core where not given.")
+@click.option("--workers", type=click.IntRange(1), default=None, help="Worker processes; one per core if not given.")
 @ENGINE
 @click.option("--memory", default="2GB", callback=in_bytes, help="What the lanes of one worker may take, such as 2GB or 500MB.")
 @click.option("--limit", type=click.FloatRange(0, min_open=True), default=None, help="Seconds a shard may take before it is ended.")
@@ -267,14 +267,14 @@ def _taken_back(folder: Path) -> Iterator[None]:
 def _say_why(reasons: Sequence[Reason]) -> None:
     """The first reasons why cells failed: how many, of what, where, and where the traceback lies."""
     for reason in reasons[:SHOWN]:
-        place = f" at {reason.place}" if reason.place else ""
+        position = f" at {reason.place}" if reason.place else ""
         trace = f" (traceback: {reason.file})" if reason.file is not None else ""
-        click.echo(f"{counted(reason.cells, 'cell')} failed{place}: {_plain(reason.words)}{trace}.")
+        click.echo(f"{counted(reason.cells, 'cell')} failed{position}: {_printable(reason.words)}{trace}.")
     if len(reasons) > SHOWN:
         click.echo(f"{counted(len(reasons) - SHOWN, 'other reason')}: the column `reason` of the cells table has them all.")
 
 
-def _plain(words: str) -> str:
+def _printable(words: str) -> str:
     """An exception's words, which may be long and hold anything, for a terminal."""
     shown = "".join(letter if letter.isprintable() else " " for letter in words)
     return shown if len(shown) <= WIDEST else f"{shown[:WIDEST]}…"
@@ -308,11 +308,11 @@ def verify(folder: Path) -> None:
     from clipbench.store import Store
 
     store = Store(folder)
-    found = store.problems()
-    for sentence in found:
+    problems = store.problems()
+    for sentence in problems:
         click.echo(sentence)
-    if found:
-        leave(f"{folder}: {len(found)} broken promises.", FINDING)
+    if problems:
+        leave(f"{folder}: {len(problems)} broken promises.", FINDING)
     missing = store.missing()
     for sentence in [*missing, *(f"remark: {remark}" for remark in store.remarks())]:
         click.echo(sentence)
@@ -325,9 +325,9 @@ def verify(folder: Path) -> None:
 @OUT
 @DEVICE
 @click.option(
-    "--sizes", default=None, help="Model sizes beside the study's workloads, such as 1k,11.7M, or none; all where not given."
+    "--sizes", default=None, help="Model sizes beside the study's workloads, such as 1k,11.7M, or none; all if not given."
 )
-@click.option("--implementation", default=None, help="Comma-separated, such as torch,fused; all where not given.")
+@click.option("--implementation", default=None, help="Comma-separated, such as torch,fused; all if not given.")
 @command
 def throughput(study: str, out: Path | None, device: str | None, sizes: str | None, implementation: str | None) -> None:
     """Time every implementation of a study's clips and steps, alone on the machine, beside the timings stored."""
@@ -349,22 +349,22 @@ def throughput(study: str, out: Path | None, device: str | None, sizes: str | No
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("cell", metavar="CELL")
-@click.option("--engine", type=click.Choice(["loop", "batched"]), default=None, help="The one that made the row where not given.")
+@click.option("--engine", type=click.Choice(["loop", "batched"]), default=None, help="The one that made the row if not given.")
 @click.option(
     "--use", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True, help="A file of components to run."
 )
 @command
 def replay(folder: Path, cell: str, engine: str | None, use: tuple[Path, ...]) -> None:
-    """Run one stored row again, named by its identity or the first digits of it; exit 1 where it does not match.
+    """Run one stored row again, named by its identity or the first digits of it; exit 1 if it does not match.
 
     A file of components is run if it is named with --use, or if it is the very one that made the row.
     """
     from clipbench import replay as replay_
     from clipbench.store import Store
 
-    found = replay_.replay(Store(folder), cell, engine, use)
-    click.echo(found.sentence)
-    if not found.matches:
+    outcome = replay_.replay(Store(folder), cell, engine, use)
+    click.echo(outcome.sentence)
+    if not outcome.matches:
         sys.exit(FINDING)
 
 
@@ -372,7 +372,7 @@ def replay(folder: Path, cell: str, engine: str | None, use: tuple[Path, ...]) -
 @click.argument("component", metavar="NAME|FILE.py")
 @command
 def conform(component: str) -> None:
-    """Test a component, a stranger's file included, against what every component must satisfy; exit 1 with the broken promises."""
+    """Test a component, packaged or in a plug-in, against the claims that all must keep; exit 1 with the broken ones."""
     from clipbench import conformance, registry
 
     registry.load_packaged()

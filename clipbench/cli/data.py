@@ -36,7 +36,7 @@ def data_list() -> None:
 @data.command()
 @click.argument("name")
 @click.option("--size", type=click.Choice(["28", "64", "128", "224"]), default="28", help="Pixels a side.")
-@click.option("--to", "into", type=click.Path(path_type=Path), default=None, help="Folder; the data folder where not given.")
+@click.option("--to", "into", type=click.Path(path_type=Path), default=None, help="Folder; the data folder if not given.")
 @click.option("--accept-licence", is_flag=True, help="Fetch a set whose licence forbids commercial use.")
 @command
 def fetch(name: str, size: str, into: Path | None, accept_licence: bool) -> None:

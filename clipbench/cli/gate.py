@@ -17,9 +17,9 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command()
-@click.option("--limits", "page", type=FILE, default=None, help="A page of limits of your own; the packaged one where not given.")
+@click.option("--limits", "page", type=FILE, default=None, help="A page of limits of your own; the packaged one if not given.")
 @click.option("--baseline", type=FOLDER, default=None, help="Folder of the baselines; results/gate, or beside your own page.")
-@click.option("--workers", type=click.IntRange(1), default=None, help="Processes that train; one per core where not given.")
+@click.option("--workers", type=click.IntRange(1), default=None, help="Processes that train; one per core if not given.")
 @click.option("--markdown", type=FILE, default=None, help="Write the verdict there, for a comment on a pull request.")
 @click.option("--json", "json_", type=FILE, default=None, help="Write verdict and numbers there, for machines.")
 @click.option("--self-test", is_flag=True, help="Measure instead how often the gate is wrong, with load running beside.")
@@ -54,9 +54,9 @@ def gate(
             told, code = self_test_.text(rates), rates.code
             table, document = self_test_.markdown(rates, here), self_test_.document(rates, here)
         else:
-            found = gate_.run(limits, workers, bars)
-            told, code = sentences.text(found), verdict.CODES[verdict.overall(found)]
-            table, document = sentences.markdown(found, here), sentences.document(found, here)
+            findings = gate_.run(limits, workers, bars)
+            told, code = sentences.text(findings), verdict.CODES[verdict.overall(findings)]
+            table, document = sentences.markdown(findings, here), sentences.document(findings, here)
     click.echo(told)
     for path, content in ((markdown, table), (json_, document)):
         if path is not None:

@@ -25,9 +25,9 @@ _importing: list[str] = []  # what is being imported, while nothing has been tou
 
 
 def command(function: Callable[..., Any], kept: str = "nothing that was stored is lost", needs: str = "") -> Callable[..., Any]:
-    """Every error a user can cause is one sentence and exit code 2; what else is raised is a bug of ours, told by its traceback.
+    """A command in which an error that a user can cause ends as one sentence and exit code 2; any other is a bug, with traceback.
 
-    :param kept: what is told of an interruption.
+    :param kept: what an interrupted command says has been kept.
     :param needs: a module that takes long to import: an interruption meanwhile ends the process at once.
     """
 
@@ -46,8 +46,8 @@ def command(function: Callable[..., Any], kept: str = "nothing that was stored i
             if error.filename is None and error.errno not in DISK:
                 leave_with_traceback()
             reason = "the disk is full" if error.errno in FULL else (error.strerror or str(error)).lower()
-            place = f"{error.filename}: " if error.filename else ""
-            leave(f"{place}{reason}; nothing that was stored is lost.", WRONG_USE)
+            file = f"{error.filename}: " if error.filename else ""
+            leave(f"{file}{reason}; nothing that was stored is lost.", WRONG_USE)
         except Exception:  # noqa: BLE001 - a bug, whatever it is
             leave_with_traceback()
 

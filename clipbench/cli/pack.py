@@ -17,8 +17,8 @@ def in_bytes(_context: click.Context, option: click.Parameter, text: str | None)
     """``2GB`` as a number of bytes."""
     if text is None:
         return None
-    found = SIZE.fullmatch(text.strip())
-    size = float(found[1]) * UNITS[(found[2] or "B").upper()] if found else 0
+    match = SIZE.fullmatch(text.strip())
+    size = float(match[1]) * UNITS[(match[2] or "B").upper()] if match else 0
     if size < 1:
         leave(f"{option.opts[0]} is {text!r}, and must be a positive size such as 2GB or 500MB.", WRONG_USE)
     return int(size)
@@ -44,8 +44,8 @@ def pack(folder: Path, curves: str | None, formats: str | None, largest: int | N
         for moved in store.sweep():
             click.echo(f"clipbench: set aside: {moved}", err=True)
         asked = {"formats": wanted, "largest": largest}
-        given = {name: value for name, value in asked.items() if value is not None}
-        store.write_page("environment", {**store.page("environment"), **given})
+        descriptions = {name: value for name, value in asked.items() if value is not None}
+        store.write_page("environment", {**store.page("environment"), **descriptions})
         store.compact(curves)
     click.echo(f"{folder}: {before / 1e6:.1f} MB became {_size(folder) / 1e6:.1f}.")
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from clipbench.engines import Record
 
 
-INTERVAL = 30.0  # seconds between two lines where stderr is no terminal
+INTERVAL = 30.0  # seconds between two lines if stderr is no terminal
 
 
 class Bars:
-    """Progress on stderr: one bar a phase, or a line every half minute where stderr is no terminal."""
+    """Progress on stderr: one bar a phase, or a line every half minute if stderr is no terminal."""
 
     def __init__(self) -> None:
         self.bar: tqdm[Any] | None = None

@@ -1,4 +1,4 @@
-"""Clips whose threshold stands still."""
+"""Clips with a constant threshold."""
 
 from __future__ import annotations
 

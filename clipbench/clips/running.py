@@ -1,7 +1,7 @@
 """Clips that learn their threshold from the norms they have seen.
 
-From a step whose norm is not finite none of them learns: a NaN would stay in a running mean for ever, and so would the wrong of an
-overflow, which does not end a run. Of the authors' codes one refuses such a step, and the others keep it.
+None of them learns from a step whose norm is not finite: a NaN would stay in a running mean for ever, and so would the error of an
+overflow, which does not end a run. The code of one of the papers refuses such a step; that of the others keeps it.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class Quantile:
         # What is not finite sorts behind all that is, and does not count.
         ordered, last = norms.sort().values, norms.isfinite().sum() - 1
         # In float64, as a plain number is: in float32 the place of one norm among a thousand is 1e-4 off.
-        place = last.double() * (self.percentile / 100)
-        below = place.floor()
+        position = last.double() * (self.percentile / 100)
+        below = position.floor()
         ends = torch.stack([below.long(), torch.minimum(below.long() + 1, last)])
         low, high = ordered.gather(0, ends.clamp(min=0)).unbind()
-        return low + (place - below).to(norms.dtype) * (high - low)
+        return low + (position - below).to(norms.dtype) * (high - low)
 
 
 @clip("z-score")

@@ -1,4 +1,4 @@
-"""What every component must satisfy, a stranger's included: a claim a line, each kept or broken, never a crash.
+"""The claims that every component must keep, a user-defined one included: each is kept or broken, and none crashes.
 
 Inputs are small and random, from seeded generators; every claim hands the component copies, so that one fault breaks one claim.
 Numbers are compared in float64.
@@ -92,10 +92,10 @@ def conform(kind: Kind, name: str) -> list[Check]:
     # Seeded and put back: a component that draws from the global random state does not move the caller's.
     # In one thread, as the workers train.
     with trees.seeded("conformance", 0, name), one_thread():
-        return [_judged(claim, test, cls) for claim, test in asked.items()]
+        return [_check(claim, test, cls) for claim, test in asked.items()]
 
 
-def _judged(claim: str, test: Callable[[type[Any]], str | None], cls: type[Any]) -> Check:
+def _check(claim: str, test: Callable[[type[Any]], str | None], cls: type[Any]) -> Check:
     try:
         return Check(claim, passed=True, detail=test(cls) or "")
     except Fault as fault:

@@ -39,8 +39,8 @@ def under(settings: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        given = ", ".join(f"{name}={value}" for name, value in settings.items())
-        raise Fault((str(error) if isinstance(error, Fault) else told(error)) + (f", with {given}" if given else "")) from error
+        words = ", ".join(f"{name}={value}" for name, value in settings.items())
+        raise Fault((str(error) if isinstance(error, Fault) else told(error)) + (f", with {words}" if words else "")) from error
 
 
 def distance(left: Tensor, right: Tensor) -> float:

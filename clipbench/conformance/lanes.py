@@ -57,9 +57,9 @@ def step_locked(cls: type[Any]) -> str | None:
         rows = together.rows()[0]
         for lane, trainer in enumerate(trainers):
             trainer.step(*batch)
-            apart = _apart(together.weights[lane].numpy(), together.model.flat(trainer.module).numpy())
+            apart = _distance(together.weights[lane].numpy(), together.model.flat(trainer.module).numpy())
             measured = trainer.meter.rows()[0]
-            apart = max(apart, *(_apart(rows[lane, [one]], measured[[one]]) for one in MEASURES))
+            apart = max(apart, *(_distance(rows[lane, [one]], measured[[one]]) for one in MEASURES))
             if apart > LOCKED:
                 raise Fault(f"with {jobs[lane].cell.arm}, step {number} is {apart:.2g} from the loop's")
             if abs(rows[lane, measures.CHANGED] - measured[measures.CHANGED]) > COUNTED:
@@ -83,20 +83,20 @@ def free_running(cls: type[Any]) -> str | None:
     rows, agreeing = together.rows(), 0
     for lane, job in enumerate(jobs):
         alone = _curve(job)
-        apart = _apart(rows[:, lane, measures.LOSS], alone)
+        apart = _distance(rows[:, lane, measures.LOSS], alone)
         # The loop runs a second time only if the engines disagree: whether rounding alone does as much.
         if apart <= FREE:
             agreeing += 1
-        elif _apart(_curve(job, DISTURBANCE), alone) <= CALM:
+        elif _distance(_curve(job, DISTURBANCE), alone) <= CALM:
             raise Fault(f"with {job.cell.arm}, {STEPS} steps end {apart:.2g} from the loop's")
     parted = f"; of the other {len(jobs) - agreeing} rounding alone parts the loop from itself" if agreeing < len(jobs) else ""
     return f"{agreeing} of {len(jobs)} arms agree after {STEPS} steps{parted}"
 
 
 def _job(cls: type[Any], optimizer: str, clip: str, settings: dict[str, Any]) -> Job:
-    given = examples(cls)[0]
+    workload_settings = examples(cls)[0]
     threshold = registry.threshold_field(registry.find("clip", clip))
-    parts = Part(cls.name, cls.version, given), Part(optimizer, 1), Part(clip, 1, settings, threshold)
+    parts = Part(cls.name, cls.version, workload_settings), Part(optimizer, 1), Part(clip, 1, settings, threshold)
     return Job(Cell(*parts, LR, 0, STEPS, BATCH, dtype="float64", evaluations=1), settings)
 
 
@@ -113,8 +113,8 @@ def _arms(cls: type[Any]) -> list[Job]:
     pairs = [(optimizers[turn % len(optimizers)], clips[turn % len(clips)]) for turn in range(turns)]
     if elements >= LARGE:
         pairs = pairs[:: len(pairs) // 2][:2]
-    found = [_job(cls, optimizer, *clip) for optimizer, clip in pairs]
-    return sorted(found, key=lambda job: repr(stacked.Structure.of(job)))
+    jobs = [_job(cls, optimizer, *clip) for optimizer, clip in pairs]
+    return sorted(jobs, key=lambda job: repr(stacked.Structure.of(job)))
 
 
 def _settings(rule: Any) -> Iterator[dict[str, Any]]:
@@ -158,6 +158,6 @@ def _curve(job: Job, disturbance: float = 0.0) -> np.ndarray:
     return trainer.meter.rows()[:, measures.LOSS]
 
 
-def _apart(left: np.ndarray, right: np.ndarray) -> float:
+def _distance(left: np.ndarray, right: np.ndarray) -> float:
     """`distance` of what the engines give as arrays."""
     return distance(torch.from_numpy(left), torch.from_numpy(right))

@@ -120,10 +120,10 @@ def never_lengthens(cls: type[Any]) -> str | None:
     return None
 
 
-def _answers(component: Any, state: Any, given: list[Tree], params: Tree) -> tuple[list[Tree], Any]:
+def _answers(component: Any, state: Any, gradients: list[Tree], params: Tree) -> tuple[list[Tree], Any]:
     """What some gradients, handed one after the other, come back as; and the state after them."""
     answers = []
-    for grads in given:
+    for grads in gradients:
         result, state = _update(component, _copy(grads), state, _copy(params))
         answers.append(result)
     return answers, state
@@ -150,9 +150,9 @@ def signs_kept(cls: type[Any]) -> str | None:
     for settings in examples(cls):
         with under(settings):
             component, params = cls(**settings), _tree("params", torch.float32)
-            given = [_tree(f"grads {step}", torch.float32, size) for step, size in enumerate((*SIZES, OVERFLOWING, *SIZES))]
-            answers, _ = _answers(component, _start(component, _copy(params)), given, params)
-            for grads, result in zip(given, answers, strict=True):
+            gradients = [_tree(f"grads {step}", torch.float32, size) for step, size in enumerate((*SIZES, OVERFLOWING, *SIZES))]
+            answers, _ = _answers(component, _start(component, _copy(params)), gradients, params)
+            for grads, result in zip(gradients, answers, strict=True):
                 turned = [name for name, grad in grads.items() if (grad.sign() * result[name].sign() < 0).any()]
                 if turned:
                     raise Fault(f"{turned[0]} came back with signs turned from a gradient whose norm is {_size(grads)}")
@@ -177,27 +177,27 @@ def clips_again(cls: type[Any]) -> None:
             _, state = _answers(component, _start(component, _copy(params)), before, params)
             wanted, _ = _answers(component, _copy(state), after, params)
             for what, spoiler in spoilers.items():
-                found, _ = _answers(component, _copy(state), [spoiler, *after], params)
-                if fault := _spoiled(after, wanted, found[1:]):
+                answers, _ = _answers(component, _copy(state), [spoiler, *after], params)
+                if fault := _spoiled_by(after, wanted, answers[1:]):
                     raise Fault(f"after a gradient that {what} {fault}")
 
 
-def _spoiled(given: list[Tree], wanted: list[Tree], found: list[Tree]) -> str | None:
-    """What is wrong with answers that come after a gradient out of range, seen beside those without it; None where nothing is."""
+def _spoiled_by(gradients: list[Tree], wanted: list[Tree], after_spoiler: list[Tree]) -> str | None:
+    """What is wrong with answers that come after a gradient out of range, seen beside those without it; None if nothing is."""
 
     def clipped(answers: list[Tree]) -> int:
-        pairs = zip(given, answers, strict=True)
+        pairs = zip(gradients, answers, strict=True)
         return sum(any(distance(result[name], grad) > 0 for name, grad in grads.items()) for grads, result in pairs)
 
     def some(answers: list[Tree], mark: Any) -> bool:
         return any(bool(mark(leaf).any()) for result in answers for leaf in result.values())
 
-    if some(found, lambda leaf: ~leaf.isfinite()) and not some(wanted, lambda leaf: ~leaf.isfinite()):
+    if some(after_spoiler, lambda leaf: ~leaf.isfinite()) and not some(wanted, lambda leaf: ~leaf.isfinite()):
         return "finite ones come back that are not"
-    if some(wanted, lambda leaf: leaf != 0) and not some(found, lambda leaf: leaf != 0):
+    if some(wanted, lambda leaf: leaf != 0) and not some(after_spoiler, lambda leaf: leaf != 0):
         return "all come back as zeros"
-    if clipped(wanted) and not clipped(found):
-        return f"it clips none of {len(given)}, of which it clips {clipped(wanted)} otherwise"
+    if clipped(wanted) and not clipped(after_spoiler):
+        return f"it clips none of {len(gradients)}, of which it clips {clipped(wanted)} otherwise"
     return None
 
 
@@ -208,8 +208,8 @@ def divergence_shown(cls: type[Any]) -> str | None:
         with under(settings):
             component, params = cls(**settings), _tree("params", torch.float32)
             warm = [] if _grows(component, params) else [_tree(f"grads {step}", torch.float32) for step in range(WARM)]
-            for given in ([], warm):
-                answers, _ = _answers(component, _start(component, _copy(params)), [*given, _with_one(value)], params)
+            for earlier in ([], warm):
+                answers, _ = _answers(component, _start(component, _copy(params)), [*earlier, _with_one(value)], params)
                 if all(leaf.isfinite().all() for leaf in answers[-1].values()):
                     at = float(answers[-1]["conv.bias"][1])
                     if math.isnan(value) or not at * value > 0:
@@ -303,8 +303,8 @@ def lanes_agree(cls: type[Any]) -> None:
                     for path, leaf in _leaves({"grads": alone, "state": states[lane]}, "").items():
                         apart = distance(_leaves({"grads": result, "state": together}, "")[path][lane], leaf)
                         if apart > TOLERANCE:
-                            given = {name: values[lane] for name, values in lanes.items()}
-                            raise Fault(f"step {step}, lane {given}: {path} is {apart:.2g} from the loop's")
+                            own = {name: values[lane] for name, values in lanes.items()}
+                            raise Fault(f"step {step}, lane {own}: {path} is {apart:.2g} from the loop's")
 
 
 def flat_agrees(cls: type[Any]) -> None:
@@ -343,12 +343,12 @@ def size_is_a_number(cls: type[Any]) -> None:
     """``size`` is a positive, finite scalar."""
     for settings, size in itertools.product(examples(cls), SIZES):
         with under(settings):
-            found = cls(**settings).size(_tree("grads", torch.float64, size))
-            if not isinstance(found, Tensor) or found.shape != ():
-                came = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else word(found)
+            value = cls(**settings).size(_tree("grads", torch.float64, size))
+            if not isinstance(value, Tensor) or value.shape != ():
+                came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else word(value)
                 raise Fault(f"size returned {came}, not a scalar tensor")
-            if not (found.isfinite() and found > 0):
-                raise Fault(f"the size of a gradient is {float(found)}")
+            if not (value.isfinite() and value > 0):
+                raise Fault(f"the size of a gradient is {float(value)}")
 
 
 def torch_equals_update(cls: type[Any]) -> str | None:

@@ -43,11 +43,11 @@ def splits_match(cls: type[Any]) -> None:
     """Validation and test are there, and train unless batches are sampled, each with a target for every input."""
     workload = _built(cls)
     wanted = ("validation", "test") if hasattr(workload, "sample") else ("train", "validation", "test")
-    found = feed.splits(workload, 0)
+    splits = feed.splits(workload, 0)
     for name in wanted:
-        if name not in found:
-            raise Fault(f'data has no split "{name}" (it has {", ".join(found) or "none"})')
-        inputs, targets = found[name]
+        if name not in splits:
+            raise Fault(f'data has no split "{name}" (it has {", ".join(splits) or "none"})')
+        inputs, targets = splits[name]
         if not len(inputs) or len(inputs) != len(targets):
             raise Fault(f'split "{name}" has {len(inputs)} inputs and {len(targets)} targets')
 
@@ -116,7 +116,7 @@ def _outputs(workload: Any, split: str) -> tuple[Tensor, Tensor]:
     """What the untrained module makes of a whole split, and its targets."""
     module = feed.model(workload, 0).eval()
     inputs, targets = feed.splits(workload, 0)[split]
-    return torch.cat([torch.atleast_1d(module(part)) for part in inputs.split(CHUNK)]), targets
+    return torch.cat([torch.atleast_1d(module(chunk)) for chunk in inputs.split(CHUNK)]), targets
 
 
 def metric_is_a_number(cls: type[Any]) -> str:
@@ -133,11 +133,11 @@ def reference_declared(cls: type[Any]) -> str | None:
     workload = _built(cls)
     if not hasattr(workload, "reference_loss"):
         raise Fault("there is no `reference_loss`, the loss of the best constant prediction")
-    found = {name: getattr(workload, name, None) for name in ("reference_loss", "optimum", "target")}
-    for name, value in found.items():
+    losses = {name: getattr(workload, name, None) for name in ("reference_loss", "optimum", "target")}
+    for name, value in losses.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
             raise Fault(f"`{name}` is {value!r}, and must be a number or None")
-    reference, floor = found["reference_loss"], found["optimum"] or 0.0
+    reference, floor = losses["reference_loss"], losses["optimum"] or 0.0
     if reference is None:
         return "none: it is compared with its own first loss"
     if reference <= floor and not getattr(workload, "unbounded", False):
@@ -150,8 +150,8 @@ def draws_nothing(cls: type[Any]) -> None:
     workload = _built(cls)
     with no_draw():
         # Not through feed, which remembers the data of an earlier call.
-        given = [trees.generator(workload.name, 0, "split")] if inspect.signature(workload.data).parameters else []
-        workload.data(*given)
+        arguments = [trees.generator(workload.name, 0, "split")] if inspect.signature(workload.data).parameters else []
+        workload.data(*arguments)
         module = feed.model(workload, 0)
         inputs, targets = _batch(workload)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The sets of MedMNIST: where their files lie, how one is fetched, and how one is read that nobody vouches for.
+"""The sets of MedMNIST: where their files lie, how one is fetched, and how a file that may be damaged or malicious is read.
 
 A set is one ``.npz`` an image size, with ``{train,val,test}_{images,labels}``: Yang et al. 2023, doi:10.1038/s41597-022-01721-8,
 and the larger sizes of 2024, doi:10.5281/zenodo.10519652. The catalogue says which there are. Nothing but `fetch` uses the network,
@@ -58,9 +58,9 @@ PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes; the oth
 
 
 def folder() -> Path:
-    """The data folder: ``CLIPBENCH_DATA`` where it is set, else where the platform keeps a user's data. It need not be there."""
-    if given := os.environ.get("CLIPBENCH_DATA"):
-        return _expanded(given, "CLIPBENCH_DATA")
+    """The data folder: ``CLIPBENCH_DATA`` if it is set, else the platform's folder for a user's data. It need not exist."""
+    if path := os.environ.get("CLIPBENCH_DATA"):
+        return _expanded(path, "CLIPBENCH_DATA")
     home = Path.home()
     usual = {"darwin": home / "Library" / "Application Support", "win32": home / "AppData" / "Local"}
     return Path(os.environ.get("XDG_DATA_HOME") or usual.get(sys.platform, home / ".local" / "share")) / "clipbench"
@@ -78,14 +78,14 @@ def _expanded(path: str, what: str) -> Path:
 
 
 def located(dataset: Dataset, path: str = "") -> Path:
-    """The file of a set: the one given, else the one of its name in the data folder.
+    """The file of a set: the one at ``path``, else the one of its name in the data folder.
 
     :raises UsageError: it is not there; or it was not given, and the set's licence is not `FREE`.
     """
     if path:
-        if not (given := _expanded(path, "path")).is_file():
+        if not (expanded := _expanded(path, "path")).is_file():
             raise UsageError(f"{path}: there is no such file.")
-        return given
+        return expanded
     file = folder() / f"{dataset.stem}.npz"
     if dataset.family.licence != FREE:
         raise UsageError(f"{_warning(dataset)}; if that is all right, give its file as `path`; {_advice(dataset)} fetches it.")
@@ -141,23 +141,23 @@ class Archive:
 
 
 def opened(dataset: Dataset, file: Path, *, official: bool) -> Archive:
-    """Look at a file before anything is allocated for it: keys, types, shapes and sizes from the headers, then the labels.
+    """A file that was checked before anything is allocated for it: names, types, shapes and sizes in its headers, then labels.
 
-    :param official: it must be the very file that MedMNIST publishes.
-    :raises UsageError: it is not, or not a file of this set.
+    :param official: it must be the file that MedMNIST publishes, byte for byte.
+    :raises UsageError: it is not, or it is no file of this set.
     """
-    if official and (found := _md5(file)) != dataset.md5:
+    if official and (md5 := _md5(file)) != dataset.md5:
         raise UsageError(
-            f"{file}: its MD5 is {found}, and that of {dataset.stem} is {dataset.md5}; fetch it anew, or give it as `path`."
+            f"{file}: its MD5 is {md5}, and that of {dataset.stem} is {dataset.md5}; fetch it anew, or give it as `path`."
         )
     with _unzipped(file) as archive:
         pixels = sum(_judge(archive, file, dataset, split) for split in SPLITS.values())
         if 4 * pixels > LARGEST:
             raise UsageError(f"{file}: its images take {4 * pixels / 2**30:.1f} GiB in float32, more than {LARGEST >> 30} GiB.")
-        labels = {split: _array(archive, f"{key}_labels").reshape(-1).astype(np.int64) for split, key in SPLITS.items()}
+        labels = {split: _array(archive, f"{array}_labels").reshape(-1).astype(np.int64) for split, array in SPLITS.items()}
     classes = dataset.family.classes
-    for split, given in labels.items():
-        wrong = given[(given < 0) | (given >= classes)]
+    for split, numbers in labels.items():
+        wrong = numbers[(numbers < 0) | (numbers >= classes)]
         if len(wrong):
             raise UsageError(f"{file}: {SPLITS[split]}_labels has {wrong[0]}, and {dataset.name} has 0 to {classes - 1}.")
     return Archive(file, dataset, labels)
@@ -168,7 +168,7 @@ def _judge(archive: zipfile.ZipFile, file: Path, dataset: Dataset, split: str) -
     (dtype, shape), (label_dtype, label_shape) = (_header(archive, file, f"{split}_{what}") for what in ("images", "labels"))
     wanted = "×".join(map(str, ("N", *dataset.shape)))
     if dtype != np.uint8 or shape[1:] != dataset.shape or len(shape) == 1:
-        hint = _sized(dataset, shape)
+        hint = _hint_of_size(dataset, shape)
         raise UsageError(f"{file}: {split}_images is {_words(dtype, shape)}, and must be uint8 of {wanted}.{hint}")
     if not 1 <= shape[0] <= MOST:
         raise UsageError(f"{file}: {split}_images has {shape[0]} images, and must have 1 to {MOST}.")
@@ -179,8 +179,8 @@ def _judge(archive: zipfile.ZipFile, file: Path, dataset: Dataset, split: str) -
     return math.prod(shape)
 
 
-def _sized(dataset: Dataset, shape: tuple[int, ...]) -> str:
-    """Where the images are those of another size of the set: its name."""
+def _hint_of_size(dataset: Dataset, shape: tuple[int, ...]) -> str:
+    """A hint if the images have the size of another file of the set: that file's name; else empty."""
     others = (Dataset(dataset.name, size) for size in SIZES)
     return next((f' Did you mean dataset = "{other.stem}"?' for other in others if shape[1:] == other.shape), "")
 
@@ -189,28 +189,30 @@ def _words(dtype: np.dtype, shape: tuple[int, ...]) -> str:
     return f"{dtype} of {'×'.join(map(str, shape)) or 'one number'}"
 
 
-def _header(archive: zipfile.ZipFile, file: Path, key: str) -> tuple[np.dtype, tuple[int, ...]]:
+def _header(archive: zipfile.ZipFile, file: Path, array: str) -> tuple[np.dtype, tuple[int, ...]]:
     """Type and shape of one array, from the first bytes of its member."""
     try:
-        info = archive.getinfo(f"{key}.npy")
+        info = archive.getinfo(f"{array}.npy")
     except KeyError:
         keys = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist())[:12]) or "nothing"
-        raise UsageError(f"{file}: there is no array {key} in it; it has: {keys}.") from None
+        raise UsageError(f"{file}: there is no array {array} in it; it has: {keys}.") from None
     if info.compress_type not in PLAIN:
-        raise UsageError(f"{file}: {key} is compressed in a way that numpy never writes; save it anew with numpy.savez_compressed.")
+        raise UsageError(
+            f"{file}: {array} is compressed in a way that numpy never writes; save it anew with numpy.savez_compressed."
+        )
     with archive.open(info) as member:
         if npy.read_magic(member) != (1, 0):  # a longer header than that of 1.0, of 64 KiB at most, is none of a plain array
             raise zipfile.BadZipFile
         shape, _, dtype = npy.read_array_header_1_0(member)
         if dtype.hasobject:
-            raise UsageError(f"{file}: {key} holds Python objects, which could run any code and are never read.")
+            raise UsageError(f"{file}: {array} holds Python objects, which could run any code and are never read.")
         if info.file_size != member.tell() + dtype.itemsize * math.prod(shape):
-            raise UsageError(f"{file}: {key} says it is {_words(dtype, shape)}, and is stored in {info.file_size} bytes.")
+            raise UsageError(f"{file}: {array} says it is {_words(dtype, shape)}, and is stored in {info.file_size} bytes.")
     return dtype, shape
 
 
-def _array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
-    with archive.open(f"{key}.npy") as member:
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(f"{name}.npy") as member:
         return npy.read_array(member, allow_pickle=False)
 
 
@@ -237,7 +239,7 @@ Watch = Callable[[int, int | None], object]
 
 
 def fetch(dataset: Dataset, into: Path, *, accept_licence: bool = False, watch: Watch = lambda _come, _all: None) -> bool:
-    """Download a set's file into a folder; False where it lies there already.
+    """Whether a set's file was downloaded into a folder: False if it was already there.
 
     The bytes go to a temporary name in that folder and get their own once their MD5 sum is right: whatever happens on the way, no
     part of a file is left. There is no resuming.
@@ -250,17 +252,17 @@ def fetch(dataset: Dataset, into: Path, *, accept_licence: bool = False, watch: 
         raise UsageError(f"{_warning(dataset)}; if that is all right: {_advice(dataset)}.")
     file = into / f"{dataset.stem}.npz"
     if file.exists():
-        if (found := _md5(file)) == dataset.md5:
+        if (md5 := _md5(file)) == dataset.md5:
             return False
         raise UsageError(
-            f"{file}: a file of that name is there, and its MD5 is {found}, not {dataset.md5}; move it away and fetch again."
+            f"{file}: a file of that name is there, and its MD5 is {md5}, not {dataset.md5}; move it away and fetch again."
         )
     into.mkdir(parents=True, exist_ok=True)
     _sweep(into)
     digest = MD5()
-    part = into / f".{dataset.stem}-{os.getpid()}.part"
+    unfinished = into / f".{dataset.stem}-{os.getpid()}.part"
     try:
-        with part.open("wb") as stream:
+        with unfinished.open("wb") as stream:
             for piece, whole in _pieces(dataset.url):
                 stream.write(piece)
                 digest.update(piece)
@@ -271,18 +273,18 @@ def fetch(dataset: Dataset, into: Path, *, accept_licence: bool = False, watch: 
             raise UsageError(
                 f"{dataset.url}: what came has the MD5 {digest.hexdigest()}, not {dataset.md5}; it was not kept. Try again."
             )
-        part.replace(file)
+        unfinished.replace(file)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return True
 
 
 def _sweep(folder: Path) -> None:
     """Remove what downloads left behind whose process was killed."""
-    for part in folder.glob(".*-*.part"):
-        process = part.stem.rpartition("-")[2]
+    for unfinished in folder.glob(".*-*.part"):
+        process = unfinished.stem.rpartition("-")[2]
         if process.isdecimal() and not _lives(int(process)):
-            part.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
 
 
 def _lives(process: int) -> bool:

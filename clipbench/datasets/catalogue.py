@@ -105,18 +105,18 @@ def named(stem: str) -> Dataset:
 
     :raises UsageError: there is none, its task is not one of ours, or it is too large.
     """
-    found = re.fullmatch(r"([a-z]+)(?:_(64|128|224))?", stem)
-    if found is None or found[1] not in FAMILIES:
+    match = re.fullmatch(r"([a-z]+)(?:_(64|128|224))?", stem)
+    if match is None or match[1] not in FAMILIES:
         known = ", ".join(name for name, family in FAMILIES.items() if not _refusal(family))
         hint = nearest(stem.lower(), FAMILIES)
         raise UsageError(
             f'there is no 2-D set "{stem}" in MedMNIST.{hint} There are: {known}; larger images are NAME_64, NAME_128, NAME_224.'
         )
-    if reason := _refusal(FAMILIES[found[1]]):
-        raise UsageError(f"{found[1]} is {reason}, and only binary-class and multi-class sets are trained here.")
+    if reason := _refusal(FAMILIES[match[1]]):
+        raise UsageError(f"{match[1]} is {reason}, and only binary-class and multi-class sets are trained here.")
     if stem in TOO_LARGE:
         raise UsageError(f"{stem}: its images take more than {LARGEST >> 30} GiB in float32; take a smaller size of it.")
-    return Dataset(found[1], int(found[2] or SIZES[0]))
+    return Dataset(match[1], int(match[2] or SIZES[0]))
 
 
 def _refusal(family: Family) -> str:

@@ -153,7 +153,7 @@ class Model:
 
     def tree(self, flat: Tensor) -> Tree:
         """The named weights in one flat vector: views of it."""
-        return {name: part.view(size) for (name, size), part in zip(self.shapes.items(), flat.split(self.sizes), strict=True)}
+        return {name: leaf.view(size) for (name, size), leaf in zip(self.shapes.items(), flat.split(self.sizes), strict=True)}
 
     def flat(self, module: nn.Module) -> Tensor:
         """The trained weights of a module like this one, as one vector."""
@@ -305,15 +305,15 @@ class Programs:
             optimizer, clip = structure.components(lane.optimizer, lane.clip)
             states = pytree.tree_unflatten(lane.state, self.states[structure])
 
-            def clipped_of(given: Tensor) -> Tensor:
+            def clipped_of(vector: Tensor) -> Tensor:
                 nonlocal touched
-                seen = self._tree_for(clip, given)
+                seen = self._tree_for(clip, vector)
                 result, states[1] = clip.update(seen, states[1], self._tree_for(clip, flat))
                 touched = result is not seen
-                return self._flat_of(result).to(given.dtype) if touched else given
+                return self._flat_of(result).to(vector.dtype) if touched else vector
 
-            def direction_of(given: Tensor) -> Tensor:
-                tree, states[0] = optimizer.update(self._tree_for(optimizer, given), states[0], self._tree_for(optimizer, flat))
+            def direction_of(vector: Tensor) -> Tensor:
+                tree, states[0] = optimizer.update(self._tree_for(optimizer, vector), states[0], self._tree_for(optimizer, flat))
                 return self._flat_of(tree).to(flat.dtype)
 
             if structure.on == UPDATE:
@@ -332,8 +332,8 @@ class Programs:
 
         def stepped(weights: Tensor, grads: Tensor, lane: Lane) -> tuple[Tensor, tuple[Tensor, ...], Lane]:
             moved, raw, handed, clipped, state = torch.vmap(one)(weights, grads, lane)
-            given = handed if structure.on == UPDATE else None
-            seen = raw, given, clipped if touched else None, lane.memory
+            before_clip = handed if structure.on == UPDATE else None
+            seen = raw, before_clip, clipped if touched else None, lane.memory
             products, memory = step.products(weights, moved, *seen, one_pass=one_pass, wide=wide)
             return moved, products, lane._replace(state=state, memory=memory)
 

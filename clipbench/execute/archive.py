@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from clipbench import events, measures, summary
+from clipbench import measures, summary
 from clipbench.engines import Record
 from clipbench.execute.executor import Portion
 from clipbench.execute.machine import key_of
-from clipbench.schema import Status
+from clipbench.schema import RULES, Status
 from clipbench.store import Store, keeps_curve
 
 SHARD_CELLS = 64
@@ -103,7 +103,7 @@ def cell_row(record: Record, worker: int, environment: str, attempt: int) -> dic
         **evaluated,
         "steps_to_target": record.steps_to_target,
         "peak_ratio": record.peak_ratio,
-        "rules": events.RULES,
+        "rules": RULES,
         "seconds": record.seconds,
         "settings": cell.canonical,
         "attempt": attempt,

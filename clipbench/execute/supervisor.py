@@ -238,30 +238,30 @@ def call(executor: Executor, work: Call, setting: Setting, limit: float = LIMIT)
 
 
 def calls(executor: Executor, works: Mapping[str, tuple[Call, Setting]], limit: float = LIMIT) -> Iterator[tuple[str, Any]]:
-    """Key and value of each call, as they come; as many run at a time as the executor has slots. An exception comes as a value.
+    """Name and value of each call, as they come; as many run at a time as the executor has slots. An exception comes as a value.
 
     :param limit: seconds one may take.
     """
-    waiting = deque((key, work, setting, False) for key, (work, setting) in works.items())
+    waiting = deque((name, work, setting, False) for name, (work, setting) in works.items())
     under_way: dict[int, tuple[str, Call, Setting, bool, float]] = {}
     try:
         while waiting or under_way:
             while waiting and len(under_way) < executor.slots:
-                key, work, setting, again = waiting.popleft()
-                under_way[executor.submit(work, setting)] = key, work, setting, again, time.monotonic()
+                name, work, setting, again = waiting.popleft()
+                under_way[executor.submit(work, setting)] = name, work, setting, again, time.monotonic()
             for portion in executor.results(TICK):
                 if portion.ticket not in under_way or portion.end is None:
                     continue
-                key, work, setting, again, _ = under_way.pop(portion.ticket)
+                name, work, setting, again, _ = under_way.pop(portion.ticket)
                 if isinstance(portion.end, Died) and portion.end.killed and not again:
-                    waiting.appendleft((key, work, setting, True))  # it may not have been to blame
+                    waiting.appendleft((name, work, setting, True))  # it may not have been to blame
                 else:
-                    yield key, _outcome(portion.end, work.what)
-            for ticket, (key, work, _, _, since) in list(under_way.items()):
+                    yield name, _outcome(portion.end, work.what)
+            for ticket, (name, work, _, _, since) in list(under_way.items()):
                 if time.monotonic() - since > limit:
                     executor.cancel(ticket)
                     del under_way[ticket]
-                    yield key, UsageError(f"{work.what} took longer than {limit:g} s.")
+                    yield name, UsageError(f"{work.what} took longer than {limit:g} s.")
     finally:
         for ticket in under_way:
             executor.cancel(ticket)

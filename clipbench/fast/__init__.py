@@ -1,10 +1,10 @@
 """Clip and step at once: the weights that ``clip_grad_norm_`` and ``optimizer.step()`` would leave, in a fraction of their time.
 
 The pair reads and writes every gradient once more than it must, and asks Python about every tensor a dozen times. Here the
-coefficient goes into the update itself, for SGD is linear in the gradient, and one fused kernel takes all tensors. What must be
-known of them is looked up once and kept in a plan, with the optimizer; before every step the plan looks whether it still holds,
-and is made anew where it does not. (Weights that were given other memory keep the old until then.) Where the fast way does not
-apply, torch's own pair runs.
+coefficient goes into the update itself, for SGD is linear in the gradient, and one fused kernel takes all tensors. Their sizes,
+memory and state are looked up once and kept in a plan, with the optimizer; before every step the plan is checked, and made anew
+if it no longer holds. (If weights have moved to other memory, the old memory is held until then.) If the fast way does not apply,
+torch's own pair runs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def norm_clipped_step(optimizer: Optimizer, max_norm: float, *, compiled: bool =
     """Clip all gradients to one global 2-norm and step: ``clip_grad_norm_(params, max_norm); optimizer.step()`` in one.
 
     Weights and the optimizer's state come out as the pair leaves them, up to rounding; checkpoints, learning-rate schedulers and a
-    return to ``optimizer.step()`` work as ever. Fast for :class:`torch.optim.SGD`, ``Adam`` and ``AdamW`` with float32 or float64
-    tensors on one device, from the second step on; everything else is given to the pair itself. Nothing waits for a CUDA device.
+    return to ``optimizer.step()`` work as before. It is fast for :class:`torch.optim.SGD`, ``Adam`` and ``AdamW`` with float32 or
+    float64 tensors on one device, from the second step on; the pair itself does everything else. Nothing waits for a CUDA device.
 
     What ``.grad`` holds afterwards is not promised: the pair leaves it clipped, the fast way may leave it as it was. With a
     ``GradScaler``, whose own ``step`` may skip one, and with gradients that share memory, keep the pair.
@@ -37,10 +37,10 @@ def norm_clipped_step(optimizer: Optimizer, max_norm: float, *, compiled: bool =
     :param optimizer: any torch optimizer; the clip is over all its parameters that have a gradient.
     :param max_norm: from 0 to infinity, in units of the gradient.
     :param compiled: take kernels of our own for SGD on a CPU. This machine's C++ compiler makes them at the first such step of a
-        process, in a fraction of a second; where it cannot, a warning says so, and torch's are used. Here they save calls, which
-        tells where tensors are many and small.
+        process, in a fraction of a second; if it cannot, a warning says so, and torch's are used. Here they save calls, which
+        matters if tensors are many and small.
     :returns: the norm before the clip, a tensor of shape ``()`` on the gradients' device.
-    :raises UsageError: where ``max_norm`` is negative or no number.
+    :raises UsageError: ``max_norm`` is negative or no number.
 
     Source: Pascanu et al. 2013; :func:`torch.nn.utils.clip_grad_norm_`.
 
@@ -70,7 +70,7 @@ def value_clipped_step(optimizer: Optimizer, max_value: float, *, compiled: bool
 
     :param max_value: from 0 to infinity, in units of the gradient.
     :param compiled: as there; here our own kernel saves a pass over memory as well, for it clamps and steps at once.
-    :raises UsageError: where ``max_value`` is negative or no number.
+    :raises UsageError: ``max_value`` is negative or no number.
 
     >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
@@ -95,7 +95,7 @@ def clip_grad_value_(params: Tensor | Iterable[Tensor], max_value: float, *, com
 
     :param max_value: from 0 to infinity, in units of the gradient.
     :param compiled: as for :func:`norm_clipped_step`; one call for all tensors that are contiguous and of one dtype.
-    :raises UsageError: where ``max_value`` is negative or no number.
+    :raises UsageError: ``max_value`` is negative or no number.
 
     >>> weight = torch.nn.Parameter(torch.zeros(3))
     >>> weight.grad = torch.tensor([3.0, -0.5, float("nan")])
@@ -126,13 +126,13 @@ def _clamp_in_one_call(grads: list[Tensor], limit: float) -> bool:
     return True
 
 
-def _threshold(where: str, given: float) -> float:
+def _threshold(where: str, value: float) -> float:
     try:
-        limit = float(given)
+        limit = float(value)
     except (TypeError, ValueError):
         limit = -1.0
     if not limit >= 0:
-        raise UsageError(f"{where} is {given!r}; it has to be a number of at least 0.")
+        raise UsageError(f"{where} is {value!r}; it has to be a number of at least 0.")
     return limit
 
 
@@ -144,13 +144,13 @@ _PLAN = "_clipbench_plan"  # kept with the optimizer, which neither copies nor p
 
 
 def held(optimizer: Optimizer) -> list[Tensor]:
-    """What is kept for an optimizer beside its own state: the vectors in which small gradients lie side by side for a norm."""
+    """The tensors kept for an optimizer besides its own state: vectors in which small gradients lie side by side for a norm."""
     plan = vars(optimizer).get(_PLAN)
     return [bucket.vector for bucket in plan.buckets] if plan is not None else []
 
 
 def _ready(optimizer: Optimizer) -> tuple[Plan, list[Tensor]] | None:
-    """The plan for this step and the gradients it is for; None where torch's pair has to do it."""
+    """The plan for this step and the gradients that it is for; None if torch's pair must take the step."""
     if not steps_plainly(optimizer):
         return None
     plan = vars(optimizer).get(_PLAN)

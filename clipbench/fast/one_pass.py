@@ -23,7 +23,7 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 # Tried in turn. torch brings the OpenMP that g++ links to, and both share its threads; Apple's compiler has none, but walks a sum
-# in vectors all the same where it is told to.
+# in vectors all the same if it is told to.
 FLAGS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-march=native", "-fopenmp-simd"], ["-fopenmp-simd"], [])
 
 Row: TypeAlias = "array[int]"  # sizes or addresses, as C takes them
@@ -35,7 +35,7 @@ def sizes(tensors: Iterable[Tensor]) -> Row:
 
 
 def addresses(tensors: Iterable[Tensor]) -> Row:
-    """Where the first element of each tensor lies; it holds as long as nobody gives the tensor other memory."""
+    """The address of each tensor's first element; it holds until a tensor gets other memory."""
     return array("Q", map(Tensor.data_ptr, tensors))
 
 
@@ -49,7 +49,7 @@ class Kernels:
     c_step: Callable[..., None]
 
     def norm(self, sizes: Row, grads: Row) -> Tensor:
-        """The 2-norm over all gradients, of shape ``()``; infinite where torch's is."""
+        """The 2-norm over all gradients, of shape ``()``; infinite if torch's is."""
         norm = self.c_norm(len(sizes), _start(sizes), _start(grads), torch.get_num_threads())
         return torch.tensor(norm, dtype=self.dtype, device="cpu")
 
@@ -70,7 +70,7 @@ class Kernels:
         """SGD by ``coefficient`` times the gradients clamped to ``limit``, which are read and not written.
 
         :param group: the settings, as :class:`torch.optim.SGD` has them.
-        :param buffers: of the momentum; empty where there is none.
+        :param buffers: of the momentum; empty if there is none.
         """
         scale = -coefficient if group["maximize"] else coefficient
         settings = (limit, group["lr"], group["momentum"], 1 - group["dampening"], group["weight_decay"], scale, group["nesterov"])
@@ -83,10 +83,10 @@ def _start(row: Row) -> int | None:
 
 @lru_cache(maxsize=1)
 def kernels() -> dict[torch.dtype, Kernels]:
-    """The kernels for each dtype. Where no compiler makes them: none in this process, and one warning."""
+    """Dtype → its kernels. If no compiler makes them, none in this process, and there is one warning."""
     try:
         library = _built()
-        return {dtype: _declared(library, dtype) for dtype in (torch.float32, torch.float64)}
+        return {dtype: _declared_kernels(library, dtype) for dtype in (torch.float32, torch.float64)}
     # the second of odd quotes in CXX, the third of a library that is something else
     except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
@@ -96,14 +96,14 @@ def kernels() -> dict[torch.dtype, Kernels]:
 
 
 def _outside() -> int:
-    """How many calls up the user is, for a warning to name his line."""
+    """The number of calls up to the user's code, so that a warning can name the line there."""
     level, frame = 0, sys._getframe()  # noqa: SLF001 - as documented
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("clipbench.fast"):
         level, frame = level + 1, frame.f_back
     return level
 
 
-def _declared(library: ctypes.CDLL, dtype: torch.dtype) -> Kernels:
+def _declared_kernels(library: ctypes.CDLL, dtype: torch.dtype) -> Kernels:
     """The library's functions for a dtype, with the types of their arguments."""
     number, pointer, real, flag, threads = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double, ctypes.c_bool, ctypes.c_int
     name = str(dtype).removeprefix("torch.")
@@ -115,7 +115,7 @@ def _declared(library: ctypes.CDLL, dtype: torch.dtype) -> Kernels:
 
 
 def _built() -> ctypes.CDLL:
-    """The source as a library of this process; its file is gone again.
+    """The compiled source as a library of this process; the library's file is removed again.
 
     :raises OSError: there is no compiler, or what it made cannot be loaded.
     :raises ValueError: ``CXX`` has a quote that does not end.

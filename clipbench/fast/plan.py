@@ -1,4 +1,4 @@
-"""What one optimizer's step needs to know of its tensors, looked up once and kept as long as it holds."""
+"""Plans: what a step needs to know of an optimizer's tensors, looked up once and kept as long as it holds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BUCKET = 16384  # elements that share one norm: its rounding error grows with th
 
 
 def steps_plainly(optimizer: Optimizer) -> bool:
-    """Whether ``optimizer.step()`` is torch's own, and nobody listens to it or traces it."""
+    """Whether ``optimizer.step()`` is torch's own, without hooks and not traced."""
     own = vars(optimizer)
     return (
         type(optimizer) in (SGD, Adam, AdamW)
@@ -61,7 +61,7 @@ def _is_plain(group: Group) -> bool:
 
 
 def _keys(optimizer: Optimizer, group: Group) -> tuple[str, ...]:
-    """What the optimizer keeps of every parameter of the group, all of it in the parameter's shape but ``step``."""
+    """The names of the optimizer's state for every parameter of the group; all but ``step`` have the parameter's shape."""
     if isinstance(optimizer, Adam):
         return ("exp_avg", "exp_avg_sq", "step")
     return ("momentum_buffer",) if group["momentum"] else ()
@@ -93,8 +93,8 @@ def _same(left: Iterable[Any], right: Iterable[Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A parameter group: its settings, all its parameters, and its span of those that have a gradient."""
+class _GroupPlan:
+    """What a plan knows of a parameter group: its settings, all its parameters, and its span of those that have a gradient."""
 
     group: Group
     params: list[Tensor]
@@ -114,7 +114,7 @@ class _Bucket:
         self.places = self.vector.split([tensor.numel() for tensor in mine])
 
     def fill(self, grads: list[Tensor]) -> Tensor:
-        """The vector, filled with its own among all gradients."""
+        """The vector, filled with those of all gradients that belong to it."""
         mine = grads if self.takes_all else [grads[index] for index in self.indices]
         if self.flat:
             return torch.cat(mine, out=self.vector)
@@ -125,21 +125,21 @@ class _Bucket:
 
 
 class Plan:
-    """What one optimizer's step needs to know of its tensors, as far as it stays the same from step to step.
+    """What a step needs to know of one optimizer's tensors, and what stays the same from step to step.
 
     The fused kernels look neither at sizes nor at strides. So a plan is made for tensors that were looked at, keeps detached
     aliases of weights and state, whose geometry nobody else can change, and holds only while the optimizer still has the same
     tensors, these have the same memory, and each gradient lies as its parameter does.
     """
 
-    def __init__(self, optimizer: Optimizer, parts: list[_Part], params: list[Tensor], slots: list[Group]) -> None:
-        self.parts, self.params = parts, params
-        self.idle = [param for part in parts for param in part.params if param.grad is None]
+    def __init__(self, optimizer: Optimizer, groups: list[_GroupPlan], params: list[Tensor], slots: list[Group]) -> None:
+        self.groups, self.params = groups, params
+        self.idle = [param for group in groups for param in group.params if param.grad is None]
         self.owners = list(optimizer.state)
-        self.state = {key: [entry.get(key) for entry in optimizer.state.values()] for part in parts for key in part.keys}
-        self.kept = [{key: [slot[key].detach() for slot in slots[part.span]] for key in part.keys} for part in parts]
+        self.state = {key: [entry.get(key) for entry in optimizer.state.values()] for group in groups for key in group.keys}
+        self.kept = [{key: [slot[key].detach() for slot in slots[group.span]] for key in group.keys} for group in groups]
         self.aliases = [param.detach() for param in params]
-        vectors = [slot[key] for part in parts for key in part.keys if key != "step" for slot in slots[part.span]]
+        vectors = [slot[key] for group in groups for key in group.keys if key != "step" for slot in slots[group.span]]
         self.watched = params + vectors
         self.pointers = list(map(Tensor.data_ptr, self.watched))
         self.bytes = list(map(BYTES, params))
@@ -157,21 +157,23 @@ class Plan:
 
     @classmethod
     def of(cls, optimizer: Optimizer) -> Plan | None:
-        """A plan for the gradients and the state as they are; None where there can be none, as before the first step."""
-        parts: list[_Part] = []
+        """A plan for the gradients and the state as they are; None if there can be none, as before the first step."""
+        groups: list[_GroupPlan] = []
         params: list[Tensor] = []
         for group in optimizer.param_groups:
             having = [param for param in group["params"] if param.grad is not None]
             span = slice(len(params), len(params) + len(having))
-            parts.append(_Part(group, list(group["params"]), span, _keys(optimizer, group)))
+            groups.append(_GroupPlan(group, list(group["params"]), span, _keys(optimizer, group)))
             params += having
         slots = [optimizer.state.get(param, {}) for param in params]
         fit = all(
-            _fits(param, slot, part.keys) for part in parts for param, slot in zip(params[part.span], slots[part.span], strict=True)
+            _fits(param, slot, planned.keys)
+            for planned in groups
+            for param, slot in zip(params[planned.span], slots[planned.span], strict=True)
         )
         one_kind = len({(param.dtype, param.device) for param in params}) == 1
         unique = len(set(map(id, params))) == len(params)
-        return cls(optimizer, parts, params, slots) if fit and one_kind and unique and _are_apart(params) else None
+        return cls(optimizer, groups, params, slots) if fit and one_kind and unique and _are_apart(params) else None
 
     def _rows(self, indices: list[int]) -> list[list[int]]:
         """Indices of tensors in rows, each of which fits one bucket."""
@@ -183,7 +185,7 @@ class Plan:
         return rows
 
     def grads(self, optimizer: Optimizer) -> list[Tensor] | None:
-        """The gradients, where the plan still holds for them and for all the optimizer has; else None."""
+        """The gradients, if the plan still holds for them and for all the optimizer has; else None."""
         if not (self._has_groups(optimizer) and self._has_state(optimizer)):
             return None
         if self.idle and any(param.grad is not None for param in self.idle):
@@ -203,20 +205,20 @@ class Plan:
         return grads if holds else None
 
     def _has_groups(self, optimizer: Optimizer) -> bool:
-        """Whether the groups have the very parameters of the plan, and settings it can follow."""
-        if len(optimizer.param_groups) != len(self.parts):
+        """Whether the groups have the same parameters as in the plan, and settings that it can follow."""
+        if len(optimizer.param_groups) != len(self.groups):
             return False
         # all() over a generator would cost as much as what it asks
-        for group, part in zip(optimizer.param_groups, self.parts, strict=True):
+        for group, planned in zip(optimizer.param_groups, self.groups, strict=True):
             params = group["params"]
-            if group is not part.group or len(params) != len(part.params) or not _same(params, part.params):
+            if group is not planned.group or len(params) != len(planned.params) or not _same(params, planned.params):
                 return False
-            if not _is_plain(group) or _keys(optimizer, group) != part.keys:
+            if not _is_plain(group) or _keys(optimizer, group) != planned.keys:
                 return False
         return True
 
     def _has_state(self, optimizer: Optimizer) -> bool:
-        """Whether the state has the very tensors of the plan."""
+        """Whether the state has the same tensors as in the plan."""
         entries = optimizer.state.values()
         if len(entries) != len(self.owners) or not _same(optimizer.state, self.owners):
             return False
@@ -229,8 +231,8 @@ class Plan:
         return True
 
     def step_to_norm(self, grads: list[Tensor], limit: float, compiled: bool) -> Tensor:
-        """Step by the gradients, scaled to a norm of at most ``limit``; returns the norm before, of shape ``()``."""
-        if (ours := self._compiled(compiled)) is not None:
+        """The norm of the gradients, of shape ``()``; a step is taken by them, scaled to a norm of at most ``limit``."""
+        if (ours := self._kernels(compiled)) is not None:
             places = one_pass.addresses(grads)
             total = ours.norm(self.sizes, places)
             self._step_in_one_pass(ours, places, coefficient=_coefficient(limit, total))
@@ -242,7 +244,7 @@ class Plan:
 
     def step_clamped(self, grads: list[Tensor], limit: float, compiled: bool) -> None:
         """Step by the gradients, clamped to ``limit``."""
-        if (ours := self._compiled(compiled)) is not None:
+        if (ours := self._kernels(compiled)) is not None:
             self._step_in_one_pass(ours, one_pass.addresses(grads), limit=limit)
         else:
             kernels.clamp(grads, limit)
@@ -257,26 +259,26 @@ class Plan:
 
     def _step(self, grads: list[Tensor], coefficient: float | Tensor) -> None:
         """Step by the gradients times ``coefficient``, a number, or on a device a tensor of shape ``()``."""
-        for part, kept in zip(self.parts, self.kept, strict=True):
-            if params := self.aliases[part.span]:
-                kernels.step(part.group, params, grads[part.span], kept, coefficient)
+        for planned, kept in zip(self.groups, self.kept, strict=True):
+            if params := self.aliases[planned.span]:
+                kernels.step(planned.group, params, grads[planned.span], kept, coefficient)
         torch.autograd.graph.increment_version(self.params)
 
-    def _compiled(self, wanted: bool) -> one_pass.Kernels | None:
-        """Our own kernels, where they are wanted, know the rule and could be made."""
-        knows = wanted and self.on_cpu and not any("step" in part.keys for part in self.parts)
+    def _kernels(self, wanted: bool) -> one_pass.Kernels | None:
+        """Our own kernels; None if they are not wanted, do not have the rule, or could not be made."""
+        knows = wanted and self.on_cpu and not any("step" in planned.keys for planned in self.groups)
         return one_pass.kernels().get(self.params[0].dtype) if knows else None
 
     def _step_in_one_pass(self, ours: one_pass.Kernels, grads: Row, coefficient: float = 1.0, limit: float = math.inf) -> None:
         """SGD of all parameters by our own kernel."""
-        for part, buffers in zip(self.parts, self.buffers, strict=True):
-            span = part.span
-            ours.step(part.group, self.sizes[span], self.places[span], grads[span], buffers, coefficient, limit)
+        for planned, buffers in zip(self.groups, self.buffers, strict=True):
+            span = planned.span
+            ours.step(planned.group, self.sizes[span], self.places[span], grads[span], buffers, coefficient, limit)
         torch.autograd.graph.increment_version(self.params)
 
 
 def _coefficient(limit: float, norm: Tensor) -> float:
-    """What the gradients are multiplied by: NaN, as in the norm's own dtype, where both are infinite there."""
+    """The factor of the gradients; NaN if limit and norm are both infinite in the norm's own dtype."""
     limit = limit if limit <= LARGEST[norm.dtype] else math.inf
     return min(limit / (norm.item() + EPSILON), 1.0)
 

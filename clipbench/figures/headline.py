@@ -74,7 +74,7 @@ def _panel(
     finite = pd.concat([here["estimate"], seeds["value"]]) if not panel["success"] else here["estimate"]
     finite = finite[np.isfinite(finite)]
     logarithmic = not panel["success"] and len(finite) > 0 and finite.min() > 0 and finite.max() / finite.min() > 50
-    low, high = _span(_fenced(finite, here["estimate"]), panel["success"], logarithmic)
+    low, high = _span(_within_fences(finite, here["estimate"]), panel["success"], logarithmic)
     worst = low if panel["higher_is_better"] else high
     used: set[str] = set()
     for row, (_, arm) in enumerate(methods.items()):
@@ -126,7 +126,7 @@ def _panel(
     return used
 
 
-def _fenced(values: pd.Series[float], estimates: pd.Series[float]) -> pd.Series[float]:
+def _within_fences(values: pd.Series[float], estimates: pd.Series[float]) -> pd.Series[float]:
     """The values without far outliers, which the panel marks at its edge instead of being squeezed by them.
 
     Estimates always stay.

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from clipbench.figures.style import FAINT, MARKERS, OTHER_MARKERS, STRANGERS, blank, number, order, styled
+from clipbench.figures.style import FAINT, MARKERS, OTHER_COLOURS, OTHER_MARKERS, blank, number, order, styled
 
 APART = 0.11  # of the distance between two sizes
 
@@ -20,7 +20,7 @@ def draw(table: pd.DataFrame, footer: str) -> Figure:
     rows = table[np.isfinite(table["relative"]) & (table["clip"] != "none")]
     sizes = list(dict.fromkeys(rows.sort_values(["parameters", "tensors", "size"], kind="stable")["size"]))
     optimizers, clips, names = order(rows["optimizer"]), order(rows["clip"]), sorted(set(rows["implementation"]))
-    looks = dict(zip(names, zip(STRANGERS, [*MARKERS.values(), *OTHER_MARKERS], strict=False), strict=False))
+    looks = dict(zip(names, zip(OTHER_COLOURS, [*MARKERS.values(), *OTHER_MARKERS], strict=False), strict=False))
     figure = blank(7.2, 1.25 * len(optimizers) + 1.9, footer)
     grid = figure.subplots(len(optimizers), len(clips), sharex=True, sharey=True, squeeze=False)
     for across, optimizer in zip(grid, optimizers, strict=True):

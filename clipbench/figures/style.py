@@ -1,4 +1,4 @@
-"""One look for every figure, and its bytes: no pyplot, no global style, no dates.
+"""One look for every figure, and a figure's bytes: no pyplot, no global style, no dates.
 
 Shared by the figures. It knows none of them, and no table that they draw.
 """
@@ -26,7 +26,7 @@ P = ParamSpec("P")
 BLUE, ORANGE, GREEN, RED, PINK, *_, SKY = sns.color_palette("colorblind").as_hex()
 OPTIMIZERS = {"sgd": "#4d4d4d", "momentum": BLUE, "nesterov": SKY, "rmsprop": GREEN, "adam": PINK, "adamw": "#882255"}
 CLIPS = {"none": "#4d4d4d", "value": ORANGE, "norm": RED, "layer": SKY, "adaptive": GREEN}
-STRANGERS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#cc6677", "#aa4499", "#661100")
+OTHER_COLOURS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#cc6677", "#aa4499", "#661100")
 MARKERS = {"sgd": "o", "momentum": "s", "nesterov": "D", "rmsprop": "^", "adam": "v", "adamw": "P"}
 OTHER_MARKERS = ("X", "p", "h", "*")
 INK, FAINT = "#222222", "#9a9a9a"
@@ -64,7 +64,7 @@ STYLE: Any = {
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw in our style, whatever the process's own is."""
+    """A drawing function that uses our style, whatever the process's own is."""
 
     @functools.wraps(draw)
     def styled(*arguments: P.args, **named: P.kwargs) -> Figure:
@@ -76,13 +76,13 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def colours(names: Iterable[str], known: Mapping[str, str]) -> dict[str, str]:
-    """A colour for every name: its own, or one of the strangers' in the order of their names."""
-    strangers = sorted(set(names) - set(known))
-    return {**known, **{name: STRANGERS[number % len(STRANGERS)] for number, name in enumerate(strangers)}}
+    """Name → colour: a known name's own; a user-defined one's from `OTHER_COLOURS`, in the order of their names."""
+    unlisted = sorted(set(names) - set(known))
+    return {**known, **{name: OTHER_COLOURS[number % len(OTHER_COLOURS)] for number, name in enumerate(unlisted)}}
 
 
 def arm_colours(arms: pd.DataFrame) -> dict[str, str]:
-    """Arm → colour: its clip's, or its optimizer's where nothing is clipped."""
+    """Arm → colour: its clip's, or its optimizer's if nothing is clipped."""
     optimizers, clips = colours(arms["optimizer"], OPTIMIZERS), colours(arms["clip"], CLIPS)
     return {row.arm: optimizers[row.optimizer] if row.clip == "none" else clips[row.clip] for row in arms.itertuples()}
 
@@ -98,7 +98,7 @@ def number(value: float) -> str:
 
 
 def setting(row: Mapping[str, Any]) -> str:
-    """``lr 0.1, 0.3×``: a setting as a title names it; the threshold as a multiple where the study gave it so."""
+    """``lr 0.1, 0.3×``: a setting as a title names it; the threshold as a multiple if the study gave it so."""
     words = [f"lr {number(row['lr'])}"]
     threshold = Threshold.of(row)
     if not threshold.absent:
@@ -107,7 +107,7 @@ def setting(row: Mapping[str, Any]) -> str:
 
 
 def order(labels: Iterable[str]) -> list[str]:
-    """Known names first, in the order of the survey; strangers by name."""
+    """Known names first, in the order of the survey; user-defined ones by name."""
     known = [*OPTIMIZERS, *CLIPS]
     return sorted(set(labels), key=lambda label: (known.index(label) if label in known else len(known), label))
 
@@ -163,15 +163,15 @@ def render(figure: Figure, dpi: int = 150, *, png: bool = True) -> tuple[str, by
 
 
 NAMELESS = re.compile(r' id="(?:text|line2d|patch|[xy]tick|axes|legend|QuadMesh|[A-Za-z]+Collection|matplotlib\.axis)_\d+"')
-PLACES = re.compile(r'(?<=transform="rotate\()[^"]*|(?<= [xy]=")[^"]*')
+COORDINATES = re.compile(r'(?<=transform="rotate\()[^"]*|(?<= [xy]=")[^"]*')
 
 
 def _slim(svg: str) -> str:
-    """The same picture in half the bytes: styles named once, no comments, no names that nothing refers to, rounded places."""
+    """The same picture in half the bytes: styles named once, no comments, no unused names, rounded coordinates."""
     styles: dict[str, str] = {}
 
     def slim(tag: str) -> str:
-        tag = PLACES.sub(lambda place: _rounded(place[0]), NAMELESS.sub("", tag))
+        tag = COORDINATES.sub(lambda coordinates: _rounded(coordinates[0]), NAMELESS.sub("", tag))
         tag = re.sub(r'(?<= d=")[^"]*', lambda path: _path(path[0]), tag)
         tag = re.sub(r' transform="rotate\(-0 [-\d. ]+\)"', "", tag)
         return re.sub(r' style="([^"]*)"', lambda style: f' class="{styles.setdefault(style[1], f"s{len(styles)}")}"', tag)
@@ -183,21 +183,21 @@ def _slim(svg: str) -> str:
 
 
 def _path(path: str) -> str:
-    """The same path from place to place by steps, which have fewer digits; their ends are rounded, so that no error adds up."""
+    """The same path in relative steps, which have fewer digits; the end of each is rounded, so that no error adds up."""
     if set(re.findall("[A-Za-z]", path)) - set("MLz"):
         return " ".join(_rounded(path).split())  # curves: few, as of markers
-    found, x, y = [], 0, 0
-    for command, *place in (one.split() for one in re.findall(r"[MLz][^MLz]*", path)):
+    pieces, x, y = [], 0, 0
+    for command, *target in (one.split() for one in re.findall(r"[MLz][^MLz]*", path)):
         if command == "z":
-            found.append("z")
+            pieces.append("z")
             continue
-        to_x, to_y = (round(100 * float(number)) for number in place)
+        to_x, to_y = (round(100 * float(number)) for number in target)
         if command == "M":
-            found.append(f"M{_short(to_x)} {_short(to_y)}l")
+            pieces.append(f"M{_short(to_x)} {_short(to_y)}l")
         else:
-            found.append(f"{_short(to_x - x)} {_short(to_y - y)} ")
+            pieces.append(f"{_short(to_x - x)} {_short(to_y - y)} ")
         x, y = to_x, to_y
-    return "".join(found).replace(" z", "z").rstrip(" l")
+    return "".join(pieces).replace(" z", "z").rstrip(" l")
 
 
 def _short(hundredths: int) -> str:

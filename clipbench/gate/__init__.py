@@ -27,10 +27,10 @@ def environment() -> dict[str, Any]:
 def run(page: Limits, workers: int | None, watcher: Watcher) -> list[Finding]:
     """Everything the page asks for, speed first: nothing else of ours must run beside it.
 
-    :param workers: processes of the learning part; one per core where not given.
+    :param workers: processes of the learning part; one per core if not given.
     :raises UsageError: the page names a reference that is not there.
     """
     here = environment()
     watcher.phase("speed", 0)
-    found = speed.findings(page, Machine(here["processor"], here["libraries"]["torch"]))
-    return [*found, *learning.findings(page, workers, watcher)]
+    findings = speed.findings(page, Machine(here["processor"], here["libraries"]["torch"]))
+    return [*findings, *learning.findings(page, workers, watcher)]

@@ -48,7 +48,7 @@ def measured_step() -> Work:
     return work
 
 
-def _named() -> dict[str, nn.Parameter]:
+def _params_with_gradients() -> dict[str, nn.Parameter]:
     draw = torch.Generator().manual_seed(0)
     named = {f"p{number}": nn.Parameter(torch.randn(shape, generator=draw)) for number, shape in enumerate(frozen.SHAPES)}
     for param in named.values():
@@ -58,12 +58,12 @@ def _named() -> dict[str, nn.Parameter]:
 
 def value_clip() -> Work:
     """The packaged value clip, as the loop applies it."""
-    return engines.clipper(registry.build("clip", "value", {"max_value": 0.1}), _named())
+    return engines.clipper(registry.build("clip", "value", {"max_value": 0.1}), _params_with_gradients())
 
 
 def norm_clip() -> Work:
     """The packaged norm clip, as the loop applies it."""
-    return engines.clipper(registry.build("clip", "norm", {"max_norm": 1.0}), _named())
+    return engines.clipper(registry.build("clip", "norm", {"max_norm": 1.0}), _params_with_gradients())
 
 
 def fast_value_step() -> Work:
@@ -73,7 +73,7 @@ def fast_value_step() -> Work:
 
 
 def _rule(name: str, settings: dict[str, float]) -> Work:
-    clip, grads = registry.build("clip", name, settings), {key: param.grad for key, param in _named().items()}
+    clip, grads = registry.build("clip", name, settings), {label: param.grad for label, param in _params_with_gradients().items()}
     return lambda: clip.update(grads, {}, {})
 
 
@@ -89,7 +89,7 @@ def norm_rule() -> Work:
 
 def adam_rule() -> Work:
     """The packaged Adam's pure rule."""
-    rule, named = registry.build("optimizer", "adam", {}), _named()
+    rule, named = registry.build("optimizer", "adam", {}), _params_with_gradients()
     grads = {name: torch.randn(param.shape, generator=torch.Generator().manual_seed(0)) for name, param in named.items()}
     params = {name: param.detach() for name, param in named.items()}
     state = rule.init(params)

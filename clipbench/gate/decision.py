@@ -1,10 +1,10 @@
-"""The decision on a benchmark, from arrays of seconds: whether it is slower than its reference, or nobody can tell.
+"""The decision on a benchmark, from arrays of seconds: it is slower than its reference, or not, or the machine is too noisy.
 
-Two statistics of samples that were taken in turn. The *least ratio* compares the shortest sample of each side: what the work takes
-when nothing disturbs it. The *paired median* compares the samples of each round, over the quietest quarter of the rounds: what a
-disturbance shared by both leaves alone. Under load either goes astray by itself, and seldom both to the same side. So an alarm
-takes both; and the reference is timed twice, the second time as if it were ours: if both stray there, the machine speaks, and only
-what exceeds the limits by more than the reference strays from itself is an alarm.
+There are two statistics of samples that were taken in turn. The *least ratio* compares the shortest sample of each side: the time
+of the work if nothing disturbs it. The *paired median* compares the samples of each round, over the quietest quarter of the rounds:
+a disturbance that both share cancels out. Under load each may be wrong, but seldom both in the same direction. So an alarm needs
+both. The reference is timed twice, the second time in the role of ours: if both statistics stray there, the machine is noisy, and
+only a ratio above the limits by more than the reference strays from itself is an alarm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clipbench.schema import Term
 
 Array = NDArray[np.float64]
 
-AGREEMENT = 0.03  # within which the reference must find itself
+AGREEMENT = 0.03  # the reference agrees with itself if its ratio to itself is this close to 1
 QUIETEST = 0.25  # the share of the rounds that the paired median is taken over
 
 
@@ -53,18 +53,18 @@ class Samples:
 
     @property
     def ratios_again(self) -> tuple[float, float]:
-        """The same of the reference over itself."""
+        """The same for the reference over itself."""
         return compared(self.again, self.reference)
 
     @property
     def agrees(self) -> bool:
-        """Whether the reference finds itself, by one statistic at least: an alarm needs both to stray."""
+        """Whether the reference agrees with itself, by one statistic at least: an alarm needs both to stray."""
         return min(abs(ratio - 1) for ratio in self.ratios_again) <= AGREEMENT
 
     def settled(self, min_ratio: float, paired_median: float) -> bool:
-        """Whether more rounds are not needed: the reference finds itself by both statistics, and they say the same of ours.
+        """Whether no more rounds are needed: the reference agrees with itself by both statistics, and they agree on ours.
 
-        :param min_ratio: from where the least ratio alarms; ``paired_median`` likewise.
+        :param min_ratio: the least ratio above which there is an alarm; ``paired_median`` likewise.
         """
         least, paired = self.ratios
         return max(abs(ratio - 1) for ratio in self.ratios_again) <= AGREEMENT and (least > min_ratio) == (paired > paired_median)
@@ -78,9 +78,9 @@ def compared(ours: Array, reference: Array) -> tuple[float, float]:
 
 
 def decide(samples: Samples, min_ratio: float, paired_median: float) -> Decision:
-    """What the samples say.
+    """The decision that the samples lead to.
 
-    :param min_ratio: from where the least ratio alarms; ``paired_median`` likewise.
+    :param min_ratio: the least ratio above which there is an alarm; ``paired_median`` likewise.
     """
     stray = 1.0 if samples.agrees else max(max(ratio, 1 / ratio) for ratio in samples.ratios_again)
     least, paired = samples.ratios

@@ -1,4 +1,4 @@
-"""The gate's page: a TOML file of what is timed against what, and which study is compared with which results."""
+"""The gate's page, a TOML file: which work is timed against which reference, and which study is compared with which results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a ratio other than 1 was measured."""
+    """The machine on which a ratio other than 1 was measured."""
 
     processor: str
     torch: str
@@ -54,7 +54,7 @@ class Learning:
 
 @dataclass(frozen=True)
 class Limits:
-    """A parsed page. ``files`` is the folder that its ``file.py`` are in, ``baselines`` the one its baselines are in."""
+    """A parsed page. ``files`` is the folder of its ``file.py``, ``baselines`` the folder of its baselines."""
 
     files: Path
     baselines: Path
@@ -70,7 +70,7 @@ TABLES: dict[str, type[Any]] = {"bench": Bench, "learning": Learning, "machine":
 def read(path: Path | None = None, baselines: Path | None = None) -> Limits:
     """The page in a file, or the packaged one; its studies are read.
 
-    :param baselines: the folder of the baselines; the page's own where not given.
+    :param baselines: the folder of the baselines; the page's own if not given.
     :raises UsageError: one sentence on the first thing that is wrong.
     """
     if path is None:
@@ -115,26 +115,26 @@ def _parse(text: str, where: str, folder: Path, baselines: Path) -> Limits:
                     f'{where}: `{setting}` of "{bench.name}" is {getattr(bench, setting)!r}, and must be "package.module:function" '
                     'or "file.py:function".'
                 )
-    # A study's page that lies beside this one is found wherever the gate is called from.
-    found = {one.study: study.read(str(folder / one.study) if one.study.endswith(".toml") else one.study) for one in learnings}
-    return Limits(folder, baselines, benches, learnings, machine, found)
+    # A study's page beside this page is found from every working folder.
+    studies = {one.study: study.read(str(folder / one.study) if one.study.endswith(".toml") else one.study) for one in learnings}
+    return Limits(folder, baselines, benches, learnings, machine, studies)
 
 
-def _tables(cls: type[T], given: Any, where: str, name: str) -> Iterator[T]:
-    if not isinstance(given, list):
+def _tables(cls: type[T], tables: Any, where: str, name: str) -> Iterator[T]:
+    if not isinstance(tables, list):
         raise UsageError(f"{where}: write [[{name}]], with two brackets: there may be several.")
-    for number, table in enumerate(given):
+    for number, table in enumerate(tables):
         yield _table(cls, table, f"{where}, {ordinal(number)} [[{name}]]")
 
 
-def _table(cls: type[T], given: Any, where: str) -> T:
+def _table(cls: type[T], table: Any, where: str) -> T:
     hints = typing.get_type_hints(cls, include_extras=True)
-    if not isinstance(given, dict):
+    if not isinstance(table, dict):
         raise UsageError(f"{where}: this must be a table with {', '.join(hints)}.")
-    for name in given:
+    for name in table:
         if name not in hints:
             raise UsageError(f"{where}: there is no setting `{name}`. There are: {', '.join(hints)}.{nearest(name, hints)}")
     for one in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if one.name not in given and one.default is dataclasses.MISSING:
+        if one.name not in table and one.default is dataclasses.MISSING:
             raise UsageError(f"{where}: `{one.name}` is missing; it must be {describe(hints[one.name])}.")
-    return cls(**{name: registry.fit(value, hints[name], f"{where}: `{name}`") for name, value in given.items()})
+    return cls(**{name: registry.fit(value, hints[name], f"{where}: `{name}`") for name, value in table.items()})

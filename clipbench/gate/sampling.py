@@ -33,13 +33,13 @@ Work = Callable[[], object]
 
 TARGET, LONGEST = 0.5e-3, 2e-3  # seconds of a sample; a single call may take no more than the second
 WARM_UP = 10  # calls
-ROUNDS, MOST_ROUNDS = 40, 200  # the second where forty do not settle it
+ROUNDS, MOST_ROUNDS = 40, 200  # the second if forty do not settle it
 SIDES = ("ours", "reference", "reference")  # whose work is timed: ours, the reference, and the reference once more
 PATIENCE = 120.0  # seconds a benchmark may take, most of which a busy machine gives to others
 
 
 class Failure(StrEnum):
-    """What happened to a benchmark that gave no samples."""
+    """Why a benchmark gave no samples."""
 
     NOT_IMPORTED = auto()
     NO_FACTORY = auto()
@@ -56,8 +56,8 @@ class Failure(StrEnum):
 class Broken:
     """A benchmark that gave no samples.
 
-    :param fault: whose it is: ours, the page's (wrong use), or the machine's (too slow a call).
-    :param details: what is told of the failure, by name.
+    :param fault: what is to blame: ``ours``, ``page`` (wrong use), or ``machine`` (a call is too slow).
+    :param details: values for the failure's sentence, by name.
     """
 
     failure: Failure
@@ -79,47 +79,47 @@ class Measurement:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """From where the least ratio and the paired median alarm."""
+        """The least ratio and the paired median above which there is an alarm."""
         return self.bench.min_ratio * self.ratio, self.bench.paired_median * self.ratio
 
 
 def measure(measurements: Sequence[Measurement], files: Path) -> list[Samples | Broken]:
-    """What every measurement gave, in order, all in one fresh process.
+    """The samples of every measurement, in order, or why there are none; all come from one fresh process.
 
-    One that ends the process, or hangs, is broken, and the rest goes on in another.
+    A measurement that ends the process, or hangs, is broken, and the rest goes on in another process.
     """
-    found: list[Samples | Broken] = []
-    while len(found) < len(measurements):
-        found += _in_a_process(measurements[len(found) :], files)
-    return found
+    results: list[Samples | Broken] = []
+    while len(results) < len(measurements):
+        results += _in_a_process(measurements[len(results) :], files)
+    return results
 
 
 def _in_a_process(measurements: Sequence[Measurement], files: Path) -> list[Samples | Broken]:
-    """What the first measurements gave, at least one of them."""
+    """The results of the first measurements, at least of one."""
     # Spawned, not forked: memory laid out anew is the point of a second process.
     server = multiprocessing.get_context("spawn")
     pipe, end = server.Pipe()
-    turn = server.RawValue("b")  # whose code runs, by its place in SIDES: what ends its process can say nothing any more
+    turn = server.RawValue("b")  # whose code runs, an index in SIDES: code that ends its process can report nothing
     process = server.Process(target=_serve, args=(end, turn, tuple(measurements), files))
     process.start()
     end.close()
-    found: list[Samples | Broken] = []
+    results: list[Samples | Broken] = []
     try:
         pipe.recv()  # ready: importing torch is no part of any benchmark
-        while len(found) < len(measurements):
+        while len(results) < len(measurements):
             if not pipe.poll(PATIENCE):
-                return [*found, _broken(SIDES[turn.value], Failure.HUNG, seconds=PATIENCE)]
-            found.append(pipe.recv())
+                return [*results, _broken(SIDES[turn.value], Failure.HUNG, seconds=PATIENCE)]
+            results.append(pipe.recv())
     except (EOFError, OSError):
         process.join()
-        return [*found, _broken(SIDES[turn.value], Failure.ENDED, code=process.exitcode)]
+        return [*results, _broken(SIDES[turn.value], Failure.ENDED, code=process.exitcode)]
     finally:
         process.terminate()
         process.join()
-    return found
+    return results
 
 
-_turn: Any = None  # in the measuring process: where it tells whose code runs
+_turn: Any = None  # in the measuring process: the value shared with the parent that says whose code runs
 
 
 def _serve(pipe: connection.Connection, turn: Any, measurements: Sequence[Measurement], files: Path) -> None:
@@ -132,10 +132,10 @@ def _serve(pipe: connection.Connection, turn: Any, measurements: Sequence[Measur
     with suppress(BrokenPipeError):
         pipe.send(None)
         for measurement in measurements:
-            pipe.send(_measured(measurement, files))
+            pipe.send(_sampled(measurement, files))
 
 
-def _measured(measurement: Measurement, files: Path) -> Samples | Broken:
+def _sampled(measurement: Measurement, files: Path) -> Samples | Broken:
     bench, slowdown = measurement.bench, measurement.slowdown
     side, name = ("ours", bench.ours) if slowdown is None else ("reference", bench.reference)
     try:
@@ -158,25 +158,26 @@ def _broken(side: str, failure: Failure, **details: Any) -> Broken:
 
 
 @contextmanager
-def _blamed(side: str) -> Iterator[None]:
-    """Say of what is raised, and of what ends the process or hangs, whose it is."""
+def _blaming(side: str) -> Iterator[None]:
+    """Blame a side for what its code raises, and note whose code runs, in case it ends the process or hangs."""
     if _turn is not None:
         _turn.value = SIDES.index(side)
     try:
         yield
     except _NoSamples:
         raise
-    except Exception as error:  # a stranger's benchmark may raise anything; the others go on
+    except Exception as error:  # a user-defined benchmark may raise anything; the others go on
         told = f"{type(error).__name__}: {error}".rstrip(": ").replace("\n", " ")[:293]
         raise _NoSamples(_broken(side, Failure.RAISED, error=told)) from error
 
 
 def _work(name: str, side: str, files: Path) -> Work:
     """The work that a factory named in the page returns."""
-    place, _, function = name.rpartition(":")
+    module_name, _, function = name.rpartition(":")
     try:
-        with _blamed(side):
-            module: Any = registry.load_file(files / place, side) if place.endswith(".py") else importlib.import_module(place)
+        with _blaming(side):
+            is_file = module_name.endswith(".py")
+            module: Any = registry.load_file(files / module_name, side) if is_file else importlib.import_module(module_name)
     except _NoSamples as broken:
         error = broken.__cause__
         if isinstance(error, (UsageError, ImportError)):
@@ -186,7 +187,7 @@ def _work(name: str, side: str, files: Path) -> Work:
     if not hasattr(module, function):
         near = nearest(function, vars(module)).strip()
         raise _NoSamples(_broken(side, Failure.NO_FACTORY, work=name, hint=f" ({near})" if near else ""))
-    with _blamed(side):
+    with _blaming(side):
         work = getattr(module, function)()
     if not callable(work):
         raise _NoSamples(_broken(side, Failure.NOT_CALLABLE, work=name, kind=type(work).__name__))
@@ -197,23 +198,23 @@ def timed(works: Sequence[Work], limits: tuple[float, float], slowdown: float = 
     """Samples of three works in turn, in an order shuffled anew every round; up to `MOST_ROUNDS` of them if a few settle nothing.
 
     :param works: ours, the reference, and the reference once more.
-    :param limits: from where the least ratio and the paired median alarm.
+    :param limits: the least ratio and the paired median above which there is an alarm.
     :param slowdown: the share of a sample's time that is added to every sample of ours, as work.
-    :param sides: whose each work is: of an error that it raises, and of what it returns first and last.
+    :param sides: whose each work is, to blame it for an error, or for results that are not finite.
     """
     reference = works[1]
     for work, side in zip(works, sides, strict=True):
         _check(work, side)
-        with _blamed(side):
+        with _blaming(side):
             for _ in range(WARM_UP - 1):
                 work()
-    with _blamed(sides[1]):
+    with _blaming(sides[1]):
         single = min(_sample(reference, 1) for _ in range(2 * WARM_UP))
     if single > LONGEST:
         took = {"milliseconds": 1e3 * single, "most": 1e3 * LONGEST}
         raise _NoSamples(Broken(Failure.TOO_LONG, "machine", took))
     calls = max(1, round(TARGET / single))
-    with _blamed(sides[1]):
+    with _blaming(sides[1]):
         loops = _loops(slowdown * min(_sample(reference, calls) for _ in range(2 * WARM_UP))) if slowdown else 0
     shuffle = np.random.default_rng(0)
     rounds: list[tuple[float, ...]] = []
@@ -224,7 +225,7 @@ def timed(works: Sequence[Work], limits: tuple[float, float], slowdown: float = 
             for _ in range(ROUNDS):
                 seconds = [0.0, 0.0, 0.0]
                 for index in shuffle.permutation(3):
-                    with _blamed(sides[index]):
+                    with _blaming(sides[index]):
                         seconds[index] = _sample(works[index], calls, loops if index == 0 else 0)
                 rounds.append(tuple(seconds))
             samples = Samples(*np.array(rounds).T)
@@ -255,7 +256,7 @@ def _spend(loops: int) -> int:
 
 
 def _loops(seconds: float) -> int:
-    """So many loops as take this long when nothing disturbs them."""
+    """The number of loops that take so many seconds if nothing disturbs them."""
     some = 2000
     least = float("inf")
     for _ in range(30):
@@ -266,8 +267,11 @@ def _loops(seconds: float) -> int:
 
 
 def _check(work: Work, side: str) -> None:
-    """A call whose result is looked at: all numbers in it are finite, for computing NaN has no speed."""
-    with _blamed(side):
+    """Call some work once and check that all numbers in its result are finite: the speed of computing NaN means nothing.
+
+    :raises _NoSamples: one is not finite, or the work raises.
+    """
+    with _blaming(side):
         result = work()
         wrong = next(_not_finite(result), None)
     if wrong is not None:

@@ -1,8 +1,8 @@
-"""The gate's own error rates, measured here and now: how often it cries wolf, and how often it misses one.
+"""The gate's own error rates, measured here and now: how often an alarm is false, and how often a slowdown is missed.
 
-A check is the whole decision on one benchmark, its confirmation in fresh processes included. In most the reference stands on our
-side as well: an alarm is false. In the others so much work is added to every sample of it as takes 5 or 10 % of its time: no
-alarm is a miss. Every second batch of checks runs beside processes that do nothing but take the processor's time.
+A check is the whole decision on one benchmark, its confirmation in fresh processes included. In most checks the reference is
+compared with itself: an alarm is false. In the others work that takes 5 or 10 % of its time is added to every sample: no alarm is
+a miss. Every second batch of checks runs beside processes that only take the processor's time.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from clipbench.protocol.watcher import Watcher
 SLOWDOWNS = (0.0, 0.05, 0.10)
 BATCHES = 4
 HOGS = 3  # processes beside a loaded batch
-MOST, LEAST = 0.01, {0.05: 0.95, 0.10: 0.99}  # the share of alarms must be below, and at least
-HOG = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100_000))"  # ends with whoever started it
+MOST, LEAST = 0.01, {0.05: 0.95, 0.10: 0.99}  # the share of alarms must be below the first, and at least the second
+HOG = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100_000))"  # ends with its parent
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Rate:
 
     :param slowdown: the share of work added, 0 for none.
     :param load: whether other processes ran beside; None for both kinds together.
-    :param least_ratio: the median of what was measured first: 1 and the slowdown, if it was added truly; None without samples.
+    :param least_ratio: the median of the first least ratios, about 1 + slowdown if the work was really added; None without any.
     """
 
     slowdown: float
@@ -52,7 +52,7 @@ class Rate:
 
     @property
     def share(self) -> float:
-        """Of checks that alarmed, 0 to 1."""
+        """The share of checks that alarmed, 0 to 1."""
         return self.alarms / self.checks
 
     @property
@@ -63,7 +63,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Rates:
-    """All rates, those of both kinds of batches together first."""
+    """All rates; the first are of both kinds of batches together."""
 
     rates: tuple[Rate, ...]
 
@@ -74,12 +74,12 @@ class Rates:
 
     @property
     def measured(self) -> bool:
-        """Whether of each kind there was a check that was not inconclusive: without one its share of alarms says nothing."""
+        """Whether each kind has a check that was not inconclusive: without one its share of alarms says nothing."""
         return all(rate.inconclusive < rate.checks for rate in self.rates if rate.load is None)
 
     @property
     def code(self) -> int:
-        """The exit code: 0 as good as it must be, 1 not so, 3 where nothing could be measured."""
+        """The exit code: 0 if the gate is as good as it must be, 1 if not, 3 if nothing could be measured."""
         return CODES[INCONCLUSIVE if not self.measured else PASS if self.hold else REGRESSION]
 
 
@@ -87,7 +87,7 @@ Check = tuple[float, bool, str, float | None]  # slowdown, load, decision, least
 
 
 def run(limits: Limits, checks: int, watcher: Watcher) -> Rates:
-    """``checks`` checks of equals and a quarter as many of each slowdown, in turn over the page's references.
+    """The rates from ``checks`` checks without a slowdown and a quarter as many of each slowdown, over all the page's references.
 
     :raises UsageError: the page has no benchmarks, or one that gives no samples here.
     """
@@ -95,25 +95,25 @@ def run(limits: Limits, checks: int, watcher: Watcher) -> Rates:
         raise UsageError("--self-test: the page has no [[bench]], whose reference could be measured.")
     wanted = [slowdown for slowdown in SLOWDOWNS for _ in range(checks // 4 if slowdown else checks)]
     order = np.random.default_rng(0).permutation(len(wanted))
-    asked = [Measurement(limits.benches[place % len(limits.benches)], wanted[index]) for place, index in enumerate(order)]
+    asked = [Measurement(limits.benches[number % len(limits.benches)], wanted[index]) for number, index in enumerate(order)]
     watcher.phase("self-test", len(asked))
-    found: list[Check] = []
-    for number in range(BATCHES):
-        batch, load = asked[number::BATCHES], bool(number % 2)
+    taken: list[Check] = []
+    for batch_number in range(BATCHES):
+        batch, load = asked[batch_number::BATCHES], bool(batch_number % 2)
         with hogs(HOGS if load else 0):
             results = speed.decisions(batch, limits.files)
         for measurement, (decided, (first, *_)) in zip(batch, results, strict=True):
             if isinstance(first, Broken) and first.fault != "machine":
                 raise UsageError(f'--self-test: "{measurement.bench.name}" gave no samples: {sentences.why(first)}.')
             least = None if isinstance(first, Broken) else first.ratios[0]
-            found.append((float(measurement.slowdown or 0), load, decided, least))
+            taken.append((float(measurement.slowdown or 0), load, decided, least))
             watcher.tick()
-    return Rates(tuple(_rates(found)))
+    return Rates(tuple(_rates(taken)))
 
 
 @contextmanager
 def hogs(number: int) -> Iterator[None]:
-    """So many processes beside, each taking all the processor's time it is given."""
+    """Within it, so many other processes run, each of which takes all the processor's time it gets."""
     running = [subprocess.Popen([sys.executable, "-c", HOG]) for _ in range(number)]  # noqa: S603 - our own interpreter and text
     try:
         yield

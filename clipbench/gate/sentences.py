@@ -63,8 +63,8 @@ FAILURES = {
 
 
 def sentence(finding: Finding) -> str:
-    """What was found, in a sentence."""
-    phrases = {"speed": _speed, "learning": _learning}[finding.part](finding) if finding.numbers else {}
+    """A finding as a sentence."""
+    phrases = {"speed": _speed_phrases, "learning": _learning_phrases}[finding.part](finding) if finding.numbers else {}
     if finding.reason == Reason.NO_SAMPLES:
         phrases["broken"] = why(finding.details["broken"])
     if finding.reason == Reason.OTHER_VERSIONS:
@@ -74,12 +74,12 @@ def sentence(finding: Finding) -> str:
 
 
 def why(broken: Broken) -> str:
-    """Why a benchmark gave no samples. Of our side "it" is told; the reference gets its subject from who asks."""
+    """Why a benchmark gave no samples. For our side the subject is "it"; for the reference the caller adds the subject."""
     it = "it " if broken.fault == "ours" else ""
     return FAILURES[broken.failure].format(it=it, **broken.details)
 
 
-def _speed(finding: Finding) -> dict[str, str]:
+def _speed_phrases(finding: Finding) -> dict[str, str]:
     numbers, machine = finding.numbers, finding.details.get("machine")
     return {
         "ratios": f"least ratio {numbers['least_ratio']:.3f}, paired median {numbers['paired_median']:.3f}",
@@ -88,7 +88,7 @@ def _speed(finding: Finding) -> dict[str, str]:
     }
 
 
-def _learning(finding: Finding) -> dict[str, str]:
+def _learning_phrases(finding: Finding) -> dict[str, str]:
     numbers, better = finding.numbers, finding.numbers["better"]
     states = ", ".join(f"{numbers[state]} {state.replace('_', ' ')}" for state in State if numbers[state])
     platform = "" if finding.details["same_platform"] else " (another processor, torch or engine made the baseline)"
@@ -113,14 +113,14 @@ def _worst(worse: Sequence[dict[str, Any]], tests: int) -> str:
 
 
 def text(findings: Sequence[Finding]) -> str:
-    """For a terminal: a line each."""
+    """The findings for a terminal, a line each, and the verdict on all."""
     width = max((len(finding.name) for finding in findings), default=0)
     lines = [f"{f.part:<8}  {MARKS[f.verdict]:<12}  {f.name:<{width}}  {sentence(f)}" for f in findings]
     return "\n".join([*lines, OVERALL[overall(findings)]])
 
 
 def markdown(findings: Sequence[Finding], environment: dict[str, Any]) -> str:
-    """For a comment on a pull request: the verdict, and a table of what it was read from."""
+    """The findings for a comment on a pull request: the verdict, and a table of what it was read from."""
     rows = [f"| {f.part} | {_cell(f.name)} | {MARKS[f.verdict]} | {_cell(sentence(f))} |" for f in findings]
     where = f"{environment['processor']}, {environment['cores']} cores, torch {environment['libraries']['torch']}"
     return "\n".join([f"### {OVERALL[overall(findings)]}", "", "| | | | |", "|---|---|---|---|", *rows, "", where, ""])

@@ -1,4 +1,4 @@
-"""The speed part: every benchmark beside its reference, and an alarm only where fresh processes repeat it."""
+"""The speed part of the gate: every benchmark beside its reference; an alarm counts only if fresh processes repeat it."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from clipbench.gate.verdict import INCONCLUSIVE, PASS, REGRESSION, Finding, Reas
 
 CONFIRMATIONS = 3
 
-Decided = tuple[Decision, list[Samples | Broken]]  # the decision, and what it was made from: the first process, then fresh ones
+# The decision, and the results behind it: that of the first process, then those of fresh ones.
+DecisionWithResults = tuple[Decision, list[Samples | Broken]]
 
 
 def findings(limits: Limits, here: Machine) -> list[Finding]:
     """A finding for each benchmark.
 
-    :param here: this machine; a ratio other than 1 that was measured on another proves nothing.
-    :raises UsageError: a reference is not there.
+    :param here: this machine; an expected ratio other than 1 that was measured on another machine proves nothing.
+    :raises UsageError: a reference gives no samples because the page names it wrongly, or because it fails.
     """
     results = decisions([Measurement(bench) for bench in limits.benches], limits.files)
     return [_finding(bench, *result, limits.machine, here) for bench, result in zip(limits.benches, results, strict=True)]
 
 
-def decisions(measurements: Sequence[Measurement], files: Path) -> list[Decided]:
-    """The decision on each, after every alarm has been looked at in fresh processes."""
+def decisions(measurements: Sequence[Measurement], files: Path) -> list[DecisionWithResults]:
+    """The decision on each measurement, after every alarm was measured again in fresh processes."""
     results = measure(measurements, files)
-    firsts = [_decided(one, result) for one, result in zip(measurements, results, strict=True)]
+    firsts = [_decision(one, result) for one, result in zip(measurements, results, strict=True)]
     taken = [[result] for result in results]
-    # What is broken is so at once: to run it again would mend nothing.
+    # A benchmark that gave no samples is not measured again: it would fail again.
     repeats: dict[int, list[Decision]] = {
         number: []
         for number, (first, result) in enumerate(zip(firsts, results, strict=True))
@@ -41,7 +42,7 @@ def decisions(measurements: Sequence[Measurement], files: Path) -> list[Decided]
     for _ in range(CONFIRMATIONS):
         left = [number for number, others in repeats.items() if decision.PASS not in others]
         for number, result in zip(left, measure([measurements[number] for number in left], files), strict=True):
-            repeats[number].append(_decided(measurements[number], result))
+            repeats[number].append(_decision(measurements[number], result))
             taken[number].append(result)
     return [
         (decision.confirmed(first, repeats[number]) if number in repeats else first, taken[number])
@@ -49,7 +50,7 @@ def decisions(measurements: Sequence[Measurement], files: Path) -> list[Decided]
     ]
 
 
-def _decided(measurement: Measurement, result: Samples | Broken) -> Decision:
+def _decision(measurement: Measurement, result: Samples | Broken) -> Decision:
     if isinstance(result, Broken):
         if result.fault == "page":
             raise UsageError(f'"{measurement.bench.name}": its reference {sentences.why(result)}.')

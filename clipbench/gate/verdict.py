@@ -1,4 +1,4 @@
-"""What the gate found, as data: a verdict, its reason, and the numbers it was read from.
+"""The gate's findings as data: a verdict, its reason, and the numbers behind it.
 
 The words are in `sentences`.
 """
@@ -35,7 +35,7 @@ SAME, NEAR, MOVED = State
 
 
 class Reason(StrEnum):
-    """Why a verdict is what it is."""
+    """The reason for a verdict."""
 
     # speed
     NO_SAMPLES = auto()
@@ -68,11 +68,11 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: a benchmark, or a study against its baseline.
+    """The result for one benchmark, or for one study against its baseline.
 
     :param part: ``speed`` or ``learning``.
-    :param numbers: what the verdict was read from, by name.
-    :param details: what else its sentence tells, by name.
+    :param numbers: the numbers behind the verdict, by name.
+    :param details: other values for its sentence, by name.
     """
 
     part: str
@@ -84,6 +84,6 @@ class Finding:
 
 
 def overall(findings: Sequence[Finding]) -> Verdict:
-    """The verdict on all: one regression is one; without any, one inconclusive finding leaves the whole open."""
-    found = {finding.verdict for finding in findings}
-    return next((verdict for verdict in (REGRESSION, INCONCLUSIVE) if verdict in found), PASS)
+    """The verdict on all findings: a regression if one is; else inconclusive if one is; else a pass."""
+    verdicts = {finding.verdict for finding in findings}
+    return next((verdict for verdict in (REGRESSION, INCONCLUSIVE) if verdict in verdicts), PASS)

@@ -1,4 +1,4 @@
-"""What the loop steps: a component's own ``torch.optim`` object, its pure rule as one, or any optimizer class of torch as it is."""
+"""The optimizers that the loop steps: a component's own ``torch.optim`` object, its pure rule as one, or any class of torch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from clipbench.trees import Tree
 
 
 class Rule(Optimizer):
-    """A pure rule as a torch optimizer, for the loop to step where a component has no ``torch``.
+    """A pure rule as a torch optimizer, which the loop steps if a component has no ``torch``.
 
     :param component: what has ``init`` and ``update``.
     :param named: the parameters and their names, as ``module.named_parameters()`` gives them.
 
-    A parameter without a gradient counts as one whose gradient is zero, as it does in lanes. ``between``, where it is set, turns a
-    direction, handed to it with the parameters, into the one that is stepped.
+    A parameter without a gradient counts as one whose gradient is zero, as it does in lanes. ``between``, if it is set, is handed
+    the direction and the parameters, and returns the direction of the step.
     """
 
     def __init__(self, component: Any, named: Iterable[tuple[str, Tensor]], lr: float) -> None:
@@ -42,7 +42,7 @@ class Rule(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter; the loss, where a ``closure`` computes one."""
+        """The loss, if a ``closure`` computes one; every parameter is updated once."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -88,7 +88,7 @@ class TorchComponent:
 
     @property
     def version(self) -> int | str:
-        """1 for torch's own classes; for anybody else's the hash of the file."""
+        """1 for torch's own classes; the hash of the file for a user-defined one."""
         cls = torch_class(self.name)
         return 1 if cls.__module__.startswith("torch.") else registry.digest_of(Path(inspect.getfile(cls)))
 
@@ -101,9 +101,9 @@ class TorchComponent:
 
 @registry.dotted("optimizer")
 def at_path(path: str, where: str) -> TorchComponent:
-    """What the registry finds at a dotted path such as ``torch.optim.NAdam``.
+    """The component at a dotted path such as ``torch.optim.NAdam``, for the registry.
 
-    :raises UsageError: no optimizer class is there, or none that the loop could step.
+    :raises UsageError: there is no optimizer class, or the loop could not step it.
     """
     torch_class(path, where)
     return TorchComponent(path)
@@ -112,7 +112,7 @@ def at_path(path: str, where: str) -> TorchComponent:
 def torch_optimizer(
     component: Any, params: Iterable[Tensor], lr: float, named: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
 ) -> Optimizer:
-    """The object the loop steps: the component's own over ``params``, or its pure rule over ``named`` as a `Rule`."""
+    """The object that the loop steps: the component's own over ``params``, or its pure rule over ``named`` as a `Rule`."""
     return component.torch(params, lr) if hasattr(component, "torch") else Rule(component, dict(named).items(), lr)
 
 
@@ -123,21 +123,21 @@ def torch_class(path: str, where: str = "optimizer") -> Callable[..., Optimizer]
     """
     module_name, _, class_name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        cls = getattr(importlib.import_module(module_name), class_name)
     except (ModuleNotFoundError, AttributeError, TypeError, ValueError):  # the last two of a path such as ".NAdam"
         raise UsageError(f'{where}: there is no optimizer class "{path}".{nearest(path, _torch_names())}') from None
-    except Exception as error:  # a stranger's module may fail in any way
+    except Exception as error:  # a user-defined module may fail in any way
         raise UsageError(f"{where}: {module_name} failed to import: {type(error).__name__}: {error}.") from error
-    if not (isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer):
+    if not (isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer):
         raise UsageError(f'{where}: "{path}" is no subclass of torch.optim.Optimizer.{nearest(path, _torch_names())}')
-    closure = inspect.signature(found.step).parameters.get("closure")
+    closure = inspect.signature(cls.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UsageError(
             f'{where}: "{path}" evaluates the loss several times a step, by a closure, and so has no place beside the others.'
         )
-    if "lr" not in inspect.signature(found).parameters:
+    if "lr" not in inspect.signature(cls).parameters:
         raise UsageError(f'{where}: "{path}" takes no `lr`, which every cell must set.')
-    return found
+    return cls
 
 
 def validate_torch(path: str, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -158,9 +158,9 @@ def validate_torch(path: str, settings: Mapping[str, Any], where: str) -> dict[s
     try:
         # Two by two, because some classes take matrices only.
         cls([torch.nn.Parameter(torch.zeros(2, 2))], lr=0.1, **_keywords(cls, clean))
-    except Exception as error:  # a stranger's class may refuse in any way
-        given = ", ".join(f"{name} = {value!r}" for name, value in settings.items()) or "no settings"
-        raise UsageError(f'{where}: "{path}" refuses {given}: {str(error).rstrip(".") or type(error).__name__}.') from error
+    except Exception as error:  # a user-defined class may refuse in any way
+        words = ", ".join(f"{name} = {value!r}" for name, value in settings.items()) or "no settings"
+        raise UsageError(f'{where}: "{path}" refuses {words}: {str(error).rstrip(".") or type(error).__name__}.') from error
     return clean
 
 
@@ -170,7 +170,7 @@ def _torch_names() -> list[str]:
 
 
 def _defaults(cls: Callable[..., Optimizer]) -> dict[str, Any]:
-    """Setting → default, ``inspect.Parameter.empty`` where it has none; a pair of betas as two settings."""
+    """Setting → default, ``inspect.Parameter.empty`` if it has none; a pair of betas as two settings."""
     defaults: dict[str, Any] = {}
     for parameter in list(inspect.signature(cls).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name == "lr":
@@ -183,7 +183,7 @@ def _defaults(cls: Callable[..., Optimizer]) -> dict[str, Any]:
 
 
 def _keywords(cls: Callable[..., Optimizer], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the class is called with: ``beta1`` and ``beta2`` joined again."""
+    """The keyword arguments of the class: ``beta1`` and ``beta2`` are joined again."""
     keywords = dict(settings)
     if "betas" in inspect.signature(cls).parameters and not keywords.keys().isdisjoint({"beta1", "beta2"}):
         defaults = _defaults(cls)
@@ -192,7 +192,7 @@ def _keywords(cls: Callable[..., Optimizer], settings: Mapping[str, Any]) -> dic
 
 
 def _fit(value: Any, default: Any, what: str) -> Any:
-    """``value`` in the type of the default it replaces; where that says nothing, any number, flag or text."""
+    """``value`` in the type of the default that it replaces; if that has no clear type, any number, flag or text."""
     if isinstance(value, float) and math.isnan(value):
         raise UsageError(f"{what} is nan, and must be a number.")
     if isinstance(default, bool):

@@ -2,7 +2,7 @@
 
 ``init(params) -> state``; ``update(grads, state, params) -> (direction, state)``; and p ← p − lr · direction, where the learning
 rate belongs to the cell. ``torch(params, lr)`` builds what a user's loop would step. The two are witnesses of each other: a
-stranger's rule may have either, and one without ``torch`` runs in the loop as a `Rule`.
+user-defined rule may have either, and one without ``torch`` runs in the loop as a `Rule`.
 
 Under ``torch.func.vmap`` a float setting is a tensor, one number a lane: no rule branches on one. So weight decay is always added,
 and momentum always kept, at 0 as well.
@@ -47,7 +47,7 @@ class SGD:
         return {}
 
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
-        return _decayed(grads, params, self.weight_decay), state
+        return _with_weight_decay(grads, params, self.weight_decay), state
 
     def torch(self, params: Iterable[Tensor], lr: float) -> Optimizer:
         return torch.optim.SGD(params, lr=lr, weight_decay=self.weight_decay)
@@ -78,7 +78,7 @@ class Momentum:
         return {"sum": trees.zeros_like(params)}
 
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
-        grads = _decayed(grads, params, self.weight_decay)
+        grads = _with_weight_decay(grads, params, self.weight_decay)
         total = trees.map(lambda b, g: self.momentum * b + g, state["sum"], grads)
         return total, {"sum": total}
 
@@ -111,7 +111,7 @@ class Nesterov:
         return {"sum": trees.zeros_like(params)}
 
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
-        grads = _decayed(grads, params, self.weight_decay)
+        grads = _with_weight_decay(grads, params, self.weight_decay)
         total = trees.map(lambda b, g: self.momentum * b + g, state["sum"], grads)
         return trees.map(lambda g, b: g + self.momentum * b, grads, total), {"sum": total}
 
@@ -149,7 +149,7 @@ class RMSprop:
         return {"square": trees.zeros_like(params)}
 
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
-        grads = _decayed(grads, params, self.weight_decay)
+        grads = _with_weight_decay(grads, params, self.weight_decay)
         square = trees.map(lambda v, g: self.alpha * v + (1 - self.alpha) * g * g, state["square"], grads)
         return trees.map(lambda g, v: g / (v.sqrt() + self.eps), grads, square), {"square": square}
 
@@ -187,7 +187,7 @@ class Adam:
         return _moments(params)
 
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
-        return _adam(_decayed(grads, params, self.weight_decay), state, self.beta1, self.beta2, self.eps)
+        return _adam(_with_weight_decay(grads, params, self.weight_decay), state, self.beta1, self.beta2, self.eps)
 
     def torch(self, params: Iterable[Tensor], lr: float) -> Optimizer:
         betas = (self.beta1, self.beta2)
@@ -224,14 +224,14 @@ class AdamW:
 
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
         direction, state = _adam(grads, state, self.beta1, self.beta2, self.eps)
-        return _decayed(direction, params, self.weight_decay), state
+        return _with_weight_decay(direction, params, self.weight_decay), state
 
     def torch(self, params: Iterable[Tensor], lr: float) -> Optimizer:
         betas = (self.beta1, self.beta2)
         return torch.optim.AdamW(params, lr=lr, betas=betas, eps=self.eps, weight_decay=self.weight_decay)
 
 
-def _decayed(grads: Tree, params: Tree, weight_decay: float) -> Tree:
+def _with_weight_decay(grads: Tree, params: Tree, weight_decay: float) -> Tree:
     return trees.map(lambda g, p: g + weight_decay * p, grads, params)
 
 

@@ -22,14 +22,14 @@ def calibrate(campaign: Campaign) -> None:
     """
     page = campaign.store.page("calibration")
     campaign.pilots = page.setdefault("pilots", {})
-    wanted = {key: one for key, one in _gauges(campaign).items() if set(one[1]) - set(campaign.pilots.get(key, {}))}
+    wanted = {pilot: one for pilot, one in _gauges(campaign).items() if set(one[1]) - set(campaign.pilots.get(pilot, {}))}
     campaign.watcher.phase("calibrate", len(wanted))
     # In a worker of one thread, as the cells are: the thread count changes bits.
-    works = {key: (Call(_pilot, one, f"the pilot of {Task.of(one[0]).label}"), campaign.setting) for key, one in wanted.items()}
-    for key, sizes in execute.calls(campaign.executor, works, campaign.options.patience):
+    works = {pilot: (Call(_pilot, one, f"the pilot of {Task.of(one[0]).label}"), campaign.setting) for pilot, one in wanted.items()}
+    for pilot, sizes in execute.calls(campaign.executor, works, campaign.options.patience):
         if isinstance(sizes, Exception):
             raise sizes
-        campaign.pilots[key] = campaign.pilots.get(key, {}) | sizes
+        campaign.pilots[pilot] = campaign.pilots.get(pilot, {}) | sizes
         campaign.watcher.tick()
     campaign.store.write_page("calibration", page)
 

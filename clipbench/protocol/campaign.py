@@ -171,16 +171,16 @@ def begin(study: Study, store: Store, options: Options, executor: Executor, watc
     """
     plan = runnable(study, options.device)
     setting = Setting(tuple(study.used), 1, "cuda" if any(cell.device == "cuda" for cell in plan.cells) else "cpu")
-    key = _write_pages(study, store, plan, setting.device, options.curves)
-    return Campaign(study, store, plan, options, executor, setting, key, watcher)
+    environment_key = _write_pages(study, store, plan, setting.device, options.curves)
+    return Campaign(study, store, plan, options, executor, setting, environment_key, watcher)
 
 
 def _write_pages(study: Study, store: Store, plan: Plan, device: str, curves: str) -> str:
     """The key of this machine's environment; the environment, components and plan pages are written."""
     here = execute.environment(device)
-    key = execute.key_of(here)
+    environment_key = execute.key_of(here)
     page = store.page("environment")
-    page["environments"] = {**page.get("environments", {}), key: here}
+    page["environments"] = {**page.get("environments", {}), environment_key: here}
     page["curves"] = max(page.get("curves", curves), curves, key=CURVES.index)  # the least that all of it keeps
     store.write_page("environment", page)
     store.write_page("components", pages.components(plan.cells))
@@ -193,4 +193,4 @@ def _write_pages(study: Study, store: Store, plan: Plan, device: str, curves: st
     plan_page["phases"] = list(PHASES)
     plan_page["not_run"] = plan.not_run
     store.write_page("plan", plan_page)
-    return key
+    return environment_key

@@ -41,14 +41,14 @@ def choose(campaign: Campaign) -> None:
     asked = Asked(engine, campaign.options.memory, campaign.options.patience, campaign.executor, campaign.setting)
     wanted = missing(page.setdefault("engines", {}), tasks, engine)
     campaign.watcher.phase("choose", len(wanted))
-    steps = {key: sum(job.cell.steps for job in jobs) for key, jobs in tasks.items()}
-    new = measured({key: tasks[key] for key in wanted}, steps, asked, campaign.watcher.tick)
+    steps = {task: sum(job.cell.steps for job in jobs) for task, jobs in tasks.items()}
+    new = measured({task: tasks[task] for task in wanted}, steps, asked, campaign.watcher.tick)
     # What failed is not remembered: the next run looks again.
-    page["engines"] |= {key: choice.page() for key, choice in new.items() if choice.rates}
+    page["engines"] |= {task: choice.page() for task, choice in new.items() if choice.rates}
     if new:
         campaign.store.write_page("calibration", page)
-    for key, jobs in tasks.items():
-        choice = new[key] if key in new else Choice(**page["engines"][key])
+    for task, jobs in tasks.items():
+        choice = new[task] if task in new else Choice(**page["engines"][task])
         campaign.choices[stacked.shape(jobs[0].cell)] = used(choice, asked)
 
 
@@ -61,7 +61,7 @@ def missing(known: Mapping[str, Any], tasks: Mapping[str, Sequence[Job]], engine
         arms = page.get("arms")
         return not arms or {rates.versioned(job) for job in jobs} <= set(arms)
 
-    return [key for key, jobs in tasks.items() if not is_known(known.get(key), jobs)]
+    return [task for task, jobs in tasks.items() if not is_known(known.get(task), jobs)]
 
 
 def measured(
@@ -72,18 +72,18 @@ def measured(
     :param steps: of all cells of a task's selection phase together.
     """
     works = {}
-    for key, jobs in tasks.items():
+    for task, jobs in tasks.items():
         arms = list({rates.versioned(job): job for job in reversed(jobs)}.values())
         # What one worker has to train, about: its share of the selection, and half as much again for the phases after it.
-        cell_steps = 1.5 * steps[key] / asked.executor.slots
+        cell_steps = 1.5 * steps[task] / asked.executor.slots
         what = f"the choice of an engine for {jobs[0].cell.problem}"
         setting = replace(asked.setting, device=jobs[0].cell.device)
-        works[key] = Call(rates.measure, (arms, asked.memory, cell_steps, asked.engine), what), setting
+        works[task] = Call(rates.measure, (arms, asked.memory, cell_steps, asked.engine), what), setting
     chosen = {}
-    for key, outcome in execute.calls(asked.executor, works, asked.limit):
-        chosen[key] = _choice(outcome, tasks[key])
+    for task, outcome in execute.calls(asked.executor, works, asked.limit):
+        chosen[task] = _choice(outcome, tasks[task])
         tick()
-    return {key: chosen[key] for key in tasks}
+    return {task: chosen[task] for task in tasks}
 
 
 def _choice(outcome: Any, jobs: Sequence[Job]) -> Choice:

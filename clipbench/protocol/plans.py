@@ -12,8 +12,7 @@ import torch
 from clipbench import execute, lr_schedules, registry
 from clipbench.cell import Cell
 from clipbench.errors import UsageError
-from clipbench.events import RULES
-from clipbench.schema import Status
+from clipbench.schema import RULES, Status
 from clipbench.selection import METHODS
 from clipbench.study import Study
 from clipbench.task import Task

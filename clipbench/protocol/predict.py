@@ -33,16 +33,16 @@ def predict(study: Study, asked: Plan, store: Store | None, engine: str | None =
     tasks: dict[str, list[Cell]] = {}
     for cell in asked.templates:
         tasks.setdefault(Task.of(cell).label + by_example(cell), []).append(cell)
-    counts = {key: sum(map(asked.count, cells)) for key, cells in tasks.items()}
+    counts = {task: sum(map(asked.count, cells)) for task, cells in tasks.items()}
     with Local(cores()) as executor:
         asked_of = Asked(engine or study.document.run.engine, rates.MEMORY, execute.LIMIT, executor, Setting(tuple(study.used)))
-        outlook = _outlook(
-            {key: (choice_key(cells[0]), cells, counts[key] * cells[0].steps) for key, cells in tasks.items()},
+        outlook = _choices(
+            {task: (choice_key(cells[0]), cells, counts[task] * cells[0].steps) for task, cells in tasks.items()},
             pages_["calibration"].get("engines", {}),
             asked_of,
         )
     rows = []
-    for key, cells in tasks.items():
+    for task, cells in tasks.items():
         arms = {cell.arm for cell in cells}
         untuned = {*headline(asked.templates).values(), *study.document.untuned.arms}
         seeds = study.seeds(cells[0].workload.name)
@@ -54,13 +54,13 @@ def predict(study: Study, asked: Plan, store: Store | None, engine: str | None =
             ids = {replace(cell, seed=seed).id for cell in cells for seed in range(seeds.select)}
             have = len(ids & finished(stored))
             unreported = 0 if chosen and chosen <= set(stored["cell"]) else report
-        choice = outlook[key]
+        choice = outlook[task]
         step_seconds = choice.rate(choice.engine) or 0.0
-        missing = counts[key] - have + unreported
+        missing = counts[task] - have + unreported
         rows.append(
             {
-                "task": key,
-                "select": counts[key],
+                "task": task,
+                "select": counts[task],
                 "stored": have,
                 "extended": extended,
                 "report": report,
@@ -73,20 +73,20 @@ def predict(study: Study, asked: Plan, store: Store | None, engine: str | None =
     return rows
 
 
-def _outlook(tasks: Mapping[str, tuple[str, Sequence[Cell], int]], known: Mapping[str, Any], asked: Asked) -> dict[str, Choice]:
+def _choices(tasks: Mapping[str, tuple[str, Sequence[Cell], int]], known: Mapping[str, Any], asked: Asked) -> dict[str, Choice]:
     """How each task will be run: its stored choice, or one that is measured now.
 
     :param tasks: label → the key of its choice, its cells on one seed, and the number of steps of all its cells together. A
         relative threshold is any number here: no rate depends on it.
     """
-    jobs = {key: [Job(cell, cell.clip_settings(1.0)) for cell in cells] for key, (_, cells, _) in tasks.items()}
-    steps = {key: number for key, (_, _, number) in tasks.items()}
-    stored = {key: known[filed] for key, (filed, _, _) in tasks.items() if filed in known}
-    new = measured({key: jobs[key] for key in missing(stored, jobs, asked.engine)}, steps, asked, lambda: None)
+    jobs = {task: [Job(cell, cell.clip_settings(1.0)) for cell in cells] for task, (_, cells, _) in tasks.items()}
+    steps = {task: number for task, (_, _, number) in tasks.items()}
+    stored = {task: known[choice_name] for task, (choice_name, _, _) in tasks.items() if choice_name in known}
+    new = measured({task: jobs[task] for task in missing(stored, jobs, asked.engine)}, steps, asked, lambda: None)
     for choice in new.values():
         if not choice.rates:
             raise UsageError(f"no rate could be measured: {next(iter(choice.refusals.values()))}.")
-    return {key: used(new[key] if key in new else Choice(**stored[key]), asked) for key in tasks}
+    return {task: used(new[task] if task in new else Choice(**stored[task]), asked) for task in tasks}
 
 
 def _settings_beyond(cells: Sequence[Cell]) -> int:

@@ -1,7 +1,7 @@
 """Store → HTML, Markdown, SVG, PNG and CSV. A pure function of the store: the same store gives the same bytes.
 
 A file makes the section of one question, and has the name of the question's file in ``analysis/`` and ``figures/``; the order
-of the page is in ``sections``. Nothing here draws: a figure is handed on as it is.
+of the page is in ``sections``. Nothing here draws: figures come from ``figures/``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ P = TypeVar("P", Picture, Table)
 
 
 def write(store: Store, formats: Iterable[str] | None = None, folder: Path | None = None) -> list[Path]:
-    """Render the report of ``store`` into ``folder`` (``DIR/report``); returns the files written, pages first.
+    """The files written, pages first: the report of ``store`` is rendered into ``folder`` (``DIR/report``).
 
     :param formats: some of `FORMATS`; those that the folder's environment page names if not given, all if it names none. If
         neither svg nor png is among them, figures are written as both. That page may also name a size above which a figure or a
@@ -35,7 +35,7 @@ def write(store: Store, formats: Iterable[str] | None = None, folder: Path | Non
     :raises UsageError: a format that is not one of `FORMATS`, or a folder that cannot be written.
     """
     kept = {} if formats is not None else store.page("environment")
-    wanted, largest = _known(kept.get("formats", FORMATS) if formats is None else formats), kept.get("largest", math.inf)
+    wanted, largest = _checked_formats(kept.get("formats", FORMATS) if formats is None else formats), kept.get("largest", math.inf)
     folder = folder or store.folder / "report"
     kinds = [kind for kind in ("svg", "png") if kind in wanted] or ("svg", "png")
     evidence = read(store, png="png" in kinds)
@@ -48,10 +48,10 @@ def write(store: Store, formats: Iterable[str] | None = None, folder: Path | Non
         "csv": "csv" in wanted,
     }
     files: dict[str, bytes] = {}
-    for picture in _all(told, Picture):
+    for picture in _parts_of_kind(told, Picture):
         drawn = {"svg": picture.svg.encode(), "png": picture.png}
         files |= {f"figures/{picture.name}.{kind}": drawn[kind] for kind in kinds}
-    for table in _all(told, Table):
+    for table in _parts_of_kind(told, Table):
         if "csv" in wanted:
             files[f"tables/{table.name}.csv"] = table.csv.encode()
         if {"md", "csv"} <= set(wanted) and table.rows:
@@ -68,10 +68,10 @@ def formats_named(text: str) -> list[str]:
 
     :raises UsageError: one is not of `FORMATS`.
     """
-    return _known(name.strip() for name in text.split(",") if name.strip())
+    return _checked_formats(name.strip() for name in text.split(",") if name.strip())
 
 
-def _known(formats: Iterable[str]) -> list[str]:
+def _checked_formats(formats: Iterable[str]) -> list[str]:
     wanted = list(dict.fromkeys(formats))
     for name in wanted:
         if name not in FORMATS:
@@ -96,5 +96,5 @@ def render(template: str, page: dict[str, object]) -> str:
     return environment.get_template(template).render(page)
 
 
-def _all(told: Iterable[Section], kind: type[P]) -> list[P]:
-    return [part for section in told for part in section.parts if isinstance(part, kind)]
+def _parts_of_kind(told: Iterable[Section], kind: type[P]) -> list[P]:
+    return [piece for section in told for piece in section.parts if isinstance(piece, kind)]

@@ -1,4 +1,4 @@
-"""Should I clip? The answer, from the numbers, in words that the intervals bear out."""
+"""The answer to the reader's question "should I clip?", in words that the intervals support."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from clipbench.statistics import Interval, holm
 from clipbench.task import Task
 
 CLIPS = ("value clip", "norm clip")
-FEWEST = 5  # report seeds for a claim in words
+FEWEST_SEEDS = 5  # report seeds for a claim in words
 LEVEL = 0.05  # of Holm's correction, over all the comparisons that the answer makes
 ENDINGS = {
     "better": "was better on",
@@ -75,7 +75,7 @@ def told(evidence: Evidence) -> list[Text | List]:
             )
         ]
     pairs = headline_pairs(evidence.arms, evidence.methods)
-    compared = _corrected(compare(evidence.drawn, pairs, evidence.components), evidence)
+    compared = _with_holm(compare(evidence.drawn, pairs, evidence.components), evidence)
     ranges, costs = stable(evidence.cells), evidence.costs
     claimed = claims(evidence.drawn, evidence.arms, evidence.components)
     items = [Text(_task_answer(evidence, task, compared, ranges, costs, claimed)) for task in evidence.tasks]
@@ -83,8 +83,8 @@ def told(evidence: Evidence) -> list[Text | List]:
     return [*_summary(evidence, compared), List([item for item in items if item.words]), brackets]
 
 
-def _corrected(compared: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
-    """With ``holm``: the p values of the comparisons in words, clips with plain SGD at equal budget, corrected for their number."""
+def _with_holm(compared: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
+    """The comparisons with ``holm``: the corrected p of those told in words, clips with plain SGD at equal budget; else NaN."""
     clips = compared["arm"].isin([evidence.methods[clip] for clip in CLIPS if clip in evidence.methods])
     said = (clips & (compared["reading"] == Reading.EQUAL)).to_numpy(dtype=bool)
     corrected = np.full(len(compared), np.nan)
@@ -97,11 +97,11 @@ def _summary(evidence: Evidence, compared: pd.DataFrame) -> list[Text]:
     rows = compared[compared["reading"] == Reading.EQUAL]
     sentences = []
     for clip in CLIPS:
-        found = rows[rows["arm"] == evidence.methods.get(clip)].to_dict("records")
-        if not found:
+        rows_of_arm = rows[rows["arm"] == evidence.methods.get(clip)].to_dict("records")
+        if not rows_of_arm:
             continue
         ends: dict[str, list[str]] = {}
-        for row in found:
+        for row in rows_of_arm:
             ends.setdefault(_ending(row), []).append(evidence.labels[Task.of(row)])
         words = [f"{ENDINGS[end]} {listed(ends[end])}" for end in ENDINGS if end in ends]
         sentences.append(f"**{clip.capitalize()}ping** {', '.join(words)}.")
@@ -116,7 +116,7 @@ def _ending(row: Row) -> str:
     interval = interval_of(row)
     if row["note"]:
         return str(row["note"])
-    if row["n"] < FEWEST or (not interval.bounded and row["statistic"] != "mean"):
+    if row["n"] < FEWEST_SEEDS or (not interval.bounded and row["statistic"] != "mean"):
         return "too few"
     if not interval.bounded:
         return "alike" if interval.estimate else "identical"
@@ -156,7 +156,7 @@ def _task_answer(
 def _verdict(  # noqa: PLR0911 - a sentence for every case
     clip: str, row: Row, about: Row, places: int
 ) -> str:
-    """One comparison at equal budget, in words that the interval bears out."""
+    """One comparison at equal budget, in words that the interval supports."""
     name, n = clip.capitalize(), int(row["n"])
     if row["note"] == Note.NEVER_FIRED:
         return f"**{name}**, as chosen, never fired (under {percent(selection.FIRED)} of steps): the same as plain SGD."
@@ -232,7 +232,7 @@ def _cost_sentence(evidence: Evidence, task: tuple[Any, ...], costs: pd.DataFram
 
 
 def _claims_sentence(claimed: pd.DataFrame) -> str:
-    others = claimed[(claimed["baseline"] != "sgd") & ~(claimed["n"] < FEWEST)]
+    others = claimed[(claimed["baseline"] != "sgd") & ~(claimed["n"] < FEWEST_SEEDS)]
     if others.empty:
         return ""
     held = others[(others["holm"] < 0.05) & (others["estimate"] != 0)]
@@ -245,7 +245,7 @@ def _claims_sentence(claimed: pd.DataFrame) -> str:
 
 
 def _asked_sentences(evidence: Evidence, task: tuple[Any, ...]) -> list[str]:
-    """What came of the untuned arms that the study's page names: its own question."""
+    """The results of the untuned arms that the study's page names, a sentence each."""
     about, results = evidence.about(task), evidence.of(evidence.results, task)
     asked = results[(results["reading"] == Reading.UNTUNED) & ~results["arm"].isin([*evidence.methods.values()])]
     places = decimals(results["estimate"])

@@ -38,10 +38,10 @@ def section(evidence: Evidence) -> Section:
         )
     keys = [*TASK, "environment"]
     several = len(set(costs["environment"])) > 1
-    for key, mine in costs.groupby(keys, dropna=False, sort=True):
+    for task_and_machine, mine in costs.groupby(keys, dropna=False, sort=True):
         # The timings of a task that the plan no longer holds keep a label of their own.
-        label = evidence.labels.get(Task(*key[:-1]), ", ".join(str(value) for value in key[:-1]))
-        label += f" ({evidence.machine(key[-1])})" if several else ""
+        label = evidence.labels.get(Task(*task_and_machine[:-1]), ", ".join(str(value) for value in task_and_machine[:-1]))
+        label += f" ({evidence.machine(task_and_machine[-1])})" if several else ""
         shown: list[Part] = []
         if np.isfinite(mine["ratio"]).any():
             caption = f"{label}: step time with a clip over the step time without, and its 95 % interval."

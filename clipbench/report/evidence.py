@@ -1,4 +1,4 @@
-"""Everything the report is drawn from, read once.
+"""Everything that the sections of a report are made from, read once.
 
 Shared by the sections. It knows none of them, and neither figures nor the parts of a page.
 """
@@ -25,7 +25,7 @@ from clipbench.task import TASK, Task, labels
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything the report is drawn from, read once."""
+    """The tables and pages of one store, as the sections need them."""
 
     store: Store
     cells: pd.DataFrame
@@ -65,7 +65,7 @@ class Evidence:
 
     @property
     def costs(self) -> pd.DataFrame:
-        """What each clip costs as torch does it where nothing is asked."""
+        """What each clip costs in torch's default implementation."""
         costs = cost(self.throughput)
         return costs[costs["implementation"] == DEFAULT]
 
@@ -90,12 +90,12 @@ class Evidence:
         return slug if self.names[kind, slug] == 1 else f"{slug}-{self.names[kind, slug]}"
 
     def footer(self, cells: pd.DataFrame) -> str:
-        """What stands under every figure: the study's hash, and how its cells ended."""
+        """The line under a figure: the study's hash, and how the figure's cells ended."""
         return f"study {self.store.study_hash} · {census(counts(cells))}"
 
 
 def read(store: Store, *, png: bool = True) -> Evidence:
-    """Read and merge what the report needs.
+    """The evidence in a store.
 
     :param png: whether figures are wanted as PNG.
     """
@@ -124,7 +124,7 @@ def read(store: Store, *, png: bool = True) -> Evidence:
 
 
 def flat(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A page's entry as columns: what is nested comes out under its own name, such as a library under ``libraries``."""
+    """A page's entry as columns: a nested value has its own name alone, such as ``torch`` of ``libraries``; lists are left out."""
     columns: dict[str, Any] = {}
     for name, value in entry.items():
         if isinstance(value, Mapping):

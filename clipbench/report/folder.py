@@ -1,4 +1,4 @@
-"""The folder that a report lies in: put in place whole, and of what lay there only what the last report wrote is removed.
+"""The folder of a report: it is put in place as a whole, and only files that the last report wrote are removed.
 
 It knows nothing of what the files hold.
 """
@@ -14,15 +14,15 @@ from pathlib import Path
 
 from clipbench.errors import UsageError
 
-LIST = "files.txt"  # what the last report wrote, a path a line
+LIST = "files.txt"  # the paths that the last report wrote, one on each line
 
 
 def replace(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Put ``files``, path → content, in the place of what the last report wrote; returns their paths.
+    """The paths of ``files``, path → content, which replace what the last report wrote.
 
-    Whatever else lies in the folder stays. A process that dies half way leaves the old report or the new one.
+    Everything else in the folder stays. A process that dies half way leaves the old report or the new one.
 
-    :raises UsageError: a part of the folder is a link, or it cannot be written.
+    :raises UsageError: the folder, or anything in it, is a link; or it cannot be written.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def replace(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
                 path = new / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-            _keep_foreign(folder, new)
+            _keep_files_of_others(folder, new)
             if folder.exists():
                 os.rename(folder, old)
             os.rename(new, folder)
@@ -59,7 +59,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _recover(folder: Path, new: Path, old: Path) -> None:
-    """Undo what a report that died left behind."""
+    """Undo what a report left behind whose process died."""
     for path in (new, old):
         if path.is_symlink():
             raise UsageError(f"{path}: this is a link; remove it, and the report can be written.")
@@ -71,9 +71,9 @@ def _recover(folder: Path, new: Path, old: Path) -> None:
 
 
 def _refuse_links(folder: Path) -> None:
-    """Writing through a link, or removing what lies behind it, would change files elsewhere.
+    """Refuse links: to write through one, or to remove what is behind it, would change files elsewhere.
 
-    :raises UsageError: the folder or anything below it is a link, or it is none.
+    :raises UsageError: the folder or anything below it is a link, or the folder is a file.
     """
     for path in (folder, *folder.rglob("*")):
         if path.is_symlink():
@@ -82,8 +82,8 @@ def _refuse_links(folder: Path) -> None:
         raise UsageError(f"{folder}: this is a file, and the report needs a folder there.")
 
 
-def _keep_foreign(folder: Path, new: Path) -> None:
-    """Give the new folder what others put into the old one: a second name of the same file, for the old one goes."""
+def _keep_files_of_others(folder: Path, new: Path) -> None:
+    """Give the new folder what others put into the old one, as hard links: the old folder will be removed."""
     if not folder.exists():
         return
     listed = set((folder / LIST).read_text(encoding="utf-8").splitlines()) if (folder / LIST).is_file() else set()

@@ -1,4 +1,4 @@
-"""What every section needs: a captioned figure, a heading if there are several tasks, and how much a page shows.
+"""Shared by all sections: a figure with a caption, a heading if there are several tasks, and how much a page shows.
 
 Shared by the sections. It knows none of them, and not how a figure is drawn.
 """
@@ -30,7 +30,7 @@ def picture(evidence: Evidence, figure: Figure, caption: str, cells: pd.DataFram
 def timed_picture(
     evidence: Evidence, draw: Callable[[pd.DataFrame, str], Figure], timings: pd.DataFrame, caption: str, *name: str, note: str = ""
 ) -> Picture:
-    """A figure of timings with its caption, which counts the blocks it draws; ``note`` is for those who see the figure."""
+    """A figure of timings with its caption, which counts the blocks it draws; ``note`` is not part of the alternative text."""
     study = f"study {evidence.store.study_hash}"
     blocks = f"{int(timings['blocks'].sum()):,} timed blocks, {int(timings['invalid'].sum()):,} invalid"
     full = f"{caption}{note} Drawn from {blocks} and left out; no training cell, so none diverged and none failed; {study}."
@@ -38,7 +38,7 @@ def timed_picture(
 
 
 def headed(evidence: Evidence, task: Task, parts: Sequence[Part]) -> list[Part]:
-    """The parts of one task, under its name where the study has several."""
+    """The parts of one task, under its name if the study has several."""
     return [Heading(evidence.labels[task]), *parts] if len(evidence.tasks) > 1 and parts else list(parts)
 
 

@@ -24,7 +24,7 @@ LARGE = 10**6  # parameters: below, calls take the time, and not memory
 
 
 def subsection(evidence: Evidence) -> list[Part]:
-    """Sentences, a figure and tables for every machine, number of threads and part; nothing where only a run's own timings are."""
+    """Sentences, a figure and tables for every machine, thread count and part; empty if there are only a run's own timings."""
     table = implementations(evidence.throughput)
     if table.empty:
         return []
@@ -59,7 +59,7 @@ def subsection(evidence: Evidence) -> list[Part]:
 
 
 def _where(evidence: Evidence, machine: Mapping[str, Any], table: pd.DataFrame) -> str:
-    """Threads; device, dtype and machine where there are several."""
+    """Threads; device, dtype and machine if there are several."""
     words = (
         ["one thread" if machine["threads"] == 1 else f"{int(machine['threads'])} threads"] if machine["device"] == "cpu" else []
     )

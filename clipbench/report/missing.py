@@ -35,8 +35,8 @@ def section(evidence: Evidence) -> Section:
                 f"comparison with care."
             )
         )
-    for key, mine in valueless(evidence.drawn, evidence.components).groupby(ARM, sort=True):
-        runs = f"{plural(len(mine), 'report run')} of {evidence.labels[Task(*key[:-1])]}, {key[-1]},"
+    for arm, mine in valueless(evidence.drawn, evidence.components).groupby(ARM, sort=True):
+        runs = f"{plural(len(mine), 'report run')} of {evidence.labels[Task(*arm[:-1])]}, {arm[-1]},"
         named = listed([f"seed {row.seed} ({row.ended})" for row in mine.head(LISTED).itertuples()])
         items.append(
             Text(

@@ -1,4 +1,4 @@
-"""What a page is made of; a template knows how each kind looks.
+"""The parts of a page: texts, lists, tables, pictures, headings, sections; a template renders each kind.
 
 Shared by the sections. It knows none of them, and not what the numbers mean.
 """
@@ -26,7 +26,7 @@ class Text:
 
     @property
     def runs(self) -> Iterator[tuple[str, str]]:
-        """The words as (HTML element, text) runs; where nothing is marked, the element is empty."""
+        """The words as pairs (HTML element, text); the element is empty if the text is not marked."""
         end = 0
         for mark in MARKED.finditer(self.words):
             yield "", self.words[end : mark.start()]
@@ -63,12 +63,12 @@ class Table:
 
     @property
     def csv(self) -> str:
-        """All of its numbers, with every digit that counts."""
+        """The table's data as CSV, numbers to ten digits."""
         return self.data.map(_unread).to_csv(index=False, lineterminator="\n", float_format="%.10g")
 
 
 def _unread(cell: Any) -> Any:
-    """Words behind a quotation mark if a spreadsheet would read them as a formula; numbers as they are."""
+    """A cell of a CSV: words after a quotation mark if a spreadsheet would read them as a formula; numbers as they are."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in FORMULA else cell
 
 

@@ -6,6 +6,7 @@ import pandas as pd
 
 from clipbench.report.evidence import Evidence, flat
 from clipbench.report.parts import Part, Section, Table, Text
+from clipbench.schema import RULES
 
 
 def section(evidence: Evidence) -> Section:
@@ -19,6 +20,14 @@ def section(evidence: Evidence) -> Section:
     ]
     if evidence.environment.get("curves") == "report":
         parts.append(Text("This copy of the store keeps the curves of report cells only; tables and heat maps need no others."))
+    if len(rules := evidence.cells["rules"].fillna(1)) and rules.max() < RULES:
+        parts.append(
+            Text(
+                f"**Rules {rules.max()}.** Outcomes were judged by the training loss of the last steps. Today's rules, {RULES}, "
+                f"look at what the model can do: an accurate model that is too sure of itself has learned. The "
+                f"next `clipbench run` judges by them, and trains every cell anew."
+            )
+        )
     used = evidence.cells["environment"].value_counts()
     fields = sorted({name for entry in environments.values() for name in entry})
     if environments:

@@ -44,7 +44,7 @@ SECTIONS = (
 
 
 def subtitle(evidence: Evidence) -> str:
-    """What the page stands on, in one line."""
+    """The line below the title: the study, its hash, and how its cells ended."""
     store, ended = evidence.store, counts(evidence.cells)
     return f"Study {store.name} ({store.study_hash}) · {census(ended)}"
 

@@ -1,4 +1,4 @@
-"""Numbers → words, with a true minus, ∞ for what was never reached, and a dash for nothing.
+"""Numbers → words, with a true minus, ∞ for a value that was never reached, and a dash for NaN.
 
 Shared by the sections. It knows none of them, and neither the store nor the parts of a page.
 """
@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 
 
 def decimals(values: Iterable[float]) -> int:
-    """How many decimals a column of such numbers needs: three digits at the largest, more where the values are close to zero."""
+    """How many decimals a column of such numbers needs: three digits at the largest, more if the values are close to zero."""
     finite = [abs(value) for value in values if math.isfinite(value) and value]
     if not finite:
         return 3
@@ -39,7 +39,7 @@ def gap_places(gaps: pd.DataFrame) -> int:
 
 
 def fixed(value: float, places: int) -> str:
-    """A number with so many decimals, with a true minus, ∞ and a dash for nothing."""
+    """A number with so many decimals, with a true minus; ∞, and a dash for NaN."""
     if math.isnan(value):
         return DASH
     if math.isinf(value):
@@ -64,7 +64,7 @@ def short(value: float) -> str:
 
 
 def threshold_words(threshold: Threshold) -> str:
-    """``0.12``, or ``0.12 (0.3×)`` of one that the study gave as a multiple."""
+    """``0.12``, or ``0.12 (0.3×)`` if the study gave the threshold as a multiple."""
     return short(threshold.value) + (f" ({short(threshold.relative)}×)" if threshold.is_relative else "")
 
 
@@ -76,7 +76,7 @@ def percent(value: float) -> str:
 
 
 def between(interval: Interval, places: int, sign: bool = False) -> str:
-    """``[low, high]``, or nothing where there are no bounds."""
+    """``[low, high]``, or nothing if there are no bounds."""
     show = signed if sign else fixed
     return f"[{show(interval.low, places)}, {show(interval.high, places)}]" if interval.bounded else ""
 
@@ -133,7 +133,7 @@ def metric_note(about: Row) -> str:
 
 
 def seeds_note(n: int, about: Row) -> str:
-    """``n = 10``, or why there is but one run."""
+    """``n = 10``, or why there is only one run."""
     return "no randomness: one run" if about["deterministic"] and n == 1 else f"n = {n}"
 
 

@@ -68,7 +68,7 @@ def remarks(store: Contents) -> list[str]:
         keys = sorted(rows["environment"].dropna().unique())
         if len(keys) > 1:
             sentences.append(f"{', '.join(map(str, task))}: its cells come from {len(keys)} environments ({', '.join(keys)})")
-    sentences += [f"environment {key}: {page['lost']}" for key, page in environments.items() if "lost" in page]
+    sentences += [f"environment {environment}: {page['lost']}" for environment, page in environments.items() if "lost" in page]
     if store.pages.unlisted():
         sentences.append("the pages have no hashes, as in every folder from before format 2; the next run gives them some")
     return sentences
@@ -253,7 +253,7 @@ def _recorded(
     rules, evaluations = events.rules_from(document["events"]), _evaluations(tables["evals"])
     dtype = "float64" if row.dtype == "float64" else "float32"
     derived = events.derive(rows, reference, optimum, unbounded, rules, dtype)
-    judged = skill.judge(about, evaluations, rows[:, measures.LOSS]) if row.rules == events.RULES else None
+    judged = skill.judge(about, evaluations, rows[:, measures.LOSS]) if row.rules == schema.RULES else None
     derived = events.ordered([*derived, *events.evaluated(evaluations), *(judged.events if judged else ())])
     told = _rows(tables["events"], ("step", "kind"))
     if sorted(told) != sorted((one.step, one.kind) for one in derived):

@@ -1,4 +1,4 @@
-"""A study: one TOML page that declares a matrix, and the cells it stands for."""
+"""A study: one TOML page that declares a matrix, and the cells of that matrix."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Study:
 
     @property
     def used(self) -> list[tuple[Path, str]]:
-        """The strangers' files the study loads, each with its hash."""
+        """The plug-ins that the study loads, each with its hash."""
         return [(path, registry.digest_of(path)) for path in (self.folder / file for file in self.document.use)]
 
     def cells(self) -> list[Cell]:
@@ -65,36 +65,36 @@ class Study:
         return [replace(one, seed=seed) for one in self.templates() for seed in range(self.seeds(one.workload.name).select)]
 
     def templates(self) -> list[Cell]:
-        """The grid of the selection phase on its first seed, 0: what a study says, without the work of writing out its seeds.
+        """The cells of the selection phase on the first seed, 0: a study without its other seeds.
 
         :raises UsageError: as `cells` does.
         """
-        found: dict[str, Cell] = {}
+        templates: dict[str, Cell] = {}
         lengths: dict[tuple[str, int], int] = {}
         for template in self._grid():
             steps = lengths.setdefault((template.problem, template.batch), template.steps)
             if steps != template.steps:
-                given = f'"{template.problem}" is asked for at {steps} and at {template.steps} steps'
-                raise UsageError(f"{self.where}: {given}; runs of unequal length do not compare.")
-            if template.id in found:
+                difference = f'"{template.problem}" is asked for at {steps} and at {template.steps} steps'
+                raise UsageError(f"{self.where}: {difference}; runs of unequal length do not compare.")
+            if template.id in templates:
                 point = f"{template.problem}, {template.arm}, lr {template.lr:g}"
                 raise UsageError(
                     f"{self.where}: the same cell is asked for twice ({point}); two tables or two values repeat each other."
                 )
-            found[template.id] = template
-        met = {cell.workload.name for cell in found.values()}
+            templates[template.id] = template
+        met = {cell.workload.name for cell in templates.values()}
         for number, table in enumerate(self.document.workload):
             if table.name not in met:
                 where = f"{self.where}, {ordinal(number)} [[workload]]"
                 raise UsageError(f'{where}: no optimizer with a clip is for "{table.name}"; look at their `workloads`.')
-        arms = {cell.arm for cell in found.values()}
+        arms = {cell.arm for cell in templates.values()}
         for arm in self.document.untuned.arms:
             if arm not in arms:
                 raise UsageError(f'{self.where}, [untuned]: the study has no arm "{arm}".{nearest(arm, arms)}')
-        return list(found.values())
+        return list(templates.values())
 
     def seeds(self, workload: str) -> Page:
-        """How many seeds each phase runs on one workload: one of each where it says that it has no randomness."""
+        """How many seeds each phase runs on one workload: one of each if it says that it has no randomness."""
         if getattr(registry.find("workload", workload), "deterministic", False):
             return Seeds(select=1, report=min(1, self.document.run.seeds.report))
         own = [table.seeds for table in self.document.workload if table.name == workload and table.seeds]
@@ -103,14 +103,14 @@ class Study:
     def _grid(self) -> Iterator[Cell]:
         run = self.document.run
         events = self._events(run.events)
-        workloads = list(self._parts("workload", self.document.workload))
-        optimizers = list(self._parts("optimizer", self.document.optimizer))
-        clips = list(self._parts("clip", self.document.clip))
+        workloads = list(self._components("workload", self.document.workload))
+        optimizers = list(self._components("optimizer", self.document.optimizer))
+        clips = list(self._components("clip", self.document.clip))
         for (w, workload), (o, optimizer), (c, clip) in product(workloads, optimizers, clips):
             if not (o.meets(w.name) and c.meets(w.name)):
                 continue
             steps = c.steps or o.steps or w.steps or run.steps
-            size = next(given for given in (c.batch, o.batch, w.batch, run.batch) if given is not None)
+            size = next(one for one in (c.batch, o.batch, w.batch, run.batch) if one is not None)
             batches = _axis(size, f"{self.where}, [run]: `batch`")
             devices = _axis(run.device, f"{self.where}, [run]: `device`")
             dtypes = _axis(run.dtype, f"{self.where}, [run]: `dtype`")
@@ -133,9 +133,9 @@ class Study:
     def _schedules(self, w: Table, o: Table) -> list[str]:
         """The schedules of one workload and optimizer: the optimizer's own, the workload's, the study's."""
         what = f"{self.where}, [run]: `schedule`"
-        for given in (o.schedule, w.schedule, self.document.run.schedule):
-            if given is not None:
-                return _axis([lr_schedules.canonical(one, what) for one in _axis(given, what)], what)
+        for schedule in (o.schedule, w.schedule, self.document.run.schedule):
+            if schedule is not None:
+                return _axis([lr_schedules.canonical(one, what) for one in _axis(schedule, what)], what)
         return []
 
     def _events(self, changes: Mapping[str, float]) -> dict[str, float]:
@@ -153,7 +153,7 @@ class Study:
         return changed
 
     def _rates(self, w: Table, o: Table, c: Table) -> list[float]:
-        """The lr axis of one workload, optimizer and clip: the most particular one given."""
+        """The lr axis of one workload, optimizer and clip: the most specific one that the page gives."""
         named = [table.lr.get(other) for table, other in ((w, o.name), (o, w.name)) if isinstance(table.lr, dict)]
         plain = [table.lr for table in (o, w) if not isinstance(table.lr, dict)]
         for lr in (c.lr, *named, *plain, self.document.run.lr):
@@ -161,23 +161,23 @@ class Study:
                 return _axis(lr, f"{self.where}, [run]: `lr`")
         raise UsageError(f'{self.where}: no lr is given for "{o.name}" on "{w.name}"; set `lr` in [run], or in either table.')
 
-    def _parts(self, kind: registry.Kind, tables: Sequence[Table]) -> Iterator[tuple[Table, Part]]:
+    def _components(self, kind: registry.Kind, tables: Sequence[Table]) -> Iterator[tuple[Table, Part]]:
         others = {"workload": self.document.optimizer, "optimizer": self.document.workload, "clip": []}[kind]
         for number, table in enumerate(tables):
             where = f"{self.where}, {ordinal(number)} [[{kind}]]"
             cls = registry.find(kind, table.name, where)
-            for word, given in (("batch", table.batch), ("lr", table.lr)):
-                for axis in given.values() if isinstance(given, dict) else [given]:
+            for word, values in (("batch", table.batch), ("lr", table.lr)):
+                for axis in values.values() if isinstance(values, dict) else [values]:
                     _axis(axis, f"{where}: `{word}`")
-            _at_home(table, where)
+            _refuse_misplaced(table, where)
             seeds = [other.word("seeds") or self.document.run.seeds for other in tables if other.name == table.name]
             if any(one != seeds[0] for one in seeds):
                 raise UsageError(
                     f'{where}: another table of "{table.name}" gives other `seeds`; a workload has the same in all its tables.'
                 )
-            _run(table.lr if isinstance(table.lr, dict) else (), others, f"{where}: `lr`")
-            _run(table.word("workloads") or (), self.document.workload, f"{where}: `workloads`")
-            kept = {word: given for word in (RELATIVE, ON) if (given := table.word(word)) is not None}
+            _refuse_unknown(table.lr if isinstance(table.lr, dict) else (), others, f"{where}: `lr`")
+            _refuse_unknown(table.word("workloads") or (), self.document.workload, f"{where}: `workloads`")
+            kept = {word: said for word in (RELATIVE, ON) if (said := table.word(word)) is not None}
             if RELATIVE in kept and not hasattr(cls, "size"):
                 raise UsageError(
                     f'{where}: "{table.name}" has no size that `relative` could be a multiple of; give its setting a number.'
@@ -188,7 +188,7 @@ class Study:
 
 
 def part(kind: registry.Kind, cls: Any, settings: Mapping[str, Any], where: str) -> Part:
-    """One component with validated settings, the study's own words left as it wrote them."""
+    """One component with validated settings; words of the study among them stay as the study wrote them."""
     threshold = registry.threshold_field(cls) if kind == "clip" else None
     words = {name: value for name, value in settings.items() if name in KEPT}
     others = {name: value for name, value in settings.items() if name not in KEPT}
@@ -212,15 +212,15 @@ def part(kind: registry.Kind, cls: Any, settings: Mapping[str, Any], where: str)
     return Part(cls.name, cls.version, {**clean, **words, RELATIVE: float(words[RELATIVE])}, threshold)
 
 
-def _with(part: Part, word: str, value: Any) -> Part:
-    """A component with a word of the study among its settings, left out at its default."""
-    return part if value == DEFAULTS[word] else replace(part, settings={**part.settings, word: value})
+def _with(component: Part, word: str, value: Any) -> Part:
+    """A component with a word of the study among its settings; the word is left out at its default."""
+    return component if value == DEFAULTS[word] else replace(component, settings={**component.settings, word: value})
 
 
-def _at_home(table: Table, where: str) -> None:
-    """Whether no word of a component's table belongs in another table, and its schedules are such.
+def _refuse_misplaced(table: Table, where: str) -> None:
+    """Refuse a word of a component's table that belongs in another table, and a schedule that there is not.
 
-    :raises UsageError: one does not, or is none.
+    :raises UsageError: there is one.
     """
     for word in table.settings:
         if word in RESERVED:
@@ -230,10 +230,10 @@ def _at_home(table: Table, where: str) -> None:
         lr_schedules.canonical(one, where)
 
 
-def _run(named: Iterable[str], tables: Sequence[Table], what: str) -> None:
-    """Whether a word names none but what the study runs.
+def _refuse_unknown(named: Iterable[str], tables: Sequence[Table], what: str) -> None:
+    """Refuse the name of a component that the study does not run.
 
-    :raises UsageError: it does.
+    :raises UsageError: there is one.
     """
     known = [table.name for table in tables]
     for name in named:

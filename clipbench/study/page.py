@@ -28,7 +28,7 @@ class Table(Page):
     model_config = ConfigDict(extra="allow")
 
     def word(self, name: str) -> Any:
-        """What the table says by a word; None where it says nothing, or is of a kind that has no such word."""
+        """The table's value for a word of the page; None if it has none, or is of a kind that has no such word."""
         return getattr(self, name) if name in type(self).model_fields else None
 
     def meets(self, workload: str) -> bool:

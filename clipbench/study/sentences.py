@@ -1,4 +1,4 @@
-"""What is wrong with a study page, in one sentence of ours."""
+"""What is wrong with a study page, in one sentence of clipbench's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALIKE = 0.9  # of another table's word, so alike is a slip of the pen only: `wor
 
 
 class Place(NamedTuple):
-    """Where an error is: how a sentence names the table around it, that table, and the word in it."""
+    """The position of an error on a page: the name of its table for a sentence, the table, and the word in it."""
 
     where: str
     table: str
@@ -23,18 +23,18 @@ class Place(NamedTuple):
 
 
 def sentence(where: str, raw: Mapping[str, Any], error: ValidationError) -> str:
-    """The first error of the validation library, as a sentence of ours; a word that is not known before one that is missing."""
+    """The first error of the validation library as a sentence of our own; an unknown word comes before a missing one."""
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    place = _place(where, first["loc"])
-    known, name = words_of(place.table), place.name
+    position = _place(where, first["loc"])
+    known, name = words_of(position.table), position.name
     if first["type"] == "extra_forbidden":
         if name in HOMES and not nearest(name, known, ALIKE):
-            return f"{place.where}: {belongs(name)}."
-        return f"{place.where}: there is no setting `{name}`. There are: {', '.join(known)}.{nearest(name, known)}"
+            return f"{position.where}: {belongs(name)}."
+        return f"{position.where}: there is no setting `{name}`. There are: {', '.join(known)}.{nearest(name, known)}"
     wanted = known[name].wanted
     if first["type"] == "missing":
-        return f"{place.where}: `{name}` is missing; it must be {wanted}.{_written_for(name, raw, first)}"
-    return f"{place.where}: `{name}` is {_given(raw, first)}, and must be {wanted}."
+        return f"{position.where}: `{name}` is missing; it must be {wanted}.{_written_for(name, raw, first)}"
+    return f"{position.where}: `{name}` is {_value_given(raw, first)}, and must be {wanted}."
 
 
 def _place(where: str, path: tuple[int | str, ...]) -> Place:
@@ -57,7 +57,7 @@ def _place(where: str, path: tuple[int | str, ...]) -> Place:
 
 
 def _written_for(name: str, raw: Mapping[str, Any], first: Any) -> str:
-    """What stands in a table that may have words of its own, where a missing word may have been meant."""
+    """Part of a sentence: the word in a table that may have been meant for a missing word, if there is one."""
     table: Any = raw
     for step in first["loc"][:-1]:
         table = table[step]
@@ -65,7 +65,7 @@ def _written_for(name: str, raw: Mapping[str, Any], first: Any) -> str:
     return f" Did you mean it by `{close[0]}`?" if close else ""
 
 
-def _given(raw: Mapping[str, Any], first: Any) -> str:
+def _value_given(raw: Mapping[str, Any], first: Any) -> str:
     value: Any = raw
     for step in first["loc"]:  # a union's own words are no step of the page
         inside = (

@@ -1,7 +1,7 @@
 """What a clip costs: real torch code, timed alone, each method side by side with the same step without a clip.
 
-``measure`` times the training steps of a study, as ``run`` does. ``surveys`` are the parts of the long form, each carried out in a
-process of its own: every implementation, at model sizes from 1k to 25.6M parameters and in the study's own training steps.
+``measure`` times the training steps of a study, as every run does. ``surveys`` are the long form, each in a process of its own:
+every implementation, at model sizes from 1k to 25.6M parameters and in the study's own training steps.
 """
 
 from clipbench.throughput.implementations import DEFAULT, IMPLEMENTATIONS, Unfit, implementations_named

@@ -1,4 +1,4 @@
-"""What one step takes beside time: memory and, on CUDA, kernels and waits for the device."""
+"""What one step takes besides time: memory and, on CUDA, kernels and waits for the device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEP = "clipbench step"
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of one step: peak memory in bytes; kernels launched and waits of the host for the device, None on the CPU."""
+    """The peak memory of one step in bytes; its kernels, and its waits of the host for the device, None on the CPU."""
 
     peak_bytes: int
     kernels: int | None = None
@@ -28,7 +28,7 @@ class Footprint:
 
 
 def footprint(once: Callable[[], object], held: Iterable[Tensor], device: str) -> Footprint:
-    """What one step takes; its peak is what is ``held`` and the most that is allocated on top of it."""
+    """The footprint of one step; its peak is the bytes of ``held`` and the most that is allocated on top of them."""
     base = sum(tensor.numel() * tensor.element_size() for tensor in held)
     if device == "cuda":
         torch.cuda.synchronize()
@@ -47,7 +47,7 @@ def footprint(once: Callable[[], object], held: Iterable[Tensor], device: str) -
 
 
 def _events(once: Callable[[], object], *activities: ProfilerActivity) -> list[Any]:
-    """What torch's profiler saw of one step."""
+    """The events of one step in torch's profiler."""
     with _silent(), torch.profiler.profile(activities=activities, profile_memory=len(activities) == 1) as profile:
         with torch.profiler.record_function(STEP):
             once()

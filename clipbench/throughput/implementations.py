@@ -1,8 +1,8 @@
-"""How a clip and the optimizer's step can be written, from the plainest loop to a compiled program.
+"""Implementations of a clip and the optimizer's step, from the plainest loop to a compiled program.
 
 Each class holds some weights and one optimizer over them; ``update(clip)`` is a function that clips the gradients and steps. All of
-them leave the same weights as torch's own pair does; what differs is how often they read and write memory, and how many calls a
-step takes.
+them lead to the same weights as torch's own pair of calls; they differ in how often they read and write memory, and in how many
+calls a step takes.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ FEW = 64  # elements a program is compiled with; it serves any number of them
 
 
 class Unfit(Exception):  # noqa: N818 - an answer, not an error
-    """Why an implementation has no such optimizer or clip; the message says it."""
+    """An implementation does not have an optimizer or a clip; the message says why."""
 
 
 class Torch:
-    """What torch does where nothing is asked: the clip's own function, then ``optimizer.step()``.
+    """Torch's default: the clip's own function, then ``optimizer.step()``.
 
     :param params: with their gradients.
     :param rule: the optimizer component.
-    :raises Unfit: the optimizer cannot be had so.
+    :raises Unfit: the implementation does not have the optimizer.
     """
 
     flat: ClassVar[bool] = False  # whether it is handed one tensor, of which the model's are views
@@ -47,17 +47,17 @@ class Torch:
         if self.flat and not getattr(rule, "flat", False):
             raise Unfit("its elements may not all be treated alike, as one flat tensor needs it")
         named = {f"p{number}": param for number, param in enumerate(self.params)}
-        self.optimizer = _asked(optimizers.torch_optimizer(rule, self.params, lr, named), self.flags)
+        self.optimizer = _with_flags(optimizers.torch_optimizer(rule, self.params, lr, named), self.flags)
 
     @property
     def grads(self) -> list[Tensor]:
-        """The gradients that there are."""
+        """The gradients of all parameters that have one."""
         return [param.grad for param in self.params if param.grad is not None]
 
     def update(self, clip: Any) -> Update:
-        """Clips the gradients and steps; only steps where the clip is ``none``.
+        """A function that clips the gradients and steps; it only steps if the clip is ``none``.
 
-        :raises Unfit: the clip cannot be had so.
+        :raises Unfit: the implementation does not have the clip.
         """
         step = self.optimizer.step
         if clip.name == "none":
@@ -71,13 +71,13 @@ class Torch:
         return update
 
     def cut(self, clip: Any) -> Update:
-        """The clip alone."""
+        """A function that clips the gradients and does not step."""
         if self.flat and not getattr(clip, "flat", False):
             raise Unfit("it is another clip over one flat tensor")
         return engines.clipper(clip, {f"p{number}": param for number, param in enumerate(self.params)})
 
     def zero_grad(self) -> None:
-        """Before a backward pass; gradients that are views of one tensor stay where they are."""
+        """Clear the gradients before a backward pass; those that are views of one tensor keep their memory."""
         self.optimizer.zero_grad(set_to_none=not self.flat)
 
     def held(self) -> Iterator[Tensor]:
@@ -86,7 +86,7 @@ class Torch:
 
 
 class Origin(Torch):
-    """By hand, as articles print it: a loop over the parameters, and for the norm a number read from each of them."""
+    """Written by hand, as articles print it: a loop over the parameters, and for the norm a number read from each of them."""
 
     def cut(self, clip: Any) -> Update:
         if clip.name == "value":
@@ -111,7 +111,7 @@ class Origin(Torch):
 
 
 class Loop(Torch):
-    """torch's functions, told to go tensor by tensor: ``foreach=False``."""
+    """torch's functions, tensor by tensor: ``foreach=False``."""
 
     flags: ClassVar[Mapping[str, bool]] = {"foreach": False}
 
@@ -125,7 +125,7 @@ class Loop(Torch):
 
 
 class Foreach(Loop):
-    """torch's functions, told to take all tensors in one call: ``foreach=True``."""
+    """torch's functions, all tensors in one call: ``foreach=True``."""
 
     flags: ClassVar[Mapping[str, bool]] = {"foreach": True}
 
@@ -156,7 +156,7 @@ class Fused(Torch):
 
 
 class Fast(Torch):
-    """``clipbench.fast``: the clip and the step in one call on torch's own optimizer, whose gradients stay where they are."""
+    """``clipbench.fast``: the clip and the step in one call on torch's own optimizer, whose gradients keep their memory."""
 
     compiled: ClassVar[bool] = False
 
@@ -199,7 +199,7 @@ class FastCompiled(Fast):
 
 
 class Flat(Torch):
-    """torch's defaults over one flat tensor, of which all weights are views, and their gradients of another."""
+    """torch's defaults over flat memory: all weights are views of one tensor, all gradients views of another."""
 
     flat: ClassVar[bool] = True
 
@@ -254,7 +254,7 @@ DEFAULT = "torch"
 
 
 def implementations_named(words: str | None) -> list[str]:
-    """The implementations asked for: all where nothing is said.
+    """The implementations asked for: all if nothing is said.
 
     :param words: comma-separated, such as ``torch,flat``.
     :raises UsageError: a word that is none of them.
@@ -271,16 +271,16 @@ def implementations_named(words: str | None) -> list[str]:
 
 @torch.no_grad()
 def flattened(params: Sequence[nn.Parameter]) -> nn.Parameter:
-    """One parameter of which, from now on, all of ``params`` are views, and their gradients of its gradient."""
+    """One new parameter: from now on all of ``params`` are views of it, and their gradients views of its gradient."""
     whole = nn.Parameter(torch.cat([param.detach().flatten() for param in params]))
     whole.grad = torch.cat([torch.zeros_like(param).flatten() if param.grad is None else param.grad.flatten() for param in params])
     sizes = [param.numel() for param in params]
-    for param, part, grad in zip(params, whole.detach().split(sizes), whole.grad.split(sizes), strict=True):
-        param.data, param.grad = part.view(param.shape), grad.view(param.shape)
+    for param, weights, grad in zip(params, whole.detach().split(sizes), whole.grad.split(sizes), strict=True):
+        param.data, param.grad = weights.view(param.shape), grad.view(param.shape)
     return whole
 
 
-def _asked(optimizer: torch.optim.Optimizer, flags: Mapping[str, bool]) -> torch.optim.Optimizer:
+def _with_flags(optimizer: torch.optim.Optimizer, flags: Mapping[str, bool]) -> torch.optim.Optimizer:
     """The same optimizer with some flags of its class set.
 
     :raises Unfit: the class knows no such flag, or refuses it.
@@ -316,9 +316,9 @@ def _program(rule: Any, kind: str, lr: float) -> Callable[..., None]:
 
 
 def _state(rule: Any, whole: Tensor) -> Any:
-    """The rule's first state as a compiled program can change it in place.
+    """The rule's first state, in a form that a compiled program can change in place.
 
-    No tensor is there under two names, and none is without a dimension: what is written to such a one, torch's compiler loses.
+    Every name has a tensor of its own, with at least one dimension: torch's compiler loses what is written to others.
     """
 
     def copied(held: Any) -> Any:
@@ -331,7 +331,7 @@ def _state(rule: Any, whole: Tensor) -> Any:
 def _compile(program: Callable[..., None], *arguments: Any) -> None:
     """Call a program for the first time, on tensors that nobody else needs.
 
-    :raises Unfit: the compiler is not there, or fails.
+    :raises Unfit: there is no compiler, or it fails.
     """
     try:
         with warnings.catch_warnings():

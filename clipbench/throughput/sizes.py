@@ -44,7 +44,7 @@ def _resnet(depths: Sequence[int], bottleneck: bool) -> Iterator[Shape]:
 
 
 def named(shapes: Iterable[Shape]) -> str:
-    """``11.7M in 62 tensors``: how tables and figures name a size."""
+    """``11.7M in 62 tensors``: the name of a size in tables and figures."""
     held = list(shapes)
     return f"{count(sum(prod(shape) for shape in held))} in {len(held)} tensors"
 
@@ -70,7 +70,7 @@ SIZES: dict[str, list[Shape]] = {
 
 
 def sizes_named(words: str | None) -> dict[str, list[Shape]]:
-    """Name → shapes of the sizes asked for: all where nothing is said, none of them for ``none``.
+    """Name → shapes of the sizes asked for: all if nothing is said, none of them for ``none``.
 
     :param words: comma-separated, such as ``1k,tiny``.
     :raises UsageError: a word that is no size.

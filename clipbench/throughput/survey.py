@@ -1,4 +1,4 @@
-"""What is timed of a study: its training steps, as ``run`` does it; and the long form, every implementation at every model size."""
+"""The timings of a study: its training steps, as ``run`` takes them; and the long form, every implementation at every size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from clipbench.throughput.turns import Blocks, Pace, take_turns
 from clipbench.throughput.updates import Given, Update, Weights, halved
 from clipbench.vocabulary import GRADIENT
 
-STEP, UPDATE = "step", "update"  # parts: the whole training step; the clip and the optimizer's step alone
+STEP, UPDATE = "step", "update"  # the column `part`: the whole training step; the clip and the optimizer's step alone
 
 AFTER_RUN = Pace(rounds=30, seconds=0.004, warm_up=5)
 STEPS = Pace(rounds=20, seconds=0.002, warm_up=2, limit=4.0)
@@ -30,26 +30,27 @@ UPDATES = Pace(rounds=20, seconds=0.001, warm_up=2, limit=2.0)
 DIVIDED = 10**6  # parameters from which on threads share the work of an update: it is timed with all of them as well
 
 Row = dict[str, Any]
-Refusals = dict[tuple[str, str], str]  # implementation and reason → with what it was asked for first
+Refusals = dict[tuple[str, str], str]  # implementation and reason → the first clip, optimizer or arm that it was refused with
 
 
 def measure(benches: Sequence[Sequence[Job]]) -> list[Row]:
-    """Time the training steps of some benches, one after the other; rows of the ``throughput`` table, without the environment."""
+    """Rows of the ``throughput`` table, without the environment: the timed training steps of some benches, one after the other."""
     return [row for bench in benches for row in _training(bench, [DEFAULT], AFTER_RUN, {})]
 
 
 def surveys(jobs: Sequence[Job], sizes: Mapping[str, Sequence[Shape]], implementations: Sequence[str], cores: int) -> list[Survey]:
-    """The parts of the long form for a study's cells, on one thread; on a CPU with all of them too.
+    """The surveys for a study's cells, on one thread; on a CPU also on all threads.
 
-    There, updates of few parameters are left out, as threads do not share them, and training steps are those of torch's defaults.
+    With all threads, updates of few parameters are left out, as threads do not share them, and only torch's default is timed in
+    training steps.
     """
-    found: list[Survey] = []
-    places: dict[tuple[str, str, str], list[list[Job]]] = {}
+    planned: list[Survey] = []
+    benches_of: dict[tuple[str, str, str], list[list[Job]]] = {}
     for bench in benches(jobs):
         cell = bench[0].cell
-        places.setdefault((cell.device, cell.dtype, _bare(cell.optimizer).label), []).append(bench)
+        benches_of.setdefault((cell.device, cell.dtype, _bare(cell.optimizer).label), []).append(bench)
     for threads in dict.fromkeys((1, cores)):
-        for (device, dtype, _), mine in places.items():
+        for (device, dtype, _), mine in benches_of.items():
             if threads > 1 and device != "cpu":
                 continue
             clips = {
@@ -60,14 +61,14 @@ def surveys(jobs: Sequence[Job], sizes: Mapping[str, Sequence[Shape]], implement
             }
             workloads = {bench[0].cell.problem: bench[0].cell.workload for bench in mine}
             optimizer = _bare(mine[0][0].cell.optimizer)
-            found.append(AtSizes(optimizer, clips, sizes, workloads, device, dtype, implementations, threads))
+            planned.append(AtSizes(optimizer, clips, sizes, workloads, device, dtype, implementations, threads))
             if threads == 1 or DEFAULT in implementations:
-                found.append(InTraining(mine, implementations if threads == 1 else [DEFAULT], threads))
-    return found
+                planned.append(InTraining(mine, implementations if threads == 1 else [DEFAULT], threads))
+    return planned
 
 
 def carry_out(survey: Survey) -> tuple[list[Row], list[str]]:
-    """One part of the long form, in a process of its own: its rows, and why some implementations have none."""
+    """The rows of one survey, and sentences on implementations without rows; called in a process of its own."""
     refusals: Refusals = {}
     rows = survey.rows(refusals)
     return rows, [f"{name} is left out with {what}: {reason}." for (name, reason), what in refusals.items()]
@@ -83,7 +84,7 @@ class InTraining:
 
     @property
     def device(self) -> str:
-        """Where its cells train."""
+        """The device that its cells train on."""
         return self.benches[0][0].cell.device
 
     def rows(self, refusals: Refusals) -> list[Row]:
@@ -107,7 +108,7 @@ def _training(bench: Sequence[Job], implementations: Sequence[str], pace: Pace, 
     for (implementation, group), blocks in zip(groups.items(), timed, strict=True):
         for (job, step), mine in zip(group, blocks, strict=True):
             cell = job.cell
-            place = {
+            key = {
                 "workload": cell.workload.name,
                 "problem": cell.problem,
                 "optimizer": cell.optimizer.label,
@@ -121,7 +122,7 @@ def _training(bench: Sequence[Job], implementations: Sequence[str], pace: Pace, 
                 "parameters": sum(param.numel() for param in step.params),
                 "tensors": len(step.params),
             }
-            rows += _rows(place, mine, step.footprint())
+            rows += _rows(key, mine, step.footprint())
     return rows
 
 
@@ -143,35 +144,35 @@ class AtSizes:
 
     def rows(self, refusals: Refusals) -> list[Row]:
         """Its rows; ``refusals`` are added to."""
-        found: list[Row] = []
+        rows: list[Row] = []
         for problem, workload in self.workloads.items():
             module = feed.model(registry.build("workload", workload.name, workload.own), 0)
             trained = [tuple(param.shape) for param in module.parameters() if param.requires_grad]
-            found += self._at({"workload": workload.name, "problem": problem}, trained, refusals)
+            rows += self._at({"workload": workload.name, "problem": problem}, trained, refusals)
         for name, shapes in self.sizes.items():
-            found += self._at({"problem": name}, shapes, refusals)
-        return found
+            rows += self._at({"problem": name}, shapes, refusals)
+        return rows
 
     def _at(self, name: Row, shapes: Sequence[Shape], refusals: Refusals) -> list[Row]:
         """The rows of one size."""
         gc.collect()  # the weights of the size before
-        given = Given(shapes, feed.DTYPES[self.dtype], self.device)
-        parameters = given.grads.numel()
+        inputs = Given(shapes, feed.DTYPES[self.dtype], self.device)
+        parameters = inputs.grads.numel()
         if self.threads > 1 and parameters < DIVIDED:
             return []
-        settings = {label: halved(registry.find("clip", clip.name), own, given) for label, (clip, own) in self.clips.items()}
-        groups = self._updates(given, settings, refusals)
-        weights = parameters * given.grads.element_size()
+        settings = {label: halved(registry.find("clip", clip.name), own, inputs) for label, (clip, own) in self.clips.items()}
+        groups = self._updates(inputs, settings, refusals)
+        weights = parameters * inputs.grads.element_size()
         held = held_bytes(self.optimizer.name, weights)
         contenders: list[list[Any]] = [list(group.values()) for group in groups.values()]
-        reference = None if held is None else Reference(held, given.grads.dtype, self.device)
+        reference = None if held is None else Reference(held, inputs.grads.dtype, self.device)
         timed = take_turns(contenders if reference is None else [*contenders, [reference]], UPDATES)
         rows = []
         for (implementation, group), blocks in zip(groups.items(), timed, strict=False):
             for (label, update), mine in zip(group.items(), blocks, strict=True):
                 clip, _ = self.clips[label]
                 moved = floor_bytes(self.optimizer.name, clip.name, weights)
-                place = {
+                key = {
                     **name,
                     "optimizer": self.optimizer.label,
                     "clip": label,
@@ -184,20 +185,20 @@ class AtSizes:
                     "tensors": len(shapes),
                     "floor_bytes": moved,
                 }
-                more = _rows(place, mine, update.footprint())
+                more = _rows(key, mine, update.footprint())
                 if reference is not None and moved is not None:
                     for row, seconds in zip(more, reference.takes(moved, timed[-1][0]), strict=True):
                         row["floor_seconds"] = seconds
                 rows += more
         return rows
 
-    def _updates(self, given: Given, settings: Mapping[str, Any], refusals: Refusals) -> dict[str, dict[str, Update]]:
+    def _updates(self, inputs: Given, settings: Mapping[str, Any], refusals: Refusals) -> dict[str, dict[str, Update]]:
         """Implementation → clip → its update; those that cannot be had are left out."""
         rule = registry.build("optimizer", self.optimizer.name, self.optimizer.own)
         groups: dict[str, dict[str, Update]] = {}
         for implementation in self.implementations:
             try:
-                weights = Weights(implementation, rule, LR, given)
+                weights = Weights(implementation, rule, LR, inputs)
             except Unfit as unfit:
                 refusals.setdefault((implementation, str(unfit)), self.optimizer.label)
                 continue
@@ -215,15 +216,15 @@ Survey = AtSizes | InTraining
 
 
 def _bare(optimizer: Part) -> Part:
-    """The optimizer without the study's own words, such as a schedule."""
+    """The optimizer without the settings that are the study's, such as a schedule."""
     return Part(optimizer.name, optimizer.version, optimizer.own)
 
 
-def _rows(place: Row, blocks: Blocks, taken: Footprint) -> list[Row]:
+def _rows(key: Row, blocks: Blocks, taken: Footprint) -> list[Row]:
     """A row a block."""
     return [
         {
-            **place,
+            **key,
             "block": number,
             "seconds": seconds,
             "steps": blocks.steps,

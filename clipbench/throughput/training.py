@@ -1,4 +1,4 @@
-"""The whole training step of a study's own cells, timed alone, each method side by side with the unclipped step.
+"""The whole training step of a study's own cells, timed with nothing else running, each method beside the unclipped step.
 
 A *bench* is one cell for every clip of one workload and optimizer.
 """
@@ -33,16 +33,16 @@ def benches(jobs: Iterable[Job]) -> list[list[Job]]:
         cell = job.cell
         return (*Task.of(cell), cell.optimizer.label)
 
-    found = []
+    groups = []
     for _, group in groupby(sorted(jobs, key=bench), key=bench):
         clips: dict[str, dict[float, Job]] = {}
         for job in group:
             clips.setdefault(job.cell.clip.label, {})[job.threshold or 0.0] = job
         chosen = [points[sorted(points)[len(points) // 2]] for _, points in sorted(clips.items())]
-        if "none" not in clips:  # every ratio is to no clip, whether the study trains without one or not
+        if "none" not in clips:  # every ratio is to the unclipped step, also if the study has none
             chosen.insert(0, Job(replace(chosen[0].cell, clip=Part("none", 1)), {}))
-        found.append([replace(job, cell=replace(job.cell, lr=LR, seed=0)) for job in chosen])
-    return found
+        groups.append([replace(job, cell=replace(job.cell, lr=LR, seed=0)) for job in chosen])
+    return groups
 
 
 class Step:
@@ -52,9 +52,9 @@ class Step:
     """
 
     def __init__(self, job: Job, implementation: str = DEFAULT) -> None:
-        cell, parts = job.cell, Components.of(job)
-        self.trainer, self.device = engines.Trainer(parts, cell, metered=False), cell.device
-        batches = feed.batches(parts.workload, cell.seed, cell.batch, BATCHES, self.trainer.dtype, cell.device)
+        cell, components = job.cell, Components.of(job)
+        self.trainer, self.device = engines.Trainer(components, cell, metered=False), cell.device
+        batches = feed.batches(components.workload, cell.seed, cell.batch, BATCHES, self.trainer.dtype, cell.device)
         self.batches = self._cycle(list(batches))
         self.params = [param for param in self.trainer.module.parameters() if param.requires_grad]
         self.built = None
@@ -62,8 +62,8 @@ class Step:
             if cell.on != GRADIENT:
                 raise Unfit(f"it clips the batch's gradient, and not the {cell.on}")
             kind = IMPLEMENTATIONS[implementation]
-            self.built = kind([flattened(self.params)] if kind.flat else self.params, parts.optimizer, cell.lr)
-            self.update = self.built.update(parts.clip)
+            self.built = kind([flattened(self.params)] if kind.flat else self.params, components.optimizer, cell.lr)
+            self.update = self.built.update(components.clip)
 
     @staticmethod
     def _cycle(batches: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -71,8 +71,8 @@ class Step:
             yield from batches
 
     def once(self) -> None:
-        """One step."""
-        if self.built is None:  # the very step that the curves are made of
+        """Take one step."""
+        if self.built is None:  # the step of the training runs
             self.trainer.step(*next(self.batches))
             return
         self.built.zero_grad()

@@ -1,6 +1,6 @@
-"""Blocks side by side: what is compared takes turns in short blocks, in an order shuffled anew every round.
+"""Blocks side by side: contenders take turns in short blocks, in an order that is shuffled anew every round.
 
-So a machine's drift meets all of them alike, and a ratio is taken within a round.
+So a machine's drift affects all of them alike, and ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from clipbench import trees
 
-FEWEST = 8  # rounds, however long one takes: six are the fewest whose median has a 95 % interval
+FEWEST_ROUNDS = 8  # however long a round takes: six are the fewest whose median has a 95 % interval
 
 
 class Contender(Protocol):
-    """What can be timed."""
+    """Something that can be timed."""
 
     def block(self, steps: int) -> float:
         """Seconds for ``steps`` steps."""
@@ -31,7 +31,7 @@ class Pace:
     :param rounds: blocks of each contender.
     :param seconds: of the quickest contender's block within a group, about.
     :param warm_up: steps before anything is timed.
-    :param limit: seconds that all rounds together may take, about; beyond it there are fewer, down to `FEWEST`.
+    :param limit: seconds that all rounds together may take, about; beyond it there are fewer, down to `FEWEST_ROUNDS`.
     """
 
     rounds: int
@@ -49,12 +49,12 @@ class Blocks:
 
     @property
     def valid(self) -> Tensor:
-        """False where a block took more than twice the median: something else had the machine."""
+        """Whether each block is valid: not if it took more than twice the median, as then something else used the machine."""
         return self.seconds <= 2 * self.seconds.median()
 
 
 def take_turns(groups: Sequence[Sequence[Contender]], pace: Pace) -> list[list[Blocks]]:
-    """The blocks of every contender, group by group; those of one group have as many steps as each other."""
+    """The blocks of every contender, group by group; all blocks of a group have the same number of steps."""
     everyone = [contender for group in groups for contender in group]
     for contender in everyone:
         contender.block(pace.warm_up)
@@ -64,7 +64,7 @@ def take_turns(groups: Sequence[Sequence[Contender]], pace: Pace) -> list[list[B
         length = max(1, round(pace.seconds / min(singles)))
         lengths += [length] * len(group)
         round_seconds += length * sum(singles)
-    rounds = max(min(pace.rounds, FEWEST), int(min(pace.rounds, pace.limit / round_seconds)))
+    rounds = max(min(pace.rounds, FEWEST_ROUNDS), int(min(pace.rounds, pace.limit / round_seconds)))
     shuffle = trees.generator("throughput", 0, "order")
     seconds = torch.zeros(len(everyone), rounds, dtype=torch.float64)
     for number in range(rounds):

@@ -17,7 +17,7 @@ from clipbench.throughput.sizes import Shape
 
 
 class Given:
-    """Weights and gradients of some shapes, the same for every implementation; .01 is the size of an element of either."""
+    """Weights and gradients of some shapes, the same for every implementation; elements have a standard deviation of .01."""
 
     def __init__(self, shapes: Sequence[Shape], dtype: torch.dtype, device: str) -> None:
         self.shapes, self.sizes = list(shapes), [prod(shape) for shape in shapes]
@@ -25,8 +25,8 @@ class Given:
         self.weights, self.grads = (torch.randn(count, generator=generator).mul_(0.01).to(device, dtype) for _ in range(2))
 
     def params(self) -> list[nn.Parameter]:
-        """Parameters with gradients, each tensor in memory of its own as a model has it."""
-        params = [nn.Parameter(part.clone()) for part in self._parts(self.weights)]
+        """Parameters with gradients, each tensor in its own memory, as in a model."""
+        params = [nn.Parameter(tensor.clone()) for tensor in self._parts(self.weights)]
         for param, grad in zip(params, self._parts(self.grads), strict=True):
             param.grad = grad.clone()
         return params
@@ -36,39 +36,39 @@ class Given:
         return [self.grads] if flat else self._parts(self.grads)
 
     def _parts(self, whole: Tensor) -> list[Tensor]:
-        return [part.view(shape) for part, shape in zip(whole.split(self.sizes), self.shapes, strict=True)]
+        return [tensor.view(shape) for tensor, shape in zip(whole.split(self.sizes), self.shapes, strict=True)]
 
 
-def halved(clip: Any, settings: Mapping[str, Any], given: Given) -> dict[str, Any]:
-    """A clip's settings with the threshold at half the size of the gradients, so that it fires; its own where it has no size."""
+def halved(clip: Any, settings: Mapping[str, Any], inputs: Given) -> dict[str, Any]:
+    """A clip's settings with the threshold at half the size of the gradients, so that it fires; unchanged if it has no size."""
     threshold = registry.threshold_field(clip)
     if threshold is None or not hasattr(clip, "size"):
         return dict(settings)
-    size = clip(**{**settings, threshold: 1.0}).size({"p": given.grads})
+    size = clip(**{**settings, threshold: 1.0}).size({"p": inputs.grads})
     return {**settings, threshold: float(f"{float(size) / 2:.3g}")}
 
 
 class Weights:
-    """Weights and an optimizer in one implementation; the clips that are timed on them share them.
+    """Weights and an optimizer in one implementation, shared by the clips that are timed on them.
 
-    :raises Unfit: the optimizer cannot be had so.
+    :raises Unfit: the implementation does not have the optimizer.
     """
 
-    def __init__(self, implementation: str, rule: Any, lr: float, given: Given) -> None:
-        kind, params = IMPLEMENTATIONS[implementation], given.params()
+    def __init__(self, implementation: str, rule: Any, lr: float, inputs: Given) -> None:
+        kind, params = IMPLEMENTATIONS[implementation], inputs.params()
         self.built = kind([flattened(params)] if kind.flat else params, rule, lr)
-        self.drawn, self.device = given.drawn(kind.flat), given.grads.device.type
+        self.drawn, self.device = inputs.drawn(kind.flat), inputs.grads.device.type
 
     @torch.no_grad()
     def renew(self) -> None:
-        """The gradients as they were given: a clip that has fired once would find nothing left to do."""
+        """Set the gradients back: a clip that has fired would not fire again on what it left."""
         torch._foreach_copy_(self.built.grads, self.drawn)
 
 
 class Update:
     """One clip on some weights.
 
-    :raises Unfit: the clip cannot be had so.
+    :raises Unfit: the implementation does not have the clip.
     """
 
     def __init__(self, weights: Weights, clip: Any) -> None:

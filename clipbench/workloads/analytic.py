@@ -1,4 +1,4 @@
-"""Analytic functions: no data, the weights are the point, the module's output is the loss."""
+"""Analytic functions: there are no data, the weights are the point, and the module's output is the loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MedMNIST: medical images that others have published numbers on, from files that a user has fetched or has."""
+"""MedMNIST: medical images with published results, read from files that the user has or has fetched."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def resnet18(channels: int, classes: int) -> nn.Module:
     """The ResNet-18 of MedMNIST's baseline, for images of any size: four stages of two blocks, the last at an eighth of it."""
     widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1)]
     return nn.Sequential(
-        *_normed(channels, 64, 3), nn.ReLU(),
+        *_convolution(channels, 64, 3), nn.ReLU(),
         *(Block(*width) for width in widths),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(512, classes),
@@ -139,14 +139,14 @@ class Block(nn.Module):
 
     def __init__(self, inner: int, outer: int, stride: int) -> None:
         super().__init__()
-        self.straight = nn.Sequential(*_normed(inner, outer, 3, stride), nn.ReLU(), *_normed(outer, outer, 3))
-        self.across = nn.Sequential(*(_normed(inner, outer, 1, stride) if inner != outer else ()))
+        self.straight = nn.Sequential(*_convolution(inner, outer, 3, stride), nn.ReLU(), *_convolution(outer, outer, 3))
+        self.across = nn.Sequential(*(_convolution(inner, outer, 1, stride) if inner != outer else ()))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return torch.relu(self.straight(inputs) + self.across(inputs))
 
 
-def _normed(inner: int, outer: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+def _convolution(inner: int, outer: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
     return nn.Conv2d(inner, outer, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(outer)
 
 
@@ -158,10 +158,10 @@ def _opened(dataset: Dataset, file: Path, *, official: bool) -> Archive:
 @lru_cache(maxsize=2)  # of two sets, shared by all networks: 18 MB for pneumoniamnist, 1 GB for pathmnist
 def _splits(archive: Archive) -> dict[str, tuple[Tensor, Tensor]]:
     """Images of N×C×s×s in [−1, 1], and their labels."""
-    return {split: (_scaled(archive.images(split)), torch.from_numpy(labels)) for split, labels in archive.labels.items()}
+    return {split: (_images(archive.images(split)), torch.from_numpy(labels)) for split, labels in archive.labels.items()}
 
 
-def _scaled(pixels: np.ndarray) -> Tensor:
+def _images(pixels: np.ndarray) -> Tensor:
     images = torch.from_numpy(pixels)
     images = images.unsqueeze(1) if images.ndim == 3 else images.movedim(3, 1).contiguous()
     return images.float().div_(255).sub_(0.5).div_(0.5)

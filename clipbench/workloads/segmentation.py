@@ -1,4 +1,4 @@
-"""Workloads that label every pixel: a class of few pixels decides, and the overlap with it is what counts."""
+"""Workloads that label every pixel: one class has few pixels, and the overlap with it is the metric."""
 
 from __future__ import annotations
 
@@ -237,11 +237,11 @@ class Tissue:
 
 def positions(slices: int) -> dict[str, Tensor]:
     """Which of so many slices, from below, are in which split: of every 15, 5 train, 6 are held out and 4 train."""
-    place = torch.arange(slices)
-    within, turn = place % 15, place // 15 % 2
+    number = torch.arange(slices)
+    within, turn = number % 15, number // 15 % 2
     evaluated = (within > 5) & (within < 10)
     chosen = {"train": (within < 5) | (within > 10), "validation": evaluated & (turn == 0), "test": evaluated & (turn == 1)}
-    return {split: place[mask] for split, mask in chosen.items()}
+    return {split: number[mask] for split, mask in chosen.items()}
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Workloads on sequences: what happened long ago decides, and the gradient has to travel back to it."""
+"""Workloads on sequences: the answer depends on early steps, and the gradient has to travel back to them."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        return Recurrence.apply(*_stacked(info.batch_size, in_dims, tensors)), (0, 0)
+        return Recurrence.apply(*_with_lanes(info.batch_size, in_dims, tensors)), (0, 0)
 
 
 class RecurrenceGradient(torch.autograd.Function):
@@ -163,10 +163,10 @@ class RecurrenceGradient(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        return RecurrenceGradient.apply(*_stacked(info.batch_size, in_dims, tensors)), (0, 0, 0)
+        return RecurrenceGradient.apply(*_with_lanes(info.batch_size, in_dims, tensors)), (0, 0, 0)
 
 
-def _stacked(lanes: int, in_dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:
+def _with_lanes(lanes: int, in_dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:
     """Every tensor with its lanes in front."""
     return [
         tensor.expand(lanes, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

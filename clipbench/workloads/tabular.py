@@ -1,4 +1,4 @@
-"""Workloads on tables: a row is an example, a column a feature. And the split that the small data sets share."""
+"""Workloads on tables, with an example a row and a feature a column; and the split that the small data sets share."""
 
 from __future__ import annotations
 
@@ -181,6 +181,6 @@ def stratified(labels: Tensor, generator: Generator) -> dict[str, Tensor]:
         members = (labels == label).nonzero().flatten()
         shuffled = members[torch.randperm(len(members), generator=generator)]
         cuts = round(0.6 * len(members)), round(0.8 * len(members))
-        for part, index in zip(parts.values(), shuffled.tensor_split(cuts), strict=True):
-            part.append(index)
-    return {split: torch.cat(part) for split, part in parts.items()}
+        for indices, index in zip(parts.values(), shuffled.tensor_split(cuts), strict=True):
+            indices.append(index)
+    return {split: torch.cat(indices) for split, indices in parts.items()}

@@ -40,8 +40,8 @@ def corpus() -> str:
         topics = importlib.import_module("pydoc_data.topics").topics
     except ImportError:
         return ""
-    paragraphs = (part for name in TOPICS for part in re.split(r"\n\s*\n", topics.get(name, "")))
-    return "\n".join(dict.fromkeys(" ".join(part.split()) for part in paragraphs))
+    paragraphs = (paragraph for name in TOPICS for paragraph in re.split(r"\n\s*\n", topics.get(name, "")))
+    return "\n".join(dict.fromkeys(" ".join(paragraph.split()) for paragraph in paragraphs))
 
 
 def version_of(text: str) -> int:
@@ -52,8 +52,8 @@ def version_of(text: str) -> int:
 
 def encoded(text: str) -> list[int]:
     """Every character's place in the alphabet, curly quotes straightened."""
-    place = {character: number for number, character in enumerate(ALPHABET)}
-    return [place.get(character, OTHER) for character in text.translate(STRAIGHT)]
+    code = {character: number for number, character in enumerate(ALPHABET)}
+    return [code.get(character, OTHER) for character in text.translate(STRAIGHT)]
 
 
 def entropy(symbols: list[int]) -> float:
@@ -122,9 +122,9 @@ class Text:
         return {split: self._windows(_parts()[split]) for split in ("validation", "test")}
 
     def sample(self, generator: Generator, batch: int) -> tuple[Tensor, Tensor]:
-        part = _parts()["train"]
-        start = torch.randint(len(part) - self.context, (batch, 1), generator=generator)
-        window = part[start + torch.arange(self.context + 1)]
+        text = _parts()["train"]
+        start = torch.randint(len(text) - self.context, (batch, 1), generator=generator)
+        window = text[start + torch.arange(self.context + 1)]
         return window[:, :-1], window[:, 1:]
 
     def model(self) -> nn.Module:
@@ -134,9 +134,9 @@ class Text:
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return nn.functional.cross_entropy(output.flatten(0, -2), target.flatten())
 
-    def _windows(self, part: Tensor) -> tuple[Tensor, Tensor]:
-        count = (len(part) - 1) // self.context * self.context
-        return part[:count].reshape(-1, self.context), part[1 : count + 1].reshape(-1, self.context)
+    def _windows(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        count = (len(text) - 1) // self.context * self.context
+        return text[:count].reshape(-1, self.context), text[1 : count + 1].reshape(-1, self.context)
 
 
 @lru_cache(maxsize=1)
