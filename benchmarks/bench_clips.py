@@ -1,4 +1,6 @@
-"""What each packaged clip takes on gradients of three sizes, torch's own in-place path beside the pure rule."""
+"""What each packaged clip takes on gradients of three sizes, torch's own in-place path beside
+the pure rule.
+"""
 
 import pytest
 import torch
@@ -7,14 +9,20 @@ from torch import nn
 from clipbench import engines, registry
 from clipbench.conformance.settings import examples
 
-SIZES = {"6k in 6 tensors": [(64, 30), (64,), (64, 64), (64,), (2, 64), (2,)], "1.2M in 2 tensors": [(1024, 1024), (128, 1024)]}
+SIZES = {
+    "6k in 6 tensors": [(64, 30), (64,), (64, 64), (64,), (2, 64), (2,)],
+    "1.2M in 2 tensors": [(1024, 1024), (128, 1024)],
+}
 registry.load_packaged()
 SETTINGS = {name: examples(registry.find("clip", name))[0] for name in registry.names("clip")}
 
 
 def weights(shapes):
     drawn = torch.Generator().manual_seed(0)
-    named = {f"p{number}": nn.Parameter(torch.randn(shape, generator=drawn)) for number, shape in enumerate(shapes)}
+    named = {
+        f"p{number}": nn.Parameter(torch.randn(shape, generator=drawn))
+        for number, shape in enumerate(shapes)
+    }
     for param in named.values():
         param.grad = torch.randn(param.shape, generator=drawn)
     return named

@@ -1,4 +1,6 @@
-"""A cell's training step in lanes, beside the loop and beside a hand-written step of as many stacked copies, on wdbc."""
+"""A cell's training step in lanes, beside the loop and beside a hand-written step of as many
+stacked copies, on wdbc.
+"""
 
 import sys
 import time
@@ -26,11 +28,15 @@ def _few_steps_if_nothing_is_measured(request, monkeypatch):
 def jobs():
     """One arm on so many seeds."""
     one = job("norm")
-    return [Job(replace(one.cell, seed=seed, steps=STEPS), one.clip_settings) for seed in range(LANES)]
+    return [
+        Job(replace(one.cell, seed=seed, steps=STEPS), one.clip_settings) for seed in range(LANES)
+    ]
 
 
 def together():
-    """Lanes of one program, built anew, every measure recorded: seconds a cell and step, and each cell's loss at the last step."""
+    """Lanes of one program, built anew, every measure recorded: seconds a cell and step, and
+    each cell's loss at the last step.
+    """
     asked = jobs()
     start = time.perf_counter()
     records = lanes.run(asked)
@@ -43,10 +49,16 @@ def by_hand():
     """The same in batched products, the gradients worked out on paper, nothing recorded."""
     workload = registry.build("workload", "wdbc", {})
     modules = [feed.model(workload, seed) for seed in range(LANES)]
-    weights = [torch.stack(same).detach() for same in zip(*(list(module.parameters()) for module in modules), strict=True)]
+    weights = [
+        torch.stack(same).detach()
+        for same in zip(*(list(module.parameters()) for module in modules), strict=True)
+    ]
     moments = [torch.zeros_like(weight) for weight in weights]
     streams = [list(feed.batches(workload, seed, 32, STEPS)) for seed in range(LANES)]
-    batches = [tuple(torch.stack(same) for same in zip(*at, strict=True)) for at in zip(*streams, strict=True)]
+    batches = [
+        tuple(torch.stack(same) for same in zip(*at, strict=True))
+        for at in zip(*streams, strict=True)
+    ]
     start = time.perf_counter()
     for inputs, targets in batches:
         held = [inputs]
@@ -67,7 +79,11 @@ def by_hand():
             moment.mul_(0.9).add_(grad * shortened.view(-1, *(1,) * (grad.ndim - 1)))
             weight.sub_(moment, alpha=LR)
     took = time.perf_counter() - start
-    losses = nn.functional.cross_entropy(held[-1].flatten(0, 1), targets.flatten(), reduction="none").view(LANES, -1).mean(1)
+    losses = (
+        nn.functional.cross_entropy(held[-1].flatten(0, 1), targets.flatten(), reduction="none")
+        .view(LANES, -1)
+        .mean(1)
+    )
     return took / LANES / STEPS, losses.tolist()
 
 
@@ -90,4 +106,12 @@ def test_lanes_against_batched_products_by_hand(ratio):
 
 def test_a_users_loop_against_lanes(ratio):
     """A user's loop reads the loss at every step and records nothing else."""
-    assert ratio("wdbc, a user's loop / 32 lanes, all measures recorded", lambda: bare() / 300, lambda: together()[0], pairs=5) > 0
+    assert (
+        ratio(
+            "wdbc, a user's loop / 32 lanes, all measures recorded",
+            lambda: bare() / 300,
+            lambda: together()[0],
+            pairs=5,
+        )
+        > 0
+    )

@@ -1,4 +1,6 @@
-"""What the fast clips save: against torch's pair at its defaults, a reference written by hand, and the bytes that must move."""
+"""What the fast clips save: against torch's pair at its defaults, a reference written by hand,
+and the bytes that must move.
+"""
 
 import time
 
@@ -17,7 +19,14 @@ def resnet(widths=(64, 128, 256, 512)):
     shapes, before = [(64, 3, 7, 7), (64,), (64,)], 64
     for width in widths:
         for block in range(2):
-            shapes += [(width, before, 3, 3), (width,), (width,), (width, width, 3, 3), (width,), (width,)]
+            shapes += [
+                (width, before, 3, 3),
+                (width,),
+                (width,),
+                (width, width, 3, 3),
+                (width,),
+                (width,),
+            ]
             if block == 0 and width != before:
                 shapes += [(width, before, 1, 1), (width,), (width,)]
             before = width
@@ -54,7 +63,8 @@ def with_optimizer(size, make=torch.optim.SGD, **settings):
 
 
 def timed(call, size):
-    """Seconds of one call, the mean of some milliseconds' worth, on the thread's own clock: a neighbour's turn is not ours.
+    """Seconds of one call, the mean of some milliseconds' worth, on the thread's own clock: a
+    neighbour's turn is not ours.
 
     The first calls are not counted: they find the caches full of the other side's data.
     """
@@ -75,7 +85,9 @@ HOW = {"fast": {}, "fast, compiled": {"compiled": True}}
 
 
 def norm_steps(size, make=torch.optim.SGD, how="fast", **settings):
-    """The fast step and torch's pair, on the same weights: what memory each happens to have matters more than what is measured."""
+    """The fast step and torch's pair, on the same weights: what memory each happens to have
+    matters more than what is measured.
+    """
     params, optimizer = with_optimizer(size, make, **settings)
     return (
         timed(lambda: fast.norm_clipped_step(optimizer, MAX_NORM, **HOW[how]), size),
@@ -93,7 +105,9 @@ def value_steps(size, how="fast"):
 
 
 def by_hand(size):
-    """The frozen reference: norm clip and momentum as a careful user writes them. It is never made faster."""
+    """The frozen reference: norm clip and momentum as a careful user writes them. It is never
+    made faster.
+    """
     params = weights(size)
     buffers = [torch.zeros_like(param) for param in params]
 
@@ -110,9 +124,12 @@ def by_hand(size):
 
 
 def floor(size, bytes_each):
-    """Seconds in which ``add_`` moves so many bytes a parameter, over as much memory as weights, gradients and momentum take."""
+    """Seconds in which ``add_`` moves so many bytes a parameter, over as much memory as weights,
+    gradients and momentum take.
+    """
     params = sum(torch.Size(shape).numel() for shape in SIZES[size])
-    left, right = torch.ones(params * 3 // 2), torch.ones(params * 3 // 2)  # 12 bytes an element of each: two read, one written
+    # 12 bytes an element of each: two read, one written
+    left, right = torch.ones(params * 3 // 2), torch.ones(params * 3 // 2)
     block = timed(lambda: left.add_(right), size)
     return lambda: block() * bytes_each / 18
 
@@ -121,19 +138,42 @@ def floor(size, bytes_each):
 @pytest.mark.parametrize("how", HOW)
 def test_norm_clip_and_momentum_against_the_default_pair(ratio, how, size):
     ours, theirs = norm_steps(size, how=how, momentum=MOMENTUM)
-    assert ratio(f"norm clip + momentum, {size}: {how} / default pair", ours, theirs, at_most=NORM_BOUNDS[size]) > 0
+    assert (
+        ratio(
+            f"norm clip + momentum, {size}: {how} / default pair",
+            ours,
+            theirs,
+            at_most=NORM_BOUNDS[size],
+        )
+        > 0
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_norm_clip_and_momentum_against_the_reference(ratio, size):
     ours, _ = norm_steps(size, momentum=MOMENTUM)
-    assert ratio(f"norm clip + momentum, {size}: fast / written by hand", ours, timed(by_hand(size), size)) > 0
+    assert (
+        ratio(
+            f"norm clip + momentum, {size}: fast / written by hand",
+            ours,
+            timed(by_hand(size), size),
+        )
+        > 0
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_norm_clip_and_adamw_against_the_default_pair(ratio, size):
     ours, theirs = norm_steps(size, torch.optim.AdamW)
-    assert ratio(f"norm clip + AdamW, {size}: fast / default pair", ours, theirs, 9 if size in LARGE else 25) > 0
+    assert (
+        ratio(
+            f"norm clip + AdamW, {size}: fast / default pair",
+            ours,
+            theirs,
+            9 if size in LARGE else 25,
+        )
+        > 0
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -141,13 +181,20 @@ def test_norm_clip_and_adamw_against_the_default_pair(ratio, size):
 def test_value_clip_and_momentum_against_the_default_pair(ratio, how, size):
     """The bound is that of one pass over memory, which torch's kernels cannot keep."""
     bound = {"at_most": 0.5} if size in LARGE and HOW[how] else {}
-    assert ratio(f"value clip + momentum, {size}: {how} / default pair", *value_steps(size, how), **bound) > 0
+    assert (
+        ratio(
+            f"value clip + momentum, {size}: {how} / default pair", *value_steps(size, how), **bound
+        )
+        > 0
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("how", HOW)
 def test_value_clip_alone_against_torchs(ratio, how, size):
-    """Half the bytes of torch's two passes: at sizes where memory decides, the bound is what one pass can reach."""
+    """Half the bytes of torch's two passes: at sizes where memory decides, the bound is what one
+    pass can reach.
+    """
     params = weights(size)
     quick = timed(lambda: fast.clip_grad_value_(params, MAX_VALUE, **HOW[how]), size)
     default = timed(lambda: clip_grad_value_(params, MAX_VALUE), size)
@@ -158,12 +205,30 @@ def test_value_clip_alone_against_torchs(ratio, how, size):
 @pytest.mark.parametrize("size", LARGE)
 @pytest.mark.parametrize("how", HOW)
 def test_share_of_the_floor(ratio, how, size):
-    """Floor: weights, gradients and momentum read once, weights and momentum written once; the norm reads the gradients before."""
+    """Floor: weights, gradients and momentum read once, weights and momentum written once; the
+    norm reads the gradients before.
+    """
     norm, _ = norm_steps(size, how=how, momentum=MOMENTUM)
     value, _ = value_steps(size, how)
     bound = {"at_least": 0.85} if HOW[how] else {}
-    assert ratio(f"norm clip + momentum, {size}: {how}, share of the floor reached", floor(size, 24), norm, at_least=0.65) > 0
-    assert ratio(f"value clip + momentum, {size}: {how}, share of the floor reached", floor(size, 20), value, **bound) > 0
+    assert (
+        ratio(
+            f"norm clip + momentum, {size}: {how}, share of the floor reached",
+            floor(size, 24),
+            norm,
+            at_least=0.65,
+        )
+        > 0
+    )
+    assert (
+        ratio(
+            f"value clip + momentum, {size}: {how}, share of the floor reached",
+            floor(size, 20),
+            value,
+            **bound,
+        )
+        > 0
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -1,4 +1,6 @@
-"""What the report takes: a small store read, analysed and rendered, beside one figure of the same kind written by hand."""
+"""What the report takes: a small store read, analysed and rendered, beside one figure of the
+same kind written by hand.
+"""
 
 import io
 import time
@@ -76,7 +78,12 @@ def test_a_report_in_figures_by_hand(ratio, store):
         took = seconds(lambda: report.write(store, ("html",)))
         return took / len(list((store.folder / "report" / "figures").glob("*.png")))
 
-    assert ratio("report, a figure of it / one figure by hand", each, lambda: seconds(by_hand), pairs=5) > 0
+    assert (
+        ratio(
+            "report, a figure of it / one figure by hand", each, lambda: seconds(by_hand), pairs=5
+        )
+        > 0
+    )
 
 
 def test_reading_with_every_check_beside_a_plain_read(ratio, store):

@@ -1,4 +1,6 @@
-"""What the harness adds to a training step: a bare hand-written loop against the loop engine, on wdbc."""
+"""What the harness adds to a training step: a bare hand-written loop against the loop engine, on
+wdbc.
+"""
 
 import time
 
@@ -17,7 +19,9 @@ MAX_NORM = 1.0
 
 
 def bare():
-    """Seconds of the loop a user writes: batch indexing, momentum, norm clip, the loss read at every step."""
+    """Seconds of the loop a user writes: batch indexing, momentum, norm clip, the loss read at
+    every step.
+    """
     workload = registry.build("workload", "wdbc", {})
     module = feed.model(workload, 0)
     inputs, targets = feed.splits(workload, 0)["train"]
@@ -36,13 +40,19 @@ def bare():
 
 
 def job(clip):
-    settings = {"max_norm": MAX_NORM} if clip == "norm" else {"max_value": 0.1} if clip == "value" else {}
+    settings = (
+        {"max_norm": MAX_NORM} if clip == "norm" else {"max_value": 0.1} if clip == "value" else {}
+    )
     part = Part(clip, 1, settings, next(iter(settings), None))
-    return Job(Cell(Part("wdbc", 1), Part("momentum", 1), part, LR, 0, STEPS, 32, evaluations=1), settings)
+    return Job(
+        Cell(Part("wdbc", 1), Part("momentum", 1), part, LR, 0, STEPS, 32, evaluations=1), settings
+    )
 
 
 def measured(clip="norm"):
-    """Seconds of the same loop in the engine: loss, grad_norm, kept, cosine, changed and update_norm of every step recorded."""
+    """Seconds of the same loop in the engine: loss, grad_norm, kept, cosine, changed and
+    update_norm of every step recorded.
+    """
     one = job(clip)
     components = Components.of(one)
     trainer = Trainer(components, one.cell)

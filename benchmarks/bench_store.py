@@ -22,12 +22,24 @@ def shard():
         rows = drawn.lognormal(size=(300, len(COLUMNS))).astype(np.float32).astype(np.float64)
         evaluations = [(step, "validation", "loss", 1.0) for step in range(0, 301, 15)]
         records.append(
-            Record(Job(cell, {}), rows=rows, evaluations=evaluations, metric="roc_auc", verdict=Verdict("completed", "learned"))
+            Record(
+                Job(cell, {}),
+                rows=rows,
+                evaluations=evaluations,
+                metric="roc_auc",
+                verdict=Verdict("completed", "learned"),
+            )
         )
     return {
         "cells": [execute.cell_row(record, 0, "machine", 1) for record in records],
         "evals": [
-            {"cell": record.job.cell.id, "step": step, "split": split, "metric": metric, "value": value}
+            {
+                "cell": record.job.cell.id,
+                "step": step,
+                "split": split,
+                "metric": metric,
+                "value": value,
+            }
             for record in records
             for step, split, metric, value in record.evaluations
         ],

@@ -29,7 +29,9 @@ def cell():
 
 
 def compared(world, names):
-    """Seconds of a comparison after a cell: the processor's caches are then full of something else."""
+    """Seconds of a comparison after a cell: the processor's caches are then full of something
+    else.
+    """
     cell()
     start = time.perf_counter()
     assert not world.compare(names).numbers
@@ -42,5 +44,8 @@ def test_compare(benchmark, world):
 
 @pytest.mark.parametrize("names", [False, True], ids=["packaged", "of a stranger"])
 def test_a_comparison_against_the_cell_it_follows(ratio, world, names):
-    name = f"a comparison of worlds {'with' if names else 'without'} names / a cell of {STEPS} steps on wdbc"
+    name = (
+        f"a comparison of worlds {'with' if names else 'without'} names / a cell of {STEPS} "
+        f"steps on wdbc"
+    )
     assert ratio(name, lambda: compared(world, names), cell, at_most=0.01) > 0

@@ -1,4 +1,6 @@
-"""The suite's own comparison: ratios taken within one process, printed below pytest-benchmark's tables."""
+"""The suite's own comparison: ratios taken within one process, printed below pytest-benchmark's
+tables.
+"""
 
 import statistics
 from dataclasses import dataclass
@@ -24,16 +26,25 @@ class Ratio:
     def verdict(self):
         """The bound and whether it was met, or nothing."""
         if self.at_most is not None:
-            return f"at most {self.at_most:.2f}  {'met' if self.median <= self.at_most else 'missed'}"
+            return (
+                f"at most {self.at_most:.2f}  {'met' if self.median <= self.at_most else 'missed'}"
+            )
         if self.at_least is not None:
-            return f"at least {self.at_least:.2f}  {'met' if self.median >= self.at_least else 'missed'}"
+            return (
+                f"at least {self.at_least:.2f}  "
+                f"{'met' if self.median >= self.at_least else 'missed'}"
+            )
         return ""
 
     def __str__(self):
-        return f"{self.name:<80} {self.median:6.3f}  ({self.low:.3f} to {self.high:.3f})  {self.verdict}".rstrip()
+        return (
+            f"{self.name:<80} {self.median:6.3f}  ({self.low:.3f} to {self.high:.3f})  "
+            f"{self.verdict}"
+        ).rstrip()
 
 
-collect_ignore = ["engines.py", "jax_peer.py", "targets.py", "timing.py"]  # programs of their own, looked into for doctests
+# programs of their own, looked into for doctests
+collect_ignore = ["engines.py", "jax_peer.py", "targets.py", "timing.py"]
 ratios = pytest.StashKey[list[Ratio]]()
 
 
@@ -51,9 +62,11 @@ def one_thread():
 
 @pytest.fixture
 def ratio(request):
-    """``ratio(name, numerator, denominator)``: the two in turn, the quotient of each pair, and their median for the comparison.
+    """``ratio(name, numerator, denominator)``: the two in turn, the quotient of each pair, and
+    their median for the comparison.
 
-    ``at_most`` or ``at_least`` is the bound: told with the ratio, never asserted, for a shared machine's clock decides no test.
+    ``at_most`` or ``at_least`` is the bound: told with the ratio, never asserted, for a shared
+    machine's clock decides no test.
     """
 
     def take(name, numerator, denominator, pairs=25, **bound):
@@ -63,7 +76,9 @@ def ratio(request):
             numerator(), denominator()
         quotients = sorted(numerator() / denominator() for _ in range(pairs))
         low, high = quotients[pairs // 4], quotients[-1 - pairs // 4]
-        request.config.stash[ratios].append(Ratio(name, statistics.median(quotients), low, high, **bound))
+        request.config.stash[ratios].append(
+            Ratio(name, statistics.median(quotients), low, high, **bound)
+        )
         return statistics.median(quotients)
 
     return take

@@ -1,9 +1,12 @@
-"""What one cell and step costs, by each engine, by a plain script and by JAX, on the packaged workloads.
+"""What one cell and step costs, by each engine, by a plain script and by JAX, on the packaged
+workloads.
 
-``python benchmarks/engines.py --out engines`` trains with momentum and the norm clip: in the script that a user writes, in the
-engines ``loop`` and ``batched`` with every measure recorded, and in lanes written in JAX (`jax_peer.py`). All run in processes of
-one thread, two of one contender at a time, as a study's workers do on two cores; the contenders take turns, three rounds of them.
-The table shows the median of the rounds, the least and the largest; of several numbers of lanes the best.
+``python benchmarks/engines.py --out engines`` trains with momentum and the norm clip: in the script
+that a user writes, in the engines ``loop`` and ``batched`` with every measure recorded, and in
+lanes written in JAX (`jax_peer.py`). All run in processes of one thread, two of one contender at a
+time, as a study's workers do on two cores; the contenders take turns, three rounds of them. The
+table shows the median of the rounds, the least and the largest; of several numbers of lanes the
+best.
 """
 
 import argparse
@@ -46,7 +49,9 @@ FIXED = 64  # lanes, where no ladder of them is climbed
 
 @dataclass(frozen=True)
 class Problem:
-    """A workload with its settings, and with how many examples, in how many lanes, it is trained."""
+    """A workload with its settings, and with how many examples, in how many lanes, it is
+    trained.
+    """
 
     workload: str
     settings: dict = field(default_factory=dict)
@@ -58,14 +63,21 @@ class Problem:
         return registry.build("workload", self.workload, self.settings)
 
     def jobs(self, count):
-        """Cells of momentum and the norm clip, each with a learning rate and a threshold of its own, of three seeds."""
+        """Cells of momentum and the norm clip, each with a learning rate and a threshold of its
+        own, of three seeds.
+        """
         version = registry.find("workload", self.workload).version
         parts, jobs = (Part(self.workload, version, self.settings), Part("momentum", 1)), []
         for number in range(count):
             spread = 2 ** (number / count)
             settings = {"max_norm": MAX_NORM * spread}
             clip = Part("norm", 1, settings, "max_norm")
-            jobs.append(Job(Cell(*parts, clip, LR * spread, number % 3, STEPS, self.batch, evaluations=1), settings))
+            jobs.append(
+                Job(
+                    Cell(*parts, clip, LR * spread, number % 3, STEPS, self.batch, evaluations=1),
+                    settings,
+                )
+            )
         return jobs
 
     def batches(self, workload, seed):
@@ -94,12 +106,19 @@ def pieces(problem):
     if problem.workload == "temporal-order":
         inputs, targets = workload.sample(torch.Generator().manual_seed(0), POOL)
         rnn, last = nn.RNN(6, 50, batch_first=True), nn.Linear(50, 4)
-        params, model = [*rnn.parameters(), *last.parameters()], lambda given: last(rnn(given)[1][0])
+        params, model = (
+            [*rnn.parameters(), *last.parameters()],
+            lambda given: last(rnn(given)[1][0]),
+        )
     else:
         (inputs, targets), model = feed.splits(workload, 0)["train"], workload.model()
         params = list(model.parameters())
     whole = len(inputs) // problem.batch * problem.batch
-    index = (batch for _ in itertools.count() for batch in torch.randperm(len(inputs))[:whole].split(problem.batch))
+    index = (
+        batch
+        for _ in itertools.count()
+        for batch in torch.randperm(len(inputs))[:whole].split(problem.batch)
+    )
 
     def loss():
         batch = next(index)
@@ -142,7 +161,9 @@ def loop(problem, seconds, meet):
 
 
 def together(problem, count, compiled):
-    """So many lanes, with batches that do not end; and their block of steps, the rows read with ``read``."""
+    """So many lanes, with batches that do not end; and their block of steps, the rows read with
+    ``read``.
+    """
     made = lanes.Lanes(problem.jobs(count), compiled)
     made.batches = [problem.batches(made.workload, seed) for seed in made.seeds]
 
@@ -155,13 +176,20 @@ def together(problem, count, compiled):
 
 
 def batched(problem, seconds, meet, compiled=False):
-    """The engine ``batched``, at each number of lanes; or at two of them, its step through torch's compiler."""
+    """The engine ``batched``, at each number of lanes; or at two of them, its step through
+    torch's compiler.
+    """
     counts = COMPILED if compiled else problem.ladder
-    return {count: timed(together(problem, count, compiled)[1], BLOCK * count, seconds, meet) for count in counts}
+    return {
+        count: timed(together(problem, count, compiled)[1], BLOCK * count, seconds, meet)
+        for count in counts
+    }
 
 
 def recording(problem, seconds, meet, compiled=False):
-    """The time of a step of lanes with every measure over that of one without any but the loss, blocks of both in turn."""
+    """The time of a step of lanes with every measure over that of one without any but the loss,
+    blocks of both in turn.
+    """
     _, measured = together(problem, FIXED, compiled)
     stacked.programs.cache_clear()  # the bare step is another program under the same key
     bare, block = together(problem, FIXED, compiled)
@@ -175,7 +203,9 @@ def recording(problem, seconds, meet, compiled=False):
         return (clipped[:, 0].clone(),), ()
 
     def unmeasured():
-        patch = mock.patch.object  # all products become one number: without any, torch 2.13 fails to compile the step (KeyError)
+        # all products become one number: without any, torch 2.13 fails to compile the step
+        # (KeyError).
+        patch = mock.patch.object
         as_it_is = patch(lanes.Lanes, "_exact", lambda _self, products, *_: products)
         with patch(measures, "products", lone), as_it_is:
             return block(losses)
@@ -202,7 +232,13 @@ CONTENDERS = {
     "recording": recording,
     "recording, compiled": functools.partial(recording, compiled=True),
 }
-SHOWN = {"script": "#4d4d4d", "loop": style.SKY, "batched": style.BLUE, "compiled": style.GREEN, "jax": style.ORANGE}
+SHOWN = {
+    "script": "#4d4d4d",
+    "loop": style.SKY,
+    "batched": style.BLUE,
+    "compiled": style.GREEN,
+    "jax": style.ORANGE,
+}
 
 
 def prepare(barrier, contender):
@@ -230,7 +266,8 @@ def workers(contender, problem, seconds):
     with ProcessPoolExecutor(count, start, prepare, (start.Barrier(count), contender)) as pool:
         running = [pool.submit(work, contender, problem, seconds) for _ in range(count)]
     errors = [error for one in running if (error := one.exception()) is not None]
-    errors.sort(key=lambda error: isinstance(error, BrokenBarrierError))  # that one says only that the other process failed
+    # that one says only that the other process failed
+    errors.sort(key=lambda error: isinstance(error, BrokenBarrierError))
     if errors:
         return f"{type(errors[0]).__name__}: {' '.join(str(errors[0]).split())[:200]}"
     return [one.result() for one in running]
@@ -238,8 +275,20 @@ def workers(contender, problem, seconds):
 
 def peers(python, problem, seconds):
     """As `workers`, of the peer in JAX; they are told to go on when all are ready."""
-    command = [python, str(Path(__file__).with_name("jax_peer.py")), problem.workload, "--together", "--seconds", str(seconds)]
-    command += ["--lanes", ",".join(map(str, problem.ladder)), "--length", str(problem.settings.get("length", 20))]
+    command = [
+        python,
+        str(Path(__file__).with_name("jax_peer.py")),
+        problem.workload,
+        "--together",
+        "--seconds",
+        str(seconds),
+    ]
+    command += [
+        "--lanes",
+        ",".join(map(str, problem.ladder)),
+        "--length",
+        str(problem.settings.get("length", 20)),
+    ]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, **pipes) for _ in range(PAIR)]
     while (said := [process.stdout.readline() for process in processes]) == ["ready\n"] * PAIR:
@@ -249,13 +298,21 @@ def peers(python, problem, seconds):
     for process in processes:
         process.communicate()
     if any(process.returncode for process in processes):
-        return f"jax_peer.py {problem.workload} ended with {[process.returncode for process in processes]}"
-    return [{int(count): value for count, value in json.loads(line)["lanes"].items()} for line in said]
+        return (
+            f"jax_peer.py {problem.workload} ended with "
+            f"{[process.returncode for process in processes]}"
+        )
+    return [
+        {int(count): value for count, value in json.loads(line)["lanes"].items()} for line in said
+    ]
 
 
 def jax_versions(python):
     """What the peer needs, as an interpreter has it; nothing where it cannot run the peer."""
-    code = "import json, jax, optax; print(json.dumps({'jax': jax.__version__, 'optax': optax.__version__}))"
+    code = (
+        "import json, jax, optax; print(json.dumps({'jax': jax.__version__, 'optax': "
+        "optax.__version__}))"
+    )
     run = subprocess.run([python, "-c", code], capture_output=True, check=False)
     return {} if run.returncode else json.loads(run.stdout)
 
@@ -268,7 +325,9 @@ def contenders(name, compiling, python):
 
 
 def measure(names, seconds, compiling, python, rounds):
-    """All rounds, ``{problem: {contender: [what each process measured, …]}}``; and what is missing, and why."""
+    """All rounds, ``{problem: {contender: [what each process measured, …]}}``; and what is
+    missing, and why.
+    """
     found, missing = {name: {} for name in names}, {}
     for number, name in itertools.product(range(rounds), names):
         for contender in contenders(name, compiling, python):
@@ -276,7 +335,11 @@ def measure(names, seconds, compiling, python, rounds):
                 continue
             sys.stderr.write(f"round {number + 1} of {rounds}: {name}, {contender}\n")
             problem = PROBLEMS[name]
-            measured = peers(python, problem, seconds) if contender == "jax" else workers(contender, problem, seconds)
+            measured = (
+                peers(python, problem, seconds)
+                if contender == "jax"
+                else workers(contender, problem, seconds)
+            )
             if isinstance(measured, str):
                 missing[f"{name}, {contender}"] = measured
             else:
@@ -285,8 +348,13 @@ def measure(names, seconds, compiling, python, rounds):
 
 
 def best(rounds, key="microseconds"):
-    """The number of lanes with the least median of the rounds, that median, the least and the largest round."""
-    each = {count: [median(one[count][key] for one in measured) for measured in rounds] for count in rounds[0][0]}
+    """The number of lanes with the least median of the rounds, that median, the least and the
+    largest round.
+    """
+    each = {
+        count: [median(one[count][key] for one in measured) for measured in rounds]
+        for count in rounds[0][0]
+    }
     count = min(each, key=lambda count: median(each[count]))
     return count, median(each[count]), min(each[count]), max(each[count])
 
@@ -296,18 +364,30 @@ def number(value):
 
 
 def spread(count, middle, least, most):
-    return f"{number(middle)} ({number(least)}–{number(most)})" + (f", {count} lanes" if count > 1 else "")
+    return f"{number(middle)} ({number(least)}–{number(most)})" + (
+        f", {count} lanes" if count > 1 else ""
+    )
 
 
 def table(found, missing, footer):
     """The page: what a cell and step costs, and the ratios beside it."""
-    columns = ["workload", "parameters", "script µs", "loop µs", "batched µs", "compiled µs", "jax µs"]
+    columns = [
+        "workload",
+        "parameters",
+        "script µs",
+        "loop µs",
+        "batched µs",
+        "compiled µs",
+        "jax µs",
+    ]
     columns += ["script / best of ours", "best of ours / jax"]
     lines, extra = [" | ".join(columns), " | ".join(["---"] + ["---:"] * (len(columns) - 1))], []
     for name, by in found.items():
         top = {contender: best(by[contender]) for contender in SHOWN if contender in by}
         cells = [spread(*top[one]) if one in top else "–" for one in SHOWN]
-        ours = min((top[one][1] for one in ("loop", "batched", "compiled") if one in top), default=math.nan)
+        ours = min(
+            (top[one][1] for one in ("loop", "batched", "compiled") if one in top), default=math.nan
+        )
         cells.append(number(top["script"][1] / ours) if "script" in top else "–")
         cells.append(number(ours / top["jax"][1]) if "jax" in top else "–")
         parameters = sum(param.numel() for param in PROBLEMS[name].build().model().parameters())
@@ -315,33 +395,54 @@ def table(found, missing, footer):
         if {"alone", "batched"} <= by.keys():
             count = top["batched"][0]
             pairs = zip(by["batched"], by["alone"], strict=False)
-            gains = [sum(alone[0][count]["microseconds"] / one[count]["microseconds"] for one in pair) for pair, alone in pairs]
-            extra.append(f"two workers against one: {spread(count, median(gains), min(gains), max(gains))}, {name}")
+            gains = [
+                sum(alone[0][count]["microseconds"] / one[count]["microseconds"] for one in pair)
+                for pair, alone in pairs
+            ]
+            extra.append(
+                f"two workers against one: "
+                f"{spread(count, median(gains), min(gains), max(gains))}, {name}"
+            )
         for one, bound in (("recording", 1.5), ("recording, compiled", 1.1)):
             if one in by:
                 extra.append(f"{one}: {spread(*best(by[one], 'ratio'))}, at most {bound}, {name}")
-    said = [f"- {line}" for line in extra] + [f"- left out: {what}: {why}" for what, why in missing.items()]
+    said = [f"- {line}" for line in extra] + [
+        f"- left out: {what}: {why}" for what, why in missing.items()
+    ]
     rows = "\n".join(f"| {line} |" for line in lines)
     return "\n".join([rows, "", *said, "", footer, ""])
 
 
 @style.styled
 def chart(found, footer):
-    """One group a workload, one colour a contender: a dot at the median of the rounds, a line from the least to the largest."""
-    figure = style.blank(6.5, 1 + 0.17 * sum(len(by.keys() & SHOWN.keys()) + 1 for by in found.values()), footer)
+    """One group a workload, one colour a contender: a dot at the median of the rounds, a line
+    from the least to the largest.
+    """
+    figure = style.blank(
+        6.5, 1 + 0.17 * sum(len(by.keys() & SHOWN.keys()) + 1 for by in found.values()), footer
+    )
     axes, place, groups, legend = figure.add_subplot(), 0, {}, {}
     for name, by in found.items():
         for one in (one for one in SHOWN if one in by):
             count, middle, least, most = best(by[one])
             axes.plot([least, most], [place, place], color=SHOWN[one], linewidth=2, alpha=0.5)
-            (legend[one],) = axes.plot([middle], [place], "osD^v"[list(SHOWN).index(one)], markersize=5, color=SHOWN[one])
+            (legend[one],) = axes.plot(
+                [middle], [place], "osD^v"[list(SHOWN).index(one)], markersize=5, color=SHOWN[one]
+            )
             words = number(middle) + (f", {count} lanes" if count > 1 else "")
-            axes.annotate(words, (most, place), (5, 0), textcoords="offset points", va="center", fontsize=6)
+            axes.annotate(
+                words, (most, place), (5, 0), textcoords="offset points", va="center", fontsize=6
+            )
             place += 1
         groups[name] = place - (1 + len(by.keys() & SHOWN.keys())) / 2
         place += 1
     style.decades(axes, "x")
-    axes.set(xlabel="µs of one cell and step", yticks=list(groups.values()), yticklabels=list(groups), xmargin=0.12)
+    axes.set(
+        xlabel="µs of one cell and step",
+        yticks=list(groups.values()),
+        yticklabels=list(groups),
+        xmargin=0.12,
+    )
     axes.invert_yaxis()
     known = [one for one in SHOWN if one in legend]
     figure.legend([legend[one] for one in known], known, loc="outside upper left", ncols=5)
@@ -350,26 +451,59 @@ def chart(found, footer):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="how long each contender is measured, at each number of lanes")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=2.0,
+        help="how long each contender is measured, at each number of lanes",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often the contenders take turns")
-    parser.add_argument("--workloads", default=",".join(PROBLEMS), help=f"some of {','.join(PROBLEMS)}")
-    parser.add_argument("--compile", default="wdbc", help="workloads whose lanes are compiled as well")
-    parser.add_argument("--jax", default=os.environ.get("CLIPBENCH_JAX_PYTHON", sys.executable), help="an interpreter that has jax")
-    parser.add_argument("--out", type=Path, help="a folder for engines.json, engines.md, engines.svg and engines.png")
+    parser.add_argument(
+        "--workloads", default=",".join(PROBLEMS), help=f"some of {','.join(PROBLEMS)}"
+    )
+    parser.add_argument(
+        "--compile", default="wdbc", help="workloads whose lanes are compiled as well"
+    )
+    parser.add_argument(
+        "--jax",
+        default=os.environ.get("CLIPBENCH_JAX_PYTHON", sys.executable),
+        help="an interpreter that has jax",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="a folder for engines.json, engines.md, engines.svg and engines.png",
+    )
     given = parser.parse_args()
     registry.load_packaged()
     machine, peer = execute.environment("cpu"), jax_versions(given.jax)
-    versions = {"torch": torch.__version__, **peer, "python": machine["python"], "processor": machine["processor"]}
+    versions = {
+        "torch": torch.__version__,
+        **peer,
+        "python": machine["python"],
+        "processor": machine["processor"],
+    }
     python = given.jax if peer else None
-    found, missing = measure(given.workloads.split(","), given.seconds, given.compile.split(","), python, given.rounds)
+    found, missing = measure(
+        given.workloads.split(","), given.seconds, given.compile.split(","), python, given.rounds
+    )
     if not peer:
-        missing["jax"] = f"{given.jax} has no jax and optax; name another interpreter with --jax or CLIPBENCH_JAX_PYTHON"
+        missing["jax"] = (
+            f"{given.jax} has no jax and optax; name another interpreter with --jax or "
+            f"CLIPBENCH_JAX_PYTHON"
+        )
     footer = ", ".join(f"{key} {value}" for key, value in versions.items())
     page = table(found, missing, footer)
     sys.stdout.write(page)
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
-        whole = {"seconds": given.seconds, "environment": machine, "versions": versions, "missing": missing, "rounds": found}
+        whole = {
+            "seconds": given.seconds,
+            "environment": machine,
+            "versions": versions,
+            "missing": missing,
+            "rounds": found,
+        }
         vector, pixels = style.render(chart(found, footer))
         texts = {"json": json.dumps(whole, indent=1) + "\n", "md": page, "svg": vector}
         for ending, text in texts.items():

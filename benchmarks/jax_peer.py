@@ -1,14 +1,18 @@
-"""The same lanes in JAX: momentum and the norm clip on some packaged workloads, jit of vmap of scan, in one thread.
+"""The same lanes in JAX: momentum and the norm clip on some packaged workloads, jit of vmap of
+scan, in one thread.
 
-``python benchmarks/jax_peer.py wdbc --seconds 2 --lanes 16,64`` prints JSON: microseconds of one lane and step for each number of
-lanes. It needs jax and optax, and neither torch nor clipbench: `engines.py` starts it with an interpreter of its own.
+``python benchmarks/jax_peer.py wdbc --seconds 2 --lanes 16,64`` prints JSON: microseconds of one
+lane and step for each number of lanes. It needs jax and optax, and neither torch nor clipbench:
+`engines.py` starts it with an interpreter of its own.
 
-JAX has the lighter task: its batches are drawn beforehand, once, and of a step it keeps the loss alone.
+JAX has the lighter task: its batches are drawn beforehand, once, and of a step it keeps the loss
+alone.
 """
 
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"  # read when jax is imported
+# read when jax is imported
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 import argparse
 import json
@@ -34,15 +38,21 @@ def dense(key, inputs, outputs):
     """Torch's own start of a linear layer: uniform within 1/√inputs."""
     bound = inputs**-0.5
     weight, bias = jax.random.split(key)
-    return jax.random.uniform(weight, (inputs, outputs), minval=-bound, maxval=bound), jax.random.uniform(
-        bias, (outputs,), minval=-bound, maxval=bound
-    )
+    return jax.random.uniform(
+        weight, (inputs, outputs), minval=-bound, maxval=bound
+    ), jax.random.uniform(bias, (outputs,), minval=-bound, maxval=bound)
 
 
 def convolved(images, weight, stride):
-    """A padded 3×3 convolution as one product: JAX's own, with other weights in every lane, takes six times as long."""
+    """A padded 3×3 convolution as one product: JAX's own, with other weights in every lane,
+    takes six times as long.
+    """
     padded, size = jnp.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1))), images.shape[-1]
-    shifted = [padded[..., row : row + size : stride, column : column + size : stride] for row in range(3) for column in range(3)]
+    shifted = [
+        padded[..., row : row + size : stride, column : column + size : stride]
+        for row in range(3)
+        for column in range(3)
+    ]
     return jnp.einsum("pnchw,ocp->nohw", jnp.stack(shifted), weight.reshape(*weight.shape[:2], 9))
 
 
@@ -51,7 +61,9 @@ class Wdbc:
 
     def init(self, key):
         sizes = [(30, 64), (64, 64), (64, 2)]
-        return [dense(one, *size) for one, size in zip(jax.random.split(key, 3), sizes, strict=True)]
+        return [
+            dense(one, *size) for one, size in zip(jax.random.split(key, 3), sizes, strict=True)
+        ]
 
     def batches(self, drawn, shape):
         targets = drawn.integers(0, 2, (*shape, 32))
@@ -77,7 +89,9 @@ class Digits:
 
     def batches(self, drawn, shape):
         targets = drawn.integers(0, 10, (*shape, 32))
-        return (drawn.uniform(size=(*shape, 32, 1, 8, 8)) * (1 + targets[..., None, None, None]) / 10).astype("f4"), targets
+        return (
+            drawn.uniform(size=(*shape, 32, 1, 8, 8)) * (1 + targets[..., None, None, None]) / 10
+        ).astype("f4"), targets
 
     def loss(self, params, inputs, targets):
         for name, stride in (("first", 1), ("second", 2)):
@@ -89,7 +103,9 @@ class Digits:
 
 
 class TemporalOrder:
-    """A tanh network of 50 units; what the inputs give is one product for all steps, before the scan over time."""
+    """A tanh network of 50 units; what the inputs give is one product for all steps, before the
+    scan over time.
+    """
 
     def __init__(self, length):
         self.length = length
@@ -132,7 +148,9 @@ class Cosh:
 
 
 def program(model):
-    """``STEPS`` steps of all lanes as one compiled program; weights and momentum are handed on, in place."""
+    """``STEPS`` steps of all lanes as one compiled program; weights and momentum are handed on,
+    in place.
+    """
 
     def lane(params, state, lr, max_norm, seed, batches):
         rule = optax.chain(optax.clip_by_global_norm(max_norm), optax.trace(MOMENTUM))
@@ -142,7 +160,10 @@ def program(model):
             inputs, targets = (part[seed] for part in batch)
             loss, grads = jax.value_and_grad(model.loss)(params, inputs, targets)
             direction, state = rule.update(grads, state, params)
-            return (jax.tree.map(lambda param, change: param - lr * change, params, direction), state), loss
+            return (
+                jax.tree.map(lambda param, change: param - lr * change, params, direction),
+                state,
+            ), loss
 
         return lax.scan(step, (params, state), batches)
 
@@ -150,13 +171,22 @@ def program(model):
 
 
 def measure(model, lanes, seconds, meet):
-    """Microseconds of one lane and step, the median over calls; each lane has its own learning rate and threshold."""
+    """Microseconds of one lane and step, the median over calls; each lane has its own learning
+    rate and threshold.
+    """
     params = jax.vmap(model.init)(jax.random.split(jax.random.PRNGKey(0), SEEDS))
     seed = jnp.arange(lanes) % SEEDS
     carry = jax.tree.map(lambda leaf: leaf[seed], params)
-    carry = carry, jax.vmap(optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.trace(MOMENTUM)).init)(carry)
+    carry = (
+        carry,
+        jax.vmap(optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.trace(MOMENTUM)).init)(
+            carry
+        ),
+    )
     spread = 2 ** (jnp.arange(lanes) / lanes)
-    batches = tuple(jnp.asarray(part) for part in model.batches(np.random.default_rng(0), (STEPS, SEEDS)))
+    batches = tuple(
+        jnp.asarray(part) for part in model.batches(np.random.default_rng(0), (STEPS, SEEDS))
+    )
     run = program(model)
 
     def block():
@@ -180,11 +210,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("workload", choices=models)
     parser.add_argument("--length", type=int, default=20, help="T of temporal-order")
-    parser.add_argument("--seconds", type=float, default=2.0, help="how long each number of lanes is measured")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="how long each number of lanes is measured"
+    )
     parser.add_argument("--lanes", default="16,32,64,128", help="numbers of lanes, with commas")
-    parser.add_argument("--together", action="store_true", help="before each measurement print ready and wait for a line")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="before each measurement print ready and wait for a line",
+    )
     given = parser.parse_args()
-    model = TemporalOrder(given.length) if given.workload == "temporal-order" else models[given.workload]()
+    model = (
+        TemporalOrder(given.length)
+        if given.workload == "temporal-order"
+        else models[given.workload]()
+    )
     counts = [int(count) for count in given.lanes.split(",")]
     meet = together if given.together else lambda: None
     found = {count: measure(model, count, given.seconds, meet) for count in counts}

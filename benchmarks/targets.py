@@ -1,8 +1,10 @@
-"""The targets of the packaged workloads: what the best unclipped arm has reached after three quarters of its steps.
+"""The targets of the packaged workloads: what the best unclipped arm has reached after three
+quarters of its steps.
 
-``python benchmarks/targets.py quick wdbc digits temporal-order cosh`` runs the unclipped arms of the study ``quick``. For each
-workload and batch size it prints the median, over 20 report seeds, of the validation loss at 75 % of the steps, for the arm that is
-best at the end. The numbers go into the workloads' ``target``.
+``python benchmarks/targets.py quick wdbc digits temporal-order cosh`` runs the unclipped arms of
+the study ``quick``. For each workload and batch size it prints the median, over 20 report seeds, of
+the validation loss at 75 % of the steps, for the arm that is best at the end. The numbers go into
+the workloads' ``target``.
 """
 
 import sys
@@ -25,7 +27,10 @@ def unclipped(name: str, workloads: list[str]) -> study.Study:
     changes = {
         "run": page.document.run.model_copy(update={"seeds": seeds}),
         "workload": [
-            table.model_copy(update={"seeds": table.seeds and table.seeds.model_copy(update={"report": SEEDS})}) for table in tables
+            table.model_copy(
+                update={"seeds": table.seeds and table.seeds.model_copy(update={"report": SEEDS})}
+            )
+            for table in tables
         ],
         "clip": [table for table in page.document.clip if table.name == "none"],
         "untuned": page.document.untuned.model_copy(update={"arms": []}),
@@ -42,7 +47,9 @@ def main(name: str, workloads: list[str]) -> None:
         cells, evals = store.read("cells"), store.read("evals")
         seeds = dict.fromkeys(cells["problem"].unique(), SEEDS)
         chosen = selection.readings(selection.score(cells), seeds, None)
-        chosen = chosen[chosen["reading"] == Reading.ALL][["problem", "batch", "arm", "lr"]].drop_duplicates()
+        chosen = chosen[chosen["reading"] == Reading.ALL][
+            ["problem", "batch", "arm", "lr"]
+        ].drop_duplicates()
         losses = evals[(evals["split"] == "validation") & (evals["metric"] == "loss")]
         for (problem, batch), arms in chosen.groupby(["problem", "batch"]):
             ends, targets = {}, {}
@@ -60,11 +67,14 @@ def main(name: str, workloads: list[str]) -> None:
                 ends[arm.arm] = mine.loc[mine["step"] == last, "value"].median()
                 targets[arm.arm] = mine.loc[mine["step"] == early, "value"].median()
                 sys.stdout.write(
-                    f"  {problem}, batch {batch}: {arm.arm} at lr {arm.lr:g} ends at {ends[arm.arm]:.4g}, "
+                    f"  {problem}, batch {batch}: {arm.arm} at lr {arm.lr:g} ends at "
+                    f"{ends[arm.arm]:.4g}, "
                     f"{targets[arm.arm]:.4g} at 75 %\n"
                 )
             best = min(ends, key=ends.__getitem__)
-            sys.stdout.write(f"{problem}, batch {batch}: target {targets[best]:.6g} ({best}, {SEEDS} seeds)\n")
+            sys.stdout.write(
+                f"{problem}, batch {batch}: target {targets[best]:.6g} ({best}, {SEEDS} seeds)\n"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""How long a block of steps takes: the same for torch's contenders and for JAX's, and so without either."""
+"""How long a block of steps takes: the same for torch's contenders and for JAX's, and so without
+either.
+"""
 
 import math
 import time
@@ -8,7 +10,8 @@ WARM_UP = 0.25  # seconds, at least, after the first block: that one may compile
 
 
 def timed(block, count, seconds, meet):
-    """Microseconds of one cell and step, the median over blocks of ``count``; a block returns losses.
+    """Microseconds of one cell and step, the median over blocks of ``count``; a block returns
+    losses.
 
     :param meet: called when all is warm, to begin together with others.
     """
@@ -26,4 +29,10 @@ def timed(block, count, seconds, meet):
     cores = (time.process_time() - used) / (time.perf_counter() - start)
     if not all(map(math.isfinite, losses)):
         raise ValueError("a loss is not finite: what was timed is no training")
-    return {"microseconds": median(times), "least": min(times), "blocks": len(times), "cores": cores, "first": first}
+    return {
+        "microseconds": median(times),
+        "least": min(times),
+        "blocks": len(times),
+        "cores": cores,
+        "first": first,
+    }

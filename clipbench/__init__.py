@@ -1,4 +1,6 @@
-"""clipbench: what gradient clipping does, compared with another optimizer or another learning rate."""
+"""clipbench: what gradient clipping does, compared with another optimizer or another learning
+rate.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -6,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clipbench import fast, metrics, trees
     from clipbench.errors import UsageError
-    from clipbench.registry import Count, Decay, Finite, NonNegative, Percent, Positive, Unit, clip, optimizer, workload
+    from clipbench.registry import (
+        Count,
+        Decay,
+        Finite,
+        NonNegative,
+        Percent,
+        Positive,
+        Unit,
+        clip,
+        optimizer,
+        workload,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,7 +41,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562), so that ``clipbench --help`` does not wait for torch."""
+    """Import a public name when it is first used (PEP 562), so that ``clipbench --help`` does
+    not wait for torch.
+    """
     if name in ("fast", "metrics", "trees"):
         return import_module(f"clipbench.{name}")
     if name == "UsageError":

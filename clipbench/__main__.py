@@ -5,7 +5,9 @@ import signal
 
 
 def main() -> None:
-    """Run the command line. An interruption of its start, while it imports, is one sentence, too."""
+    """Run the command line. An interruption of its start, while it imports, is one sentence,
+    too.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)

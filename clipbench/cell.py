@@ -15,9 +15,11 @@ from clipbench.vocabulary import ACCUMULATE, DEFAULTS, KEPT, ON, RELATIVE, SCHED
 
 @dataclass(frozen=True)
 class Part:
-    """One component as a study wrote it: its name, version and settings (those at their defaults left out).
+    """One component as a study wrote it: its name, version and settings (those at their defaults
+    left out).
 
-    ``threshold`` names a clip's first setting, None for other components and for clips without settings.
+    ``threshold`` names a clip's first setting, None for other components and for clips without
+    settings.
     """
 
     name: str
@@ -37,7 +39,9 @@ class Part:
     def label(self) -> str:
         """``momentum(weight_decay=0.01)``: the name, and the settings other than the threshold."""
         others = [
-            f"{name}={plain(value)}" for name, value in sorted(self.settings.items()) if name not in (RELATIVE, self.threshold)
+            f"{name}={plain(value)}"
+            for name, value in sorted(self.settings.items())
+            if name not in (RELATIVE, self.threshold)
         ]
         return f"{self.name}({', '.join(others)})" if others else self.name
 
@@ -46,7 +50,8 @@ class Part:
 class Cell:
     """Everything one training run is made of.
 
-    ``role`` and ``extended`` say who asked for the cell; they are recorded, and no part of the identity.
+    ``role`` and ``extended`` say who asked for the cell; they are recorded, and no part of the
+    identity.
     """
 
     workload: Part
@@ -64,7 +69,9 @@ class Cell:
     extended: bool = field(default=False, compare=False)
 
     def document(self) -> dict[str, Any]:
-        """The document whose hash is the identity. A field added later is left out at its default: old cells keep their ids."""
+        """The document whose hash is the identity. A field added later is left out at its
+        default: old cells keep their ids.
+        """
         document: dict[str, Any] = {
             "workload": self.workload.document(),
             "optimizer": self.optimizer.document(),
@@ -83,7 +90,9 @@ class Cell:
     @property
     def canonical(self) -> str:
         """The document as canonical JSON: sorted keys, no spaces, shortest floats."""
-        return json.dumps(self.document(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return json.dumps(
+            self.document(), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        )
 
     @property
     def id(self) -> str:
@@ -98,7 +107,11 @@ class Cell:
     @property
     def arm(self) -> str:
         """The optimizer and the clip, without lr and threshold: what a comparison compares."""
-        return self.optimizer.label if self.clip.name == "none" else f"{self.optimizer.label} + {self.clip.label}"
+        return (
+            self.optimizer.label
+            if self.clip.name == "none"
+            else f"{self.optimizer.label} + {self.clip.label}"
+        )
 
     @property
     def on(self) -> str:
@@ -112,7 +125,9 @@ class Cell:
 
     @property
     def accumulate(self) -> int:
-        """The number of equal parts in which a batch is taken; their gradients are added up before the clip."""
+        """The number of equal parts in which a batch is taken; their gradients are added up
+        before the clip.
+        """
         return int(self.workload.settings.get(ACCUMULATE, DEFAULTS[ACCUMULATE]))
 
     @property
@@ -122,15 +137,25 @@ class Cell:
 
     @property
     def given_threshold(self) -> float | None:
-        """The threshold as the study gave it, a number or a multiple; None for a clip without one."""
-        return self.relative if self.relative is not None else self.clip.settings.get(str(self.clip.threshold))
+        """The threshold as the study gave it, a number or a multiple; None for a clip without
+        one.
+        """
+        return (
+            self.relative
+            if self.relative is not None
+            else self.clip.settings.get(str(self.clip.threshold))
+        )
 
     def clip_settings(self, median_size: float | None = None) -> dict[str, Any]:
-        """The clip's settings with a relative threshold resolved: ``relative × median_size`` to three digits."""
+        """The clip's settings with a relative threshold resolved: ``relative × median_size`` to
+        three digits.
+        """
         settings = self.clip.own
         if self.relative is not None:
             if median_size is None or self.clip.threshold is None:
-                raise ValueError(f"a relative threshold of {self.clip.name} needs the pilot's median size")
+                raise ValueError(
+                    f"a relative threshold of {self.clip.name} needs the pilot's median size"
+                )
             settings[self.clip.threshold] = float(f"{self.relative * median_size:.3g}")
         return settings
 

@@ -1,4 +1,6 @@
-"""What the user is told: the one exception for it, the nearest name, and values in words. It must not know what is registered."""
+"""What the user is told: the one exception for it, the nearest name, and values in words. It
+must not know what is registered.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,15 @@ from typing import Annotated, Any, Literal
 
 
 class UsageError(Exception):
-    """Something the user can mend, told in one sentence: where, what came, what was wanted, the nearest name."""
+    """Something the user can mend, told in one sentence: where, what came, what was wanted, the
+    nearest name.
+    """
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """`` Did you mean X?`` for the closest of ``known``, or nothing if none is as alike as ``cutoff`` asks (1: the same)."""
+    """`` Did you mean X?`` for the closest of ``known``, or nothing if none is as alike as
+    ``cutoff`` asks (1: the same).
+    """
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f" Did you mean {close[0]}?" if close else ""
 
@@ -27,7 +33,9 @@ def describe(annotation: Any) -> str:
         return describe(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) is Literal:
         return " or ".join(repr(value) for value in typing.get_args(annotation))
-    return {float: "number", int: "whole number", str: "text", bool: "true or false"}.get(annotation, str(annotation))
+    return {float: "number", int: "whole number", str: "text", bool: "true or false"}.get(
+        annotation, str(annotation)
+    )
 
 
 def with_article(annotation: Any) -> str:

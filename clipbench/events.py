@@ -1,4 +1,6 @@
-"""What happened in a run: its events and its status, derived from curve and evaluations by one function for every engine."""
+"""What happened in a run: its events and its status, derived from curve and evaluations by one
+function for every engine.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,24 @@ import numpy as np
 from clipbench.measures import GRAD_NORM, LOSS, UPDATE_NORM
 from clipbench.schema import NONFINITE, Kind, Outcome, Status
 
-SILENT = np.errstate(over="ignore", invalid="ignore")  # a loss near the largest number may overflow its own multiples
+# a loss near the largest number may overflow its own multiples
+SILENT = np.errstate(over="ignore", invalid="ignore")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The event thresholds, settings of a study. Losses are measured from the optimum where it is known, from zero elsewhere."""
+    """The event thresholds, settings of a study. Losses are measured from the optimum where it
+    is known, from zero elsewhere.
+    """
 
     blow_up: float = 10.0
     """A run blows up above this multiple of max(first loss, reference loss) …"""
     blow_up_steps: int = 10
     """… for this many steps running."""
     spike: float = 5.0
-    """A spike is above this multiple of the median of the steps before, and above it by more than the reference loss."""
+    """A spike is above this multiple of the median of the steps before, and above it by more
+    than the reference loss.
+    """
     spike_window: int = 50
     """Steps that median looks back on."""
     tail: float = 0.05
@@ -33,7 +40,9 @@ class Rules:
 
 @dataclass(frozen=True)
 class Event:
-    """One event: the step it began, its kind, the value the rule looked at, and the rule in words."""
+    """One event: the step it began, its kind, the value the rule looked at, and the rule in
+    words.
+    """
 
     step: int
     kind: str
@@ -65,25 +74,35 @@ class Verdict:
 
 
 ORDER = [*Kind]  # of the events of one step
-STATIONARY = 1e-3  # of a gradient's norm: the ε of the theory's ε-stationary points, as the published step counts take it
+# of a gradient's norm: the ε of the theory's ε-stationary points, as the published step counts take
+# it
+STATIONARY = 1e-3
 
 
 def peak_ratio(rows: np.ndarray, optimum: float | None) -> float | None:
-    """The largest loss of the last half of a curve (steps × measures) over its median there, both above ``optimum``; or None."""
+    """The largest loss of the last half of a curve (steps × measures) over its median there,
+    both above ``optimum``; or None.
+    """
     half = rows[len(rows) // 2 :, LOSS] - (optimum or 0.0)
     middle = np.median(half) if len(half) and np.isfinite(half).all() else 0.0
     return float(half.max() / middle) if middle > 0 else None
 
 
 def stationary_at(rows: np.ndarray) -> int | None:
-    """The first step of a curve (steps × measures) whose raw gradient is no longer than `STATIONARY`; None if none is."""
+    """The first step of a curve (steps × measures) whose raw gradient is no longer than
+    `STATIONARY`; None if none is.
+    """
     short = rows[:, GRAD_NORM] <= STATIONARY
     return int(np.argmax(short)) if short.any() else None
 
 
 def ends(rows: np.ndarray) -> np.ndarray:
-    """Which steps of a curve end it: those with a loss, gradient or parameter that is not finite (``rows``: steps × measures)."""
-    return ~np.isfinite(rows[:, LOSS]) | np.isnan(rows[:, GRAD_NORM]) | np.isnan(rows[:, UPDATE_NORM])
+    """Which steps of a curve end it: those with a loss, gradient or parameter that is not finite
+    (``rows``: steps × measures).
+    """
+    return (
+        ~np.isfinite(rows[:, LOSS]) | np.isnan(rows[:, GRAD_NORM]) | np.isnan(rows[:, UPDATE_NORM])
+    )
 
 
 @SILENT
@@ -97,8 +116,10 @@ def derive(
 ) -> list[Event]:
     """The events of one curve, in the order of their steps.
 
-    :param rows: steps × measures, in the order of `measures.COLUMNS`; a step that ends the curve is its last.
-    :param reference: the loss of the best constant prediction; None means the first loss (an analytic function).
+    :param rows: steps × measures, in the order of `measures.COLUMNS`; a step that ends the curve is
+        its last.
+    :param reference: the loss of the best constant prediction; None means the first loss (an
+        analytic function).
     :param optimum: the loss's infimum, or None if it is unknown.
     :param unbounded: a loss unbounded below gets the rules on non-finite values only.
     :param dtype: of the gradients, ``float32`` or ``float64``: whose range their squares may leave.
@@ -113,14 +134,20 @@ def derive(
 
 
 def evaluated(evaluations: Sequence[Evaluation]) -> list[Event]:
-    """The events of a run's evaluations: of every split and metric the first value that is not finite.
+    """The events of a run's evaluations: of every split and metric the first value that is not
+    finite.
 
     They end nothing: what is wrong may be the data that are looked at, or the metric.
     """
     first: dict[tuple[str, str], Event] = {}
     for one in evaluations:
         if not math.isfinite(one.value):
-            event = Event(one.step, Kind.NONFINITE_EVALUATION, one.value, f"{one.metric} on the {one.split} split is not finite")
+            event = Event(
+                one.step,
+                Kind.NONFINITE_EVALUATION,
+                one.value,
+                f"{one.metric} on the {one.split} split is not finite",
+            )
             first.setdefault((one.split, one.metric), event)
     return ordered(first.values())
 
@@ -145,7 +172,9 @@ def judge(events: Sequence[Event], outcome: str) -> Verdict:
     return Verdict(Status.COMPLETED, outcome)
 
 
-def _level(rows: np.ndarray, reference: float | None, optimum: float | None) -> tuple[np.ndarray, float]:
+def _level(
+    rows: np.ndarray, reference: float | None, optimum: float | None
+) -> tuple[np.ndarray, float]:
     loss = rows[:, LOSS]
     shift = optimum or 0.0
     return loss - shift, (float(loss[0]) if reference is None else reference) - shift
@@ -164,7 +193,11 @@ def _nonfinite(rows: np.ndarray) -> list[Event]:
     ):
         if broken.any():
             step = int(np.argmax(broken))
-            noun = kind.removeprefix("nonfinite_").replace("grad", "gradient").replace("param", "parameter")
+            noun = (
+                kind.removeprefix("nonfinite_")
+                .replace("grad", "gradient")
+                .replace("param", "parameter")
+            )
             events.append(Event(step, kind, float(rows[step, column]), f"{noun} is not finite"))
     return events
 
@@ -179,25 +212,42 @@ def _overflows(rows: np.ndarray) -> list[Event]:
 
 def _underflows(rows: np.ndarray, dtype: str) -> list[Event]:
     norms = rows[:, GRAD_NORM]
-    detail = f"the gradient is not zero and its squares are, in {dtype}: a norm taken of them is zero or too short"
+    detail = (
+        f"the gradient is not zero and its squares are, in {dtype}: a norm taken of them is "
+        f"zero or too short"
+    )
     low = (norms > 0) & (norms < math.sqrt(np.finfo(dtype).tiny))
-    return [Event(step, Kind.NORM_UNDERFLOW, float(norms[step]), detail) for step, _ in _excursions(low)]
+    return [
+        Event(step, Kind.NORM_UNDERFLOW, float(norms[step]), detail) for step, _ in _excursions(low)
+    ]
 
 
 def _blow_ups(level: np.ndarray, base: float, rules: Rules) -> list[Event]:
     line = rules.blow_up * max(float(level[0]), base)
     if not math.isfinite(line) or line <= 0:
         return []
-    long = [(first, last) for first, last in _excursions(level > line) if last - first >= rules.blow_up_steps]
+    long = [
+        (first, last)
+        for first, last in _excursions(level > line)
+        if last - first >= rules.blow_up_steps
+    ]
     if not long:
         return []
     words = (
-        f"above {line:.6g}, {rules.blow_up:g} times the larger of first and reference loss, for {rules.blow_up_steps} steps running"
+        f"above {line:.6g}, {rules.blow_up:g} times the larger of first and reference loss, "
+        f"for {rules.blow_up_steps} steps running"
     )
     events = [Event(first, Kind.BLOW_UP, float(level[first]), words) for first, _ in long]
     end = long[-1][1]
     if end < len(level) and _tail(level, rules) < line:
-        events.append(Event(end, Kind.RECOVERED, float(level[end]), f"back below {line:.6g}, and there at the end"))
+        events.append(
+            Event(
+                end,
+                Kind.RECOVERED,
+                float(level[end]),
+                f"back below {line:.6g}, and there at the end",
+            )
+        )
     return events
 
 
@@ -213,7 +263,10 @@ def _spikes(level: np.ndarray, base: float, rules: Rules) -> list[Event]:
             window + first,
             Kind.SPIKE,
             float(now[first]),
-            f"above {rules.spike:g} times the median of the {window} steps before ({before[first]:.6g}) by more than the reference",
+            (
+                f"above {rules.spike:g} times the median of the {window} steps before "
+                f"({before[first]:.6g}) by more than the reference"
+            ),
         )
         for first, _ in _excursions(high)
     ]

@@ -1,7 +1,8 @@
-"""What a workload gives to one cell: weights, batches and evaluation data, each from a seeded stream of its own.
+"""What a workload gives to one cell: weights, batches and evaluation data, each from a seeded
+stream of its own.
 
-A stream depends on the workload's name, the seed and the stream's name only. So every method meets the same weights and the same
-batches, in every process and in every engine.
+A stream depends on the workload's name, the seed and the stream's name only. So every method meets
+the same weights and the same batches, in every process and in every engine.
 """
 
 from __future__ import annotations
@@ -25,10 +26,18 @@ MIXED = "bfloat16-mixed"  # weights, update and loss in float32, the model's pro
 DTYPES = {"float32": torch.float32, "float64": torch.float64, MIXED: torch.float32}
 
 
-def model(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu", mixed: bool = False) -> nn.Module:
-    """The workload's module with the seed's weights: drawn in float32 on the CPU, the same on every processor, then moved.
+def model(
+    workload: Any,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    mixed: bool = False,
+) -> nn.Module:
+    """The workload's module with the seed's weights: drawn in float32 on the CPU, the same on every
+    processor, then moved.
 
-    ``model(self)`` draws them from torch's random state, which the seed has set; ``model(self, seed)`` is handed the seed as well.
+    ``model(self)`` draws them from torch's random state, which the seed has set; ``model(self,
+    seed)`` is handed the seed as well.
 
     :param mixed: whether it computes under autocast to bfloat16, and returns float32.
     :raises UsageError: a parameter or a buffer is complex: in ``dtype`` it would be another model.
@@ -39,8 +48,10 @@ def model(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: 
     for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
         if tensor.is_complex():
             raise UsageError(
-                f'workload "{workload.name}": `{name}` is complex ({str(tensor.dtype).removeprefix("torch.")}), and only real '
-                "numbers are trained here; keep real and imaginary part as two, such as `torch.view_as_real` makes of it"
+                f'workload "{workload.name}": `{name}` is complex '
+                f"({str(tensor.dtype).removeprefix('torch.')}), and only real "
+                "numbers are trained here; keep real and imaginary part as two, such as "
+                "`torch.view_as_real` makes of it"
             )
     module = module.to(device=device, dtype=dtype)
     if mixed:
@@ -55,20 +66,29 @@ def model(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: 
 
 
 @lru_cache(maxsize=12)  # the seeds of one arm; of origin 14 MB each
-def splits(workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str, Batch]:
+def splits(
+    workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> dict[str, Batch]:
     """Split name → ``(inputs, targets)``, floating tensors in ``dtype``.
 
-    ``data(self)`` is called once per process and the same for every seed; ``data(self, generator)`` draws the split of each seed. A
-    workload that only samples is evaluated on one sampled batch per split.
+    ``data(self)`` is called once per process and the same for every seed; ``data(self, generator)``
+    draws the split of each seed. A workload that only samples is evaluated on one sampled batch per
+    split.
     """
     if not hasattr(workload, "data"):
         names = ("validation", "test")
-        drawn = {name: _sampler(workload, trees.generator(workload.name, seed, name), EVALUATED)() for name in names}
+        drawn = {
+            name: _sampler(workload, trees.generator(workload.name, seed, name), EVALUATED)()
+            for name in names
+        }
     elif _takes(workload.data, "generator"):
         drawn = _splits(workload, workload.data(trees.generator(workload.name, seed, "split")))
     else:
         drawn = _once(workload)
-    return {name: (cast(inputs, dtype, device), cast(targets, dtype, device)) for name, (inputs, targets) in drawn.items()}
+    return {
+        name: (cast(inputs, dtype, device), cast(targets, dtype, device))
+        for name, (inputs, targets) in drawn.items()
+    }
 
 
 def _splits(workload: Any, data: Any) -> dict[str, Batch]:
@@ -78,7 +98,10 @@ def _splits(workload: Any, data: Any) -> dict[str, Batch]:
     """
     where = f'workload "{workload.name}": `data`'
     if not isinstance(data, Mapping):
-        raise UsageError(f"{where} returned {_description(data)}, and must return a dict of the splits train, validation and test.")
+        raise UsageError(
+            f"{where} returned {_description(data)}, and must return a dict of the splits train, "
+            f"validation and test."
+        )
     return {name: _pair(pair, f"{where} returned for {name}") for name, pair in data.items()}
 
 
@@ -87,15 +110,24 @@ def _pair(pair: Any, what: str) -> Batch:
 
     :raises UsageError: they are something else.
     """
-    if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(one, Tensor) for one in pair)):
-        raise UsageError(f"{what} {_description(pair)}, and must return a pair of tensors: inputs and targets.")
+    if not (
+        isinstance(pair, tuple | list)
+        and len(pair) == 2
+        and all(isinstance(one, Tensor) for one in pair)
+    ):
+        raise UsageError(
+            f"{what} {_description(pair)}, and must return a pair of tensors: inputs and targets."
+        )
     return pair[0], pair[1]
 
 
 def _description(value: Any) -> str:
     """``a tuple of ndarray and ndarray``, ``a Tensor of shape (3, 4)``."""
     if isinstance(value, tuple | list) and value:
-        return f"a {type(value).__name__} of {' and '.join(type(one).__name__ for one in value[:3])}{', …' * (len(value) > 3)}"
+        return (
+            f"a {type(value).__name__} of "
+            f"{' and '.join(type(one).__name__ for one in value[:3])}{', …' * (len(value) > 3)}"
+        )
     shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
     return "nothing" if value is None else f"a {type(value).__name__}{shape}"
 
@@ -106,11 +138,17 @@ def _once(workload: Any) -> dict[str, Batch]:
 
 
 def batches(
-    workload: Any, seed: int, batch: int, steps: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    workload: Any,
+    seed: int,
+    batch: int,
+    steps: int,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> Iterator[Batch]:
     """The ``steps`` training batches of one seed, in order.
 
-    Data is visited in shuffled epochs without the last, short batch; a workload with ``sample`` draws every batch anew.
+    Data is visited in shuffled epochs without the last, short batch; a workload with ``sample``
+    draws every batch anew.
 
     :raises UsageError: the training split is smaller than one batch.
     """
@@ -129,8 +167,14 @@ def batches(
 
 
 def _sampler(workload: Any, stream: torch.Generator, batch: int) -> Callable[[], Batch]:
-    """``sample`` with its arguments: to look its signature up at every draw takes longer than some draws."""
-    draw = partial(workload.sample, stream, batch) if _takes(workload.sample, "batch") else partial(workload.sample, stream)
+    """``sample`` with its arguments: to look its signature up at every draw takes longer than
+    some draws.
+    """
+    draw = (
+        partial(workload.sample, stream, batch)
+        if _takes(workload.sample, "batch")
+        else partial(workload.sample, stream)
+    )
     what = f'workload "{workload.name}": `sample` returned'
     return lambda: _pair(draw(), what)
 
@@ -142,17 +186,30 @@ def order(examples: int, batch: int, steps: int, stream: torch.Generator, name: 
     """
     per_epoch = examples // batch
     if per_epoch == 0:
-        raise UsageError(f'workload "{name}": a batch of {batch} is larger than its {examples} training examples.')
-    epochs = [torch.randperm(examples, generator=stream)[: per_epoch * batch] for _ in range(-(-steps // per_epoch))]
-    return torch.cat(epochs).reshape(-1, batch)[:steps] if epochs else torch.empty(0, batch, dtype=torch.long)
+        raise UsageError(
+            f'workload "{name}": a batch of {batch} is larger than its {examples} training '
+            f"examples."
+        )
+    epochs = [
+        torch.randperm(examples, generator=stream)[: per_epoch * batch]
+        for _ in range(-(-steps // per_epoch))
+    ]
+    return (
+        torch.cat(epochs).reshape(-1, batch)[:steps]
+        if epochs
+        else torch.empty(0, batch, dtype=torch.long)
+    )
 
 
-def parts(workload: Any, inputs: Tensor, targets: Tensor, number: int) -> list[tuple[float, Tensor, Tensor]]:
+def parts(
+    workload: Any, inputs: Tensor, targets: Tensor, number: int
+) -> list[tuple[float, Tensor, Tensor]]:
     """A batch in ``number`` parts: the share of each in the whole, its inputs and its targets.
 
-    The share is that of the examples, or of ``weight(targets)`` if the workload has that: what a part counts for, a number of at
-    least 0, such as the sum of its classes' weights. A part that counts for nothing is left out, for its loss may be 0/0; if no
-    part of a batch counts, all are kept.
+    The share is that of the examples, or of ``weight(targets)`` if the workload has that: what a
+    part counts for, a number of at least 0, such as the sum of its classes' weights. A part that
+    counts for nothing is left out, for its loss may be 0/0; if no part of a batch counts, all are
+    kept.
 
     An analytic function, whose input is one vector whatever the batch, has one part.
     """
@@ -160,7 +217,10 @@ def parts(workload: Any, inputs: Tensor, targets: Tensor, number: int) -> list[t
     if not hasattr(workload, "weight"):
         return [(len(some) / len(inputs), some, wanted) for some, wanted in pieces]
     weights = torch.stack([weight(workload, wanted) for _, wanted in pieces])
-    shared = [(share, *piece) for share, piece in zip((weights / weights.sum()).tolist(), pieces, strict=True)]
+    shared = [
+        (share, *piece)
+        for share, piece in zip((weights / weights.sum()).tolist(), pieces, strict=True)
+    ]
     return [one for one in shared if one[0] != 0] or shared
 
 
@@ -171,7 +231,10 @@ def weight(workload: Any, targets: Tensor) -> Tensor:
     """
     value = torch.as_tensor(workload.weight(targets), device=targets.device)
     if value.numel() != 1 or value.is_complex():
-        raise UsageError(f'workload "{workload.name}": `weight` returned {value.numel()} numbers, not one of at least 0')
+        raise UsageError(
+            f'workload "{workload.name}": `weight` returned {value.numel()} numbers, not one of '
+            f"at least 0"
+        )
     return value.reshape(()).double()
 
 
@@ -181,16 +244,23 @@ def loss_of(workload: Any, output: Tensor, target: Tensor) -> Tensor:
 
 
 def sparse(named: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The sentence on the first of some named parameters whose gradient is sparse; None if all are dense."""
+    """The sentence on the first of some named parameters whose gradient is sparse; None if all
+    are dense.
+    """
     for name, param in named:
         if param.grad is not None and param.grad.layout is not torch.strided:
-            return f"`{name}` has a sparse gradient, which only the loop without a clip can train; give its layer `sparse=False`"
+            return (
+                f"`{name}` has a sparse gradient, which only the loop without a clip can train; "
+                f"give its layer `sparse=False`"
+            )
     return None
 
 
 @lru_cache(maxsize=32)
 def sparse_at_first(workload: Any) -> str | None:
-    """The same for a workload's parameters at its first small batch; None also if that batch cannot be taken."""
+    """The same for a workload's parameters at its first small batch; None also if that batch
+    cannot be taken.
+    """
     try:
         module = model(workload, 0)
         inputs, targets = next(batches(workload, 0, 2, 1))
@@ -202,7 +272,9 @@ def sparse_at_first(workload: Any) -> str | None:
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, device: str) -> Tensor:
-    """``tensor`` on ``device``, in ``dtype`` if it is floating (labels and token numbers stay whole numbers)."""
+    """``tensor`` on ``device``, in ``dtype`` if it is floating (labels and token numbers stay
+    whole numbers).
+    """
     return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
 

@@ -1,7 +1,8 @@
 """Learning-rate schedules: the share of its learning rate that a run has at each step.
 
-A schedule is a word of the study's language, not a component: ``cosine``, or with settings ``cosine(warm_up=0.1)``. In a cell it is
-a setting of the optimizer, left out where it is ``constant``; an engine multiplies the cell's lr by ``factors(schedule, steps)``.
+A schedule is a word of the study's language, not a component: ``cosine``, or with settings
+``cosine(warm_up=0.1)``. In a cell it is a setting of the optimizer, left out where it is
+``constant``; an engine multiplies the cell's lr by ``factors(schedule, steps)``.
 """
 
 from __future__ import annotations
@@ -22,26 +23,32 @@ CONSTANT = vocabulary.CONSTANT
 class Constant:
     """The same learning rate at every step.
 
-    :param warm_up: share of the steps that come first, over which the rate rises in a straight line; here as in every schedule.
+    :param warm_up: share of the steps that come first, over which the rate rises in a straight
+        line; here as in every schedule.
     """
 
     warm_up: Unit = 0.0
 
     def share(self, progress: float) -> float:
-        """The factor after a share of the steps (those of the warm-up left out), which is from 0 up to, not including, 1."""
+        """The factor after a share of the steps (those of the warm-up left out), which is from 0
+        up to, not including, 1.
+        """
         return 1.0
 
 
 @dataclass(frozen=True)
 class WarmUp(Constant):
-    """Rising in a straight line over the first tenth of the steps, then constant (Goyal et al. 2017)."""
+    """Rising in a straight line over the first tenth of the steps, then constant (Goyal et al.
+    2017).
+    """
 
     warm_up: Unit = 0.1
 
 
 @dataclass(frozen=True)
 class Cosine(Constant):
-    """Falling along half a cosine (Loshchilov and Hutter 2017), as ``CosineAnnealingLR`` over all steps.
+    """Falling along half a cosine (Loshchilov and Hutter 2017), as ``CosineAnnealingLR`` over all
+    steps.
 
     :param floor: the share that it falls to.
     """
@@ -54,7 +61,8 @@ class Cosine(Constant):
 
 @dataclass(frozen=True)
 class Polynomial(Constant):
-    """Falling to zero as a power of the steps that are left; nnU-Net's with .9 (Isensee et al. 2021), a straight line with 1.
+    """Falling to zero as a power of the steps that are left; nnU-Net's with .9 (Isensee et al.
+    2021), a straight line with 1.
 
     :param power: above 0.
     """
@@ -67,7 +75,8 @@ class Polynomial(Constant):
 
 @dataclass(frozen=True)
 class Step(Constant):
-    """Multiplied by a factor at two points; MedMNIST's, with a tenth at a half and at three quarters (Yang et al. 2023).
+    """Multiplied by a factor at two points; MedMNIST's, with a tenth at a half and at three
+    quarters (Yang et al. 2023).
 
     :param first: share of the steps before the first fall.
     :param second: share of the steps before the second; 1 for no second.
@@ -92,7 +101,8 @@ KNOWN: dict[str, type[Constant]] = {
 
 
 def canonical(text: str, where: str) -> str:
-    """A schedule as a cell has it: settings in the order of their declaration, those at their default left out.
+    """A schedule as a cell has it: settings in the order of their declaration, those at their
+    default left out.
 
     :raises UsageError: no such schedule, or an unknown or unfit setting.
 
@@ -102,13 +112,21 @@ def canonical(text: str, where: str) -> str:
     match = re.fullmatch(r"\s*([a-z-]+)\s*(?:\((.*)\))?\s*", text)
     name, settings = (match[1], match[2] or "") if match else (text, "")
     if name not in KNOWN:
-        raise UsageError(f'{where}: there is no schedule "{name}".{nearest(name, KNOWN)} There are: {", ".join(KNOWN)}.')
+        raise UsageError(
+            f'{where}: there is no schedule "{name}".{nearest(name, KNOWN)} There are: '
+            f"{', '.join(KNOWN)}."
+        )
     declared, values = fields(KNOWN[name]), dict[str, float]()
     for setting in filter(None, (one.strip() for one in settings.split(","))):
         key, _, value = (word.strip() for word in setting.partition("="))
         if key not in declared:
-            known = ", ".join(f"{field} ({describe(annotation)})" for field, annotation in declared.items())
-            raise UsageError(f'{where}: the schedule "{name}" has no setting `{key}`. It has: {known}.{nearest(key, declared)}')
+            known = ", ".join(
+                f"{field} ({describe(annotation)})" for field, annotation in declared.items()
+            )
+            raise UsageError(
+                f'{where}: the schedule "{name}" has no setting `{key}`. It has: '
+                f"{known}.{nearest(key, declared)}"
+            )
         what = f'{where}: the schedule "{name}" setting `{key}`'
         try:
             number: float | str = float(value)
@@ -134,7 +152,10 @@ def factors(schedule: str, steps: int) -> list[float]:
     [0.5, 1.0, 1.0, 1.0]
     """
     name, _, words = schedule.rstrip(")").partition("(")
-    settings = {key: float(value) for key, _, value in (word.partition("=") for word in words.split(", ") if word)}
+    settings = {
+        key: float(value)
+        for key, _, value in (word.partition("=") for word in words.split(", ") if word)
+    }
     shape = KNOWN[name](**settings)
     rising = round(shape.warm_up * steps)
     return [(step + 1) / rising for step in range(rising)] + [

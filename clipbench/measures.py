@@ -1,8 +1,10 @@
-"""What is measured of every training step: one table, `MEASURES`, off which everything else is read.
+"""What is measured of every training step: one table, `MEASURES`, off which everything else is
+read.
 
-A measure is made of products of vectors: inner products and counts, each a single pass. `step` takes them on the device; what a
-measure makes of them is worked out later by `rows`, for many steps at once. The products that are taken, the vectors that engines
-remember for the next step, the columns of a stored curve and what a replay compares follow from the table: a measure is added here,
+A measure is made of products of vectors: inner products and counts, each a single pass. `step`
+takes them on the device; what a measure makes of them is worked out later by `rows`, for many steps
+at once. The products that are taken, the vectors that engines remember for the next step, the
+columns of a stored curve and what a replay compares follow from the table: a measure is added here,
 and nowhere else.
 
 Nothing here knows of torch.
@@ -59,14 +61,17 @@ def differing(left: str, right: str) -> Product:
 def peak(vector: str) -> Product:
     """Finite exactly if every element of a vector is: zero, or the largest of their sizes.
 
-    It tells a gradient with an infinite element from a finite one whose norm overflows. Not taken of a vector of the step before.
+    It tells a gradient with an infinite element from a finite one whose norm overflows. Not taken
+    of a vector of the step before.
     """
     return Product(PEAK, vector, vector)
 
 
 @dataclass(frozen=True)
 class Taken:
-    """The losses and the products of some steps: arrays of one value a step, or of steps × lanes."""
+    """The losses and the products of some steps: arrays of one value a step, or of steps ×
+    lanes.
+    """
 
     loss: np.ndarray
     products: Mapping[Product, np.ndarray]
@@ -95,20 +100,27 @@ class Measure:
     counts: bool = False
     """Whether it counts elements, so that rounding alone moves it by whole ones."""
     later: bool = False
-    """Whether curves were stored before there was such a measure: they are read with nulls in it."""
+    """Whether curves were stored before there was such a measure: they are read with nulls in
+    it.
+    """
 
 
 @cache
 def least(dtype: str, elements: int) -> float:
-    """The least sum of squares that is as exact as its ``dtype``: of a smaller one, squares that count may have been lost."""
+    """The least sum of squares that is as exact as its ``dtype``: of a smaller one, squares that
+    count may have been lost.
+    """
     limits = np.finfo(dtype)
     return elements * float(limits.tiny) / float(limits.eps)
 
 
 def _grad_norm(taken: Taken) -> np.ndarray:
-    """The norm of the raw gradient; infinite if it is in the gradient's ``dtype``: a norm clip divides by that."""
+    """The norm of the raw gradient; infinite if it is in the gradient's ``dtype``: a norm clip
+    divides by that.
+    """
     raw, largest = taken[square(RAW)], taken[peak(RAW)]
-    # Where all squares are lost in float64, too, the largest element stands for the norm: it is not zero.
+    # Where all squares are lost in float64, too, the largest element stands for the norm: it is not
+    # zero.
     norm = np.where((raw == 0) & (largest > 0), largest, np.sqrt(raw))
     return np.where(raw > float(np.finfo(taken.dtype).max), np.inf, norm) + 0 * largest
 
@@ -120,7 +132,9 @@ def _changed_elements(taken: Taken) -> np.ndarray:
 
 
 def _comparable(taken: Taken) -> np.ndarray:
-    """Whether the squares of what the clip was handed, and of what it returned, stayed in range: a truth value for each step."""
+    """Whether the squares of what the clip was handed, and of what it returned, stayed in range:
+    a truth value for each step.
+    """
     handed, clipped = taken[square(HANDED)], taken[square(CLIPPED)]
     return (handed >= least("float64", taken.elements)) & ((handed < np.inf) | (clipped == 0))
 
@@ -147,25 +161,42 @@ def _update_norm(taken: Taken) -> np.ndarray:
 _COMPARED = (square(HANDED), square(CLIPPED), differing(HANDED, CLIPPED), peak(RAW))
 
 MEASURES = (
-    Measure("loss", "loss", "training loss of the batch, before the update", (), lambda taken: taken.loss),
+    Measure(
+        "loss",
+        "loss",
+        "training loss of the batch, before the update",
+        (),
+        lambda taken: taken.loss,
+    ),
     Measure(
         "grad_norm",
         "gradient",
-        "2-norm of the raw gradient; inf where finite elements overflow it in their precision, NaN where an element is not finite",
+        (
+            "2-norm of the raw gradient; inf where finite elements overflow it in their "
+            "precision, NaN "
+            "where an element is not finite"
+        ),
         (square(RAW), peak(RAW)),
         _grad_norm,
     ),
     Measure(
         "kept",
         "ratio",
-        "norm of what the clip returned over that of what it was handed; 1 for zero, NaN where either left the range of float64",
+        (
+            "norm of what the clip returned over that of what it was handed; 1 for zero, NaN where "
+            "either left the range of float64"
+        ),
         _COMPARED,
         _kept_share,
     ),
     Measure(
         "cosine",
         "ratio",
-        "cosine between what the clip was handed and what it returned; 1 for zero, NaN where only that is zero",
+        (
+            "cosine between what the clip was handed and what it returned; 1 for zero, NaN "
+            "where only "
+            "that is zero"
+        ),
         (*_COMPARED, inner(HANDED, CLIPPED)),
         _cosine,
     ),
@@ -192,7 +223,12 @@ LOSS, GRAD_NORM, KEPT, COSINE, CHANGED, UPDATE_NORM = map(
 PRODUCTS = tuple(dict.fromkeys(product for measure in MEASURES for product in measure.needs))
 """What a step leaves on the device beside its loss."""
 REMEMBERED = tuple(
-    dict.fromkeys(vector.removeprefix(LAST) for product in PRODUCTS for vector in product[1:] if vector.startswith(LAST))
+    dict.fromkeys(
+        vector.removeprefix(LAST)
+        for product in PRODUCTS
+        for vector in product[1:]
+        if vector.startswith(LAST)
+    )
 )
 """The vectors that are kept until the next step, for a measure with memory."""
 

@@ -1,8 +1,9 @@
 """Metrics in torch: how good an output is, as one float. Each knows its name and its direction.
 
-A metric is ``(output, target) -> float``. An output that is not finite everywhere has no metric: NaN, whatever the function would
-have made of it. A user-defined metric is any function; a higher value counts as better unless it carries
-``higher_is_better = False``. One that carries ``standard_error``, ``(output, target) -> float``, is asked for its own.
+A metric is ``(output, target) -> float``. An output that is not finite everywhere has no metric:
+NaN, whatever the function would have made of it. A user-defined metric is any function; a higher
+value counts as better unless it carries ``higher_is_better = False``. One that carries
+``standard_error``, ``(output, target) -> float``, is asked for its own.
 """
 
 from __future__ import annotations
@@ -25,18 +26,24 @@ def direction(metric: Metric) -> bool:
 
 
 def name_of(metric: Metric) -> str:
-    """The name of ``metric`` in the store and in figures: its ``name``, else that of its function."""
-    return str(getattr(metric, "name", None) or getattr(metric, "__name__", None) or type(metric).__name__)
+    """The name of ``metric`` in the store and in figures: its ``name``, else that of its
+    function.
+    """
+    return str(
+        getattr(metric, "name", None) or getattr(metric, "__name__", None) or type(metric).__name__
+    )
 
 
 GROUPS = 10  # of the jackknife
 
 
 def standard_error(metric: Metric, output: Tensor, target: Tensor) -> float:
-    r"""The standard error of a metric: how far other examples of the same kind would move it, in its own unit, at least 0.
+    r"""The standard error of a metric: how far other examples of the same kind would move it, in
+    its own unit, at least 0.
 
-    By the metric's own ``standard_error`` if it has one, else by a delete-a-group jackknife, which knows nothing of the metric: the
-    examples are dealt out in turn to ten groups (to as many as there are examples, if those are fewer), and each is left out once.
+    By the metric's own ``standard_error`` if it has one, else by a delete-a-group jackknife, which
+    knows nothing of the metric: the examples are dealt out in turn to ten groups (to as many as
+    there are examples, if those are fewer), and each is left out once.
 
     .. math:: \sqrt{\tfrac{g - 1}{g} \sum_{i=1}^g (m_{-i} - \bar m)^2}
 
@@ -46,7 +53,8 @@ def standard_error(metric: Metric, output: Tensor, target: Tensor) -> float:
 
     **Source**: Tukey 1958; Kott 2001 for groups.
 
-    >>> round(standard_error(accuracy, torch.eye(2).repeat(50, 1), torch.tensor([0, 1, 0, 0] * 25)), 4)
+    >>> outputs, targets = torch.eye(2).repeat(50, 1), torch.tensor([0, 1, 0, 0] * 25)
+    >>> round(standard_error(accuracy, outputs, targets), 4)
     0.0435
     """
     if not torch.isfinite(output).all():
@@ -61,7 +69,10 @@ def jackknife(metric: Metric, output: Tensor, target: Tensor) -> float:
     if groups < 2:
         return 0.0
     group = torch.arange(len(output), device=output.device) % groups
-    without = torch.tensor([metric(output[group != left], target[group != left]) for left in range(groups)], dtype=torch.float64)
+    without = torch.tensor(
+        [metric(output[group != left], target[group != left]) for left in range(groups)],
+        dtype=torch.float64,
+    )
     return ((groups - 1) * without.var(correction=0)).sqrt().item()
 
 
@@ -73,7 +84,9 @@ def of_mean(values: Tensor) -> float:
 def _metric(
     *, higher_is_better: bool, standard_error: Callable[[Tensor, Tensor], float] | None = None
 ) -> Callable[[Metric], Metric]:
-    """Give a metric its ``name``, direction and standard error, and NaN for an output that is not finite."""
+    """Give a metric its ``name``, direction and standard error, and NaN for an output that is
+    not finite.
+    """
 
     def mark(function: Metric) -> Metric:
         @functools.wraps(function)
@@ -88,11 +101,13 @@ def _metric(
     return mark
 
 
-# ---------------------------------------------------------------------------------------------------------------- classification
+# ----------------------------------------------------------------------------------- classification
 
 
 def _delong(output: Tensor, target: Tensor) -> float:
-    """The standard error of `roc_auc`: of its means over either class, which are independent (DeLong et al. 1988)."""
+    """The standard error of `roc_auc`: of its means over either class, which are independent
+    (DeLong et al. 1988).
+    """
     scores, positive = _scores(output), target.flatten().bool()
     ranks, positives = _midranks(scores), int(positive.sum())
     if not 1 < positives < len(scores) - 1:
@@ -102,7 +117,8 @@ def _delong(output: Tensor, target: Tensor) -> float:
 
 
 def _scores(output: Tensor) -> Tensor:
-    wide = output.double()  # a difference of float32 logits would be rounded into ties that are none
+    # a difference of float32 logits would be rounded into ties that are none
+    wide = output.double()
     return wide[:, 1] - wide[:, 0] if wide.shape[1:] == (2,) else wide.flatten()
 
 
@@ -114,12 +130,14 @@ def _midranks(scores: Tensor) -> Tensor:
 
 @_metric(higher_is_better=True, standard_error=_delong)
 def roc_auc(output: Tensor, target: Tensor) -> float:
-    r"""The probability that a positive example scores above a negative one, a tie counting one half.
+    r"""The probability that a positive example scores above a negative one, a tie counting one
+    half.
 
-    .. math:: \mathrm{AUC} = \frac{\sum_{y_i = 1} r_i - n_+(n_+ + 1)/2}{n_+\, n_-}, \qquad r_i = \text{midrank of score } i
+    .. math:: \mathrm{AUC} = \frac{\sum_{y_i = 1} r_i - n_+(n_+ + 1)/2}{n_+\, n_-}, \qquad
+              r_i = \text{midrank of score } i
 
-    Mann and Whitney's statistic: exact with ties, O(n log n). In [0, 1], higher is better, .5 at chance; NaN if a class is
-    absent.
+    Mann and Whitney's statistic: exact with ties, O(n log n). In [0, 1], higher is better, .5 at
+    chance; NaN if a class is absent.
 
     :param output: scores of N or N×1, or logits of N×2, whose score is the second minus the first.
     :param target: N or N×1 labels, 0 or 1.
@@ -129,7 +147,10 @@ def roc_auc(output: Tensor, target: Tensor) -> float:
     0.875
     """
     if not (output.ndim == 1 or (output.ndim == 2 and output.shape[1] in (1, 2))):
-        raise UsageError(f"roc_auc: the output has the shape {tuple(output.shape)}, and must be N, N×1 or N×2 (two classes).")
+        raise UsageError(
+            f"roc_auc: the output has the shape {tuple(output.shape)}, and must be N, N×1 or N×2 "
+            f"(two classes)."
+        )
     scores, positive = _scores(output), target.flatten().bool()
     if len(positive) != len(scores):
         raise UsageError(f"roc_auc: {len(scores)} scores came with {len(positive)} labels.")
@@ -143,13 +164,16 @@ def roc_auc(output: Tensor, target: Tensor) -> float:
 
 @_metric(higher_is_better=True)
 def mean_auc(output: Tensor, target: Tensor) -> float:
-    r"""The ROC AUC of every class against the rest, averaged over the classes, as MedMNIST's evaluator does it.
+    r"""The ROC AUC of every class against the rest, averaged over the classes, as MedMNIST's
+    evaluator does it.
 
     .. math:: \frac{1}{C} \sum_c \mathrm{AUC}\bigl(\mathrm{softmax}(z)_c,\ [y = c]\bigr)
 
-    In [0, 1], higher is better, .5 at chance; NaN if a class is absent. Of two classes both AUC are that of ``roc_auc``.
+    In [0, 1], higher is better, .5 at chance; NaN if a class is absent. Of two classes both AUC are
+    that of ``roc_auc``.
 
-    :param output: logits of N×C, C at least 2. The order within a class is that of the softmax, not of the logit.
+    :param output: logits of N×C, C at least 2. The order within a class is that of the softmax, not
+        of the logit.
     :param target: labels of N, 0 to C − 1.
     :raises UsageError: another shape.
 
@@ -157,11 +181,17 @@ def mean_auc(output: Tensor, target: Tensor) -> float:
     1.0
     """
     if output.ndim != 2 or output.shape[1] < 2:
-        raise UsageError(f"mean_auc: the output has the shape {tuple(output.shape)}, and must be N×C with two classes or more.")
+        raise UsageError(
+            f"mean_auc: the output has the shape {tuple(output.shape)}, and must be N×C with two "
+            f"classes or more."
+        )
     logits, classes = output.double(), output.shape[1]
     own = torch.eye(classes, dtype=torch.bool, device=output.device)
-    # log p/(1 − p): it orders as the softmax does, which would round confident outputs into ties at 1.
-    odds = [logits[:, c] - logits.masked_fill(own[c], -math.inf).logsumexp(1) for c in range(classes)]
+    # log p/(1 − p): it orders as the softmax does, which would round confident outputs into ties at
+    # 1.
+    odds = [
+        logits[:, c] - logits.masked_fill(own[c], -math.inf).logsumexp(1) for c in range(classes)
+    ]
     return sum(roc_auc(score, target == c) for c, score in enumerate(odds)) / classes
 
 
@@ -185,17 +215,21 @@ def accuracy(output: Tensor, target: Tensor) -> float:
 
     :param output: logits of N×…×C.
     :param target: labels of N×…, 0 to C − 1.
-    :raises UsageError: the labels have another shape: compared all the same, they would be spread over each other.
+    :raises UsageError: the labels have another shape: compared all the same, they would be spread
+        over each other.
 
     >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
     0.5
     """
     if output.shape[:-1] != target.shape:
-        raise UsageError(f"accuracy: logits of the shape {tuple(output.shape)} came with labels of {tuple(target.shape)}.")
+        raise UsageError(
+            f"accuracy: logits of the shape {tuple(output.shape)} came with labels of "
+            f"{tuple(target.shape)}."
+        )
     return (output.argmax(-1) == target).double().mean().item()
 
 
-# ------------------------------------------------------------------------------------------------------------------ segmentation
+# ------------------------------------------------------------------------------------- segmentation
 
 
 def _overlaps(output: Tensor, target: Tensor) -> Tensor:
@@ -211,11 +245,15 @@ def _overlaps(output: Tensor, target: Tensor) -> Tensor:
     return torch.stack(scores)
 
 
-@_metric(higher_is_better=True, standard_error=_of_examples(lambda output, target: _overlaps(output, target).mean(0)))
+@_metric(
+    higher_is_better=True,
+    standard_error=_of_examples(lambda output, target: _overlaps(output, target).mean(0)),
+)
 def dice(output: Tensor, target: Tensor) -> float:
     r"""The overlap of predicted and true region, taken per image and class and averaged.
 
-    .. math:: \mathrm{Dice}(A, B) = \frac{2 |A \cap B|}{|A| + |B|}, \qquad \mathrm{Dice}(\emptyset, \emptyset) = 1
+    .. math:: \mathrm{Dice}(A, B) = \frac{2 |A \cap B|}{|A| + |B|}, \qquad
+              \mathrm{Dice}(\emptyset, \emptyset) = 1
 
     In [0, 1], higher is better. Of several classes the first is the background, and is left out.
 
@@ -228,18 +266,21 @@ def dice(output: Tensor, target: Tensor) -> float:
     return _overlaps(output, target).mean().item()
 
 
-# --------------------------------------------------------------------------------------------------------------------- sequences
+# ---------------------------------------------------------------------------------------- sequences
 
 
 def _lengths(output: Tensor, target: Tensor) -> Tensor:
     """The bits a character of each example, N."""
-    nats = torch.nn.functional.cross_entropy(output.double().flatten(0, -2), target.flatten(), reduction="none")
+    nats = torch.nn.functional.cross_entropy(
+        output.double().flatten(0, -2), target.flatten(), reduction="none"
+    )
     return nats.reshape(len(output), -1).mean(1) / math.log(2)
 
 
 @_metric(higher_is_better=False, standard_error=_of_examples(_lengths))
 def bits(output: Tensor, target: Tensor) -> float:
-    r"""Bits per character: the mean length of the code that the predicted probabilities would give to the text.
+    r"""Bits per character: the mean length of the code that the predicted probabilities would give
+    to the text.
 
     .. math:: -\frac{1}{N} \sum_i \log_2 \mathrm{softmax}(z_i)_{y_i}
 
@@ -255,7 +296,7 @@ def bits(output: Tensor, target: Tensor) -> float:
     return nats.item() / math.log(2)
 
 
-# ------------------------------------------------------------------------------------------------------------ analytic functions
+# ------------------------------------------------------------------------------- analytic functions
 
 
 @_metric(higher_is_better=False, standard_error=lambda *_: 0.0)

@@ -1,8 +1,9 @@
 """Three tables of components, filled by three decorators.
 
-A component is a class: its annotated fields are its settings. The decorators make it a frozen dataclass and enter it under its
-name; nothing is validated when a component is built (under ``torch.func.vmap`` a float field is a tensor), everything is validated
-here, before. This module never imports torch, so that a component's name can be checked without waiting for it.
+A component is a class: its annotated fields are its settings. The decorators make it a frozen
+dataclass and enter it under its name; nothing is validated when a component is built (under
+``torch.func.vmap`` a float field is a tensor), everything is validated here, before. This module
+never imports torch, so that a component's name can be checked without waiting for it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ Finite = vocabulary.Finite
 NonNegative = Annotated[float, Field(ge=0, description="number of at least 0")]
 Unit = Annotated[float, Field(ge=0, le=1, description="number from 0 to 1")]
 Percent = Annotated[float, Field(ge=0, le=100, description="number from 0 to 100")]
-# The share of a running average that stays from one step to the next: at 1 it would never learn of a gradient.
+# The share of a running average that stays from one step to the next: at 1 it would never learn of
+# a gradient.
 Decay = Annotated[float, Field(ge=0, lt=1, description="number from 0 up to, but not including, 1")]
 Count = vocabulary.Count
 
@@ -45,7 +47,7 @@ ENTRY_POINTS = "clipbench.components"
 C = TypeVar("C", bound=type)
 
 
-# ---------------------------------------------------------------------------------------------------------------- the tables
+# --------------------------------------------------------------------------------------- the tables
 
 _tables: dict[str, dict[str, type]] = {kind: {} for kind in KINDS}
 _used: dict[Path, str] = {}
@@ -71,9 +73,11 @@ def clip(name: str) -> Callable[[C], C]:
 
 
 def dotted(kind: Kind) -> Callable[[Callable[[str, str], Any]], Callable[[str, str], Any]]:
-    """Register the function ``finder(path, where)`` that finds components of a kind by a dotted path instead of a name.
+    """Register the function ``finder(path, where)`` that finds components of a kind by a dotted
+    path instead of a name.
 
-    What it returns has ``name`` and ``version``, builds a component when called with settings, and checks them in ``validated``.
+    What it returns has ``name`` and ``version``, builds a component when called with settings, and
+    checks them in ``validated``.
     """
 
     def register(finder: Callable[[str, str], Any]) -> Callable[[str, str], Any]:
@@ -86,26 +90,44 @@ def dotted(kind: Kind) -> Callable[[Callable[[str, str], Any]], Callable[[str, s
 def _decorator(kind: Kind, name: str) -> Callable[[C], C]:
     def register(cls: C) -> C:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-            raise UsageError(f'@{kind}("{name}"): a name is lower-case words and digits joined by hyphens, such as "my-{kind}".')
+            raise UsageError(
+                f'@{kind}("{name}"): a name is lower-case words and digits joined by hyphens, such '
+                f'as "my-{kind}".'
+            )
         for field in inspect.get_annotations(cls):
             if field in vocabulary.RESERVED:
-                raise UsageError(f'@{kind}("{name}"): a setting cannot be called `{field}`, which means something else in a study.')
+                raise UsageError(
+                    f'@{kind}("{name}"): a setting cannot be called `{field}`, which means '
+                    f"something else in a study."
+                )
         metric = vars(cls).get("metric")
-        if isinstance(metric, FunctionType):  # as a plain attribute it would be bound to the workload
+        # as a plain attribute it would be bound to the workload
+        if isinstance(metric, FunctionType):
             cls.metric = staticmethod(metric)  # type: ignore[attr-defined]
         _check_metrics(vars(cls), f'@{kind}("{name}")')
         for of, table in _tables.items():
             for known, other in table.items():
                 if other is cls and (of, known) != (kind, name):
-                    raise UsageError(f'@{kind}("{name}"): it is the {of} "{known}" already; register a subclass of it.')
+                    raise UsageError(
+                        f'@{kind}("{name}"): it is the {of} "{known}" already; register a '
+                        f"subclass of it."
+                    )
         made = vars(cls).get("__dataclass_params__")
         # Python refuses to make a frozen dataclass of one, as a class that is registered again is.
-        component = cls if made is not None and made.frozen else dataclasses.dataclass(frozen=True)(cls)
+        component = (
+            cls if made is not None and made.frozen else dataclasses.dataclass(frozen=True)(cls)
+        )
         component.kind, component.name = kind, name
         component.version = _version(component)
         taken = _tables[kind].get(name)
-        if taken is not None and (_origin(taken), taken.__qualname__) != (_origin(component), component.__qualname__):
-            raise UsageError(f'{_origin(component)}: the {kind} name "{name}" is taken by {_origin(taken)}; choose another.')
+        if taken is not None and (_origin(taken), taken.__qualname__) != (
+            _origin(component),
+            component.__qualname__,
+        ):
+            raise UsageError(
+                f'{_origin(component)}: the {kind} name "{name}" is taken by {_origin(taken)}; '
+                f"choose another."
+            )
         _tables[kind][name] = component
         return component
 
@@ -123,7 +145,10 @@ def _check_metrics(written: Mapping[str, Any], where: str) -> None:
         *[("other_metrics", one) for one in (others if isinstance(others, tuple | list) else ())],
     ):
         if not (callable(metric) or hasattr(metric, "__get__")):
-            raise UsageError(f"{where}: `{word}` is {metric!r}, and must be a function such as clipbench.metrics.accuracy.")
+            raise UsageError(
+                f"{where}: `{word}` is {metric!r}, and must be a function such as "
+                f"clipbench.metrics.accuracy."
+            )
 
 
 def _origin(cls: type) -> str:
@@ -133,26 +158,33 @@ def _origin(cls: type) -> str:
 
 
 def _version(cls: type) -> int | str:
-    """The version of a component: its own number if it is packaged, the hash of its file otherwise."""
+    """The version of a component: its own number if it is packaged, the hash of its file
+    otherwise.
+    """
     if cls.__module__.partition(".")[0] == __package__:
         return int(vars(cls).get("version", 1))
     file = Path(_origin(cls))
     return digest_of(file) if file.is_file() else "interactive"
 
 
-# --------------------------------------------------------------------------------------------------- loading what is not ours
+# ------------------------------------------------------------------------- loading what is not ours
 
 
 def load_packaged() -> None:
-    """Import the packaged components, then those of installed packages; a broken package is a warning."""
+    """Import the packaged components, then those of installed packages; a broken package is a
+    warning.
+    """
     for module in PACKAGED:
         importlib.import_module(module)
-    for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+    for entry in sorted(
+        importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name
+    ):
         try:
             entry.load()
         except Exception as error:  # a plug-in package may fail in any way; ours goes on
             warnings.warn(
-                f'the entry point "{entry.name}" ({entry.value}) failed to load and was left out: {type(error).__name__}: {error}',
+                f'the entry point "{entry.name}" ({entry.value}) failed to load and was left out: '
+                f"{type(error).__name__}: {error}",
                 stacklevel=2,
             )
 
@@ -199,7 +231,9 @@ def load_file(path: Path, where: str = "use", digest: str | None = None) -> Modu
         if isinstance(error, UsageError):
             raise
         line = _last_line(error, str(path))
-        raise UsageError(f"{where}: {path.name} failed to import{line}: {type(error).__name__}: {error}.") from error
+        raise UsageError(
+            f"{where}: {path.name} failed to import{line}: {type(error).__name__}: {error}."
+        ) from error
     _used[path] = hash_now
     return module
 
@@ -215,7 +249,7 @@ def _last_line(error: BaseException, file: str) -> str:
     return f" at line {line}" if line else ""
 
 
-# ------------------------------------------------------------------------------------------------------- finding and building
+# ----------------------------------------------------------------------------- finding and building
 
 
 def names(kind: Kind) -> list[str]:
@@ -224,7 +258,8 @@ def names(kind: Kind) -> list[str]:
 
 
 def find(kind: Kind, name: str, where: str = "") -> Any:
-    """The component class called ``name``, or the class at a dotted path if the kind has such components.
+    """The component class called ``name``, or the class at a dotted path if the kind has such
+    components.
 
     :raises UsageError: no such component; the nearest name is offered.
     """
@@ -235,7 +270,9 @@ def find(kind: Kind, name: str, where: str = "") -> Any:
     except KeyError:
         prefix = f"{where}: " if where else ""
         known = ", ".join(names(kind))
-        raise UsageError(f'{prefix}there is no {kind} "{name}".{nearest(name, names(kind))} There are: {known}.') from None
+        raise UsageError(
+            f'{prefix}there is no {kind} "{name}".{nearest(name, names(kind))} There are: {known}.'
+        ) from None
 
 
 def fields(cls: type) -> dict[str, Any]:
@@ -255,27 +292,35 @@ def lane_fields(cls: type) -> list[str]:
 
 
 def _bare_type(annotation: Any) -> Any:
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+    return (
+        typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+    )
 
 
 def about(cls: Any) -> str:
-    """The first line of a component's docstring."""
-    return (inspect.getdoc(cls) or "").partition("\n")[0]
+    """The first paragraph of a component's docstring, on one line."""
+    return " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
 
 
 def source(cls: Any) -> str:
-    """Where a component comes from: the paragraph of its docstring that begins with ``**Source**:``, on one line; or nothing."""
+    """Where a component comes from: the paragraph of its docstring that begins with
+    ``**Source**:``, on one line; or nothing.
+    """
     _, _, after = (inspect.getdoc(cls) or "").partition("**Source**:")
     return " ".join(after.partition("\n\n")[0].replace("``", "").split())
 
 
 def settings_in_words(cls: type) -> str:
     """``max_norm (positive number), norm_type (2 or 'inf')``, or ``no settings``."""
-    return ", ".join(f"{name} ({describe(annotation)})" for name, annotation in fields(cls).items()) or "no settings"
+    return (
+        ", ".join(f"{name} ({describe(annotation)})" for name, annotation in fields(cls).items())
+        or "no settings"
+    )
 
 
 def validated(cls: Any, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """``settings`` in their declared types, those at their default left out, so that equal settings compare equal.
+    """``settings`` in their declared types, those at their default left out, so that equal settings
+    compare equal.
 
     :raises UsageError: an unknown, missing or unfit setting.
     """
@@ -285,23 +330,33 @@ def validated(cls: Any, settings: Mapping[str, Any], where: str) -> dict[str, An
     for name in settings:
         if name not in declared:
             hint = nearest(name, declared)
-            raise UsageError(f'{where}: "{cls.name}" has no setting `{name}`. It has: {settings_in_words(cls)}.{hint}')
+            raise UsageError(
+                f'{where}: "{cls.name}" has no setting `{name}`. It has: '
+                f"{settings_in_words(cls)}.{hint}"
+            )
     clean: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         annotation = declared[field.name]
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
         if field.name not in settings:
             if required:
-                raise UsageError(f'{where}: "{cls.name}" needs `{field.name}` ({describe(annotation)}).')
+                raise UsageError(
+                    f'{where}: "{cls.name}" needs `{field.name}` ({describe(annotation)}).'
+                )
             continue
-        value = fit(settings[field.name], annotation, f'{where}: "{cls.name}" setting `{field.name}`')
+        value = fit(
+            settings[field.name], annotation, f'{where}: "{cls.name}" setting `{field.name}`'
+        )
         if required or value != field.default:
             clean[field.name] = value
     return clean
 
 
 def fit(value: Any, annotation: Any, what: str) -> Any:
-    """``value`` in the type ``annotation`` asks for (an int becomes a float where a float is wanted; a string never a number).
+    """``value`` in the type ``annotation`` asks for (an int becomes a float where a float is
+    wanted; a string never a number).
 
     :raises UsageError: it does not fit.
     """

@@ -1,4 +1,6 @@
-"""Every column of the store: its name, type, unit and meaning; and the words that status, outcome and kind may take."""
+"""Every column of the store: its name, type, unit and meaning; and the words that status,
+outcome and kind may take.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,14 @@ from clipbench.errors import one_of
 from clipbench.measures import MEASURES
 
 VERSION = "2.0"  # of the store's format; a reader refuses a higher major number
-RULES = 2  # counts the rules by which outcomes are judged: rows of older ones are kept, and not compared
+# counts the rules by which outcomes are judged: rows of older ones are kept, and not compared
+RULES = 2
 
 
 class Term(StrEnum):
-    """A word that a column may take, with its meaning in a sentence. It is a string: Parquet and JSON know nothing else."""
+    """A word that a column may take, with its meaning in a sentence. It is a string: Parquet and
+    JSON know nothing else.
+    """
 
     meaning: str
 
@@ -40,7 +45,10 @@ class Status(Term):
 class Outcome(Term):
     """What became of the training of a run that did not fail."""
 
-    LEARNED = "learned", "at the end its model does better than a constant prediction, by more than luck explains"
+    LEARNED = (
+        "learned",
+        "at the end its model does better than a constant prediction, by more than luck explains",
+    )
     STALLED = "stalled", "its model never did"
     COLLAPSED = "collapsed", "its model did, and does not at the end"
     DIVERGED = "diverged", "a value stopped being finite, or the loss blew up and stayed there"
@@ -68,12 +76,24 @@ class Kind(Term):
     NONFINITE_GRAD = "nonfinite_grad", "an element of the raw gradient is not finite"
     NONFINITE_PARAM = "nonfinite_param", "a parameter is not finite after the update"
     NONFINITE_EVALUATION = "nonfinite_evaluation", "a value of an evaluation is not finite"
-    NORM_OVERFLOW = "norm_overflow", "the gradient is finite and its norm is not: a norm clip makes it zero"
-    NORM_UNDERFLOW = "norm_underflow", "the gradient is not zero and its squares are: its norm is zero or too short"
+    NORM_OVERFLOW = (
+        "norm_overflow",
+        "the gradient is finite and its norm is not: a norm clip makes it zero",
+    )
+    NORM_UNDERFLOW = (
+        "norm_underflow",
+        "the gradient is not zero and its squares are: its norm is zero or too short",
+    )
     BLOW_UP = "blow_up", "the loss rose to a multiple of where it began, for some steps running"
     RECOVERED = "recovered", "the loss came back from a blow-up, and stayed so to the end"
     SPIKE = "spike", "the loss rose to a multiple of its running median"
-    OVERCONFIDENT = "overconfident", "the validation loss exceeds a constant prediction's, though the metric is far ahead of its"
+    OVERCONFIDENT = (
+        "overconfident",
+        (
+            "the validation loss exceeds a constant prediction's, though the metric is far "
+            "ahead of its"
+        ),
+    )
 
 
 UNSTABLE = (Outcome.DIVERGED, Outcome.COLLAPSED)
@@ -97,46 +117,129 @@ class Column:
 
 
 CELLS = (
-    Column("cell", TEXT, "", "identity: the first 16 hex digits of SHA-256 over the canonical JSON in `settings`"),
+    Column(
+        "cell",
+        TEXT,
+        "",
+        "identity: the first 16 hex digits of SHA-256 over the canonical JSON in `settings`",
+    ),
     Column("workload", TEXT, "", "registered name of the learning problem"),
-    Column("optimizer", TEXT, "", "registered name of the update rule, or the dotted path of a torch class"),
+    Column(
+        "optimizer",
+        TEXT,
+        "",
+        "registered name of the update rule, or the dotted path of a torch class",
+    ),
     Column("clip", TEXT, "", "registered name of the clip"),
-    Column("threshold", FLOAT, "gradient", "the clip's first setting, resolved to a number; null for none"),
-    Column("relative", FLOAT, "median raw size", "the multiple of the pilot's median size the study gave; null for a plain number"),
+    Column(
+        "threshold",
+        FLOAT,
+        "gradient",
+        "the clip's first setting, resolved to a number; null for none",
+    ),
+    Column(
+        "relative",
+        FLOAT,
+        "median raw size",
+        "the multiple of the pilot's median size the study gave; null for a plain number",
+    ),
     Column("lr", FLOAT, "", "learning rate"),
     Column("seed", INT, "", "selection seeds count from 0, report seeds from 1000"),
     Column("role", TEXT, "", f"{one_of([*Role])}: which phase of the protocol asked for the cell"),
-    Column("extended", FLAG, "", "true where the cell lies beyond the study's own axes, on a once-extended edge"),
+    Column(
+        "extended",
+        FLAG,
+        "",
+        "true where the cell lies beyond the study's own axes, on a once-extended edge",
+    ),
     Column("problem", TEXT, "", "the workload with the settings that are not at their defaults"),
-    Column("arm", TEXT, "", "the optimizer and the clip with their settings other than lr and threshold"),
+    Column(
+        "arm",
+        TEXT,
+        "",
+        "the optimizer and the clip with their settings other than lr and threshold",
+    ),
     Column("batch", INT, "examples", "batch size"),
     Column("device", TEXT, "", "cpu or cuda"),
     Column("dtype", TEXT, "", "float32, float64 or bfloat16-mixed"),
     Column("engine", TEXT, "", "which engine made the row"),
     Column("status", TEXT, "", one_of([*Status])),
     Column("outcome", TEXT, "", f"{one_of([*Outcome])}; null for a failed cell"),
-    Column("reason", TEXT, "", "the event that ended or spoiled the run, or why it failed; null where nothing did"),
-    Column("diverged_at", INT, "step", "first step of the event named in `reason`; null where the run did not diverge"),
+    Column(
+        "reason",
+        TEXT,
+        "",
+        "the event that ended or spoiled the run, or why it failed; null where nothing did",
+    ),
+    Column(
+        "diverged_at",
+        INT,
+        "step",
+        "first step of the event named in `reason`; null where the run did not diverge",
+    ),
     Column("steps", INT, "steps", "rows of the curve: steps taken"),
     Column("initial_loss", FLOAT, "loss", "training loss of step 0"),
     Column("final_loss", FLOAT, "loss", "training loss of the last step"),
     Column("best_loss", FLOAT, "loss", "smallest training loss of any step"),
     Column("metric", TEXT, "", "name of the workload's metric"),
-    Column("metric_value", FLOAT, "metric", "the metric on the test split after the last step; null where a value was not finite"),
-    Column("validation_value", FLOAT, "loss", "best validation loss over the evaluations: what selection judges by"),
-    Column("steps_to_target", INT, "steps", "updates until the validation loss first met the target; null where it never did"),
-    Column("clipped_fraction", FLOAT, "share of steps", "share of steps in which the clip altered at least one element"),
-    Column("grad_norm_median", FLOAT, "gradient", "median over the steps of the raw gradient's 2-norm"),
+    Column(
+        "metric_value",
+        FLOAT,
+        "metric",
+        "the metric on the test split after the last step; null where a value was not finite",
+    ),
+    Column(
+        "validation_value",
+        FLOAT,
+        "loss",
+        "best validation loss over the evaluations: what selection judges by",
+    ),
+    Column(
+        "steps_to_target",
+        INT,
+        "steps",
+        "updates until the validation loss first met the target; null where it never did",
+    ),
+    Column(
+        "clipped_fraction",
+        FLOAT,
+        "share of steps",
+        "share of steps in which the clip altered at least one element",
+    ),
+    Column(
+        "grad_norm_median", FLOAT, "gradient", "median over the steps of the raw gradient's 2-norm"
+    ),
     Column(
         "peak_ratio",
         FLOAT,
         "ratio",
-        "largest loss of the last half of the steps over the median there, both above the optimum where it is known",
+        (
+            "largest loss of the last half of the steps over the median there, both above the "
+            "optimum "
+            "where it is known"
+        ),
         later=True,
     ),
-    Column("stationary_at", INT, "step", "first step whose raw gradient's norm is at most 1e-3; null where none is", later=True),
-    Column("rules", INT, "", "the rules by which the outcome was judged, counted from 1; null in rows of rules 1", later=True),
-    Column("seconds", FLOAT, "s", "wall time of the cell in its worker; says nothing of a method's cost"),
+    Column(
+        "stationary_at",
+        INT,
+        "step",
+        "first step whose raw gradient's norm is at most 1e-3; null where none is",
+        later=True,
+    ),
+    Column(
+        "rules",
+        INT,
+        "",
+        "the rules by which the outcome was judged, counted from 1; null in rows of rules 1",
+        later=True,
+    ),
+    Column(
+        "seconds",
+        FLOAT,
+        "s",
+        "wall time of the cell in its worker; says nothing of a method's cost",
+    ),
     Column("settings", TEXT, "", "canonical JSON of everything the identity is made of"),
     Column("attempt", INT, "", "counts from 1; the highest attempt of a cell wins"),
     Column("threads", INT, "threads", "torch threads of the worker"),
@@ -147,7 +250,10 @@ CELLS = (
 CURVES = (
     Column("cell", TEXT, "", "the cell's identity"),
     Column("step", INT, "step", "counts from 0"),
-    *(Column(measure.name, FLOAT, measure.unit, measure.meaning, measure.later) for measure in MEASURES),
+    *(
+        Column(measure.name, FLOAT, measure.unit, measure.meaning, measure.later)
+        for measure in MEASURES
+    ),
 )
 EVALS = (
     Column("cell", TEXT, "", "the cell's identity"),
@@ -159,60 +265,132 @@ EVALS = (
         "error",
         FLOAT,
         "",
-        "its standard error over the examples of the split; null but for what outcomes are judged by, on validation",
+        (
+            "its standard error over the examples of the split; null but for what outcomes "
+            "are judged "
+            "by, on validation"
+        ),
         later=True,
     ),
 )
 EVENTS = (
     Column("cell", TEXT, "", "the cell's identity"),
-    Column("step", INT, "step", "first step of the event; of an evaluation the updates made before it"),
+    Column(
+        "step", INT, "step", "first step of the event; of an evaluation the updates made before it"
+    ),
     Column("kind", TEXT, "", one_of([*Kind])),
     Column("value", FLOAT, "", "the quantity the rule looked at, at that step"),
     Column("detail", TEXT, "", "the rule in words, with its line"),
 )
 THROUGHPUT = (
-    Column("workload", TEXT, "", "registered name of the learning problem; null for a model size without one"),
-    Column("problem", TEXT, "", "the workload with the settings that are not at their defaults, or a size: 11.7M in 62 tensors"),
+    Column(
+        "workload",
+        TEXT,
+        "",
+        "registered name of the learning problem; null for a model size without one",
+    ),
+    Column(
+        "problem",
+        TEXT,
+        "",
+        (
+            "the workload with the settings that are not at their defaults, or a size: 11.7M in "
+            "62 tensors"
+        ),
+    ),
     Column("optimizer", TEXT, "", "the optimizer with the settings that are not at their defaults"),
     Column("clip", TEXT, "", "the clip with its settings other than the threshold"),
     Column("threshold", FLOAT, "gradient", "the threshold the timed step used; null for none"),
-    Column("implementation", TEXT, "", "which code path was timed: torch is what torch does where nothing is asked"),
+    Column(
+        "implementation",
+        TEXT,
+        "",
+        "which code path was timed: torch is what torch does where nothing is asked",
+    ),
     Column("device", TEXT, "", "cpu or cuda"),
     Column("dtype", TEXT, "", "float32 or float64"),
     Column("batch", INT, "examples", "batch size; null for an update"),
-    Column("block", INT, "", "number of the timed block; blocks of the same number ran side by side"),
+    Column(
+        "block", INT, "", "number of the timed block; blocks of the same number ran side by side"
+    ),
     Column("seconds", FLOAT, "s", "wall time of the block"),
     Column("steps", INT, "steps", "training steps in the block"),
-    Column("peak_bytes", INT, "bytes", "peak memory: of the device on CUDA, the process's growth on CPU; null where not measured"),
-    Column("valid", FLAG, "", "false where the block cannot be trusted; the report leaves it out and counts it"),
+    Column(
+        "peak_bytes",
+        INT,
+        "bytes",
+        "peak memory: of the device on CUDA, the process's growth on CPU; null where not measured",
+    ),
+    Column(
+        "valid",
+        FLAG,
+        "",
+        "false where the block cannot be trusted; the report leaves it out and counts it",
+    ),
     Column(
         "part",
         TEXT,
         "",
-        "step: the whole training step, as is null; update: the clip and the optimizer's step alone, on given gradients",
+        (
+            "step: the whole training step, as is null; update: the clip and the optimizer's step "
+            "alone, on given gradients"
+        ),
         later=True,
     ),
     Column("parameters", INT, "parameters", "elements of all trained tensors", later=True),
     Column("tensors", INT, "tensors", "trained tensors", later=True),
     Column("threads", INT, "threads", "torch threads of the process; null for one", later=True),
-    Column("floor_bytes", INT, "bytes", "what one update must read and write at least; null where it was not counted", later=True),
+    Column(
+        "floor_bytes",
+        INT,
+        "bytes",
+        "what one update must read and write at least; null where it was not counted",
+        later=True,
+    ),
     Column(
         "floor_seconds",
         FLOAT,
         "s",
-        "what moving floor_bytes takes at the rate of an add_ (CPU) or a copy (CUDA) of as much memory in the same round",
+        (
+            "what moving floor_bytes takes at the rate of an add_ (CPU) or a copy (CUDA) of "
+            "as much "
+            "memory in the same round"
+        ),
         later=True,
     ),
-    Column("kernels", INT, "kernels", "kernels that one step launches on CUDA; null on the CPU", later=True),
-    Column("synchronisations", INT, "", "times in one step that the host waits for a CUDA device; null on the CPU", later=True),
+    Column(
+        "kernels",
+        INT,
+        "kernels",
+        "kernels that one step launches on CUDA; null on the CPU",
+        later=True,
+    ),
+    Column(
+        "synchronisations",
+        INT,
+        "",
+        "times in one step that the host waits for a CUDA device; null on the CPU",
+        later=True,
+    ),
     Column("environment", TEXT, "", "key into environment.json: machine and library versions"),
     Column("created", TEXT, "UTC", "when the block was timed, ISO 8601"),
 )
-TABLES = {"cells": CELLS, "curves": CURVES, "evals": EVALS, "events": EVENTS, "throughput": THROUGHPUT}
+TABLES = {
+    "cells": CELLS,
+    "curves": CURVES,
+    "evals": EVALS,
+    "events": EVENTS,
+    "throughput": THROUGHPUT,
+}
 
 
 def arrow(table: str) -> pa.Schema:
     """The Parquet schema of one table, its columns' units and meanings in the field metadata."""
     return pa.schema(
-        [pa.field(column.name, column.type, metadata={"unit": column.unit, "meaning": column.meaning}) for column in TABLES[table]]
+        [
+            pa.field(
+                column.name, column.type, metadata={"unit": column.unit, "meaning": column.meaning}
+            )
+            for column in TABLES[table]
+        ]
     )

@@ -1,4 +1,6 @@
-"""Array → array: intervals, paired differences, tests. Infinities are outcomes here (a run that diverged), never dropped."""
+"""Array → array: intervals, paired differences, tests. Infinities are outcomes here (a run that
+diverged), never dropped.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,16 @@ NOTHING = Interval(np.nan, np.nan, np.nan)
 
 
 def alike(values: ArrayLike) -> bool:
-    """Whether finite values are all the same but for rounding: they show no spread from which to infer anything."""
+    """Whether finite values are all the same but for rounding: they show no spread from which to
+    infer anything.
+    """
     sample = np.asarray(values, dtype=float)
     return bool(sample.size and np.ptp(sample) <= ROUNDING * np.abs(sample).max())
 
 
 def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
-    """The mean with Student's t interval; no bounds if the values are all alike, for width zero would be certainty.
+    """The mean with Student's t interval; no bounds if the values are all alike, for width zero
+    would be certainty.
 
     :raises ValueError: a value is not finite; such samples have a median, not a mean.
     """
@@ -55,12 +60,17 @@ def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval
     mean = float(sample.mean())
     if alike(sample):
         return Interval(mean, np.nan, np.nan)
-    half = float(stats.t.ppf((1 + confidence) / 2, sample.size - 1) * sample.std(ddof=1) / np.sqrt(sample.size))
+    half = float(
+        stats.t.ppf((1 + confidence) / 2, sample.size - 1)
+        * sample.std(ddof=1)
+        / np.sqrt(sample.size)
+    )
     return Interval(mean, mean - half, mean + half)
 
 
 def median_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
-    """The median with the order-statistic interval, which assumes no distribution; ±∞ take part like any other value.
+    """The median with the order-statistic interval, which assumes no distribution; ±∞ take part
+    like any other value.
 
     Six values are the fewest for which a 95 % interval exists.
     """
@@ -69,7 +79,9 @@ def median_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interv
         raise ValueError("a median needs numbers or infinities; NaN has no place in an order")
     if sample.size == 0:
         return NOTHING
-    rank = int(np.sum(stats.binom.cdf(np.arange(sample.size), sample.size, 0.5) <= (1 - confidence) / 2))
+    rank = int(
+        np.sum(stats.binom.cdf(np.arange(sample.size), sample.size, 0.5) <= (1 - confidence) / 2)
+    )
     if rank == 0:
         return Interval(_median(sample), np.nan, np.nan)
     return Interval(_median(sample), float(sample[rank - 1]), float(sample[-rank]))
@@ -90,10 +102,16 @@ def share_interval(successes: int, trials: int, confidence: float = CONFIDENCE) 
     share, z2 = successes / trials, z * z
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = z / (1 + z2 / trials) * np.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
-    return Interval(share, 0.0 if successes == 0 else float(centre - half), 1.0 if successes == trials else float(centre + half))
+    return Interval(
+        share,
+        0.0 if successes == 0 else float(centre - half),
+        1.0 if successes == trials else float(centre + half),
+    )
 
 
-def share_difference(first: int, second: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
+def share_difference(
+    first: int, second: int, trials: int, confidence: float = CONFIDENCE
+) -> Interval:
     """Share of ``first`` minus share of ``second``, with Newcombe's score interval.
 
     The pairing is not used, which errs on the wide side.
@@ -116,19 +134,27 @@ def differences(first: ArrayLike, second: ArrayLike) -> Array:
         return np.where(a == b, 0.0, a - b)
 
 
-def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
+def paired_difference(
+    first: ArrayLike, second: ArrayLike, confidence: float = CONFIDENCE
+) -> Interval:
     """Mean paired difference with its t interval.
 
     Where a pair holds an infinite outcome, the median with its order-statistic interval.
     """
     gaps = differences(first, second)
-    return mean_interval(gaps, confidence) if np.isfinite(gaps).all() else median_interval(gaps, confidence)
+    return (
+        mean_interval(gaps, confidence)
+        if np.isfinite(gaps).all()
+        else median_interval(gaps, confidence)
+    )
 
 
 def paired_p(gaps: ArrayLike) -> float:
-    """Two-sided p of "no difference": the paired t test, or Wilcoxon's signed ranks where a difference is infinite.
+    """Two-sided p of "no difference": the paired t test, or Wilcoxon's signed ranks where a
+    difference is infinite.
 
-    NaN (not testable) with fewer than two pairs, or if all differences are alike; 1 if every difference is zero.
+    NaN (not testable) with fewer than two pairs, or if all differences are alike; 1 if every
+    difference is zero.
     """
     sample = np.asarray(gaps, dtype=float)
     if sample.size < 2:
@@ -143,9 +169,11 @@ def paired_p(gaps: ArrayLike) -> float:
 
 
 def signed_rank_p(gaps: ArrayLike) -> float:
-    """Two-sided p of "no difference" by Wilcoxon's signed ranks, with ties, exactly: over all sign flips of the pairs that differ.
+    """Two-sided p of "no difference" by Wilcoxon's signed ranks, with ties, exactly: over all sign
+    flips of the pairs that differ.
 
-    Differences all alike are as good as any others, and one large one counts as its rank: twelve of one sign give 2/2¹².
+    Differences all alike are as good as any others, and one large one counts as its rank: twelve of
+    one sign give 2/2¹².
     """
     sample = np.asarray(gaps, dtype=float)
     moved = sample[sample != 0.0]
@@ -161,8 +189,12 @@ def signed_rank_p(gaps: ArrayLike) -> float:
     return float(min(1.0, 2 * min(ways[: positive + 1].sum(), ways[positive:].sum())))
 
 
-def discordant_p(first: Sequence[bool] | NDArray[np.bool_], second: Sequence[bool] | NDArray[np.bool_]) -> float:
-    """McNemar's exact two-sided p for paired successes: only the pairs that disagree say anything."""
+def discordant_p(
+    first: Sequence[bool] | NDArray[np.bool_], second: Sequence[bool] | NDArray[np.bool_]
+) -> float:
+    """McNemar's exact two-sided p for paired successes: only the pairs that disagree say
+    anything.
+    """
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     gained, lost = int((a & ~b).sum()), int((~a & b).sum())
     if a.size < 2:
@@ -171,18 +203,23 @@ def discordant_p(first: Sequence[bool] | NDArray[np.bool_], second: Sequence[boo
 
 
 def holm(p_values: ArrayLike) -> Array:
-    """Holm's step-down correction over one declared family; NaN (not testable) stays NaN and does not count."""
+    """Holm's step-down correction over one declared family; NaN (not testable) stays NaN and
+    does not count.
+    """
     p = np.asarray(p_values, dtype=float)
     corrected = np.full(p.shape, np.nan)
     tested = np.flatnonzero(~np.isnan(p))
     order = tested[np.argsort(p[tested], kind="stable")]
     if order.size:
-        corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(order.size, 0, -1)))
+        corrected[order] = np.minimum(
+            1.0, np.maximum.accumulate(p[order] * np.arange(order.size, 0, -1))
+        )
     return corrected
 
 
 def block_medians(values: ArrayLike, blocks: int) -> tuple[Array, Array]:
-    """``(positions, medians)`` of at most ``blocks`` stretches of a curve; a stretch's position is its middle.
+    """``(positions, medians)`` of at most ``blocks`` stretches of a curve; a stretch's position is
+    its middle.
 
     ±∞ take part, NaN counts as +∞.
     """

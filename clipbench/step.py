@@ -1,11 +1,14 @@
-"""One training step, measured before and after the clip: what `measures.PRODUCTS` asks for, in either engine.
+"""One training step, measured before and after the clip: what `measures.PRODUCTS` asks for, in
+either engine.
 
-The observer is the step, not the clip: every clip, a user-defined one too, is measured in the same way. On the device only
-products are taken, each a single pass; the ratios between them are worked out later, for many steps at once.
+The observer is the step, not the clip: every clip, a user-defined one too, is measured in the same
+way. On the device only products are taken, each a single pass; the ratios between them are worked
+out later, for many steps at once.
 
-Squares leave the range of float32 if elements are above 1.8e19 or below 1e-19. Then the products are taken once more, in
-float64: what is recorded is right, or NaN if it leaves float64 as well. To check for this waits for the device, which costs
-nothing on a CPU; on CUDA the products are taken in float64 at once.
+Squares leave the range of float32 if elements are above 1.8e19 or below 1e-19. Then the products
+are taken once more, in float64: what is recorded is right, or NaN if it leaves float64 as well. To
+check for this waits for the device, which costs nothing on a CPU; on CUDA the products are taken in
+float64 at once.
 """
 
 from __future__ import annotations
@@ -21,12 +24,31 @@ import torch
 from torch import Tensor, nn
 
 from clipbench import measures, trees
-from clipbench.measures import CLIPPED, DIFFERING, HANDED, INNER, LAST, PEAK, PRODUCTS, RAW, REMEMBERED, UPDATE, Product, peak
+from clipbench.measures import (
+    CLIPPED,
+    DIFFERING,
+    HANDED,
+    INNER,
+    LAST,
+    PEAK,
+    PRODUCTS,
+    RAW,
+    REMEMBERED,
+    UPDATE,
+    Product,
+    peak,
+)
 
-SQUARES = tuple(index for index, (kind, left, right) in enumerate(PRODUCTS) if kind == INNER and left == right)
-# The index of the largest element of what was squared; if the table has none for it, that of the raw gradient.
+SQUARES = tuple(
+    index for index, (kind, left, right) in enumerate(PRODUCTS) if kind == INNER and left == right
+)
+# The index of the largest element of what was squared; if the table has none for it, that of the
+# raw gradient.
 PEAKS = tuple(
-    PRODUCTS.index(peak(PRODUCTS[index].left) if peak(PRODUCTS[index].left) in PRODUCTS else peak(RAW)) for index in SQUARES
+    PRODUCTS.index(
+        peak(PRODUCTS[index].left) if peak(PRODUCTS[index].left) in PRODUCTS else peak(RAW)
+    )
+    for index in SQUARES
 )
 
 
@@ -37,7 +59,9 @@ class Plan(NamedTuple):
     """Whether it is an inner product or else a count, and of which vectors."""
     peaks: tuple[str, ...]
     ordered: Callable[[Sequence[Any]], tuple[Any, ...]]
-    """``PRODUCTS`` from those taken, the peaks, and a zero behind them: no element of a vector differs from itself."""
+    """``PRODUCTS`` from those taken, the peaks, and a zero behind them: no element of a vector
+    differs from itself.
+    """
     finite: tuple[float, ...]
     """The peaks and the zero if every element is finite."""
 
@@ -51,10 +75,20 @@ def plan(handed: bool, clipped: bool) -> Plan:
     """
     before_clip = HANDED if handed else RAW
     same = {HANDED: before_clip, CLIPPED: CLIPPED if clipped else before_clip}
-    all_products = [Product(kind, same.get(left, left), same.get(right, right)) for kind, left, right in PRODUCTS]
-    distinct = [product for product in dict.fromkeys(all_products) if product.kind != DIFFERING or product.left != product.right]
+    all_products = [
+        Product(kind, same.get(left, left), same.get(right, right))
+        for kind, left, right in PRODUCTS
+    ]
+    distinct = [
+        product
+        for product in dict.fromkeys(all_products)
+        if product.kind != DIFFERING or product.left != product.right
+    ]
     distinct.sort(key=lambda product: product.kind == PEAK)
-    order = tuple(distinct.index(product) if product in distinct else len(distinct) for product in all_products)
+    order = tuple(
+        distinct.index(product) if product in distinct else len(distinct)
+        for product in all_products
+    )
     taken = tuple((kind == INNER, left, right) for kind, left, right in distinct if kind != PEAK)
     peaks = tuple(left for kind, left, _ in distinct if kind == PEAK)
     return Plan(taken, peaks, itemgetter(*order), (0.0,) * (len(peaks) + 1))
@@ -68,16 +102,22 @@ def precision(dtype: torch.dtype) -> str:
 class Meter:
     """Measures the steps of one module; nothing waits for the device until ``rows`` is called.
 
-    Flat buffers serve every measure: the raw gradient, the clipped one, and the parameters before and after the step.
+    Flat buffers serve every measure: the raw gradient, the clipped one, and the parameters before
+    and after the step.
     """
 
     def __init__(self, params: Sequence[nn.Parameter]) -> None:
         flat = [leaf.detach().reshape(-1) for leaf in params]
-        self._leaves = [(leaf, view, view.data_ptr()) for leaf, view in zip(params, flat, strict=True)]
+        self._leaves = [
+            (leaf, view, view.data_ptr()) for leaf, view in zip(params, flat, strict=True)
+        ]
         self._before = torch.cat(flat)
         self._after, self._raw, self._clipped = (torch.zeros_like(self._before) for _ in range(3))
-        self._pair: tuple[Tensor, Tensor] | None = None  # what the clip was handed and what it returned
-        self._memory = {LAST + vector: torch.full_like(self._before, math.nan) for vector in REMEMBERED}
+        # what the clip was handed and what it returned
+        self._pair: tuple[Tensor, Tensor] | None = None
+        self._memory = {
+            LAST + vector: torch.full_like(self._before, math.nan) for vector in REMEMBERED
+        }
         self._differs = torch.empty_like(self._before)
         self._dtype, self._waits = precision(self._before.dtype), self._before.is_cuda
         self._least = measures.least(self._dtype, self._before.numel())
@@ -88,13 +128,20 @@ class Meter:
         torch.cat(self._gradient(), out=self._raw)
 
     def clipped(self) -> None:
-        """Keep the gradient as the clip left it. Later is too late: an optimizer may change ``.grad`` while it steps."""
+        """Keep the gradient as the clip left it. Later is too late: an optimizer may change
+        ``.grad`` while it steps.
+        """
         self._pair = self._raw, torch.cat(self._gradient(), out=self._clipped)
 
     def update(self, direction: Sequence[Tensor], clipped: Sequence[Tensor]) -> None:
-        """Keep an update before and after a clip that is applied to it, in the parameters' order."""
+        """Keep an update before and after a clip that is applied to it, in the parameters'
+        order.
+        """
         handed = torch.cat([tensor.reshape(-1) for tensor in direction])
-        self._pair = handed, torch.cat([tensor.reshape(-1) for tensor in clipped], out=self._clipped)
+        self._pair = (
+            handed,
+            torch.cat([tensor.reshape(-1) for tensor in clipped], out=self._clipped),
+        )
 
     def step(self, loss: Tensor) -> None:
         """Measure the step that was just taken."""
@@ -102,29 +149,45 @@ class Meter:
         self._pair = None
         # Views that were taken once serve as long as a parameter keeps its memory.
         now = [
-            flat if leaf.data_ptr() == address and leaf.is_contiguous() else leaf.detach().reshape(-1)
+            flat
+            if leaf.data_ptr() == address and leaf.is_contiguous()
+            else leaf.detach().reshape(-1)
             for leaf, flat, address in self._leaves
         ]
         torch.cat(now, out=self._after)
-        vectors = {RAW: self._raw, HANDED: handed, CLIPPED: clipped, UPDATE: self._before.sub_(self._after), **self._memory}
+        vectors = {
+            RAW: self._raw,
+            HANDED: handed,
+            CLIPPED: clipped,
+            UPDATE: self._before.sub_(self._after),
+            **self._memory,
+        }
         wanted = plan(handed is not self._raw, clipped is not handed)
         if self._waits:
             self._pending.append((loss.detach(), *wanted.ordered(self._wide(vectors, wanted))))
         else:
-            values = self._plain(vectors, wanted) or [value.item() for value in self._wide(vectors, wanted)]
+            values = self._plain(vectors, wanted) or [
+                value.item() for value in self._wide(vectors, wanted)
+            ]
             self._pending.append((loss.item(), *wanted.ordered(values)))
         for vector in REMEMBERED:
             self._memory[LAST + vector].copy_(vectors[vector])
         self._before, self._after = self._after, self._before
 
     def _plain(self, vectors: Mapping[str, Tensor], wanted: Plan) -> list[float] | None:
-        """The products as numbers, for which a CPU has nothing to wait for; None if a square left the range."""
+        """The products as numbers, for which a CPU has nothing to wait for; None if a square
+        left the range.
+        """
         values: list[float] = []
         dot, low, high = torch.dot, self._least, math.inf
         for inner, left, right in wanted.taken:
             if inner:
                 value = dot(vectors[left], vectors[right]).item()
-                if left == right and not low <= value < high and not (math.isnan(value) and left in self._memory):
+                if (
+                    left == right
+                    and not low <= value < high
+                    and not (math.isnan(value) and left in self._memory)
+                ):
                     return None
                 values.append(value)
             else:
@@ -137,7 +200,9 @@ class Meter:
         names = [name for inner, *pair in wanted.taken if inner for name in pair]
         wide = {name: vectors[name].double() for name in dict.fromkeys([*names, *wanted.peaks])}
         values = [
-            torch.dot(wide[left], wide[right]) if inner else self._changed(vectors[left], vectors[right])
+            torch.dot(wide[left], wide[right])
+            if inner
+            else self._changed(vectors[left], vectors[right])
             for inner, left, right in wanted.taken
         ]
         peaks = [torch.linalg.vector_norm(wide[one], math.inf) for one in wanted.peaks]
@@ -145,7 +210,8 @@ class Meter:
 
     def _changed(self, handed: Tensor, clipped: Tensor) -> Tensor:
         """The number of elements that a clip changed."""
-        # Into numbers as wide, not truth values: a comparison that narrows its result takes three times as long.
+        # Into numbers as wide, not truth values: a comparison that narrows its result takes three
+        # times as long.
         return torch.ne(handed, clipped, out=self._differs).sum()
 
     def _gradient(self) -> list[Tensor]:
@@ -154,17 +220,23 @@ class Meter:
             if (grad := leaf.grad) is None:
                 vectors.append(torch.zeros_like(flat))
             elif grad.dim() == 1 and grad.layout is torch.strided:
-                vectors.append(grad)  # as it is: to reshape a short vector takes as long as to square it
+                # as it is: to reshape a short vector takes as long as to square it
+                vectors.append(grad)
             else:
                 vectors.append(trees.dense(grad).reshape(-1))
         return vectors
 
     def rows(self) -> np.ndarray:
-        """The rows of the steps since the last call, float64, steps × measures: the one moment that waits for the device."""
+        """The rows of the steps since the last call, float64, steps × measures: the one moment
+        that waits for the device.
+        """
         if not self._pending:
             return np.empty((0, len(measures.COLUMNS)))
         columns = zip(*self._pending, strict=True)
-        loss, *taken = (torch.stack(column).double().cpu().numpy() if self._waits else np.array(column) for column in columns)
+        loss, *taken = (
+            torch.stack(column).double().cpu().numpy() if self._waits else np.array(column)
+            for column in columns
+        )
         self._pending = []
         return measures.rows(loss, taken, self._before.numel(), self._dtype)
 
@@ -195,7 +267,8 @@ def products(
     one_pass: bool = False,
     wide: bool = False,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """What one step of many lanes leaves on the device: ``PRODUCTS``, a value a lane each, and the vectors ``REMEMBERED``.
+    """What one step of many lanes leaves on the device: ``PRODUCTS``, a value a lane each, and the
+    vectors ``REMEMBERED``.
 
     :param before: the parameters before the step, lanes × elements, as are all others.
     :param after: the parameters after the step.
@@ -203,19 +276,27 @@ def products(
     :param handed: what the clip was handed; None if it was the gradient.
     :param clipped: what the clip returned; None if no clip touched it.
     :param memory: the vectors remembered from the step before.
-    :param one_pass: for a compiler, which takes plain sums of one lane while it has its elements at hand. Anything to be done to
-        the sums themselves would make it walk through all lanes once for each.
+    :param one_pass: for a compiler, which takes plain sums of one lane while it has its elements at
+        hand. Anything to be done to the sums themselves would make it walk through all lanes once
+        for each.
     :param wide: take them in float64, as `lost` asks for.
     """
     before_clip = raw if handed is None else handed
-    vectors = {RAW: raw, HANDED: before_clip, CLIPPED: before_clip if clipped is None else clipped, UPDATE: before - after}
+    vectors = {
+        RAW: raw,
+        HANDED: before_clip,
+        CLIPPED: before_clip if clipped is None else clipped,
+        UPDATE: before - after,
+    }
     kept = tuple(vectors[name] for name in REMEMBERED)
     vectors |= {LAST + name: vector for name, vector in zip(REMEMBERED, memory, strict=True)}
     wanted = plan(handed is not None, clipped is not None)
     if wide:
         vectors = {name: vector.double() for name, vector in vectors.items()}
     values = [
-        _inner(vectors[left], vectors[right], one_pass) if inner else _differing(vectors[left], vectors[right])
+        _inner(vectors[left], vectors[right], one_pass)
+        if inner
+        else _differing(vectors[left], vectors[right])
         for inner, left, right in wanted.taken
     ]
     peaks = [_peak(vectors[one], one_pass) for one in wanted.peaks]
@@ -224,7 +305,11 @@ def products(
 
 
 def _inner(left: Tensor, right: Tensor, one_pass: bool) -> Tensor:
-    return (left * right).sum(1) if one_pass or left is not right else torch.linalg.vector_norm(left, dim=1).square()
+    return (
+        (left * right).sum(1)
+        if one_pass or left is not right
+        else torch.linalg.vector_norm(left, dim=1).square()
+    )
 
 
 def _peak(rows: Tensor, one_pass: bool) -> Tensor:
@@ -236,7 +321,8 @@ def _differing(left: Tensor, right: Tensor) -> Tensor:
 
 
 def lost(products: Sequence[Tensor], least: float) -> Tensor | None:
-    """Whether squares of finite elements left the range of their dtype, a truth value a lane; None if they did in no lane.
+    """Whether squares of finite elements left the range of their dtype, a truth value a lane; None
+    if they did in no lane.
 
     :param least: the least square that is exact, `measures.least`.
     """

@@ -1,6 +1,8 @@
-"""What is compared: the task, within which cells compete, and a clip's threshold as the study gave it.
+"""What is compared: the task, within which cells compete, and a clip's threshold as the study gave
+it.
 
-Both are made from a cell or from a row of a table, which is any mapping. This module must not know of frames, and not of torch.
+Both are made from a cell or from a row of a table, which is any mapping. This module must not know
+of frames, and not of torch.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ class Task(NamedTuple):
     @classmethod
     def of(cls, one: Cell | Mapping[str, Any]) -> Task:
         """The task of a cell, or of a row with these columns."""
-        return cls(*(one[name] if isinstance(one, Mapping) else getattr(one, name) for name in cls._fields))
+        return cls(
+            *(one[name] if isinstance(one, Mapping) else getattr(one, name) for name in cls._fields)
+        )
 
     @property
     def words(self) -> tuple[str, str, str, str]:
@@ -46,18 +50,27 @@ def arm_of(one: Cell | Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def labels(tasks: Iterable[Task]) -> dict[Task, str]:
-    """A label for each of a study's tasks: its problem, and of batch, device and dtype only what differs within a problem."""
+    """A label for each of a study's tasks: its problem, and of batch, device and dtype only what
+    differs within a problem.
+    """
     tasks = list(tasks)
     problems = {task.problem for task in tasks}
-    varied = [index for index in range(1, len(TASK)) if len({(task.problem, task[index]) for task in tasks}) > len(problems)]
-    return {task: ", ".join([task.words[0], *(task.words[index] for index in varied)]) for task in tasks}
+    varied = [
+        index
+        for index in range(1, len(TASK))
+        if len({(task.problem, task[index]) for task in tasks}) > len(problems)
+    ]
+    return {
+        task: ", ".join([task.words[0], *(task.words[index] for index in varied)]) for task in tasks
+    }
 
 
 class Threshold(NamedTuple):
-    """A clip's threshold: ``value`` in the clip's own unit, ``relative`` as a multiple of the pilot's median size.
+    """A clip's threshold: ``value`` in the clip's own unit, ``relative`` as a multiple of the
+    pilot's median size.
 
-    NaN stands for what is not known: both of a run without a clip, ``relative`` if the study gave a number, ``value`` of a
-    multiple that no pilot has resolved.
+    NaN stands for what is not known: both of a run without a clip, ``relative`` if the study gave a
+    number, ``value`` of a multiple that no pilot has resolved.
     """
 
     value: float = math.nan
@@ -85,7 +98,9 @@ class Threshold(NamedTuple):
 
     @property
     def key(self) -> tuple[float, float]:
-        """What equal thresholds share, and what sorts them: none first, then by size. A NaN is not equal to itself."""
+        """What equal thresholds share, and what sorts them: none first, then by size. A NaN is
+        not equal to itself.
+        """
         return tuple(-1.0 if math.isnan(number) else number for number in self)  # type: ignore[return-value]
 
     @property
@@ -98,5 +113,7 @@ THRESHOLD = [*Threshold().columns]
 
 
 def axis_label(setting: str | None, *, relative: bool) -> str:
-    """``max_norm (× median size of the gradient)``: an axis of thresholds, after the clip's own setting."""
+    """``max_norm (× median size of the gradient)``: an axis of thresholds, after the clip's own
+    setting.
+    """
     return f"{setting or 'threshold'}{' (× median size of the gradient)' * relative}"

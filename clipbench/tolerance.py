@@ -1,16 +1,19 @@
-"""How far apart two runs of a cell may be if the same bits cannot be asked for: on another processor, by another engine."""
+"""How far apart two runs of a cell may be if the same bits cannot be asked for: on another
+processor, by another engine.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-# Relative to the largest value. In bfloat16 a product is 2^-8 off, and engines round at different places: calm runs of wdbc and
-# digits were up to .03 apart after 200 steps.
+# Relative to the largest value. In bfloat16 a product is 2^-8 off, and engines round at different
+# places: calm runs of wdbc and digits were up to .03 apart after 200 steps.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-8, "bfloat16-mixed": 5e-2}
 
 
 def apart(before: np.ndarray, now: np.ndarray, relative: bool = True) -> float:
-    """The largest difference between two arrays, as a share of the largest value before; ∞ if not the same values are finite.
+    """The largest difference between two arrays, as a share of the largest value before; ∞ if not
+    the same values are finite.
 
     :param relative: False for the difference itself.
     """

@@ -1,4 +1,6 @@
-"""Arithmetic on trees: plain dictionaries from a parameter's name to its tensor; and random numbers with a name and a seed."""
+"""Arithmetic on trees: plain dictionaries from a parameter's name to its tensor; and random
+numbers with a name and a seed.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def zero(tree: Tree) -> Tensor:
 
 
 def like(number: Any, tree: Tree) -> Any:
-    """A setting in the tree's dtype if it is a tensor, as in lanes: otherwise ``torch.clamp`` would widen its result."""
+    """A setting in the tree's dtype if it is a tensor, as in lanes: otherwise ``torch.clamp``
+    would widen its result.
+    """
     return number.to(next(iter(tree.values())).dtype) if isinstance(number, Tensor) else number
 
 
@@ -40,12 +44,17 @@ def dot(left: Tree, right: Tree) -> Tensor:
 
 
 def norm(tree: Tree, order: float = 2.0) -> Tensor:
-    """The vector norm over all leaves together, a scalar: a norm of norms, as ``torch.nn.utils.get_total_norm`` takes it.
+    """The vector norm over all leaves together, a scalar: a norm of norms, as
+    ``torch.nn.utils.get_total_norm`` takes it.
 
-    A leaf of no elements adds nothing, where torch refuses to take its largest: only of that order is it asked for.
+    A leaf of no elements adds nothing, where torch refuses to take its largest: only of that order
+    is it asked for.
     """
-    one = torch.linalg.vector_norm if order == 2 else length  # the question costs a norm of small leaves 5 %
-    return torch.linalg.vector_norm(torch.stack([one(leaf, order) for leaf in tree.values()]), order)
+    # the question costs a norm of small leaves 5 %
+    one = torch.linalg.vector_norm if order == 2 else length
+    return torch.linalg.vector_norm(
+        torch.stack([one(leaf, order) for leaf in tree.values()]), order
+    )
 
 
 def length(leaf: Tensor, order: float = 2.0) -> Tensor:
@@ -61,13 +70,16 @@ def scale(tree: Tree, factor: Tensor | float) -> Tree:
 def scale_to(tree: Tree, limit: Tensor | float, size: Tensor) -> Tree:
     """``tree``, whose norm is ``size``, shortened to ``limit`` if it is longer.
 
-    Exact: unchanged where ``size <= limit``, zero stays zero, no epsilon. A NaN size changes nothing, so that NaN stays visible.
+    Exact: unchanged where ``size <= limit``, zero stays zero, no epsilon. A NaN size changes
+    nothing, so that NaN stays visible.
     """
     return scale(tree, torch.where(size > limit, limit / size, torch.ones_like(size)))
 
 
 def dense(leaf: Tensor) -> Tensor:
-    """``leaf`` with all its elements, of which a sparse gradient has only those that are not zero."""
+    """``leaf`` with all its elements, of which a sparse gradient has only those that are not
+    zero.
+    """
     return leaf if leaf.layout is torch.strided else leaf.to_dense()
 
 
@@ -76,23 +88,29 @@ def flatten(tree: Tree, out: Tensor | None = None) -> Tensor:
     return torch.cat([leaf.reshape(-1) for leaf in tree.values()], out=out)
 
 
-# ------------------------------------------------------------------------------------------------------------- paired seeds
+# ------------------------------------------------------------------------------------- paired seeds
 
 
 def seed_of(workload: str, seed: int, stream: str) -> int:
-    """A 63-bit seed from the workload, the cell's seed and the stream's name, the same in every process and on every machine."""
+    """A 63-bit seed from the workload, the cell's seed and the stream's name, the same in every
+    process and on every machine.
+    """
     digest = hashlib.sha256(f"{workload}\0{seed}\0{stream}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def generator(workload: str, seed: int, stream: str) -> torch.Generator:
-    """A CPU generator for one named stream of one workload and seed: every method draws the same numbers from it."""
+    """A CPU generator for one named stream of one workload and seed: every method draws the same
+    numbers from it.
+    """
     return torch.Generator().manual_seed(seed_of(workload, seed, stream))
 
 
 @contextmanager
 def seeded(workload: str, seed: int, stream: str, device: str = "cpu") -> Iterator[None]:
-    """The global random state, forked and seeded: the only place it may be drawn from (layers draw weights and dropout from it)."""
+    """The global random state, forked and seeded: the only place it may be drawn from (layers
+    draw weights and dropout from it).
+    """
     own = [torch.cuda.current_device()] if device == "cuda" else []
     with torch.random.fork_rng(devices=own):
         torch.default_generator.manual_seed(seed_of(workload, seed, stream))
@@ -102,25 +120,37 @@ def seeded(workload: str, seed: int, stream: str, device: str = "cpu") -> Iterat
 
 
 class AlikeEverywhere(TorchDispatchMode):
-    """Within it, float32 numbers from ``uniform_``, ``normal_`` and ``randn`` are the same on every processor.
+    """Within it, float32 numbers from ``uniform_``, ``normal_`` and ``randn`` are the same on every
+    processor.
 
-    torch scales a uniform number with or without a fused multiply-add, and draws normal ones by other approximations of log and
-    cos, as the processor allows. Here the arithmetic is float64's, and only its result is rounded.
+    torch scales a uniform number with or without a fused multiply-add, and draws normal ones by
+    other approximations of log and cos, as the processor allows. Here the arithmetic is float64's,
+    and only its result is rounded.
     """
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten.uniform_.default and args[0].dtype == torch.float32:
             return _uniform(*args, **kwargs)
         if func is torch.ops.aten.normal_.default and args[0].dtype == torch.float32:
-            return args[0].copy_(torch.empty_like(args[0], dtype=torch.float64).normal_(*args[1:], **kwargs))
+            return args[0].copy_(
+                torch.empty_like(args[0], dtype=torch.float64).normal_(*args[1:], **kwargs)
+            )
         normal = func in (torch.ops.aten.randn.default, torch.ops.aten.randn.generator)
         if normal and (kwargs.get("dtype") or torch.get_default_dtype()) == torch.float32:
             return func(*args, **{**kwargs, "dtype": torch.float64}).float()
         return func(*args, **kwargs)
 
 
-def _uniform(tensor: Tensor, low: float = 0.0, high: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
+def _uniform(
+    tensor: Tensor, low: float = 0.0, high: float = 1.0, *, generator: torch.Generator | None = None
+) -> Tensor:
     """Fill ``tensor`` from [low, high): the very numbers of a processor with fused multiply-add."""
     unit = torch.empty_like(tensor).uniform_(generator=generator).double()
     # Both ends as torch rounds them: their difference is float32's, too.

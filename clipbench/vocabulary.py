@@ -1,7 +1,9 @@
-"""The words of a study page, in one table: where each may stand, its type and default, and what is wanted of it.
+"""The words of a study page, in one table: where each may stand, its type and default, and what is
+wanted of it.
 
-The page model, the names that a component's setting may not take, the sentences about a wrong page and "belongs elsewhere" follow
-from `WORDS`. A new word is one row here, and what the study does with it. This module must not know what is registered.
+The page model, the names that a component's setting may not take, the sentences about a wrong page
+and "belongs elsewhere" follow from `WORDS`. A new word is one row here, and what the study does
+with it. This module must not know what is registered.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ Count = Annotated[int, Field(ge=1, description="whole number of at least 1")]
 Kind = Literal["workload", "optimizer", "clip"]
 KINDS: tuple[Kind, ...] = ("workload", "optimizer", "clip")
 
-# Words that are kept among a component's settings, left out at their default: so labels and identities know them, and a component
-# is built without them.
+# Words that are kept among a component's settings, left out at their default: so labels and
+# identities know them, and a component is built without them.
 RELATIVE, ON, SCHEDULE, ACCUMULATE = "relative", "on", "schedule", "accumulate"
 KEPT = (RELATIVE, ON, SCHEDULE, ACCUMULATE)
 GRADIENT, UPDATE, EXAMPLE = "gradient", "update", "example"  # what a clip is applied to
@@ -46,8 +48,9 @@ PLACES = {
 class Word:
     """One word of a page.
 
-    ``homes`` maps each table that the word may stand in to its default there; None leaves a component's table without one, and what
-    [run] says holds. ``wanted`` says in words what ``type`` demands.
+    ``homes`` maps each table that the word may stand in to its default there; None leaves a
+    component's table without one, and what [run] says holds. ``wanted`` says in words what ``type``
+    demands.
     """
 
     name: str
@@ -78,9 +81,19 @@ WORDS = (
     Word("steps", Count, _COUNT, {"run": REQUIRED, **_OPTIONAL}),
     Word("batch", Count | list[Count], _COUNTS, {"run": 32, **_OPTIONAL}),
     Word("device", _DEVICE | list[_DEVICE], '"cpu", "cuda", or a list of them', {"run": "cpu"}),
-    Word("dtype", _DTYPE | list[_DTYPE], '"float32", "float64", "bfloat16-mixed", or a list of them', {"run": "float32"}),
+    Word(
+        "dtype",
+        _DTYPE | list[_DTYPE],
+        '"float32", "float64", "bfloat16-mixed", or a list of them',
+        {"run": "float32"},
+    ),
     Word("lr", _RATES, "a positive number, or a list of them", {"run": None}),
-    Word("lr", _RATES | dict[str, _RATES], "a positive number, a list of them, or a table of lists by name", _OPTIONAL),
+    Word(
+        "lr",
+        _RATES | dict[str, _RATES],
+        "a positive number, a list of them, or a table of lists by name",
+        _OPTIONAL,
+    ),
     Word(
         SCHEDULE,
         str | list[str],
@@ -88,13 +101,22 @@ WORDS = (
         {"run": CONSTANT, "workload": None, "optimizer": None},
     ),
     Word(ACCUMULATE, Count | list[Count], _COUNTS, {"run": 1, "workload": None}),
-    Word("seeds", TABLE, "a table such as { select = 3, report = 10 }", {"run": {}, "workload": None}),
-    Word("engine", Literal["auto", "loop", "batched"], '"auto", "loop" or "batched"', {"run": "auto"}),
+    Word(
+        "seeds", TABLE, "a table such as { select = 3, report = 10 }", {"run": {}, "workload": None}
+    ),
+    Word(
+        "engine", Literal["auto", "loop", "batched"], '"auto", "loop" or "batched"', {"run": "auto"}
+    ),
     Word("evaluations", Count, _COUNT, {"run": 20}),
     Word("extend", bool, "true or false", {"run": True}),
     Word("events", dict[str, float], "a table of numbers", {"run": {}}),
     Word(RELATIVE, _RATES, "a positive number, or a list of them", {"clip": None}),
-    Word(ON, _ON | list[_ON], '"gradient", "update", "example", or a list of them', {"clip": GRADIENT}),
+    Word(
+        ON,
+        _ON | list[_ON],
+        '"gradient", "update", "example", or a list of them',
+        {"clip": GRADIENT},
+    ),
     Word(
         "workloads",
         Annotated[list[str], Field(min_length=1)],
@@ -104,13 +126,17 @@ WORDS = (
     # a table of seeds: how many each phase runs
     Word("select", Count, _COUNT, {"seeds": 3}),
     Word("report", Annotated[int, Field(ge=0)], "a whole number of at least 0", {"seeds": 10}),
-    # The row nobody tuned: one lr and one threshold for every workload; run for the headline's methods and the `arms` named here.
+    # The row nobody tuned: one lr and one threshold for every workload; run for the headline's
+    # methods and the `arms` named here.
     Word("lr", Finite, "a positive number", {"untuned": 0.01}),
     Word("threshold", Finite, "a positive number", {"untuned": 1.0}),
     Word("arms", list[str], 'a list of arms such as "momentum + value"', {"untuned": []}),
 )
 
-HOMES = {name: tuple(home for word in WORDS if word.name == name for home in word.homes) for name in {word.name for word in WORDS}}
+HOMES = {
+    name: tuple(home for word in WORDS if word.name == name for home in word.homes)
+    for name in {word.name for word in WORDS}
+}
 
 
 def words_of(table: str) -> dict[str, Word]:
@@ -118,9 +144,11 @@ def words_of(table: str) -> dict[str, Word]:
     return {word.name: word for word in WORDS if table in word.homes}
 
 
-# The names that a setting of a component may not take: a study could never reach it, or a reader would take it for [run]'s word.
+# The names that a setting of a component may not take: a study could never reach it, or a reader
+# would take it for [run]'s word.
 RESERVED = tuple(dict.fromkeys(name for table in (*KINDS, "run") for name in words_of(table)))
-# Word that is kept among a component's settings → what holds if the page says nothing: [run]'s default, or that of its only home.
+# Word that is kept among a component's settings → what holds if the page says nothing: [run]'s
+# default, or that of its only home.
 DEFAULTS = {word.name: next(iter(word.homes.values())) for word in WORDS if word.name in KEPT}
 
 

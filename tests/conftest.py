@@ -1,4 +1,6 @@
-"""What makes the suite strict: no test may leave a trace in the process, and every test meets the same luck."""
+"""What makes the suite strict: no test may leave a trace in the process, and every test meets
+the same luck.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +21,33 @@ from clipbench import datasets
 
 torch.set_num_threads(1)  # the number of threads changes the last bits of a sum
 
-settings.register_profile("clipbench", derandomize=True, deadline=None, database=None, print_blob=False)
+settings.register_profile(
+    "clipbench", derandomize=True, deadline=None, database=None, print_blob=False
+)
 settings.load_profile("clipbench")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--whole", action="store_true", help="Run what `tox -e whole` runs: every seed and every rate of a claim.")
+    parser.addoption(
+        "--whole",
+        action="store_true",
+        help="Run what `tox -e whole` runs: every seed and every rate of a claim.",
+    )
 
 
 @pytest.fixture(scope="session")
 def whole(request):
-    """Whether every seed and rate of a claim is run, and not only as many as show that the code still makes them."""
+    """Whether every seed and rate of a claim is run, and not only as many as show that the code
+    still makes them.
+    """
     return request.config.getoption("--whole")
 
 
 @pytest.fixture(autouse=True)
 def _process_unchanged():
-    """Fail a test that draws from a global generator, or that leaves torch set up differently than it found it."""
+    """Fail a test that draws from a global generator, or that leaves torch set up differently
+    than it found it.
+    """
     before = _process_state()
     yield
     after = _process_state()
@@ -84,6 +96,8 @@ def data_folder(tmp_path_factory, monkeypatch):
     file = sets.write(folder / "pneumoniamnist.npz")
     md5 = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
     known = datasets.FAMILIES["pneumoniamnist"]
-    monkeypatch.setitem(datasets.FAMILIES, "pneumoniamnist", replace(known, md5s=(md5, *known.md5s[1:])))
+    monkeypatch.setitem(
+        datasets.FAMILIES, "pneumoniamnist", replace(known, md5s=(md5, *known.md5s[1:]))
+    )
     monkeypatch.setenv("CLIPBENCH_DATA", str(folder))
     return folder

@@ -1,4 +1,6 @@
-"""Executors that start no process: one runs everything here, one does to its results what a network and a cluster may do."""
+"""Executors that start no process: one runs everything here, one does to its results what a
+network and a cluster may do.
+"""
 
 import itertools
 import time
@@ -18,13 +20,19 @@ class InProcess:
     slots, seconds, patience = 3, 0.0, 60.0
 
     def __init__(self):
-        self.queue, self.tickets, self.stopped, self.here = deque(), itertools.count(), False, environment("cpu")
+        self.queue, self.tickets, self.stopped, self.here = (
+            deque(),
+            itertools.count(),
+            False,
+            environment("cpu"),
+        )
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        torch.set_flush_denormal(False)  # as every process that trains is prepared, this one is for a while
+        # as every process that trains is prepared, this one is for a while
+        torch.set_flush_denormal(False)
 
     def submit(self, work, setting):
         ticket = next(self.tickets)
@@ -41,7 +49,10 @@ class InProcess:
         portions = [Portion(ticket)]
         for answer in answers(work, World()):
             if not isinstance(answer.said, list):
-                return [*portions, Portion(ticket, notes=answer.notes, environment=self.here, end=answer.said)]
+                return [
+                    *portions,
+                    Portion(ticket, notes=answer.notes, environment=self.here, end=answer.said),
+                ]
             portions.append(Portion(ticket, answer.said, answer.notes, self.here))
         return [*portions, Portion(ticket, environment=self.here, end=Done())]
 
@@ -54,10 +65,22 @@ class InProcess:
 
 
 class Hostile(InProcess):
-    """Loses, repeats, delays, reorders and corrupts what comes of a ticket; each fate befalls every few tickets."""
+    """Loses, repeats, delays, reorders and corrupts what comes of a ticket; each fate befalls
+    every few tickets.
+    """
 
     patience = 0.3
-    fates = ("kind", "never begins", "repeats", "is late", "dies at the end", "another cell", "kind", "no record", "rubbish")
+    fates = (
+        "kind",
+        "never begins",
+        "repeats",
+        "is late",
+        "dies at the end",
+        "another cell",
+        "kind",
+        "no record",
+        "rubbish",
+    )
 
     def __init__(self):
         super().__init__()
@@ -82,8 +105,14 @@ class Hostile(InProcess):
             "never begins": [],
             "repeats": [*portions, *before, *portions],
             "is late": portions[:1],
-            "dies at the end": [*portions[:-1], Portion(ticket, end=Died("the machine is gone", lost=True, killed=True))],
-            "another cell": [Portion(ticket, [one for portion in before for one in portion.records]), *portions],
+            "dies at the end": [
+                *portions[:-1],
+                Portion(ticket, end=Died("the machine is gone", lost=True, killed=True)),
+            ],
+            "another cell": [
+                Portion(ticket, [one for portion in before for one in portion.records]),
+                *portions,
+            ],
             "no record": [portions[0], portions[-1]],
             "rubbish": [Portion(ticket, ["rubbish", None]), *portions],
         }[fate]

@@ -1,7 +1,9 @@
-"""Run as a program by `test_measures`, with a copy of the package whose table has the measure ``turned`` as its last.
+"""Run as a program by `test_measures`, with a copy of the package whose table has the measure
+``turned`` as its last.
 
-``python one_more.py FOLDER PAGE``: trains in every engine, writes the study on the page by two of them, replays and verifies those
-and ``FOLDER/older``, which was written without the measure, and prints as JSON what it saw.
+``python one_more.py FOLDER PAGE``: trains in every engine, writes the study on the page by two of
+them, replays and verifies those and ``FOLDER/older``, which was written without the measure, and
+prints as JSON what it saw.
 """
 
 import json
@@ -22,7 +24,9 @@ STEPS, BATCH = 12, 8
 def job(lr, dtype="float64"):
     clip = {"max_norm": 0.1}
     parts = Part("wdbc", 1), Part("momentum", 1), Part("norm", 1, clip, "max_norm")
-    return Job(Cell(*parts, lr=lr, seed=0, steps=STEPS, batch=BATCH, evaluations=2, dtype=dtype), clip)
+    return Job(
+        Cell(*parts, lr=lr, seed=0, steps=STEPS, batch=BATCH, evaluations=2, dtype=dtype), clip
+    )
 
 
 def by_hand(asked):
@@ -31,8 +35,16 @@ def by_hand(asked):
     for batch in feed.batches(trainer.workload, 0, BATCH, STEPS, torch.float64):
         trainer.optimizer.zero_grad()
         trainer.backward(*batch)
-        raw = torch.cat([param.grad.reshape(-1) for param in trainer.module.parameters()]).numpy().copy()
-        found.append(np.nan if before is None else raw @ before / np.linalg.norm(raw) / np.linalg.norm(before))
+        raw = (
+            torch.cat([param.grad.reshape(-1) for param in trainer.module.parameters()])
+            .numpy()
+            .copy()
+        )
+        found.append(
+            np.nan
+            if before is None
+            else raw @ before / np.linalg.norm(raw) / np.linalg.norm(before)
+        )
         before = raw
         trainer.clip()
         trainer.optimizer.step()
@@ -44,10 +56,17 @@ def nulls(store):
 
 
 def seen(store):
-    """What is true of a stored study: whether it replays, what verify says, and where the measure is null or NaN."""
+    """What is true of a stored study: whether it replays, what verify says, and where the
+    measure is null or NaN.
+    """
     turned = store.read("curves")["turned"]
     replayed = replay.replay(store, store.read("cells")["cell"].iloc[0])
-    found = {"rows": len(turned), "null": nulls(store), "replay": [replayed.matches, replayed.sentence], "verify": store.problems()}
+    found = {
+        "rows": len(turned),
+        "null": nulls(store),
+        "replay": [replayed.matches, replayed.sentence],
+        "verify": store.problems(),
+    }
     with store.claim():
         store.compact()
     after = Store(store.folder)
@@ -72,7 +91,9 @@ def main(folder, page):
         store = stores[f"by {engine}"] = Store.create(folder / engine, asked.name, asked.text)
         with store.claim():
             protocol.run(asked, store, protocol.Options(engine=engine, workers=1, throughput=False))
-    sys.stdout.write(json.dumps(said | {name: seen(Store(store.folder)) for name, store in stores.items()}))
+    sys.stdout.write(
+        json.dumps(said | {name: seen(Store(store.folder)) for name, store in stores.items()})
+    )
 
 
 if __name__ == "__main__":

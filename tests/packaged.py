@@ -2,7 +2,8 @@
 
 from clipbench import clips, optimizers, registry, workloads
 
-__all__ = ["CLIPS", "clips", "names", "optimizers", "workloads"]  # three are imported because that registers their components
+# three are imported because that registers their components
+__all__ = ["CLIPS", "clips", "names", "optimizers", "workloads"]
 
 CLIPS = {  # a warm-up is over after a few steps
     "none": {},
@@ -20,4 +21,8 @@ CLIPS = {  # a warm-up is over after a few steps
 
 def names(kind):
     """The names of a kind's packaged components."""
-    return [name for name in registry.names(kind) if registry.find(kind, name).__module__.startswith("clipbench.")]
+    return [
+        name
+        for name in registry.names(kind)
+        if registry.find(kind, name).__module__.startswith("clipbench.")
+    ]

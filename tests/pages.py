@@ -3,13 +3,18 @@
 import json
 
 
-def study_page(workloads, optimizers="sgd", clips=None, *, title=None, use=None, select=1, report=0, **run):
-    """A page of one workload and one optimizer, or a list of them, and of clips: name → settings, `none` if there are none.
+def study_page(
+    workloads, optimizers="sgd", clips=None, *, title=None, use=None, select=1, report=0, **run
+):
+    """A page of one workload and one optimizer, or a list of them, and of clips: name → settings,
+    `none` if there are none.
 
     ``select`` and ``report`` are the numbers of seeds, ``run`` are more words of [run].
     """
     top = {name: value for name, value in (("title", title), ("use", use)) if value is not None}
-    tables = [("workload", name, {}) for name in _list(workloads)] + [("optimizer", name, {}) for name in _list(optimizers)]
+    tables = [("workload", name, {}) for name in _list(workloads)] + [
+        ("optimizer", name, {}) for name in _list(optimizers)
+    ]
     tables += [("clip", name, settings) for name, settings in (clips or {"none": {}}).items()]
     return "\n".join(
         [
@@ -17,7 +22,11 @@ def study_page(workloads, optimizers="sgd", clips=None, *, title=None, use=None,
             "[run]",
             *_lines(run),
             f"seeds = {{ select = {select}, report = {report} }}",
-            *(line for kind, name, settings in tables for line in ("", f"[[{kind}]]", *_lines({"name": name, **settings}))),
+            *(
+                line
+                for kind, name, settings in tables
+                for line in ("", f"[[{kind}]]", *_lines({"name": name, **settings}))
+            ),
             "",
         ]
     )

@@ -10,12 +10,16 @@ from clipbench import registry
 
 @contextmanager
 def registry_restored():
-    """Take what was registered within out of the tables again; the packaged components stay, for they are imported only once."""
+    """Take what was registered within out of the tables again; the packaged components stay, for
+    they are imported only once.
+    """
     tables = {kind: dict(table) for kind, table in registry._tables.items()}
     used, modules = dict(registry._used), set(sys.modules)
     yield
     for kind, table in registry._tables.items():
-        kept = tables[kind] | {name: cls for name, cls in table.items() if cls.__module__.startswith("clipbench.")}
+        kept = tables[kind] | {
+            name: cls for name, cls in table.items() if cls.__module__.startswith("clipbench.")
+        }
         table.clear()
         table.update(kept)
     registry._used.clear()

@@ -1,4 +1,6 @@
-"""What a stranger brings: the clip and the study that README shows, word for word, an optimizer, and networks."""
+"""What a stranger brings: the clip and the study that README shows, word for word, an optimizer,
+and networks.
+"""
 
 import re
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""A results folder without a training run: rows as plausible as the first grid of FACTS, made by arithmetic and seeds."""
+"""A results folder without a training run: rows as plausible as the first grid of FACTS, made by
+arithmetic and seeds.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 }
 
 
-def components(problems: Sequence[str], clips: Sequence[str] = ("none", "value", "norm")) -> dict[str, Any]:
+def components(
+    problems: Sequence[str], clips: Sequence[str] = ("none", "value", "norm")
+) -> dict[str, Any]:
     """The components page, as a run writes it."""
     return {
         "workloads": {
@@ -92,11 +96,15 @@ def components(problems: Sequence[str], clips: Sequence[str] = ("none", "value",
             }
             for problem in problems
         },
-        "optimizers": {name: {"name": name, "version": 1, "about": f"The rule {name}."} for name in LRS},
+        "optimizers": {
+            name: {"name": name, "version": 1, "about": f"The rule {name}."} for name in LRS
+        },
         "clips": {
             name: {
                 "version": 1,
-                "threshold": {"none": None, "value": "max_value", "norm": "max_norm"}.get(name, "ratio"),
+                "threshold": {"none": None, "value": "max_value", "norm": "max_norm"}.get(
+                    name, "ratio"
+                ),
                 "about": f"The clip {name}.",
             }
             for name in clips
@@ -104,10 +112,24 @@ def components(problems: Sequence[str], clips: Sequence[str] = ("none", "value",
     }
 
 
-def cell(problem: str, optimizer: str, clip: str, lr: float, seed: int, relative: float | None = None, **others: Any) -> Cell:
+def cell(
+    problem: str,
+    optimizer: str,
+    clip: str,
+    lr: float,
+    seed: int,
+    relative: float | None = None,
+    **others: Any,
+) -> Cell:
     """A cell with its identity; ``threshold=`` gives an absolute threshold."""
     field = {"none": None, "value": "max_value", "norm": "max_norm"}.get(clip, "ratio")
-    settings = {} if field is None else {"relative": relative} if relative is not None else {field: others.pop("threshold", 1.0)}
+    settings = (
+        {}
+        if field is None
+        else {"relative": relative}
+        if relative is not None
+        else {field: others.pop("threshold", 1.0)}
+    )
     others.pop("threshold", None)
     role = "report" if seed >= selection.FIRST_REPORT_SEED else "select"
     return Cell(
@@ -128,7 +150,9 @@ def resolved(one: Cell) -> float | None:
 
 
 def outcome(one: Cell, threshold: float | None) -> str:
-    """Hot learning rates spoil a run unless the clip is tight; a tight clip with a low learning rate stalls it."""
+    """Hot learning rates spoil a run unless the clip is tight; a tight clip with a low learning
+    rate stalls it.
+    """
     luck = np.random.default_rng([int(one.id[:8], 16), 1]).normal() * 0.25
     size = WORKLOADS[one.workload.name]["size"]
     tight = 1.0 if threshold is None else max(1.0, (size / threshold) ** 0.7)
@@ -143,25 +167,41 @@ def outcome(one: Cell, threshold: float | None) -> str:
 
 
 def rows(one: Cell, kind: str | None = None, **overrides: Any) -> dict[str, list[dict[str, Any]]]:
-    """The rows of one finished cell for every table; ``kind`` fixes its outcome, ``overrides`` columns of its ``cells`` row."""
+    """The rows of one finished cell for every table; ``kind`` fixes its outcome, ``overrides``
+    columns of its ``cells`` row.
+    """
     problem, threshold = WORKLOADS[one.workload.name], resolved(one)
     kind = kind or outcome(one, threshold)
     random = np.random.default_rng([int(one.id[:8], 16), 2])
     steps = one.steps if kind != "diverged" else max(2, int(one.steps * random.uniform(0.1, 0.9)))
     step, floor = np.arange(steps), problem["optimum"] or 0.0
-    rate = {"learned": 8.0, "stalled": 0.6, "collapsed": 3.0, "diverged": -4.0}[kind] * random.uniform(0.8, 1.2)
-    loss = floor + (problem["reference_loss"] - floor) * np.exp(-rate * step / one.steps + random.normal(0, 0.1, steps))
+    rate = {"learned": 8.0, "stalled": 0.6, "collapsed": 3.0, "diverged": -4.0}[
+        kind
+    ] * random.uniform(0.8, 1.2)
+    loss = floor + (problem["reference_loss"] - floor) * np.exp(
+        -rate * step / one.steps + random.normal(0, 0.1, steps)
+    )
     if kind == "collapsed":
-        loss[steps // 2 :] = problem["reference_loss"] * (1 + random.normal(0, 0.01, steps - steps // 2))
+        loss[steps // 2 :] = problem["reference_loss"] * (
+            1 + random.normal(0, 0.01, steps - steps // 2)
+        )
     if kind == "diverged":
         loss[-1] = np.inf
     norm = problem["size"] * random.lognormal(0, 0.5, steps)
     kept = np.ones(steps) if threshold is None else np.minimum(1.0, threshold / norm)
     fraction = float((kept < 1).mean())
     quality = {"learned": 0.0, "stalled": 0.12, "collapsed": 0.6, "diverged": np.nan}[kind]
-    best = problem["best"] - (0.02 if one.clip.name == "none" and problem["higher_is_better"] else 0.0)
-    noise = abs(random.normal(0, 0.006)) + 0.01 * abs(math.log10(one.lr / LIMIT[one.optimizer.name]))
-    metric = best - quality - noise if problem["higher_is_better"] else best * 10 ** (4 * quality + 20 * noise)
+    best = problem["best"] - (
+        0.02 if one.clip.name == "none" and problem["higher_is_better"] else 0.0
+    )
+    noise = abs(random.normal(0, 0.006)) + 0.01 * abs(
+        math.log10(one.lr / LIMIT[one.optimizer.name])
+    )
+    metric = (
+        best - quality - noise
+        if problem["higher_is_better"]
+        else best * 10 ** (4 * quality + 20 * noise)
+    )
     finite = kind != "diverged"
     validation = float(np.min(loss) * (1 + noise)) if finite else None
     row = {
@@ -218,20 +258,47 @@ def rows(one: Cell, kind: str | None = None, **overrides: Any) -> dict[str, list
         }
         for i in step
     ]
-    evals = [{"cell": one.id, "step": steps, "split": "validation", "metric": "loss", "value": validation}]
+    evals = [
+        {
+            "cell": one.id,
+            "step": steps,
+            "split": "validation",
+            "metric": "loss",
+            "value": validation,
+        }
+    ]
     events = []
     if not finite:
         events = [
-            {"cell": one.id, "step": steps - 1, "kind": "nonfinite_loss", "value": float("inf"), "detail": "the loss is not finite"}
+            {
+                "cell": one.id,
+                "step": steps - 1,
+                "kind": "nonfinite_loss",
+                "value": float("inf"),
+                "detail": "the loss is not finite",
+            }
         ]
     elif kind == "collapsed":
-        events = [{"cell": one.id, "step": steps // 2, "kind": "blow_up", "value": 50.0, "detail": "above 10 × the reference"}]
+        events = [
+            {
+                "cell": one.id,
+                "step": steps // 2,
+                "kind": "blow_up",
+                "value": 50.0,
+                "detail": "above 10 × the reference",
+            }
+        ]
     return {"cells": [row], "curves": curves, "evals": evals, "events": events}
 
 
 def failed(one: Cell, reason: str = "out of memory") -> dict[str, list[dict[str, Any]]]:
     """The row of a cell that never finished."""
-    row = {**rows(one, "learned")["cells"][0], "status": "failed", "outcome": None, "reason": reason}
+    row = {
+        **rows(one, "learned")["cells"][0],
+        "status": "failed",
+        "outcome": None,
+        "reason": reason,
+    }
     blank = (
         "final_loss",
         "best_loss",
@@ -241,19 +308,43 @@ def failed(one: Cell, reason: str = "out of memory") -> dict[str, list[dict[str,
         "clipped_fraction",
         "grad_norm_median",
     )
-    return {"cells": [{**row, **dict.fromkeys(blank), "steps": 0}], "curves": [], "evals": [], "events": []}
+    return {
+        "cells": [{**row, **dict.fromkeys(blank), "steps": 0}],
+        "curves": [],
+        "evals": [],
+        "events": [],
+    }
 
 
 def commit(store: Store, shard: str, parts: Sequence[Mapping[str, Any]]) -> None:
     """Write many cells' rows as one shard."""
-    store.commit(shard, {table: [row for part in parts for row in part[table]] for table in ("cells", "curves", "evals", "events")})
+    store.commit(
+        shard,
+        {
+            table: [row for part in parts for row in part[table]]
+            for table in ("cells", "curves", "evals", "events")
+        },
+    )
 
 
-NUMBERS = ("batch", "parameters", "tensors", "threads", "floor_bytes", "floor_seconds", "kernels", "synchronisations")
+NUMBERS = (
+    "batch",
+    "parameters",
+    "tensors",
+    "threads",
+    "floor_bytes",
+    "floor_seconds",
+    "kernels",
+    "synchronisations",
+)
 
 
-def timing(problem: str, optimizer: str, clips: Mapping[str, float], blocks: int = 20, **overrides: Any) -> list[dict[str, Any]]:
-    """Timed blocks, every clip beside ``none`` in each; ``clips`` maps a clip to its cost relative to none."""
+def timing(
+    problem: str, optimizer: str, clips: Mapping[str, float], blocks: int = 20, **overrides: Any
+) -> list[dict[str, Any]]:
+    """Timed blocks, every clip beside ``none`` in each; ``clips`` maps a clip to its cost
+    relative to none.
+    """
     random = np.random.default_rng([7, *problem.encode(), *optimizer.encode()])
     rows = []
     for block in range(blocks):
@@ -275,7 +366,9 @@ def timing(problem: str, optimizer: str, clips: Mapping[str, float], blocks: int
                     "steps": 50,
                     "peak_bytes": 1_500_000 + int(50_000 * cost),
                     "valid": block != 3,
-                    **dict.fromkeys(("part", "parameters", "tensors", "threads", "floor_bytes", "floor_seconds")),
+                    **dict.fromkeys(
+                        ("part", "parameters", "tensors", "threads", "floor_bytes", "floor_seconds")
+                    ),
                     **dict.fromkeys(("kernels", "synchronisations")),
                     "environment": "e1",
                     "created": "2026-01-01T00:00:00Z",
@@ -286,16 +379,40 @@ def timing(problem: str, optimizer: str, clips: Mapping[str, float], blocks: int
 
 
 def surveyed(
-    costs: Mapping[str, Mapping[str, float]], parameters: int = 2_000_000, optimizer: str = "momentum", **overrides: Any
+    costs: Mapping[str, Mapping[str, float]],
+    parameters: int = 2_000_000,
+    optimizer: str = "momentum",
+    **overrides: Any,
 ) -> list[dict[str, Any]]:
-    """Blocks of the long form: implementation → clip → what it takes, in units of what the floor takes."""
+    """Blocks of the long form: implementation → clip → what it takes, in units of what the floor
+    takes.
+    """
     problem = f"{parameters} in 6 tensors"
-    own = {"workload": None, "batch": None, "part": "update", "parameters": parameters, "tensors": 6, "threads": 1}
+    own = {
+        "workload": None,
+        "batch": None,
+        "part": "update",
+        "parameters": parameters,
+        "tensors": 6,
+        "threads": 1,
+    }
     own |= {"floor_bytes": 20 * parameters, "floor_seconds": 1e-4}
     return [
-        {**row, "seconds": row["steps"] * 1e-4 * costs[implementation][row["clip"]] * (1 + row["block"] / 1000)}
+        {
+            **row,
+            "seconds": row["steps"]
+            * 1e-4
+            * costs[implementation][row["clip"]]
+            * (1 + row["block"] / 1000),
+        }
         for implementation in costs
-        for row in timing(problem, optimizer, costs[implementation], implementation=implementation, **{**own, **overrides})
+        for row in timing(
+            problem,
+            optimizer,
+            costs[implementation],
+            implementation=implementation,
+            **{**own, **overrides},
+        )
     ]
 
 
@@ -315,14 +432,24 @@ def build(  # noqa: PLR0913, PLR0917
 ) -> Store:
     """A finished study.
 
-    ``change`` may return other rows for a cell; ``variants`` repeat the matrix with other batches or devices.
+    ``change`` may return other rows for a cell; ``variants`` repeat the matrix with other batches
+    or devices.
     """
     store = Store.create(
-        folder, folder.name, 'title = "Does clipping widen the range of learning rates that work?"\n\n[run]\nsteps = 60\n'
+        folder,
+        folder.name,
+        (
+            'title = "Does clipping widen the range of learning rates that '
+            'work?"\n\n[run]\nsteps = 60\n'
+        ),
     )
-    store.write_page("environment", {"study": folder.name, "curves": curves, "environments": {"e1": ENVIRONMENT}})
+    store.write_page(
+        "environment", {"study": folder.name, "curves": curves, "environments": {"e1": ENVIRONMENT}}
+    )
     store.write_page("components", components(problems, clips))
-    store.write_page("calibration", {problem: {"2": WORKLOADS[problem]["size"]} for problem in problems})
+    store.write_page(
+        "calibration", {problem: {"2": WORKLOADS[problem]["size"]} for problem in problems}
+    )
 
     def grid(seeds: range) -> list[Cell]:
         return [
@@ -344,13 +471,23 @@ def build(  # noqa: PLR0913, PLR0917
     commit(store, "select", [made(one) for one in grid(range(select))])
     if report:
         scores = selection.score(store.read("cells"))
-        wanted = selection.readings(scores, dict.fromkeys(problems, report), untuned, (untuned or {}).get("arms", METHODS.values()))
+        wanted = selection.readings(
+            scores,
+            dict.fromkeys(problems, report),
+            untuned,
+            (untuned or {}).get("arms", METHODS.values()),
+        )
         parts: dict[str, Any] = {}
         kinds = {one.arm: (one.optimizer.name, one.clip.name) for one in grid(range(1))}
         for row in wanted.to_dict("records"):
             optimizer, clip = kinds[row["arm"]]
             multiple = None if math.isnan(row["relative"]) else row["relative"]
-            place = {"batch": row["batch"], "device": row["device"], "dtype": row["dtype"], "threshold": row["threshold"]}
+            place = {
+                "batch": row["batch"],
+                "device": row["device"],
+                "dtype": row["dtype"],
+                "threshold": row["threshold"],
+            }
             one = cell(row["problem"], optimizer, clip, row["lr"], row["seed"], multiple, **place)
             parts.setdefault(one.id, made(one))
         commit(store, "report", list(parts.values()))

@@ -28,13 +28,20 @@ from clipbench.analysis.stable import effective, notes, stable
 from clipbench.cell import Cell
 
 INF, NAN = math.inf, math.nan
-build = functools.partial(synthetic.build, optimizers=("sgd",), relative=(1.0,), with_throughput=False)
+build = functools.partial(
+    synthetic.build, optimizers=("sgd",), relative=(1.0,), with_throughput=False
+)
 
 
 def learned(metric: float, **others):
     """Rows of every cell: learned, with this metric."""
     return lambda one: synthetic.rows(
-        one, "learned", metric_value=metric, validation_value=one.lr, clipped_fraction=0.5 if one.clip.threshold else 0.0, **others
+        one,
+        "learned",
+        metric_value=metric,
+        validation_value=one.lr,
+        clipped_fraction=0.5 if one.clip.threshold else 0.0,
+        **others,
     )
 
 
@@ -51,7 +58,7 @@ def one(frame: pd.DataFrame, arm: str, reading: str = "all") -> pd.Series:
     return found.iloc[0]
 
 
-# ----------------------------------------------------------------------------------------------- the mistakes of others, planted
+# ------------------------------------------------------------------ the mistakes of others, planted
 
 
 def with_report_seed(kind: str | None, seed: int = 1003, arm: str = "sgd", problem_metric=0.9):
@@ -70,13 +77,19 @@ def test_a_diverged_seed_is_counted_and_makes_the_result_a_median_with_the_worst
     *_, result = read(build(tmp_path / "s", change=with_report_seed("diverged")))
     row = one(result, "sgd")
     assert (row["n"], row["learned"], row["diverged"], row["statistic"]) == (10, 9, 1, "median")
-    assert row["estimate"] == pytest.approx(np.median([-INF, 0.9, 0.901, 0.902, 0.904, 0.905, 0.906, 0.907, 0.908, 0.909]))
+    assert row["estimate"] == pytest.approx(
+        np.median([-INF, 0.9, 0.901, 0.902, 0.904, 0.905, 0.906, 0.907, 0.908, 0.909])
+    )
     assert row["low"] == 0.9
 
 
 def test_three_diverged_seeds_of_ten_reach_the_interval(tmp_path):
     def change(cell: Cell):
-        return synthetic.rows(cell, "diverged") if cell.seed in (1001, 1004, 1007) else learned(0.9)(cell)
+        return (
+            synthetic.rows(cell, "diverged")
+            if cell.seed in (1001, 1004, 1007)
+            else learned(0.9)(cell)
+        )
 
     *_, result = read(build(tmp_path / "s", change=change))
     assert one(result, "sgd")["low"] == -INF
@@ -94,7 +107,9 @@ def test_for_a_lower_better_metric_the_worst_is_plus_infinity(tmp_path):
 def test_a_blow_up_with_a_finite_metric_is_still_a_divergence(tmp_path):
     def change(cell: Cell):
         if cell.seed == 1000:
-            return synthetic.rows(cell, "diverged", metric_value=0.99, status="completed", reason="blow_up")
+            return synthetic.rows(
+                cell, "diverged", metric_value=0.99, status="completed", reason="blow_up"
+            )
         return learned(0.9)(cell)
 
     *_, drawn, result = read(build(tmp_path / "s", change=change))
@@ -107,17 +122,30 @@ def with_metric(value: float | None, kind: str = "collapsed", seed: int = 1000):
 
     def change(cell: Cell):
         mine = cell.seed == seed and cell.arm == "sgd"
-        return synthetic.rows(cell, kind, metric_value=value) if mine else learned(0.5 + 0.001 * (cell.seed % 10))(cell)
+        return (
+            synthetic.rows(cell, kind, metric_value=value)
+            if mine
+            else learned(0.5 + 0.001 * (cell.seed % 10))(cell)
+        )
 
     return change
 
 
 @pytest.mark.parametrize("value", [NAN, None, -INF])
 def test_a_metric_that_is_none_is_unknown_and_neither_a_number_nor_the_worst(tmp_path, value):
-    """AlgoPerf's parser turns ``nan`` into 0, the best of losses; and a run that did not diverge must not count as one that did."""
-    cells, components, _, drawn, result = read(build(tmp_path / "s", problems=("cosh",), change=with_metric(value)))
+    """AlgoPerf's parser turns ``nan`` into 0, the best of losses; and a run that did not diverge
+    must not count as one that did.
+    """
+    cells, components, _, drawn, result = read(
+        build(tmp_path / "s", problems=("cosh",), change=with_metric(value))
+    )
     row = one(result, "sgd")
-    assert (row["statistic"], row["collapsed"], row["diverged"], row["no_value"]) == ("incomplete", 1, 0, 1)
+    assert (row["statistic"], row["collapsed"], row["diverged"], row["no_value"]) == (
+        "incomplete",
+        1,
+        0,
+        1,
+    )
     assert row["estimate"] == 0.505
     assert math.isnan(row["low"])
     assert set(one(result, "sgd + norm")[["statistic", "no_value"]]) == {"mean", 0}
@@ -142,14 +170,25 @@ def test_an_all_or_nothing_run_without_a_metric_is_no_failure_to_succeed(tmp_pat
 def test_a_failed_seed_is_unknown_and_leaves_no_interval(tmp_path):
     *_, result = read(build(tmp_path / "s", change=with_report_seed(None)))
     row = one(result, "sgd")
-    assert (row["failed"], row["diverged"], row["missing"], row["statistic"]) == (1, 0, 0, "incomplete")
+    assert (row["failed"], row["diverged"], row["missing"], row["statistic"]) == (
+        1,
+        0,
+        0,
+        "incomplete",
+    )
     assert math.isnan(row["low"])
 
 
 def test_a_missing_seed_is_counted_as_missing(tmp_path):
     store = build(tmp_path / "s", change=learned(0.9))
     plan = store.page("plan")
-    store.write_page("plan", {**plan, "protocol": {**plan["protocol"], "seeds": {"digits": {"select": 3, "report": 12}}}})
+    store.write_page(
+        "plan",
+        {
+            **plan,
+            "protocol": {**plan["protocol"], "seeds": {"digits": {"select": 3, "report": 12}}},
+        },
+    )
     *_, result = read(store)
     assert set(result["missing"]) == {2}
     assert (result[list(COUNTS)].sum(axis=1) == result["n"]).all()
@@ -176,7 +215,7 @@ def test_curves_are_losses_above_the_optimum_in_at_most_150_points(tmp_path):
     assert curves(store.read("curves").iloc[:0], drawn, components).empty
 
 
-# ------------------------------------------------------------------------------------------------------------------- the results
+# -------------------------------------------------------------------------------------- the results
 
 
 def test_means_have_the_t_interval_of_their_seeds(tmp_path):
@@ -184,7 +223,9 @@ def test_means_have_the_t_interval_of_their_seeds(tmp_path):
     row = one(result, "sgd")
     assert row["statistic"] == "mean"
     assert row["estimate"] == pytest.approx(0.9045)
-    assert row["high"] - row["estimate"] == pytest.approx(2.262157 * 0.00302765 / math.sqrt(10), rel=1e-4)
+    assert row["high"] - row["estimate"] == pytest.approx(
+        2.262157 * 0.00302765 / math.sqrt(10), rel=1e-4
+    )
 
 
 def test_all_or_nothing_workloads_are_success_rates_with_wilsons_interval(tmp_path):
@@ -222,7 +263,12 @@ def test_a_target_never_reached_stays_in_the_median_as_infinity(tmp_path):
 def test_two_settings_that_resolve_to_the_same_number_are_not_mixed_up(tmp_path):
     """A multiple of .3 … of a median size of 1 / .3 is the untuned threshold, 1: a cell each."""
     size = synthetic.WORKLOADS["digits"]["size"]
-    store = build(tmp_path / "s", relative=(1 / size,), untuned={"lr": 0.01, "threshold": 1.0}, change=learned(0.9))
+    store = build(
+        tmp_path / "s",
+        relative=(1 / size,),
+        untuned={"lr": 0.01, "threshold": 1.0},
+        change=learned(0.9),
+    )
     _, _, _, drawn, result = read(store)
     assert len(drawn) == 10 * (3 * 3)
     assert drawn["cell"].notna().all()
@@ -242,16 +288,16 @@ def test_a_failed_cell_without_a_resolved_threshold_is_still_found(tmp_path):
     assert one(result, "sgd + norm")["missing"] == 0
 
 
-# ------------------------------------------------------------------------------------------------------------------- differences
+# -------------------------------------------------------------------------------------- differences
 
 
 def shifted(gain: float):
     """A clip that gains so much, seed by seed, over noise that both share."""
 
     def change(cell: Cell):
-        noise = np.random.default_rng(cell.seed).normal(0, 0.05) + np.random.default_rng([cell.seed, len(cell.arm)]).normal(
-            0, 0.001
-        )
+        noise = np.random.default_rng(cell.seed).normal(0, 0.05) + np.random.default_rng(
+            [cell.seed, len(cell.arm)]
+        ).normal(0, 0.001)
         return learned(0.8 + noise + (gain if cell.clip.threshold else 0.0))(cell)
 
     return change
@@ -302,7 +348,9 @@ def test_a_clip_that_never_fired_is_the_same_as_none(tmp_path):
 @pytest.mark.parametrize(("steps", "never"), [(99, True), (101, False)])
 def test_one_clipped_step_of_a_short_run_is_a_step(steps, never):
     """Under 1 % of 101 steps, and yet one a run: it may be the one that matters."""
-    seeds = pd.DataFrame({"threshold": [1.0] * 3, "clipped_fraction": [1 / 101] * 3, "steps": [steps] * 3})
+    seeds = pd.DataFrame(
+        {"threshold": [1.0] * 3, "clipped_fraction": [1 / 101] * 3, "steps": [steps] * 3}
+    )
     assert outcomes._never_fired(seeds) is never
 
 
@@ -354,12 +402,14 @@ def test_methods_come_in_the_order_people_name_them_though_json_sorts_them():
     assert list(methods) == ["plain SGD", "momentum", "RMSprop", "value clip", "norm clip"]
 
 
-# ----------------------------------------------------------------------------------------------------------------- the whole grid
+# ----------------------------------------------------------------------------------- the whole grid
 
 
 def at(table: dict[tuple[float, float | None], str]):
     """Outcomes by lr and multiple; learned elsewhere."""
-    return lambda cell: synthetic.rows(cell, table.get((cell.lr, cell.relative), "learned") if cell.seed == 1 else "learned")
+    return lambda cell: synthetic.rows(
+        cell, table.get((cell.lr, cell.relative), "learned") if cell.seed == 1 else "learned"
+    )
 
 
 def test_a_lr_is_stable_where_every_seed_learned_and_a_range_has_no_holes(tmp_path):
@@ -371,10 +421,17 @@ def test_a_lr_is_stable_where_every_seed_learned_and_a_range_has_no_holes(tmp_pa
         (1.0, 1.0): "collapsed",
         (3.0, 1.0): "collapsed",
     }
-    cells, _ = current(build(tmp_path / "s", clips=("none", "norm"), relative=(0.1, 1.0), report=0, change=at(bad)))
+    cells, _ = current(
+        build(tmp_path / "s", clips=("none", "norm"), relative=(0.1, 1.0), report=0, change=at(bad))
+    )
     ranges = stable(cells).set_index(["arm", "basis"])
     unclipped = ranges.loc[("sgd", "no clip")]
-    assert (unclipped["low"], unclipped["high"], unclipped["above"], unclipped["below"]) == (0.3, 1.0, False, False)
+    assert (unclipped["low"], unclipped["high"], unclipped["above"], unclipped["below"]) == (
+        0.3,
+        1.0,
+        False,
+        False,
+    )
     assert unclipped["lrs"] == (0.01, 0.03, 0.3, 1.0)
     best = ranges.loc[("sgd + norm", "best threshold")]
     assert (best["low"], best["high"], best["below"], best["above"]) == (0.01, 1.0, True, False)
@@ -383,7 +440,9 @@ def test_a_lr_is_stable_where_every_seed_learned_and_a_range_has_no_holes(tmp_pa
 
 
 def test_where_no_lr_is_stable_there_is_no_range(tmp_path):
-    cells, _ = current(build(tmp_path / "s", report=0, change=lambda one: synthetic.rows(one, "collapsed")))
+    cells, _ = current(
+        build(tmp_path / "s", report=0, change=lambda one: synthetic.rows(one, "collapsed"))
+    )
     ranges = stable(cells)
     assert ranges["low"].isna().all()
     assert not ranges["above"].any()
@@ -392,13 +451,20 @@ def test_where_no_lr_is_stable_there_is_no_range(tmp_path):
 def test_the_grid_counts_every_seed_and_averages_only_those_with_a_value(tmp_path):
     def change(cell: Cell):
         return (
-            synthetic.rows(cell, "diverged") if cell.seed == 0 else synthetic.failed(cell) if cell.seed == 1 else learned(0.7)(cell)
+            synthetic.rows(cell, "diverged")
+            if cell.seed == 0
+            else synthetic.failed(cell)
+            if cell.seed == 1
+            else learned(0.7)(cell)
         )
 
     cells, _ = current(build(tmp_path / "s", report=0, change=change))
     table = grid(cells, synthetic.components(("digits",)))
     assert set(table["statistic"]) == {"mean"}
-    assert (table[["learned", "stalled", "collapsed", "diverged", "failed"]].sum(axis=1) == table["seeds"]).all()
+    assert (
+        table[["learned", "stalled", "collapsed", "diverged", "failed"]].sum(axis=1)
+        == table["seeds"]
+    ).all()
     assert set(table["valued"]) == {1}
     assert table["value"].tolist() == pytest.approx([0.7] * len(table))
 
@@ -407,13 +473,17 @@ def test_the_grid_of_an_all_or_nothing_workload_holds_shares_and_no_means(tmp_pa
     def change(cell: Cell):
         kinds = {
             0.01: lambda: learned(1.0 if cell.seed == 0 else 0.5)(cell),
-            0.03: lambda: synthetic.rows(cell, "diverged") if cell.seed == 0 else learned(1.0)(cell),
+            0.03: lambda: (
+                synthetic.rows(cell, "diverged") if cell.seed == 0 else learned(1.0)(cell)
+            ),
             0.1: lambda: synthetic.failed(cell) if cell.seed == 0 else learned(1.0)(cell),
             0.3: lambda: learned(NAN if cell.seed == 0 else 0.5)(cell),
         }
         return kinds.get(cell.lr, lambda: learned(1.0)(cell))()
 
-    store = build(tmp_path / "s", problems=("temporal-order",), clips=("none",), report=0, change=change)
+    store = build(
+        tmp_path / "s", problems=("temporal-order",), clips=("none",), report=0, change=change
+    )
     table = grid(current(store)[0], store.page("components")).set_index("lr")
     assert set(table["statistic"]) == {"share"}
     assert table["value"].tolist() == pytest.approx([1 / 3, 2 / 3, 1.0, 0.0, 1.0, 1.0])
@@ -432,11 +502,15 @@ def test_rmsprops_note_has_the_arms_own_alpha(tmp_path):
 def with_alpha(settings: str) -> str:
     """The same settings with RMSprop's α at .9."""
     document = json.loads(settings)
-    return json.dumps({**document, "optimizer": {**document["optimizer"], "settings": {"alpha": 0.9}}})
+    return json.dumps(
+        {**document, "optimizer": {**document["optimizer"], "settings": {"alpha": 0.9}}}
+    )
 
 
 def test_momentum_is_given_as_lr_over_one_minus_mu_too(tmp_path):
-    cells, components, *_ = read(build(tmp_path / "s", optimizers=("sgd", "momentum", "rmsprop"), report=1))
+    cells, components, *_ = read(
+        build(tmp_path / "s", optimizers=("sgd", "momentum", "rmsprop"), report=1)
+    )
     compared = arms(cells, components)
     steady = effective(stable(cells), compared)
     assert set(steady["arm"]) == {"momentum", "momentum + norm", "momentum + value"}
@@ -461,7 +535,7 @@ def test_share_of_steps_clipped_is_by_threshold_over_all_learning_rates(tmp_path
     assert (norm["cells"] == 18).all()
 
 
-# ---------------------------------------------------------------------------------------------------- cost, events, bookkeeping
+# ------------------------------------------------------------------------ cost, events, bookkeeping
 
 
 def timed(rows) -> pd.DataFrame:
@@ -481,8 +555,12 @@ def test_a_clip_costs_the_median_ratio_to_the_block_beside_it():
 
 def test_a_second_timing_run_whose_blocks_are_numbered_on_pairs_with_itself():
     first = synthetic.timing("digits", "sgd", {"none": 1.0, "norm": 1.0}, seconds=1.0)
-    second = synthetic.timing("digits", "sgd", {"none": 1.0, "norm": 1.0}, seconds=100.0, created="2026-02-01T00:00:00Z")
-    table = timed([*({**row, "block": 20 + row["block"]} for row in second), *first]).set_index("clip")
+    second = synthetic.timing(
+        "digits", "sgd", {"none": 1.0, "norm": 1.0}, seconds=100.0, created="2026-02-01T00:00:00Z"
+    )
+    table = timed([*({**row, "block": 20 + row["block"]} for row in second), *first]).set_index(
+        "clip"
+    )
     assert table.loc["norm", "ratio"] == 1.0
     assert table.loc["norm", "blocks"] == 38
 
@@ -511,7 +589,9 @@ def test_cost_is_apart_for_every_implementation_and_batch():
         row
         for batch in (32, 64)
         for code in ("torch", "loop")
-        for row in synthetic.timing("digits", "sgd", {"none": 1, "norm": 2}, batch=batch, implementation=code)
+        for row in synthetic.timing(
+            "digits", "sgd", {"none": 1, "norm": 2}, batch=batch, implementation=code
+        )
     ]
     assert len(timed(rows)) == 8
 
@@ -535,7 +615,9 @@ SURVEYED = {
 
 def survey(rows):
     frame = pd.DataFrame(rows)
-    return implementations(frame.astype({name: float for name in frame if name in synthetic.NUMBERS}))
+    return implementations(
+        frame.astype({name: float for name in frame if name in synthetic.NUMBERS})
+    )
 
 
 def test_implementations_are_set_against_no_clip_the_default_and_the_floor():
@@ -555,7 +637,9 @@ def test_implementations_are_set_against_no_clip_the_default_and_the_floor():
 def test_the_quickest_is_the_least_beside_the_default_and_the_default_where_nothing_beats_it():
     best = quickest(survey(synthetic.surveyed(SURVEYED))).set_index("clip")
     assert best["implementation"].to_dict() == {"norm": "flat", "value": "torch"}
-    assert best.loc["norm", ["default_ratio", "best_ratio", "best_relative"]].tolist() == pytest.approx([2.0, 1.6, 0.5])
+    assert best.loc[
+        "norm", ["default_ratio", "best_ratio", "best_relative"]
+    ].tolist() == pytest.approx([2.0, 1.6, 0.5])
     assert best.loc["value", "best_ratio"] == pytest.approx(2.0)
 
 
@@ -574,18 +658,28 @@ def test_without_torchs_default_there_is_nothing_to_be_quicker_than():
 def test_a_runs_own_timings_are_no_survey_and_threads_are_kept_apart():
     own = synthetic.timing("digits", "sgd", {"none": 1.0, "norm": 2.0})
     assert survey(own).empty
-    both = survey([*synthetic.surveyed(SURVEYED), *synthetic.surveyed({"torch": SURVEYED["torch"]}, threads=2), *own])
+    both = survey(
+        [
+            *synthetic.surveyed(SURVEYED),
+            *synthetic.surveyed({"torch": SURVEYED["torch"]}, threads=2),
+            *own,
+        ]
+    )
     assert both.groupby("threads").size().to_dict() == {1.0: 8, 2.0: 3}
     assert set(both["part"]) == {"update"}
 
 
 def test_events_are_those_of_compared_cells_worst_first(tmp_path):
-    store = build(tmp_path / "s", report=0, change=at({(3.0, None): "diverged", (1.0, None): "collapsed"}))
+    store = build(
+        tmp_path / "s", report=0, change=at({(3.0, None): "diverged", (1.0, None): "collapsed"})
+    )
     cells, _ = current(store)
     found = events(store.read("events"), cells)
     assert found["kind"].tolist() == ["nonfinite_loss", "blow_up"]
     counted = event_counts(found, cells).set_index("arm")
-    assert counted.loc["sgd", ["cells", "learned", "collapsed", "diverged", "nonfinite_loss", "blow_up"]].tolist() == [
+    assert counted.loc[
+        "sgd", ["cells", "learned", "collapsed", "diverged", "nonfinite_loss", "blow_up"]
+    ].tolist() == [
         18,
         16,
         1,
@@ -598,7 +692,9 @@ def test_events_are_those_of_compared_cells_worst_first(tmp_path):
 
 def test_cells_outside_the_plan_are_kept_but_not_compared(tmp_path):
     store = build(tmp_path / "s", report=0)
-    synthetic.commit(store, "more", [synthetic.rows(synthetic.cell("digits", "sgd", "none", 9.0, 0), "learned")])
+    synthetic.commit(
+        store, "more", [synthetic.rows(synthetic.cell("digits", "sgd", "none", 9.0, 0), "learned")]
+    )
     cells, kept = current(store)
     assert kept == {"no longer asked for by the study": 1}
     assert 9.0 not in set(cells["lr"])
@@ -610,7 +706,11 @@ def test_two_environments_in_one_comparison_are_found(tmp_path):
 
     cells, _ = current(build(tmp_path / "s", report=3, change=change))
     (mixture,) = mixtures(cells)
-    assert (mixture["role"], mixture["column"], set(mixture["values"])) == ("report", "environment", {"e1", "e2"})
+    assert (mixture["role"], mixture["column"], set(mixture["values"])) == (
+        "report",
+        "environment",
+        {"e1", "e2"},
+    )
 
 
 def test_null_and_nan_are_told_apart_until_they_are_numbers(tmp_path):

@@ -61,14 +61,30 @@ def test_engines_writes_its_page_and_says_what_is_missing(engines, monkeypatch, 
         return [engines.CONTENDERS[contender](problem, seconds, lambda: None)] * 2
 
     monkeypatch.setattr(engines, "workers", here)
-    monkeypatch.setattr(sys, "argv", ["engines.py", "--workloads", "wdbc,cosh", "--seconds", "0", "--rounds", "1", "--compile", ""])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "engines.py",
+            "--workloads",
+            "wdbc,cosh",
+            "--seconds",
+            "0",
+            "--rounds",
+            "1",
+            "--compile",
+            "",
+        ],
+    )
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--out", str(tmp_path)])
     monkeypatch.setattr(engines, "contenders", lambda *_: ["script", "loop", "batched"])
     engines.main()
     page = capsys.readouterr().out
     assert "- left out: cosh, batched: TypeError: no lanes today" in page
     assert json.loads((tmp_path / "engines.json").read_text())["rounds"].keys() == {"wdbc", "cosh"}
-    assert {path.name for path in tmp_path.iterdir()} == {f"engines.{ending}" for ending in ("json", "md", "svg", "png")}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"engines.{ending}" for ending in ("json", "md", "svg", "png")
+    }
 
 
 def test_engines_hands_a_pair_of_processes_what_they_measure(engines):
@@ -81,15 +97,30 @@ def test_engines_hands_a_pair_of_processes_what_they_measure(engines):
 def test_targets_prints_the_target_of_every_workload(program, monkeypatch, tmp_path, capsys):
     module = program("targets")
     monkeypatch.setattr(module, "SEEDS", 2)
-    monkeypatch.setattr(module.protocol, "Options", partial(module.protocol.Options, workers=1, engine="loop"))
-    (tmp_path / "page.toml").write_text(study_page("cosh", title="two steps", steps=2, lr=[0.001, 0.01], report=2))
+    monkeypatch.setattr(
+        module.protocol, "Options", partial(module.protocol.Options, workers=1, engine="loop")
+    )
+    (tmp_path / "page.toml").write_text(
+        study_page("cosh", title="two steps", steps=2, lr=[0.001, 0.01], report=2)
+    )
     module.main(str(tmp_path / "page.toml"), ["cosh"])
     assert "cosh, batch 32: target " in capsys.readouterr().out
 
 
 def test_every_bench_runs(checkout):
-    """One round each, without the two largest models, in a process of its own: benches set up torch for themselves."""
-    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-disable", "-q", "-k", "not 12M and not 25M"]
+    """One round each, without the two largest models, in a process of its own: benches set up
+    torch for themselves.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "benchmarks",
+        "--benchmark-disable",
+        "-q",
+        "-k",
+        "not 12M and not 25M",
+    ]
     run = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-3000:]
 

@@ -20,7 +20,14 @@ from clipbench import registry, study
 from clipbench.store import Store
 
 PAGE = study_page(
-    "cosh", clips={"none": {}, "norm": {"max_norm": 1.0}}, use=[], steps=8, batch=8, evaluations=2, lr=[0.01, 0.03], report=1
+    "cosh",
+    clips={"none": {}, "norm": {"max_norm": 1.0}},
+    use=[],
+    steps=8,
+    batch=8,
+    evaluations=2,
+    lr=[0.01, 0.03],
+    report=1,
 )
 
 XRAYS = '''
@@ -50,7 +57,8 @@ class MyXrays:
         return {{"train": split("train"), "validation": split("val"), "test": split("test")}}
 
     def model(self):
-        return nn.Sequential(nn.Conv2d(1, self.width, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(self.width * 196, 2))
+        convolution, linear = nn.Conv2d(1, self.width, 3, 2, 1), nn.Linear(self.width * 196, 2)
+        return nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), linear)
 
     def loss(self, output, target):
         return nn.functional.cross_entropy(output, target)
@@ -72,7 +80,9 @@ class Doubler:
 
 def clipbench(*args, **options):
     """The command line, in this process; ``result.stdout`` and ``result.stderr`` apart."""
-    return CliRunner().invoke(cli_.cli, [str(arg) for arg in args], prog_name="clipbench", **options)
+    return CliRunner().invoke(
+        cli_.cli, [str(arg) for arg in args], prog_name="clipbench", **options
+    )
 
 
 def process(*args, path=(), code=None, **options):
@@ -80,7 +90,9 @@ def process(*args, path=(), code=None, **options):
     places = os.pathsep.join(str(place) for place in [*path, *sys.path] if place)
     command = [sys.executable, *(["-c", code] if code else ["-m", "clipbench", *map(str, args)])]
     environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, **options
+    )
 
 
 def refused(result, *fragments):
@@ -122,25 +134,72 @@ def done(tmp_path_factory):
     return folder / "tiny.toml", folder / "out", said
 
 
-# ---------------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 BAD = {
-    "an unknown workload": (('"cosh"', '"cos"'), "first [[workload]]", 'no workload "cos"', "Did you mean cosh?"),
-    "an unknown optimizer": (('"sgd"', '"sdg"'), "first [[optimizer]]", 'no optimizer "sdg"', "Did you mean sgd?"),
-    "an unknown clip": (('"norm"', '"nrom"'), "second [[clip]]", 'no clip "nrom"', "Did you mean norm?"),
-    "an unknown setting": (("max_norm", "max_nrom"), "second [[clip]]", "no setting `max_nrom`", "Did you mean max_norm?"),
-    "an unknown word in [run]": (("batch = 8", "bach = 8"), "[run]", "no setting `bach`", "Did you mean batch?"),
+    "an unknown workload": (
+        ('"cosh"', '"cos"'),
+        "first [[workload]]",
+        'no workload "cos"',
+        "Did you mean cosh?",
+    ),
+    "an unknown optimizer": (
+        ('"sgd"', '"sdg"'),
+        "first [[optimizer]]",
+        'no optimizer "sdg"',
+        "Did you mean sgd?",
+    ),
+    "an unknown clip": (
+        ('"norm"', '"nrom"'),
+        "second [[clip]]",
+        'no clip "nrom"',
+        "Did you mean norm?",
+    ),
+    "an unknown setting": (
+        ("max_norm", "max_nrom"),
+        "second [[clip]]",
+        "no setting `max_nrom`",
+        "Did you mean max_norm?",
+    ),
+    "an unknown word in [run]": (
+        ("batch = 8", "bach = 8"),
+        "[run]",
+        "no setting `bach`",
+        "Did you mean batch?",
+    ),
     "an unknown table": (("use = []", "usee = []"), "no setting `usee`", "Did you mean use?"),
     "a missing setting": (("max_norm = 1.0", ""), "second [[clip]]", "needs `max_norm`"),
-    "a negative threshold": (("max_norm = 1.0", "max_norm = -1.5"), "second [[clip]]", "-1.5", "positive number"),
-    "a threshold of zero": (("max_norm = 1.0", "max_norm = 0"), "second [[clip]]", "positive number"),
+    "a negative threshold": (
+        ("max_norm = 1.0", "max_norm = -1.5"),
+        "second [[clip]]",
+        "-1.5",
+        "positive number",
+    ),
+    "a threshold of zero": (
+        ("max_norm = 1.0", "max_norm = 0"),
+        "second [[clip]]",
+        "positive number",
+    ),
     "a threshold that is NaN": (("max_norm = 1.0", "max_norm = nan"), "second [[clip]]", "nan"),
-    "a threshold in words": (("max_norm = 1.0", 'max_norm = "one"'), "second [[clip]]", "'one'", "positive number"),
-    "one negative of several thresholds": (("max_norm = 1.0", "max_norm = [1.0, -2.0]"), "-2.0", "positive number"),
+    "a threshold in words": (
+        ("max_norm = 1.0", 'max_norm = "one"'),
+        "second [[clip]]",
+        "'one'",
+        "positive number",
+    ),
+    "one negative of several thresholds": (
+        ("max_norm = 1.0", "max_norm = [1.0, -2.0]"),
+        "-2.0",
+        "positive number",
+    ),
     "no threshold at all": (("max_norm = 1.0", "max_norm = []"), "second [[clip]]", "empty list"),
     "the same threshold twice": (("max_norm = 1.0", "max_norm = [1.0, 1.0]"), "1.0 twice"),
     "both kinds of threshold": (("max_norm = 1.0", "max_norm = 1.0\nrelative = 1"), "not both"),
-    "a negative relative threshold": (("max_norm = 1.0", "relative = -1"), "`relative` is -1", "positive number"),
+    "a negative relative threshold": (
+        ("max_norm = 1.0", "relative = -1"),
+        "`relative` is -1",
+        "positive number",
+    ),
     "a relative threshold that is NaN": (("max_norm = 1.0", "relative = nan"), "`relative` is nan"),
     "a relative threshold in words": (("max_norm = 1.0", 'relative = "x"'), "`relative` is 'x'"),
     "no relative threshold": (("max_norm = 1.0", "relative = []"), "empty list"),
@@ -153,26 +212,48 @@ BAD = {
     "an lr that is a truth": (("[0.01, 0.03]", "true"), "[run]", "`lr` is True", "positive number"),
     "no lr at all": (("[0.01, 0.03]", "[]"), "[run]", "`lr`", "empty list"),
     "an lr left out": (("lr = [0.01, 0.03]", ""), "no lr is given", '"sgd"', '"cosh"'),
-    "an lr for nobody": (('"cosh"', '"cosh"\nlr = { sgdd = 0.1 }'), "first [[workload]]", '"sgdd"', "Did you mean sgd?"),
-    "a clip twice": (('name = "none"', 'name = "none"\n[[clip]]\nname = "none"'), "asked for twice", "cosh, sgd"),
-    "no clips": (('[[clip]]\nname = "none"\n\n[[clip]]\nname = "norm"\nmax_norm = 1.0\n', ""), "`clip`", "at least one [[clip]]"),
+    "an lr for nobody": (
+        ('"cosh"', '"cosh"\nlr = { sgdd = 0.1 }'),
+        "first [[workload]]",
+        '"sgdd"',
+        "Did you mean sgd?",
+    ),
+    "a clip twice": (
+        ('name = "none"', 'name = "none"\n[[clip]]\nname = "none"'),
+        "asked for twice",
+        "cosh, sgd",
+    ),
+    "no clips": (
+        ('[[clip]]\nname = "none"\n\n[[clip]]\nname = "norm"\nmax_norm = 1.0\n', ""),
+        "`clip`",
+        "at least one [[clip]]",
+    ),
     "no steps": (("steps = 8", "steps = 0"), "[run]", "`steps` is 0"),
     "steps left out": (("steps = 8", ""), "[run]", "`steps` is missing"),
     "no device": (("batch = 8", "batch = 8\ndevice = []"), "[run]", "`device`", "empty list"),
     "an unknown device": (("batch = 8", 'batch = 8\ndevice = "tpu"'), "[run]", "'tpu'"),
-    "an unknown rule": (("batch = 8", "batch = 8\nevents = { blow = 2.0 }"), "`blow`", "Did you mean blow_up?"),
+    "an unknown rule": (
+        ("batch = 8", "batch = 8\nevents = { blow = 2.0 }"),
+        "`blow`",
+        "Did you mean blow_up?",
+    ),
     "no TOML": (("[run]", "[run"), "not TOML", "line 2"),
     "a name with a line break": (('"norm"', '"no\\nrm"'), "no clip"),
     "a missing plug-in": (("use = []", 'use = ["gone.py"]'), "use: there is no file", "gone.py"),
     "a plug-in that is no list": (("use = []", 'use = "ema.py"'), "`use`", "list of file names"),
-    "a plug-in that is no Python": (("use = []", 'use = ["tiny.toml"]'), "tiny.toml is not a Python file"),
+    "a plug-in that is no Python": (
+        ("use = []", 'use = ["tiny.toml"]'),
+        "tiny.toml is not a Python file",
+    ),
 }
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
 @pytest.mark.parametrize("fault", BAD)
 def test_a_page_with(written, tmp_path, fault, command):
-    """…is refused in one sentence that says where, what came and what was wanted, before a folder is made."""
+    """…is refused in one sentence that says where, what came and what was wanted, before a
+    folder is made.
+    """
     change, *fragments = BAD[fault]
     path = written(change)
     assert refused(clipbench(command, path, "--out", tmp_path / "out"), "tiny.toml", *fragments)
@@ -181,16 +262,30 @@ def test_a_page_with(written, tmp_path, fault, command):
 
 PLUGINS = {
     "a syntax error": ("def broken(:\n", "line 1", "SyntaxError"),
-    "an import that fails": ("\n\nimport there_is_no_such_module\n", "line 3", "there_is_no_such_module"),
-    "an exception of many lines": ("raise ValueError('one\\ntwo\\n\\nthree')\n", "line 1", "one two three"),
+    "an import that fails": (
+        "\n\nimport there_is_no_such_module\n",
+        "line 3",
+        "there_is_no_such_module",
+    ),
+    "an exception of many lines": (
+        "raise ValueError('one\\ntwo\\n\\nthree')\n",
+        "line 1",
+        "one two three",
+    ),
     "an exit": ("raise SystemExit(0)\n", "SystemExit"),
     "a name that is taken": (
         'from clipbench import Positive, clip\n@clip("norm")\nclass Mine:\n    c: Positive = 1.0\n',
         'the clip name "norm" is taken',
     ),
-    "a name no study can write": ('from clipbench import clip\n@clip("My Clip")\nclass Mine:\n    pass\n', "lower-case words"),
+    "a name no study can write": (
+        'from clipbench import clip\n@clip("My Clip")\nclass Mine:\n    pass\n',
+        "lower-case words",
+    ),
     "a setting that means something else": (
-        'from clipbench import Positive, clip\n@clip("mine")\nclass Mine:\n    lr: Positive = 1.0\n',
+        (
+            'from clipbench import Positive, clip\n@clip("mine")\n'
+            "class Mine:\n    lr: Positive = 1.0\n"
+        ),
         "a setting cannot be called `lr`",
     ),
 }
@@ -201,7 +296,10 @@ def test_a_plug_in_with(written, tmp_path, fault):
     """…is wrong use: nothing runs."""
     content, *fragments = PLUGINS[fault]
     (tmp_path / "mine.py").write_text(content)
-    assert refused(clipbench("run", written(("use = []", 'use = ["mine.py"]')), "--out", tmp_path / "out"), *fragments)
+    assert refused(
+        clipbench("run", written(("use = []", 'use = ["mine.py"]')), "--out", tmp_path / "out"),
+        *fragments,
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -224,7 +322,9 @@ def test_a_study_that_is_not_there_is_refused(name, fragments):
         assert refused(clipbench(command, name), *fragments)
 
 
-@pytest.mark.parametrize("name", ["con", "NUL", "com1", "x" * 65, "-x", "_x", "a b", "a.b", "ä", ""])
+@pytest.mark.parametrize(
+    "name", ["con", "NUL", "com1", "x" * 65, "-x", "_x", "a b", "a.b", "ä", ""]
+)
 def test_a_study_name_that_no_folder_should_bear_is_refused(written, name):
     assert refused(clipbench("run", written(name=name)), "a study's name is up to 64 letters")
 
@@ -242,10 +342,18 @@ def test_folders_that_hold_something_else_are_refused_and_left_alone(written, tm
     (tmp_path / "mine" / "thesis.tex").write_text("mine")
     before = sorted(folder.rglob("*"))
     for command in (["run"], ["run", "--anew"], ["plan"], ["throughput"]):
-        assert refused(clipbench(*command, page, "--out", folder), 'holds the study "tiny", not "other"')
-    assert refused(clipbench("run", page, "--out", tmp_path / "mine"), "not empty and holds no study")
-    assert refused(clipbench("run", page, "--anew", "--out", tmp_path / "mine"), "not empty and holds no study")
-    assert refused(clipbench("throughput", page, "--out", tmp_path / "mine"), "not empty and holds no study")
+        assert refused(
+            clipbench(*command, page, "--out", folder), 'holds the study "tiny", not "other"'
+        )
+    assert refused(
+        clipbench("run", page, "--out", tmp_path / "mine"), "not empty and holds no study"
+    )
+    assert refused(
+        clipbench("run", page, "--anew", "--out", tmp_path / "mine"), "not empty and holds no study"
+    )
+    assert refused(
+        clipbench("throughput", page, "--out", tmp_path / "mine"), "not empty and holds no study"
+    )
     assert refused(clipbench("run", page, "--out", page), "this is a file")
     for command in ("report", "verify"):
         assert refused(clipbench(command, tmp_path / "mine"), "this is no results folder")
@@ -257,18 +365,28 @@ def test_folders_that_hold_something_else_are_refused_and_left_alone(written, tm
 def test_a_folder_that_cannot_be_made_is_one_sentence(written):
     page = written()
     assert refused(clipbench("run", page, "--out", page / "out"), "nothing that was stored is lost")
-    assert refused(clipbench("run", page, "--out", "/proc/clipbench/out"), "nothing that was stored is lost")
+    assert refused(
+        clipbench("run", page, "--out", "/proc/clipbench/out"), "nothing that was stored is lost"
+    )
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EIO]
+)
 @pytest.mark.parametrize("what", ["os.fsync", "os.replace", "pyarrow.parquet.write_table"])
-def test_a_disk_that_takes_nothing_more_is_one_sentence_and_loses_nothing(written, done, tmp_path, monkeypatch, number, what):
-    """In the middle of a run that would add cells to stored ones. Real ones name the file, all but the ones that are full."""
+def test_a_disk_that_takes_nothing_more_is_one_sentence_and_loses_nothing(
+    written, done, tmp_path, monkeypatch, number, what
+):
+    """In the middle of a run that would add cells to stored ones. Real ones name the file, all
+    but the ones that are full.
+    """
     folder = shutil.copytree(done[1], tmp_path / "out")
     before = {path: path.read_bytes() for path in folder.glob("*/*")}
 
     def broken(*_, **__):
-        raise OSError(number, os.strerror(number), *([] if number in cli_.leaving.FULL else ["the/file"]))
+        raise OSError(
+            number, os.strerror(number), *([] if number in cli_.leaving.FULL else ["the/file"])
+        )
 
     def ended(jobs, store, *_, **__):
         store.commit("select-0009", {"cells": []})
@@ -285,7 +403,14 @@ def test_a_disk_that_takes_nothing_more_is_one_sentence_and_loses_nothing(writte
 
 
 @pytest.mark.parametrize(
-    "args", [["frobnicate"], ["run"], ["run", "quick", "--frob"], ["run", "quick", "--workers", "0"], ["list", "clip"]]
+    "args",
+    [
+        ["frobnicate"],
+        ["run"],
+        ["run", "quick", "--frob"],
+        ["run", "quick", "--workers", "0"],
+        ["list", "clip"],
+    ],
 )
 def test_a_command_or_option_that_is_not_there_is_wrong_use(args):
     result = clipbench(*args)
@@ -300,7 +425,7 @@ def test_a_real_process_says_the_same_and_no_more(written, tmp_path):
     assert result.stdout == ""
 
 
-# ---------------------------------------------------------------------------------------------------------------- commands
+# ----------------------------------------------------------------------------------------- commands
 
 
 def test_run_says_what_it_did_and_then_that_all_is_stored(done):
@@ -339,14 +464,24 @@ def test_anew_renames_the_old_results_and_deletes_nothing(done, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert "the old results are now" in result.stdout
     renamed = tmp_path / "out.old-1"
-    assert {path.relative_to(renamed): path.read_bytes() for path in renamed.rglob("*") if path.is_file()} == before
+    assert {
+        path.relative_to(renamed): path.read_bytes()
+        for path in renamed.rglob("*")
+        if path.is_file()
+    } == before
     assert Store(old).problems() == []
 
 
 @pytest.mark.parametrize("command", ["run", "throughput"])
-def test_a_page_named_like_a_packaged_study_needs_a_folder_of_its_own(written, tmp_path, monkeypatch, command):
+def test_a_page_named_like_a_packaged_study_needs_a_folder_of_its_own(
+    written, tmp_path, monkeypatch, command
+):
     monkeypatch.chdir(tmp_path)
-    assert refused(clipbench(command, written(name="quick")), '"quick" is the name of a packaged study', "--out")
+    assert refused(
+        clipbench(command, written(name="quick")),
+        '"quick" is the name of a packaged study',
+        "--out",
+    )
     assert not (tmp_path / "results").exists()
 
 
@@ -356,7 +491,13 @@ def test_a_folder_whose_cells_are_all_others_is_left_alone(done, written, tmp_pa
     shutil.copytree(done[1], tmp_path / "results" / "tiny")
     before = sorted(path.name for path in (tmp_path / "results").rglob("*"))
     longer = written(("steps = 8", "steps = 9"))
-    assert refused(clipbench("run", longer, "--no-throughput"), "results/tiny", "asks for none of them", "--out", "--anew")
+    assert refused(
+        clipbench("run", longer, "--no-throughput"),
+        "results/tiny",
+        "asks for none of them",
+        "--out",
+        "--anew",
+    )
     assert sorted(path.name for path in (tmp_path / "results").rglob("*")) == before
     said = clipbench("run", written(), "--no-throughput")
     assert (said.exit_code, "everything is stored" in said.stdout) == (0, True)
@@ -370,7 +511,11 @@ def test_pack_says_how_much_smaller_a_folder_is_and_what_report_writes_there(don
     text = (folder / "report" / "report.md").read_text(encoding="utf-8")
     assert "This copy of the results keeps no curves" in text
     assert "(This figure is not kept here" in text
-    assert {path.suffix for path in (folder / "report").rglob("*") if path.is_file()} <= {".md", ".svg", ".txt"}
+    assert {path.suffix for path in (folder / "report").rglob("*") if path.is_file()} <= {
+        ".md",
+        ".svg",
+        ".txt",
+    }
     assert clipbench("verify", folder).exit_code == 0
     assert refused(clipbench("pack", folder, "--formats", "pgn"), "Did you mean png?")
 
@@ -392,32 +537,46 @@ def test_cells_for_an_absent_device_are_named_in_plan_and_run(written, tmp_path)
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    page = written(("batch = 8", 'batch = 8\ndevice = ["cpu", "cuda"]'), ("report = 1", "report = 0"))
+    page = written(
+        ("batch = 8", 'batch = 8\ndevice = ["cpu", "cuda"]'), ("report = 1", "report = 0")
+    )
     line = "not run: 4 cuda cells, because this machine has no CUDA device."
     assert line in clipbench("plan", page).stdout
     assert line in clipbench("run", page, "--out", tmp_path / "out", "--no-throughput").stdout
-    assert refused(clipbench("run", page, "--device", "cuda", "--out", tmp_path / "out"), "no CUDA device")
+    assert refused(
+        clipbench("run", page, "--device", "cuda", "--out", tmp_path / "out"), "no CUDA device"
+    )
     alone = written(("batch = 8", 'batch = 8\ndevice = "cuda"'))
     planned = clipbench("plan", alone)
     assert planned.exit_code == 0
     assert line in planned.stdout
-    assert refused(clipbench("run", alone, "--out", tmp_path / "none"), "every cell is for an absent device")
+    assert refused(
+        clipbench("run", alone, "--out", tmp_path / "none"), "every cell is for an absent device"
+    )
     assert not (tmp_path / "none").exists()
 
 
 def test_a_failed_cell_is_a_finding(written, tmp_path):
     """Exit 1; it is run again next time, and so it is missing, and no broken promise."""
     (tmp_path / "never.py").write_text(
-        'from clipbench import Positive, clip\n@clip("never")\nclass Never:\n    c: Positive = 1.0\n'
+        'from clipbench import Positive, clip\n@clip("never")\nclass Never:\n    c: '
+        "Positive = 1.0\n"
         "    def update(self, grads, state, params):\n        raise ValueError('never')\n"
     )
-    page = written(("use = []", 'use = ["never.py"]'), ('"norm"\nmax_norm', '"never"\nc'), ("report = 1", "report = 0"))
+    page = written(
+        ("use = []", 'use = ["never.py"]'),
+        ('"norm"\nmax_norm', '"never"\nc'),
+        ("report = 1", "report = 0"),
+    )
     result = clipbench("run", page, "--out", tmp_path / "out", "--no-throughput")
     assert result.exit_code == 1
     assert "failed" in result.stdout
     assert " 0 failed" not in result.stdout
     checked = clipbench("verify", tmp_path / "out")
-    assert (checked.exit_code, "failed (ValueError: never); the next run tries it again" in checked.stdout) == (0, True)
+    assert (
+        checked.exit_code,
+        "failed (ValueError: never); the next run tries it again" in checked.stdout,
+    ) == (0, True)
 
 
 def test_list_prints_every_registered_name():
@@ -425,12 +584,20 @@ def test_list_prints_every_registered_name():
     result = clipbench("list")
 
     def first_words(text):
-        return {line.split()[0] for line in text.splitlines() if line.startswith("  ") and line[2:3].strip()}
+        return {
+            line.split()[0]
+            for line in text.splitlines()
+            if line.startswith("  ") and line[2:3].strip()
+        }
 
     named = first_words(result.stdout)
-    assert {name for kind in registry.KINDS for name in registry.names(kind)} | set(study.packaged()) <= named
+    assert {name for kind in registry.KINDS for name in registry.names(kind)} | set(
+        study.packaged()
+    ) <= named
     for section in ("workloads", "optimizers", "clips"):
-        assert first_words(clipbench("list", section).stdout) == set(registry.names(section.removesuffix("s")))
+        assert first_words(clipbench("list", section).stdout) == set(
+            registry.names(section.removesuffix("s"))
+        )
     assert first_words(clipbench("list", "studies").stdout) == set(study.packaged())
 
 
@@ -439,7 +606,11 @@ def test_list_tells_the_source_of_every_packaged_component(kind):
     """And of a workload what a step costs, and whether it has lanes."""
     registry.load_packaged()
     listed = clipbench("list", f"{kind}s").stdout
-    ours = [cls for name in registry.names(kind) if (cls := registry.find(kind, name)).__module__.startswith("clipbench.")]
+    ours = [
+        cls
+        for name in registry.names(kind)
+        if (cls := registry.find(kind, name)).__module__.startswith("clipbench.")
+    ]
     assert listed.count("Source: ") == len([cls for cls in ours if cls.name != "none"])
     assert listed.count("a step of the loop takes") == (len(ours) if kind == "workload" else 0)
     assert all(registry.source(cls) in listed for cls in ours)
@@ -450,7 +621,9 @@ def test_throughput_times_again_beside_what_is_stored(done, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     counts = []
     for _ in range(2):
-        result = clipbench("throughput", page, "--out", copy, "--sizes", "none", "--implementation", "torch")
+        result = clipbench(
+            "throughput", page, "--out", copy, "--sizes", "none", "--implementation", "torch"
+        )
         assert result.exit_code == 0, result.stderr
         counts.append(len(Store(copy).read("throughput")))
     assert counts[0] > 0
@@ -459,9 +632,20 @@ def test_throughput_times_again_beside_what_is_stored(done, tmp_path):
 
 
 def test_throughput_fills_a_new_folder_from_which_run_and_report_go_on(written, tmp_path):
-    """In a process of its own, with the compiled program among what is timed; nothing but sentences comes out."""
+    """In a process of its own, with the compiled program among what is timed; nothing but
+    sentences comes out.
+    """
     page, folder = written(name="timed"), tmp_path / "timed"
-    asked = ["throughput", page, "--out", folder, "--sizes", "1k,tiny", "--implementation", "torch,fused,compiled"]
+    asked = [
+        "throughput",
+        page,
+        "--out",
+        folder,
+        "--sizes",
+        "1k,tiny",
+        "--implementation",
+        "torch,fused,compiled",
+    ]
     said = process(*asked)
     assert said.returncode == 0, said.stderr
     assert all(line.startswith("clipbench: ") for line in said.stderr.splitlines())
@@ -472,7 +656,9 @@ def test_throughput_fills_a_new_folder_from_which_run_and_report_go_on(written, 
     assert timed.loc[timed["part"] == "update", "floor_bytes"].notna().all()
     report = clipbench("report", folder)
     assert report.exit_code == 0, report.stderr
-    assert "Which implementation to use" in (folder / "report" / "report.md").read_text(encoding="utf-8")
+    assert "Which implementation to use" in (folder / "report" / "report.md").read_text(
+        encoding="utf-8"
+    )
     assert clipbench("run", page, "--out", folder).exit_code == 0
     assert len(Store(folder).read("throughput")) == len(timed)
     assert Store(folder).problems() == []
@@ -486,12 +672,18 @@ def test_throughput_fills_a_new_folder_from_which_run_and_report_go_on(written, 
         (("--implementation", "Flat"), ('there is no implementation "Flat". Did you mean flat?',)),
     ],
 )
-def test_throughput_refuses_what_it_does_not_know_and_makes_no_folder(written, tmp_path, option, fragments):
-    assert refused(clipbench("throughput", written(), "--out", tmp_path / "new", *option), *fragments)
+def test_throughput_refuses_what_it_does_not_know_and_makes_no_folder(
+    written, tmp_path, option, fragments
+):
+    assert refused(
+        clipbench("throughput", written(), "--out", tmp_path / "new", *option), *fragments
+    )
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["--version"], ["verify"], ["report"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["run", "--help"], ["--version"], ["verify"], ["report"]]
+)
 def test_what_needs_no_torch_does_not_import_it(done, command):
     """Help, ``verify`` and ``report``; a user of a laptop without CUDA waits for nothing."""
     if command[0] in ("verify", "report"):
@@ -518,20 +710,27 @@ def test_a_broken_entry_point_is_a_warning_and_the_rest_goes_on(tmp_path):
     ):
         information = tmp_path / f"{name}-1.0.dist-info"
         information.mkdir()
-        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (information / "entry_points.txt").write_text(f"[clipbench.components]\n{name} = {target}\n")
+        (information / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+        )
+        (information / "entry_points.txt").write_text(
+            f"[clipbench.components]\n{name} = {target}\n"
+        )
         (tmp_path / f"{name}_clips.py").write_text(content)
     result = process("list", "clips", path=[tmp_path])
     assert result.returncode == 0
     assert {"ema", "norm", "none"} <= {line.split()[0] for line in result.stdout.splitlines()}
     lines = result.stderr.splitlines()
     assert len(lines) == 2
-    assert all(line.startswith("clipbench: warning: the entry point ") and "was left out" in line for line in lines)
+    assert all(
+        line.startswith("clipbench: warning: the entry point ") and "was left out" in line
+        for line in lines
+    )
     assert '"absent"' in lines[0]
     assert '"broken"' in lines[1]
 
 
-# ---------------------------------------------------------------------------------------------------------------- progress
+# ----------------------------------------------------------------------------------------- progress
 
 
 class Screen:
@@ -575,8 +774,21 @@ def test_a_run_at_a_terminal_draws_its_bars(done):
     page, folder, _ = done
     screen, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 100))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in sys.path if place), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "clipbench", "run", page, "--out", folder.with_name("seen"), "--no-throughput"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(place for place in sys.path if place),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "clipbench",
+        "run",
+        page,
+        "--out",
+        folder.with_name("seen"),
+        "--no-throughput",
+    ]
     shown = b""
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=end) as run:
         os.close(end)
@@ -595,7 +807,7 @@ def test_a_run_at_a_terminal_draws_its_bars(done):
     assert b"failed=0" in shown
 
 
-# ---------------------------------------------------------------------------------------------------------------- conform
+# ------------------------------------------------------------------------------------------ conform
 
 
 @pytest.mark.parametrize("name", [*packaged.names("clip"), *packaged.names("optimizer"), "cosh"])
@@ -617,7 +829,11 @@ def test_a_strangers_file_conforms(tmp_path, name):
         arrays[f"{split}_images"] = draw.integers(0, 256, (40, 28, 28), dtype=np.uint8)
         arrays[f"{split}_labels"] = np.arange(40, dtype=np.uint8)[:, None] % 2
     np.savez(tmp_path / "x.npz", **arrays)
-    content = {"ema": EMA, "signum": SIGNUM, "my-xrays": XRAYS.format(path=str(tmp_path / "x.npz"))}[name]
+    content = {
+        "ema": EMA,
+        "signum": SIGNUM,
+        "my-xrays": XRAYS.format(path=str(tmp_path / "x.npz")),
+    }[name]
     (tmp_path / f"{name}.py").write_text(content)
     result = clipbench("conform", tmp_path / f"{name}.py")
     assert result.exit_code == 0, result.stdout + result.stderr
@@ -639,7 +855,7 @@ def test_conform_refuses_what_it_cannot_find(tmp_path):
     assert refused(clipbench("conform", "nrom"), 'no component "nrom"', "Did you mean norm?")
 
 
-# ---------------------------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------- report
 
 
 def test_a_fresh_run_has_a_report(done):
@@ -656,21 +872,35 @@ def test_a_report_in_no_known_format_is_refused(done):
     assert refused(clipbench("report", done[1], "--format", "htm"), "htm", "Did you mean html?")
 
 
-# ---------------------------------------------------------------------------------------------------------------- engines
+# ------------------------------------------------------------------------------------------ engines
 
 
 @pytest.mark.parametrize("size", ["0GB", "much", "-1GB", "2XB"])
 def test_a_memory_that_is_no_size_is_one_sentence(tmp_path, size):
     result = clipbench("run", "smoke", "--out", tmp_path / "out", f"--memory={size}")
     assert result.exit_code == 2
-    assert result.stderr == f"clipbench: --memory is {size!r}, and must be a positive size such as 2GB or 500MB.\n"
+    assert (
+        result.stderr
+        == f"clipbench: --memory is {size!r}, and must be a positive size such as 2GB or 500MB.\n"
+    )
     assert not (tmp_path / "out").exists()
 
 
 def test_lanes_asked_for_where_there_are_none_is_one_sentence(tmp_path):
     """An optimizer of torch's own has no pure rule; by default the loop runs it."""
     page = tmp_path / "tiny.toml"
-    page.write_text(study_page("cosh", "torch.optim.NAdam", steps=4, batch=4, lr=0.01).replace('name = "torch', 'torch = "torch'))
-    asked = clipbench("run", page, "--out", tmp_path / "out", "--engine", "batched", "--no-throughput")
-    refused(asked, "--engine batched: ", 'optimizer "torch.optim.NAdam" has no pure rule', "leave --engine out")
+    page.write_text(
+        study_page("cosh", "torch.optim.NAdam", steps=4, batch=4, lr=0.01).replace(
+            'name = "torch', 'torch = "torch'
+        )
+    )
+    asked = clipbench(
+        "run", page, "--out", tmp_path / "out", "--engine", "batched", "--no-throughput"
+    )
+    refused(
+        asked,
+        "--engine batched: ",
+        'optimizer "torch.optim.NAdam" has no pure rule',
+        "leave --engine out",
+    )
     assert clipbench("run", page, "--out", tmp_path / "out", "--no-throughput").exit_code == 0

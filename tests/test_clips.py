@@ -1,4 +1,6 @@
-"""The packaged clips against ``torch.nn.utils`` and against their papers' formulas in NumPy, at the edges too."""
+"""The packaged clips against ``torch.nn.utils`` and against their papers' formulas in NumPy, at
+the edges too.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ def gradients(draw):
     shapes = draw(st.lists(st.lists(st.integers(1, 5), max_size=4), min_size=1, max_size=4))
     source = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     size = 10.0 ** draw(st.floats(-8, 8))
-    return {str(at): size * torch.randn(shape, generator=source, dtype=torch.float64) for at, shape in enumerate(shapes)}
+    return {
+        str(at): size * torch.randn(shape, generator=source, dtype=torch.float64)
+        for at, shape in enumerate(shapes)
+    }
 
 
 def parameters(grads):
@@ -78,13 +83,17 @@ def length(leaves):
     return np.linalg.norm(np.concatenate([np.ravel(leaf) for leaf in leaves.values()]))
 
 
-# --------------------------------------------------------------------------------------------------------------- the witnesses
+# ------------------------------------------------------------------------------------ the witnesses
 
 
 @settings(max_examples=60)
 @given(gradients(), THRESHOLDS, NORM_TYPES, st.booleans())
 def test_every_clip_is_torchs(grads, threshold, norm_type, foreach):
-    for clip in (clips.Value(threshold), clips.Norm(threshold, norm_type), clips.Layer(threshold, norm_type)):
+    for clip in (
+        clips.Value(threshold),
+        clips.Norm(threshold, norm_type),
+        clips.Layer(threshold, norm_type),
+    ):
         wanted = by_torch(clip, grads, foreach)
         assert_alike(by_rule(clip, grads), wanted)
         assert_alike(by_path(clip, grads), wanted)
@@ -103,10 +112,17 @@ def test_lanes_of_thresholds_are_the_plain_calls(kind, norm_type):
     thresholds = torch.tensor([0.01, 0.3, 1.0, 30.0, INF], dtype=torch.float64)
     extra = {} if kind is clips.Value else {"norm_type": norm_type}
     source = torch.Generator().manual_seed(0)
-    lanes = {"w": torch.randn(5, 4, 3, generator=source, dtype=torch.float64), "b": torch.randn(5, generator=source).double()}
-    together = torch.vmap(lambda limit, grads: by_rule(kind(limit, **extra), grads))(thresholds, lanes)
+    lanes = {
+        "w": torch.randn(5, 4, 3, generator=source, dtype=torch.float64),
+        "b": torch.randn(5, generator=source).double(),
+    }
+    together = torch.vmap(lambda limit, grads: by_rule(kind(limit, **extra), grads))(
+        thresholds, lanes
+    )
     for lane, threshold in enumerate(thresholds.tolist()):
-        alone = by_rule(kind(threshold, **extra), {name: leaf[lane] for name, leaf in lanes.items()})
+        alone = by_rule(
+            kind(threshold, **extra), {name: leaf[lane] for name, leaf in lanes.items()}
+        )
         assert_alike({name: leaf[lane] for name, leaf in together.items()}, alone)
 
 
@@ -120,14 +136,19 @@ def test_no_clip_returns_the_very_tree_it_was_given():
 @settings(max_examples=60)
 @given(gradients(), THRESHOLDS)
 def test_block_rms_is_optaxs(grads, threshold):
-    wanted = {name: leaf / max(1.0, np.sqrt(np.mean(np.abs(leaf) ** 2)) / threshold) for name, leaf in arrays(grads).items()}
+    wanted = {
+        name: leaf / max(1.0, np.sqrt(np.mean(np.abs(leaf) ** 2)) / threshold)
+        for name, leaf in arrays(grads).items()
+    }
     assert_alike(by_rule(clips.BlockRMS(threshold), grads), tensors(wanted))
 
 
 @settings(max_examples=60)
 @given(gradients(), THRESHOLDS, st.floats(1e-6, 1e3), st.integers(0, 2**31))
 def test_adaptive_cuts_every_unit_as_the_paper_says(grads, ratio, eps, seed):
-    """Row by row, and a vector as a whole: λ ‖w‖* / ‖g‖ g where ‖g‖ / ‖w‖* is above λ, ‖w‖* being ‖w‖ or ε if that is more."""
+    """Row by row, and a vector as a whole: λ ‖w‖* / ‖g‖ g where ‖g‖ / ‖w‖* is above λ, ‖w‖*
+    being ‖w‖ or ε if that is more.
+    """
     draw = np.random.default_rng(seed)
     params = {name: draw.normal(size=leaf.shape) for name, leaf in arrays(grads).items()}
     wanted = {}
@@ -163,12 +184,16 @@ def test_infinity_is_no_clip_bit_for_bit_and_nothing_is_ever_lengthened(grads, t
 
 def test_only_normalised_lengthens():
     every = {name: registry.find("clip", name) for name in packaged.names("clip")}
-    assert [name for name, kind in every.items() if getattr(kind, "lengthens", False)] == ["normalised"]
+    assert [name for name, kind in every.items() if getattr(kind, "lengthens", False)] == [
+        "normalised"
+    ]
     short = {"w": torch.tensor([3e-3, 4e-3], dtype=torch.float64)}
-    assert trees.norm(by_rule(clips.Normalised(), short)).item() == pytest.approx(1 - 1e-6 / 5e-3, rel=1e-6)
+    assert trees.norm(by_rule(clips.Normalised(), short)).item() == pytest.approx(
+        1 - 1e-6 / 5e-3, rel=1e-6
+    )
 
 
-# ---------------------------------------------------------------------------------------- what follows from the formulas
+# ------------------------------------------------------------------- what follows from the formulas
 
 
 @settings(max_examples=30)
@@ -189,22 +214,39 @@ def test_normalised_is_norm_within_a_factor_of_two(grads, beta):
     assert 0.5 * (1 - 1e-12) <= share <= 1 + 1e-12
 
 
-@pytest.mark.parametrize(("kind", "alike"), [(clips.Normalised, 3), (clips.BlockRMS, 2), (clips.Adaptive, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "alike"), [(clips.Normalised, 3), (clips.BlockRMS, 2), (clips.Adaptive, 1)], ids=str
+)
 def test_a_direction_stays_where_one_factor_is_taken(kind, alike):
     """Of the whole, two rows and a vector; of each tensor, two rows; of each unit, one row."""
-    grads = {"w": torch.tensor([[3.0, 4.0], [60.0, 80.0]]).double(), "b": torch.tensor([5.0, 12.0]).double()}
+    grads = {
+        "w": torch.tensor([[3.0, 4.0], [60.0, 80.0]]).double(),
+        "b": torch.tensor([5.0, 12.0]).double(),
+    }
     came, _ = kind(0.1).update(grads, {}, trees.map(torch.ones_like, grads))
     factors = torch.stack([*(came["w"] / grads["w"]), came["b"] / grads["b"]])
     torch.testing.assert_close(factors[:, 0], factors[:, 1], rtol=1e-12, atol=0)
-    assert ((factors[:, 0] / factors[0, 0] - 1).abs() < 1e-12).tolist() == [place < alike for place in range(3)]
+    assert ((factors[:, 0] / factors[0, 0] - 1).abs() < 1e-12).tolist() == [
+        place < alike for place in range(3)
+    ]
 
 
 def test_adaptive_is_about_ratios_only():
-    """Weights and gradients measured in another unit are clipped alike; weights at 0 may leave it."""
+    """Weights and gradients measured in another unit are clipped alike; weights at 0 may leave
+    it.
+    """
     draw = torch.Generator().manual_seed(0)
-    grads, params = ({"w": torch.randn(4, 3, generator=draw).double(), "b": torch.randn(4, generator=draw).double()} for _ in "ab")
+    grads, params = (
+        {
+            "w": torch.randn(4, 3, generator=draw).double(),
+            "b": torch.randn(4, generator=draw).double(),
+        }
+        for _ in "ab"
+    )
     rule = clips.Adaptive(0.5)
-    came, larger = (rule.update(trees.scale(grads, k), {}, trees.scale(params, k))[0] for k in (1.0, 1024.0))
+    came, larger = (
+        rule.update(trees.scale(grads, k), {}, trees.scale(params, k))[0] for k in (1.0, 1024.0)
+    )
     assert all(torch.equal(1024 * came[name], larger[name]) for name in grads)
     assert not torch.equal(came["w"], grads["w"])
     still, _ = rule.update(grads, {}, trees.zeros_like(params))
@@ -218,17 +260,24 @@ def test_adaptive_cuts_a_tiny_gradient_to_its_limit_and_not_to_less():
     assert torch.linalg.vector_norm(came["w"]).item() == pytest.approx(1e-7, rel=1e-12)
 
 
-# ------------------------------------------------------------------------------------------------ thresholds that are learned
+# ---------------------------------------------------------------------- thresholds that are learned
 
 SHAPES = {"w": (4, 3), "b": (4,), "scale": ()}
 
 
 def walk(steps, seed=0, dtype=torch.float64):
-    """Norms over a decade: some twice in a row, some spikes, some with a tensor of zeros, one all zeros."""
+    """Norms over a decade: some twice in a row, some spikes, some with a tensor of zeros, one
+    all zeros.
+    """
     draw, found = torch.Generator().manual_seed(seed), []
     for step in range(steps):
-        grads = {name: torch.randn(shape, generator=draw, dtype=torch.float64) for name, shape in SHAPES.items()}
-        grads = trees.map(lambda leaf: leaf * torch.randn((), generator=draw, dtype=torch.float64).exp(), grads)
+        grads = {
+            name: torch.randn(shape, generator=draw, dtype=torch.float64)
+            for name, shape in SHAPES.items()
+        }
+        grads = trees.map(
+            lambda leaf: leaf * torch.randn((), generator=draw, dtype=torch.float64).exp(), grads
+        )
         if step % 7 == 3:
             grads = trees.map(torch.clone, found[-1])
         if step % 11 == 5:
@@ -251,16 +300,23 @@ def run(rule, steps, params=None):
 
 
 def quantile_by_hand(steps, percentile, window):
-    """AutoClip as published: remember the norm, then clip at the percentile of all remembered; without torch's epsilon."""
+    """AutoClip as published: remember the norm, then clip at the percentile of all remembered;
+    without torch's epsilon.
+    """
     history = []
     for grads in steps:
         history = [*history, length(grads)][-window:]
         limit = np.percentile(history, percentile)
-        yield {name: leaf * min(1.0, limit / history[-1]) if history[-1] else leaf for name, leaf in grads.items()}
+        yield {
+            name: leaf * min(1.0, limit / history[-1]) if history[-1] else leaf
+            for name, leaf in grads.items()
+        }
 
 
 def z_score_by_hand(steps, threshold, alpha, warmup, eps):
-    """ZClip in the order of its authors' code: norms in a list, then a mean and a variance; the clipped norm is learned."""
+    """ZClip in the order of its authors' code: norms in a list, then a mean and a variance; the
+    clipped norm is learned.
+    """
     buffer, mean, variance = [], None, None
     for grads in steps:
         norm = kept = length(grads)
@@ -278,7 +334,9 @@ def z_score_by_hand(steps, threshold, alpha, warmup, eps):
 
 
 def adagc_by_hand(steps, ratio, beta, most, warmup):
-    """AdaGC, the paper's Algorithm: a global clip and running minima first, then each tensor at λ times its mean."""
+    """AdaGC, the paper's Algorithm: a global clip and running minima first, then each tensor at
+    λ times its mean.
+    """
     usual = {}
     for number, grads in enumerate(steps):
         found = {}
@@ -289,23 +347,48 @@ def adagc_by_hand(steps, ratio, beta, most, warmup):
                 found[name] = leaf * whole
                 usual[name] = min(usual.get(name, np.inf), np.linalg.norm(np.ravel(found[name])))
             else:
-                found[name] = leaf * (ratio * usual[name] / norm) if norm > ratio * usual[name] else leaf
-                usual[name] = beta * usual[name] + (1 - beta) * np.linalg.norm(np.ravel(found[name]))
+                found[name] = (
+                    leaf * (ratio * usual[name] / norm) if norm > ratio * usual[name] else leaf
+                )
+                usual[name] = beta * usual[name] + (1 - beta) * np.linalg.norm(
+                    np.ravel(found[name])
+                )
         yield found
 
 
 WALKS = {
     "quantile": (clips.Quantile(10.0), lambda steps: quantile_by_hand(steps, 10.0, 1000)),
-    "quantile, between two norms": (clips.Quantile(37.5, 20), lambda steps: quantile_by_hand(steps, 37.5, 20)),
-    "quantile, the smallest": (clips.Quantile(0.0, 9), lambda steps: quantile_by_hand(steps, 0.0, 9)),
-    "quantile, the largest": (clips.Quantile(100.0, 9), lambda steps: quantile_by_hand(steps, 100.0, 9)),
+    "quantile, between two norms": (
+        clips.Quantile(37.5, 20),
+        lambda steps: quantile_by_hand(steps, 37.5, 20),
+    ),
+    "quantile, the smallest": (
+        clips.Quantile(0.0, 9),
+        lambda steps: quantile_by_hand(steps, 0.0, 9),
+    ),
+    "quantile, the largest": (
+        clips.Quantile(100.0, 9),
+        lambda steps: quantile_by_hand(steps, 100.0, 9),
+    ),
     "quantile of itself": (clips.Quantile(50.0, 1), lambda steps: quantile_by_hand(steps, 50.0, 1)),
     "z-score": (clips.ZScore(), lambda steps: z_score_by_hand(steps, 2.5, 0.97, 25, 1e-6)),
-    "z-score, strict": (clips.ZScore(0.3, 0.8, 5, 0.01), lambda steps: z_score_by_hand(steps, 0.3, 0.8, 5, 0.01)),
-    "z-score, forgetful": (clips.ZScore(1.0, 0.0, 1), lambda steps: z_score_by_hand(steps, 1.0, 0.0, 1, 1e-6)),
+    "z-score, strict": (
+        clips.ZScore(0.3, 0.8, 5, 0.01),
+        lambda steps: z_score_by_hand(steps, 0.3, 0.8, 5, 0.01),
+    ),
+    "z-score, forgetful": (
+        clips.ZScore(1.0, 0.0, 1),
+        lambda steps: z_score_by_hand(steps, 1.0, 0.0, 1, 1e-6),
+    ),
     "adagc": (clips.AdaGC(), lambda steps: adagc_by_hand(steps, 1.05, 0.98, 1.0, 100)),
-    "adagc, soon": (clips.AdaGC(1.5, 0.7, 2.0, 4), lambda steps: adagc_by_hand(steps, 1.5, 0.7, 2.0, 4)),
-    "adagc, strict": (clips.AdaGC(0.9, 0.0, INF, 1), lambda steps: adagc_by_hand(steps, 0.9, 0.0, INF, 1)),
+    "adagc, soon": (
+        clips.AdaGC(1.5, 0.7, 2.0, 4),
+        lambda steps: adagc_by_hand(steps, 1.5, 0.7, 2.0, 4),
+    ),
+    "adagc, strict": (
+        clips.AdaGC(0.9, 0.0, INF, 1),
+        lambda steps: adagc_by_hand(steps, 0.9, 0.0, INF, 1),
+    ),
 }
 
 
@@ -318,24 +401,41 @@ def test_what_is_learned_is_the_papers(name, seed):
     came, wanted = run(rule, steps), list(by_hand([arrays(grads) for grads in steps]))
     for ours, theirs in zip(came, wanted, strict=True):
         assert_alike(ours, tensors(theirs), rtol=1e-9)
-    clipped = [any(not torch.equal(ours[name], grads[name]) for name in grads) for ours, grads in zip(came, steps, strict=True)]
+    clipped = [
+        any(not torch.equal(ours[name], grads[name]) for name in grads)
+        for ours, grads in zip(came, steps, strict=True)
+    ]
     assert any(clipped) != (name in ("quantile, the largest", "quantile of itself"))
 
 
 @pytest.mark.parametrize("name", [name for name in WALKS if not name.startswith("adagc")])
 def test_one_factor_is_taken_for_the_whole_and_none_above_one(name):
     for came, grads in zip(run(WALKS[name][0], steps := walk(60)), steps, strict=True):
-        assert_alike(came, trees.scale(grads, trees.norm(came) / trees.norm(grads) if trees.norm(grads) else 1.0))
+        assert_alike(
+            came,
+            trees.scale(grads, trees.norm(came) / trees.norm(grads) if trees.norm(grads) else 1.0),
+        )
         assert trees.norm(came) <= trees.norm(grads) * (1 + 1e-15)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "rule", [clips.Quantile(100.0), clips.Quantile(100.0, 7), clips.ZScore(INF), clips.AdaGC(INF, max_norm=INF, warmup=3)], ids=str
+    "rule",
+    [
+        clips.Quantile(100.0),
+        clips.Quantile(100.0, 7),
+        clips.ZScore(INF),
+        clips.AdaGC(INF, max_norm=INF, warmup=3),
+    ],
+    ids=str,
 )
 def test_the_largest_threshold_is_no_clip_bit_for_bit(rule, dtype):
     steps = walk(60, dtype=dtype)
-    assert all(torch.equal(came[name], grads[name]) for came, grads in zip(run(rule, steps), steps, strict=True) for name in grads)
+    assert all(
+        torch.equal(came[name], grads[name])
+        for came, grads in zip(run(rule, steps), steps, strict=True)
+        for name in grads
+    )
 
 
 def test_steps_of_one_norm_are_never_clipped():
@@ -347,18 +447,31 @@ def test_steps_of_one_norm_are_never_clipped():
         clips.ZScore(1e-9, warmup=2),
         clips.AdaGC(1.0, max_norm=INF, warmup=2),
     ):
-        assert all(torch.equal(came[name], grads[name]) for came in run(rule, [grads] * 50) for name in grads)
+        assert all(
+            torch.equal(came[name], grads[name])
+            for came in run(rule, [grads] * 50)
+            for name in grads
+        )
 
 
 def test_the_first_step_after_a_warm_up_may_be_clipped_and_the_last_of_it_not():
-    """A spike as step 24 passes, and as step 25 does not; AdaGC's warm-up is the norm clip, to the bit."""
-    steps = [trees.scale(grads, 1 / trees.norm(grads) * (1 + 0.01 * n)) for n, grads in enumerate(walk(3) * 12)]
+    """A spike as step 24 passes, and as step 25 does not; AdaGC's warm-up is the norm clip, to
+    the bit.
+    """
+    steps = [
+        trees.scale(grads, 1 / trees.norm(grads) * (1 + 0.01 * n))
+        for n, grads in enumerate(walk(3) * 12)
+    ]
     for spike, clipped in ((24, False), (25, True)):
-        spiked = [trees.scale(grads, 100.0) if n == spike else grads for n, grads in enumerate(steps)]
+        spiked = [
+            trees.scale(grads, 100.0) if n == spike else grads for n, grads in enumerate(steps)
+        ]
         assert (trees.norm(run(clips.ZScore(), spiked)[spike]) < 2) == clipped
     many = walk(102)
     for number, (came, grads) in enumerate(zip(run(clips.AdaGC(), many), many, strict=True)):
-        alike = all(torch.equal(leaf, by_rule(clips.Norm(1.0), grads)[name]) for name, leaf in came.items())
+        alike = all(
+            torch.equal(leaf, by_rule(clips.Norm(1.0), grads)[name]) for name, leaf in came.items()
+        )
         assert alike == (number < 100)
 
 
@@ -375,7 +488,9 @@ def test_the_first_step_after_a_warm_up_may_be_clipped_and_the_last_of_it_not():
 def test_gradients_in_another_unit_are_clipped_alike(rule, larger):
     """A power of two is exact."""
     steps = walk(40)
-    for one, other in zip(run(rule, steps), run(larger, [trees.scale(grads, 1024.0) for grads in steps]), strict=True):
+    for one, other in zip(
+        run(rule, steps), run(larger, [trees.scale(grads, 1024.0) for grads in steps]), strict=True
+    ):
         assert_alike(other, trees.scale(one, 1024.0))
 
 
@@ -391,9 +506,14 @@ LEARNERS = {
 @pytest.mark.parametrize("place", [0, 2, 9])
 @pytest.mark.parametrize("name", LEARNERS)
 def test_nothing_is_learned_from_a_norm_that_is_not_finite(name, place, bad):
-    """First, in the warm-up and after it: the steps that follow are clipped as if it had not been."""
+    """First, in the warm-up and after it: the steps that follow are clipped as if it had not
+    been.
+    """
     steps = walk(20, dtype=torch.float32)
-    broken = {leaf: torch.full(shape, 1e38 if bad == "overflow" else bad) for leaf, shape in SHAPES.items()}
+    broken = {
+        leaf: torch.full(shape, 1e38 if bad == "overflow" else bad)
+        for leaf, shape in SHAPES.items()
+    }
     assert not trees.norm(broken).isfinite()
     expected = run(LEARNERS[name], steps)
     came = run(LEARNERS[name], [*steps[:place], broken, *steps[place:]])
@@ -407,7 +527,9 @@ def test_a_nan_stays_visible_and_zeros_stay_zero(name):
     zeros = trees.zeros_like(one)
     for steps in ([one], [{"w": torch.ones(2), "b": torch.ones(1)}] * 6 + [one]):
         assert run(LEARNERS[name], steps)[-1]["w"][1].isnan()
-    for came in run(LEARNERS[name], [zeros, zeros, {"w": torch.ones(2), "b": torch.ones(1)}, zeros] * 3):
+    for came in run(
+        LEARNERS[name], [zeros, zeros, {"w": torch.ones(2), "b": torch.ones(1)}, zeros] * 3
+    ):
         assert all(leaf.isfinite().all() for leaf in came.values())
     assert not trees.norm(run(LEARNERS[name], [zeros] * 8)[-1])
 
@@ -435,9 +557,15 @@ def test_a_tensor_that_was_zero_in_adagcs_warm_up_is_held_at_zero():
 def test_lanes_remember_each_its_own(kind, names, settings):
     """Past the warm-up and the window, every plain number a lane's own."""
     draw = torch.Generator().manual_seed(1)
-    numbers = {name: torch.rand(3, generator=draw, dtype=torch.float64) * (60 if name == "percentile" else 0.9) for name in names}
+    numbers = {
+        name: torch.rand(3, generator=draw, dtype=torch.float64)
+        * (60 if name == "percentile" else 0.9)
+        for name in names
+    }
     walks = [walk(40, seed) for seed in range(3)]
-    params = {name: torch.randn(3, *shape, generator=draw).double() for name, shape in SHAPES.items()}
+    params = {
+        name: torch.randn(3, *shape, generator=draw).double() for name, shape in SHAPES.items()
+    }
 
     def start(numbers, params):
         rule = kind(**numbers, **settings)
@@ -453,7 +581,9 @@ def test_lanes_remember_each_its_own(kind, names, settings):
         grads = {name: torch.stack([one[step][name] for one in walks]) for name in SHAPES}
         together, state = torch.vmap(update)(numbers, grads, state, params)
         for lane in range(3):
-            found, alone[lane] = update(plain[lane], walks[lane][step], alone[lane], pick(params, lane))
+            found, alone[lane] = update(
+                plain[lane], walks[lane][step], alone[lane], pick(params, lane)
+            )
             assert_alike(pick(together, lane), found, rtol=1e-10)
 
 
@@ -464,11 +594,13 @@ def pick(tree, lane):
 @pytest.mark.parametrize("rule", [clips.Quantile(25.0, 6), clips.ZScore(0.5, warmup=5)], ids=str)
 def test_the_whole_as_one_vector_is_clipped_as_it_is_in_parts(rule):
     steps = walk(40)
-    for joined, came in zip(run(rule, [{"": trees.flatten(grads)} for grads in steps]), run(rule, steps), strict=True):
+    for joined, came in zip(
+        run(rule, [{"": trees.flatten(grads)} for grads in steps]), run(rule, steps), strict=True
+    ):
         torch.testing.assert_close(joined[""], trees.flatten(came), rtol=1e-12, atol=0)
 
 
-# ------------------------------------------------------------------------------------------------------------------- the sizes
+# ---------------------------------------------------------------------------------------- the sizes
 
 
 def test_size_is_where_a_threshold_begins_to_act():
@@ -487,18 +619,25 @@ def test_size_is_where_a_threshold_begins_to_act():
         assert found.shape == ()
         assert found.item() == size
     assert clips.Layer(1.0).size({"w": torch.tensor([3.0, -4.0])}).item() == 5.0
-    assert clips.BlockRMS().size({"w": torch.tensor([3.0, -4.0])}).item() == pytest.approx(12.5**0.5)
-    for kind in (clips.Unclipped, clips.Adaptive, clips.Quantile, clips.ZScore, clips.AdaGC):  # nothing, or a ratio
+    assert clips.BlockRMS().size({"w": torch.tensor([3.0, -4.0])}).item() == pytest.approx(
+        12.5**0.5
+    )
+    # nothing, or a ratio
+    for kind in (clips.Unclipped, clips.Adaptive, clips.Quantile, clips.ZScore, clips.AdaGC):
         assert not hasattr(kind, "size")
 
 
-# ------------------------------------------------------------------------------------------------ torch's functions at the edges
+# ------------------------------------------------------------------- torch's functions at the edges
 
 
 def alike_everywhere(clip, grads):
     """The rule's result, after it was found to be torch's, in both of torch's forms."""
     came = by_rule(clip, grads)
-    for wanted in (by_torch(clip, grads, foreach=True), by_torch(clip, grads, foreach=False), by_path(clip, grads)):
+    for wanted in (
+        by_torch(clip, grads, foreach=True),
+        by_torch(clip, grads, foreach=False),
+        by_path(clip, grads),
+    ):
         assert_alike(came, wanted, rtol=1e-6)
     return came
 
@@ -515,25 +654,33 @@ def test_at_a_threshold_of_a_millionth_the_epsilon_bites():
 
 
 def test_one_nan_makes_every_gradient_nan():
-    came = alike_everywhere(clips.Norm(1.0), {"w": torch.tensor([1.0, NAN]), "b": torch.tensor([2.0])})
+    came = alike_everywhere(
+        clips.Norm(1.0), {"w": torch.tensor([1.0, NAN]), "b": torch.tensor([2.0])}
+    )
     assert all(leaf.isnan().all() for leaf in came.values())
 
 
 def test_by_layer_a_nan_stays_in_its_own_tensor():
-    came = alike_everywhere(clips.Layer(1.0), {"w": torch.tensor([1.0, NAN]), "b": torch.tensor([0.5])})
+    came = alike_everywhere(
+        clips.Layer(1.0), {"w": torch.tensor([1.0, NAN]), "b": torch.tensor([0.5])}
+    )
     assert came["w"].isnan().all()
     assert came["b"].item() == 0.5
 
 
 def test_one_infinity_becomes_nan_and_every_other_element_zero():
-    came = alike_everywhere(clips.Norm(1.0), {"w": torch.tensor([1.0, INF]), "b": torch.tensor([2.0])})
+    came = alike_everywhere(
+        clips.Norm(1.0), {"w": torch.tensor([1.0, INF]), "b": torch.tensor([2.0])}
+    )
     assert came["w"][1].isnan()
     assert came["w"][0] == 0
     assert came["b"] == 0
 
 
 def test_finite_gradients_whose_norm_overflows_become_exactly_zero():
-    came = alike_everywhere(clips.Norm(1.0), {"w": torch.full((2,), 2e19), "b": torch.tensor([1.0])})
+    came = alike_everywhere(
+        clips.Norm(1.0), {"w": torch.full((2,), 2e19), "b": torch.tensor([1.0])}
+    )
     assert all(not leaf.any() for leaf in came.values())
 
 
@@ -558,7 +705,11 @@ def test_a_negative_threshold_flips_the_sign_in_torch_and_is_refused_here():
     (param,) = parameters({"w": torch.tensor([3.0, 4.0])})
     clip_grad_norm_([param], -1.0)
     assert (param.grad < 0).all()
-    for kind, field in ((clips.Norm, "max_norm"), (clips.Layer, "max_norm"), (clips.Value, "max_value")):
+    for kind, field in (
+        (clips.Norm, "max_norm"),
+        (clips.Layer, "max_norm"),
+        (clips.Value, "max_value"),
+    ):
         with pytest.raises(UsageError, match=f"`{field}` is -1.0, and must be a positive number"):
             registry.validated(kind, {field: -1.0}, "here")
 

@@ -1,4 +1,6 @@
-"""Conformance finds what is planted and nothing else; what the house packs, and shows to strangers, keeps every claim."""
+"""Conformance finds what is planted and nothing else; what the house packs, and shows to
+strangers, keeps every claim.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,16 @@ def judged(tmp_path):
 
 @pytest.fixture
 def two_arms(monkeypatch):
-    """A workload trains in two arms: what is planted in it goes wrong in any; all twelve are for those that must be sound."""
+    """A workload trains in two arms: what is planted in it goes wrong in any; all twelve are for
+    those that must be sound.
+    """
     every = lanes._arms
     monkeypatch.setattr(lanes, "_arms", lambda cls: every(cls)[::6])
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in registry.KINDS for name in registry.names(kind)])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
+)
 def test_every_packaged_component_keeps_every_claim(kind, name, data_folder):
     assert [check for check in conform(kind, name) if not check.passed] == []
 
@@ -43,7 +49,7 @@ def test_an_unknown_component_is_the_callers_mistake():
         conform("clip", "nrom")
 
 
-# ------------------------------------------------------------------------------------------- the house's own pages for strangers
+# -------------------------------------------------------------- the house's own pages for strangers
 
 LINE = '''
 import torch
@@ -68,7 +74,8 @@ class Line:
     def data(self, generator):
         x = torch.randn(3 * self.points, 2, generator=generator)
         y = x.sum(1, keepdim=True)
-        return {name: (x[at :: 3], y[at :: 3]) for at, name in enumerate(("train", "validation", "test"))}
+        splits = enumerate(("train", "validation", "test"))
+        return {name: (x[at :: 3], y[at :: 3]) for at, name in splits}
 
     def model(self):
         return nn.Linear(2, 1)
@@ -79,7 +86,8 @@ class Line:
 
 
 @pytest.mark.parametrize(
-    ("source", "kind", "name"), [(EMA, "clip", "ema"), (SIGNUM, "optimizer", "signum"), (LINE, "workload", "line")]
+    ("source", "kind", "name"),
+    [(EMA, "clip", "ema"), (SIGNUM, "optimizer", "signum"), (LINE, "workload", "line")],
 )
 def test_a_strangers_page_keeps_every_claim(judged, source, kind, name):
     assert judged(source, kind, name) == {}
@@ -101,7 +109,7 @@ def test_what_is_not_there_is_not_asked_for(judged):
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------- planted faults
+# ----------------------------------------------------------------------------------- planted faults
 
 FIRST = """
 import torch
@@ -116,197 +124,324 @@ def shortened(grads, limit):
 
 # name: (claim that must break, words of its detail, class body)
 CLIPS = {
-    "flat and yet tensor by tensor": ("as one vector, updates as it does as named tensors", "from what it does", """
+    "flat and yet tensor by tensor": (
+        "as one vector, updates as it does as named tensors",
+        "from what it does",
+        """
         flat = True
         limit: Positive
         def update(self, grads, state, params):
-            return trees.map(lambda g: g * torch.clamp(self.limit / (g.norm() + 1e-6), max=1.0), grads), state
-    """),
-    "a default outside its own range": ("settings validate", "default of `limit` is 0.0", """
+            factor = lambda g: torch.clamp(self.limit / (g.norm() + 1e-6), max=1.0)
+            return trees.map(lambda g: g * factor(g), grads), state
+    """,
+    ),
+    "a default outside its own range": (
+        "settings validate",
+        "default of `limit` is 0.0",
+        """
         limit: Positive = 0.0
         def update(self, grads, state, params):
             return shortened(grads, self.limit), state
-    """),
-    "another dtype": ("shapes and dtypes kept", "float64 from", """
+    """,
+    ),
+    "another dtype": (
+        "shapes and dtypes kept",
+        "float64 from",
+        """
         limit: Positive
         def update(self, grads, state, params):
             return trees.map(torch.Tensor.double, shortened(grads, self.limit)), state
-    """),
-    "a state that grows": ("shapes and dtypes kept", "state['seen']", """
+    """,
+    ),
+    "a state that grows": (
+        "shapes and dtypes kept",
+        "state['seen']",
+        """
         limit: Positive
         def init(self, params):
             return {"seen": trees.zero(params).reshape(1)}
         def update(self, grads, state, params):
             return shortened(grads, self.limit), {"seen": torch.cat([state["seen"], state["seen"]])}
-    """),
-    "one that lengthens": ("never lengthens", "a gradient of norm", """
+    """,
+    ),
+    "one that lengthens": (
+        "never lengthens",
+        "a gradient of norm",
+        """
         limit: Positive
         def update(self, grads, state, params):
             return trees.scale(grads, 1.001), state
-    """),
-    "one that lengthens the short": ("never lengthens", "a gradient of norm", """
+    """,
+    ),
+    "one that lengthens the short": (
+        "never lengthens",
+        "a gradient of norm",
+        """
         limit: Positive
         def update(self, grads, state, params):
-            return trees.scale(grads, torch.clamp(self.limit / trees.norm(grads).clamp(min=1e-9), min=0.0, max=1.05)), state
-    """),
-    "NaN for zero": ("zero stays zero and finite", "is not finite", """
+            factor = self.limit / trees.norm(grads).clamp(min=1e-9)
+            return trees.scale(grads, torch.clamp(factor, min=0.0, max=1.05)), state
+    """,
+    ),
+    "NaN for zero": (
+        "zero stays zero and finite",
+        "is not finite",
+        """
         limit: Positive
         def update(self, grads, state, params):
             norm = trees.norm(grads)
-            return trees.scale(grads, torch.clamp(self.limit / norm * (norm / norm), max=1.0)), state
-    """),
-    "a floor under every element": ("zero stays zero and finite", "is not zero", """
+            factor = torch.clamp(self.limit / norm * (norm / norm), max=1.0)
+            return trees.scale(grads, factor), state
+    """,
+    ),
+    "a floor under every element": (
+        "zero stays zero and finite",
+        "is not zero",
+        """
         limit: Positive
         def update(self, grads, state, params):
             norm = trees.norm(grads)
-            return trees.map(lambda g: torch.where(norm == 0, torch.full_like(g, 1e-30), g), grads), state
-    """),
-    "a mark for a norm that is not finite": ("turns no sign, though a norm overflows", "whose norm is infinite", """
+            filled = lambda g: torch.where(norm == 0, torch.full_like(g, 1e-30), g)
+            return trees.map(filled, grads), state
+    """,
+    ),
+    "a mark for a norm that is not finite": (
+        "turns no sign, though a norm overflows",
+        "whose norm is infinite",
+        """
         limit: Positive
         def update(self, grads, state, params):
             norm = trees.norm(grads)
             norm = torch.where(norm == torch.inf, -torch.ones_like(norm), norm)
             return trees.scale(grads, torch.clamp(self.limit / (norm + 1e-6), max=1.0)), state
-    """),
-    "a mean that overflows for good": ("clips again after a gradient out of range", "that overflows it clips none of 20", """
+    """,
+    ),
+    "a mean that overflows for good": (
+        "clips again after a gradient out of range",
+        "that overflows it clips none of 20",
+        """
         limit: Positive
         def init(self, params):
             return {"mean": trees.zero(params)}
         def update(self, grads, state, params):
             norm = trees.norm(grads)
             mean = 0.9 * state["mean"] + 0.1 * norm
-            return trees.scale_to(grads, self.limit * mean, norm), {"mean": torch.where(norm.isnan(), state["mean"], mean)}
-    """),
-    "a memory of NaN": ("clips again after a gradient out of range", "finite ones come back that are not", """
+            kept = {"mean": torch.where(norm.isnan(), state["mean"], mean)}
+            return trees.scale_to(grads, self.limit * mean, norm), kept
+    """,
+    ),
+    "a memory of NaN": (
+        "clips again after a gradient out of range",
+        "finite ones come back that are not",
+        """
         limit: Positive
         def init(self, params):
             return {"share": trees.zero(params) + 1}
         def update(self, grads, state, params):
             share = state["share"] + 0 * trees.norm(grads)
             return trees.scale(shortened(grads, self.limit), share), {"share": share}
-    """),
-    "one that stays at zero": ("clips again after a gradient out of range", "all come back as zeros", """
+    """,
+    ),
+    "one that stays at zero": (
+        "clips again after a gradient out of range",
+        "all come back as zeros",
+        """
         limit: Positive
         def init(self, params):
             return {"share": trees.zero(params) + 1}
         def update(self, grads, state, params):
             norm = trees.norm(grads)
             share = torch.where(norm == torch.inf, 0.0, state["share"])
-            return trees.scale_to(trees.scale(grads, share), self.limit, norm * share), {"share": share}
-    """),
-    "NaN made zero": ("hides no divergence", "an element of nan comes back finite, that element as 0", """
+            scaled = trees.scale(grads, share)
+            return trees.scale_to(scaled, self.limit, norm * share), {"share": share}
+    """,
+    ),
+    "NaN made zero": (
+        "hides no divergence",
+        "an element of nan comes back finite, that element as 0",
+        """
         limit: Positive
         def update(self, grads, state, params):
             return shortened(trees.map(torch.nan_to_num, grads), self.limit), state
-    """),
-    "a step left out": ("hides no divergence", "comes back finite, that element as 0", """
+    """,
+    ),
+    "a step left out": (
+        "hides no divergence",
+        "comes back finite, that element as 0",
+        """
         limit: Positive
         def update(self, grads, state, params):
             norm = trees.norm(grads)
-            return trees.map(lambda g: torch.where(norm.isfinite(), g, torch.zeros_like(g)), shortened(grads, self.limit)), state
-    """),
-    "global random state": ("no global random state", "drew from torch's", """
+            kept = lambda g: torch.where(norm.isfinite(), g, torch.zeros_like(g))
+            return trees.map(kept, shortened(grads, self.limit)), state
+    """,
+    ),
+    "global random state": (
+        "no global random state",
+        "drew from torch's",
+        """
         limit: Positive
         def update(self, grads, state, params):
             torch.rand(())
             return shortened(grads, self.limit), state
-    """),
-    "gradients changed in place": ("no in-place change of its inputs", "update changed its ['grads']['conv.weight']", """
+    """,
+    ),
+    "gradients changed in place": (
+        "no in-place change of its inputs",
+        "update changed its ['grads']['conv.weight']",
+        """
         limit: Positive
         def update(self, grads, state, params):
             short = shortened(grads, self.limit)
             for name, grad in grads.items():
                 grad.copy_(short[name])
             return short, state
-    """),
-    "a state changed in place": ("no in-place change of its inputs", "update changed its ['state']['step']", """
+    """,
+    ),
+    "a state changed in place": (
+        "no in-place change of its inputs",
+        "update changed its ['state']['step']",
+        """
         limit: Positive
         def init(self, params):
             return {"step": trees.zero(params)}
         def update(self, grads, state, params):
             state["step"] += 1
             return shortened(grads, self.limit), state
-    """),
-    "a branch on the threshold": ("update under vmap equals the loop", "RuntimeError", """
+    """,
+    ),
+    "a branch on the threshold": (
+        "update under vmap equals the loop",
+        "RuntimeError",
+        """
         limit: Positive
         def update(self, grads, state, params):
             return (grads if self.limit > 5 else shortened(grads, self.limit)), state
-    """),
-    "a branch on another setting": ("update under vmap equals the loop", "", """
+    """,
+    ),
+    "a branch on another setting": (
+        "update under vmap equals the loop",
+        "",
+        """
         limit: Positive
         slack: NonNegative = 0.0
         def update(self, grads, state, params):
             return (shortened(grads, self.limit) if self.slack else grads), state
-    """),
-    "other numbers in lanes": ("update under vmap equals the loop", "from the loop's", """
+    """,
+    ),
+    "other numbers in lanes": (
+        "update under vmap equals the loop",
+        "from the loop's",
+        """
         limit: Positive
         def update(self, grads, state, params):
-            return shortened(grads, self.limit * (1 + 1e-8 * isinstance(self.limit, torch.Tensor))), state
-    """),
-    "an operation without lanes": ("update under vmap equals the loop", "performance drop", """
+            more = 1 + 1e-8 * isinstance(self.limit, torch.Tensor)
+            return shortened(grads, self.limit * more), state
+    """,
+    ),
+    "an operation without lanes": (
+        "update under vmap equals the loop",
+        "performance drop",
+        """
         limit: Positive
         def update(self, grads, state, params):
             torch.quantile(trees.flatten(grads), 0.5)
             return shortened(grads, self.limit), state
-    """),
-    "another in-place path": ("clip_ equals update", "from update's", """
+    """,
+    ),
+    "another in-place path": (
+        "clip_ equals update",
+        "from update's",
+        """
         limit: Positive
         def update(self, grads, state, params):
             return shortened(grads, self.limit), state
         def clip_(self, params):
             nn.utils.clip_grad_value_(params, self.limit)
-    """),
-    "a size of many numbers": ("size is one number", "a tensor of shape (4,)", """
+    """,
+    ),
+    "a size of many numbers": (
+        "size is one number",
+        "a tensor of shape (4,)",
+        """
         limit: Positive
         def update(self, grads, state, params):
             return shortened(grads, self.limit), state
         def size(self, grads):
             return torch.stack([grad.norm() for grad in grads.values()])
-    """),
-}  # fmt: skip
+    """,
+    ),
+}
 
 OPTIMIZERS = {
-    "flat and yet tensor by tensor": ("as one vector, updates as it does as named tensors", "from what it does", """
+    "flat and yet tensor by tensor": (
+        "as one vector, updates as it does as named tensors",
+        "from what it does",
+        """
         flat = True
         def init(self, params):
             return {}
         def update(self, grads, state, params):
             return trees.map(lambda g: g / (1 + g.norm()), grads), state
-    """),
-    "a direction of another shape": ("shapes and dtypes kept", "became (1, 4) torch.float32 from (4,)", """
+    """,
+    ),
+    "a direction of another shape": (
+        "shapes and dtypes kept",
+        "became (1, 4) torch.float32 from (4,)",
+        """
         def init(self, params):
             return {}
         def update(self, grads, state, params):
             return grads | {"conv.bias": grads["conv.bias"][None]}, state
-    """),
-    "0/0 on a zero gradient": ("finite on a zero gradient", "is not finite", """
+    """,
+    ),
+    "0/0 on a zero gradient": (
+        "finite on a zero gradient",
+        "is not finite",
+        """
         def init(self, params):
             return {}
         def update(self, grads, state, params):
             return trees.map(lambda g: g / g.abs(), grads), state
-    """),
-    "global random state": ("no global random state", "drew from torch's", """
+    """,
+    ),
+    "global random state": (
+        "no global random state",
+        "drew from torch's",
+        """
         def init(self, params):
             return {"start": torch.rand(()) * 0}
         def update(self, grads, state, params):
             return grads, state
-    """),
-    "weights changed in place": ("no in-place change of its inputs", "update changed its ['params']", """
+    """,
+    ),
+    "weights changed in place": (
+        "no in-place change of its inputs",
+        "update changed its ['params']",
+        """
         def init(self, params):
             return {}
         def update(self, grads, state, params):
             for param in params.values():
                 param.mul_(0.5)
             return grads, state
-    """),
-    "weights changed by init": ("no in-place change of its inputs", "init changed its ['params']", """
+    """,
+    ),
+    "weights changed by init": (
+        "no in-place change of its inputs",
+        "init changed its ['params']",
+        """
         def init(self, params):
             trees.map(torch.Tensor.zero_, params)
             return {}
         def update(self, grads, state, params):
             return grads, state
-    """),
-    "a branch on a setting": ("update under vmap equals the loop", "RuntimeError", """
+    """,
+    ),
+    "a branch on a setting": (
+        "update under vmap equals the loop",
+        "RuntimeError",
+        """
         decay: NonNegative = 0.0
         def init(self, params):
             return {}
@@ -314,8 +449,12 @@ OPTIMIZERS = {
             if self.decay != 0:
                 grads = trees.map(lambda g, p: g + self.decay * p, grads, params)
             return grads, state
-    """),
-    "another object in torch": ("torch equals update", "after 2 steps a weight is", """
+    """,
+    ),
+    "another object in torch": (
+        "torch equals update",
+        "after 2 steps a weight is",
+        """
         momentum: Unit = 0.9
         def init(self, params):
             return {"sum": trees.zeros_like(params)}
@@ -324,8 +463,12 @@ OPTIMIZERS = {
             return total, {"sum": total}
         def torch(self, params, lr):
             return torch.optim.SGD(params, lr=lr, momentum=self.momentum, dampening=0.1)
-    """),
-    "a setting that torch is not given": ("torch equals update", "with decay=0.01", """
+    """,
+    ),
+    "a setting that torch is not given": (
+        "torch equals update",
+        "with decay=0.01",
+        """
         decay: NonNegative = 0.0
         def init(self, params):
             return {}
@@ -333,14 +476,19 @@ OPTIMIZERS = {
             return trees.map(lambda g, p: g + self.decay * p, grads, params), state
         def torch(self, params, lr):
             return torch.optim.SGD(params, lr=lr)
-    """),
-}  # fmt: skip
+    """,
+    ),
+}
 
 
 @pytest.mark.parametrize(("claim", "words", "body"), CLIPS.values(), ids=CLIPS)
 def test_a_fault_in_a_clip_breaks_its_claim_and_no_other(judged, claim, words, body):
     broken = judged(
-        FIRST + '@clip("planted")\nclass Planted:\n' + textwrap.indent(textwrap.dedent(body), "    "), "clip", "planted"
+        FIRST
+        + '@clip("planted")\nclass Planted:\n'
+        + textwrap.indent(textwrap.dedent(body), "    "),
+        "clip",
+        "planted",
     )
     assert list(broken) == [claim], broken
     assert words in broken[claim]
@@ -348,7 +496,11 @@ def test_a_fault_in_a_clip_breaks_its_claim_and_no_other(judged, claim, words, b
 
 @pytest.mark.parametrize(("claim", "words", "body"), OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_a_fault_in_an_optimizer_breaks_its_claim_and_no_other(judged, claim, words, body):
-    source = FIRST + '@optimizer("planted")\nclass Planted:\n' + textwrap.indent(textwrap.dedent(body), "    ")
+    source = (
+        FIRST
+        + '@optimizer("planted")\nclass Planted:\n'
+        + textwrap.indent(textwrap.dedent(body), "    ")
+    )
     broken = judged(source, "optimizer", "planted")
     assert list(broken) == [claim], broken
     assert words in broken[claim]
@@ -362,9 +514,15 @@ def test_a_clip_that_may_lengthen_says_so(judged):
             norm = trees.norm(grads)
             return trees.scale(grads, 2 * torch.ones_like(norm)), state
     """
-    source = FIRST + '@clip("planted")\nclass Planted:\n' + textwrap.indent(textwrap.dedent(body), "    ")
+    source = (
+        FIRST
+        + '@clip("planted")\nclass Planted:\n'
+        + textwrap.indent(textwrap.dedent(body), "    ")
+    )
     assert judged(source, "clip", "planted") == {}
-    assert {check.claim: check.detail for check in conform("clip", "planted")}["never lengthens"] == "it may, and says so"
+    assert {check.claim: check.detail for check in conform("clip", "planted")}[
+        "never lengthens"
+    ] == "it may, and says so"
 
 
 def test_an_optimizer_with_torchs_object_only_is_told_that_it_has_no_lanes(judged):
@@ -372,7 +530,11 @@ def test_an_optimizer_with_torchs_object_only_is_told_that_it_has_no_lanes(judge
         def torch(self, params, lr):
             return torch.optim.Adagrad(params, lr=lr)
     """
-    source = FIRST + '@optimizer("planted")\nclass Planted:\n' + textwrap.indent(textwrap.dedent(body), "    ")
+    source = (
+        FIRST
+        + '@optimizer("planted")\nclass Planted:\n'
+        + textwrap.indent(textwrap.dedent(body), "    ")
+    )
     assert judged(source, "optimizer", "planted") == {}
     details = {check.claim: check.detail for check in conform("optimizer", "planted")}
     assert details["torch equals update"] == "it has no update, so it runs in the loop only"
@@ -381,9 +543,18 @@ def test_an_optimizer_with_torchs_object_only_is_told_that_it_has_no_lanes(judge
 RETURNS = {
     "nothing": ("return None", "update returned a NoneType, not a pair of a tree and a state"),
     "the tree alone": ("return grads", "update returned a dict of 'conv.weight', 'conv.bias'"),
-    "a list of tensors": ("return list(grads.values()), state", "update returned a list, not a tree"),
-    "other names": ("return {'w': grads['scale']}, state", "update returned a dict of 'w', not a tree of the parameters' names"),
-    "numbers": ("return {name: 0.0 for name in grads}, state", "update['conv.weight'] is a float, not a tensor"),
+    "a list of tensors": (
+        "return list(grads.values()), state",
+        "update returned a list, not a tree",
+    ),
+    "other names": (
+        "return {'w': grads['scale']}, state",
+        "update returned a dict of 'w', not a tree of the parameters' names",
+    ),
+    "numbers": (
+        "return {name: 0.0 for name in grads}, state",
+        "update['conv.weight'] is a float, not a tensor",
+    ),
     "a state that is none": ("return grads, None", "state is a NoneType, not a tensor"),
     "an exception": ("raise KeyError('moment')", "KeyError: 'moment'"),
 }
@@ -392,7 +563,10 @@ RETURNS = {
 @pytest.mark.parametrize("kind", ["clip", "optimizer"])
 @pytest.mark.parametrize(("statement", "sentence"), RETURNS.values(), ids=RETURNS)
 def test_whatever_update_returns_is_judged_and_never_a_crash(judged, kind, statement, sentence):
-    source = f'{FIRST}@{kind}("planted")\nclass Planted:\n    def update(self, grads, state, params):\n        {statement}\n'
+    source = (
+        f'{FIRST}@{kind}("planted")\nclass Planted:\n    def update(self, grads, state, '
+        f"params):\n        {statement}\n"
+    )
     broken = judged(source, kind, "planted")
     assert sentence in broken["shapes and dtypes kept"]
     assert "settings validate" not in broken
@@ -402,7 +576,10 @@ def test_a_setting_without_an_example_is_asked_to_have_a_default(judged):
     body = "path: str\n    def update(self, grads, state, params):\n        return grads, state\n"
     source = f'{FIRST}@clip("planted")\nclass Planted:\n    {body}'
     broken = judged(source, "clip", "planted")
-    assert broken["settings validate"] == "there is no example of `path` (text) to try; give it a default"
+    assert (
+        broken["settings validate"]
+        == "there is no example of `path` (text) to try; give it a default"
+    )
 
 
 OWN_LUCK = """net = nn.Linear(2, 1)
@@ -428,10 +605,25 @@ TIRING = """class Tiring(nn.Linear):
 
 # fault: (claim, words, what to replace in LINE, by what)
 WORKLOADS = {
-    "tired after six steps": ("a step in lanes is the loop's", ", step 6 is ", "return nn.Linear(2, 1)", TIRING.format(6)),
-    "tired after fifty steps": ("a run in lanes is the loop's", "100 steps end", "return nn.Linear(2, 1)", TIRING.format(50)),
+    "tired after six steps": (
+        "a step in lanes is the loop's",
+        ", step 6 is ",
+        "return nn.Linear(2, 1)",
+        TIRING.format(6),
+    ),
+    "tired after fifty steps": (
+        "a run in lanes is the loop's",
+        "100 steps end",
+        "return nn.Linear(2, 1)",
+        TIRING.format(50),
+    ),
     "no model": ("hooks present", "there is no `model`", "def model", "def net"),
-    "no test split": ("splits present, inputs and targets alike in number", 'no split "test"', '"test")', '"spare")'),
+    "no test split": (
+        "splits present, inputs and targets alike in number",
+        'no split "test"',
+        '"test")',
+        '"spare")',
+    ),
     "targets missing": (
         "splits present, inputs and targets alike in number",
         "40 inputs and 20 targets",
@@ -492,15 +684,30 @@ WORKLOADS = {
         "mse_loss(output, target)",
         "mse_loss(output + 0 * torch.rand(1).to(output), target)",
     ),
-    "a metric of NaN": ("the metric is a number", "it is nan", "float((output", "float('nan') * float((output"),
-    "no reference": ("reference_loss declared", "there is no `reference_loss`", "reference_loss = 1.0", ""),
+    "a metric of NaN": (
+        "the metric is a number",
+        "it is nan",
+        "float((output",
+        "float('nan') * float((output",
+    ),
+    "no reference": (
+        "reference_loss declared",
+        "there is no `reference_loss`",
+        "reference_loss = 1.0",
+        "",
+    ),
     "a reference below the optimum": (
         "reference_loss declared",
         "`reference_loss` is 1.0, and must be above 2.0",
         "target = 0.1",
         "optimum = 2.0",
     ),
-    "a target in words": ("reference_loss declared", "`target` is 'low', and must be a number", "target = 0.1", "target = 'low'"),
+    "a target in words": (
+        "reference_loss declared",
+        "`target` is 'low', and must be a number",
+        "target = 0.1",
+        "target = 'low'",
+    ),
 }
 
 
@@ -510,8 +717,11 @@ def test_a_fault_in_a_workload_breaks_its_claim(judged, claim, words, old, new):
     assert LINE.count(old) == 1
     broken = judged(LINE.replace(old, new), "workload", "line")
     assert words in broken[claim]
-    # without a model, a split or a finite loss other claims have nothing to look at, and a run is made of steps
-    assert list(broken) == [claim] or claim.startswith(("hooks", "splits", "loss and gradient", "a step in lanes")), broken
+    # without a model, a split or a finite loss other claims have nothing to look at, and a run is
+    # made of steps
+    assert list(broken) == [claim] or claim.startswith(
+        ("hooks", "splits", "loss and gradient", "a step in lanes")
+    ), broken
 
 
 LANES = {
@@ -528,23 +738,39 @@ def test_a_module_without_lanes_says_why_and_keeps_the_claim(judged, model):
                 return super().forward(x) if x.sum() > 0 else super().forward(x)
     """)
     assert judged(LINE.replace("nn.Linear(2, 1)", model) + branching, "workload", "line") == {}
-    detail = {check.claim: check.detail for check in conform("workload", "line")}["runs in lanes, or says why not"]
+    detail = {check.claim: check.detail for check in conform("workload", "line")}[
+        "runs in lanes, or says why not"
+    ]
     assert detail.startswith("no lanes: ")
 
 
 @pytest.mark.usefixtures("two_arms")
 def test_a_workload_without_randomness_says_that_it_has_one_seed(judged):
-    still = LINE.replace("data(self, generator)", "data(self)").replace("return nn.Linear(2, 1)", ONE_START)
-    still = still.replace("torch.randn(3 * self.points, 2, generator=generator)", "torch.ones(3 * self.points, 2)")
+    still = LINE.replace("data(self, generator)", "data(self)").replace(
+        "return nn.Linear(2, 1)", ONE_START
+    )
+    still = still.replace(
+        "torch.randn(3 * self.points, 2, generator=generator)", "torch.ones(3 * self.points, 2)"
+    )
     assert judged(still, "workload", "line") == {}
     details = {check.claim: check.detail for check in conform("workload", "line")}
-    assert details["the seed decides weights and batches"] == "no randomness: every seed is the same run, n = 1"
+    assert (
+        details["the seed decides weights and batches"]
+        == "no randomness: every seed is the same run, n = 1"
+    )
 
 
 @pytest.mark.usefixtures("two_arms")
 def test_engines_may_part_if_rounding_alone_parts_the_loop_from_itself(judged):
     """A loss so steep that a difference in the last bit grows to any size within some steps."""
-    assert judged(LINE.replace("mse_loss(output, target)", "mse_loss((300 * output).sin(), target)"), "workload", "line") == {}
+    assert (
+        judged(
+            LINE.replace("mse_loss(output, target)", "mse_loss((300 * output).sin(), target)"),
+            "workload",
+            "line",
+        )
+        == {}
+    )
     details = {check.claim: check.detail for check in conform("workload", "line")}
     assert "rounding alone parts the loop from itself" in details["a run in lanes is the loop's"]
 
@@ -553,6 +779,7 @@ def test_every_planted_claim_is_one_of_the_battery_and_every_claim_is_planted():
     planted = {
         "clip": {claim for claim, *_ in CLIPS.values()},
         "optimizer": {claim for claim, *_ in OPTIMIZERS.values()} | {"settings validate"},
-        "workload": {claim for claim, *_ in WORKLOADS.values()} | {"settings validate", "runs in lanes, or says why not"},
+        "workload": {claim for claim, *_ in WORKLOADS.values()}
+        | {"settings validate", "runs in lanes, or says why not"},
     }
     assert planted == {kind: set(claims) for kind, claims in CLAIMS.items()}

@@ -13,20 +13,26 @@ from clipbench.engines import Job, lanes
 from clipbench.measures import LOSS
 from clipbench.throughput.updates import Given, Update, Weights
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="this machine has no CUDA device"
+)
 
 
 def job(device, dtype="float64", clip="norm", workload="wdbc"):
     settings = {"norm": {"max_norm": 0.1}, "value": {"max_value": 0.01}, "none": {}}[clip]
     part = Part(clip, 1, settings, next(iter(settings), None))
-    return Job(Cell(Part(workload, 1), Part("momentum", 1), part, 0.01, 0, 40, 16, device, dtype), settings)
+    return Job(
+        Cell(Part(workload, 1), Part("momentum", 1), part, 0.01, 0, 40, 16, device, dtype), settings
+    )
 
 
 @pytest.mark.parametrize("workload", ["wdbc", "digits", "temporal-order", "cosh"])
 @pytest.mark.parametrize("clip", ["none", "value", "norm"])
 def test_the_device_agrees_with_the_cpu_in_float64(workload, clip):
     registry.load_packaged()
-    here, there = (engines.run(job(device, clip=clip, workload=workload)) for device in ("cpu", "cuda"))
+    here, there = (
+        engines.run(job(device, clip=clip, workload=workload)) for device in ("cpu", "cuda")
+    )
     assert here.failure is None
     assert there.failure is None
     np.testing.assert_allclose(there.rows, here.rows, rtol=1e-8, atol=1e-12)
@@ -45,9 +51,16 @@ def test_a_run_that_leaves_finite_numbers_ends_on_the_device_too():
 def test_lanes_on_the_device_agree_with_the_loop_on_the_cpu_in_float64(workload):
     """Forty steps: the first three as they are, the rest as one graph."""
     registry.load_packaged()
-    there = lanes.run([job("cuda", clip=clip, workload=workload) for clip in ("none", "value", "norm")])
+    there = lanes.run(
+        [job("cuda", clip=clip, workload=workload) for clip in ("none", "value", "norm")]
+    )
     for clip, record in zip(("none", "value", "norm"), there, strict=True):
-        np.testing.assert_allclose(record.rows, engines.run(job("cpu", clip=clip, workload=workload)).rows, rtol=1e-8, atol=1e-12)
+        np.testing.assert_allclose(
+            record.rows,
+            engines.run(job("cpu", clip=clip, workload=workload)).rows,
+            rtol=1e-8,
+            atol=1e-12,
+        )
 
 
 def test_a_lane_that_ends_on_the_device_leaves_its_neighbours_as_they_were():
@@ -65,7 +78,11 @@ def test_workers_start_afresh_and_train_on_the_device():
 
 
 def test_timing_waits_for_the_device_and_reads_its_memory():
-    rows = called(throughput.measure, [[job("cuda", "float32", clip) for clip in ("none", "norm")]], device="cuda")
+    rows = called(
+        throughput.measure,
+        [[job("cuda", "float32", clip) for clip in ("none", "norm")]],
+        device="cuda",
+    )
     assert {row["clip"] for row in rows} == {"none", "norm"}
     assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 for row in rows)
 
@@ -85,17 +102,24 @@ def test_every_implementation_leaves_the_same_weights_on_the_device(implementati
         return torch.cat([param.detach().flatten() for param in held.built.params]).cpu()
 
     try:
-        torch.testing.assert_close(weights(implementation, "cuda"), weights("torch", "cpu"), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(
+            weights(implementation, "cuda"), weights("torch", "cpu"), rtol=1e-6, atol=1e-9
+        )
     except throughput.Unfit as unfit:
         pytest.skip(str(unfit))
 
 
 def test_kernels_do_not_grow_with_the_tensors_where_they_are_taken_at_once_and_waits_are_counted():
     registry.load_packaged()
-    rule, clip = registry.build("optimizer", "momentum", {}), registry.build("clip", "norm", {"max_norm": 0.1})
+    rule, clip = (
+        registry.build("optimizer", "momentum", {}),
+        registry.build("clip", "norm", {"max_norm": 0.1}),
+    )
 
     def taken(name, tensors):
-        update = Update(Weights(name, rule, 0.01, Given([(8, 8)] * tensors, torch.float32, "cuda")), clip)
+        update = Update(
+            Weights(name, rule, 0.01, Given([(8, 8)] * tensors, torch.float32, "cuda")), clip
+        )
         update.block(2)
         return update.footprint()
 
@@ -108,11 +132,18 @@ def test_kernels_do_not_grow_with_the_tensors_where_they_are_taken_at_once_and_w
 def test_the_long_form_sets_updates_on_the_device_against_a_copy():
     registry.load_packaged()
     parts = throughput.surveys(
-        [job("cuda", "float32", clip) for clip in ("none", "norm")], throughput.sizes_named("2M"), ["torch"], 2
+        [job("cuda", "float32", clip) for clip in ("none", "norm")],
+        throughput.sizes_named("2M"),
+        ["torch"],
+        2,
     )
     assert [part.threads for part in parts] == [1, 1]
     rows, _ = called(throughput.carry_out, parts[0], device="cuda")
     large = [row for row in rows if row["parameters"] > 1e6]
     assert large
     assert all(row["kernels"] > 0 and row["peak_bytes"] > 0 for row in large)
-    assert all(0 < row["floor_seconds"] < row["seconds"] / row["steps"] for row in large if row["valid"] and row["floor_seconds"])
+    assert all(
+        0 < row["floor_seconds"] < row["seconds"] / row["steps"]
+        for row in large
+        if row["valid"] and row["floor_seconds"]
+    )

@@ -1,4 +1,6 @@
-"""The loop is the loop a user would write, to the bit; what it records is what happened; and every method meets the same luck."""
+"""The loop is the loop a user would write, to the bit; what it records is what happened; and
+every method meets the same luck.
+"""
 
 import hashlib
 import json
@@ -19,7 +21,20 @@ from strangers import EMA, SIGNUM
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from clipbench import clip, clips, engines, feed, measures, metrics, optimizer, optimizers, registry, trees, workload, workloads
+from clipbench import (
+    clip,
+    clips,
+    engines,
+    feed,
+    measures,
+    metrics,
+    optimizer,
+    optimizers,
+    registry,
+    trees,
+    workload,
+    workloads,
+)
 from clipbench.cell import Cell, Part
 from clipbench.engines import Components, Job, Trainer, lanes, pilot, run, shares
 from clipbench.engines.program import NoLanes
@@ -41,21 +56,35 @@ CLIPPED = {
     "none": ({}, list),
     "value": ({"max_value": 0.01}, lambda params: clip_grad_value_(params, 0.01)),
     "norm": ({"max_norm": 0.1}, lambda params: clip_grad_norm_(params, 0.1)),
-    "layer": ({"max_norm": 0.05}, lambda params: [clip_grad_norm_([param], 0.05) for param in params]),
+    "layer": (
+        {"max_norm": 0.05},
+        lambda params: [clip_grad_norm_([param], 0.05) for param in params],
+    ),
 }
-NAMES = ["wdbc", "digits", "temporal-order", "cosh"]  # origin is digits, enlarged: too slow to be worth its turn everywhere
+# origin is digits, enlarged: too slow to be worth its turn everywhere
+NAMES = ["wdbc", "digits", "temporal-order", "cosh"]
 ALL = [*NAMES, "origin"]
 
 
 def part(kind, name, **settings):
     cls = registry.find(kind, name)
-    return Part(name, cls.version, settings, registry.threshold_field(cls) if kind == "clip" else None)
+    return Part(
+        name, cls.version, settings, registry.threshold_field(cls) if kind == "clip" else None
+    )
 
 
-def cell(problem="wdbc", rule="sgd", method="none", *, lr=0.05, seed=0, steps=30, batch=20, **others):
-    """A cell of packaged or registered components; a component with settings is given as (name, settings)."""
+def cell(
+    problem="wdbc", rule="sgd", method="none", *, lr=0.05, seed=0, steps=30, batch=20, **others
+):
+    """A cell of packaged or registered components; a component with settings is given as (name,
+    settings).
+    """
     parts = [
-        part(kind, *([one] if isinstance(one, str) else one[:1]), **({} if isinstance(one, str) else one[1]))
+        part(
+            kind,
+            *([one] if isinstance(one, str) else one[:1]),
+            **({} if isinstance(one, str) else one[1]),
+        )
         for kind, one in zip(registry.KINDS, (problem, rule, method), strict=True)
     ]
     return Cell(*parts, lr, seed, steps, batch, **others)
@@ -75,7 +104,9 @@ def losses(*args, **others):
 
 @pytest.fixture
 def quadratic():
-    """A stranger's analytic function, ‖x‖²/2 from x = 1 in one dimension: every number of a descent is known by hand."""
+    """A stranger's analytic function, ‖x‖²/2 from x = 1 in one dimension: every number of a
+    descent is known by hand.
+    """
 
     @workload("quadratic")
     class Quadratic:
@@ -110,7 +141,7 @@ class HalfSquare(nn.Module):
         return (self.x * self.x).sum() / 2
 
 
-# ------------------------------------------------------------------------------------------------------------------ the loop itself
+# ---------------------------------------------------------------------------------- the loop itself
 
 
 @pytest.mark.parametrize("rule", BY_HAND)
@@ -137,7 +168,9 @@ def test_a_schedule_is_torchs_scheduler_beside_the_optimizer():
     steps = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(steps, T_max=30)
     expected = []
-    for inputs, targets in feed.batches(registry.build("workload", "wdbc", {}), 3, 20, 30, torch.float64):
+    for inputs, targets in feed.batches(
+        registry.build("workload", "wdbc", {}), 3, 20, 30, torch.float64
+    ):
         steps.zero_grad()
         loss = nn.functional.cross_entropy(model(inputs), targets)
         loss.backward()
@@ -152,7 +185,9 @@ def test_a_schedule_is_torchs_scheduler_beside_the_optimizer():
 @pytest.mark.parametrize("split", ["validation", "test"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_data_that_spoil_an_evaluation_do_not_spoil_the_verdict(split, value, monkeypatch):
-    """The run learns as it does without them, in both engines, and an event says which evaluation was not finite, and when."""
+    """The run learns as it does without them, in both engines, and an event says which
+    evaluation was not finite, and when.
+    """
     sound = record("wdbc", "momentum", steps=60)
     assert sound.verdict.outcome == "learned"
     whole = feed.splits
@@ -169,38 +204,60 @@ def test_data_that_spoil_an_evaluation_do_not_spoil_the_verdict(split, value, mo
         assert made.verdict == sound.verdict
         assert made.steps_to_target is None or split == "test"
         event = next(event for event in made.events if event.kind == "nonfinite_evaluation")
-        assert (event.step, event.detail) == (0 if split == "validation" else 60, f"loss on the {split} split is not finite")
+        assert (event.step, event.detail) == (
+            0 if split == "validation" else 60,
+            f"loss on the {split} split is not finite",
+        )
 
 
 def test_a_batch_taken_in_parts_has_the_gradient_of_the_whole(monkeypatch):
     """In float64 to rounding, loss included; and the model never sees more than a part."""
     whole = record("digits", "momentum", ("norm", {"max_norm": 0.1}), dtype="float64")
-    shares.apart(registry.build("workload", "digits", {}), 20, 4)  # which looks at whole batches, once
+    # which looks at whole batches, once
+    shares.apart(registry.build("workload", "digits", {}), 20, 4)
     seen = []
     forward = nn.Conv2d.forward
-    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, inputs: (seen.append(len(inputs)), forward(self, inputs))[1])
-    parts = record(("digits", {"accumulate": 4}), "momentum", ("norm", {"max_norm": 0.1}), dtype="float64")
+    monkeypatch.setattr(
+        nn.Conv2d,
+        "forward",
+        lambda self, inputs: (seen.append(len(inputs)), forward(self, inputs))[1],
+    )
+    parts = record(
+        ("digits", {"accumulate": 4}), "momentum", ("norm", {"max_norm": 0.1}), dtype="float64"
+    )
     np.testing.assert_allclose(parts.rows, whole.rows, rtol=1e-9, atol=1e-12)
     assert seen.count(5) == 2 * 4 * 30
 
 
 def test_a_clip_on_the_update_of_plain_descent_is_one_on_its_gradient():
-    """There the two are one vector; the loop steps its own class in one case and the pure rule in the other."""
+    """There the two are one vector; the loop steps its own class in one case and the pure rule
+    in the other.
+    """
     for name, settings in (("value", {"max_value": 0.01}), ("norm", {"max_norm": 0.1})):
-        made = [record("wdbc", "sgd", (name, {**settings, **on}), dtype="float64").rows for on in ({}, {"on": "update"})]
+        made = [
+            record("wdbc", "sgd", (name, {**settings, **on}), dtype="float64").rows
+            for on in ({}, {"on": "update"})
+        ]
         np.testing.assert_allclose(*made, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("rule", ["momentum", "adam", "rmsprop"])
 def test_a_clip_on_the_update_bounds_every_step(rule):
-    """Whatever the rule makes of its gradients: with a value clip at c no weight moves more than lr·c."""
-    one = cell("wdbc", rule, ("value", {"max_value": 0.5, "on": "update"}), lr=0.01, dtype="float64")
+    """Whatever the rule makes of its gradients: with a value clip at c no weight moves more than
+    lr·c.
+    """
+    one = cell(
+        "wdbc", rule, ("value", {"max_value": 0.5, "on": "update"}), lr=0.01, dtype="float64"
+    )
     trainer = Trainer(Components.of(Job(one, one.clip_settings())), one)
     largest = 0.0
     for batch in feed.batches(trainer.workload, 0, 20, 10, torch.float64):
         before = [param.detach().clone() for param in trainer.module.parameters()]
         trainer.step(*batch)
-        moved = [(now - then).abs().max().item() for now, then in zip(trainer.module.parameters(), before, strict=True)]
+        moved = [
+            (now - then).abs().max().item()
+            for now, then in zip(trainer.module.parameters(), before, strict=True)
+        ]
         largest = max(largest, *moved)
     assert largest <= 0.005 * (1 + 1e-9)
     rows = trainer.meter.rows()
@@ -208,17 +265,24 @@ def test_a_clip_on_the_update_bounds_every_step(rule):
 
 
 def test_the_gradients_norm_is_the_gradients_whatever_is_clipped():
-    """``kept`` compares the update with the clipped one: its length is c where that is a norm clip."""
-    rows = record("wdbc", "adam", ("norm", {"max_norm": 1.0, "on": "update"}), lr=0.01, dtype="float64").rows
+    """``kept`` compares the update with the clipped one: its length is c where that is a norm
+    clip.
+    """
+    rows = record(
+        "wdbc", "adam", ("norm", {"max_norm": 1.0, "on": "update"}), lr=0.01, dtype="float64"
+    ).rows
     plain = record("wdbc", "adam", lr=0.01, dtype="float64").rows
     assert rows[0, GRAD_NORM] == plain[0, GRAD_NORM]
-    # Adam's first update has the length of a sign vector, the root of the number of weights (a few are zero).
+    # Adam's first update has the length of a sign vector, the root of the number of weights (a few
+    # are zero).
     assert rows[0, KEPT] == pytest.approx(0.01 / plain[0, UPDATE_NORM], rel=1e-5)
     assert rows[0, UPDATE_NORM] == pytest.approx(0.01, rel=1e-5)
 
 
 def test_a_clip_on_examples_is_a_loop_over_them():
-    """Backward, clip, add up: one example after the other, as one writes it without per-sample gradients."""
+    """Backward, clip, add up: one example after the other, as one writes it without per-sample
+    gradients.
+    """
     work = registry.build("workload", "digits", {})
     model = feed.model(work, 3, torch.float64)
     steps = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -227,23 +291,37 @@ def test_a_clip_on_examples_is_a_loop_over_them():
         total, value = [torch.zeros_like(param) for param in model.parameters()], 0.0
         for number in range(len(inputs)):
             model.zero_grad()
-            loss = nn.functional.cross_entropy(model(inputs[number : number + 1]), targets[number : number + 1])
+            loss = nn.functional.cross_entropy(
+                model(inputs[number : number + 1]), targets[number : number + 1]
+            )
             loss.backward()
             clip_grad_norm_(model.parameters(), 0.2)
-            total = [mean + param.grad / len(inputs) for mean, param in zip(total, model.parameters(), strict=True)]
+            total = [
+                mean + param.grad / len(inputs)
+                for mean, param in zip(total, model.parameters(), strict=True)
+            ]
             value += loss.item() / len(inputs)
         for mean, param in zip(total, model.parameters(), strict=True):
             param.grad = mean
         steps.step()
         expected.append(value)
-    made = record("digits", "momentum", ("norm", {"max_norm": 0.2, "on": "example"}), seed=3, steps=10, dtype="float64")
+    made = record(
+        "digits",
+        "momentum",
+        ("norm", {"max_norm": 0.2, "on": "example"}),
+        seed=3,
+        steps=10,
+        dtype="float64",
+    )
     assert made.rows[:, LOSS].tolist() == pytest.approx(expected, rel=1e-9)
     assert (made.rows[:, KEPT] < 0.9).all()
 
 
 def test_one_example_alone_is_clipped_as_its_batch():
     made = [
-        record("digits", "sgd", ("norm", {"max_norm": 0.2, **on}), batch=1, steps=10, dtype="float64").rows
+        record(
+            "digits", "sgd", ("norm", {"max_norm": 0.2, **on}), batch=1, steps=10, dtype="float64"
+        ).rows
         for on in ({}, {"on": "example"})
     ]
     np.testing.assert_allclose(*made, rtol=1e-9, atol=1e-12)
@@ -252,7 +330,14 @@ def test_one_example_alone_is_clipped_as_its_batch():
 def test_parts_of_a_batch_change_nothing_for_single_examples():
     """But what it takes to hold them: parts of other sizes add up to the same mean."""
     made = [
-        record(("digits", parts), "sgd", ("norm", {"max_norm": 0.2, "on": "example"}), batch=20, steps=10, dtype="float64").rows
+        record(
+            ("digits", parts),
+            "sgd",
+            ("norm", {"max_norm": 0.2, "on": "example"}),
+            batch=20,
+            steps=10,
+            dtype="float64",
+        ).rows
         for parts in ({}, {"accumulate": 4})
     ]
     np.testing.assert_allclose(*made, rtol=1e-9, atol=1e-12)
@@ -292,10 +377,14 @@ def test_every_packaged_optimizer_and_clip_has_its_loop_by_hand():
     """So that a new one is not forgotten above; of clips those that torch has."""
     for kind, known in (("optimizer", BY_HAND), ("clip", CLIPPED)):
         ours = {name: registry.find(kind, name) for name in registry.names(kind)}
-        packaged = {name: found for name, found in ours.items() if found.__module__.startswith("clipbench.")}
-        assert set(known) == {name for name, found in packaged.items() if kind == "optimizer" or hasattr(found, "clip_")} | {
-            name for name in packaged if name == "none"
+        packaged = {
+            name: found for name, found in ours.items() if found.__module__.startswith("clipbench.")
         }
+        assert set(known) == {
+            name
+            for name, found in packaged.items()
+            if kind == "optimizer" or hasattr(found, "clip_")
+        } | {name for name in packaged if name == "none"}
 
 
 def test_any_optimizer_of_torch_runs_as_it_is():
@@ -309,7 +398,9 @@ def test_any_optimizer_of_torch_runs_as_it_is():
         loss.backward()
         steps.step()
         expected.append(loss.item())
-    named = replace(cell(steps=10), optimizer=Part("torch.optim.NAdam", 1, {"momentum_decay": 0.01}))
+    named = replace(
+        cell(steps=10), optimizer=Part("torch.optim.NAdam", 1, {"momentum_decay": 0.01})
+    )
     made = run(Job(named, {}))
     assert made.failure is None
     assert made.rows[:, LOSS].tolist() == expected
@@ -323,15 +414,20 @@ def test_every_step_of_every_workload_is_recorded(name, dtype):
     assert np.isfinite(made.rows).all()
     assert made.verdict.status == "completed"
     assert {one.split for one in made.evaluations} == {"validation", "test"}
-    assert (made.threshold, made.metric) == (0.1, metrics.name_of(registry.find("workload", name).metric))
+    assert (made.threshold, made.metric) == (
+        0.1,
+        metrics.name_of(registry.find("workload", name).metric),
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- the same luck
+# ------------------------------------------------------------------------------------ the same luck
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_method_has_other_weights_or_data(name):
-    """At a learning rate too small to move a weight, ten losses in a row are the same bits, whatever the optimizer and clip."""
+    """At a learning rate too small to move a weight, ten losses in a row are the same bits,
+    whatever the optimizer and clip.
+    """
     points = product(BY_HAND, [(method, settings) for method, (settings, _) in CLIPPED.items()])
     found = {tuple(losses(name, rule, method, lr=1e-30, steps=10)) for rule, method in points}
     assert len(found) == 1
@@ -345,14 +441,18 @@ def test_another_seed_is_other_luck():
 def digest(name):
     """A cell's curve and evaluations, down to the bit."""
     steps, batch = (3, 8) if name == "origin" else (40, 20)
-    made = record(name, "adam", ("norm", {"max_norm": 0.1}), lr=0.01, steps=steps, batch=batch, evaluations=2)
+    made = record(
+        name, "adam", ("norm", {"max_norm": 0.1}), lr=0.01, steps=steps, batch=batch, evaluations=2
+    )
     values = np.array([one.value for one in made.evaluations])
     return hashlib.sha256(made.rows.tobytes() + values.tobytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
 def elsewhere():
-    """Workload → digest, of draws and of records, by another process: the other way round, with another salt for its hashes."""
+    """Workload → digest, of draws and of records, by another process: the other way round, with
+    another salt for its hashes.
+    """
     program = """
 import json, test_engines, test_feed
 records = {name: test_engines.digest(name) for name in reversed(test_engines.ALL)}
@@ -360,8 +460,15 @@ draws = {name: test_feed.digest(name) for name in reversed(test_feed.NAMES)}
 print(json.dumps([draws, records]))
 """
     places = os.pathsep.join(place for place in [str(Path(__file__).parent), *sys.path] if place)
-    environment = {**os.environ, "PYTHONPATH": places, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": places,
+        "PYTHONHASHSEED": "7",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 
@@ -377,11 +484,13 @@ def test_a_second_process_records_the_same_bits(elsewhere):
     assert len(set(here.values())) == len(ALL)
 
 
-# -------------------------------------------------------------------------------------------------------- divergence and failure
+# --------------------------------------------------------------------------- divergence and failure
 
 
 def test_a_clip_that_remembers_the_weights_remembers_them_as_they_were():
-    """It is handed the weights themselves, not a copy at every step: what it keeps of them, or of a part, must stay."""
+    """It is handed the weights themselves, not a copy at every step: what it keeps of them, or
+    of a part, must stay.
+    """
 
     class Wandered:
         """Scale by how far the weights have moved since the start."""
@@ -390,8 +499,13 @@ def test_a_clip_that_remembers_the_weights_remembers_them_as_they_were():
             return {"start": params["w"], "row": {"first": params["w"][0]}}
 
         def update(self, grads, state, params):
-            moved = (params["w"] - state["start"]).norm() + (params["w"][0] - state["row"]["first"]).norm()
-            return {"w": grads["w"] * moved}, {"start": params["w"].T, "row": {"first": state["row"]["first"]}}
+            moved = (params["w"] - state["start"]).norm() + (
+                params["w"][0] - state["row"]["first"]
+            ).norm()
+            return {"w": grads["w"] * moved}, {
+                "start": params["w"].T,
+                "row": {"first": state["row"]["first"]},
+            }
 
     weight = nn.Parameter(torch.zeros(2, 2))
     clip_gradient = engines.clipper(Wandered(), {"w": weight})
@@ -404,7 +518,9 @@ def test_a_clip_that_remembers_the_weights_remembers_them_as_they_were():
 
 
 def test_descent_with_lr_3_on_a_quadratic_diverges_and_keeps_its_curve(quadratic):
-    """x doubles at every step: 4ⁿ/2 passes the largest float32 at step 64, which is the last row; its norm overflows there too."""
+    """x doubles at every step: 4ⁿ/2 passes the largest float32 at step 64, which is the last
+    row; its norm overflows there too.
+    """
     made = record("quadratic", lr=3.0, steps=200)
     assert made.rows[:64, LOSS].tolist() == [4.0**step / 2 for step in range(64)]
     assert len(made.rows) == 65
@@ -412,15 +528,22 @@ def test_descent_with_lr_3_on_a_quadratic_diverges_and_keeps_its_curve(quadratic
     assert (made.verdict.status, made.verdict.outcome) == ("diverged", "diverged")
     assert (made.verdict.reason, made.verdict.diverged_at) == ("nonfinite_loss", 64)
     assert [(event.step, event.kind) for event in made.events] == [
-        (2, "blow_up"), (50, "spike"), (64, "nonfinite_loss"), (64, "norm_overflow"),
-    ]  # fmt: skip
+        (2, "blow_up"),
+        (50, "spike"),
+        (64, "nonfinite_loss"),
+        (64, "norm_overflow"),
+    ]
 
 
 def test_a_run_that_blows_up_and_stays_finite_runs_to_its_end(quadratic):
     """Only a value that is not finite ends a cell early."""
     made = record("quadratic", lr=3.0, steps=40)
     assert len(made.rows) == 40
-    assert (made.verdict.status, made.verdict.reason, made.verdict.diverged_at) == ("diverged", "blow_up", 2)
+    assert (made.verdict.status, made.verdict.reason, made.verdict.diverged_at) == (
+        "diverged",
+        "blow_up",
+        2,
+    )
     assert made.evaluations[-1][:2] == (40, "test")
 
 
@@ -431,7 +554,9 @@ def test_a_diverged_run_has_no_evaluation_after_it(quadratic):
 
 
 @pytest.mark.parametrize("evaluations", [1, 3, 20])
-def test_the_curve_ends_with_its_first_non_finite_step_however_rarely_one_looks(quadratic, evaluations):
+def test_the_curve_ends_with_its_first_non_finite_step_however_rarely_one_looks(
+    quadratic, evaluations
+):
     assert len(record("quadratic", lr=3.0, steps=100, evaluations=evaluations).rows) == 65
 
 
@@ -440,7 +565,9 @@ def test_changed_rules_reach_the_run(quadratic):
     assert made.verdict.diverged_at == 4
 
 
-@pytest.mark.parametrize("method", [("none", {}), ("value", {"max_value": 1.0})], ids=["none", "value"])
+@pytest.mark.parametrize(
+    "method", [("none", {}), ("value", {"max_value": 1.0})], ids=["none", "value"]
+)
 def test_the_last_step_of_a_diverged_run_is_not_clipped_by_its_nan(method):
     """Without a clip nothing is changed, and what a clip makes of a NaN is not told."""
     made = record("wdbc", "sgd", method, lr=1e20)
@@ -519,7 +646,9 @@ def test_a_batch_larger_than_the_data_makes_a_record_that_says_so():
 
 
 def test_what_a_model_raises_after_it_diverged_is_no_failure():
-    """The steps that follow a non-finite one, until somebody looks, may raise anything: the run had ended before them."""
+    """The steps that follow a non-finite one, until somebody looks, may raise anything: the run
+    had ended before them.
+    """
 
     @workload("touchy")
     class Touchy:
@@ -527,7 +656,10 @@ def test_what_a_model_raises_after_it_diverged_is_no_failure():
         reference_loss = None
 
         def data(self):
-            return {"validation": (torch.zeros(1, 1), torch.zeros(1)), "test": (torch.zeros(1, 1), torch.zeros(1))}
+            return {
+                "validation": (torch.zeros(1, 1), torch.zeros(1)),
+                "test": (torch.zeros(1, 1), torch.zeros(1)),
+            }
 
         def sample(self, generator):
             return torch.zeros(1, 1), torch.zeros(1)
@@ -536,7 +668,11 @@ def test_what_a_model_raises_after_it_diverged_is_no_failure():
             return TouchySquare(1.0)
 
     made = record("touchy", lr=3.0, steps=200, evaluations=2)
-    assert (len(made.rows), made.verdict.reason, made.verdict.diverged_at) == (65, "nonfinite_loss", 64)
+    assert (len(made.rows), made.verdict.reason, made.verdict.diverged_at) == (
+        65,
+        "nonfinite_loss",
+        64,
+    )
 
 
 class TouchySquare(HalfSquare):
@@ -546,7 +682,7 @@ class TouchySquare(HalfSquare):
         return super().forward(inputs)
 
 
-# -------------------------------------------------------------------------------------------------------------------- evaluations
+# -------------------------------------------------------------------------------------- evaluations
 
 
 @pytest.mark.parametrize(
@@ -557,11 +693,40 @@ class TouchySquare(HalfSquare):
         (1, 20, [0, 1]),
         (30, 1, [0, 30]),
         (10, 4, [0, 3, 7, 10]),
-        (300, 20, [0, 16, 32, 47, 63, 79, 95, 111, 126, 142, 158, 174, 189, 205, 221, 237, 253, 268, 284, 300]),
+        (
+            300,
+            20,
+            [
+                0,
+                16,
+                32,
+                47,
+                63,
+                79,
+                95,
+                111,
+                126,
+                142,
+                158,
+                174,
+                189,
+                205,
+                221,
+                237,
+                253,
+                268,
+                284,
+                300,
+            ],
+        ),
     ],
 )
-def test_evaluations_are_first_last_and_as_many_as_were_asked_for(quadratic, steps, evaluations, at):
-    """The untrained model, then at most so many, evenly spread; the test split at the last alone."""
+def test_evaluations_are_first_last_and_as_many_as_were_asked_for(
+    quadratic, steps, evaluations, at
+):
+    """The untrained model, then at most so many, evenly spread; the test split at the last
+    alone.
+    """
     made = record("quadratic", lr=0.5, steps=steps, evaluations=evaluations)
     seen = [(one.step, one.split) for one in made.evaluations if one.metric == "loss"]
     assert seen == [*((step, "validation") for step in at), (steps, "test")]
@@ -587,7 +752,11 @@ def test_an_evaluation_is_of_the_whole_split_and_of_every_metric():
             "roc_auc": metrics.roc_auc(output, targets),
             "accuracy": metrics.accuracy(output, targets),
         }
-        found = {one.metric: one.value for one in made.evaluations if (one.step, one.split) == (25, split)}
+        found = {
+            one.metric: one.value
+            for one in made.evaluations
+            if (one.step, one.split) == (25, split)
+        }
         assert found == pytest.approx(expected, rel=1e-6)
 
 
@@ -618,11 +787,20 @@ def test_a_model_is_evaluated_as_one_evaluates_and_trained_as_one_trains():
             return (output.flatten() - target).square().mean()
 
     record("watched", steps=4, batch=2, evaluations=3)
-    assert modes == [(False, 3), *[(True, 2)] * 2, (False, 3), *[(True, 2)] * 2, (False, 3), (False, 3)]
+    assert modes == [
+        (False, 3),
+        *[(True, 2)] * 2,
+        (False, 3),
+        *[(True, 2)] * 2,
+        (False, 3),
+        (False, 3),
+    ]
 
 
 def test_chance_inside_a_model_belongs_to_the_seed_and_not_to_the_worker():
-    """Dropout: the same cell has the same bits whatever ran before it in the process, and every method meets the same luck."""
+    """Dropout: the same cell has the same bits whatever ran before it in the process, and every
+    method meets the same luck.
+    """
 
     @workload("dropping")
     class Dropping:
@@ -631,7 +809,9 @@ def test_chance_inside_a_model_belongs_to_the_seed_and_not_to_the_worker():
 
         def data(self):
             inputs = torch.linspace(-1, 1, 64).reshape(32, 2)
-            return dict.fromkeys(("train", "validation", "test"), (inputs, (inputs.sum(1) > 0).long()))
+            return dict.fromkeys(
+                ("train", "validation", "test"), (inputs, (inputs.sum(1) > 0).long())
+            )
 
         def model(self):
             return nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2))
@@ -646,9 +826,15 @@ def test_chance_inside_a_model_belongs_to_the_seed_and_not_to_the_worker():
     assert losses("dropping", "sgd", lr=0.1, batch=8, seed=1) != first
 
 
-@pytest.mark.parametrize(("evaluations", "steps_to_target"), [(9, 2), (5, 2), (3, 4), (2, 8), (1, 8)])
-def test_steps_to_target_are_the_updates_before_the_first_evaluation_that_met_it(quadratic, evaluations, steps_to_target):
-    """With lr 1/2 the loss is 2/4ⁿ, and meets .125 exactly after two updates; a coarser look finds it later."""
+@pytest.mark.parametrize(
+    ("evaluations", "steps_to_target"), [(9, 2), (5, 2), (3, 4), (2, 8), (1, 8)]
+)
+def test_steps_to_target_are_the_updates_before_the_first_evaluation_that_met_it(
+    quadratic, evaluations, steps_to_target
+):
+    """With lr 1/2 the loss is 2/4ⁿ, and meets .125 exactly after two updates; a coarser look
+    finds it later.
+    """
     made = record(("quadratic", {"start": 2.0}), lr=0.5, steps=8, evaluations=evaluations)
     assert made.steps_to_target == steps_to_target
 
@@ -658,11 +844,13 @@ def test_a_target_never_met_is_none_and_one_met_at_the_start_takes_no_step(quadr
     assert record(("quadratic", {"start": 0.5}), lr=1e-6, steps=8).steps_to_target == 0
 
 
-# ---------------------------------------------------------------------------------------------------------------------- thresholds
+# --------------------------------------------------------------------------------------- thresholds
 
 
 def gradient_sizes(name, batch, seed):
-    """The sizes that clips measure, over a hundred Adam steps at lr 1e-3, by hand and in float64."""
+    """The sizes that clips measure, over a hundred Adam steps at lr 1e-3, by hand and in
+    float64.
+    """
     work = registry.build("workload", name, {})
     model = feed.model(work, seed)
     adam = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -681,30 +869,49 @@ def gradient_sizes(name, batch, seed):
 
 @pytest.mark.parametrize("name", ["wdbc", "temporal-order"])
 def test_a_pilot_takes_the_median_size_over_a_hundred_adam_steps(name):
-    """To three digits, as each clip measures size: 2-norm, largest element, largest tensor. All clips from one run."""
+    """To three digits, as each clip measures size: 2-norm, largest element, largest tensor. All
+    clips from one run.
+    """
     built = {"norm": clips.Norm(1.0), "value": clips.Value(1.0), "layer": clips.Layer(1.0)}
     assert pilot(cell(name), built) == gradient_sizes(name, 20, engines.PILOT_SEED)
 
 
 def test_a_pilot_has_a_seed_of_its_own():
-    """Neither the cell's nor one that a study could ever use, and nothing else of the cell matters but what it is trained on."""
+    """Neither the cell's nor one that a study could ever use, and nothing else of the cell
+    matters but what it is trained on.
+    """
     one = {"norm": clips.Norm(1.0)}
     expected = pilot(cell(), one)
-    assert pilot(cell("wdbc", "adam", ("value", {"max_value": 1e-9}), lr=9.0, seed=5, steps=3), one) == expected
+    assert (
+        pilot(cell("wdbc", "adam", ("value", {"max_value": 1e-9}), lr=9.0, seed=5, steps=3), one)
+        == expected
+    )
     assert pilot(cell(batch=5), one) != expected
     assert gradient_sizes("wdbc", 20, 0)["norm"] != expected["norm"]
     assert engines.PILOT_SEED > 1_000_000
 
 
-@pytest.mark.parametrize(("unit", "dtype"), [(1e-25, "float32"), (1e25, "float32"), (1e-200, "float64"), (1e200, "float64")])
+@pytest.mark.parametrize(
+    ("unit", "dtype"),
+    [(1e-25, "float32"), (1e25, "float32"), (1e-200, "float64"), (1e200, "float64")],
+)
 def test_a_pilot_is_free_of_the_gradients_unit(unit, dtype, monkeypatch):
-    """A loss in another unit has thresholds in that unit, though squares leave the range, and Adam adds 1e-8 to its size."""
+    """A loss in another unit has thresholds in that unit, though squares leave the range, and
+    Adam adds 1e-8 to its size.
+    """
     wdbc = registry.find("workload", "wdbc")
     plain, loss = cell(dtype=dtype), wdbc.loss
-    built = {"norm": clips.Norm(1.0), "value": clips.Value(1.0), "layer": clips.Layer(1.0), "rms": clips.BlockRMS(1.0)}
+    built = {
+        "norm": clips.Norm(1.0),
+        "value": clips.Value(1.0),
+        "layer": clips.Layer(1.0),
+        "rms": clips.BlockRMS(1.0),
+    }
     expected = pilot(plain, built)
     monkeypatch.setattr(wdbc, "loss", lambda *given: loss(*given) * unit)
-    assert {label: size / unit for label, size in pilot(plain, built).items()} == pytest.approx(expected, rel=5e-3)
+    assert {label: size / unit for label, size in pilot(plain, built).items()} == pytest.approx(
+        expected, rel=5e-3
+    )
 
 
 class Given(nn.Module):
@@ -718,7 +925,9 @@ class Given(nn.Module):
 
 @pytest.fixture
 def given():
-    """A workload whose gradient is given: ``size`` in its first element, ``small`` in the five others."""
+    """A workload whose gradient is given: ``size`` in its first element, ``small`` in the five
+    others.
+    """
 
     @workload("given")
     class GivenGradient:
@@ -750,7 +959,11 @@ def given():
 def in_every_engine(one):
     """The records of one cell: loop, lanes, and lanes compiled."""
     settings = one.clip_settings()
-    return [run(Job(one, settings)), *lanes.run([Job(one, settings)]), *lanes.run([Job(one, settings)], compiled=True)]
+    return [
+        run(Job(one, settings)),
+        *lanes.run([Job(one, settings)]),
+        *lanes.run([Job(one, settings)], compiled=True),
+    ]
 
 
 RANGES = [(2e19, 1.0, 1.0), (1e30, 1e20, 1e10), (1e-25, 1e-26, 5e-26), (1e-20, 1e-22, 1e-21)]
@@ -761,14 +974,23 @@ def test_every_engine_measures_gradients_whose_squares_leave_float32(given, size
     raw = np.array([size, *[small] * 5])
     clipped = np.clip(raw, -limit, limit)
     length, norm = np.linalg.norm(clipped), np.linalg.norm(raw)
-    one = cell((given, {"size": size, "small": small}), "sgd", ("value", {"max_value": limit}), lr=1e-9, steps=2, batch=8)
+    one = cell(
+        (given, {"size": size, "small": small}),
+        "sgd",
+        ("value", {"max_value": limit}),
+        lr=1e-9,
+        steps=2,
+        batch=8,
+    )
     for made in in_every_engine(one):
         assert made.failure is None
         row = made.rows[0]
         assert row[KEPT] == pytest.approx(length / norm, rel=1e-6)
         assert row[COSINE] == pytest.approx(raw @ clipped / norm / length, rel=1e-6)
         assert row[GRAD_NORM] == (math.inf if size > 1 else pytest.approx(norm, rel=1e-6))
-        assert ("norm_overflow" if size > 1 else "norm_underflow") in {event.kind for event in made.events}
+        assert ("norm_overflow" if size > 1 else "norm_underflow") in {
+            event.kind for event in made.events
+        }
 
 
 EMPTY = [
@@ -808,7 +1030,10 @@ def test_a_pilot_knows_parameters_of_no_elements(given):
 
 def test_a_pilot_without_a_usable_size_is_refused(quadratic):
     """A zero gradient has no multiples."""
-    with pytest.raises(UsageError, match=r'the pilot of "quadratic\(start=0\)" met gradients of size 0; give norm a plain'):
+    with pytest.raises(
+        UsageError,
+        match=r'the pilot of "quadratic\(start=0\)" met gradients of size 0; give norm a plain',
+    ):
         pilot(cell(("quadratic", {"start": 0.0})), {"norm": clips.Norm(1.0)})
 
 
@@ -819,7 +1044,11 @@ def test_without_a_clip_nothing_is_changed(name):
     assert (rows[:, CHANGED] == 0).all()
 
 
-@pytest.mark.parametrize("method", [("value", "max_value"), ("norm", "max_norm"), ("layer", "max_norm")], ids=lambda pair: pair[0])
+@pytest.mark.parametrize(
+    "method",
+    [("value", "max_value"), ("norm", "max_norm"), ("layer", "max_norm")],
+    ids=lambda pair: pair[0],
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_an_infinite_threshold_is_no_clip_to_the_bit(name, method):
     unclipped = record(name, "momentum", lr=1e-3)
@@ -851,11 +1080,13 @@ def test_with_the_origins_setting_no_weight_moves_more_than_a_thousandth_a_step(
     assert furthest("none") > 1e-3
 
 
-# -------------------------------------------------------------------------------------------------------- a stranger's components
+# -------------------------------------------------------------------------- a stranger's components
 
 
 def test_a_strangers_clip_with_a_memory_runs_in_the_loop(tmp_path):
-    """Its mean of past norms is carried from step to step: what is kept is what the recorded norms say."""
+    """Its mean of past norms is carried from step to step: what is kept is what the recorded
+    norms say.
+    """
     (tmp_path / "ema.py").write_text(EMA)
     registry.load_file(tmp_path / "ema.py")
     rows = record("digits", "momentum", ("ema", {"ratio": 0.9}), lr=0.03, dtype="float64").rows
@@ -869,7 +1100,9 @@ def test_a_strangers_clip_with_a_memory_runs_in_the_loop(tmp_path):
 
 
 def test_a_strangers_pure_rule_runs_in_the_loop(tmp_path):
-    """Its mean of past gradients is carried from step to step: the losses are those of the rule written out."""
+    """Its mean of past gradients is carried from step to step: the losses are those of the rule
+    written out.
+    """
     (tmp_path / "signum.py").write_text(SIGNUM)
     registry.load_file(tmp_path / "signum.py")
     made = record("temporal-order", "signum", lr=0.01, dtype="float64")
@@ -934,14 +1167,16 @@ def test_state_of_one_run_does_not_reach_the_next():
 
 
 def test_trees_of_one_stream_are_forked_for_every_run():
-    """Nothing is drawn from the global generator, not even by a model that draws its weights there."""
+    """Nothing is drawn from the global generator, not even by a model that draws its weights
+    there.
+    """
     before = torch.random.get_rng_state()
     record("digits", steps=2)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert trees.seed_of("digits", 0, "weights") != trees.seed_of("digits", 0, "batches")
 
 
-# ----------------------------------------------------------------------------------------------------------------- sparse gradients
+# --------------------------------------------------------------------------------- sparse gradients
 
 
 @pytest.fixture
@@ -958,7 +1193,9 @@ def words():
 
         def data(self):
             inputs = torch.randint(0, 20, (64, 5), generator=torch.Generator().manual_seed(0))
-            return dict.fromkeys(("train", "validation", "test"), (inputs, (inputs.sum(1) > 50).long()))
+            return dict.fromkeys(
+                ("train", "validation", "test"), (inputs, (inputs.sum(1) > 50).long())
+            )
 
         def model(self):
             if self.layer == "bag":
@@ -974,7 +1211,10 @@ def words():
 
 
 def test_sparse_gradients_are_trained_without_a_clip_and_measured_as_dense_ones_are(words):
-    made = [record((words, {"layer": layer}), "sgd", dtype="float64", batch=8) for layer in ("sparse", "dense")]
+    made = [
+        record((words, {"layer": layer}), "sgd", dtype="float64", batch=8)
+        for layer in ("sparse", "dense")
+    ]
     np.testing.assert_allclose(made[0].rows, made[1].rows, rtol=1e-12)
 
 
@@ -992,7 +1232,10 @@ MIXES = [
 def test_a_clip_on_sparse_gradients_is_refused_in_one_sentence_by_both_engines(words, layer, clip):
     """It names the parameter, and what to do; nothing of torch's own."""
     one = cell((words, {"layer": layer}), "sgd", clip, batch=8)
-    sentence = 'workload "words": `0.weight` has a sparse gradient, which only the loop without a clip can train'
+    sentence = (
+        'workload "words": `0.weight` has a sparse gradient, which only the loop without a '
+        "clip can train"
+    )
     failure = run(Job(one, one.clip_settings())).failure
     with pytest.raises(NoLanes) as refusal:
         lanes.run([Job(one, one.clip_settings())])

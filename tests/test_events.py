@@ -1,4 +1,6 @@
-"""What a recorded curve is called: every kind of event at the very edge of its rule, and every outcome."""
+"""What a recorded curve is called: every kind of event at the very edge of its rule, and every
+outcome.
+"""
 
 import math
 
@@ -58,7 +60,7 @@ def below(value):
     return math.nextafter(value, -INF)
 
 
-# --------------------------------------------------------------------------------------------------------------- what is not finite
+# ------------------------------------------------------------------------------- what is not finite
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,9 @@ def test_a_value_that_is_not_finite_ends_the_run_and_is_named(column, value, kin
 
 
 def test_a_norm_that_overflows_is_no_gradient_that_is_not_finite():
-    """Every element is finite: the run goes on, and the event says that a norm clip makes the gradient zero."""
+    """Every element is finite: the run goes on, and the event says that a norm clip makes the
+    gradient zero.
+    """
     rows = spoilt(GRAD_NORM, 7, INF)
     assert found(rows) == [(7, "norm_overflow")]
     assert not ends(rows).any()
@@ -87,7 +91,9 @@ def test_a_norm_that_overflows_is_no_gradient_that_is_not_finite():
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 1e-22), ("float64", 1e-160)])
 def test_a_norm_that_underflows_is_an_event_for_as_long_as_it_lasts(dtype, size):
-    """Smaller than the root of the least number of its precision, and not zero; in float64 float32's least is nothing yet."""
+    """Smaller than the root of the least number of its precision, and not zero; in float64
+    float32's least is nothing yet.
+    """
     norms = [1.0, size, size, 1.0, 0.0, 0.0, size, 1.0]
     rows = curve(*[0.5] * len(norms))
     rows[:, GRAD_NORM] = norms
@@ -111,7 +117,9 @@ def test_an_overflow_counts_once_for_as_long_as_it_lasts():
 
 
 def test_the_first_value_that_is_not_finite_is_the_reason():
-    """Not the first in the list of kinds; of one step, the loss before the gradient before the parameters."""
+    """Not the first in the list of kinds; of one step, the loss before the gradient before the
+    parameters.
+    """
     rows = spoilt(GRAD_NORM, 5, NAN)
     rows[9, LOSS] = NAN
     assert verdict(rows) == Verdict("diverged", "diverged", "nonfinite_grad", 5)
@@ -119,7 +127,7 @@ def test_the_first_value_that_is_not_finite_is_the_reason():
     assert verdict(rows) == Verdict("diverged", "diverged", "nonfinite_loss", 5)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- blow-up
+# ------------------------------------------------------------------------------------------ blow-up
 
 
 def hump(high, steps, *, at=20, length=200, low=0.5):
@@ -130,7 +138,9 @@ def hump(high, steps, *, at=20, length=200, low=0.5):
 
 
 def blow_ups(rows, reference=1.0, **others):
-    return [event for event in found(rows, reference, **others) if event[1] in ("blow_up", "recovered")]
+    return [
+        event for event in found(rows, reference, **others) if event[1] in ("blow_up", "recovered")
+    ]
 
 
 def test_ten_steps_above_the_line_are_a_blow_up_and_nine_are_none():
@@ -160,7 +170,9 @@ def test_the_line_is_ten_times_the_larger_of_first_and_reference_loss(first, ref
 
 @pytest.mark.parametrize(("high", "kinds"), [(4, ["blow_up", "recovered"]), (6, ["blow_up"])])
 def test_a_run_has_recovered_when_the_median_of_its_last_twentieth_is_below_the_line(high, kinds):
-    """Of 200 steps the last ten count: with four of them above the line it has, with six it has not."""
+    """Of 200 steps the last ten count: with four of them above the line it has, with six it has
+    not.
+    """
     rows = hump(11.0, 10)
     rows[200 - high :, LOSS] = 11.0
     assert [kind for _, kind in blow_ups(rows)] == kinds
@@ -168,7 +180,9 @@ def test_a_run_has_recovered_when_the_median_of_its_last_twentieth_is_below_the_
 
 
 def test_a_run_that_ends_in_its_blow_up_has_not_recovered():
-    """Even where the blow-up is too short to move the median of the tail: there is nothing after it."""
+    """Even where the blow-up is too short to move the median of the tail: there is nothing after
+    it.
+    """
     rows = hump(11.0, 10, at=990, length=1000)
     assert blow_ups(rows) == [(990, "blow_up")]
     assert verdict(rows) == Verdict("diverged", "diverged", "blow_up", 990)
@@ -184,7 +198,7 @@ def test_an_unrecovered_blow_up_is_divergence_from_its_first_step_on():
     assert verdict(hump(11.0, 180)) == Verdict("diverged", "diverged", "blow_up", 20)
 
 
-# --------------------------------------------------------------------------------------------------------------------------- spike
+# -------------------------------------------------------------------------------------------- spike
 
 
 def spikes(rows, reference=1.0, **others):
@@ -197,7 +211,9 @@ def test_a_spike_is_above_five_times_the_median_not_at_it():
 
 
 def test_a_spike_rises_by_more_than_the_reference():
-    """Without this half of the rule a loss near zero spikes all the time: five times almost nothing is almost nothing."""
+    """Without this half of the rule a loss near zero spikes all the time: five times almost
+    nothing is almost nothing.
+    """
     low = [0.015625] * 50
     assert spikes(curve(*low, 1.015625)) == []
     assert spikes(curve(*low, above(1.015625))) == [50]
@@ -210,7 +226,9 @@ def test_a_spike_has_fifty_steps_before_it():
 
 @pytest.mark.parametrize(("low", "steps"), [(26, [150]), (24, [])])
 def test_the_median_looks_back_on_fifty_steps_and_no_further(low, steps):
-    """After a hundred steps at 100, a 6 is a spike once more than half of the last fifty are at 1."""
+    """After a hundred steps at 100, a 6 is a spike once more than half of the last fifty are at
+    1.
+    """
     assert spikes(curve(*[100.0] * (150 - low), *[1.0] * low, 6.0)) == steps
 
 
@@ -231,7 +249,7 @@ def test_a_loss_below_zero_without_a_known_optimum_has_no_spikes():
     assert spikes(curve(*[-5.0] * 50, *[-5.0, -4.0] * 10), reference=None) == []
 
 
-# ------------------------------------------------------------------------------------------------------------------------ the ruler
+# ---------------------------------------------------------------------------------------- the ruler
 
 
 def test_an_optimum_shifts_every_rule():
@@ -270,7 +288,7 @@ def test_a_study_may_move_every_line(changes, rows, kinds):
     assert [kind for _, kind in found(rows, rules=rules_from(changes))] == kinds
 
 
-# ------------------------------------------------------------------------------------------------------------------------- outcomes
+# ----------------------------------------------------------------------------------------- outcomes
 
 
 @pytest.mark.parametrize("outcome", [Outcome.LEARNED, Outcome.STALLED, Outcome.COLLAPSED])
@@ -299,10 +317,12 @@ def test_an_evaluation_that_is_not_finite_is_an_event_once_for_every_split_and_m
     assert math.isnan(made[1].value)
 
 
-# ------------------------------------------------------------------------------------------------------------------ whatever comes
+# ----------------------------------------------------------------------------------- whatever comes
 
 
-@pytest.mark.parametrize("rows", [curve(), curve(1.0), curve(NAN), curve(INF)], ids=["zero", "one", "nan", "inf"])
+@pytest.mark.parametrize(
+    "rows", [curve(), curve(1.0), curve(NAN), curve(INF)], ids=["zero", "one", "nan", "inf"]
+)
 @pytest.mark.parametrize("reference", [1.0, None])
 @pytest.mark.parametrize("unbounded", [True, False])
 def test_a_curve_of_one_step_or_none_has_a_verdict(rows, reference, unbounded):
@@ -312,14 +332,18 @@ def test_a_curve_of_one_step_or_none_has_a_verdict(rows, reference, unbounded):
 
 any_float = st.floats(width=64)
 near = st.sampled_from([0.0, 0.5, 1.0, 1.5, 9.0, 11.0, NAN, INF, -INF, 1e308, -1e308, 5e-324])
-curves = st.integers(0, 90).flatmap(lambda steps: arrays.arrays(np.float64, (steps, len(COLUMNS)), elements=near | any_float))
+curves = st.integers(0, 90).flatmap(
+    lambda steps: arrays.arrays(np.float64, (steps, len(COLUMNS)), elements=near | any_float)
+)
 finite = st.floats(-1e300, 1e300)
 
 
 @given(curves, st.none() | finite, st.none() | finite, st.booleans())
 @settings(max_examples=300)
 def test_any_curve_has_sorted_events_and_a_verdict(rows, reference, optimum, unbounded):
-    """Whatever numbers a run left, without a warning: events in the order of their steps, all of them steps of the curve."""
+    """Whatever numbers a run left, without a warning: events in the order of their steps, all of
+    them steps of the curve.
+    """
     events = derive(rows, reference, optimum, unbounded)
     steps = [event.step for event in events]
     assert steps == sorted(steps)
@@ -328,7 +352,11 @@ def test_any_curve_has_sorted_events_and_a_verdict(rows, reference, optimum, unb
     result = judge(events, Outcome.STALLED)
     assert result.status in [*schema.Status]
     assert result.outcome in [*schema.Outcome]
-    assert (result.status == "diverged") == (result.reason is not None) == (result.diverged_at is not None)
+    assert (
+        (result.status == "diverged")
+        == (result.reason is not None)
+        == (result.diverged_at is not None)
+    )
     if result.reason is not None:
         assert (result.diverged_at, result.reason) in {(event.step, event.kind) for event in events}
     if ends(rows).any():
@@ -345,7 +373,12 @@ def test_scaling_a_loss_and_its_reference_changes_no_event(losses, reference):
 
 def test_an_event_carries_the_value_the_rule_looked_at():
     [blow_up, recovered] = [event for event in derive(hump(11.0, 10), 1.0) if event.kind != "spike"]
-    assert blow_up == Event(20, "blow_up", 11.0, "above 10, 10 times the larger of first and reference loss, for 10 steps running")
+    assert blow_up == Event(
+        20,
+        "blow_up",
+        11.0,
+        "above 10, 10 times the larger of first and reference loss, for 10 steps running",
+    )
     assert (recovered.step, recovered.value) == (30, 0.5)
 
 
@@ -355,13 +388,19 @@ def test_a_changed_rule_that_there_is_no_more_is_passed_over():
 
 
 def test_the_rules_are_the_agreed_ones():
-    """Cells without changes of their own carry no thresholds in their identity: these numbers can never move."""
+    """Cells without changes of their own carry no thresholds in their identity: these numbers
+    can never move.
+    """
     assert vars(Rules()) == {
-        "blow_up": 10.0, "blow_up_steps": 10, "spike": 5.0, "spike_window": 50, "tail": 0.05,
-    }  # fmt: skip
+        "blow_up": 10.0,
+        "blow_up_steps": 10,
+        "spike": 5.0,
+        "spike_window": 50,
+        "tail": 0.05,
+    }
 
 
-# ---------------------------------------------------------------------------------------------------------- peaks and flat ground
+# ---------------------------------------------------------------------------- peaks and flat ground
 
 
 def test_peaks_are_those_of_the_last_half_above_the_optimum():
@@ -374,7 +413,10 @@ def test_peaks_are_those_of_the_last_half_above_the_optimum():
 
 @pytest.mark.parametrize("losses", [[], [1.0, math.inf], [1.0, math.nan], [1.0, 0.0]], ids=str)
 def test_where_there_is_no_ratio_there_is_none(losses):
-    assert peak_ratio(np.array([[loss, 1, 1, 1, 0, 1] for loss in losses]).reshape(-1, 6), None) is None
+    assert (
+        peak_ratio(np.array([[loss, 1, 1, 1, 0, 1] for loss in losses]).reshape(-1, 6), None)
+        is None
+    )
 
 
 def test_a_run_is_stationary_from_its_first_short_gradient_on():

@@ -1,4 +1,6 @@
-"""Workers may die, raise, be interrupted or be orphaned: a cell is lost at most, and never what was stored."""
+"""Workers may die, raise, be interrupted or be orphaned: a cell is lost at most, and never what
+was stored.
+"""
 
 import errno
 import multiprocessing
@@ -54,7 +56,8 @@ class Trouble:
             raise ValueError("no,\\nthanks")
         if self.kind == 4:
             tiny = torch.full((64,), 1e-310, dtype=torch.float64) * 1.0
-            raise RuntimeError(f"{torch.get_num_threads()} threads, {torch.count_nonzero(tiny)} denormals")
+            threads, denormals = torch.get_num_threads(), torch.count_nonzero(tiny)
+            raise RuntimeError(f"{threads} threads, {denormals} denormals")
         if self.kind == 5 and not (HERE / "go").exists():
             (HERE / "reached.writing").write_text(str(os.getpid()))
             os.replace(HERE / "reached.writing", HERE / "reached")
@@ -67,7 +70,9 @@ class Trouble:
 def text_of(clip, setting, values, seeds=1, workload="cosh", steps=8):
     """The page of a study of a clip at several thresholds, with ``CLIP.py`` beside it."""
     run = {"steps": steps, "batch": 8, "evaluations": 2, "lr": 0.01}
-    text = study_page(workload, clips={clip: {setting: values}}, use=[f"{clip}.py"], **run, select=seeds, report=1)
+    text = study_page(
+        workload, clips={clip: {setting: values}}, use=[f"{clip}.py"], **run, select=seeds, report=1
+    )
     return f"{text}\n[untuned]\nlr = 0.003\n"
 
 
@@ -120,10 +125,13 @@ def wait_for(condition, what):
 def curves(store):
     """All curves, in an order that does not depend on who wrote them."""
     frame = store.read("curves").sort_values(["cell", "step"]).reset_index(drop=True)
-    return {name: column.to_numpy().tobytes() if name != "cell" else list(column) for name, column in frame.items()}
+    return {
+        name: column.to_numpy().tobytes() if name != "cell" else list(column)
+        for name, column in frame.items()
+    }
 
 
-# ---------------------------------------------------------------------------------------------------------------- troubles
+# ----------------------------------------------------------------------------------------- troubles
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +142,11 @@ def troubled(tmp_path_factory):
     asked, store = page(folder, [1.0, 2.0, 3.0, 4.0], seeds=2), new_store(folder / "out")
     ended = []
     first = supervise(asked, store, on_record=ended.append)
-    again = [job for job in jobs(asked) if job.cell.id in set(first.read("cells").query("status == 'failed'")["cell"])]
+    again = [
+        job
+        for job in jobs(asked)
+        if job.cell.id in set(first.read("cells").query("status == 'failed'")["cell"])
+    ]
     cells = first.read("cells")
     with Local(2) as executor:
         execute.run(again, store, "select", executor, Setting(tuple(asked.used)))
@@ -158,7 +170,11 @@ def test_a_worker_that_is_killed_once_costs_no_cell(troubled):
 def test_a_worker_that_is_killed_twice_costs_the_cell_it_was_at_and_no_other(tmp_path):
     registry.load_packaged()
     asked, records = page(tmp_path, [1.0, 12.0, 6.0, 7.0]), []
-    rows = outcomes(supervise(asked, new_store(tmp_path / "out"), workers=1, on_record=records.append).read("cells"))
+    rows = outcomes(
+        supervise(asked, new_store(tmp_path / "out"), workers=1, on_record=records.append).read(
+            "cells"
+        )
+    )
     assert list(rows["status"]) == ["completed", "completed", "completed", "failed"]
     assert rows["reason"].iloc[3] == "the worker was killed by SIGKILL"
     [failed] = [record for record in records if record.failure]
@@ -183,7 +199,9 @@ def test_workers_have_one_thread_and_flush_denormals(troubled):
 
 
 def test_a_failed_cell_has_its_settings_and_no_numbers(troubled):
-    """Its threshold above all: rows of one setting must stay together, or a lost seed would go unnoticed."""
+    """Its threshold above all: rows of one setting must stay together, or a lost seed would go
+    unnoticed.
+    """
     failed = troubled["first"].reset_index().query("status == 'failed'")
     assert failed["threshold"].isin([2.0, 3.0, 4.0]).all()
     assert failed[["outcome", "final_loss", "metric_value", "diverged_at"]].isna().all(axis=None)
@@ -206,7 +224,7 @@ def test_verify_lists_failed_cells(troubled):
     assert len([told for told in missing if "failed (ValueError: no, thanks)" in told]) == 2
 
 
-# ---------------------------------------------------------------------------------------------------------------- sameness
+# ----------------------------------------------------------------------------------------- sameness
 
 
 @pytest.mark.parametrize("workload", ["wdbc", "cosh"])
@@ -223,7 +241,7 @@ def test_one_worker_or_two_give_the_same_bits(tmp_path, workload):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------- interruptions
+# ------------------------------------------------------------------------------------ interruptions
 
 
 @pytest.fixture(scope="module")
@@ -241,14 +259,31 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture
 def underway(undisturbed, tmp_path):
-    """``clipbench run`` as a process of its own, its one worker at the second cell of three and kept there."""
+    """``clipbench run`` as a process of its own, its one worker at the second cell of three and
+    kept there.
+    """
     folder, _, _ = undisturbed
     (folder / "go").unlink(missing_ok=True)
     (folder / "reached").unlink(missing_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "-m", "clipbench", "run", "tiny.toml", "--out", tmp_path / "out", "--workers", "1", "--no-throughput"],
+        [
+            sys.executable,
+            "-m",
+            "clipbench",
+            "run",
+            "tiny.toml",
+            "--out",
+            tmp_path / "out",
+            "--workers",
+            "1",
+            "--no-throughput",
+        ],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OMP_NUM_THREADS": "1",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -264,7 +299,9 @@ def underway(undisturbed, tmp_path):
 
 
 def completed_like(undisturbed, store):
-    """Complete an interrupted run; what it kept, and whether the tables are those of the undisturbed one."""
+    """Complete an interrupted run; what it kept, and whether the tables are those of the
+    undisturbed one.
+    """
     folder, asked, whole = undisturbed
     (folder / "go").touch()
     with store.claim():
@@ -272,7 +309,17 @@ def completed_like(undisturbed, store):
     done = Store(store.folder)
     assert done.problems() == []
     assert curves(done) == curves(whole)
-    columns = ["cell", "role", "status", "outcome", "threshold", "validation_value", "metric_value", "steps", "attempt"]
+    columns = [
+        "cell",
+        "role",
+        "status",
+        "outcome",
+        "threshold",
+        "validation_value",
+        "metric_value",
+        "steps",
+        "attempt",
+    ]
     pd.testing.assert_frame_equal(
         done.read("cells")[columns].sort_values("cell").reset_index(drop=True),
         whole.read("cells")[columns].sort_values("cell").reset_index(drop=True),
@@ -280,16 +327,29 @@ def completed_like(undisturbed, store):
     return counts
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["interrupt", "terminate"])
-def test_an_interrupt_keeps_every_cell_that_ended_and_the_next_run_goes_on(undisturbed, underway, number, code):
-    """The cell under way is waited for. ^C at a terminal reaches the whole process group: the workers leave the decision to one."""
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+    ids=["interrupt", "terminate"],
+)
+def test_an_interrupt_keeps_every_cell_that_ended_and_the_next_run_goes_on(
+    undisturbed, underway, number, code
+):
+    """The cell under way is waited for. ^C at a terminal reaches the whole process group: the
+    workers leave the decision to one.
+    """
     process, worker, store = underway
     os.killpg(process.pid, number)
-    time.sleep(1)  # for the supervisor to hear of it; were it late, the worker would go further, and the claim would hold
+    # for the supervisor to hear of it; were it late, the worker would go further, and the claim
+    # would hold
+    time.sleep(1)
     (undisturbed[0] / "go").touch()
     said, complained = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
-    assert complained == "clipbench: interrupted; every cell that ended is kept, and `run` goes on from there.\n"
+    assert (
+        complained
+        == "clipbench: interrupted; every cell that ended is kept, and `run` goes on from there.\n"
+    )
     assert said == ""
     assert gone(worker)
     kept = store.read("cells")
@@ -308,7 +368,7 @@ def test_workers_whose_supervisor_was_killed_exit_and_the_next_run_goes_on(undis
     assert completed_like(undisturbed, store).kept == 0
 
 
-# ---------------------------------------------------------------------------------------------------------------- faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 def test_a_full_disk_ends_the_run_and_leaves_no_worker(tmp_path, monkeypatch):
@@ -350,7 +410,10 @@ def test_a_disk_that_fails_behind_the_commit_stores_no_cell_twice(tmp_path, monk
 def test_workers_killed_between_two_cells_are_replaced(tmp_path):
     """They have nothing in hand, and the supervisor is about to give them more."""
     registry.load_packaged()
-    asked, store = page(tmp_path, [1.0, *(6.0 + number for number in range(execute.IN_HAND + 2))]), new_store(tmp_path / "out")
+    asked, store = (
+        page(tmp_path, [1.0, *(6.0 + number for number in range(execute.IN_HAND + 2))]),
+        new_store(tmp_path / "out"),
+    )
     ended: list[Record] = []
 
     def kill(record):
@@ -372,7 +435,12 @@ def test_a_cell_is_committed_before_the_run_is_over(tmp_path, monkeypatch):
     monkeypatch.setattr(execute.archive, "SHARD_CELLS", 2)
     asked, store = page(tmp_path, [1.0, 6.0, 7.0, 8.0, 9.0]), new_store(tmp_path / "out")
     seen = []
-    supervise(asked, store, workers=1, on_record=lambda _: seen.append(len(Store(store.folder).read("cells"))))
+    supervise(
+        asked,
+        store,
+        workers=1,
+        on_record=lambda _: seen.append(len(Store(store.folder).read("cells"))),
+    )
     assert seen == [0, 2, 2, 4, 4]
     assert len(list((store.folder / "cells").iterdir())) == 3
 
@@ -393,25 +461,33 @@ def test_a_call_in_a_worker_returns_its_value_or_one_sentence():
 
 
 def test_a_bug_of_ours_in_a_call_comes_with_the_traceback_of_the_worker():
-    with pytest.raises(execute.Bug, match=r"^the sum has met a mistake in clipbench itself:") as raised:
+    with pytest.raises(
+        execute.Bug, match=r"^the sum has met a mistake in clipbench itself:"
+    ) as raised:
         called(pow, 0, -1)
     assert "execute/worker.py" in raised.value.__notes__[0]
-    assert raised.value.__notes__[0].endswith("ZeroDivisionError: 0.0 cannot be raised to a negative power\n")
+    assert raised.value.__notes__[0].endswith(
+        "ZeroDivisionError: 0.0 cannot be raised to a negative power\n"
+    )
 
 
 def test_a_call_that_a_signal_kills_has_a_second_try(tmp_path):
     tries = tmp_path / "tries"
     dying = (
-        f"import os, signal\nwith open({str(tries)!r}, 'a') as file: file.write('x')\nif %s: os.kill(os.getpid(), signal.SIGKILL)"
+        f"import os, signal\nwith open({str(tries)!r}, 'a') as file: file.write('x')\nif %s: "
+        f"os.kill(os.getpid(), signal.SIGKILL)"
     )
     called(exec, dying % f"os.path.getsize({str(tries)!r}) == 1")
     assert tries.read_text() == "xx"
-    with pytest.raises(UsageError, match=r"^the sum: the worker was killed by SIGKILL, and so was the one after it; "):
+    with pytest.raises(
+        UsageError,
+        match=r"^the sum: the worker was killed by SIGKILL, and so was the one after it; ",
+    ):
         called(exec, dying % "True")
     assert tries.read_text() == "xxxx"
 
 
-# ---------------------------------------------------------------------------------------------------------------- lanes
+# -------------------------------------------------------------------------------------------- lanes
 
 FATED = '''
 """A workload whose data does to one seed what the file beside it says."""
@@ -439,7 +515,8 @@ class Fated:
 
     def data(self, generator):
         fate, _, seeds = (HERE / "fate").read_text().partition(" ")
-        if generator.initial_seed() in [trees.seed_of("fated", int(seed), "split") for seed in seeds.split()]:
+        fated = [trees.seed_of("fated", int(seed), "split") for seed in seeds.split()]
+        if generator.initial_seed() in fated:
             if fate == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if fate == "raise":
@@ -469,21 +546,33 @@ class Refusing(nn.Linear):
 
 @pytest.fixture(scope="module")
 def fated(tmp_path_factory):
-    """What becomes of eight cells, seeds of one setting, trained as lanes, when a fate strikes some of the seeds."""
+    """What becomes of eight cells, seeds of one setting, trained as lanes, when a fate strikes
+    some of the seeds.
+    """
     registry.load_packaged()
     folder = tmp_path_factory.mktemp("fated")
     (folder / "fated.py").write_text(FATED)
-    text = text_of("norm", "max_norm", [1.0], seeds=8, workload="fated").replace("norm.py", "fated.py")
+    text = text_of("norm", "max_norm", [1.0], seeds=8, workload="fated").replace(
+        "norm.py", "fated.py"
+    )
     (folder / "fate").write_text("none")
     asked = study.parse("tiny", text, folder)
 
     def struck(fate, count=8, **options):
         (folder / "fate").write_text(fate)
         arms = [versioned(job) for job in jobs(asked)]
-        choices = {stacked.shape(cell): Choice("batched", lanes=count, arms=arms) for cell in asked.cells()}
+        choices = {
+            stacked.shape(cell): Choice("batched", lanes=count, arms=arms) for cell in asked.cells()
+        }
         ended = []
         number = len(list(folder.glob("out*")))
-        store = supervise(asked, new_store(folder / f"out{number}"), choices=choices, on_record=ended.append, **options)
+        store = supervise(
+            asked,
+            new_store(folder / f"out{number}"),
+            choices=choices,
+            on_record=ended.append,
+            **options,
+        )
         assert len(ended) == len(store.read("cells")) == 8
         return store
 
@@ -505,13 +594,31 @@ def same_but_for(store, undisturbed, lost):
     others = [seed for seed in expected.index if seed not in lost]
     assert list(rows.index) == [*range(8)]
     assert set(rows.loc[others, "status"]) == {"completed"}
-    for table, keys in (("curves", ["cell", "step"]), ("evals", ["cell", "step", "split", "metric"])):
+    for table, keys in (
+        ("curves", ["cell", "step"]),
+        ("evals", ["cell", "step", "split", "metric"]),
+    ):
         kept = set(expected.loc[others, "cell"])
-        found, wanted = (one.read(table).sort_values(keys).reset_index(drop=True) for one in (store, undisturbed))
+        found, wanted = (
+            one.read(table).sort_values(keys).reset_index(drop=True) for one in (store, undisturbed)
+        )
         assert set(found["cell"]) == kept
-        pd.testing.assert_frame_equal(found, wanted[wanted["cell"].isin(kept)].reset_index(drop=True), check_exact=True)
-    values = ["cell", "outcome", "final_loss", "validation_value", "metric_value", "steps", "threshold", "engine"]
-    pd.testing.assert_frame_equal(rows.loc[others, values], expected.loc[others, values], check_exact=True)
+        pd.testing.assert_frame_equal(
+            found, wanted[wanted["cell"].isin(kept)].reset_index(drop=True), check_exact=True
+        )
+    values = [
+        "cell",
+        "outcome",
+        "final_loss",
+        "validation_value",
+        "metric_value",
+        "steps",
+        "threshold",
+        "engine",
+    ]
+    pd.testing.assert_frame_equal(
+        rows.loc[others, values], expected.loc[others, values], check_exact=True
+    )
 
 
 def test_cells_are_trained_as_lanes_where_that_was_chosen(unstruck):
@@ -530,10 +637,18 @@ def test_how_lanes_are_shared_out_changes_no_bit(fated, unstruck):
     ids=["killed", "raises"],
 )
 def test_lanes_are_halved_until_the_guilty_cell_is_alone(fated, unstruck, fate, reason):
-    """The loop tries it once more; it is recorded as failed, and every other cell as it would have been."""
+    """The loop tries it once more; it is recorded as failed, and every other cell as it would
+    have been.
+    """
     store, guilty = fated(fate), int(fate.split()[1])
     row = by_seed(store).loc[guilty]
-    assert (row["status"], row["reason"], row["engine"], row["steps"], row["threshold"]) == ("failed", reason, "loop", 0, 1.0)
+    assert (row["status"], row["reason"], row["engine"], row["steps"], row["threshold"]) == (
+        "failed",
+        reason,
+        "loop",
+        0,
+        1.0,
+    )
     assert pd.isna(row["outcome"])
     same_but_for(store, unstruck, [guilty])
 
@@ -545,10 +660,16 @@ def test_two_guilty_cells_of_one_batch_are_both_found(fated, unstruck):
 
 
 def test_lanes_that_take_too_long_are_ended_and_the_guilty_cell_is_recorded(fated, unstruck):
-    """Two lanes a shard; the one with the sleeper passes the limit three times: whole, halved and in the loop."""
+    """Two lanes a shard; the one with the sleeper passes the limit three times: whole, halved
+    and in the loop.
+    """
     store = fated("sleep 7", count=2, limit=2.0)
     row = by_seed(store).loc[7]
-    assert (row["status"], row["reason"], row["engine"]) == ("failed", "it took longer than 2 s", "loop")
+    assert (row["status"], row["reason"], row["engine"]) == (
+        "failed",
+        "it took longer than 2 s",
+        "loop",
+    )
     same_but_for(store, unstruck, [7])
 
 
@@ -563,7 +684,9 @@ def test_a_cell_of_the_loop_that_takes_too_long_is_ended_alone(tmp_path):
     """The others of its shard are run by another worker."""
     registry.load_packaged()
     asked = page(tmp_path, [1.0, 5.0, 6.0])
-    rows = outcomes(supervise(asked, new_store(tmp_path / "out"), workers=1, limit=2.0).read("cells"))
+    rows = outcomes(
+        supervise(asked, new_store(tmp_path / "out"), workers=1, limit=2.0).read("cells")
+    )
     assert list(rows["status"]) == ["completed", "failed", "completed"]
     assert rows["reason"].iloc[1] == "it took longer than 2 s"
     assert gone(int((tmp_path / "reached").read_text()))

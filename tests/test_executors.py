@@ -1,4 +1,5 @@
-"""The contract of executors: one battery for worker processes, for everything in this process, and for a hostile one.
+"""The contract of executors: one battery for worker processes, for everything in this process, and
+for a hostile one.
 
 Whatever an executor does, the study ends with the same rows, and what it loses is run again.
 """
@@ -38,12 +39,22 @@ def rows(store):
     """Cell → all that its rows say, its curve, evaluations and events included."""
     found = {}
     cells = store.read("cells")
-    for row in cells.drop(columns=[name for name in UNLIKE if name in cells]).astype(object).to_dict("records"):
+    for row in (
+        cells.drop(columns=[name for name in UNLIKE if name in cells])
+        .astype(object)
+        .to_dict("records")
+    ):
         found[row["cell"]] = [repr(row)]
     for table in ("curves", "evals", "events"):
         for cell, some in store.read(table).groupby("cell"):
             found[cell].append(
-                (table, [column.to_numpy().astype(object).tolist() for _, column in some.drop(columns="cell").items()])
+                (
+                    table,
+                    [
+                        column.to_numpy().astype(object).tolist()
+                        for _, column in some.drop(columns="cell").items()
+                    ],
+                )
             )
     return {cell: repr(values) for cell, values in found.items()}
 
@@ -70,7 +81,8 @@ def wanted(tmp_path_factory):
 def test_a_study_ends_with_the_same_rows_whoever_runs_it(executor, wanted, tmp_path):
     counts, store = carried_out(tmp_path / "out", executor)
     assert store.problems() == []
-    if counts.failed:  # a cell that was lost twice is one that failed, and the next run tries it again
+    # a cell that was lost twice is one that failed, and the next run tries it again
+    if counts.failed:
         assert isinstance(executor, Hostile)
         with InProcess() as kind:
             counts, store = carried_out(tmp_path / "out", kind)
@@ -96,7 +108,9 @@ def test_calls_come_with_their_keys(executor):
 def test_what_is_left_when_a_run_is_stopped_is_nothing_of_the_executors(executor, tmp_path):
     """A disk that is full ends the run at once; the executor holds no work of it any more."""
     registry.load_packaged()
-    asked = study.parse("executors", PAGE.replace("relative = [0.3, 1.0]", "max_norm = [0.3, 1.0]"), tmp_path)
+    asked = study.parse(
+        "executors", PAGE.replace("relative = [0.3, 1.0]", "max_norm = [0.3, 1.0]"), tmp_path
+    )
     store = Store.create(tmp_path / "out", asked.name, asked.text)
 
     def full(_):
@@ -126,7 +140,7 @@ def test_a_row_names_the_machine_that_made_it(tmp_path):
     assert store.problems() == []
 
 
-# --------------------------------------------------------------------------------------------------------------------- cores
+# -------------------------------------------------------------------------------------------- cores
 
 
 def test_cores_are_those_that_this_process_may_use(monkeypatch):

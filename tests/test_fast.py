@@ -1,4 +1,6 @@
-"""Fast clips: the weights and the state that torch's own pair leaves, wherever the fast way applies, and wherever it does not."""
+"""Fast clips: the weights and the state that torch's own pair leaves, wherever the fast way
+applies, and wherever it does not.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import skip_init
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from clipbench import UsageError, fast
 from clipbench.fast import one_pass
@@ -43,7 +48,10 @@ RULES = {
     "sgd, foreach": (SGD, {"momentum": 0.9, "foreach": True}),
 }
 # Weights and thresholds are of order 1; a sum that cancels keeps the rounding of what was added.
-TOLERANCE = {torch.float32: {"rtol": 1e-6, "atol": 5e-7}, torch.float64: {"rtol": 1e-12, "atol": 1e-14}}
+TOLERANCE = {
+    torch.float32: {"rtol": 1e-6, "atol": 5e-7},
+    torch.float64: {"rtol": 1e-12, "atol": 1e-14},
+}
 NORM, VALUE = "norm", "value"
 COMPILER = next(filter(shutil.which, ("c++", "g++", "clang++")), None)
 QUICK = {}
@@ -92,12 +100,25 @@ def pair(optimizer, clip, threshold):
 class Twins:
     """One model twice: ``ours`` steps by the fast way, ``torchs`` by the pair."""
 
-    def __init__(self, cls=SGD, settings=None, shapes=SHAPES, dtype=torch.float32, split=None, clip=NORM, threshold=1.0):
+    def __init__(
+        self,
+        cls=SGD,
+        settings=None,
+        shapes=SHAPES,
+        dtype=torch.float32,
+        split=None,
+        clip=NORM,
+        threshold=1.0,
+    ):
         self.dtype, self.clip, self.threshold = dtype, clip, threshold
         settings = {"lr": 0.05, "momentum": 0.9} if settings is None else {"lr": 0.05, **settings}
         self.params, self.optimizers = [weights(shapes, dtype) for _ in range(2)], []
         for params in self.params:
-            groups = [{"params": params[:split]}, {"params": params[split:], "lr": 0.01}] if split else params
+            groups = (
+                [{"params": params[:split]}, {"params": params[split:], "lr": 0.01}]
+                if split
+                else params
+            )
             self.optimizers.append(cls(groups, **settings))
         self.count = 0
 
@@ -107,20 +128,31 @@ class Twins:
 
     def step(self, size=1.0, change=None):
         for optimizer in self.optimizers:
-            fill([param for group in optimizer.param_groups for param in group["params"]], self.count, size)
+            fill(
+                [param for group in optimizer.param_groups for param in group["params"]],
+                self.count,
+                size,
+            )
         if change is not None:
             self.each(change)
-        totals = [go(one, self.clip, self.threshold) for go, one in zip((quick, pair), self.optimizers, strict=True)]
+        totals = [
+            go(one, self.clip, self.threshold)
+            for go, one in zip((quick, pair), self.optimizers, strict=True)
+        ]
         self.count += 1
         return totals
 
     def agree(self):
         ours, torchs = self.params
         for mine, theirs in zip(ours, torchs, strict=True):
-            torch.testing.assert_close(mine.detach(), theirs.detach(), equal_nan=True, **TOLERANCE[self.dtype])
+            torch.testing.assert_close(
+                mine.detach(), theirs.detach(), equal_nan=True, **TOLERANCE[self.dtype]
+            )
         here, there = (one.state_dict() for one in self.optimizers)
         assert here["param_groups"] == there["param_groups"]
-        torch.testing.assert_close(here["state"], there["state"], equal_nan=True, **TOLERANCE[self.dtype])
+        torch.testing.assert_close(
+            here["state"], there["state"], equal_nan=True, **TOLERANCE[self.dtype]
+        )
 
     @property
     def planned(self):
@@ -151,7 +183,9 @@ def test_weights_and_state_are_those_of_torchs_pair(rule, clip, dtype):
     split=st.integers(0, 3),
     frozen=st.sets(st.integers(0, 11)),
 )
-def test_any_model_threshold_and_gradient_gives_what_torchs_pair_gives(shapes, threshold, size, rule, clip, split, frozen):
+def test_any_model_threshold_and_gradient_gives_what_torchs_pair_gives(
+    shapes, threshold, size, rule, clip, split, frozen
+):
     cls, settings = RULES[rule]
     split = split if 0 < split < len(shapes) else None
     twins = Twins(cls, settings, shapes, torch.float64, split, clip, threshold)
@@ -168,7 +202,7 @@ def test_any_model_threshold_and_gradient_gives_what_torchs_pair_gives(shapes, t
     twins.agree()
 
 
-# ----------------------------------------------------------------------------------------------------------- our own kernels
+# ---------------------------------------------------------------------------------- our own kernels
 
 
 @pytest.mark.parametrize("clip", [NORM, VALUE])
@@ -177,14 +211,22 @@ def test_our_own_kernels_give_what_torchs_pair_gives_and_write_no_gradient(rule,
     """As the learning rate moves, with more elements than one block of a sum has."""
     twins = Twins(*RULES[rule], [(600, 500), (4, 4), (2**15,), (31,)], clip=clip, threshold=0.3)
     for count in range(4):
-        twins.step(change=lambda _, optimizer, lr=0.1 / (count + 1): optimizer.param_groups[0].update(lr=lr))
+        twins.step(
+            change=lambda _, optimizer, lr=0.1 / (count + 1): optimizer.param_groups[0].update(
+                lr=lr
+            )
+        )
         twins.agree()
     assert twins.planned
     if compiled:
         assert all(bool((param.grad.abs() > 0.3).any()) for param in twins.params[0])
 
 
-@pytest.mark.parametrize("settings", [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"weight_decay": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"weight_decay": 0.0}],
+    ids=str,
+)
 @pytest.mark.parametrize("clip", [NORM, VALUE])
 def test_infinite_and_missing_numbers_come_out_as_torch_has_them(settings, clip):
     def spoil(params, _):
@@ -242,7 +284,10 @@ def test_gradients_of_another_dtype_go_to_the_pair():
 def test_a_gradient_that_backward_left_negated_goes_to_the_pair_which_refuses_it():
     phase, size = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor(1.0))
     optimizer = SGD([size, phase], lr=0.1)
-    for make in (lambda *parts: torch.complex(*parts).abs(), lambda *parts: torch.complex(*parts).conj().abs()):
+    for make in (
+        lambda *parts: torch.complex(*parts).abs(),
+        lambda *parts: torch.complex(*parts).conj().abs(),
+    ):
         optimizer.zero_grad()
         make(size, phase).square().backward()
         if phase.grad.is_neg():
@@ -313,7 +358,7 @@ def test_without_a_compiler_there_is_one_warning_and_torchs_kernels(monkeypatch,
         one_pass.kernels.cache_clear()
 
 
-# ------------------------------------------------------------------------------------------------------------ what comes back
+# ---------------------------------------------------------------------------------- what comes back
 
 
 def test_the_norm_comes_back_as_torch_gives_it(compiled):
@@ -321,7 +366,8 @@ def test_the_norm_comes_back_as_torch_gives_it(compiled):
     for _ in range(3):
         ours, torchs = twins.step()
         assert ours.shape == ()
-        torch.testing.assert_close(ours, torchs, rtol=1e-6 if compiled else 0, atol=0)  # ours sums in double precision
+        # ours sums in double precision
+        torch.testing.assert_close(ours, torchs, rtol=1e-6 if compiled else 0, atol=0)
 
 
 def test_the_norm_of_many_small_tensors_is_torchs_to_rounding():
@@ -338,12 +384,15 @@ def test_without_any_gradient_the_norm_is_zero_and_the_values_are_refused_as_tor
     assert fast.norm_clipped_step(optimizer, 1.0) == 0
     with pytest.raises(RuntimeError, match="empty") as torchs:
         nn.utils.clip_grad_value_(params, 1.0)
-    for call in (lambda: fast.value_clipped_step(optimizer, 1.0), lambda: fast.clip_grad_value_(params, 1.0)):
+    for call in (
+        lambda: fast.value_clipped_step(optimizer, 1.0),
+        lambda: fast.clip_grad_value_(params, 1.0),
+    ):
         with pytest.raises(RuntimeError, match=re.escape(str(torchs.value))):
             call()
 
 
-# ------------------------------------------------------------------------------------------------------------ hard gradients
+# ----------------------------------------------------------------------------------- hard gradients
 
 HARD = {
     "NaN": math.nan,
@@ -377,7 +426,9 @@ def test_a_hard_gradient_does_what_it_does_to_torchs_pair(hard, rule, clip):
 def test_an_extreme_threshold_does_what_it_does_to_torchs_pair(rule, clip, threshold):
     twins = Twins(*RULES[rule], clip=clip, threshold=threshold)
     for _ in range(4):
-        twins.step(change=lambda params, _: params[2].grad.mul_(1e20) if threshold == math.inf else None)
+        twins.step(
+            change=lambda params, _: params[2].grad.mul_(1e20) if threshold == math.inf else None
+        )
         twins.agree()
 
 
@@ -397,7 +448,7 @@ def test_a_threshold_that_is_none_is_refused_with_its_value(bad):
     assert all(map(torch.equal, params, before))
 
 
-# ----------------------------------------------------------------------------------------------------- the plan notices changes
+# ------------------------------------------------------------------------- the plan notices changes
 
 
 def reassign(params, _):
@@ -411,7 +462,9 @@ def transpose(params, _):
 
 
 def turn(params, _):
-    """A square weight, under a gradient that stays as it lay: same address, other element beside other element."""
+    """A square weight, under a gradient that stays as it lay: same address, other element beside
+    other element.
+    """
     params[1].data = params[1].data.t()
 
 
@@ -453,7 +506,9 @@ def no_state(_, optimizer):
 
 
 def other_settings(_, optimizer):
-    optimizer.param_groups[0].update(lr=0.2, momentum=0.5, weight_decay=0.3, nesterov=True, maximize=True)
+    optimizer.param_groups[0].update(
+        lr=0.2, momentum=0.5, weight_decay=0.3, nesterov=True, maximize=True
+    )
 
 
 def momentum_off(_, optimizer):
@@ -513,7 +568,9 @@ def test_a_change_between_steps_is_met_as_torchs_pair_meets_it(change, clip):
         twins.agree()
 
 
-@pytest.mark.parametrize("change", [reassign, load_own_state, new_momentum, in_place], ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    "change", [reassign, load_own_state, new_momentum, in_place], ids=lambda change: change.__name__
+)
 def test_after_a_change_that_lasts_the_way_is_fast_again(change):
     twins = Twins(dtype=torch.float64)
     for step in range(5):
@@ -534,9 +591,13 @@ def shrunken_weight(params, _):
 
 
 @pytest.mark.parametrize("clip", [NORM, VALUE])
-@pytest.mark.parametrize("change", [expanded_gradient, shrunken_weight], ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    "change", [expanded_gradient, shrunken_weight], ids=lambda change: change.__name__
+)
 def test_memory_that_is_nobodys_is_never_read(change, clip):
-    """The fused kernels ask no tensor for its size: they would take what lies behind it. Torch's pair refuses such a step."""
+    """The fused kernels ask no tensor for its size: they would take what lies behind it. Torch's
+    pair refuses such a step.
+    """
     twins = Twins(shapes=[(3,), (4, 5), (70, 80)], clip=clip)
     for _ in range(3):
         twins.step()
@@ -550,11 +611,13 @@ def test_memory_that_is_nobodys_is_never_read(change, clip):
 def test_settings_that_a_scheduler_moves_are_read_at_every_step():
     twins = Twins(dtype=torch.float64)
     schedulers = [
-        torch.optim.lr_scheduler.OneCycleLR(one, max_lr=0.2, total_steps=20, cycle_momentum=True) for one in twins.optimizers
+        torch.optim.lr_scheduler.OneCycleLR(one, max_lr=0.2, total_steps=20, cycle_momentum=True)
+        for one in twins.optimizers
     ]
     for _ in range(10):
         twins.step()
-        for scheduler in schedulers:  # it warns, which is an error here, where it believes no step was made before it
+        # it warns, which is an error here, where it believes no step was made before it
+        for scheduler in schedulers:
             scheduler.step()
         twins.agree()
     assert twins.planned
@@ -573,9 +636,14 @@ def test_a_scheduler_is_told_of_a_fast_step():
 
 
 def test_gradients_kept_and_zeroed_in_place_serve_as_well():
-    models = [nn.Sequential(skip_init(nn.Linear, 6, 5), nn.Tanh(), skip_init(nn.Linear, 5, 1)).double() for _ in range(2)]
+    models = [
+        nn.Sequential(skip_init(nn.Linear, 6, 5), nn.Tanh(), skip_init(nn.Linear, 5, 1)).double()
+        for _ in range(2)
+    ]
     for model in models:
-        for param, start in zip(model.parameters(), weights([(5, 6), (5,), (1, 5), (1,)], torch.float64), strict=True):
+        for param, start in zip(
+            model.parameters(), weights([(5, 6), (5,), (1, 5), (1,)], torch.float64), strict=True
+        ):
             param.data.copy_(start.data)
     optimizers = [SGD(model.parameters(), lr=0.1, momentum=0.9) for model in models]
     inputs = torch.randn(7, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -591,11 +659,15 @@ def test_gradients_kept_and_zeroed_in_place_serve_as_well():
 def test_channels_last_weights_take_the_fast_way():
     def twin():
         model = skip_init(nn.Conv2d, 3, 8, 3).double().to(memory_format=torch.channels_last)
-        for param, start in zip(model.parameters(), weights([(8, 3, 3, 3), (8,)], torch.float64), strict=True):
+        for param, start in zip(
+            model.parameters(), weights([(8, 3, 3, 3), (8,)], torch.float64), strict=True
+        ):
             param.data.copy_(start.data)
         return model, SGD(model.parameters(), lr=0.1, momentum=0.9)
 
-    inputs = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    inputs = torch.randn(
+        2, 3, 9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     (ours, quickly), (torchs, slowly) = twin(), twin()
     for _ in range(5):
         for model, optimizer, go in ((ours, quickly, quick), (torchs, slowly, pair)):
@@ -607,7 +679,7 @@ def test_channels_last_weights_take_the_fast_way():
     assert plan_of(quickly)
 
 
-# ------------------------------------------------------------------------------------------------------- where the pair does it
+# --------------------------------------------------------------------------- where the pair does it
 
 
 class Halved(SGD):
@@ -665,7 +737,11 @@ def test_a_flag_raised_in_mid_training_sends_the_next_step_to_torch(flag, monkey
         quick(twins.optimizers[0], NORM, 1.0)
 
 
-@pytest.mark.parametrize("setting", [{"nesterov": 1}, {"nesterov": np.bool_(True)}, {"maximize": np.bool_(True)}], ids=str)
+@pytest.mark.parametrize(
+    "setting",
+    [{"nesterov": 1}, {"nesterov": np.bool_(True)}, {"maximize": np.bool_(True)}],
+    ids=str,
+)
 def test_flags_that_are_no_booleans_go_to_the_pair(setting):
     twins = Twins(SGD, {"momentum": 0.9, **setting}, clip=VALUE)
     for _ in range(3):
@@ -677,7 +753,11 @@ def test_flags_that_are_no_booleans_go_to_the_pair(setting):
 def test_the_pair_runs_with_gradients_enabled_as_it_would_without_us():
     seen = []
     twins = Twins()
-    twins.each(lambda _, optimizer: optimizer.register_step_post_hook(lambda *_: seen.append(torch.is_grad_enabled())))
+    twins.each(
+        lambda _, optimizer: optimizer.register_step_post_hook(
+            lambda *_: seen.append(torch.is_grad_enabled())
+        )
+    )
     twins.step()
     assert seen == [True, True]
 
@@ -830,7 +910,7 @@ def test_a_step_that_somebody_replaced_is_called(replace):
     assert called == [1, 1]
 
 
-# ------------------------------------------------------------------------------------------- checkpoints, copies and going back
+# --------------------------------------------------------------- checkpoints, copies and going back
 
 
 @pytest.mark.parametrize("rule", ["momentum", "adamw"])
@@ -892,7 +972,9 @@ def test_a_plan_keeps_no_optimizer_alive():
 
 
 def test_a_hook_that_refers_to_the_optimizer_is_no_leak():
-    """A trainer's method: the plan refers to the parameter, the parameter to the trainer, the trainer to the optimizer."""
+    """A trainer's method: the plan refers to the parameter, the parameter to the trainer, the
+    trainer to the optimizer.
+    """
 
     class Trainer:
         def __init__(self):
@@ -914,7 +996,9 @@ def test_a_hook_that_refers_to_the_optimizer_is_no_leak():
 
 
 def test_a_graph_recorded_before_the_step_is_known_to_be_stale():
-    """As after torch's own step: a second backward through it would mix old activations with new weights."""
+    """As after torch's own step: a second backward through it would mix old activations with new
+    weights.
+    """
     weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
     optimizer = SGD([weight], lr=0.1, momentum=0.9)
     for _ in range(3):
@@ -927,7 +1011,7 @@ def test_a_graph_recorded_before_the_step_is_known_to_be_stale():
         loss.backward()
 
 
-# ------------------------------------------------------------------------------------------------------- values clipped in place
+# -------------------------------------------------------------------------- values clipped in place
 
 
 @given(
@@ -956,8 +1040,15 @@ def test_values_of_one_tensor_and_of_any_layout_are_clipped():
 
 
 def test_values_of_gradients_without_and_of_half_precision_are_clipped():
-    params = [nn.Parameter(torch.zeros(3, dtype=torch.bfloat16)), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))]
-    params[0].grad, params[1].grad = torch.tensor([3.0, -3.0, 0.1], dtype=torch.bfloat16), torch.tensor([9.0, -0.2])
+    params = [
+        nn.Parameter(torch.zeros(3, dtype=torch.bfloat16)),
+        nn.Parameter(torch.zeros(2)),
+        nn.Parameter(torch.zeros(2)),
+    ]
+    params[0].grad, params[1].grad = (
+        torch.tensor([3.0, -3.0, 0.1], dtype=torch.bfloat16),
+        torch.tensor([9.0, -0.2]),
+    )
     torchs = [copy.copy(param) for param in params]
     for mine, theirs in zip(params, torchs, strict=True):
         theirs.grad = None if mine.grad is None else mine.grad.clone()
@@ -968,9 +1059,11 @@ def test_values_of_gradients_without_and_of_half_precision_are_clipped():
     assert params[2].grad is None
 
 
-# ------------------------------------------------------------------------------------------------------------------ on a device
+# -------------------------------------------------------------------------------------- on a device
 
-on_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+on_device = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="this machine has no CUDA device"
+)
 
 
 @on_device
@@ -979,7 +1072,9 @@ on_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machi
 @pytest.mark.parametrize("rule", [*RULES, "adamw, fused"])
 def test_on_a_device_weights_and_state_are_those_of_torchs_pair(rule, clip, dtype):
     cls, settings = {**RULES, "adamw, fused": (AdamW, {"fused": True})}[rule]
-    ours, torchs = ([nn.Parameter(param.detach().cuda()) for param in weights(dtype=dtype)] for _ in range(2))
+    ours, torchs = (
+        [nn.Parameter(param.detach().cuda()) for param in weights(dtype=dtype)] for _ in range(2)
+    )
     optimizers = [cls(params, lr=0.05, **settings) for params in (ours, torchs)]
     for step in range(6):
         for params, optimizer, go in zip((ours, torchs), optimizers, (quick, pair), strict=True):
@@ -989,7 +1084,9 @@ def test_on_a_device_weights_and_state_are_those_of_torchs_pair(rule, clip, dtyp
             go(optimizer, clip, 0.5)
     for mine, theirs in zip(ours, torchs, strict=True):
         torch.testing.assert_close(mine, theirs, **TOLERANCE[dtype])
-    torch.testing.assert_close(*(one.state_dict()["state"] for one in optimizers), **TOLERANCE[dtype])
+    torch.testing.assert_close(
+        *(one.state_dict()["state"] for one in optimizers), **TOLERANCE[dtype]
+    )
     assert (plan_of(optimizers[0]) is not None) == (cls is SGD or settings.get("fused", False))
 
 
@@ -1023,5 +1120,7 @@ def test_on_a_device_the_number_of_kernels_is_not_that_of_the_tensors(go):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             go(optimizer, 1.0)
             torch.cuda.synchronize()
-        launched.append(sum(event.count for event in profile.key_averages() if event.self_device_time_total))
+        launched.append(
+            sum(event.count for event in profile.key_averages() if event.self_device_time_total)
+        )
     assert launched[0] == launched[1]

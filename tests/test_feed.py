@@ -1,4 +1,6 @@
-"""Every method meets the same luck: weights, batches and splits depend on the workload, the seed and the stream alone."""
+"""Every method meets the same luck: weights, batches and splits depend on the workload, the seed
+and the stream alone.
+"""
 
 import hashlib
 
@@ -12,7 +14,8 @@ import clipbench.workloads  # noqa: F401  (registers them)
 from clipbench import feed, registry, trees
 from clipbench.errors import UsageError
 
-NAMES = ["wdbc", "digits", "temporal-order", "cosh"]  # origin is digits, enlarged: too slow to be worth its turn everywhere
+# origin is digits, enlarged: too slow to be worth its turn everywhere
+NAMES = ["wdbc", "digits", "temporal-order", "cosh"]
 
 
 def built(name, **fields):
@@ -20,7 +23,9 @@ def built(name, **fields):
 
 
 def digest(name):
-    """Weights, ten batches and evaluation data of a workload at seed 3, down to the bit: `test_engines` asks another process."""
+    """Weights, ten batches and evaluation data of a workload at seed 3, down to the bit:
+    `test_engines` asks another process.
+    """
     work, found = built(name), hashlib.sha256()
     tensors = [*feed.model(work, 3).state_dict().values()]
     tensors += [tensor for batch in feed.batches(work, 3, 16, 10) for tensor in batch]
@@ -92,12 +97,16 @@ def test_more_steps_keep_the_batches_there_were(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_float64_widens_the_luck_of_float32(name):
-    """The two precisions start from the same weights and see the same numbers; whole numbers stay whole."""
+    """The two precisions start from the same weights and see the same numbers; whole numbers
+    stay whole.
+    """
     work = built(name)
     narrow, wide = feed.model(work, 0), feed.model(work, 0, torch.float64)
     for one, other in zip(narrow.parameters(), wide.parameters(), strict=True):
         assert torch.equal(one.double(), other)
-    batches = zip(feed.batches(work, 0, 8, 3), feed.batches(work, 0, 8, 3, torch.float64), strict=True)
+    batches = zip(
+        feed.batches(work, 0, 8, 3), feed.batches(work, 0, 8, 3, torch.float64), strict=True
+    )
     for (inputs, targets), (wide_inputs, wide_targets) in batches:
         assert wide_inputs.dtype == torch.float64
         assert torch.equal(inputs.double(), wide_inputs)
@@ -119,12 +128,18 @@ def test_an_epoch_visits_no_example_twice(examples, data, steps, seed):
 
 def test_a_batch_that_divides_the_data_visits_all_of_it_in_a_new_order_each_epoch():
     first, second = feed.order(12, 4, 6, torch.Generator().manual_seed(0), "any").split(3)
-    assert first.flatten().sort().values.tolist() == second.flatten().sort().values.tolist() == list(range(12))
+    assert (
+        first.flatten().sort().values.tolist()
+        == second.flatten().sort().values.tolist()
+        == list(range(12))
+    )
     assert not torch.equal(first, second)
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(UsageError, match='workload "tiny": a batch of 11 is larger than its 10 training examples'):
+    with pytest.raises(
+        UsageError, match='workload "tiny": a batch of 11 is larger than its 10 training examples'
+    ):
         next(iter(feed.batches(Tiny(), 0, 11, 1)))
 
 
@@ -135,7 +150,11 @@ def test_inputs_and_targets_stay_together():
 
 def test_data_without_a_generator_is_loaded_once_for_all_seeds():
     tiny = Tiny()
-    splits = [feed.splits(tiny, seed, dtype) for seed in range(3) for dtype in (torch.float32, torch.float64)]
+    splits = [
+        feed.splits(tiny, seed, dtype)
+        for seed in range(3)
+        for dtype in (torch.float32, torch.float64)
+    ]
     assert tiny.calls == 1
     assert all(torch.equal(split["train"][1], splits[0]["train"][1]) for split in splits)
 
@@ -164,11 +183,17 @@ def test_a_model_that_takes_the_seed_is_handed_its_number():
 
 
 def test_weights_are_those_of_a_plainly_seeded_module():
-    """``model`` is nothing but the constructor under a seed: no second draw, no hidden initialisation."""
+    """``model`` is nothing but the constructor under a seed: no second draw, no hidden
+    initialisation.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trees.seed_of("wdbc", 5, "weights"))
-        plain = nn.Sequential(nn.Linear(30, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
-    for one, other in zip(plain.parameters(), feed.model(built("wdbc"), 5).parameters(), strict=True):
+        plain = nn.Sequential(
+            nn.Linear(30, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)
+        )
+    for one, other in zip(
+        plain.parameters(), feed.model(built("wdbc"), 5).parameters(), strict=True
+    ):
         assert torch.equal(one, other)
 
 

@@ -1,4 +1,6 @@
-"""Figures: the same bytes each time, colours that stay with their method, and no run left out of sight."""
+"""Figures: the same bytes each time, colours that stay with their method, and no run left out of
+sight.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,11 @@ def frames(tmp_path_factory):
         report=3,
         change=change,
     )
-    store.add_throughput(synthetic.surveyed({name: {"none": 1.0, "norm": cost} for name, cost in (("torch", 2), ("flat", 1.5))}))
+    store.add_throughput(
+        synthetic.surveyed(
+            {name: {"none": 1.0, "norm": cost} for name, cost in (("torch", 2), ("flat", 1.5))}
+        )
+    )
     cells, _ = current(store)
     components, protocol = store.page("components"), store.page("plan")["protocol"]
     drawn = draws(cells, protocol)
@@ -128,7 +134,13 @@ def test_a_name_that_looks_like_mathematics_is_a_name(frames, name):
                 renamed[column] = (
                     frame[column]
                     .astype(object)
-                    .map(lambda word: word.replace("norm", r"$\frac{$ <b> norm") if isinstance(word, str) else word)
+                    .map(
+                        lambda word: (
+                            word.replace("norm", r"$\frac{$ <b> norm")
+                            if isinstance(word, str)
+                            else word
+                        )
+                    )
                 )
         hostile[key] = renamed
     svg, _ = style.render(draw(name, hostile))
@@ -142,8 +154,19 @@ def luminance(colour: str) -> float:
 
 def deuteranope(colour: str) -> np.ndarray:
     """Machado et al. 2009, full deuteranopia, in linear RGB."""
-    linear = np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)])
-    return np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]) @ linear
+    linear = np.array(
+        [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    )
+    return (
+        np.array(
+            [
+                [0.367322, 0.860646, -0.227968],
+                [0.280085, 0.672501, 0.047413],
+                [-0.011820, 0.042940, 0.968881],
+            ]
+        )
+        @ linear
+    )
 
 
 def test_the_five_methods_have_five_colours_that_stay_apart_without_red_and_green():
@@ -169,7 +192,9 @@ def test_a_stranger_keeps_its_colour_whatever_comes_with_it():
     alone = style.colours(["ema"], style.CLIPS)
     beside = style.colours(["norm", "ema", "none"], style.CLIPS)
     assert alone["ema"] == beside["ema"] == style.OTHER_COLOURS[0]
-    assert style.colours(["zeta", "ema"], style.CLIPS) == style.colours(["ema", "zeta"], style.CLIPS)
+    assert style.colours(["zeta", "ema"], style.CLIPS) == style.colours(
+        ["ema", "zeta"], style.CLIPS
+    )
     assert {style.CLIPS[name] for name in ("value", "norm")} == {
         style.colours(["value", "norm", "x"], style.CLIPS)[name] for name in ("value", "norm")
     }
@@ -197,19 +222,33 @@ def test_a_diverged_curve_ends_in_a_cross_and_every_seed_has_its_line(frames):
 
 def test_the_median_of_two_diverged_of_three_ends_where_the_second_did():
     rows = [
-        {"arm": "sgd", "seed": seed, "ended": "diverged" if seed else "learned", "step": float(step), "gap": 1.0}
+        {
+            "arm": "sgd",
+            "seed": seed,
+            "ended": "diverged" if seed else "learned",
+            "step": float(step),
+            "gap": 1.0,
+        }
         for seed, steps in enumerate((100, 40, 30))
         for step in range(steps)
     ]
     figure = Figure()
     axes = figure.subplots()
     curve_panel(axes, pd.DataFrame(rows), "black")
-    (middle,) = [line for line in axes.lines if line.get_linewidth() == 1.5 and line.get_marker() == "None"]
+    (middle,) = [
+        line for line in axes.lines if line.get_linewidth() == 1.5 and line.get_marker() == "None"
+    ]
     assert max(middle.get_xdata()) == 39
 
 
 def test_without_plain_sgd_there_is_no_line_of_it(frames):
-    panel = {"task": ("digits", 32, "cpu", "float32"), "title": "", "label": "", "success": False, "higher_is_better": True}
+    panel = {
+        "task": ("digits", 32, "cpu", "float32"),
+        "title": "",
+        "label": "",
+        "success": False,
+        "higher_is_better": True,
+    }
 
     def dashed(methods: dict[str, str]) -> int:
         axes = draw_headline(frames["results"], frames["drawn"], [panel], methods, "").axes[0]
@@ -240,7 +279,14 @@ def test_heat_map_cells_are_told_apart_by_letter_and_hatch_and_not_by_colour_alo
     kinds = list(none)
     lost = ("diverged", "failed", "no_value")
     rows = [
-        {**place, "lr": 10.0**number, "seeds": 3, **none, kind: 3, "value": math.nan if kind in lost else 0.5}
+        {
+            **place,
+            "lr": 10.0**number,
+            "seeds": 3,
+            **none,
+            kind: 3,
+            "value": math.nan if kind in lost else 0.5,
+        }
         for number, kind in enumerate(kinds)
     ]
     rows.append({**place, "lr": 1e6, "seeds": 3, **none, "learned": 1, "diverged": 2, "value": 0.9})
@@ -258,22 +304,49 @@ def test_heat_map_cells_are_told_apart_by_letter_and_hatch_and_not_by_colour_alo
         ]
     )
     chosen = pd.DataFrame(columns=["arm", "lr", "threshold", "relative"])
-    figure = draw_grid(pd.DataFrame(rows).assign(statistic="mean"), arms, chosen, "accuracy", True, "")
+    figure = draw_grid(
+        pd.DataFrame(rows).assign(statistic="mean"), arms, chosen, "accuracy", True, ""
+    )
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["S", "C", "D", "F", "?", "D2"]
     assert len({patch.get_hatch() for patch in axes.patches[:5]}) == 5
     colours = axes.collections[0].get_array()
-    assert np.ma.getmaskarray(colours).ravel().tolist() == [False, False, False, True, True, True, True]
-    # A share of successes counts its diverged seeds, so that it has a colour, on a scale from none to all.
-    figure = draw_grid(pd.DataFrame(rows).assign(statistic="share"), arms, chosen, "share", False, "")
+    assert np.ma.getmaskarray(colours).ravel().tolist() == [
+        False,
+        False,
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
+    # A share of successes counts its diverged seeds, so that it has a colour, on a scale from none
+    # to all.
+    figure = draw_grid(
+        pd.DataFrame(rows).assign(statistic="share"), arms, chosen, "share", False, ""
+    )
     mesh = figure.axes[0].collections[0]
-    assert np.ma.getmaskarray(mesh.get_array()).ravel().tolist() == [False, False, False, True, True, True, False]
+    assert np.ma.getmaskarray(mesh.get_array()).ravel().tolist() == [
+        False,
+        False,
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
     assert mesh.get_clim() == (0, 1)
     assert mesh.get_cmap().name == "cividis"
 
 
 def test_numbers_on_axes_are_short_and_have_a_true_minus():
-    assert [style.number(value) for value in (0.001, 30.0, 1e-5, -2.0, 1e6)] == ["0.001", "30", "1e−5", "−2", "1e6"]
+    assert [style.number(value) for value in (0.001, 30.0, 1e-5, -2.0, 1e6)] == [
+        "0.001",
+        "30",
+        "1e−5",
+        "−2",
+        "1e6",
+    ]
 
 
 def test_svg_paths_are_rounded_and_text_is_text(frames):
@@ -281,7 +354,11 @@ def test_svg_paths_are_rounded_and_text_is_text(frames):
     assert ">learning rate" in svg
     assert "<text" in svg
     assert len(svg) < 60_000
-    assert all(len(part.rpartition(".")[2]) <= 2 for part in svg.split(' d="')[1].partition('"')[0].split() if "." in part)
+    assert all(
+        len(part.rpartition(".")[2]) <= 2
+        for part in svg.split(' d="')[1].partition('"')[0].split()
+        if "." in part
+    )
     width, height = np.frombuffer(io.BytesIO(png).getvalue()[16:24], dtype=">u4")
     assert width > 600
     assert height > 200

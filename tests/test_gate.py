@@ -1,4 +1,6 @@
-"""The gate: its decisions on samples with known answers, its page, and planted faults that real runs of it must find."""
+"""The gate: its decisions on samples with known answers, its page, and planted faults that real
+runs of it must find.
+"""
 
 import json
 import os
@@ -20,7 +22,18 @@ import clipbench
 from clipbench import cell, gate, registry, study
 from clipbench import cli as cli_
 from clipbench.errors import UsageError
-from clipbench.gate import current, decision, frozen, learning, limits, sampling, self_test, sentences, speed, verdict
+from clipbench.gate import (
+    current,
+    decision,
+    frozen,
+    learning,
+    limits,
+    sampling,
+    self_test,
+    sentences,
+    speed,
+    verdict,
+)
 from clipbench.gate.decision import ALARM, INCONCLUSIVE, PASS, Samples
 from clipbench.gate.frozen import loop
 from clipbench.gate.limits import Bench, Machine
@@ -34,15 +47,23 @@ TINY = Bench("tiny", "mine.py:ours", "mine.py:reference")
 
 
 def process(*args, cwd, tree=None):
-    """The command line as a process of its own in ``cwd``, which Python looks into first; ``tree`` holds the package."""
-    places = os.pathsep.join([str(tree or Path(clipbench.__file__).parents[1]), *filter(None, sys.path)])
+    """The command line as a process of its own in ``cwd``, which Python looks into first;
+    ``tree`` holds the package.
+    """
+    places = os.pathsep.join(
+        [str(tree or Path(clipbench.__file__).parents[1]), *filter(None, sys.path)]
+    )
     environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "clipbench", *map(str, args)]
-    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(
+        command, env=environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=300
+    )
 
 
 def decided(*args, **where):
-    """The same, again where the machine was too busy for it to tell: that it says so then is claimed elsewhere."""
+    """The same, again where the machine was too busy for it to tell: that it says so then is
+    claimed elsewhere.
+    """
     for _ in range(4):
         done = process(*args, **where)
         if "INCONCLUSIVE" not in done.stdout:
@@ -51,12 +72,19 @@ def decided(*args, **where):
 
 
 def drawn(slower=1.0, noise=0.01, spikes=0.2, rounds=40, seed=0, again=1.0):
-    """Samples of a machine with jitter, and with interruptions that cost a sample up to four times its length."""
+    """Samples of a machine with jitter, and with interruptions that cost a sample up to four
+    times its length.
+    """
     draw = np.random.default_rng(seed)
 
     def side(level):
         jitter = 1 + noise * draw.exponential(size=rounds)
-        return 1e-3 * level * jitter * np.where(draw.random(rounds) < spikes, draw.uniform(1, 4, rounds), 1)
+        return (
+            1e-3
+            * level
+            * jitter
+            * np.where(draw.random(rounds) < spikes, draw.uniform(1, 4, rounds), 1)
+        )
 
     return Samples(side(slower), side(1.0), side(again))
 
@@ -65,7 +93,7 @@ def judged(samples, ratio=1.0):
     return decision.decide(samples, *Measurement(replace(TINY, ratio=ratio)).limits)
 
 
-# --------------------------------------------------------------------------------------------------------------------- decisions
+# ---------------------------------------------------------------------------------------- decisions
 
 
 def test_equals_are_no_alarm_however_often_they_are_interrupted():
@@ -79,11 +107,15 @@ def test_a_slowdown_is_an_alarm_through_interruptions(slower):
 
 def test_both_statistics_must_exceed_their_limit():
     steady = np.full(40, 1e-3)
-    few = np.where(np.arange(40) == 0, 1e-3, 1.1e-3)  # one sample as short as ever: the least ratio is 1
+    # one sample as short as ever: the least ratio is 1
+    few = np.where(np.arange(40) == 0, 1e-3, 1.1e-3)
     most = np.where(np.arange(40) < 30, 1.01e-3, 1.2e-3)
     assert judged(Samples(few, steady, steady)) == PASS
     assert judged(Samples(most, steady * 0.96, steady * 0.96)) == ALARM
-    assert judged(Samples(np.full(40, 1.04e-3), np.where(np.arange(40) == 0, 1e-3, 1.03e-3), steady)) == PASS
+    assert (
+        judged(Samples(np.full(40, 1.04e-3), np.where(np.arange(40) == 0, 1e-3, 1.03e-3), steady))
+        == PASS
+    )
 
 
 def test_a_slowdown_is_one_above_the_expected_ratio():
@@ -119,7 +151,7 @@ def test_an_alarm_stands_where_every_fresh_process_repeats_it(others, expected):
     assert decision.confirmed(PASS, []) == PASS
 
 
-# ---------------------------------------------------------------------------------------------- what is made of measurements
+# --------------------------------------------------------------------- what is made of measurements
 
 
 @pytest.fixture
@@ -156,7 +188,10 @@ def test_a_noisy_machine_is_inconclusive(measured):
 
 def test_a_benchmark_without_samples_fails(measured):
     found = measured(Broken(Failure.RAISED, details={"error": "ValueError: no {way}"}))
-    assert (found.verdict, sentence(found)) == (verdict.REGRESSION, "it raised ValueError: no {way}.")
+    assert (found.verdict, sentence(found)) == (
+        verdict.REGRESSION,
+        "it raised ValueError: no {way}.",
+    )
 
 
 def test_every_reason_and_every_failure_has_its_sentence():
@@ -171,12 +206,17 @@ def test_a_ratio_measured_on_another_machine_proves_nothing(measured):
     elsewhere = measured(*slow, bench=bench, machine=Machine("another processor", "2.0"))
     assert elsewhere.verdict == verdict.INCONCLUSIVE
     assert "the 1.5 expected was measured on another processor, torch 2.0" in sentence(elsewhere)
-    assert measured(drawn(1.4), bench=bench, machine=Machine("another processor", "2.0")).verdict == verdict.INCONCLUSIVE
+    assert (
+        measured(drawn(1.4), bench=bench, machine=Machine("another processor", "2.0")).verdict
+        == verdict.INCONCLUSIVE
+    )
 
 
 def test_one_regression_is_one_and_one_open_question_leaves_the_whole_open():
     def code(*verdicts):
-        return verdict.CODES[verdict.overall([Finding("speed", "x", one, Reason.AS_FAST) for one in verdicts])]
+        return verdict.CODES[
+            verdict.overall([Finding("speed", "x", one, Reason.AS_FAST) for one in verdicts])
+        ]
 
     assert code("pass", "pass") == 0
     assert code("pass", "inconclusive", "regression") == 1
@@ -190,7 +230,7 @@ def test_a_name_with_a_bar_does_not_break_the_table():
     assert "| speed | a\\|b | REGRESSION | x is not there: no way. |" in page
 
 
-# ------------------------------------------------------------------------------------------------------------- real measurements
+# -------------------------------------------------------------------------------- real measurements
 
 MINE = """
 import os
@@ -257,9 +297,17 @@ def files(tmp_path_factory):
 def test_what_can_be_wrong_with_a_benchmark_is_told_and_the_others_are_measured(files):
     names = ("ours", "nan", "vanished", "dies", "raises", "number", "late", "later", "reference")
     sides = [(name, f"mine.py:{name}", "reference") for name in names]
-    sides += [("absent", "absent.py:x", "reference"), ("long", "mine.py:ours", "long"), ("module", "mine_absent:x", "reference")]
-    asked = [Measurement(Bench(name, ours, f"mine.py:{reference}")) for name, ours, reference in sides]
-    first, nan, vanished, dies, raises, number, late, later, last, absent, long, module = sampling.measure(asked, files)
+    sides += [
+        ("absent", "absent.py:x", "reference"),
+        ("long", "mine.py:ours", "long"),
+        ("module", "mine_absent:x", "reference"),
+    ]
+    asked = [
+        Measurement(Bench(name, ours, f"mine.py:{reference}")) for name, ours, reference in sides
+    ]
+    first, nan, vanished, dies, raises, number, late, later, last, absent, long, module = (
+        sampling.measure(asked, files)
+    )
     assert isinstance(first, Samples)
     assert isinstance(last, Samples)
     assert len(last.ours) >= sampling.ROUNDS
@@ -278,7 +326,9 @@ def test_what_can_be_wrong_with_a_benchmark_is_told_and_the_others_are_measured(
 def test_files_beside_the_page_import_each_other(files, tmp_path):
     shutil.copy(files / "mine.py", tmp_path / "signum_of_mine.py")
     (tmp_path / "both.py").write_text("from signum_of_mine import ours, reference\n")
-    [found] = sampling.measure([Measurement(Bench("x", "both.py:ours", "signum_of_mine:reference"))], tmp_path)
+    [found] = sampling.measure(
+        [Measurement(Bench("x", "both.py:ours", "signum_of_mine:reference"))], tmp_path
+    )
     assert isinstance(found, Samples), found
 
 
@@ -320,15 +370,27 @@ def test_a_package_that_raises_as_it_is_imported_is_told_as_whose_it_is(files, t
     (tmp_path / "broken_of_mine.py").write_text("raise ValueError('no package')\n")
     shutil.copy(files / "mine.py", tmp_path)
     sides = [("broken_of_mine:x", "mine.py:ours"), ("mine.py:ours", "broken_of_mine:x")]
-    found = sampling.measure([Measurement(Bench("x", ours, reference)) for ours, reference in sides], tmp_path)
+    found = sampling.measure(
+        [Measurement(Bench("x", ours, reference)) for ours, reference in sides], tmp_path
+    )
     assert [one.fault for one in found] == ["ours", "page"]
     assert [why(one).removeprefix("it ") for one in found] == ["raised ValueError: no package"] * 2
 
 
 NAN = float("nan")
 NOT_FINITE = [
-    *(torch.tensor(-np.inf), torch.tensor([1.0, NAN], dtype=torch.bfloat16), torch.tensor(complex(0, NAN))),
-    *(np.float32(NAN), np.array([[1.0, NAN]]), (1, [NAN]), {"w": torch.tensor([NAN]), "b": 1.0}, (torch.ones(2), {"x": (np.inf,)})),
+    *(
+        torch.tensor(-np.inf),
+        torch.tensor([1.0, NAN], dtype=torch.bfloat16),
+        torch.tensor(complex(0, NAN)),
+    ),
+    *(
+        np.float32(NAN),
+        np.array([[1.0, NAN]]),
+        (1, [NAN]),
+        {"w": torch.tensor([NAN]), "b": 1.0},
+        (torch.ones(2), {"x": (np.inf,)}),
+    ),
 ]
 
 
@@ -356,7 +418,9 @@ def test_what_is_no_number_or_finite_is_let_be():
         np.datetime64("NaT"),
         {"a": [(), {}]},
     ]
-    assert [list(sampling._not_finite(thing)) for thing in [*things, things]] == [[]] * (len(things) + 1)
+    assert [list(sampling._not_finite(thing)) for thing in [*things, things]] == [[]] * (
+        len(things) + 1
+    )
 
 
 def test_work_is_added_that_takes_the_time_asked_for():
@@ -388,15 +452,24 @@ def bench(name, of="ours", **settings):
 
 def test_work_that_takes_twice_as_long_fails_and_is_told_everywhere(page, tmp_path):
     path = page(bench("twice", "slow") + bench("vanished", "solw"))
-    done = decided("gate", "--limits", path, "--markdown", "gate.md", "--json", "gate.json", cwd=tmp_path)
+    done = decided(
+        "gate", "--limits", path, "--markdown", "gate.md", "--json", "gate.json", cwd=tmp_path
+    )
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[-1] == "The gate found a regression."
     document = json.loads((tmp_path / "gate.json").read_text())
     twice, vanished = document["findings"]
-    assert (document["exit_code"], twice["verdict"], vanished["verdict"]) == (1, "regression", "regression")
+    assert (document["exit_code"], twice["verdict"], vanished["verdict"]) == (
+        1,
+        "regression",
+        "regression",
+    )
     assert 1.5 < twice["numbers"]["least_ratio"] < 2.5
     assert vanished["sentence"] == "mine.py:solw is not there (Did you mean slow?)."
-    assert "| speed | twice | REGRESSION | slower in 4 of 4 processes" in (tmp_path / "gate.md").read_text()
+    assert (
+        "| speed | twice | REGRESSION | slower in 4 of 4 processes"
+        in (tmp_path / "gate.md").read_text()
+    )
 
 
 def test_the_self_test_counts_what_it_finds(page, tmp_path, monkeypatch):
@@ -409,18 +482,33 @@ def test_the_self_test_counts_what_it_finds(page, tmp_path, monkeypatch):
         return [drawn(1 + share, seed=seed) for seed, share in enumerate(shares)]
 
     monkeypatch.setattr(speed, "measure", measure)
-    given = ["gate", "--limits", str(page(bench("tiny"))), "--self-test", "--checks", "40", "--json", str(tmp_path / "rates.json")]
+    given = [
+        "gate",
+        "--limits",
+        str(page(bench("tiny"))),
+        "--self-test",
+        "--checks",
+        "40",
+        "--json",
+        str(tmp_path / "rates.json"),
+    ]
     done = CliRunner().invoke(cli_.cli, given, prog_name="clipbench")
     assert done.exit_code == 1, done.stderr
     rates = json.loads((tmp_path / "rates.json").read_text())["rates"]
-    whole = [(rate["slowdown"], rate["checks"], rate["alarms"]) for rate in rates if rate["load"] is None]
+    whole = [
+        (rate["slowdown"], rate["checks"], rate["alarms"]) for rate in rates if rate["load"] is None
+    ]
     assert whole == [(0.0, 40, 0), (0.05, 10, 0), (0.1, 10, 10)]
     assert {rate["load"] for rate in rates} == {None, False, True}
     assert done.stdout.endswith("The gate is not as good as it must be: 5% slowdowns found\n")
 
 
 def test_rates_are_told_with_their_bounds():
-    checks = [(0.0, False, PASS, 1.0)] * 399 + [(0.0, True, INCONCLUSIVE, 1.0)] + [(0.1, False, ALARM, 1.1)] * 98
+    checks = (
+        [(0.0, False, PASS, 1.0)] * 399
+        + [(0.0, True, INCONCLUSIVE, 1.0)]
+        + [(0.1, False, ALARM, 1.1)] * 98
+    )
     checks += [(0.1, False, PASS, 1.1)] * 2
     rates = self_test.Rates(tuple(self_test._rates(checks)))
     false, found = rates.rates[:2]
@@ -433,8 +521,19 @@ def test_rates_are_told_with_their_bounds():
 def test_a_machine_on_which_nothing_can_be_measured_gives_no_rates(page, tmp_path, monkeypatch):
     broken = Broken(Failure.TOO_LONG, "machine", {"milliseconds": 3.0, "most": 2.0})
     monkeypatch.setattr(speed, "measure", lambda asked, _: [broken] * len(asked))
-    given = ["gate", "--limits", str(page(bench("tiny"))), "--self-test", "--checks", "4", "--json", str(tmp_path / "rates.json")]
-    done = CliRunner().invoke(cli_.cli, [*given, "--markdown", str(tmp_path / "rates.md")], prog_name="clipbench")
+    given = [
+        "gate",
+        "--limits",
+        str(page(bench("tiny"))),
+        "--self-test",
+        "--checks",
+        "4",
+        "--json",
+        str(tmp_path / "rates.json"),
+    ]
+    done = CliRunner().invoke(
+        cli_.cli, [*given, "--markdown", str(tmp_path / "rates.md")], prog_name="clipbench"
+    )
     assert done.exit_code == 3, done.stdout + done.stderr
     stored = json.loads((tmp_path / "rates.json").read_text(), parse_constant=pytest.fail)
     assert (stored["holds"], {rate["least_ratio"] for rate in stored["rates"]}) == (None, {None})
@@ -442,9 +541,17 @@ def test_a_machine_on_which_nothing_can_be_measured_gives_no_rates(page, tmp_pat
 
 
 @pytest.mark.parametrize("option", ["--markdown", "--json"])
-def test_a_file_that_could_not_be_written_is_refused_before_anything_is_measured(page, tmp_path, option, monkeypatch):
+def test_a_file_that_could_not_be_written_is_refused_before_anything_is_measured(
+    page, tmp_path, option, monkeypatch
+):
     monkeypatch.setattr(gate, "run", lambda *_: pytest.fail("it was measured"))
-    given = ["gate", "--limits", str(page(bench("tiny"))), option, str(tmp_path / "absent" / "gate.txt")]
+    given = [
+        "gate",
+        "--limits",
+        str(page(bench("tiny"))),
+        option,
+        str(tmp_path / "absent" / "gate.txt"),
+    ]
     done = CliRunner().invoke(cli_.cli, given, prog_name="clipbench")
     assert done.exit_code == 2, done.stdout + done.stderr
     assert f"{option}: there is no folder" in done.stderr
@@ -457,7 +564,7 @@ def test_load_ends_with_the_self_test():
         raise KeyboardInterrupt
 
 
-# --------------------------------------------------------------------------------------------------------- frozen, and current
+# ------------------------------------------------------------------------------ frozen, and current
 
 
 @pytest.mark.parametrize("bench", limits.read().benches, ids=lambda bench: bench.name)
@@ -488,7 +595,9 @@ def test_a_frozen_rule_gives_the_bits_of_ours(name):
 
 
 def test_the_frozen_references_import_nothing_of_ours():
-    sources = [path.read_text(encoding="utf-8") for path in Path(frozen.__file__).parent.glob("*.py")]
+    sources = [
+        path.read_text(encoding="utf-8") for path in Path(frozen.__file__).parent.glob("*.py")
+    ]
     assert len(sources) == 4
     for source in sources:
         assert "import clipbench" not in source
@@ -496,7 +605,7 @@ def test_the_frozen_references_import_nothing_of_ours():
         assert "from .." not in source
 
 
-# ------------------------------------------------------------------------------------------------------------------- the page
+# ----------------------------------------------------------------------------------------- the page
 
 
 WRONG = {
@@ -504,19 +613,40 @@ WRONG = {
     "no TOML": ("x = [", ["this is no TOML"]),
     "a table": ("[[bnech]]\n", ["there is no table `bnech`", "Did you mean bench?"]),
     "one bracket": ('[bench]\nname = "x"\n', ["write [[bench]], with two brackets"]),
-    "a setting": (bench("x", mni_ratio=1.1), ["first [[bench]]: there is no setting `mni_ratio`", "Did you mean min_ratio?"]),
+    "a setting": (
+        bench("x", mni_ratio=1.1),
+        ["first [[bench]]: there is no setting `mni_ratio`", "Did you mean min_ratio?"],
+    ),
     "no reference": ('[[bench]]\nname = "x"\nours = "a:b"\n', ["`reference` is missing"]),
-    "a word for a number": (bench("x", ratio='"1"'), ["`ratio` is '1', and must be a positive, finite number"]),
-    "a ratio of no machine": (bench("x", ratio=1.2), ['the ratio 1.2 of "x" holds where it was measured; name that in [machine]']),
-    "a limit below 1": (bench("x", min_ratio=0.9), ['`min_ratio` of "x" is 0.9, and must be above 1']),
+    "a word for a number": (
+        bench("x", ratio='"1"'),
+        ["`ratio` is '1', and must be a positive, finite number"],
+    ),
+    "a ratio of no machine": (
+        bench("x", ratio=1.2),
+        ['the ratio 1.2 of "x" holds where it was measured; name that in [machine]'],
+    ),
+    "a limit below 1": (
+        bench("x", min_ratio=0.9),
+        ['`min_ratio` of "x" is 0.9, and must be above 1'],
+    ),
     "a name twice": (bench("x") + bench("x"), ['two benches are called "x"']),
-    "no function in a name": ('[[bench]]\nname = "x"\nours = "a"\nreference = "a:b"\n', ["`ours` of \"x\" is 'a', and must be"]),
-    "a study": ('[[learning]]\nstudy = "smke"\nbaseline = "x"\n', ['no packaged study "smke"', "Did you mean smoke?"]),
+    "no function in a name": (
+        '[[bench]]\nname = "x"\nours = "a"\nreference = "a:b"\n',
+        ["`ours` of \"x\" is 'a', and must be"],
+    ),
+    "a study": (
+        '[[learning]]\nstudy = "smke"\nbaseline = "x"\n',
+        ['no packaged study "smke"', "Did you mean smoke?"],
+    ),
     "an engine": (
         '[[learning]]\nstudy = "smoke"\nbaseline = "x"\nengine = "lop"\n',
         ["`engine` is 'lop', and must be 'loop' or 'batched'"],
     ),
-    "a number for a word": ("[[learning]]\nstudy = 3\nbaseline = 'x'\n", ["`study` is 3, and must be text"]),
+    "a number for a word": (
+        "[[learning]]\nstudy = 3\nbaseline = 'x'\n",
+        ["`study` is 3, and must be text"],
+    ),
     "a reference that is not there": (
         bench("x").replace(":reference", ":refrence"),
         ['"x": its reference mine.py:refrence is not there', "Did you mean reference"],
@@ -527,7 +657,9 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_page_that_is_wrong_is_refused_in_one_sentence(page, case):
     text, fragments = WRONG[case]
-    done = CliRunner().invoke(cli_.cli, ["gate", "--limits", str(page(text))], prog_name="clipbench")
+    done = CliRunner().invoke(
+        cli_.cli, ["gate", "--limits", str(page(text))], prog_name="clipbench"
+    )
     assert done.exit_code == 2, done.stdout + done.stderr
     assert done.stderr.count("\n") == 1
     assert all(fragment in done.stderr for fragment in fragments), done.stderr
@@ -556,9 +688,17 @@ def test_a_page_that_is_not_there_is_refused(tmp_path):
         gate.read(tmp_path / "absent.toml")
 
 
-# ---------------------------------------------------------------------------------------------------------------- learning
+# ----------------------------------------------------------------------------------------- learning
 
-STUDY = study_page("wdbc", clips={"none": {}, "norm": {"max_norm": 0.3}}, steps=30, batch=32, lr=0.3, evaluations=3, select=12)
+STUDY = study_page(
+    "wdbc",
+    clips={"none": {}, "norm": {"max_norm": 0.3}},
+    steps=30,
+    batch=32,
+    lr=0.3,
+    evaluations=3,
+    select=12,
+)
 LEARNING = '[[learning]]\nstudy = "mine.toml"\nbaseline = "before"\nengine = "{engine}"\n'
 
 
@@ -567,10 +707,14 @@ def baseline(tmp_path_factory):
     """A folder with a study, a page of limits for it, and the baseline of the tree as it is."""
     folder = tmp_path_factory.mktemp("baseline")
     (folder / "mine.toml").write_text(STUDY)
-    done = process("run", "mine.toml", "--engine", "loop", "--no-throughput", "--out", "before", cwd=folder)
+    done = process(
+        "run", "mine.toml", "--engine", "loop", "--no-throughput", "--out", "before", cwd=folder
+    )
     assert done.returncode == 0, done.stderr
     (folder / "loop.toml").write_text(LEARNING.format(engine="loop"))
-    (folder / "both.toml").write_text(LEARNING.format(engine="loop") + LEARNING.format(engine="batched"))
+    (folder / "both.toml").write_text(
+        LEARNING.format(engine="loop") + LEARNING.format(engine="batched")
+    )
     return folder
 
 
@@ -582,11 +726,17 @@ def copied(baseline, tmp_path):
 
 @pytest.fixture
 def planted(tmp_path):
-    """A function that returns a copy of the tree with lines of a file changed, each ``(old, new)``."""
+    """A function that returns a copy of the tree with lines of a file changed, each ``(old,
+    new)``.
+    """
 
     def plant(file, *changes):
         tree = tmp_path / "tree"
-        shutil.copytree(Path(clipbench.__file__).parent, tree / "clipbench", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            Path(clipbench.__file__).parent,
+            tree / "clipbench",
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
         path = tree / "clipbench" / file
         text = path.read_text(encoding="utf-8")
         for old, new in changes:
@@ -611,14 +761,22 @@ IN_PLACE, PURE = (
     "trees.scale(grads, factor(self.max_norm, self.size",
 )
 SIGN = {
-    "loop": (f"self, params: Iterable[Tensor]) -> None:\n        {IN_PLACE}", IN_PLACE, "clip_grad_norm_(params, -self.max_norm)"),
+    "loop": (
+        f"self, params: Iterable[Tensor]) -> None:\n        {IN_PLACE}",
+        IN_PLACE,
+        "clip_grad_norm_(params, -self.max_norm)",
+    ),
     "batched": (PURE, "factor(", "-factor("),
 }
 
 
 def test_a_sign_error_in_a_clip_fails(baseline, planted):
-    """In the in-place path of the loop, which alone the loop takes, and in the pure rule of lanes, which alone they take."""
-    tree = planted("clips/fixed.py", *((line, line.replace(old, new)) for line, old, new in SIGN.values()))
+    """In the in-place path of the loop, which alone the loop takes, and in the pure rule of
+    lanes, which alone they take.
+    """
+    tree = planted(
+        "clips/fixed.py", *((line, line.replace(old, new)) for line, old, new in SIGN.values())
+    )
     done = process("gate", "--limits", baseline / "both.toml", cwd=baseline, tree=tree)
     assert done.returncode == 1, done.stdout + done.stderr
     assert all("wdbc, sgd + norm, lr 0.3" in line for line in done.stdout.splitlines()[:2])
@@ -649,16 +807,22 @@ class Signum:
 
 
 def test_an_edited_component_of_the_users_own_is_judged(tmp_path):
-    """Its version is the hash of its file: an edit that changes no number passes, a flipped sign is a regression."""
+    """Its version is the hash of its file: an edit that changes no number passes, a flipped sign
+    is a regression.
+    """
     (tmp_path / "signum.py").write_text(PLUGIN)
     study_ = STUDY.replace('"sgd"', '"signum-of-mine"').replace("lr = 0.3", "lr = 0.01")
     (tmp_path / "mine.toml").write_text('use = ["signum.py"]\n' + study_)
     (tmp_path / "gate.toml").write_text(LEARNING.format(engine="loop"))
-    done = process("run", "mine.toml", "--engine", "loop", "--no-throughput", "--out", "before", cwd=tmp_path)
+    done = process(
+        "run", "mine.toml", "--engine", "loop", "--no-throughput", "--out", "before", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     (tmp_path / "signum.py").write_text(PLUGIN + "# an edit\n")
     done = process("gate", "--limits", "gate.toml", cwd=tmp_path)
-    assert (done.returncode, "24 cells, 24 same bits" in done.stdout) == (0, True), done.stdout + done.stderr
+    assert (done.returncode, "24 cells, 24 same bits" in done.stdout) == (0, True), (
+        done.stdout + done.stderr
+    )
     (tmp_path / "signum.py").write_text(PLUGIN.replace("grad.sign()", "-grad.sign()"))
     done = process("gate", "--limits", "gate.toml", cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -685,10 +849,16 @@ def test_a_slower_step_fails(page, planted):
         "engines/loop.py",
         (
             "        self.optimizer.zero_grad()\n",
-            "        self.optimizer.zero_grad()\n        for _ in range(10):\n            self.module(inputs)\n",
+            (
+                "        self.optimizer.zero_grad()\n        for _ in range(10):\n            "
+                "self.module(inputs)\n"
+            ),
         ),
     )
-    path = page('[[bench]]\nname = "step"\nours = "clipbench.gate.current:step"\nreference = "clipbench.gate.frozen.loop:step"\n')
+    path = page(
+        '[[bench]]\nname = "step"\nours = "clipbench.gate.current:step"\nreference = '
+        '"clipbench.gate.frozen.loop:step"\n'
+    )
     done = decided("gate", "--limits", path, tree=tree, cwd=tree)
     assert done.returncode == 1, done.stdout + done.stderr
 
@@ -744,9 +914,14 @@ def spoil_device(folder):
         table = pq.read_table(path)
         names = table.column_names
         table = table.set_column(names.index("device"), "device", pa.array(["cuda"] * len(table)))
-        settings = [text.replace('"device":"cpu"', '"device":"cuda"') for text in table.column("settings").to_pylist()]
+        settings = [
+            text.replace('"device":"cpu"', '"device":"cuda"')
+            for text in table.column("settings").to_pylist()
+        ]
         table = table.set_column(names.index("settings"), "settings", pa.array(settings))
-        table = table.set_column(names.index("cell"), "cell", pa.array([cell.identity(text) for text in settings]))
+        table = table.set_column(
+            names.index("cell"), "cell", pa.array([cell.identity(text) for text in settings])
+        )
         rewrite(path, table)
     return "another device (cuda)"
 
@@ -769,42 +944,92 @@ def spoil_rules(folder):
 
     for path in [*(folder / "before" / "cells").glob("*.parquet")]:
         table = pq.read_table(path)
-        rewrite(path, table.set_column(table.column_names.index("rules"), "rules", pa.nulls(len(table), pa.int64())))
+        rewrite(
+            path,
+            table.set_column(
+                table.column_names.index("rules"), "rules", pa.nulls(len(table), pa.int64())
+            ),
+        )
     return "judged by rules 1 (now 2)"
 
 
-SPOILED = [spoil_rules, spoil_nothing_there, spoil_schema, spoil_bytes, spoil_machine, spoil_version, spoil_study, spoil_device]
+SPOILED = [
+    spoil_rules,
+    spoil_nothing_there,
+    spoil_schema,
+    spoil_bytes,
+    spoil_machine,
+    spoil_version,
+    spoil_study,
+    spoil_device,
+]
 
 
 @pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__.removeprefix("spoil_"))
 def test_a_baseline_that_says_nothing_is_inconclusive_and_told_why(copied, spoil, tmp_path):
     reason = spoil(copied)
     done = CliRunner().invoke(
-        cli_.cli, ["gate", "--limits", str(copied / "loop.toml"), "--json", str(tmp_path / "gate.json")], prog_name="clipbench"
+        cli_.cli,
+        ["gate", "--limits", str(copied / "loop.toml"), "--json", str(tmp_path / "gate.json")],
+        prog_name="clipbench",
     )
     assert done.exit_code == 3, done.stdout + done.stderr
     assert reason in done.stdout
     assert json.loads((tmp_path / "gate.json").read_text())["verdict"] == "inconclusive"
 
 
-# ------------------------------------------------------------------------------------------------ what a difference is taken for
+# ------------------------------------------------------------------- what a difference is taken for
 
 
 def settings_of(version):
     """Of a cell whose clip has this version."""
-    parts = {kind: {"name": "x", "version": 1, "settings": {}} for kind in ("workload", "optimizer", "clip")}
+    parts = {
+        kind: {"name": "x", "version": 1, "settings": {}}
+        for kind in ("workload", "optimizer", "clip")
+    }
     return json.dumps(parts | {"clip": {"name": "x", "version": version, "settings": {}}})
 
 
 def run_of(changes=None, seeds=12, processor="a processor"):
-    """One setting of a study: AUC .9, 20 updates to the target, stable; ``changes`` is a function of the seed."""
+    """One setting of a study: AUC .9, 20 updates to the target, stable; ``changes`` is a
+    function of the seed.
+    """
     cells = {}
     for seed in range(seeds):
         row = {
-            **dict(problem="wdbc", batch=32, device="cpu", dtype="float32", arm="sgd", relative=None, lr=0.1, threads=1),
-            **dict(engine="loop", environment="e", status="completed", outcome="learned", reason=None, metric="roc_auc"),
-            **dict(threshold=None, initial_loss=0.7, final_loss=0.1, best_loss=0.1, metric_value=0.9, validation_value=0.1),
-            **dict(grad_norm_median=1.0, steps_to_target=20.0, steps=30, clipped_fraction=0.4, settings=settings_of(1)),
+            **dict(
+                problem="wdbc",
+                batch=32,
+                device="cpu",
+                dtype="float32",
+                arm="sgd",
+                relative=None,
+                lr=0.1,
+                threads=1,
+            ),
+            **dict(
+                engine="loop",
+                environment="e",
+                status="completed",
+                outcome="learned",
+                reason=None,
+                metric="roc_auc",
+            ),
+            **dict(
+                threshold=None,
+                initial_loss=0.7,
+                final_loss=0.1,
+                best_loss=0.1,
+                metric_value=0.9,
+                validation_value=0.1,
+            ),
+            **dict(
+                grad_norm_median=1.0,
+                steps_to_target=20.0,
+                steps=30,
+                clipped_fraction=0.4,
+                settings=settings_of(1),
+            ),
         }
         cells[f"{seed:016x}"] = row | (changes(seed) if changes else {})
     environments = {"e": {"processor": processor, "libraries": {"torch": "2.0"}}}
@@ -819,18 +1044,22 @@ ELSEWHERE = dict(processor="another")  # where the same bits are not asked for
 
 
 def test_luck_that_falls_on_both_sides_is_no_regression():
-    found = compared(lambda seed: dict(final_loss=0.3, metric_value=0.9 + 0.05 * (-1) ** seed), **ELSEWHERE)
+    found = compared(
+        lambda seed: dict(final_loss=0.3, metric_value=0.9 + 0.05 * (-1) ** seed), **ELSEWHERE
+    )
     assert found.verdict == verdict.PASS
     assert found.numbers["moved"] == 12
     assert "nothing worse" in sentence(found)
 
 
-def test_most_of_the_seeds_that_moved_with_no_version_raised_are_a_regression_though_they_got_better():
+def test_most_seeds_that_moved_with_no_version_raised_are_a_regression_though_they_got_better():
     """On the platform of the baseline; last bits move few of them."""
     better = dict(metric_value=0.97, final_loss=0.05)
     found = compared(lambda seed: better if seed < 7 else {})
     assert found.verdict == verdict.REGRESSION
-    assert "7 cells of stable runs moved, wdbc, sgd, lr 0.1 first, and nobody said so" in sentence(found)
+    assert "7 cells of stable runs moved, wdbc, sgd, lr 0.1 first, and nobody said so" in sentence(
+        found
+    )
     assert compared(lambda seed: better if seed < 6 else {}).verdict == verdict.PASS
     assert few(lambda _: better, version="0123456789abcdef", seeds=12).verdict == verdict.PASS
 
@@ -838,20 +1067,35 @@ def test_most_of_the_seeds_that_moved_with_no_version_raised_are_a_regression_th
 def test_cells_chosen_by_the_same_numbers_are_the_same():
     now = run_of()
     assert (
-        learning.compare("x", run_of(), replace(now, cells=dict(list(now.cells.items())[2:])), 0.01).verdict == verdict.REGRESSION
+        learning.compare(
+            "x", run_of(), replace(now, cells=dict(list(now.cells.items())[2:])), 0.01
+        ).verdict
+        == verdict.REGRESSION
     )
 
 
 WORSE = {
     "a metric": (lambda seed: dict(metric_value=0.85 - 0.001 * seed), "roc_auc is worse"),
     "no metric": (lambda _: dict(metric_value=None), "roc_auc is worse"),
-    "a later target": (lambda seed: dict(steps_to_target=24.0 + seed % 2), "updates to the target are more"),
+    "a later target": (
+        lambda seed: dict(steps_to_target=24.0 + seed % 2),
+        "updates to the target are more",
+    ),
     "no target": (lambda _: dict(steps_to_target=None), "updates to the target are more"),
     "a metric, alike in all": (lambda _: dict(metric_value=0.5), "roc_auc is worse"),
-    "a metric, one far off": (lambda seed: dict(metric_value=0.85 if seed else 0.0), "roc_auc is worse"),
-    "a later target, alike in all": (lambda _: dict(steps_to_target=30.0), "updates to the target are more"),
+    "a metric, one far off": (
+        lambda seed: dict(metric_value=0.85 if seed else 0.0),
+        "roc_auc is worse",
+    ),
+    "a later target, alike in all": (
+        lambda _: dict(steps_to_target=30.0),
+        "updates to the target are more",
+    ),
     "a collapse": (lambda _: dict(outcome="collapsed"), "unstable runs are more"),
-    "a clip that is silent": (lambda _: dict(final_loss=0.05, clipped_fraction=0.0), "the clip fires in other steps"),
+    "a clip that is silent": (
+        lambda _: dict(final_loss=0.05, clipped_fraction=0.0),
+        "the clip fires in other steps",
+    ),
     "a clip that fires more": (
         lambda seed: dict(final_loss=0.05, clipped_fraction=0.5 + 0.01 * seed),
         "the clip fires in other steps",
@@ -873,7 +1117,8 @@ def few(changes, version=1, outcome="learned", seeds=5, **where):
     """A setting of five seeds before and now, by a workload of this version."""
     settings = dict(settings=settings_of(version), outcome=outcome)
     before, now = (
-        run_of(lambda seed, c=c: settings | c(seed), seeds=seeds, **w) for c, w in ((lambda _: {}, {}), (changes, where))
+        run_of(lambda seed, c=c: settings | c(seed), seeds=seeds, **w)
+        for c, w in ((lambda _: {}, {}), (changes, where))
     )
     return learning.compare("x", before, now, 0.01)
 
@@ -884,11 +1129,21 @@ def halved(seed):
 
 def test_few_seeds_that_moved_with_no_version_raised_are_a_regression():
     found = few(halved)
-    assert (found.verdict, found.numbers["moved"], found.numbers["tests"]) == (verdict.REGRESSION, 5, 0)
-    assert "5 cells of stable runs moved, wdbc, sgd, lr 0.1 first, and nobody said so" in sentence(found)
+    assert (found.verdict, found.numbers["moved"], found.numbers["tests"]) == (
+        verdict.REGRESSION,
+        5,
+        0,
+    )
+    assert "5 cells of stable runs moved, wdbc, sgd, lr 0.1 first, and nobody said so" in sentence(
+        found
+    )
 
 
-@pytest.mark.parametrize("case", [dict(processor="another"), dict(version="0123456789abcdef")], ids=["elsewhere", "a plug-in"])
+@pytest.mark.parametrize(
+    "case",
+    [dict(processor="another"), dict(version="0123456789abcdef")],
+    ids=["elsewhere", "a plug-in"],
+)
 def test_few_seeds_that_moved_for_another_reason_are_inconclusive(case):
     found = few(halved, **case)
     assert found.verdict == verdict.INCONCLUSIVE
@@ -914,12 +1169,17 @@ def test_every_seed_for_the_better_is_told_and_passes():
 
 
 def test_one_seed_far_worse_does_not_turn_the_others_into_worse():
-    found = compared(lambda seed: dict(metric_value=0.95 + 0.001 * seed if seed else 0.0), **ELSEWHERE)
+    found = compared(
+        lambda seed: dict(metric_value=0.95 + 0.001 * seed if seed else 0.0), **ELSEWHERE
+    )
     assert (found.verdict, found.numbers["worse"]) == (verdict.PASS, [])
 
 
 def test_a_difference_below_the_margin_does_not_count_however_regular():
-    found = compared(lambda seed: dict(final_loss=0.2, metric_value=0.895 - 1e-4 * seed, clipped_fraction=0.395), **ELSEWHERE)
+    found = compared(
+        lambda seed: dict(final_loss=0.2, metric_value=0.895 - 1e-4 * seed, clipped_fraction=0.395),
+        **ELSEWHERE,
+    )
     assert found.verdict == verdict.PASS
 
 
@@ -939,7 +1199,7 @@ def test_a_machine_that_draws_other_weights_is_not_judged():
     assert "began otherwise" in sentence(found)
 
 
-# ---------------------------------------------------------------------------------------------------------- what is committed
+# -------------------------------------------------------------------------------- what is committed
 
 
 def test_the_committed_baselines_are_whole_and_those_of_the_packaged_page(checkout):
@@ -961,7 +1221,9 @@ def test_the_packaged_study_meets_every_clip_and_has_the_seeds_for_all_its_tests
 
 
 def test_the_committed_rates_reach_what_they_must(checkout):
-    stored = json.loads((checkout / "results" / "gate" / "self-test.json").read_text(encoding="utf-8"))
+    stored = json.loads(
+        (checkout / "results" / "gate" / "self-test.json").read_text(encoding="utf-8")
+    )
     whole = {rate["slowdown"]: rate for rate in stored["rates"] if rate["load"] is None}
     assert whole[0.0]["checks"] >= 400
     assert whole[0.05]["checks"] >= 100

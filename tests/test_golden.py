@@ -1,8 +1,9 @@
 """The first losses of every packaged component, as they were when its version was counted last.
 
-The numbers lie in golden.json. Where one moves, the component's version has to move with it, or stored cells would be compared with
-cells of another mathematics under the same name. `python tests/test_golden.py` records them anew; it refuses to do so for a
-component whose numbers moved and whose version did not.
+The numbers lie in golden.json. Where one moves, the component's version has to move with it, or
+stored cells would be compared with cells of another mathematics under the same name. `python
+tests/test_golden.py` records them anew; it refuses to do so for a component whose numbers moved and
+whose version did not.
 """
 
 import json
@@ -28,13 +29,20 @@ FILE = Path(__file__).with_name("golden.json")
 STEPS, FEW = 20, 3  # origin takes 40 ms a step
 TOLERANCE = 1e-9  # processors round differently in the last digits
 
-# workload, optimizer, clip, lr, steps: every workload under something typical, every optimizer and every clip at least once
+# workload, optimizer, clip, lr, steps: every workload under something typical, every optimizer and
+# every clip at least once
 CASES = {
     "wdbc, rmsprop": ("wdbc", "rmsprop", ("none", {}), 0.003, STEPS),
     "wdbc, adam + norm": ("wdbc", "adam", ("norm", {"max_norm": 0.3}), 0.01, STEPS),
     "digits, momentum + value": ("digits", "momentum", ("value", {"max_value": 0.01}), 0.03, STEPS),
     "digits, adamw + layer": ("digits", "adamw", ("layer", {"max_norm": 0.1}), 0.01, STEPS),
-    "temporal-order, sgd + norm": ("temporal-order", "sgd", ("norm", {"max_norm": 0.3, "norm_type": "inf"}), 0.3, STEPS),
+    "temporal-order, sgd + norm": (
+        "temporal-order",
+        "sgd",
+        ("norm", {"max_norm": 0.3, "norm_type": "inf"}),
+        0.3,
+        STEPS,
+    ),
     "cosh, nesterov + norm": ("cosh", "nesterov", ("norm", {"max_norm": 100.0}), 0.003, STEPS),
     "wdbc, sgd + adaptive": ("wdbc", "sgd", ("adaptive", {}), 0.3, STEPS),
     "wdbc, momentum + normalised": ("wdbc", "momentum", ("normalised", {}), 0.01, STEPS),
@@ -76,20 +84,31 @@ def losses(case):
 
 
 def differences(case, stored):
-    """What is wrong with one case, as sentences: another cell than the stored one, or other losses."""
+    """What is wrong with one case, as sentences: another cell than the stored one, or other
+    losses.
+    """
     document, found = cell(case).document(), losses(case)
     if stored is None:
         return [f"{case}: nothing is recorded; run `python tests/test_golden.py`."]
     if document != stored["cell"]:
-        return [f"{case}: the recorded cell is another one; if that is meant, run `python tests/test_golden.py`."]
+        return [
+            (
+                f"{case}: the recorded cell is another one; if that is meant, run `python "
+                f"tests/test_golden.py`."
+            )
+        ]
     pairs = zip(found, stored["losses"], strict=True)
-    moved = [step for step, (new, old) in enumerate(pairs) if new != pytest.approx(old, rel=TOLERANCE)]
+    moved = [
+        step for step, (new, old) in enumerate(pairs) if new != pytest.approx(old, rel=TOLERANCE)
+    ]
     if not moved:
         return []
     step, names = moved[0], ", ".join(document[kind]["name"] for kind in registry.KINDS)
     sentence = (
-        f"{case}: from step {step} on the losses moved ({stored['losses'][step]!r} became {found[step]!r}). Undo the change, or "
-        f"raise `version` of the component whose mathematics changed ({names}) and run `python tests/test_golden.py`."
+        f"{case}: from step {step} on the losses moved ({stored['losses'][step]!r} became "
+        f"{found[step]!r}). Undo the change, or "
+        f"raise `version` of the component whose mathematics changed ({names}) and run `python "
+        f"tests/test_golden.py`."
     )
     return [sentence]
 
@@ -111,7 +130,8 @@ def test_every_packaged_component_is_recorded():
     cells = [cell(case).document() for case in CASES]
     for kind in registry.KINDS:
         ours = set(packaged.names(kind))
-        assert {document[kind]["name"] for document in cells} == ours - {"medmnist"}  # whose data is not always here
+        # whose data is not always here
+        assert {document[kind]["name"] for document in cells} == ours - {"medmnist"}
 
 
 def test_nothing_is_recorded_that_no_case_asks_for():
@@ -125,7 +145,10 @@ def test_losses_that_moved_are_told_with_the_way_out():
     stored["losses"][7] *= 1 + 3 * TOLERANCE
     [sentence] = differences(case, stored)
     assert "from step 7 on" in sentence
-    assert "Undo the change, or raise `version` of the component whose mathematics changed (cosh, nesterov, norm)" in sentence
+    assert (
+        "Undo the change, or raise `version` of the component whose mathematics changed (cosh, "
+        "nesterov, norm)"
+    ) in sentence
 
 
 def test_a_new_version_asks_to_be_recorded():
@@ -135,8 +158,9 @@ def test_a_new_version_asks_to_be_recorded():
     assert "run `python tests/test_golden.py`" in differences(case, stored)[0]
 
 
-# Processors that this one can be asked to act as: what each library is told → a word in what it then says of itself. All of them
-# at once, as on such a processor; each is a claim of its own, for one of them may not be in force here.
+# Processors that this one can be asked to act as: what each library is told → a word in what it
+# then says of itself. All of them at once, as on such a processor; each is a claim of its own, for
+# one of them may not be in force here.
 PROCESSORS = {
     "old": {
         "MKL_CBWR=COMPATIBLE": "CNR:COMPATIBLE",
@@ -150,18 +174,27 @@ PROCESSORS = {
     },
     "of two threads": {"OMP_NUM_THREADS=2": "threads:2"},
 }
-VARIANTS = {variant: processor for processor, variants in PROCESSORS.items() for variant in variants}
+VARIANTS = {
+    variant: processor for processor, variants in PROCESSORS.items() for variant in variants
+}
 
 
 @pytest.fixture(scope="module")
 def losses_on(tmp_path_factory):
-    """``losses_on(processor)``: what the libraries said, and the losses of every case, from a process of its own, once."""
+    """``losses_on(processor)``: what the libraries said, and the losses of every case, from a
+    process of its own, once.
+    """
     folder = tmp_path_factory.mktemp("processors")
 
     @cache
     def told_and_found(processor):
         told = dict(variant.split("=") for variant in PROCESSORS[processor])
-        command = [sys.executable, __file__, str(folder / f"{processor}.json"), told.get("OMP_NUM_THREADS", "1")]
+        command = [
+            sys.executable,
+            __file__,
+            str(folder / f"{processor}.json"),
+            told.get("OMP_NUM_THREADS", "1"),
+        ]
         env = os.environ | told | {"ONEDNN_VERBOSE": "1"}
         said = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
         return said, json.loads((folder / f"{processor}.json").read_text(encoding="utf-8"))
@@ -171,13 +204,22 @@ def losses_on(tmp_path_factory):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_first_losses_do_not_depend_on_the_processor(variant, losses_on):
-    """As far as one processor can be asked to act as another; a variant that is not in force here proves nothing."""
+    """As far as one processor can be asked to act as another; a variant that is not in force
+    here proves nothing.
+    """
     processor = VARIANTS[variant]
     told, found = losses_on(processor)
     if PROCESSORS[processor][variant] not in told:
         pytest.skip(f"{variant} is not in force on this processor")
-    wrong = [case for case, row in found.items() if row != pytest.approx(recorded()[case]["losses"], rel=TOLERANCE)]
-    assert not wrong, f"on a processor {processor} ({', '.join(PROCESSORS[processor])}) other losses come of {'; '.join(wrong)}"
+    wrong = [
+        case
+        for case, row in found.items()
+        if row != pytest.approx(recorded()[case]["losses"], rel=TOLERANCE)
+    ]
+    assert not wrong, (
+        f"on a processor {processor} ({', '.join(PROCESSORS[processor])}) other losses come of "
+        f"{'; '.join(wrong)}"
+    )
 
 
 def on_a_processor(file, threads):
@@ -185,17 +227,32 @@ def on_a_processor(file, threads):
     torch.set_num_threads(threads)
     with torch.backends.mkl.verbose(torch.backends.mkl.VERBOSE_ON):
         torch.eye(4, dtype=torch.float64) @ torch.eye(4, dtype=torch.float64)
-    torch.nn.functional.conv2d(torch.ones(16, 16, 32, 32), torch.ones(16, 16, 3, 3))  # large enough for oneDNN
-    sys.stdout.write(f"ATen:{torch.backends.cpu.get_cpu_capability()} threads:{torch.get_num_threads()}\n")
-    cases = [case for case in CASES if not case.startswith("text") or registry.find("workload", "text").version == text.VERSION]
+    # large enough for oneDNN
+    torch.nn.functional.conv2d(torch.ones(16, 16, 32, 32), torch.ones(16, 16, 3, 3))
+    sys.stdout.write(
+        f"ATen:{torch.backends.cpu.get_cpu_capability()} threads:{torch.get_num_threads()}\n"
+    )
+    cases = [
+        case
+        for case in CASES
+        if not case.startswith("text") or registry.find("workload", "text").version == text.VERSION
+    ]
     Path(file).write_text(json.dumps({case: losses(case) for case in cases}), encoding="utf-8")
 
 
 def main():
-    """Record anew what is new, has another version, or another cell; refuse where only the numbers moved."""
+    """Record anew what is new, has another version, or another cell; refuse where only the
+    numbers moved.
+    """
     torch.set_num_threads(1)
     old = recorded()
-    moved = [one for case in CASES if case in old for one in differences(case, old[case]) if "losses moved" in one]
+    moved = [
+        one
+        for case in CASES
+        if case in old
+        for one in differences(case, old[case])
+        if "losses moved" in one
+    ]
     if moved:
         sys.exit("\n".join(moved))
     page = {case: {"cell": cell(case).document(), "losses": losses(case)} for case in CASES}

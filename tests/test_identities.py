@@ -1,4 +1,6 @@
-"""What must hold exactly between clips and optimizers, on a real problem in float64: the torch objects a user would step."""
+"""What must hold exactly between clips and optimizers, on a real problem in float64: the torch
+objects a user would step.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,19 @@ def wdbc():
 
 
 def trained(workload, optimizer, clip, lr, steps=STEPS, dtype=torch.float64, seen=None):
-    """The weights after some steps; ``seen`` is called with the gradients and the weights before and after each."""
+    """The weights after some steps; ``seen`` is called with the gradients and the weights before
+    and after each.
+    """
     module = feed.model(workload, 0, dtype)
     params = list(module.parameters())
     stepped = optimizer.torch(params, lr)
     for inputs, targets in feed.batches(workload, 0, 32, steps, dtype):
         stepped.zero_grad()
         feed.loss_of(workload, module(inputs), targets).backward()
-        raw, before = [param.grad.clone() for param in params], [param.detach().clone() for param in params]
+        raw, before = (
+            [param.grad.clone() for param in params],
+            [param.detach().clone() for param in params],
+        )
         if hasattr(clip, "clip_"):
             clip.clip_(params)
         clipped = [param.grad.clone() for param in params]
@@ -36,7 +43,9 @@ def trained(workload, optimizer, clip, lr, steps=STEPS, dtype=torch.float64, see
     return torch.cat([param.detach().flatten() for param in params])
 
 
-@pytest.mark.parametrize("optimizer", [optimizers.SGD(), optimizers.Momentum()], ids=["sgd", "momentum"])
+@pytest.mark.parametrize(
+    "optimizer", [optimizers.SGD(), optimizers.Momentum()], ids=["sgd", "momentum"]
+)
 def test_an_always_active_norm_clip_leaves_only_the_product_of_lr_and_threshold(wdbc, optimizer):
     active = []
 
@@ -47,11 +56,15 @@ def test_an_always_active_norm_clip_leaves_only_the_product_of_lr_and_threshold(
     assert all(active)
     # Powers of two are exact: bit for bit. Tens are not: the last bit of each step.
     assert torch.equal(tight, trained(wdbc, optimizer, clips.Norm(8e-3), 0.1 / 8))
-    torch.testing.assert_close(tight, trained(wdbc, optimizer, clips.Norm(1e-2), 0.01), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        tight, trained(wdbc, optimizer, clips.Norm(1e-2), 0.01), rtol=0, atol=1e-15
+    )
 
 
 class Smooth:
-    """wdbc with a tanh network: a dead ReLU's gradient is exactly 0, and 0/0 without the epsilon."""
+    """wdbc with a tanh network: a dead ReLU's gradient is exactly 0, and 0/0 without the
+    epsilon.
+    """
 
     name = "wdbc"
 

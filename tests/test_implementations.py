@@ -1,4 +1,6 @@
-"""However a clip and a step are written, the weights are those of torch's own pair; and what is counted of them is right."""
+"""However a clip and a step are written, the weights are those of torch's own pair; and what is
+counted of them is right.
+"""
 
 import shutil
 import subprocess
@@ -27,7 +29,12 @@ RULES = ("sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw")
 STEPS = 5
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 BUILT = [
-    pytest.param(name, marks=pytest.mark.skipif("compiled" in name and not COMPILER, reason="no C++ compiler is here"))
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            "compiled" in name and not COMPILER, reason="no C++ compiler is here"
+        ),
+    )
     for name in IMPLEMENTATIONS
 ]
 
@@ -42,7 +49,9 @@ def clip(name, **settings):
 
 
 def by_torch(rule, name, given, settings):
-    """The weights after some steps of ``torch.optim`` and torch's own clip functions, written here once more."""
+    """The weights after some steps of ``torch.optim`` and torch's own clip functions, written
+    here once more.
+    """
     params = given.params()
     optimizer = registry.build("optimizer", rule, {}).torch(params, 0.01)
     for _ in range(STEPS):
@@ -59,10 +68,14 @@ def by_torch(rule, name, given, settings):
 @pytest.mark.parametrize("name", CLIPS)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("implementation", BUILT)
-def test_every_implementation_leaves_the_weights_that_torchs_own_pair_leaves(implementation, rule, name):
+def test_every_implementation_leaves_the_weights_that_torchs_own_pair_leaves(
+    implementation, rule, name
+):
     """Within 1e-6 relative, in float64: torch's fused steps take the norm's factor in float32."""
     given = Given(SHAPES, torch.float64, "cpu")
-    if (implementation in ("fused", "fast") and rule == "rmsprop") or (implementation == "fast-compiled" and rule not in RULES[:3]):
+    if (implementation in ("fused", "fast") and rule == "rmsprop") or (
+        implementation == "fast-compiled" and rule not in RULES[:3]
+    ):
         pytest.skip("there is no such step")
     weights = Weights(implementation, registry.build("optimizer", rule, {}), 0.01, given)
     update = Update(weights, clip(name))
@@ -70,11 +83,15 @@ def test_every_implementation_leaves_the_weights_that_torchs_own_pair_leaves(imp
         weights.renew()
         update.update()
     found = torch.cat([param.detach().flatten() for param in weights.built.params])
-    torch.testing.assert_close(found, by_torch(rule, name, given, CLIPS[name]), rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(
+        found, by_torch(rule, name, given, CLIPS[name]), rtol=1e-6, atol=1e-12
+    )
     assert not torch.equal(found, given.weights)
 
 
-@pytest.mark.parametrize("implementation", [name for name in IMPLEMENTATIONS if "compiled" not in name])
+@pytest.mark.parametrize(
+    "implementation", [name for name in IMPLEMENTATIONS if "compiled" not in name]
+)
 def test_a_step_without_a_clip_is_none_the_less_so_after_one_with_it(implementation):
     """They share an optimizer: a factor that a fused step was given must not stay."""
     given = Given(SHAPES, torch.float64, "cpu")
@@ -114,21 +131,36 @@ def test_an_optimizer_without_a_fused_step_and_one_of_unknown_elements_are_refus
 
 
 def test_without_a_compiler_the_compiled_program_is_left_out_and_says_why(tmp_path):
-    """In a process where neither ``g++`` nor ``clang++`` is found, with no program of an earlier run at hand."""
+    """In a process where neither ``g++`` nor ``clang++`` is found, with no program of an earlier
+    run at hand.
+    """
     code = """
 import torch
 from clipbench import registry
 from clipbench.throughput import Unfit
 from clipbench.throughput.updates import Given, Update, Weights
 registry.load_packaged()
-weights = Weights("compiled", registry.build("optimizer", "sgd", {}), 0.1, Given([(3,)], torch.float32, "cpu"))
+sgd, given = registry.build("optimizer", "sgd", {}), Given([(3,)], torch.float32, "cpu")
+weights = Weights("compiled", sgd, 0.1, given)
 try:
     Update(weights, registry.build("clip", "none", {}))
 except Unfit as unfit:
     print(unfit)
 """
-    environment = {"PATH": str(tmp_path), "PYTHONPATH": ":".join(sys.path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "CXX": "none"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120)
+    environment = {
+        "PATH": str(tmp_path),
+        "PYTHONPATH": ":".join(sys.path),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+        "CXX": "none",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     assert done.stdout == "no C++ compiler was found\n"
 
 
@@ -165,11 +197,13 @@ def test_thresholds_are_half_of_the_gradients_size_where_a_clip_has_one():
     assert halved(type(clip("none")), {}, given) == {}
 
 
-# --------------------------------------------------------------------------------------------------------------------- sizes
+# -------------------------------------------------------------------------------------------- sizes
 
 
 def test_the_largest_sizes_are_those_of_the_published_networks():
-    """ResNet-18 has 11,689,512 parameters in 62 tensors and ResNet-50 25,557,032 in 161 (torchvision)."""
+    """ResNet-18 has 11,689,512 parameters in 62 tensors and ResNet-50 25,557,032 in 161
+    (torchvision).
+    """
     found = {word: (sum(map(prod, SIZES[word])), len(SIZES[word])) for word in ("11.7M", "25.6M")}
     assert found == {"11.7M": (11_689_512, 62), "25.6M": (25_557_032, 161)}
 
@@ -185,23 +219,39 @@ def test_sizes_go_from_1k_to_25m_and_have_many_tiny_tensors_among_them():
 
 def test_a_size_is_named_after_its_parameters_and_tensors():
     assert named(SIZES["11.7M"]) == "11.7M in 62 tensors"
-    assert [count(number) for number in (10, 993, 9_600, 248_776, 25_557_032)] == ["10", "993", "9.6k", "249k", "25.6M"]
+    assert [count(number) for number in (10, 993, 9_600, 248_776, 25_557_032)] == [
+        "10",
+        "993",
+        "9.6k",
+        "249k",
+        "25.6M",
+    ]
     assert list(sizes_named("1k, tiny")) == ["993 in 4 tensors", "9.6k in 150 tensors"]
     assert sizes_named("none") == {}
     assert len(sizes_named(None)) == len(SIZES)
 
 
 def test_an_unknown_size_or_implementation_is_one_sentence():
-    with pytest.raises(UsageError, match=r'^--sizes: there is no size "11\.7m"\. Did you mean 11\.7M\? There are: .*; or none\.$'):
+    with pytest.raises(
+        UsageError,
+        match=(
+            r'^--sizes: there is no size "11\.7m"\. Did you mean 11\.7M\? There are: .*; '
+            r"or none\.$"
+        ),
+    ):
         sizes_named("1k,11.7m")
     with pytest.raises(
-        UsageError, match=r'^--implementation: there is no implementation "fussed"\. Did you mean fused\? There are: '
+        UsageError,
+        match=(
+            r'^--implementation: there is no implementation "fussed"\. Did you mean fused\? '
+            r"There are: "
+        ),
     ):
         implementations_named("torch,fussed")
     assert implementations_named("flat,torch,flat") == ["flat", "torch"]
 
 
-# ------------------------------------------------------------------------------------------------------- the floor, and turns
+# ----------------------------------------------------------------------------- the floor, and turns
 
 
 @pytest.mark.parametrize(
@@ -226,7 +276,9 @@ def test_nobody_has_counted_a_strangers_floor():
 
 
 def test_what_the_floor_takes_is_what_the_reference_took_a_byte_in_the_same_round():
-    """Two tensors of 500 float32 share the 4,000 bytes; a sum moves 6,000: at 2 s for two steps, 12,000 bytes take 2 s."""
+    """Two tensors of 500 float32 share the 4,000 bytes; a sum moves 6,000: at 2 s for two steps,
+    12,000 bytes take 2 s.
+    """
     reference = Reference(4_000, torch.float32, "cpu")
     assert reference.moved == 6_000
     blocks = Blocks(torch.tensor([2.0, 4.0, 2.0, 2.0, 9.0]), steps=2)
@@ -247,7 +299,9 @@ class Clock:
 
 def test_groups_have_blocks_of_their_own_length_and_their_members_the_same():
     quick, slow, other = Clock(0.001), Clock(0.004), Clock(0.1)
-    (first, second), (third,) = take_turns([[quick, slow], [other]], Pace(rounds=10, seconds=0.01, warm_up=2))
+    (first, second), (third,) = take_turns(
+        [[quick, slow], [other]], Pace(rounds=10, seconds=0.01, warm_up=2)
+    )
     assert (first.steps, second.steps, third.steps) == (10, 10, 1)
     assert quick.asked == [2, 3, *[10] * 10]
     assert first.seconds.tolist() == pytest.approx([0.01] * 10)
@@ -255,22 +309,31 @@ def test_groups_have_blocks_of_their_own_length_and_their_members_the_same():
 
 def test_there_are_fewer_rounds_where_one_takes_long_but_never_too_few_for_an_interval():
     def rounds(limit):
-        ((blocks,),) = take_turns([[Clock(0.1)]], Pace(rounds=30, seconds=0.01, warm_up=1, limit=limit))
+        ((blocks,),) = take_turns(
+            [[Clock(0.1)]], Pace(rounds=30, seconds=0.01, warm_up=1, limit=limit)
+        )
         return len(blocks.seconds)
 
     assert [rounds(limit) for limit in (100, 1.501, 0.1)] == [30, 15, FEWEST_ROUNDS]
 
 
 def test_a_block_of_more_than_twice_the_median_is_not_valid():
-    ((blocks,),) = take_turns([[Clock(1.0, [1, 2, 2.01, 1, 1, 1, 1, 1])]], Pace(rounds=8, seconds=1, warm_up=1))
+    ((blocks,),) = take_turns(
+        [[Clock(1.0, [1, 2, 2.01, 1, 1, 1, 1, 1])]], Pace(rounds=8, seconds=1, warm_up=1)
+    )
     assert blocks.valid.tolist() == [True, True, False, True, True, True, True, True]
 
 
-# ------------------------------------------------------------------------------------------------------------------ footprint
+# ---------------------------------------------------------------------------------------- footprint
 
 
 def test_a_fast_step_holds_the_vector_of_its_norm_beside_weights_gradients_and_state():
-    weights = Weights("fast", registry.build("optimizer", "momentum", {}), 0.01, Given(SHAPES, torch.float32, "cpu"))
+    weights = Weights(
+        "fast",
+        registry.build("optimizer", "momentum", {}),
+        0.01,
+        Given(SHAPES, torch.float32, "cpu"),
+    )
     update = Update(weights, clip("norm"))
     for _ in range(2):
         weights.renew()
@@ -291,7 +354,12 @@ def test_kernels_are_counted_without_copies_and_waits_within_the_step_only():
     kind = torch.autograd.DeviceType
 
     def event(name, start, device=kind.CPU, duration=1):
-        return SimpleNamespace(name=lambda: name, start_ns=lambda: start, duration_ns=lambda: duration, device_type=lambda: device)
+        return SimpleNamespace(
+            name=lambda: name,
+            start_ns=lambda: start,
+            duration_ns=lambda: duration,
+            device_type=lambda: device,
+        )
 
     events = [
         event(STEP, 100, duration=100),

@@ -1,4 +1,6 @@
-"""Lanes are the loop, many at once: the same numbers, and for every cell the same bits whoever trains beside it."""
+"""Lanes are the loop, many at once: the same numbers, and for every cell the same bits whoever
+trains beside it.
+"""
 
 import math
 import os
@@ -20,7 +22,19 @@ from test_engines import HalfSquare, cell
 from torch import nn
 from torch.nn import functional
 
-from clipbench import Positive, clip, clips, engines, metrics, optimizer, optimizers, registry, trees, workload, workloads
+from clipbench import (
+    Positive,
+    clip,
+    clips,
+    engines,
+    metrics,
+    optimizer,
+    optimizers,
+    registry,
+    trees,
+    workload,
+    workloads,
+)
 from clipbench.cell import Part
 from clipbench.engines import Job, lanes, program
 from clipbench.engines.program import GRAIN, NoLanes
@@ -47,39 +61,60 @@ def job(*args, **others):
 
 def bits(made):
     """All that a record says of a run, so that equal is the same bits; a NaN equals itself."""
-    return made.rows.tobytes(), repr(made.evaluations), repr(made.events), made.verdict, made.steps_to_target
+    return (
+        made.rows.tobytes(),
+        repr(made.evaluations),
+        repr(made.events),
+        made.verdict,
+        made.steps_to_target,
+    )
 
 
 def agree(made, alone):
-    """A lane's record and the loop's, in float64: what happened is the same, the numbers to rounding."""
+    """A lane's record and the loop's, in float64: what happened is the same, the numbers to
+    rounding.
+    """
     np.testing.assert_allclose(made.rows, alone.rows, rtol=1e-8, atol=1e-11)
     assert [found[:3] for found in made.evaluations] == [found[:3] for found in alone.evaluations]
     values = [[one.value for one in found.evaluations] for found in (made, alone)]
     np.testing.assert_allclose(*values, rtol=1e-8, atol=1e-11)
-    assert [(event.step, event.kind) for event in made.events] == [(event.step, event.kind) for event in alone.events]
+    assert [(event.step, event.kind) for event in made.events] == [
+        (event.step, event.kind) for event in alone.events
+    ]
     assert replace(made.verdict, reason=None) == replace(alone.verdict, reason=None)
     known = ("job", "threshold", "metric", "steps_to_target", "failure", "threads")
     assert [getattr(made, name) for name in known] == [getattr(alone, name) for name in known]
 
 
-# --------------------------------------------------------------------------------------------------------------------- agreement
+# ---------------------------------------------------------------------------------------- agreement
 
 
 @pytest.mark.parametrize("problem", ["wdbc", "digits", ORDER], ids=str)
 def test_lanes_and_the_loop_agree_in_float64(problem):
     """Optimizers, clips, learning rates and seeds of all kinds in one batch."""
     arms = EVERY if problem == "wdbc" else EVERY[1::2]
-    asked = [job(problem, *arm, lr=0.01 / (1 + n), seed=n % 3, dtype="float64") for n, arm in enumerate(arms)]
+    asked = [
+        job(problem, *arm, lr=0.01 / (1 + n), seed=n % 3, dtype="float64")
+        for n, arm in enumerate(arms)
+    ]
     for made, one in zip(lanes.run(asked), asked, strict=True):
         agree(made, engines.run(one))
         assert made.engine == "batched"
 
 
 @pytest.mark.parametrize(
-    "rule", [name for name in registry.names("optimizer") if hasattr(registry.find("optimizer", name), "update")]
+    "rule",
+    [
+        name
+        for name in registry.names("optimizer")
+        if hasattr(registry.find("optimizer", name), "update")
+    ],
 )
 def test_every_optimizer_agrees_with_the_loop_under_every_clip(rule):
-    asked = [job("cosh", rule, (name, settings), lr=1e-3, seed=1, dtype="float64") for name, settings in CLIPS.items()]
+    asked = [
+        job("cosh", rule, (name, settings), lr=1e-3, seed=1, dtype="float64")
+        for name, settings in CLIPS.items()
+    ]
     for made, one in zip(lanes.run(asked), asked, strict=True):
         agree(made, engines.run(one))
 
@@ -89,7 +124,12 @@ def test_every_optimizer_agrees_with_the_loop_under_every_clip(rule):
 def test_whatever_a_clip_is_applied_to_lanes_and_the_loop_agree(problem, on):
     arms = [
         (rule, (name, {**CLIPS[name], "on": on}))
-        for rule, name in (("momentum", "norm"), ("adam", "value"), ("rmsprop", "layer"), ("sgd", "value"))
+        for rule, name in (
+            ("momentum", "norm"),
+            ("adam", "value"),
+            ("rmsprop", "layer"),
+            ("sgd", "value"),
+        )
     ]
     if on == "update":
         arms.append(("momentum", ("quantile", {"percentile": 30.0, "on": on})))  # which remembers
@@ -102,7 +142,13 @@ def test_whatever_a_clip_is_applied_to_lanes_and_the_loop_agree(problem, on):
 
 def test_lanes_of_different_schedules_are_one_structure_and_agree_with_the_loop():
     """Each at its own rate; one that ends leaves the others theirs."""
-    rules = ["sgd", *(("sgd", {"schedule": schedule}) for schedule in ("cosine", "step(factor=0.5)", "polynomial(warm_up=0.25)"))]
+    rules = [
+        "sgd",
+        *(
+            ("sgd", {"schedule": schedule})
+            for schedule in ("cosine", "step(factor=0.5)", "polynomial(warm_up=0.25)")
+        ),
+    ]
     asked = [job("digits", rule, lr=0.1, dtype="float64") for rule in rules]
     asked.append(job("digits", rules[1], lr=1e200, dtype="float64"))
     assert len({Structure.of(one) for one in asked}) == 1
@@ -122,7 +168,10 @@ def test_lanes_take_a_batch_in_parts_as_the_loop_does():
 @pytest.mark.parametrize("problem", ["digits", ORDER, "phantom"], ids=str)
 def test_lanes_compute_under_autocast_as_the_loop_does(problem):
     """To what bfloat16 can tell apart; and not as float32 does."""
-    asked = [job(problem, "momentum", lr=0.01, dtype=dtype, batch=8, evaluations=1) for dtype in ("bfloat16-mixed", "float32")]
+    asked = [
+        job(problem, "momentum", lr=0.01, dtype=dtype, batch=8, evaluations=1)
+        for dtype in ("bfloat16-mixed", "float32")
+    ]
     (made,), (plain,) = (lanes.run([one]) for one in asked)
     alone = engines.run(asked[0])
     np.testing.assert_allclose(made.rows[:, LOSS], alone.rows[:, LOSS], rtol=5e-3)
@@ -132,7 +181,18 @@ def test_lanes_compute_under_autocast_as_the_loop_does(problem):
 @pytest.mark.parametrize("method", CLIPS)
 def test_every_clip_agrees_with_the_loop_on_matrices_and_vectors(method):
     """A network of six tensors, over steps of which the clip shortens some."""
-    asked = [job("wdbc", "momentum", (method, CLIPS[method]), lr=0.02, seed=seed, steps=30, dtype="float64") for seed in (0, 1)]
+    asked = [
+        job(
+            "wdbc",
+            "momentum",
+            (method, CLIPS[method]),
+            lr=0.02,
+            seed=seed,
+            steps=30,
+            dtype="float64",
+        )
+        for seed in (0, 1)
+    ]
     for made, one in zip(lanes.run(asked), asked, strict=True):
         agree(made, engines.run(one))
         assert (made.rows[:, CHANGED] > 0).any() == (method != "none")
@@ -141,8 +201,19 @@ def test_every_clip_agrees_with_the_loop_on_matrices_and_vectors(method):
 def test_every_lane_has_plain_numbers_of_its_own():
     """Of the optimizer, the clip and the learning rate: one structure, and no two lanes alike."""
     asked = [
-        job("wdbc", ("adam", {"beta1": beta, "beta2": 0.99 - beta / 10}), ("norm", {"max_norm": most}), lr=lr, dtype="float64")
-        for beta, most, lr in [(0.9, 0.1, 0.01), (0.5, 0.1, 0.01), (0.9, 0.02, 0.01), (0.9, 0.1, 0.03)]
+        job(
+            "wdbc",
+            ("adam", {"beta1": beta, "beta2": 0.99 - beta / 10}),
+            ("norm", {"max_norm": most}),
+            lr=lr,
+            dtype="float64",
+        )
+        for beta, most, lr in [
+            (0.9, 0.1, 0.01),
+            (0.5, 0.1, 0.01),
+            (0.9, 0.02, 0.01),
+            (0.9, 0.1, 0.03),
+        ]
     ]
     assert len({Structure.of(one) for one in asked}) == 1
     made = lanes.run(asked)
@@ -171,7 +242,10 @@ def test_what_is_not_trained_is_each_seeds_own():
             return self.last((self.first(inputs) + self.shift).relu())
 
     on_cancer("frozen", Frozen)
-    asked = [job("frozen", "momentum", ("layer", {"max_norm": 0.05}), seed=seed, dtype="float64") for seed in (0, 1, 1, 2)]
+    asked = [
+        job("frozen", "momentum", ("layer", {"max_norm": 0.05}), seed=seed, dtype="float64")
+        for seed in (0, 1, 1, 2)
+    ]
     for made, one in zip(lanes.run(asked), asked, strict=True):
         agree(made, engines.run(one))
 
@@ -185,7 +259,9 @@ def test_seeds_may_draw_splits_of_different_sizes():
         def data(self, generator):
             found = registry.build("workload", "wdbc", {}).data(generator)
             size = 40 + int(torch.randint(3, (), generator=generator))
-            return {split: (inputs[:size], targets[:size]) for split, (inputs, targets) in found.items()}
+            return {
+                split: (inputs[:size], targets[:size]) for split, (inputs, targets) in found.items()
+            }
 
         def model(self):
             return nn.Linear(30, 2)
@@ -200,7 +276,7 @@ def test_seeds_may_draw_splits_of_different_sizes():
         agree(made, engines.run(one))
 
 
-# ------------------------------------------------------------------------------------------------------------------ independence
+# ------------------------------------------------------------------------------------- independence
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -239,7 +315,8 @@ sys.path.insert(0, sys.argv[1])
 import test_lanes
 from clipbench.engines import lanes
 for dtype in ("float32", "float64"):
-    together = lanes.Lanes([test_lanes.job(("temporal-order", {"width": 5, "length": 6}), lr=1.0, dtype=dtype)] * 32)
+    problem = "temporal-order", {"width": 5, "length": 6}
+    together = lanes.Lanes([test_lanes.job(problem, lr=1.0, dtype=dtype)] * 32)
     together.weights *= 10  # so that there is something to round
     for _ in range(12):
         together.step(*together.draw())
@@ -248,8 +325,14 @@ for dtype in ("float32", "float64"):
 
 
 def test_a_lane_of_odd_width_has_the_same_bits_at_every_place_where_mkl_is_told_to_be_strict():
-    """Weights of 5×5 numbers: the lanes' matrices begin at addresses of different alignment, which MKL heeds by default."""
-    environment = {**os.environ, "MKL_CBWR": "AUTO,STRICT", "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
+    """Weights of 5×5 numbers: the lanes' matrices begin at addresses of different alignment,
+    which MKL heeds by default.
+    """
+    environment = {
+        **os.environ,
+        "MKL_CBWR": "AUTO,STRICT",
+        "PYTHONPATH": os.pathsep.join(place for place in sys.path if place),
+    }
     command = [sys.executable, "-c", ODD, str(Path(__file__).parent)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "float32 True\nfloat64 True\n"
@@ -273,11 +356,13 @@ def test_records_come_in_the_order_that_was_asked_for():
     assert [made.job for made in lanes.run(asked)] == asked
 
 
-# -------------------------------------------------------------------------------------------------------------------- divergence
+# --------------------------------------------------------------------------------------- divergence
 
 
 def test_a_diverged_lane_is_recorded_as_the_loop_does():
-    """The curve up to and with its first non-finite step, events, verdict; and the evaluations before it alone."""
+    """The curve up to and with its first non-finite step, events, verdict; and the evaluations
+    before it alone.
+    """
     asked = [job("wdbc", lr=lr, dtype="float64") for lr in (1e20, 1e100, 1e250, 0.01)]
     made = lanes.run(asked)
     for found, one in zip(made, asked, strict=True):
@@ -292,7 +377,9 @@ def test_a_diverged_lane_is_recorded_as_the_loop_does():
 
 @pytest.mark.parametrize("evaluations", [1, 3, 20])
 def test_a_lane_ends_with_its_first_non_finite_step_however_rarely_one_looks(evaluations):
-    """‖x‖²/2 in float32 at learning rates of 3 and 5 is 2ⁿ and 4ⁿ to the power of two, over two: as counted for the loop."""
+    """‖x‖²/2 in float32 at learning rates of 3 and 5 is 2ⁿ and 4ⁿ to the power of two, over two:
+    as counted for the loop.
+    """
 
     @workload("half-square")
     class Half:
@@ -309,7 +396,9 @@ def test_a_lane_ends_with_its_first_non_finite_step_however_rarely_one_looks(eva
         def model(self):
             return HalfSquare(1.0)
 
-    asked = [job("half-square", lr=lr, steps=100, evaluations=evaluations) for lr in (3.0, 5.0, 0.5)]
+    asked = [
+        job("half-square", lr=lr, steps=100, evaluations=evaluations) for lr in (3.0, 5.0, 0.5)
+    ]
     made = lanes.run(asked)
     assert [len(found.rows) for found in made] == [65, 33, 100]
     for found, one in zip(made, asked, strict=True):
@@ -324,7 +413,9 @@ def test_a_lane_ends_with_its_first_non_finite_step_however_rarely_one_looks(eva
     [("wdbc", 3, 9, 12, 3), ("wdbc", 1, 5, 6, 2), ("cosh", 4, 30, 64, 32)],
     ids=["three of twelve", "the last of six", "four of 34, in whole registers"],
 )
-def test_lanes_go_on_without_those_that_ended_and_with_the_same_bits(problem, live, ended, before, after, monkeypatch):
+def test_lanes_go_on_without_those_that_ended_and_with_the_same_bits(
+    problem, live, ended, before, after, monkeypatch
+):
     kept = []
     keep = lanes.Lanes.keep
 
@@ -339,7 +430,9 @@ def test_lanes_go_on_without_those_that_ended_and_with_the_same_bits(problem, li
     asked = [*lost[: ended // 2], *going, *lost[ended // 2 :]]
     made = lanes.run(asked)
     assert kept == [(before, after)]
-    assert [found.verdict.status for found in made] == ["completed" if one in going else "diverged" for one in asked]
+    assert [found.verdict.status for found in made] == [
+        "completed" if one in going else "diverged" for one in asked
+    ]
     apart = lanes.run(going)
     assert kept == [(before, after)]
     assert [bits(found) for found in made[ended // 2 :][:live]] == [bits(found) for found in apart]
@@ -363,7 +456,9 @@ def test_a_state_that_is_the_same_in_every_lane_survives_the_end_of_one():
             return {"begun": torch.zeros(())}
 
         def update(self, grads, state, params):
-            return {name: grad * (1 + state["begun"]) for name, grad in grads.items()}, {"begun": torch.ones(())}
+            return {name: grad * (1 + state["begun"]) for name, grad in grads.items()}, {
+                "begun": torch.ones(())
+            }
 
     first, second, lost = (job("wdbc", "sgd", "begun", lr=lr) for lr in (0.01, 0.02, 1e38))
     expected, _ = lanes.run([first, second])
@@ -372,7 +467,7 @@ def test_a_state_that_is_the_same_in_every_lane_survives_the_end_of_one():
     assert bits(beside) == bits(expected)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 class Branching(nn.Linear):
@@ -385,7 +480,9 @@ class Margin(nn.Linear):
 
     def forward(self, inputs):
         output = super().forward(inputs)
-        return output + functional.multi_margin_loss(output, torch.zeros(len(output), dtype=torch.long))
+        return output + functional.multi_margin_loss(
+            output, torch.zeros(len(output), dtype=torch.long)
+        )
 
 
 class Recurrent(nn.Module):
@@ -402,7 +499,10 @@ REFUSED = {
         lambda: nn.Sequential(nn.Linear(30, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)),
         "changes its buffers|inplace|in-place",
     ),
-    "dropout": (lambda: nn.Sequential(nn.Linear(30, 4), nn.Dropout(0.5), nn.Linear(4, 2)), "random"),
+    "dropout": (
+        lambda: nn.Sequential(nn.Linear(30, 4), nn.Dropout(0.5), nn.Linear(4, 2)),
+        "random",
+    ),
     "a branch": (lambda: Branching(30, 2), "data-dependent"),
     "an LSTM": (Recurrent, "performance drop"),
     "lane by lane": (lambda: Margin(30, 2), "performance drop"),
@@ -425,7 +525,11 @@ def test_a_network_that_cannot_have_lanes_is_refused_in_one_sentence_and_left_to
 def test_an_optimizer_without_a_pure_rule_is_refused_by_name():
     one = replace(cell(steps=3), optimizer=Part("torch.optim.NAdam", 1, {}))
     with pytest.raises(
-        NoLanes, match=r'^optimizer "torch.optim.NAdam" has no pure rule, which lanes need, and runs in the loop only$'
+        NoLanes,
+        match=(
+            r'^optimizer "torch.optim.NAdam" has no pure rule, which lanes need, and runs in the '
+            r"loop only$"
+        ),
     ):
         lanes.run([Job(one, {}), Job(replace(one, seed=1), {})])
     assert engines.run(Job(one, {})).failure is None
@@ -437,10 +541,14 @@ def test_a_clip_that_branches_on_its_number_is_refused_by_name():
         limit: Positive = 1.0
 
         def update(self, grads, state, params):
-            return ({name: grad / 2 for name, grad in grads.items()} if self.limit > 1 else dict(grads)), state
+            return (
+                {name: grad / 2 for name, grad in grads.items()} if self.limit > 1 else dict(grads)
+            ), state
 
     one = job("wdbc", "sgd", "choosy", steps=3)
-    with pytest.raises(NoLanes, match=r'^"sgd \+ choosy" cannot be one program of many lanes \(.*data-dependent'):
+    with pytest.raises(
+        NoLanes, match=r'^"sgd \+ choosy" cannot be one program of many lanes \(.*data-dependent'
+    ):
         lanes.run([one, one])
     assert engines.run(one).failure is None
 
@@ -455,25 +563,33 @@ def test_a_clip_whose_state_changes_its_form_is_refused_by_name():
             return grads, {"seen": [*state["seen"], next(iter(grads.values())).sum()]}
 
     one = job("wdbc", "sgd", "growing", steps=3)
-    with pytest.raises(NoLanes, match=r'^"sgd \+ growing" cannot .* the state changes its form from step to step'):
+    with pytest.raises(
+        NoLanes, match=r'^"sgd \+ growing" cannot .* the state changes its form from step to step'
+    ):
         lanes.run([one, one])
     assert engines.run(one).failure is None
 
 
-# ------------------------------------------------------------------------------------------------------------------- arrangement
+# -------------------------------------------------------------------------------------- arrangement
 
 KINDS = [Structure(name, (), "none", (), (1, 1)) for name in ("sgd", "momentum", "adam")]
 GRAINS = st.dictionaries(st.sampled_from([None, *KINDS]), st.sampled_from([1, GRAIN]))
 
 
-@given(structures=st.lists(st.sampled_from(KINDS), min_size=1, max_size=70), grain=GRAINS, fewest=st.integers(1, 40))
+@given(
+    structures=st.lists(st.sampled_from(KINDS), min_size=1, max_size=70),
+    grain=GRAINS,
+    fewest=st.integers(1, 40),
+)
 def test_lanes_are_arranged_by_structure_and_padded_to_what_each_wants(structures, grain, fewest):
     order = lanes.arranged(structures, grain, fewest)
     assert set(order) == set(range(len(structures)))
     assert len(order) >= max(fewest, lanes.FEWEST_LANES)
     assert len(order) % grain.get(None, 1) == 0
     found = [structures[number] for number in order]
-    begins = [place for place in range(len(found)) if place == 0 or found[place] != found[place - 1]]
+    begins = [
+        place for place in range(len(found)) if place == 0 or found[place] != found[place - 1]
+    ]
     assert len(begins) == len(set(structures))
     for begin, end in zip(begins, [*begins[1:], len(found)], strict=True):
         wanted = grain.get(found[begin], 1)
@@ -495,7 +611,9 @@ def test_whole_registers_of_lanes_where_they_are_wanted(cells, expected):
 
 
 def test_a_clip_with_an_exponential_has_whole_registers_to_itself():
-    """wdbc wants none, the clip does: its lanes begin the whole, at multiples of 32, and have the same bits anywhere."""
+    """wdbc wants none, the clip does: its lanes begin the whole, at multiples of 32, and have
+    the same bits anywhere.
+    """
 
     @clip("soft")
     class Soft:
@@ -505,36 +623,54 @@ def test_a_clip_with_an_exponential_has_whole_registers_to_itself():
             return {name: grad.tanh() * self.limit for name, grad in grads.items()}, state
 
     asked = [
-        job("wdbc", "sgd", method, lr=lr, steps=5) for lr in (0.01, 0.02, 0.03) for method in ("none", ("soft", {"limit": 0.5}))
+        job("wdbc", "sgd", method, lr=lr, steps=5)
+        for lr in (0.01, 0.02, 0.03)
+        for method in ("none", ("soft", {"limit": 0.5}))
     ]
     made = lanes.run(asked)
     together, order = lanes.begin(asked)
-    assert [(part.begin, part.end, part.structure.clip) for part in together.segments] == [(0, 32, "soft"), (32, 35, "none")]
+    assert [(part.begin, part.end, part.structure.clip) for part in together.segments] == [
+        (0, 32, "soft"),
+        (32, 35, "none"),
+    ]
     assert sorted(set(order)) == [*range(6)]
     for found, one in zip(made, asked, strict=True):
         assert bits(lanes.run([one])[0]) == bits(found)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- compiled
+# ----------------------------------------------------------------------------------------- compiled
 
 
 def test_the_program_that_is_compiled_computes_what_its_parts_do(monkeypatch):
-    """Here left as it is, without a compiler; the first cells of a process and the next ones alike."""
+    """Here left as it is, without a compiler; the first cells of a process and the next ones
+    alike.
+    """
     monkeypatch.setattr(program, "compiled", lambda graph: graph)
     problem = ("wdbc", {"width": 8})  # nobody else's: programs are remembered
     asked = [
-        job(problem, "momentum", ("norm", {"max_norm": 0.1}), lr=0.01 * (1 + n), seed=n % 2, dtype="float64") for n in range(3)
+        job(
+            problem,
+            "momentum",
+            ("norm", {"max_norm": 0.1}),
+            lr=0.01 * (1 + n),
+            seed=n % 2,
+            dtype="float64",
+        )
+        for n in range(3)
     ]
     first, second = (lanes.run(asked, compiled=True) for _ in range(2))
     assert [bits(made) for made in second] == [bits(made) for made in first]
     for made, expected in zip(first, lanes.run(asked), strict=True):
         assert np.array_equal(made.rows[:, LOSS], expected.rows[:, LOSS])
-        np.testing.assert_allclose(made.rows, expected.rows, rtol=1e-13)  # sums of squares, taken in another order
+        # sums of squares, taken in another order
+        np.testing.assert_allclose(made.rows, expected.rows, rtol=1e-13)
         assert bits(made)[1:] == bits(expected)[1:]
 
 
 def test_a_state_that_hands_on_what_was_is_not_overwritten_before_it_is_read(monkeypatch):
-    """The compiled program changes states in place: a clip that gives the gradient before the last one."""
+    """The compiled program changes states in place: a clip that gives the gradient before the
+    last one.
+    """
     monkeypatch.setattr(program, "compiled", lambda graph: graph)
 
     @clip("late")
@@ -547,7 +683,10 @@ def test_a_state_that_hands_on_what_was_is_not_overwritten_before_it_is_read(mon
         def update(self, grads, state, params):
             return state["last"], {"now": grads, "last": state["now"]}
 
-    asked = [job(("wdbc", {"width": 9}), "sgd", "late", lr=0.1 * (1 + n), dtype="float64") for n in range(2)]
+    asked = [
+        job(("wdbc", {"width": 9}), "sgd", "late", lr=0.1 * (1 + n), dtype="float64")
+        for n in range(2)
+    ]
     for made, one in zip(lanes.run(asked, compiled=True), asked, strict=True):
         assert made.engine == "batched, compiled"
         agree(made, engines.run(one))
@@ -555,12 +694,18 @@ def test_a_state_that_hands_on_what_was_is_not_overwritten_before_it_is_read(mon
 
 @pytest.mark.parametrize(
     "rules",
-    [("sgd", ("value", {"max_value": 0.01})), ("momentum", ("norm", {"max_norm": 0.1})), ("adam", ("layer", {"max_norm": 0.05}))],
+    [
+        ("sgd", ("value", {"max_value": 0.01})),
+        ("momentum", ("norm", {"max_norm": 0.1})),
+        ("adam", ("layer", {"max_norm": 0.05})),
+    ],
     ids=["sgd + value", "momentum + norm", "adam + layer"],
 )
 def test_the_last_row_of_a_diverged_run_is_the_loops(rules):
     """Where a clip was handed a NaN, which it multiplies here in one order and there in another."""
-    asked = [job(("wdbc", {"width": 8}), *rules, lr=1e200 * (1 + n), dtype="float64") for n in range(2)]
+    asked = [
+        job(("wdbc", {"width": 8}), *rules, lr=1e200 * (1 + n), dtype="float64") for n in range(2)
+    ]
     for made, one in zip(lanes.run(asked), asked, strict=True):
         assert math.isnan(made.rows[-1, GRAD_NORM])
         agree(made, engines.run(one))
@@ -577,7 +722,9 @@ def test_a_rule_may_keep_the_parameters_it_is_handed():
             return {"last": params}
 
         def update(self, grads, state, params):
-            direction = trees.map(lambda g, p, last: g - self.share * (p - last), grads, params, state["last"])
+            direction = trees.map(
+                lambda g, p, last: g - self.share * (p - last), grads, params, state["last"]
+            )
             return direction, {"last": params}
 
     @clip("near")
@@ -590,7 +737,12 @@ def test_a_rule_may_keep_the_parameters_it_is_handed():
             return {"start": params}
 
         def update(self, grads, state, params):
-            return trees.map(lambda g, p, start: g * (1 + (p - start).abs() / self.limit), grads, params, state["start"]), state
+            return trees.map(
+                lambda g, p, start: g * (1 + (p - start).abs() / self.limit),
+                grads,
+                params,
+                state["start"],
+            ), state
 
     for rules in (("heavy", "none"), ("heavy", "near")):
         asked = [job("wdbc", *rules, lr=0.1 * (1 + n), dtype="float64") for n in range(2)]
@@ -601,7 +753,11 @@ def test_a_rule_may_keep_the_parameters_it_is_handed():
 def test_a_loss_may_hold_tensors_of_its_own():
     """The weights of its classes, which no program is given."""
     shares = torch.tensor([0.3, 0.7], dtype=torch.float64)
-    on_cancer("weighed", lambda: nn.Linear(30, 2), lambda output, target: functional.cross_entropy(output, target, shares))
+    on_cancer(
+        "weighed",
+        lambda: nn.Linear(30, 2),
+        lambda output, target: functional.cross_entropy(output, target, shares),
+    )
     asked = [job("weighed", seed=seed, dtype="float64") for seed in range(2)]
     for made, one in zip(lanes.run(asked), asked, strict=True):
         agree(made, engines.run(one))
@@ -624,27 +780,46 @@ class Masked(nn.Linear):
 
 
 def test_what_is_made_at_the_first_call_and_kept_is_no_part_of_a_trace():
-    """By the loss and by the module: a trace of tensors without memory would leave it broken, for the loop too."""
+    """By the loss and by the module: a trace of tensors without memory would leave it broken,
+    for the loop too.
+    """
     shares_of.cache_clear()
     on_cancer(
-        "kept", lambda: Masked(30, 2), lambda output, target: functional.cross_entropy(output, target, shares_of(output.dtype))
+        "kept",
+        lambda: Masked(30, 2),
+        lambda output, target: functional.cross_entropy(output, target, shares_of(output.dtype)),
     )
     asked = [job("kept", seed=seed, dtype="float64") for seed in range(2)]
     for made, one in zip(lanes.run(asked), asked, strict=True):
         agree(made, engines.run(one))
 
 
-compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs a C++ compiler, and there is no g++ here")
+compiler = pytest.mark.skipif(
+    shutil.which("g++") is None,
+    reason="torch's compiler needs a C++ compiler, and there is no g++ here",
+)
 
 
 @compiler
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself
 def test_compiled_lanes_agree_with_those_as_they_are():
-    asked = [job("wdbc", "momentum", ("norm", {"max_norm": 0.1}), lr=0.01 * (1 + n), seed=n % 2, dtype="float64") for n in range(4)]
+    asked = [
+        job(
+            "wdbc",
+            "momentum",
+            ("norm", {"max_norm": 0.1}),
+            lr=0.01 * (1 + n),
+            seed=n % 2,
+            dtype="float64",
+        )
+        for n in range(4)
+    ]
     for found, expected in zip(lanes.run(asked, compiled=True), lanes.run(asked), strict=True):
         assert (found.engine, expected.engine) == ("batched, compiled", "batched")
         np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-9, atol=1e-9)
-        assert [seen[:3] for seen in found.evaluations] == [seen[:3] for seen in expected.evaluations]
+        assert [seen[:3] for seen in found.evaluations] == [
+            seen[:3] for seen in expected.evaluations
+        ]
         values = [[one.value for one in made.evaluations] for made in (found, expected)]
         np.testing.assert_allclose(*values, rtol=1e-9, atol=1e-9)
         assert found.verdict == expected.verdict

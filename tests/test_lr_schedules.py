@@ -26,11 +26,25 @@ def by_torch(build, steps=STEPS):
     [
         ("constant", lambda opt: lr_scheduler.ConstantLR(opt, factor=1.0)),
         ("cosine", lambda opt: lr_scheduler.CosineAnnealingLR(opt, T_max=STEPS)),
-        ("cosine(floor=0.1)", lambda opt: lr_scheduler.CosineAnnealingLR(opt, T_max=STEPS, eta_min=0.1)),
+        (
+            "cosine(floor=0.1)",
+            lambda opt: lr_scheduler.CosineAnnealingLR(opt, T_max=STEPS, eta_min=0.1),
+        ),
         ("polynomial", lambda opt: lr_scheduler.PolynomialLR(opt, total_iters=STEPS, power=0.9)),
-        ("polynomial(power=2.0)", lambda opt: lr_scheduler.PolynomialLR(opt, total_iters=STEPS, power=2.0)),
-        ("step", lambda opt: lr_scheduler.MultiStepLR(opt, milestones=[STEPS // 2, 3 * STEPS // 4], gamma=0.1)),
-        ("step(first=0.25, second=1.0, factor=0.5)", lambda opt: lr_scheduler.MultiStepLR(opt, milestones=[STEPS // 4], gamma=0.5)),
+        (
+            "polynomial(power=2.0)",
+            lambda opt: lr_scheduler.PolynomialLR(opt, total_iters=STEPS, power=2.0),
+        ),
+        (
+            "step",
+            lambda opt: lr_scheduler.MultiStepLR(
+                opt, milestones=[STEPS // 2, 3 * STEPS // 4], gamma=0.1
+            ),
+        ),
+        (
+            "step(first=0.25, second=1.0, factor=0.5)",
+            lambda opt: lr_scheduler.MultiStepLR(opt, milestones=[STEPS // 4], gamma=0.5),
+        ),
         ("warm-up", lambda opt: lr_scheduler.LinearLR(opt, start_factor=1 / 4, total_iters=3)),
     ],
 )
@@ -61,11 +75,39 @@ def test_one_schedule_has_one_spelling():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("cosin", 'here: there is no schedule "cosin". Did you mean cosine? There are: constant, warm-up, '),
-        ("cosine(flor=0.1)", 'here: the schedule "cosine" has no setting `flor`. It has: warm_up (number from 0 to 1), floor'),
-        ("cosine(floor=2)", 'here: the schedule "cosine" setting `floor` is 2.0, and must be a number from 0 to 1.'),
-        ("cosine(floor=low)", "here: the schedule \"cosine\" setting `floor` is 'low', and must be a number from 0 to 1."),
-        ("cosine(floor)", "here: the schedule \"cosine\" setting `floor` is '', and must be a number from 0 to 1."),
+        (
+            "cosin",
+            (
+                'here: there is no schedule "cosin". Did you mean cosine? There are: constant, '
+                "warm-up, "
+            ),
+        ),
+        (
+            "cosine(flor=0.1)",
+            (
+                'here: the schedule "cosine" has no setting `flor`. It has: warm_up (number '
+                "from 0 to "
+                "1), floor"
+            ),
+        ),
+        (
+            "cosine(floor=2)",
+            'here: the schedule "cosine" setting `floor` is 2.0, and must be a number from 0 to 1.',
+        ),
+        (
+            "cosine(floor=low)",
+            (
+                "here: the schedule \"cosine\" setting `floor` is 'low', and must be a number "
+                "from 0 to 1."
+            ),
+        ),
+        (
+            "cosine(floor)",
+            (
+                "here: the schedule \"cosine\" setting `floor` is '', and must be a number "
+                "from 0 to 1."
+            ),
+        ),
         ("cosine(0.1", 'here: there is no schedule "cosine(0.1".'),
         ("polynomial(power=nan)", 'here: the schedule "polynomial" setting `power` is nan'),
     ],

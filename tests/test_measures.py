@@ -18,7 +18,15 @@ from clipbench import engines, measures, protocol, registry, schema, study
 from clipbench.measures import MEASURES, PRODUCTS, Taken, square
 from clipbench.store import Store
 
-PAGE = study_page("wdbc", "momentum", {"none": {}, "norm": {"max_norm": 0.1}}, steps=12, batch=8, evaluations=3, lr=[0.01, 0.03])
+PAGE = study_page(
+    "wdbc",
+    "momentum",
+    {"none": {}, "norm": {"max_norm": 0.1}},
+    steps=12,
+    batch=8,
+    evaluations=3,
+    lr=[0.01, 0.03],
+)
 
 # The one entry: how far the gradient turned since the step before.
 TURNED = """
@@ -31,7 +39,7 @@ MEASURES += (
     Measure(
         "turned",
         "ratio",
-        "cosine between this step's raw gradient and that of the step before; NaN at step 0, and of a zero",
+        "cosine between this step's raw gradient and the last; NaN at step 0, and of a zero",
         (square(RAW), square(last(RAW)), inner(RAW, last(RAW)), peak(RAW)),
         _turned,
         later=True,
@@ -43,7 +51,9 @@ END_OF_TABLE = "COLUMNS = tuple("
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
-    """What `one_more` sees: a study is written here, and the rest is done where the table has one entry more."""
+    """What `one_more` sees: a study is written here, and the rest is done where the table has
+    one entry more.
+    """
     folder = tmp_path_factory.mktemp("measured")
     registry.load_packaged()
     page = study.parse("measured", PAGE, folder)
@@ -51,7 +61,9 @@ def said(tmp_path_factory):
     with older.claim():
         protocol.run(page, older, protocol.Options(engine="loop", workers=1, throughput=False))
     package = folder / "with" / "clipbench"
-    shutil.copytree(Path(clipbench.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(clipbench.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
     table = package / "measures.py"
     text = table.read_text(encoding="utf-8")
     assert text.count(END_OF_TABLE) == 1
@@ -60,7 +72,9 @@ def said(tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}
     command = [sys.executable, one_more.__file__, str(folder), str(folder / "page.toml")]
     # Workers import from where they begin.
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -97,7 +111,7 @@ def test_rows_older_than_a_measure_are_null_in_it_and_hold(said):
     assert matches, sentence
 
 
-# -------------------------------------------------------------------------------------------------------------------- the table
+# ---------------------------------------------------------------------------------------- the table
 
 
 def test_the_stored_columns_are_those_of_the_table_and_old_files_have_them_in_this_order():
@@ -118,7 +132,9 @@ def test_the_stored_columns_are_those_of_the_table_and_old_files_have_them_in_th
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
 def test_a_measure_needs_what_it_says_and_no_more(measure):
-    """Each is worked out from its own products alone, and every one of them matters to it, or to whether it is known."""
+    """Each is worked out from its own products alone, and every one of them matters to it, or to
+    whether it is known.
+    """
     some = {product: np.array([1 / (2 + place)]) for place, product in enumerate(measure.needs)}
 
     def derived(products):
@@ -127,10 +143,16 @@ def test_a_measure_needs_what_it_says_and_no_more(measure):
 
     assert np.isfinite(derived(some)).all()
     for product in measure.needs:
-        others = [derived({**some, product: np.array([other])}) for other in (0.0, 40.0, np.nan, np.inf)]
-        assert any(not np.array_equal(other, derived(some), equal_nan=True) for other in others), product
+        others = [
+            derived({**some, product: np.array([other])}) for other in (0.0, 40.0, np.nan, np.inf)
+        ]
+        assert any(not np.array_equal(other, derived(some), equal_nan=True) for other in others), (
+            product
+        )
 
 
 def test_what_has_a_peak_is_squared():
     """Where squares stayed in range the engines take the peak for zero."""
-    assert {square(product.left) for product in PRODUCTS if product.kind == measures.PEAK} <= set(PRODUCTS)
+    assert {square(product.left) for product in PRODUCTS if product.kind == measures.PEAK} <= set(
+        PRODUCTS
+    )

@@ -1,4 +1,6 @@
-"""What somebody new meets: why cells failed, how far a run is, what it may become, and words for what does not fit."""
+"""What somebody new meets: why cells failed, how far a run is, what it may become, and words for
+what does not fit.
+"""
 
 import os
 import signal
@@ -50,7 +52,10 @@ def page(tmp_path):
 
     def write(acts, *changes, clip="act"):
         (tmp_path / "mine.py").write_text(MINE)
-        text = PAGE.replace("use = []", 'use = ["mine.py"]') + f'\n[[clip]]\nname = "mine"\n{clip} = {acts}\n'
+        text = (
+            PAGE.replace("use = []", 'use = ["mine.py"]')
+            + f'\n[[clip]]\nname = "mine"\n{clip} = {acts}\n'
+        )
         for old, new in changes:
             assert old in text
             text = text.replace(old, new)
@@ -64,7 +69,7 @@ def run(page, folder, *options):
     return clipbench("run", page, "--out", folder, "--no-throughput", "--engine", "loop", *options)
 
 
-# ------------------------------------------------------------------------------------------------------------------ failures
+# ----------------------------------------------------------------------------------------- failures
 
 
 def test_the_reasons_of_failed_cells_end_the_output_and_their_tracebacks_are_kept(page, tmp_path):
@@ -80,13 +85,20 @@ def test_the_reasons_of_failed_cells_end_the_output_and_their_tracebacks_are_kep
     assert not (tmp_path / "out" / "failures").exists()
 
 
-def test_nothing_is_chosen_while_a_seed_was_lost_to_a_kill_and_the_next_run_chooses(page, tmp_path, monkeypatch):
-    """By somebody else: were it chosen without that seed, other cells would be reported on than in an undisturbed run."""
+def test_nothing_is_chosen_while_a_seed_was_lost_to_a_kill_and_the_next_run_chooses(
+    page, tmp_path, monkeypatch
+):
+    """By somebody else: were it chosen without that seed, other cells would be reported on than
+    in an undisturbed run.
+    """
     folder = tmp_path / "out"
     result = run(page([1.0, 3.0]), folder)
     assert result.exit_code == 1
     [note] = result.stderr.splitlines()
-    assert note.startswith("clipbench: 2 cells of sgd + mine on cosh were killed, took too long or ran out of memory: nothing")
+    assert note.startswith(
+        "clipbench: 2 cells of sgd + mine on cosh were killed, took too long or ran out of "
+        "memory: nothing"
+    )
     cells = Store(folder).read("cells")
     assert set(cells.loc[cells["role"] == "report", "arm"]) == {"sgd", "sgd + norm"}
     assert set(cells.loc[cells["extended"], "arm"]) == {"sgd", "sgd + norm"}
@@ -98,7 +110,13 @@ def test_nothing_is_chosen_while_a_seed_was_lost_to_a_kill_and_the_next_run_choo
 def test_a_strangers_fault_in_a_pilot_is_one_sentence_and_its_empty_folder_goes(page, tmp_path):
     mine = page([1.0], clip="relative")
     result = run(mine, tmp_path / "new" / "out")
-    assert refused(result, "the pilot of cosh, batch 8, cpu, float32 failed at mine.py, line 18: ValueError: no size today.")
+    assert refused(
+        result,
+        (
+            "the pilot of cosh, batch 8, cpu, float32 failed at mine.py, line 18: ValueError: no "
+            "size today."
+        ),
+    )
     assert not (tmp_path / "new").exists()
     (tmp_path / "kept").mkdir()
     assert refused(run(mine, tmp_path / "kept"))
@@ -116,12 +134,22 @@ def test_a_bug_of_ours_is_a_traceback_and_exit_70(page, tmp_path, monkeypatch):
     assert result.stderr.endswith("Bug: the pilot has met a mistake\n")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["interrupt", "terminate"])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+    ids=["interrupt", "terminate"],
+)
 def test_an_interruption_while_the_command_imports_is_one_sentence(page, tmp_path, number, code):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     started = tmp_path / "started"
-    hook = "import sys, pathlib; sys.argv[1:] = ['run', 'quick', '--out', 'out']; import clipbench.cli.leaving as l\n"
-    hook += f"real = l._import\nl._import = lambda m: (pathlib.Path({str(started)!r}).touch(), real(m))\n"
+    hook = (
+        "import sys, pathlib; sys.argv[1:] = ['run', 'quick', '--out', 'out']; import "
+        "clipbench.cli.leaving as l\n"
+    )
+    hook += (
+        f"real = l._import\nl._import = lambda m: (pathlib.Path({str(started)!r}).touch(), "
+        f"real(m))\n"
+    )
     hook += "from clipbench.__main__ import main; main()"
     with subprocess.Popen(
         [sys.executable, "-c", hook],
@@ -140,7 +168,7 @@ def test_an_interruption_while_the_command_imports_is_one_sentence(page, tmp_pat
     assert command.returncode == code
 
 
-# ------------------------------------------------------------------------------------------------------------------ the outlook
+# -------------------------------------------------------------------------------------- the outlook
 
 
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch, capsys):
@@ -163,7 +191,9 @@ def test_a_study_may_leave_its_axes_as_they_are(page, tmp_path):
     cells = Store(tmp_path / "short").read("cells")
     assert not cells["extended"].any()
     assert set(cells["role"]) == {"select", "report"}
-    assert set(cells.loc[cells["role"] == "select", "cell"]) <= set(Store(tmp_path / "plain").read("cells")["cell"])
+    assert set(cells.loc[cells["role"] == "select", "cell"]) <= set(
+        Store(tmp_path / "plain").read("cells")["cell"]
+    )
 
 
 def test_the_outlook_bounds_what_a_run_becomes(page, tmp_path):
@@ -182,7 +212,9 @@ def test_the_outlook_bounds_what_a_run_becomes(page, tmp_path):
 def test_a_plan_does_not_write_out_its_seeds(page, monkeypatch):
     """Of 100,000 seeds it would take half a minute: no cell is made beside one for each setting."""
     rate = Choice("loop", rates={"loop": 1e-4})
-    monkeypatch.setattr("clipbench.execute.calls", lambda _, works, __: ((key, rate) for key in works))
+    monkeypatch.setattr(
+        "clipbench.execute.calls", lambda _, works, __: ((key, rate) for key in works)
+    )
     text = page([1.0], ("select = 1", "select = 100000")).read_text()
     asked = protocol.plan(study.parse("tiny", text, page([1.0]).parent))
     monkeypatch.setattr(protocol.Plan, "cells", None)
@@ -192,14 +224,18 @@ def test_a_plan_does_not_write_out_its_seeds(page, monkeypatch):
     assert len(asked.templates) == 6
 
 
-# ------------------------------------------------------------------------------------------------------------------ words
+# -------------------------------------------------------------------------------------------- words
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
         ("steps = 8", "step = 8", "there is no setting `step`"),
-        ('[[workload]]\nname = "cosh"', '[[workloads]]\nname = "cosh"', "there is no setting `workloads`"),
+        (
+            '[[workload]]\nname = "cosh"',
+            '[[workloads]]\nname = "cosh"',
+            "there is no setting `workloads`",
+        ),
         ('name = "sgd"', 'nam = "sgd"', "Did you mean it by `nam`?"),
     ],
 )
@@ -226,9 +262,18 @@ class Odd:
     ("found", "words"),
     [
         (None, "`data` returned nothing, and must return a dict"),
-        ({"train": torch.ones(3)}, "`data` returned for train a Tensor of shape (3,), and must return a pair of tensors"),
-        ({"train": (torch.ones(3), [1, 2, 3])}, "for train a tuple of Tensor and list, and must return a pair of tensors"),
-        ({"train": (torch.ones(3),) * 3}, "for train a tuple of Tensor and Tensor and Tensor, and must"),
+        (
+            {"train": torch.ones(3)},
+            "`data` returned for train a Tensor of shape (3,), and must return a pair of tensors",
+        ),
+        (
+            {"train": (torch.ones(3), [1, 2, 3])},
+            "for train a tuple of Tensor and list, and must return a pair of tensors",
+        ),
+        (
+            {"train": (torch.ones(3),) * 3},
+            "for train a tuple of Tensor and Tensor and Tensor, and must",
+        ),
     ],
 )
 def test_data_that_are_no_pair_of_tensors_say_what_came(found, words):
@@ -244,20 +289,29 @@ def test_a_sample_that_is_no_pair_says_so():
         def sample(self, generator):
             return torch.ones(3)
 
-    with pytest.raises(UsageError, match=r'^workload "sampling": `sample` returned a Tensor of shape'):
+    with pytest.raises(
+        UsageError, match=r'^workload "sampling": `sample` returned a Tensor of shape'
+    ):
         next(feed.batches(Sampling(), 0, 8, 1))
 
 
 def test_a_metric_is_a_function_and_not_its_name(tmp_path):
     (tmp_path / "named.py").write_text(
-        "from clipbench import workload\n\n\n@workload('named')\nclass Named:\n    metric = 'dice'\n"
+        "from clipbench import workload\n\n\n@workload('named')\nclass Named:\n    metric = "
+        "'dice'\n"
     )
-    with pytest.raises(UsageError, match=r"""^@workload\("named"\): `metric` is 'dice', and must be a function such as"""):
+    with pytest.raises(
+        UsageError,
+        match=r"""^@workload\("named"\): `metric` is 'dice', and must be a function such as""",
+    ):
         registry.load_file(tmp_path / "named.py")
 
 
 def test_a_number_and_its_noun_agree(page):
-    lone = ("lr = [0.01, 0.03]", "lr = 0.01"), ('[[clip]]\nname = "none"\n\n[[clip]]\nname = "norm"\nmax_norm = 1.0\n', "")
+    lone = (
+        ("lr = [0.01, 0.03]", "lr = 0.01"),
+        ('[[clip]]\nname = "none"\n\n[[clip]]\nname = "norm"\nmax_norm = 1.0\n', ""),
+    )
     said = clipbench("plan", page([1.0], *lone)).stdout
     assert "selection: 1 cell in about 1 shard;" in said
     said = clipbench("plan", page([1.0])).stdout

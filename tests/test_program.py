@@ -1,4 +1,6 @@
-"""Programs: what is traced is what was written, or it is refused with a sentence; grain and memory are those of the graph."""
+"""Programs: what is traced is what was written, or it is refused with a sentence; grain and
+memory are those of the graph.
+"""
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ def drawn(*sizes):
     return torch.randn(*sizes, generator=trees.generator("program", 0, "numbers"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------- truth
+# -------------------------------------------------------------------------------------------- truth
 
 
 def test_a_program_computes_what_its_function_does_on_other_numbers_too():
@@ -52,7 +54,7 @@ def test_one_tensor_given_twice_is_a_mistake_of_the_caller():
         trace(torch.add, (zeros, zeros), "it")
 
 
-# ------------------------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 def branching(weights):
@@ -84,7 +86,13 @@ def raising(_):
         (falling_back, "performance drop"),
         (raising, r"ZeroDivisionError: no, thanks\)$"),
     ],
-    ids=["a branch on a number", "a random draw", "a number taken out", "what vmap runs lane by lane", "an error"],
+    ids=[
+        "a branch on a number",
+        "a random draw",
+        "a number taken out",
+        "what vmap runs lane by lane",
+        "an error",
+    ],
 )
 def test_what_has_no_true_trace_is_refused_in_one_sentence_that_names_it(function, because):
     with pytest.raises(NoLanes, match=because) as refusal:
@@ -129,12 +137,21 @@ def test_a_refused_trace_leaves_the_gradient_mode_and_the_warnings_as_they_were(
         torch.vmap(falling_back)(torch.zeros(2, 4))
 
 
-# ---------------------------------------------------------------------------------------------------------------------- grain
+# -------------------------------------------------------------------------------------------- grain
 
 
 @pytest.mark.parametrize(
     "function",
-    [torch.cosh, torch.exp, torch.tanh, torch.sigmoid, torch.log, lambda x: x**3, lambda x: x**0.5, lambda x: 2**x],
+    [
+        torch.cosh,
+        torch.exp,
+        torch.tanh,
+        torch.sigmoid,
+        torch.log,
+        lambda x: x**3,
+        lambda x: x**0.5,
+        lambda x: 2**x,
+    ],
     ids=["cosh", "exp", "tanh", "sigmoid", "log", "cube", "root", "power of two"],
 )
 def test_an_operation_with_other_bits_outside_a_vector_register_wants_whole_registers(function):
@@ -152,17 +169,31 @@ def test_an_operation_with_other_bits_outside_a_vector_register_wants_whole_regi
         lambda x: x.view(-1, 1) @ x.view(1, -1),
         torch.linalg.vector_norm,
     ],
-    ids=["arithmetic", "square", "relu, root and magnitude", "choices", "a product of matrices", "a norm"],
+    ids=[
+        "arithmetic",
+        "square",
+        "relu, root and magnitude",
+        "choices",
+        "a product of matrices",
+        "a norm",
+    ],
 )
 def test_an_operation_with_the_same_bits_everywhere_wants_none(function):
     assert grain(traced(function)) == 1
 
 
 def test_the_hyperbolic_gradient_of_cosh_is_seen_although_its_name_stands_nowhere():
-    assert grain(traced(torch.vmap(torch.func.grad(lambda x: x.cosh().sum())), torch.zeros(2, 4))) == GRAIN
+    assert (
+        grain(traced(torch.vmap(torch.func.grad(lambda x: x.cosh().sum())), torch.zeros(2, 4)))
+        == GRAIN
+    )
 
 
-@pytest.mark.parametrize(("name", "expected"), [("wdbc", 1), ("digits", 1), ("temporal-order", GRAIN), ("cosh", GRAIN)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("wdbc", 1), ("digits", 1), ("temporal-order", GRAIN), ("cosh", GRAIN)],
+    ids=str,
+)
 def test_the_packaged_networks_of_relu_want_none_and_the_others_whole_registers(name, expected):
     registry.load_packaged()
     settings = {"length": 4} if name == "temporal-order" else {}
@@ -170,15 +201,29 @@ def test_the_packaged_networks_of_relu_want_none_and_the_others_whole_registers(
     model = Model(work, torch.float64, "cpu")
     sampled = work.sample if hasattr(work, "sample") else None
     stream = trees.generator(name, 0, "batches")
-    inputs, targets = sampled(stream, 2) if sampled else (part[:2] for part in work.data(stream)["train"])
+    inputs, targets = (
+        sampled(stream, 2) if sampled else (part[:2] for part in work.data(stream)["train"])
+    )
     inputs = inputs.double()
     given = [torch.stack([part, part]) for part in (model.flat(model.module), inputs, targets)]
     assert grain(trace(torch.vmap(torch.func.grad_and_value(model.loss)), given, name)) == expected
 
 
 def test_what_counts_as_exact_is_the_same_bits_at_any_place_of_a_tensor():
-    """Every operation of one number in `EXACT`, whole against element by element, at lengths that fill no register."""
-    singles = [torch.abs, torch.ceil, torch.floor, torch.neg, torch.reciprocal, torch.relu, torch.round, torch.sign, torch.sqrt]
+    """Every operation of one number in `EXACT`, whole against element by element, at lengths
+    that fill no register.
+    """
+    singles = [
+        torch.abs,
+        torch.ceil,
+        torch.floor,
+        torch.neg,
+        torch.reciprocal,
+        torch.relu,
+        torch.round,
+        torch.sign,
+        torch.sqrt,
+    ]
     singles += [torch.square, torch.trunc, functional.leaky_relu, functional.hardtanh, torch.sgn]
     assert {function.__name__.rpartition(".")[2] for function in singles} <= program.EXACT
     for length in (1, 3, 37):
@@ -188,7 +233,7 @@ def test_what_counts_as_exact_is_the_same_bits_at_any_place_of_a_tensor():
             assert torch.equal(function(numbers), apart), function
 
 
-# --------------------------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 @pytest.mark.parametrize(
@@ -205,7 +250,18 @@ def test_what_counts_as_exact_is_the_same_bits_at_any_place_of_a_tensor():
         (lambda x: torch.cat([x, x, x]), 3),
         (lambda x: (x.double(), x.to(torch.float16)), 2.5),  # elements of eight bytes and of two
     ],
-    ids=["one", "two", "a chain", "a tree", "a sum of three", "results", "in place", "in place, and on", "joined", "other dtypes"],
+    ids=[
+        "one",
+        "two",
+        "a chain",
+        "a tree",
+        "a sum of three",
+        "results",
+        "in place",
+        "in place, and on",
+        "joined",
+        "other dtypes",
+    ],
 )
 def test_the_peak_of_a_program_is_what_one_counts_by_hand(function, tensors):
     assert peak_bytes(traced(function)) == tensors * BYTES
@@ -216,7 +272,9 @@ def test_inputs_and_views_of_them_take_no_memory():
 
 
 def test_a_view_keeps_its_memory_in_use_as_long_as_it_is_read():
-    """The first sum is read at the very end, through a view of a view, and so is there beside the other two."""
+    """The first sum is read at the very end, through a view of a view, and so is there beside
+    the other two.
+    """
 
     def function(x):
         seen = (x + 1).view(2, -1)[:1]
@@ -238,7 +296,9 @@ def test_what_is_written_in_place_is_in_use_until_its_last_reader():
 
 
 def test_all_parts_of_a_result_count():
-    """The largest of each row of a hundred, and where it stands: numbers of four and of eight bytes."""
+    """The largest of each row of a hundred, and where it stands: numbers of four and of eight
+    bytes.
+    """
     graph = traced(lambda x: torch.max(x, 1).values + 1, torch.zeros(10, 100))
     assert peak_bytes(graph) == 10 * 4 + 10 * 8 + 10 * 4
 
@@ -248,12 +308,17 @@ def test_a_program_of_more_lanes_takes_as_much_more_memory():
         return (inputs @ weights.view(8, 8)).relu().square().mean()
 
     lane = torch.vmap(torch.func.grad_and_value(loss))
-    two, six = (peak_bytes(traced(lane, torch.zeros(lanes, 64), torch.zeros(lanes, 5, 8))) for lanes in (2, 6))
+    two, six = (
+        peak_bytes(traced(lane, torch.zeros(lanes, 64), torch.zeros(lanes, 5, 8)))
+        for lanes in (2, 6)
+    )
     assert six == 3 * two > 0
 
 
 def test_the_peak_bounds_the_memory_of_the_tensors_that_are_alive():
-    """Run node by node, each dropped after its last reader; what is then alive at one time is no more than was said."""
+    """Run node by node, each dropped after its last reader; what is then alive at one time is no
+    more than was said.
+    """
     from torch.fx import Interpreter
 
     with trees.seeded("program", 0, "weights"):
@@ -264,10 +329,15 @@ def test_the_peak_bounds_the_memory_of_the_tensors_that_are_alive():
         return torch.func.functional_call(net, weights, (inputs,)).square().mean()
 
     def step(inputs, *leaves):
-        grads = torch.vmap(torch.func.grad(lambda tree, seen: loss(dict(zip(names, tree, strict=True)), seen)))(leaves, inputs)
+        grads = torch.vmap(
+            torch.func.grad(lambda tree, seen: loss(dict(zip(names, tree, strict=True)), seen))
+        )(leaves, inputs)
         return [leaf - grad for leaf, grad in zip(leaves, grads, strict=True)]
 
-    arguments = [torch.zeros(2, 7, 6), *(torch.stack([leaf.detach(), leaf.detach()]) for leaf in names.values())]
+    arguments = [
+        torch.zeros(2, 7, 6),
+        *(torch.stack([leaf.detach(), leaf.detach()]) for leaf in names.values()),
+    ]
     graph = trace(step, arguments, "it")
     mine = {argument.untyped_storage().data_ptr() for argument in arguments}
     seen = []
@@ -278,8 +348,13 @@ def test_the_peak_bounds_the_memory_of_the_tensors_that_are_alive():
             alive = {}
             for value in [*self.env.values(), result]:
                 for tensor in value if isinstance(value, tuple | list) else [value]:
-                    if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in mine:
-                        alive[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                    if (
+                        isinstance(tensor, torch.Tensor)
+                        and tensor.untyped_storage().data_ptr() not in mine
+                    ):
+                        alive[tensor.untyped_storage().data_ptr()] = (
+                            tensor.untyped_storage().nbytes()
+                        )
             seen.append(sum(alive.values()))
             return result
 

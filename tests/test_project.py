@@ -35,17 +35,26 @@ def readme(checkout):
 def environments(checkout):
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(checkout / "tox.ini", encoding="utf-8")
-    return {section.partition(":")[2] for section in tox.sections() if section.startswith("testenv:")}
+    return {
+        section.partition(":")[2] for section in tox.sections() if section.startswith("testenv:")
+    }
 
 
 @pytest.fixture(scope="module")
 def pins(checkout):
-    lines = [line.partition("#")[0].strip() for line in (checkout / "constraints.txt").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        line.partition("#")[0].strip()
+        for line in (checkout / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    ]
     return {canonicalize_name(pin.name): pin for pin in map(Requirement, filter(None, lines))}
 
 
 def requirements(project):
-    return [Requirement(text) for some in (project["dependencies"], *project["optional-dependencies"].values()) for text in some]
+    return [
+        Requirement(text)
+        for some in (project["dependencies"], *project["optional-dependencies"].values())
+        for text in some
+    ]
 
 
 def test_readme_and_contributing_name_environments_that_exist(checkout, readme, environments):
@@ -55,14 +64,17 @@ def test_readme_and_contributing_name_environments_that_exist(checkout, readme, 
 
 
 def test_ci_runs_the_readmes_test_command(checkout, readme):
-    [command] = {line.strip() for line in readme.splitlines() if line.strip().endswith("tox -e tests")}
+    [command] = {
+        line.strip() for line in readme.splitlines() if line.strip().endswith("tox -e tests")
+    }
     assert command in (checkout / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_every_requirement_has_a_pin_that_satisfies_it(project, pins):
     for requirement in requirements(project):
         pin = pins[canonicalize_name(requirement.name)]
-        version = re.fullmatch(r"==([\w.]+)", str(pin.specifier))[1]  # no local label such as +cpu: that is the machine's choice
+        # no local label such as +cpu: that is the machine's choice
+        version = re.fullmatch(r"==([\w.]+)", str(pin.specifier))[1]
         assert requirement.specifier.contains(version), f"{requirement} against {pin}"
 
 
@@ -72,7 +84,9 @@ def test_every_pin_is_bare(pins):
 
 
 def test_every_library_that_is_imported_is_declared(checkout, project):
-    declared = {IMPORTED_AS.get(one.name, one.name.replace("-", "_")) for one in requirements(project)}
+    declared = {
+        IMPORTED_AS.get(one.name, one.name.replace("-", "_")) for one in requirements(project)
+    }
     imported = set()
     for path in (checkout / "clipbench").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -84,7 +98,9 @@ def test_every_library_that_is_imported_is_declared(checkout, project):
 
 
 def test_the_changelog_has_this_version(checkout):
-    headings = re.findall(r"^## (\S+)", (checkout / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    headings = re.findall(
+        r"^## (\S+)", (checkout / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     assert headings[0] == clipbench.__version__
     assert headings == sorted(headings, key=Version, reverse=True)
 
@@ -107,7 +123,9 @@ def test_every_packaged_study_is_a_page_with_a_title(checkout):
 
 
 def test_the_study_that_readme_shows_is_one(tmp_path):
-    """Six learning rates of sgd and three of NAdam, without a clip and at three thresholds, on three seeds."""
+    """Six learning rates of sgd and three of NAdam, without a clip and at three thresholds, on
+    three seeds.
+    """
     cells = study.parse("readme", strangers.STUDY, tmp_path).cells()
     assert len(cells) == (6 + 3) * (1 + 3) * 3
     assert {cell.optimizer.name for cell in cells} == {"sgd", "torch.optim.NAdam"}
@@ -118,33 +136,53 @@ def test_readme_names_the_tables_in_which_a_word_may_stand(readme):
     found = {}
     [table] = re.findall(r"^\| word \| table \|.+?\n\n", readme, flags=re.MULTILINE | re.DOTALL)
     for words, tables in re.findall(r"^\| (`[^|]+`) \| ([^|]+) \|", table, flags=re.MULTILINE):
-        homes = {*places.values()} if tables == "any" else {places[place] for place in tables.split(", ")}
+        homes = (
+            {*places.values()}
+            if tables == "any"
+            else {places[place] for place in tables.split(", ")}
+        )
         found |= dict.fromkeys(re.findall(r"\w+", words), homes)
     assert len(found) >= 10
     assert found == {word: {*vocabulary.HOMES[word]} & {*places.values()} for word in found}
 
 
 def test_contributing_lists_what_a_new_clip_owes_and_nothing_else(checkout):
-    """A clip that nothing else needs is spoken of in its own module, in its test and in the files of the list, and nowhere else."""
+    """A clip that nothing else needs is spoken of in its own module, in its test and in the
+    files of the list, and nowhere else.
+    """
     text = (checkout / "CONTRIBUTING.md").read_text(encoding="utf-8")
     text = text.partition("it owes five things")[2].partition("What each")[0]
     listed = re.findall(r"^\| [^|]+ \| `([^`]+)` \|$", text, re.MULTILINE)
     assert len(listed) == 5
-    places = [*(checkout / name for name in ("clipbench", "tests", "benchmarks", "docs")), checkout / "README.md"]
-    files = [file for place in places for file in ([place] if place.is_file() else place.rglob("*"))]
+    places = [
+        *(checkout / name for name in ("clipbench", "tests", "benchmarks", "docs")),
+        checkout / "README.md",
+    ]
+    files = [
+        file for place in places for file in ([place] if place.is_file() else place.rglob("*"))
+    ]
     spoken = re.compile(r"""["`]z-score["`]|\bZScore\b""")
     found = {
         path.relative_to(checkout).as_posix()
         for path in files
-        if path.suffix in (".py", ".toml", ".json", ".md") and spoken.search(path.read_text(encoding="utf-8"))
+        if path.suffix in (".py", ".toml", ".json", ".md")
+        and spoken.search(path.read_text(encoding="utf-8"))
     }
-    assert found - {"tests/test_project.py"} == {"clipbench/clips/running.py", "tests/test_clips.py", *listed}
+    assert found - {"tests/test_project.py"} == {
+        "clipbench/clips/running.py",
+        "tests/test_clips.py",
+        *listed,
+    }
 
 
 def test_words_defines_what_rows_and_phases_are_called(checkout):
     text = (checkout / "docs" / "words.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", text, flags=re.MULTILINE))
-    for word, terms in (("status", schema.Status), ("outcome", schema.Outcome), ("phase", protocol.PHASES)):
+    for word, terms in (
+        ("status", schema.Status),
+        ("outcome", schema.Outcome),
+        ("phase", protocol.PHASES),
+    ):
         assert [term for term in terms if term not in rows[word]] == []
     assert len(rows) > 30
     assert [name for name in re.findall(r"`task\.(\w+)`", text) if not hasattr(task, name)] == []
@@ -153,9 +191,18 @@ def test_words_defines_what_rows_and_phases_are_called(checkout):
 def test_words_lists_the_words_of_the_tables_with_their_meanings(checkout):
     text = (checkout / "docs" / "words.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| (\w+) \| ([^|]+) \| ([^|]+)\. \|$", text, flags=re.MULTILINE)
-    enums = {"status": schema.Status, "outcome": schema.Outcome, "role": schema.Role, "reading": schema.Reading}
+    enums = {
+        "status": schema.Status,
+        "outcome": schema.Outcome,
+        "role": schema.Role,
+        "reading": schema.Reading,
+    }
     enums |= {"kind": schema.Kind, "note": Note}
-    wanted = [(column, word, word.meaning[0].upper() + word.meaning[1:]) for column, words in enums.items() for word in words]
+    wanted = [
+        (column, word, word.meaning[0].upper() + word.meaning[1:])
+        for column, words in enums.items()
+        for word in words
+    ]
     assert listed == wanted
 
 

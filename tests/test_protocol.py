@@ -1,4 +1,6 @@
-"""The phases of a run: what each asks for, what a second run keeps, and what an edited study adds."""
+"""The phases of a run: what each asks for, what a second run keeps, and what an edited study
+adds.
+"""
 
 import hashlib
 import shutil
@@ -71,7 +73,9 @@ def carried_out(text, folder, watcher=None, **options):
     asked = parsed(text, folder.parent)
     made = Store.create(folder, asked.name, asked.text)
     with made.claim():
-        counts = protocol.run(asked, made, protocol.Options(**{"workers": 2, "throughput": False, **options}), watcher)
+        counts = protocol.run(
+            asked, made, protocol.Options(**{"workers": 2, "throughput": False, **options}), watcher
+        )
     return counts, Store(folder)
 
 
@@ -95,19 +99,25 @@ def copy(whole, tmp_path):
 
 
 def goes_on(copy, whole, *changes):
-    """Run an edited page over a copy; asserts that every stored row is kept, in every table. The counts and the new cells."""
+    """Run an edited page over a copy; asserts that every stored row is kept, in every table. The
+    counts and the new cells.
+    """
     text = PAGE
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
     counts, done = carried_out(text, copy)
     before, after = rows(whole.read("cells")), rows(done.read("cells"))
-    pd.testing.assert_frame_equal(after[after["cell"].isin(before["cell"])].reset_index(drop=True), before)
+    pd.testing.assert_frame_equal(
+        after[after["cell"].isin(before["cell"])].reset_index(drop=True), before
+    )
     for table in store.SHARD_TABLES:
         kept = done.read(table)
         kept = kept[kept["cell"].isin(before["cell"])]
         names = [name for name in ("cell", "step", "split", "kind", "metric") if name in kept]
-        pairs = (frame.sort_values(names).reset_index(drop=True) for frame in (kept, whole.read(table)))
+        pairs = (
+            frame.sort_values(names).reset_index(drop=True) for frame in (kept, whole.read(table))
+        )
         pd.testing.assert_frame_equal(*pairs)
     assert done.problems() == []
     new = after[~after["cell"].isin(before["cell"])]
@@ -115,7 +125,7 @@ def goes_on(copy, whole, *changes):
     return counts, new
 
 
-# ---------------------------------------------------------------------------------------------------------------- one run
+# ------------------------------------------------------------------------------------------ one run
 
 
 def test_every_phase_is_written_down_and_every_cell_of_it_stored(whole):
@@ -167,11 +177,17 @@ def test_an_edge_is_extended_by_two_half_decades_once_and_flagged(whole):
 def test_an_axis_is_not_extended_beyond_the_range_of_its_threshold(tmp_path):
     """The more of the gradient the better, at so small an lr; but there is no share above 1."""
     (tmp_path / "share.py").write_text(
-        "from clipbench import Unit, clip, trees\n\n\n@clip('share')\nclass Share:\n    share: Unit = 1.0\n\n"
-        "    def update(self, grads, state, params):\n        return trees.scale(grads, self.share), state\n"
+        "from clipbench import Unit, clip, trees\n\n\n@clip('share')\nclass Share:\n    share: "
+        "Unit = 1.0\n\n"
+        "    def update(self, grads, state, params):\n        return trees.scale(grads, "
+        "self.share), state\n"
     )
-    page = PAGE.replace('name = "norm"\nrelative = [0.1, 0.3]', 'name = "share"\nshare = [0.2, 0.5]')
-    counts, done = carried_out('use = ["share.py"]\n' + page.replace("[0.01, 0.1]", "[1e-5, 1e-4]"), tmp_path / "tiny")
+    page = PAGE.replace(
+        'name = "norm"\nrelative = [0.1, 0.3]', 'name = "share"\nshare = [0.2, 0.5]'
+    )
+    counts, done = carried_out(
+        'use = ["share.py"]\n' + page.replace("[0.01, 0.1]", "[1e-5, 1e-4]"), tmp_path / "tiny"
+    )
     found = done.read("cells")
     shared = found[found["arm"] == "sgd + share"]
     assert set(shared.loc[shared["extended"], "lr"]) >= {3e-4, 1e-3}
@@ -201,23 +217,33 @@ def test_the_environment_names_the_machine_and_no_person(whole):
 def test_the_same_study_elsewhere_gives_the_same_rows(whole, tmp_path):
     _, again = carried_out(PAGE, tmp_path / "tiny", workers=1)
     columns = [name for name in whole.read("cells") if name not in ("seconds", "worker", "created")]
-    pd.testing.assert_frame_equal(rows(again.read("cells"))[columns], rows(whole.read("cells"))[columns])
+    pd.testing.assert_frame_equal(
+        rows(again.read("cells"))[columns], rows(whole.read("cells"))[columns]
+    )
     for table in ("plan", "components", "environment"):
         assert again.page(table) == whole.page(table)
     assert again.page("calibration")["pilots"] == whole.page("calibration")["pilots"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- the next run
+# ------------------------------------------------------------------------------------- the next run
 
 
 def test_a_second_run_runs_nothing_and_starts_nothing(whole, copy, monkeypatch):
     """No worker, no pilot; not a file changes."""
     monkeypatch.setattr("clipbench.execute.local.context", None)
-    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".claim"}
+    before = {
+        path: path.read_bytes()
+        for path in copy.rglob("*")
+        if path.is_file() and path.name != ".claim"
+    }
     counts, _ = carried_out(PAGE, copy)
     assert counts.ran == 0
     assert counts.kept == len(whole.read("cells"))
-    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".claim"} == before
+    assert {
+        path: path.read_bytes()
+        for path in copy.rglob("*")
+        if path.is_file() and path.name != ".claim"
+    } == before
 
 
 def test_more_report_seeds_run_the_new_seeds_only(whole, copy):
@@ -253,19 +279,32 @@ def test_a_shard_that_was_damaged_is_run_again_and_nothing_else(whole, copy):
     assert counts.ran == len(cells)
     assert notes.said == (f"set aside: cells/{lost.name}: does not match the hash in its name",)
     columns = [name for name in whole.read("cells") if name not in ("seconds", "worker", "created")]
-    pd.testing.assert_frame_equal(rows(done.read("cells"))[columns], rows(whole.read("cells"))[columns])
+    pd.testing.assert_frame_equal(
+        rows(done.read("cells"))[columns], rows(whole.read("cells"))[columns]
+    )
     assert done.problems() == []
 
 
 def test_a_stored_pilot_is_used_and_never_run_again(tmp_path, monkeypatch):
-    """Another number than a pilot would give, planted before the first cell; and with the loop no rate is measured."""
-    page = PAGE.replace("[0.01, 0.1]", "0.01").replace("report = 2", "report = 0").replace("[run]", '[run]\nengine = "loop"')
+    """Another number than a pilot would give, planted before the first cell; and with the loop
+    no rate is measured.
+    """
+    page = (
+        PAGE.replace("[0.01, 0.1]", "0.01")
+        .replace("report = 2", "report = 0")
+        .replace("[run]", '[run]\nengine = "loop"')
+    )
     planted = {"pilots": {PILOT: {"norm, version 1": 12.3}}}
     Store.create(tmp_path / "tiny", "tiny", page).write_page("calibration", planted)
-    monkeypatch.setattr(execute, "calls", lambda _, works, __: pytest.fail("a pilot") if works else iter(()))
+    monkeypatch.setattr(
+        execute, "calls", lambda _, works, __: pytest.fail("a pilot") if works else iter(())
+    )
     _, done = carried_out(page, tmp_path / "tiny")
     cells = done.read("cells")
-    assert {(row.relative, row.threshold) for row in cells[cells["relative"].notna() & ~cells["extended"]].itertuples()} == {
+    assert {
+        (row.relative, row.threshold)
+        for row in cells[cells["relative"].notna() & ~cells["extended"]].itertuples()
+    } == {
         (0.1, 1.23),
         (0.3, 3.69),
     }
@@ -273,7 +312,11 @@ def test_a_stored_pilot_is_used_and_never_run_again(tmp_path, monkeypatch):
 
 
 def test_no_report_seeds_mean_no_report_cells(tmp_path):
-    page = PAGE.replace("[0.01, 0.1]", "0.01").replace("report = 2", "report = 0").replace("[0.1, 0.3]", "0.3")
+    page = (
+        PAGE.replace("[0.01, 0.1]", "0.01")
+        .replace("report = 2", "report = 0")
+        .replace("[0.1, 0.3]", "0.3")
+    )
     counts, done = carried_out(page, tmp_path / "tiny")
     assert counts.ran == 2
     assert done.page("plan")["cells"]["report"] == []
@@ -302,9 +345,11 @@ def test_curves_of_report_and_diverged_cells_only_where_that_is_asked_for(tmp_pa
     assert again.problems() == []
 
 
-# ---------------------------------------------------------------------------------------------------------------- devices
+# ------------------------------------------------------------------------------------------ devices
 
-without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+without_cuda = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="this machine has a CUDA device"
+)
 
 
 @without_cuda
@@ -333,16 +378,20 @@ def test_a_study_for_absent_devices_alone_is_refused(tmp_path):
 def test_a_device_on_the_command_line_takes_every_cell_there_once(tmp_path):
     both = parsed(PAGE.replace('device = "cpu"', 'device = ["cpu", "cuda"]'), tmp_path)
     asked = protocol.plan(both, "cpu")
-    assert {cell.id for cell in asked.cells} == {cell.id for cell in protocol.plan(parsed(PAGE, tmp_path)).cells}
+    assert {cell.id for cell in asked.cells} == {
+        cell.id for cell in protocol.plan(parsed(PAGE, tmp_path)).cells
+    }
     assert asked.not_run == []
 
 
-# ---------------------------------------------------------------------------------------------------------------- a stranger's clip
+# -------------------------------------------------------------------------------- a stranger's clip
 
 
 def test_a_strangers_clip_joins_the_matrix_under_its_files_hash(tmp_path):
     (tmp_path / "ema.py").write_text(EMA)
-    page = 'use = ["ema.py"]\n' + PAGE.replace('name = "norm"\nrelative = [0.1, 0.3]', 'name = "ema"\nratio = [0.5, 1.0]')
+    page = 'use = ["ema.py"]\n' + PAGE.replace(
+        'name = "norm"\nrelative = [0.1, 0.3]', 'name = "ema"\nratio = [0.5, 1.0]'
+    )
     counts, done = carried_out(page, tmp_path / "tiny")
     assert counts.failed == 0
     cells = done.read("cells")
@@ -366,13 +415,17 @@ def test_a_strangers_clip_joins_the_matrix_under_its_files_hash(tmp_path):
 
 def test_the_default_threshold_of_a_clip_is_stored_as_a_number(tmp_path):
     (tmp_path / "ema.py").write_text(EMA)
-    page = 'use = ["ema.py"]\n' + PAGE.replace('name = "norm"\nrelative = [0.1, 0.3]', 'name = "ema"')
-    _, done = carried_out(page.replace("[0.01, 0.1]", "0.01").replace("report = 2", "report = 0"), tmp_path / "tiny")
+    page = 'use = ["ema.py"]\n' + PAGE.replace(
+        'name = "norm"\nrelative = [0.1, 0.3]', 'name = "ema"'
+    )
+    _, done = carried_out(
+        page.replace("[0.01, 0.1]", "0.01").replace("report = 2", "report = 0"), tmp_path / "tiny"
+    )
     cells = done.read("cells")
     assert set(cells.loc[cells["clip"] == "ema", "threshold"]) == {1.0}
 
 
-# ---------------------------------------------------------------------------------------------------------------- outlook
+# ------------------------------------------------------------------------------------------ outlook
 
 
 def test_the_outlook_counts_what_is_stored(whole, tmp_path):
@@ -386,11 +439,13 @@ def test_the_outlook_counts_what_is_stored(whole, tmp_path):
     assert row["report"] >= len(whole.page("plan")["cells"]["report"])
 
 
-# ------------------------------------------------------------------------------------------------------- what must not pass quietly
+# ----------------------------------------------------------------------- what must not pass quietly
 
 
 def test_a_run_cut_short_between_its_phases_is_not_called_complete(whole, copy):
-    """As an interrupt leaves it: the selection phase is stored, and the phases after it were never asked for."""
+    """As an interrupt leaves it: the selection phase is stored, and the phases after it were
+    never asked for.
+    """
     plan = whole.page("plan")
     Store(copy).write_page("plan", {**plan, "cells": {"select": plan["cells"]["select"]}})
     assert Store(copy).missing() == ["the extend phase has not run", "the report phase has not run"]
@@ -398,8 +453,12 @@ def test_a_run_cut_short_between_its_phases_is_not_called_complete(whole, copy):
 
 
 def test_another_version_of_a_workload_has_a_pilot_of_its_own(tmp_path):
-    """A threshold of once the median gradient must not stay where it was when the loss is a hundred times larger."""
-    page = study_page("scaled", clips={"norm": {"relative": 1}}, use=["scaled.py"], steps=4, lr=1e-4, report=1)
+    """A threshold of once the median gradient must not stay where it was when the loss is a
+    hundred times larger.
+    """
+    page = study_page(
+        "scaled", clips={"norm": {"relative": 1}}, use=["scaled.py"], steps=4, lr=1e-4, report=1
+    )
     thresholds = []
     for scale in ("1.0", "100.0"):
         (tmp_path / "scaled.py").write_text(SCALED.replace("SCALE = 1.0", f"SCALE = {scale}"))
@@ -434,15 +493,22 @@ def test_an_edge_of_an_edited_study_is_extended_beyond_its_new_end(whole, copy):
 
 
 def test_one_schedule_for_all_is_no_reason_to_have_no_headline():
-    """Its methods are the arms with the schedule; where schedules are compared, those without one."""
+    """Its methods are the arms with the schedule; where schedules are compared, those without
+    one.
+    """
     page = """
 run = {{ steps = 5, lr = 0.1, schedule = {schedule} }}
 workload = [{{ name = "wdbc" }}]
 optimizer = [{{ name = "sgd" }}, {{ name = "sgd", weight_decay = 0.1 }}, {{ name = "rmsprop" }}]
-clip = [{{ name = "none" }}, {{ name = "norm", max_norm = 1.0 }}, {{ name = "norm", max_norm = 1.0, on = "update" }}]
+clip = [
+  {{ name = "none" }}, {{ name = "norm", max_norm = 1.0 }},
+  {{ name = "norm", max_norm = 1.0, on = "update" }}
+]
 """
     found = {
-        schedule: protocol.headline(study.parse("page", page.format(schedule=schedule), Path()).cells())
+        schedule: protocol.headline(
+            study.parse("page", page.format(schedule=schedule), Path()).cells()
+        )
         for schedule in ('"step"', '["step", "constant"]', '"constant"')
     }
     assert found.pop('"step"') == {

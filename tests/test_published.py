@@ -1,8 +1,10 @@
-"""Published results on gradient clipping, run again from the packaged study `published`: what must come out, caveats kept.
+"""Published results on gradient clipping, run again from the packaged study `published`: what must
+come out, caveats kept.
 
-Each test trains cells of the study that its claim is about. Where a count is chaotic (unclipped runs over a cliff part by rounding
-alone) the gate is a range. Here a part of the seeds shows that the code still does what is claimed; all of them run under
-``pytest -m published --whole``, and those that the report judges are stored in ``results/published``.
+Each test trains cells of the study that its claim is about. Where a count is chaotic (unclipped
+runs over a cliff part by rounding alone) the gate is a range. Here a part of the seeds shows that
+the code still does what is claimed; all of them run under ``pytest -m published --whole``, and
+those that the report judges are stored in ``results/published``.
 """
 
 from __future__ import annotations
@@ -41,19 +43,23 @@ def _denormals_flushed():
 
 
 def trained(cells, workload, *arms, every=1, seeds=None, steps=None, **settings):
-    """The records of the study's cells of some arms, ``(clip, threshold, lr)``: a list for each, in the order of lr and seed.
+    """The records of the study's cells of some arms, ``(clip, threshold, lr)``: a list for each, in
+    the order of lr and seed.
 
-    All of them as lanes of as few programs as can be: what has to be drawn is drawn once, and few lanes cost as much as 32. A few
-    cells are run one at a time: a step of one lane takes as long as one of 32.
+    All of them as lanes of as few programs as can be: what has to be drawn is drawn once, and few
+    lanes cost as much as 32. A few cells are run one at a time: a step of one lane takes as long as
+    one of 32.
 
-    :param every: every so many-th seed alone; ``seeds`` these alone; ``steps`` so many of each cell.
+    :param every: every so many-th seed alone; ``seeds`` these alone; ``steps`` so many of each
+        cell.
     """
     found = []
     for clip, threshold, lr in arms:
         mine = [
             cell
             for cell in cells
-            if (cell.workload.name, cell.clip.name, cell.clip_settings().get(cell.clip.threshold)) == (workload, clip, threshold)
+            if (cell.workload.name, cell.clip.name, cell.clip_settings().get(cell.clip.threshold))
+            == (workload, clip, threshold)
             and lr in (None, cell.lr)
             and cell.seed % every == 0
             and (seeds is None or cell.seed in seeds)
@@ -61,11 +67,19 @@ def trained(cells, workload, *arms, every=1, seeds=None, steps=None, **settings)
         ]
         assert mine, "the study has no such cell"
         mine = sorted(mine, key=lambda cell: (cell.lr, cell.seed))
-        found.append([Job(replace(cell, steps=steps or cell.steps), cell.clip_settings()) for cell in mine])
+        found.append(
+            [Job(replace(cell, steps=steps or cell.steps), cell.clip_settings()) for cell in mine]
+        )
     jobs = [job for one in found for job in one]
     if len(jobs) <= FEW:
         return [[run(job) for job in one] for one in found]
-    records = iter([record for at in range(0, len(jobs), TOGETHER) for record in lanes.run(jobs[at : at + TOGETHER])])
+    records = iter(
+        [
+            record
+            for at in range(0, len(jobs), TOGETHER)
+            for record in lanes.run(jobs[at : at + TOGETHER])
+        ]
+    )
     return [[next(records) for _ in one] for one in found]
 
 
@@ -76,7 +90,11 @@ def setting(cell, name):
 
 def at_the_end(record):
     """The metric on the test split after the last step; NaN for a run that ended early."""
-    found = [one.value for one in record.evaluations if (one.split, one.metric) == ("test", record.metric)]
+    found = [
+        one.value
+        for one in record.evaluations
+        if (one.split, one.metric) == ("test", record.metric)
+    ]
     return found[0] if found else math.nan
 
 
@@ -87,12 +105,18 @@ def succeeded(records):
     return sum(sign * at_the_end(record) >= sign * workload.success for record in records)
 
 
-# ------------------------------------------------------------------------------------ the cliff (Pascanu, Mikolov & Bengio 2013)
+# ------------------------------------------------------- the cliff (Pascanu, Mikolov & Bengio 2013)
 
 
-def test_most_starts_reach_the_foot_of_the_cliff_with_a_norm_clip_and_hardly_half_without(cells, whole):
-    """lr .1: at most 65 % without a clip (about 180 of 400 seen), at least 99 % with norm 1 (400 seen)."""
-    free, clipped = trained(cells, "cliff", ("none", None, 0.1), ("norm", 1.0, 0.1), every=1 if whole else SIXTH)
+def test_most_starts_reach_the_foot_of_the_cliff_with_a_norm_clip_and_hardly_half_without(
+    cells, whole
+):
+    """lr .1: at most 65 % without a clip (about 180 of 400 seen), at least 99 % with norm 1 (400
+    seen).
+    """
+    free, clipped = trained(
+        cells, "cliff", ("none", None, 0.1), ("norm", 1.0, 0.1), every=1 if whole else SIXTH
+    )
     assert len(free) == len(clipped) == (STARTS if whole else math.ceil(STARTS / SIXTH))
     assert succeeded(free) <= 0.65 * len(free)
     assert succeeded(clipped) >= 0.99 * len(clipped)
@@ -100,11 +124,13 @@ def test_most_starts_reach_the_foot_of_the_cliff_with_a_norm_clip_and_hardly_hal
 
 def test_at_a_cliff_the_length_has_to_be_clipped_and_not_the_elements(cells, whole):
     """lr .5, threshold .1: norm is ahead of value by at least 60 points (400 and 1 of 400 seen)."""
-    norm, value = trained(cells, "cliff", ("norm", 0.1, 0.5), ("value", 0.1, 0.5), every=1 if whole else SIXTH)
+    norm, value = trained(
+        cells, "cliff", ("norm", 0.1, 0.5), ("value", 0.1, 0.5), every=1 if whole else SIXTH
+    )
     assert succeeded(norm) - succeeded(value) >= 0.6 * len(norm)
 
 
-# ------------------------------------------------------------------------------------- (L0, L1)-smoothness (Zhang et al. 2020)
+# ---------------------------------------------------------- (L0, L1)-smoothness (Zhang et al. 2020)
 
 
 def steps_until_flat(record):
@@ -113,27 +139,46 @@ def steps_until_flat(record):
     return int(flat.argmax()) if flat.any() else math.inf
 
 
-@pytest.mark.parametrize(("radius", "rate", "best", "clipped"), [(10.0, 2**-10, 8897, 59), (2.0, None, 4, 18)])
-def test_the_steps_of_the_best_fixed_rate_and_of_a_norm_clip_are_known(cells, whole, radius, rate, best, clipped):
-    """Far out the clip is faster by two orders; near by, at R = 2, it loses. Within 1 %: there is no randomness."""
+@pytest.mark.parametrize(
+    ("radius", "rate", "best", "clipped"), [(10.0, 2**-10, 8897, 59), (2.0, None, 4, 18)]
+)
+def test_the_steps_of_the_best_fixed_rate_and_of_a_norm_clip_are_known(
+    cells, whole, radius, rate, best, clipped
+):
+    """Far out the clip is faster by two orders; near by, at R = 2, it loses. Within 1 %: there
+    is no randomness.
+    """
     rates = ("none", None, None if whole else rate)
-    free, [fast] = trained(cells, "cosh", rates, ("norm", 1.0, 0.5), radius=radius, steps=None if whole or rate else 2 * clipped)
+    free, [fast] = trained(
+        cells,
+        "cosh",
+        rates,
+        ("norm", 1.0, 0.5),
+        radius=radius,
+        steps=None if whole or rate else 2 * clipped,
+    )
     assert min(map(steps_until_flat, free)) == pytest.approx(best, rel=0.01)
     assert steps_until_flat(fast) == pytest.approx(clipped, rel=0.01)
 
 
 def test_no_finer_grid_of_rates_brings_plain_descent_near_the_clip(cells, whole):
-    """At R = 10 the hottest rate that does not diverge, lr .0018, takes half the steps of the best power of two: still 80 times."""
+    """At R = 10 the hottest rate that does not diverge, lr .0018, takes half the steps of the
+    best power of two: still 80 times.
+    """
     rates = np.linspace(1.5e-3, 2.2e-3, 15).tolist() if whole else [1.8e-3, 2.2e-3]
     cell = next(
-        cell for cell in cells if cell.workload.name == "cosh" and cell.clip.name == "none" and setting(cell, "radius") == 10
+        cell
+        for cell in cells
+        if cell.workload.name == "cosh"
+        and cell.clip.name == "none"
+        and setting(cell, "radius") == 10
     )
     finer = [run(Job(replace(cell, lr=lr, steps=6000), {})) for lr in rates]
     assert 4000 < min(map(steps_until_flat, finer)) < 5000
     assert finer[-1].verdict.outcome == "diverged"
 
 
-# ------------------------------------------------------------------------------------------- heavy tails (Gorbunov et al. 2020)
+# --------------------------------------------------------------- heavy tails (Gorbunov et al. 2020)
 
 
 def spread(record):
@@ -148,7 +193,9 @@ GIANT = (1,)  # the seed in whose last half one falls, of either law
 def test_under_normal_noise_a_clip_changes_nothing(cells, whole):
     """Of the same variance: no gradient is as long as 100."""
     part = {} if whole else {"seeds": GIANT, "steps": 10_000}
-    free, clipped = trained(cells, "heavy-tails", ("none", None, 1e-3), ("norm", 100.0, 1e-3), **part, noise="normal")
+    free, clipped = trained(
+        cells, "heavy-tails", ("none", None, 1e-3), ("norm", 100.0, 1e-3), **part, noise="normal"
+    )
     assert [spread(record) for record in clipped] == [spread(record) for record in free]
     assert max(map(spread, free)) < 2
 
@@ -157,24 +204,34 @@ def test_under_normal_noise_a_clip_changes_nothing(cells, whole):
 def test_under_heavy_tails_a_clip_cuts_the_peaks(cells, whole, noise):
     """The worst of the seeds: at least 4 without a clip, and at least twice what it is with one.
 
-    Not in every seed: a giant falls into the last half of about one in three (Weibull) or one in six (Burr).
+    Not in every seed: a giant falls into the last half of about one in three (Weibull) or one in
+    six (Burr).
     """
     seeds = None if whole else GIANT
-    free, clipped = trained(cells, "heavy-tails", ("none", None, 1e-3), ("norm", 100.0, 1e-3), seeds=seeds, noise=noise)
+    free, clipped = trained(
+        cells, "heavy-tails", ("none", None, 1e-3), ("norm", 100.0, 1e-3), seeds=seeds, noise=noise
+    )
     worst = max(map(spread, free))
     assert worst >= 4
     assert worst >= 2 * max(map(spread, clipped))
     assert np.median([*map(spread, free)]) > np.median([*map(spread, clipped)])
 
 
-# ------------------------------------------------------------------------------------------------- label noise (Menon et al. 2020)
+# ------------------------------------------------------------------ label noise (Menon et al. 2020)
 
 
 def test_clipping_the_losss_slope_does_not_mend_wrong_labels_and_the_partial_loss_does(cells):
-    """Mean accuracy on 500 right labels, over 50 draws: at most .65, and at least .98. Of this mixture, not of every problem."""
+    """Mean accuracy on 500 right labels, over 50 draws: at most .65, and at least .98. Of this
+    mixture, not of every problem.
+    """
     found = {
         objective: np.array(
-            [at_the_end(one) for one in trained(cells, "label-noise", ("none", None, 30.0), objective=objective)[0]]
+            [
+                at_the_end(one)
+                for one in trained(cells, "label-noise", ("none", None, 30.0), objective=objective)[
+                    0
+                ]
+            ]
         )
         for objective in ("logistic", "huberised", "partially-huberised")
     }
@@ -185,19 +242,31 @@ def test_clipping_the_losss_slope_does_not_mend_wrong_labels_and_the_partial_los
     assert found["partially-huberised"].mean() >= 0.98
 
 
-def test_a_small_bound_on_each_examples_gradient_is_not_the_huberised_loss_and_does_mend_wrong_labels(cells):
-    """The paper has no such row: the two are one where all examples are of one length, and here they differ seventeenfold."""
+def test_a_small_bound_on_each_examples_gradient_is_no_huberised_loss_and_does_mend_wrong_labels(
+    cells,
+):
+    """The paper has no such row: the two are one where all examples are of one length, and here
+    they differ seventeenfold.
+    """
     [found] = trained(cells, "label-noise", ("norm", 0.05, 30.0), objective="logistic")
     assert len(found) == 50
     assert np.mean([at_the_end(one) for one in found]) >= 0.98
 
 
-# --------------------------------------------------------------------------- temporal order, small (Pascanu, Mikolov & Bengio 2013)
+# ------------------------------------------- temporal order, small (Pascanu, Mikolov & Bengio 2013)
 
 
-def test_a_norm_clip_solves_temporal_order_at_a_hot_rate_and_gains_nothing_at_the_papers(cells, whole):
-    """T = 20. At lr .3 one of ten at most without, nine at least with norm 1. At lr .01 few either way, with the clip no more."""
-    arms = [(*clip, lr) for lr in ((0.3, 0.01) if whole else (0.3,)) for clip in (("none", None), ("norm", 1.0))]
+def test_a_norm_clip_solves_temporal_order_at_a_hot_rate_and_gains_nothing_at_the_papers(
+    cells, whole
+):
+    """T = 20. At lr .3 one of ten at most without, nine at least with norm 1. At lr .01 few
+    either way, with the clip no more.
+    """
+    arms = [
+        (*clip, lr)
+        for lr in ((0.3, 0.01) if whole else (0.3,))
+        for clip in (("none", None), ("norm", 1.0))
+    ]
     runs = trained(cells, "temporal-order", *arms, seeds=None if whole else (0,), length=20)
     free, clipped, *cold = map(succeeded, runs)
     assert free <= 0.1 * len(runs[0])
@@ -215,7 +284,7 @@ def test_a_norm_clip_does_not_cure_vanishing_gradients(cells, whole):
     assert [(len(records), succeeded(records)) for records in runs] == [(10, 0), (10, 0)]
 
 
-# --------------------------------------------------------------------------------------------------------------------- the study
+# ---------------------------------------------------------------------------------------- the study
 
 
 def test_the_study_has_a_cell_for_every_claim_and_reports_on_no_seed(cells):

@@ -1,4 +1,6 @@
-"""The choice of an engine follows from what was measured, within the memory, and says why where there is none."""
+"""The choice of an engine follows from what was measured, within the memory, and says why where
+there is none.
+"""
 
 import importlib
 import json
@@ -36,7 +38,9 @@ def nadam(one):
 
 @pytest.fixture
 def timed(monkeypatch):
-    """Put seconds into the place of measurements: by the number of lanes, compiled or not; None is a compiler that fails."""
+    """Put seconds into the place of measurements: by the number of lanes, compiled or not; None
+    is a compiler that fails.
+    """
 
     def put(loop, eager, compiled=None, some_more=lambda count: count):
         asked = []
@@ -56,7 +60,7 @@ def timed(monkeypatch):
     return put
 
 
-# -------------------------------------------------------------------------------------------------------------------- choices
+# ------------------------------------------------------------------------------------------ choices
 
 
 def test_nothing_is_measured_but_the_loop_where_little_is_to_be_done(monkeypatch):
@@ -100,11 +104,16 @@ def test_the_climb_ends_where_more_lanes_gain_nothing(timed):
     ("loops", "batched", "medians"),
     [
         pytest.param([1.5, 1.0, 1.05], [1.1, 1.15, 1.12], (1.05, 1.12), id="a disturbed loop"),
-        pytest.param([1.25, 1.2, 1.22], [1.1, 1.4, 1.12], (1.22, 1.12), id="disturbed lanes, later"),
+        pytest.param(
+            [1.25, 1.2, 1.22], [1.1, 1.4, 1.12], (1.22, 1.12), id="disturbed lanes, later"
+        ),
     ],
 )
-def test_close_rates_are_measured_again_and_their_medians_decide(timed, monkeypatch, loops, batched, medians):
-    alone, together = iter(loops), iter([batched[0], 1.2, *batched[1:]])  # two lanes, eight, and two again
+def test_close_rates_are_measured_again_and_their_medians_decide(
+    timed, monkeypatch, loops, batched, medians
+):
+    # two lanes, eight, and two again
+    alone, together = iter(loops), iter([batched[0], 1.2, *batched[1:]])
     asked = timed(loop=None, eager=lambda _: next(together))
     monkeypatch.setattr(rates, "_loop", lambda _: next(alone))
     choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=20)
@@ -124,7 +133,9 @@ def test_the_lanes_chosen_fit_the_memory(timed, most):
 
 def test_where_two_lanes_do_not_fit_the_loop_is_chosen(timed):
     asked = timed(loop=1.0, eager=lambda count: 1 / count)
-    choice = rates.measure([job(SMALL)], memory=2 * rates.lane_bytes([job(SMALL)]) - 1, cell_steps=10**6)
+    choice = rates.measure(
+        [job(SMALL)], memory=2 * rates.lane_bytes([job(SMALL)]) - 1, cell_steps=10**6
+    )
     assert (choice.engine, choice.lanes, asked) == (LOOP, 0, [])
 
 
@@ -143,20 +154,26 @@ def test_every_measurement_is_of_one_structure_and_of_three_seeds():
     assert [one.cell.seed for one in found] == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
-# ------------------------------------------------------------------------------------------------------------------- compiling
+# ---------------------------------------------------------------------------------------- compiling
 
 
 def test_nothing_is_compiled_that_would_not_pay(timed):
     """Halving the best rate saves less than a compilation takes."""
     asked = timed(loop=1.0, eager=lambda count: 1 / count)
-    choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=1.9 * rates.COMPILING * LADDER[-1])
+    choice = rates.measure(
+        [job(SMALL)], rates.MEMORY, cell_steps=1.9 * rates.COMPILING * LADDER[-1]
+    )
     assert not any(compiled for _, compiled in asked)
     assert (choice.lanes, choice.compiled) == (LADDER[-1], False)
 
 
 def test_what_compiles_and_pays_is_compiled(timed):
     """At the best number of lanes and at twice as many: here twice as many are better still."""
-    asked = timed(loop=1.0, eager=lambda count: 1 / 8 if count > 8 else 1 / count, compiled=lambda count: 0.1 / count)
+    asked = timed(
+        loop=1.0,
+        eager=lambda count: 1 / 8 if count > 8 else 1 / count,
+        compiled=lambda count: 0.1 / count,
+    )
     choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=10**6)
     assert [count for count, compiled in asked if compiled] == [8, 16]
     assert (choice.engine, choice.lanes, choice.compiled) == (BATCHED, 16, True)
@@ -171,13 +188,20 @@ def test_twice_as_many_compiled_lanes_must_fit_the_memory_too(timed):
 
 def test_lanes_stay_as_they_are_where_compiling_them_makes_them_slower_or_fails(timed):
     for compiled in (lambda count: 2 / count, None):
-        asked = timed(loop=1.0, eager=lambda count: 1 / 8 if count > 8 else 1 / count, compiled=compiled)
+        asked = timed(
+            loop=1.0, eager=lambda count: 1 / 8 if count > 8 else 1 / count, compiled=compiled
+        )
         choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=10**6)
         assert (8, True) in asked
-        assert (choice.engine, choice.lanes, choice.compiled, choice.rate(BATCHED)) == (BATCHED, 8, False, 1 / 8)
+        assert (choice.engine, choice.lanes, choice.compiled, choice.rate(BATCHED)) == (
+            BATCHED,
+            8,
+            False,
+            1 / 8,
+        )
 
 
-# -------------------------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 def test_an_arm_without_lanes_is_refused_and_the_others_are_measured(timed):
@@ -187,7 +211,10 @@ def test_an_arm_without_lanes_is_refused_and_the_others_are_measured(timed):
     choice = rates.measure([refused, plain], 2 * rates.lane_bytes([plain]), cell_steps=20)
     assert choice.arms == sorted(rates.versioned(one) for one in (plain, refused))
     assert choice.refusals == {
-        "torch.optim.NAdam + norm": 'optimizer "torch.optim.NAdam" has no pure rule, which lanes need, and runs in the loop only'
+        "torch.optim.NAdam + norm": (
+            'optimizer "torch.optim.NAdam" has no pure rule, which lanes '
+            "need, and runs in the loop only"
+        )
     }
     assert (choice.engine, choice.lanes) == (BATCHED, 2)
     assert asked == [(2, False)]
@@ -203,7 +230,9 @@ def test_a_task_whose_every_arm_is_refused_is_run_by_the_loop(timed):
 def test_a_workload_without_lanes_is_refused_once_for_all_its_arms(timed):
     timed(loop=1.0, eager=lambda count: 1 / count)
     on_cancer("other", lambda: nn.Sequential(nn.Linear(30, 4), nn.Dropout(0.5), nn.Linear(4, 2)))
-    choice = rates.measure([job("other"), job("other", "momentum", NORM)], rates.MEMORY, cell_steps=20)
+    choice = rates.measure(
+        [job("other"), job("other", "momentum", NORM)], rates.MEMORY, cell_steps=20
+    )
     assert (choice.engine, choice.lanes) == (LOOP, 0)
     assert list(choice.refusals) == [""]
     assert choice.refusals[""].startswith('workload "other" cannot be one program of many lanes (')
@@ -222,19 +251,26 @@ class Remembering(nn.Linear):
 
 def test_a_workload_whose_lanes_have_another_gradient_than_the_loop_is_refused():
     on_cancer("other", lambda: Remembering(30, 2))
-    assert rates.refusals([job("other")]) == {"": 'workload "other" has another gradient in lanes than in the loop'}
+    assert rates.refusals([job("other")]) == {
+        "": 'workload "other" has another gradient in lanes than in the loop'
+    }
 
 
-@pytest.mark.parametrize("problem", ["wdbc", "digits", ("temporal-order", {"length": 4}), "cosh"], ids=str)
+@pytest.mark.parametrize(
+    "problem", ["wdbc", "digits", ("temporal-order", {"length": 4}), "cosh"], ids=str
+)
 def test_every_packaged_workload_has_the_same_gradient_in_lanes_as_in_the_loop(problem):
     assert rates.disagreement(rates._double(job(problem))) is None
 
 
-# ---------------------------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 def test_a_lane_takes_more_memory_where_its_network_or_its_batch_is_larger():
-    sizes = [rates.lane_bytes([job(("wdbc", {"width": width}), batch=batch)]) for width, batch in ((8, 10), (64, 10), (64, 300))]
+    sizes = [
+        rates.lane_bytes([job(("wdbc", {"width": width}), batch=batch)])
+        for width, batch in ((8, 10), (64, 10), (64, 300))
+    ]
     assert sizes == sorted(set(sizes))
 
 
@@ -261,7 +297,10 @@ def test_the_larger_of_the_splits_that_are_evaluated_counts():
 
             def data(self):
                 sizes = {"train": 4, "validation": validation, "test": test}
-                return {name: (torch.zeros(size, 30), torch.zeros(size, dtype=torch.long)) for name, size in sizes.items()}
+                return {
+                    name: (torch.zeros(size, 30), torch.zeros(size, dtype=torch.long))
+                    for name, size in sizes.items()
+                }
 
             def model(self):
                 return nn.Linear(30, 2)
@@ -283,7 +322,9 @@ GROWING = {"wdbc": 256, "digits": 96, "temporal-order": 64}  # workload → lane
 
 
 def print_growth():
-    """The bound on the lanes of every workload, and how much a process grew by them: a fork of one set up as a worker is."""
+    """The bound on the lanes of every workload, and how much a process grew by them: a fork of
+    one set up as a worker is.
+    """
     execute.prepare(1)
     for late in ("sklearn.datasets", "torch._dynamo"):  # which every fork would import
         importlib.import_module(late)
@@ -293,7 +334,8 @@ def print_growth():
             asked = [job(problem, "adam", NORM, seed=seed, steps=6, batch=32) for seed in range(3)]
             bound = rates.lane_bytes(asked[:1])
             lanes.run(asked)
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
+            # the peak counts from here
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
             before = peak()
             lanes.run([asked[number % 3] for number in range(count)])
             sys.stdout.write(f"{problem} {bound * count} {peak() - before}\n")
@@ -309,7 +351,12 @@ def peak():
 
 @pytest.fixture(scope="module")
 def growths():
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in [str(Path(__file__).parent), *sys.path] if place)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            place for place in [str(Path(__file__).parent), *sys.path] if place
+        ),
+    }
     command = [sys.executable, "-c", "import test_rates; test_rates.print_growth()"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     rows = (line.split() for line in done.stdout.splitlines())
@@ -319,12 +366,14 @@ def growths():
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux tells it")
 @pytest.mark.parametrize("problem", GROWING)
 def test_a_process_does_not_grow_by_more_than_the_bound_on_its_lanes(growths, problem):
-    """A process of its own, as a worker is set up: what the allocator keeps counts, not only what is alive."""
+    """A process of its own, as a worker is set up: what the allocator keeps counts, not only
+    what is alive.
+    """
     bound, growth = growths[problem]
     assert 0 < growth <= bound
 
 
-# ------------------------------------------------------------------------------------------------------------------- the page
+# ----------------------------------------------------------------------------------------- the page
 
 
 @pytest.mark.parametrize(
@@ -347,7 +396,9 @@ def test_a_process_does_not_grow_by_more_than_the_bound_on_its_lanes(growths, pr
 def test_a_choice_comes_back_from_its_page(choice):
     again = Choice(**json.loads(json.dumps(choice.page())))
     assert again == choice
-    assert [again.rate(engine) for engine in (LOOP, BATCHED)] == [choice.rate(engine) for engine in (LOOP, BATCHED)]
+    assert [again.rate(engine) for engine in (LOOP, BATCHED)] == [
+        choice.rate(engine) for engine in (LOOP, BATCHED)
+    ]
 
 
 def test_a_rate_is_of_the_engine_as_it_would_be_used():

@@ -1,4 +1,6 @@
-"""A stored row, run again: the same bits by the same engine, nearly the same by the other, a sentence where it does not match."""
+"""A stored row, run again: the same bits by the same engine, nearly the same by the other, a
+sentence where it does not match.
+"""
 
 import shutil
 from dataclasses import replace
@@ -66,7 +68,9 @@ def test_the_other_engine_matches_within_a_tolerance_and_says_so(stores):
     assert "no more than a tolerance, because the row was made by loop" in found.sentence
 
 
-@pytest.mark.parametrize(("made_by", "engine"), [("loop", "batched"), ("batched", "loop"), ("batched", "batched")])
+@pytest.mark.parametrize(
+    ("made_by", "engine"), [("loop", "batched"), ("batched", "loop"), ("batched", "batched")]
+)
 def test_a_mixed_cell_matches_in_either_engine(made_by, engine, tmp_path):
     registry.load_packaged()
     text = PAGE.replace("float64", "bfloat16-mixed").replace("[0.01, 0.03]", "0.01")
@@ -86,7 +90,9 @@ def test_every_dtype_has_a_tolerance():
 def test_a_column_that_came_later_breaks_no_older_row(stores, gone, monkeypatch):
     """The format has a column more than the row: the others are compared."""
     store, read = stores["loop"], Store.read
-    later = [replace(column, later=column.name in ("cosine", "update_norm")) for column in schema.CURVES]
+    later = [
+        replace(column, later=column.name in ("cosine", "update_norm")) for column in schema.CURVES
+    ]
     monkeypatch.setitem(schema.TABLES, "curves", tuple(later))
 
     def older(self, table):
@@ -145,7 +151,9 @@ def _run_all(jobs):
 
 
 @pytest.mark.parametrize(
-    ("cell", "words"), [("zz", 'no cell begins with "zz"'), ("", 'no cell begins with ""')], ids=["unknown", "nothing"]
+    ("cell", "words"),
+    [("zz", 'no cell begins with "zz"'), ("", 'no cell begins with ""')],
+    ids=["unknown", "nothing"],
 )
 def test_a_cell_that_is_not_there_is_the_users_mistake(stores, cell, words):
     with pytest.raises(UsageError, match=words):
@@ -170,9 +178,9 @@ def of_a_file(tmp_path):
     """A store whose clip comes from a file, ``clips.py`` beside its page."""
     registry.load_packaged()
     (tmp_path / "clips.py").write_text(EMA)
-    text = 'use = ["clips.py"]\n' + PAGE.replace('name = "norm"\nrelative = 0.3', 'name = "ema"').replace(
-        "lr = [0.01, 0.03]", "lr = 0.01"
-    )
+    text = 'use = ["clips.py"]\n' + PAGE.replace(
+        'name = "norm"\nrelative = 0.3', 'name = "ema"'
+    ).replace("lr = [0.01, 0.03]", "lr = 0.01")
     with registry_restored():
         page = study.parse("tiny", text, tmp_path)
         store = Store.create(tmp_path / "tiny", page.name, page.text)
@@ -188,7 +196,9 @@ def cell_of(store, clip):
 
 def test_the_file_that_made_a_row_is_run_wherever_it_lies(of_a_file, tmp_path, monkeypatch):
     """Beside the results or in the working folder; or anywhere, if it is named."""
-    with pytest.raises(UsageError, match=r'"ema" of .* comes from a file that is not here; name it with --use'):
+    with pytest.raises(
+        UsageError, match=r'"ema" of .* comes from a file that is not here; name it with --use'
+    ):
         replay.replay(of_a_file, cell_of(of_a_file, "ema"))
     assert replay.replay(of_a_file, cell_of(of_a_file, "ema"), use=[tmp_path / "clips.py"]).matches
     shutil.copy(tmp_path / "clips.py", of_a_file.folder)

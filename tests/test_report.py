@@ -1,4 +1,6 @@
-"""The report is a pure function of the store, says nothing its numbers do not bear out, and never loses a run."""
+"""The report is a pure function of the store, says nothing its numbers do not bear out, and
+never loses a run.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +48,20 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A finished study of one workload, one optimizer and one clip, for what needs a store but not its size."""
+    """A finished study of one workload, one optimizer and one clip, for what needs a store but
+    not its size.
+    """
     folder = tmp_path_factory.mktemp("results") / "tiny"
-    return synthetic.build(folder, optimizers=("sgd",), clips=("none", "norm"), relative=(1.0,), report=2)
+    return synthetic.build(
+        folder, optimizers=("sgd",), clips=("none", "norm"), relative=(1.0,), report=2
+    )
 
 
 @pytest.fixture
 def sketched(monkeypatch):
-    """Figures are made, but neither laid out nor painted, which is where the time goes; the tests above paint them."""
+    """Figures are made, but neither laid out nor painted, which is where the time goes; the
+    tests above paint them.
+    """
 
     def sketch(figure, **_):
         return '<svg width="9pt" height="9pt"></svg>', b""
@@ -105,8 +113,15 @@ class Reader(html.parser.HTMLParser):
 def test_same_store_same_bytes_in_another_process_with_another_hash_seed(small, tmp_path):
     script = "from pathlib import Path; from clipbench import report, store; "
     script += f"report.write(store.Store(Path({str(small.folder)!r})), folder=Path('again'))"
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(report.__file__).parents[2]), "TZ": "Asia/Tokyo"}
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, timeout=120)
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "7",
+        "PYTHONPATH": str(Path(report.__file__).parents[2]),
+        "TZ": "Asia/Tokyo",
+    }
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, timeout=120
+    )
     assert digest(tmp_path / "again") == digest(small.folder / "report")
 
 
@@ -122,11 +137,15 @@ def test_a_store_in_a_folder_of_another_name_gives_the_same_bytes(tiny, tmp_path
     report.write(tiny, folder=tmp_path / "one")
     report.write(Store(tmp_path / "elsewhere"), folder=tmp_path / "two")
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
-    assert "<code>clipbench report results/tiny</code> drew" in (tmp_path / "two" / "report.html").read_text(encoding="utf-8")
+    assert "<code>clipbench report results/tiny</code> drew" in (
+        tmp_path / "two" / "report.html"
+    ).read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("sketched")
-def test_a_section_has_the_name_of_its_file_as_its_anchor_and_every_file_of_a_section_is_on_the_page(tiny):
+def test_a_section_has_the_name_of_its_file_as_its_anchor_and_every_such_file_is_on_the_page(
+    tiny,
+):
     files = Path(sections.__file__).parent.glob("*.py")
     written = {path.stem for path in files if "\ndef section(" in path.read_text(encoding="utf-8")}
     named = [question.__name__.rpartition(".")[2] for question in sections.SECTIONS]
@@ -142,7 +161,10 @@ def test_formats_are_written_as_asked_and_figures_always(tiny, tmp_path):
 
 
 def test_an_unknown_format_names_the_nearest(tiny):
-    with pytest.raises(UsageError, match=r'no format "htlm"\. Did you mean html\? There are: html, md, csv, svg, png\.'):
+    with pytest.raises(
+        UsageError,
+        match=r'no format "htlm"\. Did you mean html\? There are: html, md, csv, svg, png\.',
+    ):
         report.write(tiny, ("htlm",))
 
 
@@ -164,19 +186,25 @@ def test_a_second_report_leaves_no_figure_of_the_first(tiny, tmp_path):
 @pytest.mark.parametrize("place", ["report", "report/figures", "report/report.html"])
 def test_a_report_is_not_written_through_a_link(tiny, tmp_path, place):
     """Nor are files behind it removed."""
-    folder = shutil.copytree(tiny.folder, tmp_path / "tiny", ignore=shutil.ignore_patterns("report"))
+    folder = shutil.copytree(
+        tiny.folder, tmp_path / "tiny", ignore=shutil.ignore_patterns("report")
+    )
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "mine.svg").write_text("mine")
     (folder / place).parent.mkdir(exist_ok=True)
     (folder / place).symlink_to(tmp_path / "home")
-    with pytest.raises(UsageError, match="this is a link, and a report is written into real folders only"):
+    with pytest.raises(
+        UsageError, match="this is a link, and a report is written into real folders only"
+    ):
         report.write(Store(folder))
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["mine.svg"]
 
 
 def test_a_spreadsheet_takes_no_cell_for_a_formula():
     words = ["=1+1", "+1", "-1", "−1", "@SUM(A1)", "plain"]
-    table = Table("t", "", [], [], pd.DataFrame({"name": words, "value": [-1.0, 2.0, -3.0, 0.5, -0.25, 1.0]}))
+    table = Table(
+        "t", "", [], [], pd.DataFrame({"name": words, "value": [-1.0, 2.0, -3.0, 0.5, -0.25, 1.0]})
+    )
     back = pd.read_csv(io.StringIO(table.csv))
     assert back["name"].tolist() == [f"'{word}" for word in words[:-1]] + ["plain"]
     assert back["value"].tolist() == [-1.0, 2.0, -3.0, 0.5, -0.25, 1.0]
@@ -193,7 +221,8 @@ def test_the_page_is_self_contained_well_formed_and_its_ids_are_unique(small):
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in text
     links = set(re.findall(r'(?:href|src)="([^#"][^"]*)"', text))
     assert all(
-        (link.startswith("tables/") and (small.folder / "report" / link).is_file()) or link.startswith("data:")
+        (link.startswith("tables/") and (small.folder / "report" / link).is_file())
+        or link.startswith("data:")
         for link in links
         if link
     )
@@ -238,7 +267,10 @@ def test_every_table_of_the_page_is_a_csv_that_pandas_reads(small):
     for path in files:
         assert len(pd.read_csv(path))
     headline = pd.read_csv(small.folder / "report" / "tables" / "headline-digits.csv")
-    assert (headline[["learned", "stalled", "collapsed", "diverged", "failed", "missing"]].sum(axis=1) == headline["n"]).all()
+    assert (
+        headline[["learned", "stalled", "collapsed", "diverged", "failed", "missing"]].sum(axis=1)
+        == headline["n"]
+    ).all()
 
 
 def test_all_or_nothing_outcomes_are_success_rates_and_never_means(small):
@@ -248,7 +280,10 @@ def test_all_or_nothing_outcomes_are_success_rates_and_never_means(small):
     assert set(grid["statistic"]) == {"share"}
     assert set((grid["value"] * grid["valued"]).round(9)) <= {0.0, 1.0, 2.0, 3.0}
     text = rendered(small)
-    assert "share of seeds that succeed (accuracy ≥ 0.99) after the last step, on selection seeds" in text
+    assert (
+        "share of seeds that succeed (accuracy ≥ 0.99) after the last step, on selection seeds"
+        in text
+    )
     assert "temporal-order: accuracy, mean over seeds" not in text
     assert "digits: accuracy, mean over seeds" in text
 
@@ -270,9 +305,17 @@ def test_hostile_names_are_text_in_every_file(tmp_path):
             parts["cells"][0]["arm"] = one.arm.replace("momentum", HOSTILE)
         return parts
 
-    store = synthetic.build(tmp_path / "hostile", optimizers=("sgd", "momentum"), relative=(1.0,), report=0, change=renamed)
+    store = synthetic.build(
+        tmp_path / "hostile",
+        optimizers=("sgd", "momentum"),
+        relative=(1.0,),
+        report=0,
+        change=renamed,
+    )
     plan = store.page("plan")
-    store.write_page("plan", {**plan, "not_run": [{"device": HOSTILE, "cells": 1, "reason": HOSTILE}]})
+    store.write_page(
+        "plan", {**plan, "not_run": [{"device": HOSTILE, "cells": 1, "reason": HOSTILE}]}
+    )
     report.write(store)
     text = (store.folder / "report" / "report.html").read_text(encoding="utf-8")
     assert "<script" not in text
@@ -285,7 +328,11 @@ def test_hostile_names_are_text_in_every_file(tmp_path):
 @pytest.mark.usefixtures("sketched")
 def test_hostile_workload_settings_make_safe_file_names(tmp_path):
     store = synthetic.build(
-        tmp_path / "paths", relative=(1.0,), optimizers=("sgd",), report=0, change=lambda one: moved(one, "../../x y(path='/etc')")
+        tmp_path / "paths",
+        relative=(1.0,),
+        optimizers=("sgd",),
+        report=0,
+        change=lambda one: moved(one, "../../x y(path='/etc')"),
     )
     written = report.write(store)
     assert all(store.folder / "report" in path.parents for path in written)
@@ -298,7 +345,7 @@ def moved(one: Cell, problem: str):
     return parts
 
 
-# --------------------------------------------------------------------------------------------- stores that are not what one hopes
+# --------------------------------------------------------------- stores that are not what one hopes
 
 
 @pytest.mark.usefixtures("sketched")
@@ -309,20 +356,28 @@ def test_an_empty_store_says_that_nothing_was_run(tmp_path):
 
 @pytest.mark.usefixtures("sketched")
 def test_before_the_report_phase_the_page_says_so_and_shows_the_grid(tmp_path):
-    store = synthetic.build(tmp_path / "early", optimizers=("sgd",), report=0, with_throughput=False)
+    store = synthetic.build(
+        tmp_path / "early", optimizers=("sgd",), report=0, with_throughput=False
+    )
     plan = store.page("plan")
-    plan["protocol"]["seeds"] = {problem: {**count, "report": 10} for problem, count in plan["protocol"]["seeds"].items()}
+    plan["protocol"]["seeds"] = {
+        problem: {**count, "report": 10} for problem, count in plan["protocol"]["seeds"].items()
+    }
     store.write_page("plan", plan)
     text = page(store)
     assert "No answer yet" in text
     assert "The report phase has not run yet" in text
     assert "Throughput was not measured" in text
-    assert "heat" in {path.stem.partition("-")[0] for path in (store.folder / "report" / "figures").glob("*.svg")}
+    assert "heat" in {
+        path.stem.partition("-")[0] for path in (store.folder / "report" / "figures").glob("*.svg")
+    }
 
 
 @pytest.mark.usefixtures("sketched")
 def test_a_study_without_report_seeds_does_not_promise_an_answer(tmp_path):
-    text = page(synthetic.build(tmp_path / "all", optimizers=("sgd",), report=0, with_throughput=False))
+    text = page(
+        synthetic.build(tmp_path / "all", optimizers=("sgd",), report=0, with_throughput=False)
+    )
     assert "Nothing is chosen here" in text
     assert "No answer yet" not in text
     assert "has not run yet" not in text
@@ -337,12 +392,20 @@ def test_a_study_without_the_five_methods_says_so_and_not_that_nothing_ran(tmp_p
 
 
 @pytest.mark.usefixtures("sketched")
-@pytest.mark.parametrize(("threshold", "words"), [(1e3, "its clip never fired"), (0.01, "its clip fired in ")])
+@pytest.mark.parametrize(
+    ("threshold", "words"), [(1e3, "its clip never fired"), (0.01, "its clip fired in ")]
+)
 def test_an_arm_that_the_page_names_untuned_is_answered_for(tmp_path, threshold, words):
     """nnU-Net's very setting is such a one: its clip fires, or it does not."""
     asked = {"lr": 0.01, "threshold": threshold, "arms": ["adam + norm"]}
-    text = page(synthetic.build(tmp_path / "asked", optimizers=("adam",), untuned=asked, with_throughput=False))
-    assert f"As the study sets it</strong>, adam + norm at lr 0.01 and threshold {threshold:g}" in text
+    text = page(
+        synthetic.build(
+            tmp_path / "asked", optimizers=("adam",), untuned=asked, with_throughput=False
+        )
+    )
+    assert (
+        f"As the study sets it</strong>, adam + norm at lr 0.01 and threshold {threshold:g}" in text
+    )
     assert words in text
 
 
@@ -362,7 +425,9 @@ def test_a_report_phase_that_stopped_early_is_incomplete_and_claims_nothing(tmp_
 @pytest.mark.parametrize("kind", ["failed", "diverged", "collapsed", "stalled", "learned"])
 def test_a_study_that_ends_one_way_renders(tmp_path, kind):
     change = synthetic.failed if kind == "failed" else functools.partial(synthetic.rows, kind=kind)
-    store = synthetic.build(tmp_path / kind, optimizers=("sgd",), relative=(0.1, 1.0), report=3, change=change)
+    store = synthetic.build(
+        tmp_path / kind, optimizers=("sgd",), relative=(0.1, 1.0), report=3, change=change
+    )
     text = page(store)
     assert f"0 {kind}" not in re.search(r'class="sub">(.*?)</p>', text)[1]
     if kind == "failed":
@@ -378,7 +443,13 @@ def gaining(gain: float, spread: float = 0.0):
     def change(one: Cell):
         clipped = one.clip.name != "none"
         metric = 0.8 + clipped * (gain + spread * (one.seed % 10)) + 0.01 * (one.seed % 7)
-        return synthetic.rows(one, "learned", metric_value=metric, validation_value=one.lr, clipped_fraction=0.5 * clipped)
+        return synthetic.rows(
+            one,
+            "learned",
+            metric_value=metric,
+            validation_value=one.lr,
+            clipped_fraction=0.5 * clipped,
+        )
 
     return change
 
@@ -386,7 +457,9 @@ def gaining(gain: float, spread: float = 0.0):
 @pytest.mark.usefixtures("sketched")
 @pytest.mark.parametrize(("report_seeds", "claimed"), [(2, False), (4, False), (5, True)])
 def test_fewer_than_five_report_seeds_claim_nothing_in_words(tmp_path, report_seeds, claimed):
-    store = synthetic.build(tmp_path / "few", **MATRIX, report=report_seeds, change=gaining(0.1, 0.001))
+    store = synthetic.build(
+        tmp_path / "few", **MATRIX, report=report_seeds, change=gaining(0.1, 0.001)
+    )
     text = page(store)
     assert ("is better than plain SGD</strong>" in text) == claimed
     assert ("was better on" in text) == claimed
@@ -394,7 +467,9 @@ def test_fewer_than_five_report_seeds_claim_nothing_in_words(tmp_path, report_se
 
 
 @pytest.mark.usefixtures("sketched")
-@pytest.mark.parametrize(("gain", "words"), [(0.1, "on every seed alike (n = 10)"), (0.0, "as plain SGD on every seed")])
+@pytest.mark.parametrize(
+    ("gain", "words"), [(0.1, "on every seed alike (n = 10)"), (0.0, "as plain SGD on every seed")]
+)
 def test_differences_that_are_alike_on_every_seed_are_no_certainty(tmp_path, gain, words):
     text = page(synthetic.build(tmp_path / "alike", **MATRIX, change=gaining(gain)))
     assert words in text
@@ -407,7 +482,11 @@ def test_differences_that_are_alike_on_every_seed_are_no_certainty(tmp_path, gai
 def test_a_run_without_a_metric_is_named_and_nothing_is_concluded(tmp_path):
     def change(one: Cell):
         spoiled = one.seed == 1003 and one.arm == "sgd"
-        return synthetic.rows(one, "stalled", metric_value=None) if spoiled else gaining(0.1, 0.001)(one)
+        return (
+            synthetic.rows(one, "stalled", metric_value=None)
+            if spoiled
+            else gaining(0.1, 0.001)(one)
+        )
 
     text = page(synthetic.build(tmp_path / "blank", **MATRIX, change=change))
     assert "<strong>No value</strong>: 1 report run of digits, sgd, did not diverge" in text
@@ -419,7 +498,12 @@ def test_a_run_without_a_metric_is_named_and_nothing_is_concluded(tmp_path):
 
 @pytest.mark.usefixtures("sketched")
 def test_without_plain_sgd_no_other_method_stands_under_its_name(tmp_path):
-    store = synthetic.build(tmp_path / "none", optimizers=("momentum", "rmsprop"), relative=(1.0,), change=gaining(0.1, 0.001))
+    store = synthetic.build(
+        tmp_path / "none",
+        optimizers=("momentum", "rmsprop"),
+        relative=(1.0,),
+        change=gaining(0.1, 0.001),
+    )
     report.write(store, ("html", "csv"))
     text = rendered(store)
     assert "better than plain SGD by" not in text
@@ -433,21 +517,32 @@ def test_without_plain_sgd_no_other_method_stands_under_its_name(tmp_path):
 @pytest.mark.usefixtures("sketched")
 def test_timings_of_two_machines_are_told_apart(tmp_path):
     store = synthetic.build(tmp_path / "two", **MATRIX, report=2)
-    store.add_throughput(synthetic.timing("digits", "sgd", {"none": 1.0, "norm": 3.0}, environment="e2"))
+    store.add_throughput(
+        synthetic.timing("digits", "sgd", {"none": 1.0, "norm": 3.0}, environment="e2")
+    )
     page_of_environments = store.page("environment")
-    machines = {"e1": {"processor": "Slow"}, "e2": {"processor": "Fast", "cuda": {"device": "Card"}}}
+    machines = {
+        "e1": {"processor": "Slow"},
+        "e2": {"processor": "Fast", "cuda": {"device": "Card"}},
+    }
     store.write_page("environment", {**page_of_environments, "environments": machines})
     text = page(store)
     for words in ("digits (environment e1, Slow)", "digits (environment e2, Fast, Card)"):
         assert f"<h3>{words}</h3>" in text
         assert f"<caption>{words}: cost of a training step.</caption>" in text
-    assert re.search(r"A step costs ×1\.1\d \[[^]]*\] with norm clipping \(environment e1, Slow\)", text)
-    assert re.search(r"A step costs ×3\.\d\d \[[^]]*\] with norm clipping \(environment e2, Fast, Card\)", text)
+    assert re.search(
+        r"A step costs ×1\.1\d \[[^]]*\] with norm clipping \(environment e1, Slow\)", text
+    )
+    assert re.search(
+        r"A step costs ×3\.\d\d \[[^]]*\] with norm clipping \(environment e2, Fast, Card\)", text
+    )
 
 
 @pytest.mark.usefixtures("sketched")
 def test_a_workload_without_randomness_says_so(tmp_path):
-    store = synthetic.build(tmp_path / "sure", problems=("cosh",), **MATRIX, select=1, report=1, change=gaining(-0.1))
+    store = synthetic.build(
+        tmp_path / "sure", problems=("cosh",), **MATRIX, select=1, report=1, change=gaining(-0.1)
+    )
     components = store.page("components")
     components["workloads"]["cosh"]["deterministic"] = True
     store.write_page("components", components)
@@ -462,9 +557,15 @@ def test_a_workload_without_randomness_says_so(tmp_path):
 @pytest.mark.usefixtures("sketched")
 def test_a_failed_cell_is_listed_with_its_reason_and_a_reader_sees_it_is_not_a_divergence(tmp_path):
     def change(one: Cell):
-        return synthetic.failed(one, "killed by signal 9") if one.seed == 1000 and one.arm == "sgd" else None
+        return (
+            synthetic.failed(one, "killed by signal 9")
+            if one.seed == 1000 and one.arm == "sgd"
+            else None
+        )
 
-    store = synthetic.build(tmp_path / "failed", optimizers=("sgd",), relative=(1.0,), change=change)
+    store = synthetic.build(
+        tmp_path / "failed", optimizers=("sgd",), relative=(1.0,), change=change
+    )
     text = page(store)
     assert "killed by signal 9" in text
     assert "median of 9 of 10 seeds, incomplete" in text
@@ -477,13 +578,22 @@ def test_a_failed_cell_is_listed_with_its_reason_and_a_reader_sees_it_is_not_a_d
         {"clips": ("none",)},
         {"clips": ("norm",)},
         {"optimizers": ("adam",)},
-        {"optimizers": ("sgd",), "clips": ("none", "norm"), "relative": (1.0,), "select": 1, "report": 1},
+        {
+            "optimizers": ("sgd",),
+            "clips": ("none", "norm"),
+            "relative": (1.0,),
+            "select": 1,
+            "report": 1,
+        },
         {"clips": ("none", "ema"), "optimizers": ("sgd",), "relative": (1.0, 3.0)},
     ],
     ids=["no clips", "no unclipped arm", "no headline optimizer", "one seed", "a stranger's clip"],
 )
 def test_an_unusual_matrix_renders(tmp_path, choice):
-    store = synthetic.build(tmp_path / "odd", **{"optimizers": ("sgd", "momentum"), "relative": (0.1, 1.0), "report": 2, **choice})
+    store = synthetic.build(
+        tmp_path / "odd",
+        **{"optimizers": ("sgd", "momentum"), "relative": (0.1, 1.0), "report": 2, **choice},
+    )
     assert "Should I clip?" in page(store)
 
 
@@ -498,7 +608,14 @@ def test_a_single_cell_renders(tmp_path):
 
 @pytest.mark.usefixtures("sketched")
 def test_a_workload_with_one_seed_says_n_is_one(tmp_path):
-    store = synthetic.build(tmp_path / "one", problems=("cosh",), optimizers=("sgd",), relative=(0.1,), select=1, report=1)
+    store = synthetic.build(
+        tmp_path / "one",
+        problems=("cosh",),
+        optimizers=("sgd",),
+        relative=(0.1,),
+        select=1,
+        report=1,
+    )
     assert "(n = 1, no interval)" in page(store)
 
 
@@ -508,8 +625,12 @@ def test_curves_of_report_cells_alone_are_enough(tmp_path):
     light = synthetic.build(tmp_path / "b" / "same", **matrix, curves="report")
     report.write(whole)
     report.write(light)
-    assert digest(whole.folder / "report" / "figures") == digest(light.folder / "report" / "figures")
-    assert "keeps the curves of report cells only" in (light.folder / "report" / "report.html").read_text(encoding="utf-8")
+    assert digest(whole.folder / "report" / "figures") == digest(
+        light.folder / "report" / "figures"
+    )
+    assert "keeps the curves of report cells only" in (
+        light.folder / "report" / "report.html"
+    ).read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("sketched")
@@ -533,18 +654,33 @@ def test_a_mixture_of_engines_is_labelled(tmp_path):
     def change(one: Cell):
         return synthetic.rows(one, "learned", engine="batched") if one.seed == 1000 else None
 
-    store = synthetic.build(tmp_path / "mixed", optimizers=("sgd",), relative=(1.0,), report=3, change=change)
+    store = synthetic.build(
+        tmp_path / "mixed", optimizers=("sgd",), relative=(1.0,), report=3, change=change
+    )
     assert "come from more than one engine: batched" in page(store)
 
 
 @pytest.mark.usefixtures("sketched")
 def test_cells_of_another_version_are_kept_but_not_compared(tmp_path):
     store = synthetic.build(tmp_path / "old", optimizers=("sgd",), relative=(1.0,), report=2)
-    old = Cell(Part("digits", 1), Part("sgd", 1), Part("norm", 0, {"relative": 1.0}, "max_norm"), 0.1, 0, 60, 32)
+    old = Cell(
+        Part("digits", 1),
+        Part("sgd", 1),
+        Part("norm", 0, {"relative": 1.0}, "max_norm"),
+        0.1,
+        0,
+        60,
+        32,
+    )
     gone = synthetic.cell("digits", "sgd", "none", 77.0, 0)
-    synthetic.commit(store, "old", [synthetic.rows(old, "learned"), synthetic.rows(gone, "learned")])
+    synthetic.commit(
+        store, "old", [synthetic.rows(old, "learned"), synthetic.rows(gone, "learned")]
+    )
     text = page(store)
-    assert "1 stored cell kept but not compared: written by version 0 of &#34;norm&#34; (now 1)." in text
+    assert (
+        "1 stored cell kept but not compared: written by version 0 of &#34;norm&#34; (now 1)."
+        in text
+    )
     assert "1 stored cell kept but not compared: no longer asked for by the study." in text
 
 
@@ -563,13 +699,18 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tiny, tmp_path):
         report.write(tiny, ("md",), tmp_path / "report")
 
 
-# -------------------------------------------------------------------------------------------------------------- what a reader sees
+# ------------------------------------------------------------------------------- what a reader sees
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 
 def chromium(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    switches = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    switches = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+        "--disable-background-networking"
+    )
     switches += " --disable-component-update --disable-sync --enable-logging=stderr --v=0"
     command = [CHROMIUM, *switches.split(), f"--user-data-dir={folder}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=90)
@@ -577,32 +718,43 @@ def chromium(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_a_browser_shows_the_page_without_a_complaint(small, tmp_path):
-    """The page as it lies on disk, read by a frame whose script measures it; the page itself has no script."""
+    """The page as it lies on disk, read by a frame whose script measures it; the page itself has
+    no script.
+    """
     path = small.folder / "report" / "report.html"
     seen = chromium(tmp_path / "a", "--window-size=1200,2000", "--dump-dom", path.as_uri())
     assert "CONSOLE" not in seen.stderr
     assert seen.stdout.count("<table>") == path.read_text(encoding="utf-8").count("<table>") > 5
     assert seen.stdout.count("<svg") > 5
     probe = tmp_path / "probe.html"
-    body = path.read_text(encoding="utf-8").replace("default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';")
+    body = path.read_text(encoding="utf-8").replace(
+        "default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';"
+    )
     script = """<script>addEventListener('load', () => {
-      const boxes = (name) => [...document.querySelectorAll(name)].map((e) => e.getBoundingClientRect());
+      const found = (name) => [...document.querySelectorAll(name)];
+      const boxes = (name) => found(name).map((e) => e.getBoundingClientRect());
       const shown = (name) => boxes(name).every((r) => r.width > 50 && r.height > 20);
       const overflow = document.documentElement.scrollWidth > innerWidth + 1;
-      document.title = JSON.stringify({tables: shown('table'), figures: shown('figure svg'), overflow});
+      const seen = {tables: shown('table'), figures: shown('figure svg'), overflow};
+      document.title = JSON.stringify(seen);
     })</script>"""
     probe.write_text(body.replace("</body>", script + "</body>"), encoding="utf-8")
     for width in (400, 1200):
         title = re.search(
             r"<title>(.*?)</title>",
-            chromium(tmp_path / f"p{width}", f"--window-size={width},900", "--dump-dom", probe.as_uri()).stdout,
+            chromium(
+                tmp_path / f"p{width}", f"--window-size={width},900", "--dump-dom", probe.as_uri()
+            ).stdout,
         )
         assert json.loads(title[1]) == {"tables": True, "figures": True, "overflow": False}
 
 
-# ------------------------------------------------------------------------------------------------------------- implementations
+# ---------------------------------------------------------------------------------- implementations
 
-COSTS = {"torch": {"none": 2.0, "value": 4.0, "norm": 4.0}, "flat": {"none": 1.25, "value": 6.0, "norm": 2.0}}
+COSTS = {
+    "torch": {"none": 2.0, "value": 4.0, "norm": 4.0},
+    "flat": {"none": 1.25, "value": 6.0, "norm": 2.0},
+}
 
 
 @pytest.mark.usefixtures("sketched")
@@ -613,15 +765,28 @@ def test_the_section_on_cost_says_which_implementation_to_use_at_each_size(tmp_p
     store.add_throughput(synthetic.surveyed(COSTS))
     store.add_throughput(synthetic.surveyed(COSTS, threads=2))
     store.add_throughput(
-        synthetic.surveyed({"torch": {"none": 1.0, "norm": 3.0}, "flat": {"none": 1.0, "norm": 4.0}}, parameters=1000)
+        synthetic.surveyed(
+            {"torch": {"none": 1.0, "norm": 3.0}, "flat": {"none": 1.0, "norm": 4.0}},
+            parameters=1000,
+        )
     )
-    disturbed = [{**row, "valid": row["block"] < 3} for row in synthetic.surveyed(COSTS, parameters=5000)]
+    disturbed = [
+        {**row, "valid": row["block"] < 3} for row in synthetic.surveyed(COSTS, parameters=5000)
+    ]
     store.add_throughput(disturbed)
     text = page(store)
     words = re.sub(r"<[^>]*>|`", "", html.unescape(text))
     assert "5000 in 6 tensors: For norm, too few valid blocks to tell with momentum." in words
-    assert words.count("For norm, flat with momentum (×0.5). For value, torch's default, which nothing beats, with momentum.") == 2
-    assert "1000 in 6 tensors: For norm, torch's default, which nothing beats, with momentum." in words
+    assert (
+        words.count(
+            "For norm, flat with momentum (×0.5). For value, torch's default, which nothing beats, "
+            "with momentum."
+        )
+        == 2
+    )
+    assert (
+        "1000 in 6 tensors: For norm, torch's default, which nothing beats, with momentum." in words
+    )
     assert words.index("1000 in 6 tensors: ") < words.index("2000000 in 6 tensors: ")
     assert "Clip and step alone, on given gradients, one thread" in words
     assert "Clip and step alone, on given gradients, 2 threads" in words
@@ -654,4 +819,10 @@ def test_kernels_and_waits_are_shown_where_they_were_counted(tmp_path):
 
 def test_a_paragraph_marks_what_is_strong_and_what_is_code_and_escapes_the_rest():
     marked = [run for run in Text("a **b c** `d` <e> 2 ** 3 `f").runs if run[1]]
-    assert marked == [("", "a "), ("strong", "b c"), ("", " "), ("code", "d"), ("", " <e> 2 ** 3 `f")]
+    assert marked == [
+        ("", "a "),
+        ("strong", "b c"),
+        ("", " "),
+        ("code", "d"),
+        ("", " <e> 2 ** 3 `f"),
+    ]

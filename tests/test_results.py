@@ -23,7 +23,9 @@ def test_committed_results_keep_every_promise_and_are_finished(folder):
     store = Store(folder)
     assert store.problems() == []
     assert store.missing() == []
-    assert all(len(list((folder / table).glob("*"))) <= 1 for table in schema.TABLES), "`clipbench pack` makes it one file a table"
+    assert all(len(list((folder / table).glob("*"))) <= 1 for table in schema.TABLES), (
+        "`clipbench pack` makes it one file a table"
+    )
 
 
 CAPS = {"quick": 10e6, "full": 5e6, "gate": 2e6}  # bytes; every other folder 1.5 MB
@@ -36,7 +38,11 @@ def size(folder):
 
 def test_the_committed_results_are_small(checkout):
     """A clone is for everybody, and every renewal stays in its history."""
-    sizes = {path.name: size(path) for path in (checkout / "results").iterdir() if path.is_dir() and (path.name in kept(checkout))}
+    sizes = {
+        path.name: size(path)
+        for path in (checkout / "results").iterdir()
+        if path.is_dir() and (path.name in kept(checkout))
+    }
     assert {name for name, held in sizes.items() if held > CAPS.get(name, 1.5e6)} == set()
     assert sum(sizes.values()) <= WHOLE
     tables = [path for name in sizes for path in (checkout / "results" / name).rglob("*.csv")]
@@ -46,7 +52,11 @@ def test_the_committed_results_are_small(checkout):
 def kept(checkout):
     """The folders that are committed, as .gitignore says."""
     lines = (checkout / ".gitignore").read_text(encoding="utf-8").splitlines()
-    return {line.removeprefix("!/results/").rstrip("/") for line in lines if line.startswith("!/results/")}
+    return {
+        line.removeprefix("!/results/").rstrip("/")
+        for line in lines
+        if line.startswith("!/results/")
+    }
 
 
 def test_the_page_of_the_results_says_what_when_and_where(checkout):
@@ -55,7 +65,10 @@ def test_the_page_of_the_results_says_what_when_and_where(checkout):
         store = Store(checkout / "results" / name)
         cells, machines = store.read("cells"), store.page("environment")["environments"]
         days = sorted({created[:10] for created in cells["created"]})
-        where = {f"{machines[key]['processor']}, torch {machines[key]['libraries']['torch']}" for key in cells["environment"]}
+        where = {
+            f"{machines[key]['processor']}, torch {machines[key]['libraries']['torch']}"
+            for key in cells["environment"]
+        }
         [row] = [line for line in text.splitlines() if line.startswith(f"| `{name}` ")]
         _, _, _, runs, when, there, _ = (part.strip() for part in row.split("|"))
         assert (runs, when) == (f"{len(cells):,}", " to ".join(dict.fromkeys((days[0], days[-1]))))
@@ -63,13 +76,25 @@ def test_the_page_of_the_results_says_what_when_and_where(checkout):
 
 
 def test_committed_reports_are_rendered_anew_byte_for_byte(folder, whole, tmp_path):
-    """Figures, tables and pages: no one has edited them by hand, and no change of the code has left them behind."""
+    """Figures, tables and pages: no one has edited them by hand, and no change of the code has
+    left them behind.
+    """
     if folder.name == "full" and not whole:
-        pytest.skip("a minute for a page like the others: only with --whole, and by `tox -e figures`")
+        pytest.skip(
+            "a minute for a page like the others: only with --whole, and by `tox -e figures`"
+        )
     report.write(Store(folder), folder=tmp_path)
-    committed = {path.relative_to(folder / "report") for path in (folder / "report").rglob("*") if path.is_file()}
-    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()} == committed
-    _, different, unread = filecmp.cmpfiles(folder / "report", tmp_path, sorted(map(str, committed)), shallow=False)
+    committed = {
+        path.relative_to(folder / "report")
+        for path in (folder / "report").rglob("*")
+        if path.is_file()
+    }
+    assert {
+        path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()
+    } == committed
+    _, different, unread = filecmp.cmpfiles(
+        folder / "report", tmp_path, sorted(map(str, committed)), shallow=False
+    )
     assert (different, unread) == ([], [])
 
 
@@ -80,19 +105,29 @@ def test_the_headline_is_drawn_from_thousands_of_cells_of_which_some_diverged(ch
     assert not (cells["status"] == "failed").any()
 
 
-def test_the_table_of_engines_is_that_of_the_numbers_beside_it_and_the_readmes(checkout, monkeypatch):
+def test_the_table_of_engines_is_that_of_the_numbers_beside_it_and_the_readmes(
+    checkout, monkeypatch
+):
     monkeypatch.syspath_prepend(checkout / "benchmarks")  # as for a script that is run
     folder = checkout / "results" / "engines"
     stored = json.loads((folder / "engines.json").read_text(encoding="utf-8"))
     for by in stored["rounds"].values():
         for rounds in by.values():
-            rounds[:] = [[{int(count): value for count, value in process.items()} for process in one] for one in rounds]
+            rounds[:] = [
+                [{int(count): value for count, value in process.items()} for process in one]
+                for one in rounds
+            ]
     footer = ", ".join(f"{key} {value}" for key, value in stored["versions"].items())
     registry.load_packaged()
     with torch.random.fork_rng():  # the table counts the parameters of models, which are drawn
-        page = runpy.run_path(str(checkout / "benchmarks" / "engines.py"))["table"](stored["rounds"], stored["missing"], footer)
+        page = runpy.run_path(str(checkout / "benchmarks" / "engines.py"))["table"](
+            stored["rounds"], stored["missing"], footer
+        )
     assert (folder / "engines.md").read_text(encoding="utf-8") == page
     readme = (checkout / "README.md").read_text(encoding="utf-8")
     assert page.partition("\n\n")[0] in readme
     eager, compiled = re.findall(r"^- recording.*?: ([\d.]+) ", page, flags=re.MULTILINE)
-    assert f"costs lanes {eager} times the time of a step without, and compiled lanes {compiled} times" in " ".join(readme.split())
+    assert (
+        f"costs lanes {eager} times the time of a step without, and compiled lanes {compiled} times"
+        in " ".join(readme.split())
+    )

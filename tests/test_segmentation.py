@@ -29,14 +29,20 @@ def draw(seed=0):
 
 @pytest.fixture(scope="module")
 def volumes():
-    """The template as nilearn hands it out, T1 and the maps of grey and white matter: left–right, back–front, down–up."""
+    """The template as nilearn hands it out, T1 and the maps of grey and white matter:
+    left–right, back–front, down–up.
+    """
     from nilearn import datasets
 
-    loads = (datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
+    loads = (
+        datasets.load_mni152_template,
+        datasets.load_mni152_gm_template,
+        datasets.load_mni152_wm_template,
+    )
     return [load(resolution=2).get_fdata() for load in loads]
 
 
-# --------------------------------------------------------------------------------------------------------------------- the loss
+# ----------------------------------------------------------------------------------------- the loss
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -57,7 +63,9 @@ def test_a_sure_and_right_prediction_costs_nothing_even_where_a_class_is_absent(
 
 
 def test_an_image_without_lesion_gives_no_gradient_of_the_size_of_a_guard():
-    """Taken image by image, the smallest probability of a lesion that is not there would have a slope of thousands."""
+    """Taken image by image, the smallest probability of a lesion that is not there would have a
+    slope of thousands.
+    """
     labels = torch.zeros(2, 8, 8, dtype=torch.long)
     labels[0, :4] = 1
     logits = torch.full((2, 2, 8, 8), -7.0, dtype=torch.float64)
@@ -67,7 +75,7 @@ def test_an_image_without_lesion_gives_no_gradient_of_the_size_of_a_guard():
     assert logits.grad[1].norm() < 1e-2
 
 
-# ----------------------------------------------------------------------------------------------------------------------- phantom
+# ------------------------------------------------------------------------------------------ phantom
 
 
 @pytest.mark.parametrize("imbalance", [1, 15, 100])
@@ -77,10 +85,16 @@ def test_phantoms_reference_is_the_loss_of_the_best_single_probability(imbalance
     labels = work.sample(draw(3), 1000)[1]
 
     def loss(logit):
-        constant = torch.tensor([0.0, logit], dtype=torch.float64).view(1, 2, 1, 1).expand(len(labels), 2, 32, 32)
+        constant = (
+            torch.tensor([0.0, logit], dtype=torch.float64)
+            .view(1, 2, 1, 1)
+            .expand(len(labels), 2, 32, 32)
+        )
         return work.loss(constant, labels).item()
 
-    assert minimize_scalar(loss, bounds=(-10, 10), method="bounded").fun == pytest.approx(work.reference_loss, rel=2e-3)
+    assert minimize_scalar(loss, bounds=(-10, 10), method="bounded").fun == pytest.approx(
+        work.reference_loss, rel=2e-3
+    )
     frequency = -math.log(imbalance)
     assert work.reference_loss < loss(frequency)
 
@@ -101,7 +115,9 @@ def test_a_lesion_of_one_ellipse_is_convex_and_one_of_many_need_not_be():
     everywhere = torch.cartesian_prod(torch.arange(32), torch.arange(32)).numpy()
 
     def filled(mask):
-        return int((Delaunay(mask.nonzero().numpy()).find_simplex(everywhere) >= 0).sum()) == int(mask.sum())
+        return int((Delaunay(mask.nonzero().numpy()).find_simplex(everywhere) >= 0).sum()) == int(
+            mask.sum()
+        )
 
     assert all(filled(mask) for mask in built("phantom", lesions=1).sample(draw(6), 40)[1])
     assert not all(filled(mask) for mask in built("phantom", lesions=3).sample(draw(6), 40)[1])
@@ -120,8 +136,13 @@ def test_a_phantoms_noise_is_normal_of_the_deviation_it_is_set_to():
 
 
 def test_a_phantoms_texture_is_smooth_and_normal_where_it_is_drawn():
-    """At the corners it is the coarse grid itself; along a row it turns at the three columns between at most."""
-    textured, plain = (built("phantom", texture=texture, noise=0.0).sample(draw(9), 500)[0] for texture in (0.5, 0.0))
+    """At the corners it is the coarse grid itself; along a row it turns at the three columns
+    between at most.
+    """
+    textured, plain = (
+        built("phantom", texture=texture, noise=0.0).sample(draw(9), 500)[0]
+        for texture in (0.5, 0.0)
+    )
     texture = (textured - plain) / 0.5
     assert stats.kstest(texture[:, 0, ::31, ::31].flatten().numpy(), "norm").pvalue > 1e-3
     bends = texture.diff(n=2).abs() > 1e-4
@@ -156,7 +177,7 @@ def test_the_u_net_sees_the_whole_phantom_and_has_few_weights():
     assert feed.model(built("phantom", width=3), 0).top[0].weight.shape == (3, 1, 3, 3)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ lanes
+# -------------------------------------------------------------------------------------------- lanes
 
 
 @pytest.mark.parametrize("name", ["phantom", "tissue"])
@@ -167,7 +188,10 @@ def test_lanes_have_the_gradients_that_the_loop_has(name):
     programs = stacked.Programs(work, torch.float64, "cpu", compiled=False)
     modules = [feed.model(work, seed, torch.float64) for seed in (0, 1)]
     batches = [next(iter(feed.batches(work, seed, 2, 1, torch.float64))) for seed in (0, 1)]
-    arguments = torch.stack([programs.model.flat(module) for module in modules]), *map(torch.stack, zip(*batches, strict=True))
+    arguments = (
+        torch.stack([programs.model.flat(module) for module in modules]),
+        *map(torch.stack, zip(*batches, strict=True)),
+    )
     gradient, output = programs.gradient(*arguments), programs.output(*arguments[:2])
     grads, losses = gradient(*arguments)
     assert program.grain(gradient) == program.grain(output) == 1
@@ -175,11 +199,15 @@ def test_lanes_have_the_gradients_that_the_loop_has(name):
         loss = work.loss(module(inputs), targets)
         loss.backward()
         torch.testing.assert_close(losses[lane], loss.detach(), rtol=1e-12, atol=0)
-        torch.testing.assert_close(grads[lane], programs.model.flat_grad(module), rtol=1e-10, atol=1e-14)
-        torch.testing.assert_close(output(*arguments[:2])[lane], module(inputs).detach(), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            grads[lane], programs.model.flat_grad(module), rtol=1e-10, atol=1e-14
+        )
+        torch.testing.assert_close(
+            output(*arguments[:2])[lane], module(inputs).detach(), rtol=1e-10, atol=1e-12
+        )
 
 
-# ----------------------------------------------------------------------------------------------------------------------- tissue
+# ------------------------------------------------------------------------------------------- tissue
 
 
 def test_tissues_labels_are_the_largest_of_the_templates_maps(volumes):
@@ -195,7 +223,9 @@ def test_tissues_labels_are_the_largest_of_the_templates_maps(volumes):
     clear = np.moveaxis((first - second > 1e-3)[9:89, 11:107, enough], 2, 0)
     assert clear.mean() > 0.998
     assert (labels.numpy() == found)[clear].all()
-    np.testing.assert_allclose(images[:, 0].numpy(), np.moveaxis(t1[9:89, 11:107, enough], 2, 0), atol=1e-6)
+    np.testing.assert_allclose(
+        images[:, 0].numpy(), np.moveaxis(t1[9:89, 11:107, enough], 2, 0), atol=1e-6
+    )
     assert (tissue[..., enough] > 0).sum() == (found > 0).sum()
 
 
@@ -211,8 +241,15 @@ def test_tissues_template_is_symmetric_so_that_a_flip_would_be_no_augmentation(v
 
 
 def test_what_is_evaluated_is_two_slices_or_more_from_what_trains():
-    rows = {split: index.tolist() for split, index in segmentation.positions(segmentation.SLICES).items()}
-    assert {split: len(index) for split, index in rows.items()} == {"train": 36, "validation": 8, "test": 8}
+    rows = {
+        split: index.tolist()
+        for split, index in segmentation.positions(segmentation.SLICES).items()
+    }
+    assert {split: len(index) for split, index in rows.items()} == {
+        "train": 36,
+        "validation": 8,
+        "test": 8,
+    }
     for split in ("validation", "test"):
         assert min(abs(one - other) for one in rows[split] for other in rows["train"]) == 2
     assert min(abs(one - other) for one in rows["validation"] for other in rows["test"]) > 2
@@ -231,9 +268,13 @@ def test_tissue_trains_on_training_slices_only(monkeypatch):
 
 
 def test_augmentation_moves_image_and_labels_alike(monkeypatch):
-    """With the labels' outline as the image, the two still agree, as they do not where one is a voxel off."""
+    """With the labels' outline as the image, the two still agree, as they do not where one is a
+    voxel off.
+    """
     _, labels = segmentation._slices()
-    monkeypatch.setattr(segmentation, "_slices", lambda: ((labels > 0).float().unsqueeze(1), labels))
+    monkeypatch.setattr(
+        segmentation, "_slices", lambda: ((labels > 0).float().unsqueeze(1), labels)
+    )
     images, moved = built("tissue", noise=0.0).sample(draw(11), 32)
     outline = (images / images.amax((2, 3), keepdim=True) > 0.5).squeeze(1)
     assert (outline == (moved > 0)).float().mean() > 0.99
@@ -242,7 +283,9 @@ def test_augmentation_moves_image_and_labels_alike(monkeypatch):
 
 
 def test_augmentation_stays_within_what_it_says():
-    """The middle of the brain moves by four voxels at most, its size changes by a fifth of its area, its brightness by a fifth."""
+    """The middle of the brain moves by four voxels at most, its size changes by a fifth of its
+    area, its brightness by a fifth.
+    """
     work, (images, labels) = built("tissue", noise=0.0), segmentation._slices()
     drawn, moved = work.sample(draw(12), 200)
     train = segmentation.positions(segmentation.SLICES)["train"]
@@ -251,7 +294,8 @@ def test_augmentation_stays_within_what_it_says():
     assert found.max() < areas.max() * 1.25
     line = torch.arange(80.0).view(1, 80, 1)
     centres = ((moved > 0) * line).sum((1, 2)) / (moved > 0).sum((1, 2)) - 39.5
-    assert 2 < centres.abs().max() < 7  # four, and what a turn of ten degrees adds to a brain that is not in the middle
+    # four, and what a turn of ten degrees adds to a brain that is not in the middle
+    assert 2 < centres.abs().max() < 7
     assert drawn.max() <= 1.2 * images.max()
     assert drawn.amax((1, 2, 3)).min() > 0.75 * images[train].amax((1, 2, 3)).min()
 
@@ -269,10 +313,16 @@ def test_tissues_reference_is_the_loss_of_the_best_constant_prediction():
     work, (_, labels) = built("tissue"), segmentation._slices()
 
     def loss(logits):
-        constant = torch.tensor([0.0, *logits], dtype=torch.float64).view(1, 3, 1, 1).expand(len(labels), 3, 80, 96)
+        constant = (
+            torch.tensor([0.0, *logits], dtype=torch.float64)
+            .view(1, 3, 1, 1)
+            .expand(len(labels), 3, 80, 96)
+        )
         return work.loss(constant, labels).item()
 
-    assert minimize(loss, [-1.0, -1.0], method="Nelder-Mead").fun == pytest.approx(work.reference_loss, rel=1e-4)
+    assert minimize(loss, [-1.0, -1.0], method="Nelder-Mead").fun == pytest.approx(
+        work.reference_loss, rel=1e-4
+    )
 
 
 def test_tissue_declares_what_its_results_are_judged_by():
@@ -301,15 +351,23 @@ def test_the_template_comes_without_a_network_and_is_read_once(monkeypatch):
     assert segmentation._slices() is segmentation._slices()
 
 
-@pytest.mark.parametrize(("module", "hook"), [("nilearn", "data"), ("monai.networks.nets.unet", "model")])
+@pytest.mark.parametrize(
+    ("module", "hook"), [("nilearn", "data"), ("monai.networks.nets.unet", "model")]
+)
 def test_tissue_without_its_extra_says_what_to_install(monkeypatch, module, hook):
     segmentation._slices.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UsageError, match=rf'workload "tissue": {module} is not installed; `pip install clipbench\[medical\]`'):
+    with pytest.raises(
+        UsageError,
+        match=rf'workload "tissue": {module} is not installed; `pip install clipbench\[medical\]`',
+    ):
         getattr(built("tissue"), hook)()
     segmentation._slices.cache_clear()
 
 
 def test_the_workloads_are_imported_without_the_extra():
-    source = "import sys, clipbench.workloads; sys.exit(bool({'monai', 'nilearn', 'nibabel'} & set(sys.modules)))"
+    source = (
+        "import sys, clipbench.workloads; sys.exit(bool({'monai', 'nilearn', 'nibabel'} & "
+        "set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", source], check=False).returncode == 0

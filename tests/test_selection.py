@@ -20,12 +20,29 @@ PLACE = {"problem": "digits", "batch": 32, "device": "cpu", "dtype": "float32"}
 
 def scores(rows, arm="sgd + norm", **others) -> pd.DataFrame:
     """A frame as ``score`` makes it, from (lr, threshold, score) and optional columns."""
-    blank = {"relative": NAN, "error": 0.0, "seeds": 3, "unstable": 0, "clipped_fraction": 0.5, "extended": False}
+    blank = {
+        "relative": NAN,
+        "error": 0.0,
+        "seeds": 3,
+        "unstable": 0,
+        "clipped_fraction": 0.5,
+        "extended": False,
+    }
     made = []
     for lr, threshold, value, *more in rows:
         extra = more[0] if more else {}
         made.append(
-            {**PLACE, "arm": arm, "lr": lr, "threshold": threshold, **blank, "score": value, "finite": value, **others, **extra}
+            {
+                **PLACE,
+                "arm": arm,
+                "lr": lr,
+                "threshold": threshold,
+                **blank,
+                "score": value,
+                "finite": value,
+                **others,
+                **extra,
+            }
         )
     frame = pd.DataFrame(made)
     frame.loc[np.isinf(frame["score"]) & (frame["unstable"] == 0), "unstable"] = 3
@@ -38,16 +55,24 @@ def cells(rows) -> pd.DataFrame:
     made = []
     for lr, seed, value, outcome in rows:
         one = synthetic.cell("digits", "sgd", "none", lr, seed)
-        status = "failed" if outcome is None else "diverged" if outcome == "diverged" else "completed"
-        made.append(synthetic.rows(one, "learned", validation_value=value, outcome=outcome, status=status)["cells"][0])
+        status = (
+            "failed" if outcome is None else "diverged" if outcome == "diverged" else "completed"
+        )
+        made.append(
+            synthetic.rows(one, "learned", validation_value=value, outcome=outcome, status=status)[
+                "cells"
+            ][0]
+        )
     return pd.DataFrame(made)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- scores
+# ------------------------------------------------------------------------------------------- scores
 
 
 def test_a_score_is_the_mean_over_seeds_with_its_standard_error():
-    table = selection.score(cells([(0.1, 0, 1.0, "learned"), (0.1, 1, 2.0, "stalled"), (0.1, 2, 3.0, "learned")]))
+    table = selection.score(
+        cells([(0.1, 0, 1.0, "learned"), (0.1, 1, 2.0, "stalled"), (0.1, 2, 3.0, "learned")])
+    )
     row = table.iloc[0]
     assert (row["score"], row["seeds"], row["unstable"]) == (2.0, 3, 0)
     assert row["error"] == pytest.approx(1 / math.sqrt(3))
@@ -55,15 +80,36 @@ def test_a_score_is_the_mean_over_seeds_with_its_standard_error():
 
 @pytest.mark.parametrize(
     ("value", "outcome"),
-    [(None, "diverged"), (0.2, "collapsed"), (0.2, "diverged"), (None, None), (NAN, "learned"), (INF, "learned")],
+    [
+        (None, "diverged"),
+        (0.2, "collapsed"),
+        (0.2, "diverged"),
+        (None, None),
+        (NAN, "learned"),
+        (INF, "learned"),
+    ],
 )
 def test_one_spoiled_seed_makes_the_score_infinite(value, outcome):
-    """benchopt drops a diverged run and keeps the mean of the survivors; a setting must not win that way."""
+    """benchopt drops a diverged run and keeps the mean of the survivors; a setting must not win
+    that way.
+    """
     table = selection.score(
-        cells([(0.1, 0, 0.1, "learned"), (0.1, 1, value, outcome), (0.03, 0, 0.5, "learned"), (0.03, 1, 0.5, "learned")])
+        cells(
+            [
+                (0.1, 0, 0.1, "learned"),
+                (0.1, 1, value, outcome),
+                (0.03, 0, 0.5, "learned"),
+                (0.03, 1, 0.5, "learned"),
+            ]
+        )
     )
     hot = table[table["lr"] == 0.1].iloc[0]
-    assert (hot["score"], hot["finite"], hot["unstable"], hot["seeds"]) == (INF, pytest.approx(0.1), 1, 2)
+    assert (hot["score"], hot["finite"], hot["unstable"], hot["seeds"]) == (
+        INF,
+        pytest.approx(0.1),
+        1,
+        2,
+    )
     assert selection.choose(table)["lr"].tolist() == [0.03]
 
 
@@ -73,13 +119,17 @@ def test_report_seeds_have_no_part_in_the_choice():
 
 
 def test_stored_arrow_rows_score_like_plain_ones(tmp_path):
-    store = synthetic.build(tmp_path / "s", optimizers=("sgd",), relative=(0.1, 1.0), report=0, with_throughput=False)
+    store = synthetic.build(
+        tmp_path / "s", optimizers=("sgd",), relative=(0.1, 1.0), report=0, with_throughput=False
+    )
     stored = store.read("cells")
     plain = pd.DataFrame(stored.astype(object).where(stored.notna(), None))
-    pd.testing.assert_frame_equal(selection.score(stored), selection.score(plain), check_dtype=False)
+    pd.testing.assert_frame_equal(
+        selection.score(stored), selection.score(plain), check_dtype=False
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------------- choices
+# ------------------------------------------------------------------------------------------ choices
 
 
 def test_within_one_standard_error_the_setting_with_stable_neighbours_wins():
@@ -97,7 +147,9 @@ def test_neighbours_differ_in_one_step_on_one_axis():
     rows = [(lr, threshold, 1.0) for lr in (0.1, 0.3, 1.0) for threshold in (0.1, 1.0, 10.0)]
     frame = scores(rows).to_dict("records")
     middle = next(row for row in frame if (row["lr"], row["threshold"]) == (0.3, 1.0))
-    near = [(row["lr"], row["threshold"]) for row in frame if selection._adjacent(middle, row, frame)]
+    near = [
+        (row["lr"], row["threshold"]) for row in frame if selection._adjacent(middle, row, frame)
+    ]
     assert sorted(near) == [(0.1, 1.0), (0.3, 0.1), (0.3, 10.0), (1.0, 1.0)]
 
 
@@ -113,7 +165,11 @@ def test_where_no_setting_is_stable_the_one_with_the_fewest_spoiled_seeds_is_cho
 
 
 def test_the_choice_does_not_depend_on_the_order_of_the_rows():
-    rows = [(lr, threshold, 1.0 + (lr - 0.3) ** 2, {"error": 0.3}) for lr in (0.1, 0.3, 1.0) for threshold in (0.1, 1.0)]
+    rows = [
+        (lr, threshold, 1.0 + (lr - 0.3) ** 2, {"error": 0.3})
+        for lr in (0.1, 0.3, 1.0)
+        for threshold in (0.1, 1.0)
+    ]
     picks = set()
     for order in itertools.islice(itertools.permutations(rows), 0, 720, 37):
         row = selection.choose(scores(order)).iloc[0]
@@ -121,7 +177,7 @@ def test_the_choice_does_not_depend_on_the_order_of_the_rows():
     assert len(picks) == 1
 
 
-# ----------------------------------------------------------------------------------------------------------------------- edges
+# -------------------------------------------------------------------------------------------- edges
 
 
 @pytest.mark.parametrize(
@@ -139,7 +195,9 @@ def test_an_axis_of_one_value_has_no_ends():
 
 
 def test_a_threshold_too_large_to_fire_has_nothing_beyond_it():
-    rows = scores([(0.1, 1.0, 2.0), (0.1, 10.0, 1.0, {"clipped_fraction": 0.005})]).to_dict("records")
+    rows = scores([(0.1, 1.0, 2.0), (0.1, 10.0, 1.0, {"clipped_fraction": 0.005})]).to_dict(
+        "records"
+    )
     assert selection.edges(rows[1], rows) == []
     rows[1]["clipped_fraction"] = 0.02
     assert selection.edges(rows[1], rows) == ["threshold high"]
@@ -147,7 +205,11 @@ def test_a_threshold_too_large_to_fire_has_nothing_beyond_it():
 
 @pytest.mark.parametrize(
     ("axis", "best", "new"),
-    [((0.1, 0.3, 1.0, 3.0), 3.0, {10.0, 30.0}), ((0.01, 0.03, 0.1), 0.01, {0.003, 0.001}), ((0.3, 1.0, 3.0), 0.3, {0.1, 0.03})],
+    [
+        ((0.1, 0.3, 1.0, 3.0), 3.0, {10.0, 30.0}),
+        ((0.01, 0.03, 0.1), 0.01, {0.003, 0.001}),
+        ((0.3, 1.0, 3.0), 0.3, {0.1, 0.03}),
+    ],
 )
 def test_a_choice_at_an_edge_extends_its_axis_by_two_half_decades(axis, best, new):
     frame = scores([(lr, NAN, 0.0 if lr == best else 1.0) for lr in axis], arm="sgd")
@@ -162,14 +224,21 @@ def test_a_threshold_of_zero_has_nothing_below_it():
 
 def test_an_extension_fills_the_whole_new_border_of_the_grid_once():
     grid = [
-        (lr, NAN, 0.0 if (lr, multiple) == (3.0, 0.1) else 1.0, {"relative": multiple, "threshold": multiple / 2})
+        (
+            lr,
+            NAN,
+            0.0 if (lr, multiple) == (3.0, 0.1) else 1.0,
+            {"relative": multiple, "threshold": multiple / 2},
+        )
         for lr in (1.0, 3.0)
         for multiple in (0.1, 1.0)
     ]
     new = selection.extend(scores(grid))
     points = {(row.lr, row.relative) for row in new.itertuples()}
     lrs, multiples = (1.0, 3.0, 10.0, 30.0), (0.1, 1.0, 0.03, 0.01)
-    assert points == set(itertools.product(lrs, multiples)) - set(itertools.product((1.0, 3.0), (0.1, 1.0)))
+    assert points == set(itertools.product(lrs, multiples)) - set(
+        itertools.product((1.0, 3.0), (0.1, 1.0))
+    )
     assert len(new) == len(points)
     assert new["threshold"].isna().all()
 
@@ -203,7 +272,7 @@ def test_half_decades_are_written_as_people_write_them(value, snapped):
     assert selection.snap(value) == snapped
 
 
-# -------------------------------------------------------------------------------------------------------------------- readings
+# ----------------------------------------------------------------------------------------- readings
 
 
 @pytest.mark.parametrize(("settings", "budget"), [(1, 1), (5, 1), (6, 3), (7, 5), (5, 5), (8, 2)])
@@ -211,7 +280,9 @@ def test_the_best_of_k_is_what_every_draw_of_k_settings_gives(settings, budget):
     wanted = Counter(min(draw) for draw in itertools.combinations(range(settings), budget))
     total = math.comb(settings, budget)
     steps = 20 * total
-    found = Counter(selection.best_of(budget, settings, (number + 0.5) / steps) for number in range(steps))
+    found = Counter(
+        selection.best_of(budget, settings, (number + 0.5) / steps) for number in range(steps)
+    )
     assert {rank: count / steps for rank, count in found.items()} == pytest.approx(
         {rank: count / total for rank, count in wanted.items()}
     )
@@ -220,7 +291,9 @@ def test_the_best_of_k_is_what_every_draw_of_k_settings_gives(settings, budget):
 def test_probabilities_of_the_best_of_k_sum_to_one_up_to_the_last_draw():
     for settings in range(1, 40):
         for budget in range(1, settings + 1):
-            total = sum(math.comb(settings - 1 - rank, budget - 1) for rank in range(settings - budget + 1))
+            total = sum(
+                math.comb(settings - 1 - rank, budget - 1) for rank in range(settings - budget + 1)
+            )
             assert total == math.comb(settings, budget)
             assert selection.best_of(budget, settings, 1 - 2**-53) <= settings - budget
             assert selection.best_of(budget, settings, 0.0) == 0
@@ -237,7 +310,10 @@ def test_with_the_whole_budget_every_seed_draws_the_choice():
 
 def test_the_smallest_arm_sets_the_budget_and_only_larger_arms_draw():
     small = scores([(lr, NAN, lr) for lr in (0.1, 0.3)], arm="sgd")
-    large = scores([(lr, threshold, lr * threshold) for lr in (0.1, 0.3) for threshold in (1.0, 2.0, 3.0)], arm="sgd + norm")
+    large = scores(
+        [(lr, threshold, lr * threshold) for lr in (0.1, 0.3) for threshold in (1.0, 2.0, 3.0)],
+        arm="sgd + norm",
+    )
     table = selection.readings(pd.concat([small, large]), {"digits": 200}, None)
     equal = table[table["reading"] == "equal"]
     assert set(equal["budget"]) == {2}
@@ -249,8 +325,15 @@ def test_the_smallest_arm_sets_the_budget_and_only_larger_arms_draw():
 
 
 def test_more_report_seeds_keep_what_was_drawn():
-    frame = pd.concat([scores([(0.1, NAN, 1.0)], arm="sgd"), scores([(0.1, float(c), c) for c in range(1, 9)], arm="sgd + norm")])
-    few, many = (selection.readings(frame, {"digits": n}, {"lr": 0.01, "threshold": 1.0}) for n in (5, 12))
+    frame = pd.concat(
+        [
+            scores([(0.1, NAN, 1.0)], arm="sgd"),
+            scores([(0.1, float(c), c) for c in range(1, 9)], arm="sgd + norm"),
+        ]
+    )
+    few, many = (
+        selection.readings(frame, {"digits": n}, {"lr": 0.01, "threshold": 1.0}) for n in (5, 12)
+    )
     keys = ["arm", "reading", "seed"]
     kept = many[many["seed"] < 1005].sort_values(keys).reset_index(drop=True)
     pd.testing.assert_frame_equal(few.sort_values(keys).reset_index(drop=True), kept)
@@ -258,9 +341,15 @@ def test_more_report_seeds_keep_what_was_drawn():
 
 def test_untuned_is_one_setting_for_the_named_arms_with_a_threshold_only_where_there_is_a_clip():
     frame = pd.concat(
-        [scores([(0.1, NAN, 1.0)], arm="sgd"), scores([(0.1, 2.0, 1.0)], arm="sgd + norm"), scores([(0.1, NAN, 1.0)], arm="adam")]
+        [
+            scores([(0.1, NAN, 1.0)], arm="sgd"),
+            scores([(0.1, 2.0, 1.0)], arm="sgd + norm"),
+            scores([(0.1, NAN, 1.0)], arm="adam"),
+        ]
     )
-    table = selection.readings(frame, {"digits": 2}, {"lr": 0.01, "threshold": 1.0}, ["sgd", "sgd + norm"])
+    table = selection.readings(
+        frame, {"digits": 2}, {"lr": 0.01, "threshold": 1.0}, ["sgd", "sgd + norm"]
+    )
     untuned = table[table["reading"] == "untuned"].set_index("arm")
     assert set(untuned.index) == {"sgd", "sgd + norm"}
     assert set(untuned["lr"]) == {0.01}

@@ -16,7 +16,11 @@ from clipbench.execute.shards import WORTH
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
 
-ARMS = [("sgd", "none"), ("sgd", ("norm", {"max_norm": 0.1})), ("adam", ("value", {"max_value": 0.1}))]
+ARMS = [
+    ("sgd", "none"),
+    ("sgd", ("norm", {"max_norm": 0.1})),
+    ("adam", ("value", {"max_value": 0.1})),
+]
 
 
 def job(*args, **others):
@@ -26,7 +30,10 @@ def job(*args, **others):
 
 def jobs(count, arms=ARMS, problem="wdbc", **others):
     """``count`` cells, the arms in turn, each with a learning rate of its own."""
-    return [job(problem, *arms[number % len(arms)], lr=0.001 * (1 + number), seed=number % 2, **others) for number in range(count)]
+    return [
+        job(problem, *arms[number % len(arms)], lr=0.001 * (1 + number), seed=number % 2, **others)
+        for number in range(count)
+    ]
 
 
 KNOWN = sorted({versioned(one) for one in jobs(len(ARMS))})
@@ -34,7 +41,11 @@ KNOWN = sorted({versioned(one) for one in jobs(len(ARMS))})
 
 def batched(count, **others):
     """A choice of so many lanes for every arm of these tests."""
-    return Choice(BATCHED, lanes=count, **{"rates": {LOOP: 4e-3, f"{count} lanes": 1e-3}, "arms": KNOWN, **others})
+    return Choice(
+        BATCHED,
+        lanes=count,
+        **{"rates": {LOOP: 4e-3, f"{count} lanes": 1e-3}, "arms": KNOWN, **others},
+    )
 
 
 def compiled(count):
@@ -59,7 +70,11 @@ CHOICES = st.one_of(
     st.sampled_from([2, 3, 8, 16]).map(batched),
     st.sampled_from([2, 3, 8, 16]).map(compiled),
     st.sampled_from([2, 8]).map(lambda count: batched(count, refusals={"sgd + norm": "no"})),
-    st.sampled_from([2, 8]).map(lambda count: batched(count, refusals=dict.fromkeys(("sgd", "sgd + norm", "adam + value"), "no"))),
+    st.sampled_from([2, 8]).map(
+        lambda count: batched(
+            count, refusals=dict.fromkeys(("sgd", "sgd + norm", "adam + value"), "no")
+        )
+    ),
 )
 
 
@@ -68,7 +83,9 @@ def test_every_job_is_in_one_shard_whatever_was_chosen(count, workers, choice, o
     """Of two workloads, one of them twice with other steps: cells of three shapes."""
     asked = [*jobs(count), *jobs(count // 2, steps=40), *jobs(count // 3, problem="cosh")]
     choices = {stacked.shape(asked[0].cell): choice, stacked.shape(asked[-1].cell): other}
-    shards = pack(asked, {shape: found for shape, found in choices.items() if found is not None}, workers)
+    shards = pack(
+        asked, {shape: found for shape, found in choices.items() if found is not None}, workers
+    )
     assert ids(shards) == sorted(one.cell.id for one in asked)
     for shard in shards:
         assert shard.jobs
@@ -78,10 +95,16 @@ def test_every_job_is_in_one_shard_whatever_was_chosen(count, workers, choice, o
             assert not shard.compiled
 
 
-@given(count=st.integers(1, 60), workers=st.integers(1, 8), choice=st.sampled_from([2, 3, 8, 16]).map(batched))
+@given(
+    count=st.integers(1, 60),
+    workers=st.integers(1, 8),
+    choice=st.sampled_from([2, 3, 8, 16]).map(batched),
+)
 def test_lanes_are_no_more_than_were_chosen_and_nearly_equal(count, workers, choice):
     shards = packed(jobs(count), choice, workers)
-    assert {(shard.engine, shard.compiled, shard.fewest) for shard in shards} == {(BATCHED, False, lanes.FEWEST_LANES)}
+    assert {(shard.engine, shard.compiled, shard.fewest) for shard in shards} == {
+        (BATCHED, False, lanes.FEWEST_LANES)
+    }
     found = sizes(shards)
     assert found[-1] <= choice.lanes
     assert found[-1] - found[0] <= 1
@@ -100,7 +123,9 @@ def test_few_cells_for_the_loop_are_shared_out_among_the_workers():
 
 
 def test_an_idle_worker_is_given_half_where_a_half_is_worth_it():
-    """16 lanes would fit in one shard of 64: two workers have eight each; of 15 one worker has all."""
+    """16 lanes would fit in one shard of 64: two workers have eight each; of 15 one worker has
+    all.
+    """
     assert sizes(packed(jobs(2 * WORTH), batched(64))) == [WORTH, WORTH]
     assert sizes(packed(jobs(2 * WORTH - 1), batched(64))) == [2 * WORTH - 1]
 
@@ -122,54 +147,76 @@ def test_a_task_whose_every_arm_is_refused_goes_to_the_loop():
 
 
 def test_an_arm_that_nobody_looked_at_goes_to_the_loop_and_needs_no_pure_rule():
-    """So does one of another version of its clip: what was found of the old one says nothing of it."""
+    """So does one of another version of its clip: what was found of the old one says nothing of
+    it.
+    """
     asked = jobs(8, ARMS[1:2])
     one = asked[0].cell
-    other = replace(asked[0], cell=replace(one, optimizer=replace(one.optimizer, name="torch.optim.NAdam")))
+    other = replace(
+        asked[0], cell=replace(one, optimizer=replace(one.optimizer, name="torch.optim.NAdam"))
+    )
     newer = replace(asked[0], cell=replace(one, clip=replace(one.clip, version=2)))
     shards = packed([*asked, other, newer], batched(8))
-    assert ids([shard for shard in shards if shard.engine == LOOP]) == sorted([other.cell.id, newer.cell.id])
-    assert ids([shard for shard in shards if shard.engine == BATCHED]) == sorted(each.cell.id for each in asked)
+    assert ids([shard for shard in shards if shard.engine == LOOP]) == sorted(
+        [other.cell.id, newer.cell.id]
+    )
+    assert ids([shard for shard in shards if shard.engine == BATCHED]) == sorted(
+        each.cell.id for each in asked
+    )
 
 
 def test_lanes_of_one_structure_and_of_equal_rates_are_next_to_each_other():
     """In whatever order they were asked for."""
-    asked = [job("wdbc", *arm, lr=lr, seed=seed) for seed, lr, arm in product(range(3), (0.1, 0.01), ARMS)]
+    asked = [
+        job("wdbc", *arm, lr=lr, seed=seed)
+        for seed, lr, arm in product(range(3), (0.1, 0.01), ARMS)
+    ]
     (shard,) = packed(asked, batched(64), workers=1)
     found = [stacked.Structure.of(one) for one in shard.jobs]
     assert sum(before != after for before, after in pairwise(found)) == len(ARMS) - 1
-    assert [(one.cell.lr, one.cell.seed) for one in shard.jobs] == sorted(product((0.01, 0.1), range(3))) * len(ARMS)
+    assert [(one.cell.lr, one.cell.seed) for one in shard.jobs] == sorted(
+        product((0.01, 0.1), range(3))
+    ) * len(ARMS)
     (again,) = packed(asked[::-1], batched(64), workers=1)
     assert again.jobs == shard.jobs
 
 
-# ----------------------------------------------------------------------------------------------------------------------- compiled
+# ----------------------------------------------------------------------------------------- compiled
 
 
 def test_compiled_lanes_are_of_one_structure_and_always_as_many():
-    """Eight of each arm in lanes of six: two shards of four an arm, padded to six by whoever runs them."""
+    """Eight of each arm in lanes of six: two shards of four an arm, padded to six by whoever
+    runs them.
+    """
     asked = jobs(24)
     shards = packed(asked, compiled(6), workers=1)
     assert ids(shards) == sorted(one.cell.id for one in asked)
-    assert {(shard.engine, shard.compiled, shard.fewest, len(shard.jobs)) for shard in shards} == {(BATCHED, True, 6, 4)}
+    assert {(shard.engine, shard.compiled, shard.fewest, len(shard.jobs)) for shard in shards} == {
+        (BATCHED, True, 6, 4)
+    }
     assert all(len({stacked.Structure.of(one) for one in shard.jobs}) == 1 for shard in shards)
 
 
 @pytest.mark.parametrize("cells", [1, 7, 17])
 def test_compiled_lanes_are_as_many_however_few_cells_are_missing(cells):
-    """A run that goes on after an interruption runs the same program, and an idle worker is given no half of it."""
+    """A run that goes on after an interruption runs the same program, and an idle worker is
+    given no half of it.
+    """
     shards = packed(jobs(cells, ARMS[:1]), compiled(16), workers=4)
     assert {(shard.compiled, shard.fewest) for shard in shards} == {(True, 16)}
     assert len(shards) == -(-cells // 16)
 
 
-# ------------------------------------------------------------------------------------------------------------------- predictions
+# -------------------------------------------------------------------------------------- predictions
 
 
 def test_a_shard_knows_how_long_a_cell_should_take():
     """The rate is of a cell and step, by the engine that runs it."""
     shards = packed(jobs(24, steps=50), batched(8, refusals={"sgd": "no"}))
-    assert {(shard.engine, round(shard.seconds, 9)) for shard in shards} == {(BATCHED, 50e-3), (LOOP, 200e-3)}
+    assert {(shard.engine, round(shard.seconds, 9)) for shard in shards} == {
+        (BATCHED, 50e-3),
+        (LOOP, 200e-3),
+    }
     (shard,) = packed(jobs(8, ARMS[:1], steps=50), compiled(16), workers=1)
     assert shard.seconds == pytest.approx(25e-3)
 
@@ -182,18 +229,30 @@ def test_the_longest_shards_come_first():
     assert predicted[0] > predicted[-1]
 
 
-# ----------------------------------------------------------------------------------------------------------------------- a shard
+# ------------------------------------------------------------------------------------------ a shard
 
 
 @given(count=st.integers(2, 9), done=st.integers(0, 9), is_compiled=st.booleans())
-def test_halves_and_what_is_left_of_a_shard_are_run_as_it_was_but_halves_are_not_compiled(count, done, is_compiled):
-    """A compiled program has the same lanes for any number of cells: its half would take as long."""
-    whole = Shard(tuple(jobs(count)), BATCHED, compiled=is_compiled, fewest=8 if is_compiled else lanes.FEWEST_LANES, seconds=0.5)
+def test_halves_and_what_is_left_of_a_shard_are_run_as_it_was_but_halves_are_not_compiled(
+    count, done, is_compiled
+):
+    """A compiled program has the same lanes for any number of cells: its half would take as
+    long.
+    """
+    whole = Shard(
+        tuple(jobs(count)),
+        BATCHED,
+        compiled=is_compiled,
+        fewest=8 if is_compiled else lanes.FEWEST_LANES,
+        seconds=0.5,
+    )
     first, second = whole.halves()
     assert first.jobs + second.jobs == whole.jobs
     assert abs(len(first.jobs) - len(second.jobs)) <= 1
     for half in (first, second):
-        assert replace(half, jobs=whole.jobs) == replace(whole, compiled=False, fewest=lanes.FEWEST_LANES)
+        assert replace(half, jobs=whole.jobs) == replace(
+            whole, compiled=False, fewest=lanes.FEWEST_LANES
+        )
     left = whole.without(done)
     assert left.jobs == whole.jobs[done:]
     assert replace(left, jobs=whole.jobs) == whole

@@ -1,4 +1,6 @@
-"""A batch is taken in parts where they add up to the whole, by the workload's own weights or without; elsewhere it is refused."""
+"""A batch is taken in parts where they add up to the whole, by the workload's own weights or
+without; elsewhere it is refused.
+"""
 
 import math
 from dataclasses import replace
@@ -78,7 +80,9 @@ class Dropped(Rows):
                 keep = (torch.rand(len(x), 1, dtype=x.dtype) < 0.9).to(x.dtype)
                 return x * keep + torch.randn_like(x) * torch.empty_like(x).bernoulli_(0.5)
 
-        return nn.Sequential(Noisy(), nn.Linear(4, 8), nn.Dropout(0.5), nn.AlphaDropout(0.1), nn.Linear(8, 2))
+        return nn.Sequential(
+            Noisy(), nn.Linear(4, 8), nn.Dropout(0.5), nn.AlphaDropout(0.1), nn.Linear(8, 2)
+        )
 
 
 class Narrow(Rows):
@@ -129,7 +133,10 @@ def job(cls, accumulate=1, on=None, batch=16, clip=("none", {}), steps=6):
     name, own = clip
     asked = Part(name, 1, {**own, **({"on": on} if on else {})}, next(iter(own), None))
     problem = Part(cls.__name__.lower(), "here", settings)
-    return Job(Cell(problem, Part("sgd", 1), asked, 0.5, 0, steps, batch, dtype="float64", evaluations=1), own)
+    return Job(
+        Cell(problem, Part("sgd", 1), asked, 0.5, 0, steps, batch, dtype="float64", evaluations=1),
+        own,
+    )
 
 
 @pytest.mark.parametrize("cls", MEANS)
@@ -140,7 +147,9 @@ def test_a_mean_over_examples_may_be_taken_in_parts(cls, number):
 
 
 @pytest.mark.parametrize("cls", NO_MEANS)
-@pytest.mark.parametrize("asked", [{"accumulate": 4}, {"on": "example", "clip": ("norm", {"max_norm": 1e6})}], ids=str)
+@pytest.mark.parametrize(
+    "asked", [{"accumulate": 4}, {"on": "example", "clip": ("norm", {"max_norm": 1e6})}], ids=str
+)
 def test_what_is_no_mean_is_refused_by_name_in_both_engines(cls, asked):
     one = job(cls, **asked)
     failure = run(one).failure
@@ -159,7 +168,9 @@ def test_whole_batches_of_it_are_trained(cls):
 @pytest.mark.parametrize("cls", [WeightedByClass, LeftOutByCount])
 @pytest.mark.parametrize("accumulate", [4, 16])
 def test_a_workload_may_say_how_its_parts_add_up(cls, accumulate):
-    """Every step is that of the whole batch, in both engines, though some parts have no label that counts."""
+    """Every step is that of the whole batch, in both engines, though some parts have no label
+    that counts.
+    """
     whole = run(job(cls)).rows
     (together,) = lanes.run([job(cls, accumulate)])
     for made in (run(job(cls, accumulate)), together):
@@ -170,7 +181,9 @@ def test_a_workload_may_say_how_its_parts_add_up(cls, accumulate):
 @pytest.mark.parametrize("cls", [WeightedByClass, LeftOutByCount])
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_examples_are_weighed_one_by_one(cls, accumulate):
-    """A clip on examples that never meets its threshold leaves the gradient of the batch's own loss."""
+    """A clip on examples that never meets its threshold leaves the gradient of the batch's own
+    loss.
+    """
     whole = run(job(cls)).rows
     one = job(cls, accumulate, on="example", clip=("layer", {"max_norm": math.inf}))
     np.testing.assert_allclose(run(one).rows, whole, rtol=1e-9, atol=1e-12)
@@ -184,7 +197,9 @@ def test_a_weight_that_does_not_add_up_is_refused():
 
 
 def test_looking_moves_neither_the_random_state_nor_a_run():
-    """The first cell of a process, which looks, has the bits of the second, which does not; data are drawn as ever."""
+    """The first cell of a process, which looks, has the bits of the second, which does not; data
+    are drawn as ever.
+    """
     shares.apart.cache_clear()
     feed._once.cache_clear()
     before = torch.get_rng_state()
@@ -195,9 +210,20 @@ def test_looking_moves_neither_the_random_state_nor_a_run():
 
 def test_batch_dice_among_the_packaged_workloads_is_refused_in_parts():
     phantom = registry.find("workload", "phantom")
-    cell = Cell(Part("phantom", phantom.version, {"accumulate": 2}), Part("sgd", 1), Part("none", 1), 0.1, 0, 2, 4)
+    cell = Cell(
+        Part("phantom", phantom.version, {"accumulate": 2}),
+        Part("sgd", 1),
+        Part("none", 1),
+        0.1,
+        0,
+        2,
+        4,
+    )
     assert '`accumulate` = 2 is not for workload "phantom"' in run(Job(cell, {})).failure
-    assert run(Job(replace(cell, workload=Part("phantom", phantom.version), steps=1), {})).failure is None
+    assert (
+        run(Job(replace(cell, workload=Part("phantom", phantom.version), steps=1), {})).failure
+        is None
+    )
 
 
 def test_conform_tells_whether_a_loss_is_a_mean():

@@ -27,15 +27,39 @@ def noise(level, width, count=20, seed=0):
 
 CASES = {
     "the way up, and there": (ACCURACY, [0.1, *np.linspace(0.2, 0.95, 19)], Outcome.LEARNED),
-    "a constant loss, a thousandth below the constant prediction's": (LOSS, [2.31, *[0.999 * 2.303] * 19], Outcome.STALLED),
-    "there for half the run, then at chance": (ACCURACY, [0.1, *[0.8] * 10, *[0.1] * 9], Outcome.COLLAPSED),
+    "a constant loss, a thousandth below the constant prediction's": (
+        LOSS,
+        [2.31, *[0.999 * 2.303] * 19],
+        Outcome.STALLED,
+    ),
+    "there for half the run, then at chance": (
+        ACCURACY,
+        [0.1, *[0.8] * 10, *[0.1] * 9],
+        Outcome.COLLAPSED,
+    ),
     "there once, and then not": (ACCURACY, [0.1, 0.4, *[0.1] * 18], Outcome.STALLED),
     "noise around chance": (ACCURACY, noise(0.1, 0.015), Outcome.STALLED),
     "there in two of the last three": (ACCURACY, [0.1, *[0.8] * 17, 0.1, 0.8], Outcome.LEARNED),
-    "there, and NaN in one of the last three": (ACCURACY, [0.1, *[0.8] * 17, math.nan, 0.8], Outcome.LEARNED),
-    "there, and NaN at the end": (ACCURACY, [0.1, *[0.8] * 17, math.nan, math.nan], Outcome.COLLAPSED),
-    "an untrained model that is good by luck, and not trained": (Scale("roc_auc", 0.5, 0.995), [0.97] * 20, Outcome.STALLED),
-    "one that is good by luck, and trained": (Scale("roc_auc", 0.5, 0.995), [0.7, *np.linspace(0.8, 0.99, 19)], Outcome.LEARNED),
+    "there, and NaN in one of the last three": (
+        ACCURACY,
+        [0.1, *[0.8] * 17, math.nan, 0.8],
+        Outcome.LEARNED,
+    ),
+    "there, and NaN at the end": (
+        ACCURACY,
+        [0.1, *[0.8] * 17, math.nan, math.nan],
+        Outcome.COLLAPSED,
+    ),
+    "an untrained model that is good by luck, and not trained": (
+        Scale("roc_auc", 0.5, 0.995),
+        [0.97] * 20,
+        Outcome.STALLED,
+    ),
+    "one that is good by luck, and trained": (
+        Scale("roc_auc", 0.5, 0.995),
+        [0.7, *np.linspace(0.8, 0.99, 19)],
+        Outcome.LEARNED,
+    ),
     "a loss that overflowed in all evaluations": (LOSS, [2.31, *[math.inf] * 19], Outcome.STALLED),
     "two evaluations, the second there": (ACCURACY, [0.1, 0.8], Outcome.LEARNED),
     "two evaluations, the second at chance": (ACCURACY, [0.1, 0.11], Outcome.STALLED),
@@ -44,7 +68,10 @@ FUNCTIONS = {
     "from 1,000 to 999": ([1000.0, *[999.0] * 19], Outcome.STALLED),
     "all the way down": ([1000.0, *(10 + np.logspace(2, -2, 19))], Outcome.LEARNED),
     "down, and back at the start": ([1000.0, *[11.0] * 10, *[1000.0] * 9], Outcome.COLLAPSED),
-    "a start at the optimum, with noise": ([10.0, *(10 + np.logspace(-4, -2.5, 19))], Outcome.LEARNED),
+    "a start at the optimum, with noise": (
+        [10.0, *(10 + np.logspace(-4, -2.5, 19))],
+        Outcome.LEARNED,
+    ),
     "a start at the optimum, and away": ([10.0, *[10.5] * 19], Outcome.COLLAPSED),
 }
 
@@ -85,15 +112,20 @@ def run(accuracies, losses):
     return [
         one
         for step, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True))
-        for one in (Evaluation(step, "validation", "loss", loss), Evaluation(step, "validation", "accuracy", accuracy, ERROR))
+        for one in (
+            Evaluation(step, "validation", "loss", loss),
+            Evaluation(step, "validation", "accuracy", accuracy, ERROR),
+        )
     ]
 
 
-def test_an_accurate_model_that_is_too_sure_of_itself_has_learned_and_an_event_says_when_it_became_so():
+def test_an_accurate_model_that_is_too_sure_of_itself_has_learned_and_an_event_says_since_when():
     """A validation loss of 2.5 at an accuracy of .95: by its loss it would be dead."""
     found = judge(ABOUT, run([0.1, 0.5, *[0.95] * 18], [2.31, 1.5, 1.0, *[2.5] * 17]))
     assert found.outcome == Outcome.LEARNED
-    assert [(event.step, event.kind, event.value) for event in found.events] == [(3, "overconfident", 2.5)]
+    assert [(event.step, event.kind, event.value) for event in found.events] == [
+        (3, "overconfident", 2.5)
+    ]
     assert judge(ABOUT, run([0.1, *[0.12] * 19], [2.31, *[2.5] * 19])).events == []
 
 
@@ -108,12 +140,19 @@ def test_a_workload_is_judged_by_its_metric_only_if_it_says_what_is_needed_for_i
 
 
 def test_noise_around_chance_is_hardly_ever_called_anything_else():
-    """Of 2,000 runs of 20 evaluations: three standard errors, twice running or at the end by a median of three."""
-    outcomes = [judged(Scale("accuracy", 0.5, 0.6), [0.5, *noise(0.5, 0.03, 19, seed)], error=0.03) for seed in range(2000)]
+    """Of 2,000 runs of 20 evaluations: three standard errors, twice running or at the end by a
+    median of three.
+    """
+    outcomes = [
+        judged(Scale("accuracy", 0.5, 0.6), [0.5, *noise(0.5, 0.03, 19, seed)], error=0.03)
+        for seed in range(2000)
+    ]
     assert outcomes.count(Outcome.STALLED) >= 1990
 
 
-VALUES = st.lists(st.floats(0, 1) | st.just(math.nan), min_size=2, max_size=30).filter(lambda some: math.isfinite(some[0]))
+VALUES = st.lists(st.floats(0, 1) | st.just(math.nan), min_size=2, max_size=30).filter(
+    lambda some: math.isfinite(some[0])
+)
 
 
 @given(VALUES, st.floats(0.05, 0.5), st.floats(0.55, 1.0))
@@ -140,8 +179,13 @@ def test_where_evaluations_have_no_value_from_the_start_on_the_training_loss_dec
     """A NaN among the validation data says nothing of the training."""
     blind = run([math.nan] * 20, [math.nan] * 20)
     noisy = np.random.default_rng(0).normal(0, 0.05, 200)
-    assert judge(ABOUT, blind, 2.3 * np.exp(-np.arange(200) / 50) + noisy).outcome == Outcome.LEARNED
+    assert (
+        judge(ABOUT, blind, 2.3 * np.exp(-np.arange(200) / 50) + noisy).outcome == Outcome.LEARNED
+    )
     assert judge(ABOUT, blind, 2.3 + noisy).outcome == Outcome.STALLED
     assert judge(ABOUT, blind, np.r_[2.3, 0.5 + noisy, 2.3 + noisy]).outcome == Outcome.COLLAPSED
     assert judge(ABOUT, blind).outcome == Outcome.STALLED
-    assert judge(ABOUT, run([0.1, *[math.nan] * 19], [2.31] * 20), 0.1 + noisy).outcome == Outcome.STALLED
+    assert (
+        judge(ABOUT, run([0.1, *[math.nan] * 19], [2.31] * 20), 0.1 + noisy).outcome
+        == Outcome.STALLED
+    )

@@ -41,7 +41,13 @@ def test_a_mean_of_a_diverged_seed_is_refused_and_one_seed_has_no_interval():
 
 @pytest.mark.parametrize(
     ("k", "n", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (1, 29, 0.0061, 0.1718)],
+    [
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (1, 29, 0.0061, 0.1718),
+    ],
 )
 def test_wilsons_interval_has_its_published_values(k, n, low, high):
     """Newcombe 1998, table I; and 0 of 10 still allows 28 %."""
@@ -53,7 +59,9 @@ def test_wilsons_interval_has_its_published_values(k, n, low, high):
 def test_wilsons_interval_is_scipys_and_impossible_shares_are_refused():
     for k, n in [(3, 10), (7, 9), (1, 2)]:
         wanted = stats.binomtest(k, n).proportion_ci(method="wilson")
-        assert statistics.share_interval(k, n)[1:] == pytest.approx((wanted.low, wanted.high), rel=1e-9)
+        assert statistics.share_interval(k, n)[1:] == pytest.approx(
+            (wanted.low, wanted.high), rel=1e-9
+        )
     assert not statistics.share_interval(0, 0).bounded
     with pytest.raises(ValueError, match="4 of 3"):
         statistics.share_interval(4, 3)
@@ -100,7 +108,9 @@ def test_two_diverged_runs_are_a_tie_and_one_is_infinitely_worse():
 
 
 def test_a_paired_difference_is_a_mean_until_a_run_diverges():
-    assert statistics.paired_difference([2.0, 3.0, 5.0], [1.0, 1.0, 1.0]).estimate == pytest.approx(7 / 3)
+    assert statistics.paired_difference([2.0, 3.0, 5.0], [1.0, 1.0, 1.0]).estimate == pytest.approx(
+        7 / 3
+    )
     lost = statistics.paired_difference([-INF] * 4 + [1.0] * 6, [0.0] * 10)
     assert (lost.estimate, lost.low, lost.high) == (1.0, -INF, 1.0)
 
@@ -114,7 +124,9 @@ def test_the_paired_test_is_scipys_t_test():
 
 
 def test_differences_that_are_all_alike_are_no_certainty():
-    """Ten pairs each better by .01 (to rounding): zero width and p = 0 would claim what one pair shows."""
+    """Ten pairs each better by .01 (to rounding): zero width and p = 0 would claim what one pair
+    shows.
+    """
     gaps = np.array([0.1 * k + 0.01 for k in range(10)]) - np.array([0.1 * k for k in range(10)])
     for sample in (gaps, [0.01] * 10, [0.0] * 10):
         interval = statistics.mean_interval(sample)
@@ -131,11 +143,15 @@ def test_signed_ranks_agree_with_scipy_and_with_every_sign_flip():
     gaps = np.array([0.5, -0.1, 0.9, 1.3, -0.7, 2.0, 0.3])
     with_infinity = np.append(gaps, INF)
     stand_in = np.append(gaps, 99.0)
-    assert statistics.paired_p(with_infinity) == pytest.approx(stats.wilcoxon(stand_in, method="exact").pvalue, rel=1e-9)
+    assert statistics.paired_p(with_infinity) == pytest.approx(
+        stats.wilcoxon(stand_in, method="exact").pvalue, rel=1e-9
+    )
     tied = np.array([INF, INF, -INF, 0.2, 0.2, 0.0])
     ranks = stats.rankdata(np.abs(tied[tied != 0]))
     observed = ranks[tied[tied != 0] > 0].sum()
-    sums = np.array([ranks[np.array(signs, dtype=bool)].sum() for signs in itertools.product([0, 1], repeat=5)])
+    sums = np.array(
+        [ranks[np.array(signs, dtype=bool)].sum() for signs in itertools.product([0, 1], repeat=5)]
+    )
     wanted = min(1.0, 2 * min((sums <= observed).mean(), (sums >= observed).mean()))
     assert statistics.paired_p(tied) == pytest.approx(wanted)
 

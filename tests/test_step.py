@@ -1,4 +1,6 @@
-"""A step's measures are those of an independent computation in float64, and tell the edges of float32 apart."""
+"""A step's measures are those of an independent computation in float64, and tell the edges of
+float32 apart.
+"""
 
 import math
 from functools import partial
@@ -30,13 +32,18 @@ CLIPS = {
 
 def parameters(seed=0, dtype=torch.float32, shapes=SHAPES):
     generator = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)) for shape in shapes]
+    return [
+        nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
+        for shape in shapes
+    ]
 
 
 def set_gradients(params, seed, scale=1.0):
     generator = torch.Generator().manual_seed(seed)
     for param in params:
-        param.grad = (scale * torch.randn(param.shape, generator=generator, dtype=torch.float64)).to(param.dtype)
+        param.grad = (
+            scale * torch.randn(param.shape, generator=generator, dtype=torch.float64)
+        ).to(param.dtype)
 
 
 def fill(params, value):
@@ -46,7 +53,9 @@ def fill(params, value):
 
 def flat(tensors):
     """One float64 vector, made by NumPy."""
-    return np.concatenate([tensor.detach().numpy().astype(np.float64).ravel() for tensor in tensors])
+    return np.concatenate(
+        [tensor.detach().numpy().astype(np.float64).ravel() for tensor in tensors]
+    )
 
 
 def move(params, lr=0.1):
@@ -60,7 +69,10 @@ def measured(params, clip=None):
     """The row of one step whose gradients are set, clipped as the loop clips them."""
     meter = Meter(params)
     meter.raw()
-    if clip is not None and clipper(clip, {str(number): param for number, param in enumerate(params)})():
+    if (
+        clip is not None
+        and clipper(clip, {str(number): param for number, param in enumerate(params)})()
+    ):
         meter.clipped()
     move(params)
     meter.step(torch.tensor(0.25))
@@ -68,14 +80,20 @@ def measured(params, clip=None):
     return row
 
 
-# ----------------------------------------------------------------------------------------------------------------------- witnesses
+# ---------------------------------------------------------------------------------------- witnesses
 
 
 @pytest.mark.parametrize("name", CLIPS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-13), (torch.float32, 2e-6)],
+    ids=["float64", "float32"],
+)
 @given(seed=st.integers(0, 2**31), exponent=st.integers(-6, 6))
 def test_measures_are_those_of_an_independent_computation(name, dtype, tolerance, seed, exponent):
-    """Norm, share kept, cosine, elements changed and length of the update, by NumPy in float64, over twelve decades."""
+    """Norm, share kept, cosine, elements changed and length of the update, by NumPy in float64,
+    over twelve decades.
+    """
     params = parameters(seed, dtype)
     set_gradients(params, seed + 1, 10.0**exponent)
     raw, before = flat(param.grad for param in params), flat(params)
@@ -171,12 +189,21 @@ NESTEROV = partial(torch.optim.SGD, momentum=0.9, nesterov=True, foreach=True)
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, Doubles, Swaps, NESTEROV])
-@pytest.mark.parametrize("clip", [None, clips.Norm(max_norm=1e9), clips.Value(max_value=1e9), clips.Adaptive(max_ratio=1e9)])
+@pytest.mark.parametrize(
+    "clip",
+    [None, clips.Norm(max_norm=1e9), clips.Value(max_value=1e9), clips.Adaptive(max_ratio=1e9)],
+)
 def test_what_an_optimizer_does_to_a_gradient_is_not_taken_for_a_clip(make, clip):
-    """All are measured as plain SGD is: the clip between the backward pass and the step, the update by where the weights lie."""
+    """All are measured as plain SGD is: the clip between the backward pass and the step, the
+    update by where the weights lie.
+    """
     params = parameters(dtype=torch.float64)
     meter, optimizer = Meter(params), make(params, lr=0.1)
-    clipped = clipper(clip, {str(number): param for number, param in enumerate(params)}) if clip else lambda: False
+    clipped = (
+        clipper(clip, {str(number): param for number, param in enumerate(params)})
+        if clip
+        else lambda: False
+    )
     for step in range(3):
         set_gradients(params, step)
         raw, before = flat(param.grad for param in params), flat(params)
@@ -192,7 +219,7 @@ def test_what_an_optimizer_does_to_a_gradient_is_not_taken_for_a_clip(make, clip
         assert row[UPDATE_NORM] == pytest.approx(np.linalg.norm(flat(params) - before), rel=1e-13)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ the edges
+# ---------------------------------------------------------------------------------------- the edges
 
 
 @pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS)
@@ -265,7 +292,9 @@ def test_an_element_that_stays_as_it_is_is_not_changed(name, value):
 
 @pytest.mark.parametrize("clip", [clip for name, clip in CLIPS.items() if name != "none"])
 def test_what_a_clip_makes_of_a_nan_is_not_told(clip):
-    """Which NaN comes out of arithmetic depends on the order of the operands: bits would not be the same in every engine."""
+    """Which NaN comes out of arithmetic depends on the order of the operands: bits would not be
+    the same in every engine.
+    """
     params = parameters()
     fill(params, 0.25)
     params[0].grad[0] = math.nan
@@ -273,7 +302,9 @@ def test_what_a_clip_makes_of_a_nan_is_not_told(clip):
 
 
 def test_a_parameter_without_a_gradient_counts_as_zeros():
-    """It is among the elements that were not changed, and its place in the buffer is not taken by another's."""
+    """It is among the elements that were not changed, and its place in the buffer is not taken
+    by another's.
+    """
     params = parameters()
     fill(params, 1.0)
     params[1].grad = None
@@ -283,7 +314,9 @@ def test_a_parameter_without_a_gradient_counts_as_zeros():
     assert row[GRAD_NORM] == pytest.approx(math.sqrt(elements - 5))
     assert row[CHANGED] == (elements - 5) / elements
     assert row[KEPT] == pytest.approx(0.5)
-    assert row[UPDATE_NORM] == pytest.approx(0.05 * math.sqrt(sum(param.numel() for param in present)), rel=1e-6)
+    assert row[UPDATE_NORM] == pytest.approx(
+        0.05 * math.sqrt(sum(param.numel() for param in present)), rel=1e-6
+    )
 
 
 def test_parameters_that_are_not_contiguous_are_measured_in_full():
@@ -293,7 +326,9 @@ def test_parameters_that_are_not_contiguous_are_measured_in_full():
 
 
 def test_what_a_value_clip_leaves_of_a_gradient_whose_norm_overflows_is_measured():
-    """By hand: cosine (2e19 + 5)/(2e19 √6) = .408248 and kept √6/2e19, not the 0 of a right angle and of nothing."""
+    """By hand: cosine (2e19 + 5)/(2e19 √6) = .408248 and kept √6/2e19, not the 0 of a right
+    angle and of nothing.
+    """
     params = [nn.Parameter(torch.ones(6))]
     params[0].grad = torch.tensor([2e19, 1, 1, 1, 1, 1])
     row = measured(params, clips.Value(max_value=1.0))
@@ -306,7 +341,9 @@ def test_what_a_value_clip_leaves_of_a_gradient_whose_norm_overflows_is_measured
 @pytest.mark.parametrize("exponent", [-40, -36, -30, -24, -19, -12, 12, 18, 24, 30, 36])
 @pytest.mark.parametrize("share", [0.01, 0.5])
 def test_measures_are_free_of_the_gradients_unit(exponent, share):
-    """Where the squares of float32 are all 0 or infinite, too: as NumPy has them in float64, whatever the clip."""
+    """Where the squares of float32 are all 0 or infinite, too: as NumPy has them in float64,
+    whatever the clip.
+    """
     params = parameters(3)
     set_gradients(params, 4, 10.0**exponent)
     raw, before = flat(param.grad for param in params), flat(params)

@@ -30,7 +30,14 @@ AWKWARD = [None, math.nan, math.inf, -math.inf, 0.0, -0.0, 5e-324, 1e308]
 
 def cell_of(seed):
     return Cell(
-        Part("cosh", 1), Part("sgd", 1), Part("norm", 1, {"max_norm": 1.0}, "max_norm"), 0.1, seed, STEPS, 1, role=role(seed)
+        Part("cosh", 1),
+        Part("sgd", 1),
+        Part("norm", 1, {"max_norm": 1.0}, "max_norm"),
+        0.1,
+        seed,
+        STEPS,
+        1,
+        role=role(seed),
     )
 
 
@@ -42,10 +49,36 @@ def row_of(seed, /, **changes):
     """A sound row of ``cells``."""
     cell = cell_of(seed)
     row = dict.fromkeys(column.name for column in schema.CELLS)
-    row |= {"cell": cell.id, "settings": cell.canonical, "workload": "cosh", "optimizer": "sgd", "clip": "norm", "threshold": 1.0}
-    row |= {"lr": 0.1, "seed": seed, "role": role(seed), "extended": False, "problem": "cosh", "arm": "sgd + norm", "batch": 1}
-    row |= {"status": "completed", "outcome": "learned", "attempt": 1, "environment": "here", "created": "now"}
-    row |= {"device": "cpu", "dtype": "float32", "metric": "log10_gap", **summary.of_curve(curve_of(STEPS))}
+    row |= {
+        "cell": cell.id,
+        "settings": cell.canonical,
+        "workload": "cosh",
+        "optimizer": "sgd",
+        "clip": "norm",
+        "threshold": 1.0,
+    }
+    row |= {
+        "lr": 0.1,
+        "seed": seed,
+        "role": role(seed),
+        "extended": False,
+        "problem": "cosh",
+        "arm": "sgd + norm",
+        "batch": 1,
+    }
+    row |= {
+        "status": "completed",
+        "outcome": "learned",
+        "attempt": 1,
+        "environment": "here",
+        "created": "now",
+    }
+    row |= {
+        "device": "cpu",
+        "dtype": "float32",
+        "metric": "log10_gap",
+        **summary.of_curve(curve_of(STEPS)),
+    }
     row |= summary.of_evaluations([(STEPS, "validation", "loss", 0.5)], "log10_gap", None)
     return row | changes
 
@@ -58,22 +91,44 @@ def curve_of(steps):
 def tables_of(*seeds, steps=STEPS, curves=True, **changes):
     """A shard, as the scheduler hands it over."""
     ids = [cell_of(seed).id for seed in seeds]
-    names, curve = ("step", *measures.COLUMNS), [(step, *row) for step, row in enumerate(curve_of(steps))]
+    names, curve = (
+        ("step", *measures.COLUMNS),
+        [(step, *row) for step, row in enumerate(curve_of(steps))],
+    )
     tables = {
         "cells": [row_of(seed, **changes) for seed in seeds],
-        "evals": [{"cell": cell, "step": STEPS, "split": "validation", "metric": "loss", "value": 0.5} for cell in ids],
-        "events": [{"cell": cell, "step": 1, "kind": "spike", "value": 9.0, "detail": "high"} for cell in ids],
+        "evals": [
+            {"cell": cell, "step": STEPS, "split": "validation", "metric": "loss", "value": 0.5}
+            for cell in ids
+        ],
+        "events": [
+            {"cell": cell, "step": 1, "kind": "spike", "value": 9.0, "detail": "high"}
+            for cell in ids
+        ],
     }
     return tables | (
-        {"curves": [{"cell": cell, **dict(zip(names, row, strict=True))} for cell in ids for row in curve]} if curves else {}
+        {
+            "curves": [
+                {"cell": cell, **dict(zip(names, row, strict=True))}
+                for cell in ids
+                for row in curve
+            ]
+        }
+        if curves
+        else {}
     )
 
 
 def settle(folder, name="tiny", curves="all", seeds=(0, 1)):
     """An empty store with sound pages that plans ``seeds``."""
     new = Store.create(folder, name, PAGE)
-    new.write_page("environment", {"study": name, "environments": {"here": {"python": "3"}}, "curves": curves})
-    new.write_page("components", {"workloads": {}, "optimizers": {}, "clips": {"norm": {"threshold": "max_norm"}}})
+    new.write_page(
+        "environment", {"study": name, "environments": {"here": {"python": "3"}}, "curves": curves}
+    )
+    new.write_page(
+        "components",
+        {"workloads": {}, "optimizers": {}, "clips": {"norm": {"threshold": "max_norm"}}},
+    )
     new.write_page("calibration", {"pilots": {}})
     new.write_page("plan", {"cells": {"select": [cell_of(seed).id for seed in seeds]}})
     return new
@@ -84,7 +139,12 @@ def filled(tmp_path):
     """Seeds 0 and 1 in one shard, and a file of timings."""
     new = settle(tmp_path / "tiny")
     new.commit("select-0001", tables_of(0, 1))
-    new.add_throughput([{"workload": "cosh", "block": number, "seconds": 0.1, "valid": True} for number in range(3)])
+    new.add_throughput(
+        [
+            {"workload": "cosh", "block": number, "seconds": 0.1, "valid": True}
+            for number in range(3)
+        ]
+    )
     assert new.problems() == []
     return new
 
@@ -105,7 +165,7 @@ def shown(folder):
     return {seed for seed in (0, 1, 2, 3, 1000) if cell_of(seed).id in seen["cells"]}
 
 
-# ---------------------------------------------------------------------------------------------------------------- round trips
+# -------------------------------------------------------------------------------------- round trips
 
 
 @pytest.mark.parametrize("table", schema.TABLES)
@@ -119,8 +179,14 @@ def test_every_column_comes_back_as_it_went_in(tmp_path, table):
     rows = []
     for number in range(len(AWKWARD)):
         texts = ["", "é\n\"'", "$\\frac{$", None, "<b>", "x", "y", "z"]
-        row = {column.name: samples.get(column.type, texts)[number] for column in schema.TABLES[table]}
-        rows.append(row | ({"cell": str(number)} if "cell" in row else {}) | ({"attempt": 1} if "attempt" in row else {}))
+        row = {
+            column.name: samples.get(column.type, texts)[number] for column in schema.TABLES[table]
+        }
+        rows.append(
+            row
+            | ({"cell": str(number)} if "cell" in row else {})
+            | ({"attempt": 1} if "attempt" in row else {})
+        )
     new = settle(tmp_path / "tiny")
     if table == "throughput":
         new.add_throughput(rows)
@@ -131,14 +197,22 @@ def test_every_column_comes_back_as_it_went_in(tmp_path, table):
     assert [(name, str(kind)) for name, kind in frame.dtypes.items()] == [
         (column.name, str(pd.ArrowDtype(column.type))) for column in schema.TABLES[table]
     ]
-    back = [{name: series.array._pa_array[number].as_py() for name, series in frame.items()} for number in range(len(rows))]
-    assert [list(map(repr, row.values())) for row in back] == [list(map(repr, row.values())) for row in rows]
+    back = [
+        {name: series.array._pa_array[number].as_py() for name, series in frame.items()}
+        for number in range(len(rows))
+    ]
+    assert [list(map(repr, row.values())) for row in back] == [
+        list(map(repr, row.values())) for row in rows
+    ]
 
 
 def test_rows_and_columns_are_the_same_shard(tmp_path):
     by_row, by_column = settle(tmp_path / "a"), settle(tmp_path / "b")
     tables = tables_of(0, 1)
-    columns = {name: [row.get(name) for row in tables["curves"]] for name in (column.name for column in schema.CURVES)}
+    columns = {
+        name: [row.get(name) for row in tables["curves"]]
+        for name in (column.name for column in schema.CURVES)
+    }
     by_row.commit("select-0001", tables)
     by_column.commit("select-0001", tables | {"curves": columns})
     assert the(by_row, "curves").read_bytes() == the(by_column, "curves").read_bytes()
@@ -156,7 +230,10 @@ def test_columns_carry_their_unit_and_meaning_into_the_file(filled):
     for table, columns in schema.TABLES.items():
         written = pq.read_schema(the(filled, table))
         assert written.names == [column.name for column in columns]
-        assert all(written.field(column.name).metadata[b"meaning"].decode() == column.meaning for column in columns)
+        assert all(
+            written.field(column.name).metadata[b"meaning"].decode() == column.meaning
+            for column in columns
+        )
 
 
 def test_a_file_from_before_a_column_is_read_with_nulls_in_it_and_one_without_another_column_is_not(
@@ -169,10 +246,17 @@ def test_a_file_from_before_a_column_is_read_with_nulls_in_it_and_one_without_an
     monkeypatch.setitem(schema.TABLES, "cells", now)
     cells = Store(old.folder).read("cells")
     assert list(cells.columns) == [column.name for column in now]
-    assert {column.name for column in now if cells[column.name].isna().all()} >= {"peak_ratio", "stationary_at"}
+    assert {column.name for column in now if cells[column.name].isna().all()} >= {
+        "peak_ratio",
+        "stationary_at",
+    }
     assert cells["seed"].tolist() == [0, 1]
     assert Store(checkout / "results" / "origin").read("throughput")["part"].isna().all()
-    monkeypatch.setitem(schema.TABLES, "cells", (*now, schema.Column("never", schema.INT, "", "a column that no file has")))
+    monkeypatch.setitem(
+        schema.TABLES,
+        "cells",
+        (*now, schema.Column("never", schema.INT, "", "a column that no file has")),
+    )
     newer = Store(old.folder)
     assert len(newer.read("cells")) == 0
     [[file, damage]] = newer.bad.items()
@@ -182,14 +266,20 @@ def test_a_file_from_before_a_column_is_read_with_nulls_in_it_and_one_without_an
 
 def test_tables_without_rows_get_no_file(tmp_path):
     new = settle(tmp_path / "tiny")
-    new.commit("select-0001", {"cells": [row_of(0, status="failed", outcome=None)], "evals": [], "events": []})
+    new.commit(
+        "select-0001",
+        {"cells": [row_of(0, status="failed", outcome=None)], "evals": [], "events": []},
+    )
     assert [table for table in schema.TABLES if any((new.folder / table).iterdir())] == ["cells"]
     assert len(new.read("curves")) == len(new.read("evals")) == len(new.read("throughput")) == 0
 
 
 def test_the_highest_attempt_of_a_cell_wins(filled):
     """Whatever its shard is called."""
-    filled.commit("0-first-by-name", tables_of(0, 1, curves=False, attempt=3, status="failed", outcome=None, reason="third"))
+    filled.commit(
+        "0-first-by-name",
+        tables_of(0, 1, curves=False, attempt=3, status="failed", outcome=None, reason="third"),
+    )
     filled.commit("z-last-by-name", tables_of(0, curves=False, attempt=2, reason="second"))
     cells = Store(filled.folder).read("cells").set_index("seed")
     assert sorted(cells.index) == [0, 1]
@@ -197,22 +287,32 @@ def test_the_highest_attempt_of_a_cell_wins(filled):
     assert list(cells["reason"]) == ["third", "third"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- damage
+# ------------------------------------------------------------------------------------------- damage
 
 
 @pytest.mark.parametrize("table", schema.TABLES)
 def test_a_flipped_byte_is_found_wherever_it_is(filled, table):
-    """Magic, pages, footer and its length: the file is left out and named, by a reader and by ``verify``."""
+    """Magic, pages, footer and its length: the file is left out and named, by a reader and by
+    ``verify``.
+    """
     path, name = the(filled, table), f"{table}/{the(filled, table).name}"
     whole = path.read_bytes()
-    places = {0, 3, 4, *range(0, len(whole), max(1, len(whole) // 16)), *range(len(whole) - 9, len(whole))}
+    places = {
+        0,
+        3,
+        4,
+        *range(0, len(whole), max(1, len(whole) // 16)),
+        *range(len(whole) - 9, len(whole)),
+    }
     for number, place in enumerate(sorted(places)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
         reader = Store(filled.folder)
         assert len(reader.read(table)) == 0, place
         assert list(reader.bad) == [name], place
         if number % 6 == 0:
-            assert [problem for problem in Store(filled.folder).problems() if problem.startswith(name)], place
+            assert [
+                problem for problem in Store(filled.folder).problems() if problem.startswith(name)
+            ], place
     path.write_bytes(whole)
     assert filled.problems() == []
 
@@ -234,8 +334,12 @@ def test_a_file_cut_short_emptied_or_grown_is_damage(filled, table, wrong):
     whole = path.read_bytes()
     if wrong == "gone":
         path.unlink()
-        # A commit that is gone was never there: its cells are missing. And a timing was never promised.
-        assert (bool(filled.problems()), bool(filled.missing())) == (table == "curves", table == "cells")
+        # A commit that is gone was never there: its cells are missing. And a timing was never
+        # promised.
+        assert (bool(filled.problems()), bool(filled.missing())) == (
+            table == "curves",
+            table == "cells",
+        )
         return
     path.write_bytes({"cut": whole[:-100], "empty": b"", "longer": whole + b"PAR1"}[wrong])
     assert any(path.name in problem for problem in filled.problems())
@@ -272,7 +376,10 @@ def test_sweep_moves_a_damaged_shard_aside_whole_and_its_cells_are_missing(fille
     path.write_bytes(whole)
     moved = filled.sweep()
     assert moved == [f"{table}/{path.name}: does not match the hash in its name"]
-    assert {aside.parent.name for aside in filled.folder.glob("aside/*/*")} == {"cells", *store.SHARD_TABLES}
+    assert {aside.parent.name for aside in filled.folder.glob("aside/*/*")} == {
+        "cells",
+        *store.SHARD_TABLES,
+    }
     assert (filled.folder / "aside" / table / path.name).read_bytes() == whole
     assert shown(filled.folder) == {2}
     assert filled.problems() == []
@@ -289,11 +396,13 @@ def test_sweep_moves_damaged_timings_aside_and_removes_unfinished_writes(filled)
     assert filled.problems() == []
 
 
-# ---------------------------------------------------------------------------------------------------------------- faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 class Breaking:
-    """Makes the n-th of all calls that write fail, as a full disk would; counts them where n is never reached."""
+    """Makes the n-th of all calls that write fail, as a full disk would; counts them where n is
+    never reached.
+    """
 
     CALLS = ((pq, "write_table"), (pq, "read_metadata"), (os, "fsync"), (os, "replace"))
 
@@ -325,7 +434,9 @@ def test_a_shard_takes_as_many_writing_calls_as_are_broken_below(filled, monkeyp
 
 @pytest.mark.parametrize("at", range(WRITES))
 def test_a_write_that_fails_anywhere_loses_nothing_and_shows_no_half(filled, monkeypatch, at):
-    """Each of the twenty in its turn; the next run sweeps, writes the shard again, and all is well."""
+    """Each of the twenty in its turn; the next run sweeps, writes the shard again, and all is
+    well.
+    """
     before = {path: path.read_bytes() for path in filled.folder.rglob("*") if path.is_file()}
     with monkeypatch.context() as patch:
         Breaking(patch, at)
@@ -354,7 +465,9 @@ def test_timings_are_written_whole_or_not_at_all(filled, monkeypatch, at):
 
 @pytest.mark.parametrize("at", range(9))
 def test_a_page_is_replaced_whole_or_not_at_all(filled, monkeypatch, at):
-    """Its hash is listed before it and after it, three calls each: the page in the middle is there from its second call on."""
+    """Its hash is listed before it and after it, three calls each: the page in the middle is
+    there from its second call on.
+    """
     old, new = filled.page("plan"), {"cells": {"select": []}}
     with monkeypatch.context() as patch:
         Breaking(patch, at)
@@ -424,7 +537,11 @@ def test_a_writer_killed_anywhere_loses_nothing_and_shows_no_half(filled):
     """SIGKILL at each of the twenty calls in its turn: no cleaning up, as in life."""
     places = os.pathsep.join(path for path in [os.path.dirname(__file__), *sys.path] if path)  # noqa: PTH120
     environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, str(filled.folder)], env=environment, check=True)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(filled.folder)],
+        env=environment,
+        check=True,
+    )
     for at in range(WRITES):
         folder = filled.folder.with_name(f"tiny-{at}")
         assert shown(folder) == ({0, 1, 2, 3} if at == WRITES - 1 else {0, 1}), at
@@ -435,7 +552,7 @@ def test_a_writer_killed_anywhere_loses_nothing_and_shows_no_half(filled):
         shutil.rmtree(folder)
 
 
-# ---------------------------------------------------------------------------------------------------------------- claims
+# ------------------------------------------------------------------------------------------- claims
 
 
 HOLDER = """
@@ -465,7 +582,10 @@ def holder(filled):
 
 
 def test_a_second_live_writer_is_refused_and_a_killed_ones_claim_is_free(filled, holder):
-    with pytest.raises(UsageError, match=r"another run is filling this folder") as refused, filled.claim():
+    with (
+        pytest.raises(UsageError, match=r"another run is filling this folder") as refused,
+        filled.claim(),
+    ):
         pass
     assert "\n" not in str(refused.value)
     holder.kill()
@@ -493,7 +613,7 @@ def test_a_claim_ends_with_its_block_whatever_happens_in_it(filled):
         pass
 
 
-# ---------------------------------------------------------------------------------------------------------------- folders
+# ------------------------------------------------------------------------------------------ folders
 
 
 def test_another_studys_folder_is_refused_and_an_edited_study_is_not(filled):
@@ -530,14 +650,22 @@ def test_the_old_results_are_renamed_one_after_the_other(tmp_path):
         folder.mkdir()
         (folder / "mark").write_text(str(number))
         assert store.set_old_aside(folder) == tmp_path / f"tiny.old-{number}"
-    assert [(tmp_path / f"tiny.old-{number}" / "mark").read_text() for number in (1, 2, 3)] == ["1", "2", "3"]
+    assert [(tmp_path / f"tiny.old-{number}" / "mark").read_text() for number in (1, 2, 3)] == [
+        "1",
+        "2",
+        "3",
+    ]
 
 
-# ---------------------------------------------------------------------------------------------------------------- verify
+# ------------------------------------------------------------------------------------------- verify
 
 
 @pytest.mark.parametrize("page", store.PAGES)
-@pytest.mark.parametrize("content", ["", "{", "[1", "\x00", "3", None], ids=["empty", "open", "cut", "nul", "number", "gone"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[1", "\x00", "3", None],
+    ids=["empty", "open", "cut", "nul", "number", "gone"],
+)
 def test_a_damaged_or_missing_page_is_one_sentence(filled, page, content):
     path = filled.folder / f"{page}.json"
     path.unlink()
@@ -557,7 +685,9 @@ def test_a_page_that_is_no_text_is_one_sentence(filled, page):
 
 def test_a_failed_cell_is_missing_and_no_fault(tmp_path):
     new = settle(tmp_path / "tiny", seeds=())
-    new.commit("select-0001", tables_of(0, status="failed", outcome=None, reason="killed", curves=False))
+    new.commit(
+        "select-0001", tables_of(0, status="failed", outcome=None, reason="killed", curves=False)
+    )
     assert new.problems() == []
     assert new.missing() == [f"cell {cell_of(0).id} failed (killed); the next run tries it again"]
 
@@ -570,11 +700,27 @@ def test_planned_cells_that_are_missing_are_counted(filled):
 
 FAULTS = {
     "settings that were edited": ({"settings": cell_of(3).canonical}, {}, "its settings hash to"),
-    "an unknown environment": ({"environment": "there"}, {}, "its environment there is not in environment.json"),
-    "a status that is none": ({"status": "fine"}, {}, "status fine and outcome learned do not go together"),
-    "an outcome that is none": ({"outcome": "ok"}, {}, "status completed and outcome ok do not go together"),
+    "an unknown environment": (
+        {"environment": "there"},
+        {},
+        "its environment there is not in environment.json",
+    ),
+    "a status that is none": (
+        {"status": "fine"},
+        {},
+        "status fine and outcome learned do not go together",
+    ),
+    "an outcome that is none": (
+        {"outcome": "ok"},
+        {},
+        "status completed and outcome ok do not go together",
+    ),
     "a failed cell with an outcome": ({"status": "failed"}, {}, "do not go together"),
-    "a divergence without a date": ({"status": "diverged", "outcome": "diverged"}, {}, "nothing says at which step"),
+    "a divergence without a date": (
+        {"status": "diverged", "outcome": "diverged"},
+        {},
+        "nothing says at which step",
+    ),
     "a curve cut short": ({}, {"steps": STEPS - 1}, "its curve has 2 steps from 0 to 1, not 3"),
     "a curve too long": ({}, {"steps": STEPS + 1}, "its curve has 4 steps from 0 to 3, not 3"),
     "a curve that is missing": ({}, {"curves": False}, "its curve is missing"),
@@ -594,13 +740,31 @@ def test_verify_finds(tmp_path, fault):
 
 
 EDITS = {
-    "lr": 0.2, "seed": 7, "arm": "sgd + value", "problem": "wdbc", "workload": "wdbc",
-    "optimizer": "adam", "clip": "value", "batch": 2,
-    "device": "cuda", "dtype": "float64", "threshold": 2.0, "relative": 1.0, "role": "both", "steps": 2, "initial_loss": 1.4,
-    "final_loss": 0.0, "best_loss": -9.0, "clipped_fraction": 0.5, "grad_norm_median": 2.0,
-    "metric_value": 1.0, "validation_value": 0.1,
-    "steps_to_target": 2, "stationary_at": 1, "diverged_at": None,
-}  # fmt: skip
+    "lr": 0.2,
+    "seed": 7,
+    "arm": "sgd + value",
+    "problem": "wdbc",
+    "workload": "wdbc",
+    "optimizer": "adam",
+    "clip": "value",
+    "batch": 2,
+    "device": "cuda",
+    "dtype": "float64",
+    "threshold": 2.0,
+    "relative": 1.0,
+    "role": "both",
+    "steps": 2,
+    "initial_loss": 1.4,
+    "final_loss": 0.0,
+    "best_loss": -9.0,
+    "clipped_fraction": 0.5,
+    "grad_norm_median": 2.0,
+    "metric_value": 1.0,
+    "validation_value": 0.1,
+    "steps_to_target": 2,
+    "stationary_at": 1,
+    "diverged_at": None,
+}
 
 
 @pytest.mark.parametrize("column", EDITS)
@@ -615,39 +779,88 @@ def test_verify_finds_a_value_that_its_settings_curve_or_evaluations_contradict(
     assert all(problem.startswith(f"cell {cell_of(0).id}: ") for problem in problems)
 
 
-@pytest.mark.parametrize(("rules", "judged"), [(schema.RULES, True), (None, False)], ids=["of today's rules", "of older rules"])
-def test_verify_derives_events_from_the_curve_and_the_outcome_from_the_evaluations_again(tmp_path, rules, judged):
+@pytest.mark.parametrize(
+    ("rules", "judged"),
+    [(schema.RULES, True), (None, False)],
+    ids=["of today's rules", "of older rules"],
+)
+def test_verify_derives_events_from_the_curve_and_the_outcome_from_the_evaluations_again(
+    tmp_path, rules, judged
+):
     """The outcome of rows that today's rules have judged: rules change, and stored rows do not."""
     about = {"reference_loss": 1.0, "optimum": None, "target": None, "unbounded": False}
     new = settle(tmp_path / "tiny", seeds=(0,))
-    new.write_page("components", {"workloads": {"cosh": about}, "optimizers": {}, "clips": {"norm": {"threshold": "max_norm"}}})
+    new.write_page(
+        "components",
+        {
+            "workloads": {"cosh": about},
+            "optimizers": {},
+            "clips": {"norm": {"threshold": "max_norm"}},
+        },
+    )
     evaluation = {"cell": cell_of(0).id, "split": "validation", "metric": "loss"}
     levels = [(0, 1.0, 0.1), (STEPS, 0.5, 0.1)]
-    evals = [evaluation | {"step": step, "value": value, "error": error} for step, value, error in levels]
+    evals = [
+        evaluation | {"step": step, "value": value, "error": error} for step, value, error in levels
+    ]
     new.commit("select-0001", tables_of(0, outcome="collapsed", rules=rules) | {"evals": evals})
-    outcome = f"cell {cell_of(0).id}: its column outcome is 'collapsed', and its evaluations say 'learned'"
+    outcome = (
+        f"cell {cell_of(0).id}: its column outcome is 'collapsed', and its evaluations say "
+        f"'learned'"
+    )
     assert new.problems() == [
-        f"cell {cell_of(0).id}: its curve and its evaluations have 0 events, and 1 are stored, or others",
+        (
+            f"cell {cell_of(0).id}: its curve and its evaluations have 0 events, and 1 are stored, "
+            f"or others"
+        ),
         *([outcome] if judged else []),
     ]
 
 
 def test_verify_finds_a_loss_below_the_least_there_is(tmp_path):
     new = settle(tmp_path / "tiny", seeds=(0,))
-    page = {"workloads": {"cosh": {"optimum": 0.4}}, "optimizers": {}, "clips": {"norm": {"threshold": "max_norm"}}}
+    page = {
+        "workloads": {"cosh": {"optimum": 0.4}},
+        "optimizers": {},
+        "clips": {"norm": {"threshold": "max_norm"}},
+    }
     new.write_page("components", page)
     new.commit("select-0001", tables_of(0) | {"events": []})
-    assert any("its curve has a loss of -0.5, below the least there is, 0.4" in problem for problem in new.problems())
+    assert any(
+        "its curve has a loss of -0.5, below the least there is, 0.4" in problem
+        for problem in new.problems()
+    )
 
 
 def test_verify_finds_a_threshold_that_is_not_the_multiple_of_its_pilot(tmp_path):
-    cell = Cell(Part("cosh", 1), Part("sgd", 1), Part("norm", 1, {"relative": 0.5}, "max_norm"), 0.1, 0, STEPS, 1)
+    cell = Cell(
+        Part("cosh", 1),
+        Part("sgd", 1),
+        Part("norm", 1, {"relative": 0.5}, "max_norm"),
+        0.1,
+        0,
+        STEPS,
+        1,
+    )
     new = settle(tmp_path / "tiny", seeds=())
-    new.write_page("calibration", {"pilots": {"cosh, batch 1, cpu, float32, version 1": {"norm, version 1": 4.0}}})
+    new.write_page(
+        "calibration",
+        {"pilots": {"cosh, batch 1, cpu, float32, version 1": {"norm, version 1": 4.0}}},
+    )
     row = row_of(0, cell=cell.id, settings=cell.canonical, relative=0.5)
-    for threshold, told in ((2.0, []), (2.1, [f"cell {cell.id}: its threshold is 2.1, and 0.5 times the pilot's 4 is 2"])):
-        tables = {name: [{**one, "cell": cell.id} for one in rows] for name, rows in tables_of(0).items() if name != "cells"}
-        new.commit(f"select-{threshold}", {"cells": [row | {"threshold": threshold, "attempt": int(10 * threshold)}], **tables})
+    for threshold, told in (
+        (2.0, []),
+        (2.1, [f"cell {cell.id}: its threshold is 2.1, and 0.5 times the pilot's 4 is 2"]),
+    ):
+        tables = {
+            name: [{**one, "cell": cell.id} for one in rows]
+            for name, rows in tables_of(0).items()
+            if name != "cells"
+        }
+        new.commit(
+            f"select-{threshold}",
+            {"cells": [row | {"threshold": threshold, "attempt": int(10 * threshold)}], **tables},
+        )
         assert [problem for problem in new.problems() if "pilot" in problem] == told
 
 
@@ -656,26 +869,47 @@ def test_verify_finds_a_seed_that_selects_and_reports(tmp_path):
     new = settle(tmp_path / "tiny", seeds=(0,))
     again = replace(cell_of(0), evaluations=5)
     new.commit("select-0001", tables_of(0))
-    tables = {name: [{**one, "cell": again.id} for one in rows] for name, rows in tables_of(0).items()}
+    tables = {
+        name: [{**one, "cell": again.id} for one in rows] for name, rows in tables_of(0).items()
+    }
     tables["cells"] = [row_of(0, cell=again.id, settings=again.canonical, role="report")]
     new.commit("report-0002", tables)
     assert new.problems() == ["sgd + norm at lr 0.1: seed 0 is used to select and to report"]
 
 
 def test_one_study_of_two_machines_copied_together_is_their_union(tmp_path):
-    """Of a cell that both have the newer one counts, in every table; packing moves the other aside."""
-    here, there = settle(tmp_path / "here", seeds=(0, 1, 2)), settle(tmp_path / "there", seeds=(0, 1, 2))
-    there.write_page("environment", {"study": "tiny", "environments": {"there": {"python": "3"}}, "curves": "all"})
+    """Of a cell that both have the newer one counts, in every table; packing moves the other
+    aside.
+    """
+    here, there = (
+        settle(tmp_path / "here", seeds=(0, 1, 2)),
+        settle(tmp_path / "there", seeds=(0, 1, 2)),
+    )
+    there.write_page(
+        "environment",
+        {"study": "tiny", "environments": {"there": {"python": "3"}}, "curves": "all"},
+    )
     here.commit("select-0001", tables_of(0, 1, created="2026-01-01"))
     there.commit("select-0001", tables_of(1, 2, created="2026-01-02", environment="there"))
     for path in there.folder.glob("*/*.parquet"):
         shutil.copy(path, here.folder / path.parent.name)
-    here.write_page("environment", {"study": "tiny", "environments": {"here": {"python": "3"}, "there": {"python": "3"}}})
+    here.write_page(
+        "environment",
+        {"study": "tiny", "environments": {"here": {"python": "3"}, "there": {"python": "3"}}},
+    )
     cells = here.read("cells")
-    assert dict(zip(cells["seed"], cells["environment"], strict=True)) == {0: "here", 1: "there", 2: "there"}
+    assert dict(zip(cells["seed"], cells["environment"], strict=True)) == {
+        0: "here",
+        1: "there",
+        2: "there",
+    }
     assert shown(here.folder) == {0, 1, 2}
-    assert here.problems() == [f"1 cells are stored twice, {cell_of(1).id} first; `clipbench run` tidies them"]
-    assert here.remarks() == ["cosh, 1, cpu, float32: its cells come from 2 environments (here, there)"]
+    assert here.problems() == [
+        f"1 cells are stored twice, {cell_of(1).id} first; `clipbench run` tidies them"
+    ]
+    assert here.remarks() == [
+        "cosh, 1, cpu, float32: its cells come from 2 environments (here, there)"
+    ]
     with here.claim():
         here.compact()
     assert here.problems() == here.missing() == []
@@ -696,7 +930,9 @@ def test_packing_leaves_one_file_a_table_and_the_rows_that_count(filled, curves)
     for table in schema.TABLES:
         expected = before[table]
         if table == "curves":
-            expected = expected[expected["cell"].isin({cell_of(seed).id for seed in kept})].reset_index(drop=True)
+            expected = expected[
+                expected["cell"].isin({cell_of(seed).id for seed in kept})
+            ].reset_index(drop=True)
             for name in measures.COLUMNS:  # in the run's own precision
                 expected[name] = expected[name].to_numpy(np.float32).astype(float)
         assert after.read(table).astype(object).equals(expected.astype(object)), table
@@ -704,7 +940,9 @@ def test_packing_leaves_one_file_a_table_and_the_rows_that_count(filled, curves)
     with after.claim():
         assert after.sweep() == []
         after.compact(curves)  # once more, and nothing changes
-    assert {path.name for path in filled.folder.glob("*/*.parquet")} == {path.name for path in after.folder.glob("*/*.parquet")}
+    assert {path.name for path in filled.folder.glob("*/*.parquet")} == {
+        path.name for path in after.folder.glob("*/*.parquet")
+    }
 
 
 def test_a_folder_that_cannot_be_renamed_is_left_as_it_is(filled, monkeypatch):
@@ -715,7 +953,9 @@ def test_a_folder_that_cannot_be_renamed_is_left_as_it_is(filled, monkeypatch):
 
     before = sorted(filled.folder.rglob("*"))
     monkeypatch.setattr(os, "rename", busy)
-    with pytest.raises(UsageError, match=r"cannot be renamed to tiny\.old-1 .*nothing in it was touched"):
+    with pytest.raises(
+        UsageError, match=r"cannot be renamed to tiny\.old-1 .*nothing in it was touched"
+    ):
         store.set_old_aside(filled.folder)
     assert sorted(filled.folder.rglob("*")) == before
 
@@ -750,5 +990,6 @@ def test_pages_are_json_that_people_can_compare(filled):
     for page in store.PAGES:
         text = (filled.folder / f"{page}.json").read_text(encoding="utf-8")
         lines = json.dumps(json.loads(text), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-        assert re.sub(r"\s+", "", text) == re.sub(r"\s+", "", lines)  # and a list of words stands on one line
+        # and a list of words stands on one line
+        assert re.sub(r"\s+", "", text) == re.sub(r"\s+", "", lines)
         assert not re.search(r'\[\s*\n\s*"', text)

@@ -20,7 +20,14 @@ CELL = Cell(
     steps=8,
     batch=32,
 )
-ROW = {"problem": "wdbc(noise=0.5)", "batch": 32, "device": "cpu", "dtype": "float32", "arm": "sgd + norm", "lr": 0.1}
+ROW = {
+    "problem": "wdbc(noise=0.5)",
+    "batch": 32,
+    "device": "cpu",
+    "dtype": "float32",
+    "arm": "sgd + norm",
+    "lr": 0.1,
+}
 
 
 def test_a_cell_and_its_row_have_one_task_and_one_arm():
@@ -40,7 +47,11 @@ def test_a_cell_and_its_row_have_one_task_and_one_arm():
 )
 def test_a_label_says_of_a_task_only_what_differs(others, expected):
     first = Task.of(CELL)
-    tasks = [first, *(first._replace(**other) for other in others), first._replace(problem="digits")]
+    tasks = [
+        first,
+        *(first._replace(**other) for other in others),
+        first._replace(problem="digits"),
+    ]
     found = labels(tasks)
     assert found[first] == expected
     assert len(set(found.values())) == len(set(tasks))
@@ -51,17 +62,33 @@ def test_a_threshold_is_a_number_or_a_multiple_or_neither():
         Threshold.of({"threshold": threshold, "relative": relative})
         for threshold, relative in ((0.12, np.nan), (0.12, 0.3), (np.nan, np.nan))
     )
-    assert [(one.given, one.is_relative, one.absent) for one in (number, multiple)] == [(0.12, False, False), (0.3, True, False)]
+    assert [(one.given, one.is_relative, one.absent) for one in (number, multiple)] == [
+        (0.12, False, False),
+        (0.3, True, False),
+    ]
     assert none.absent
     assert math.isnan(none.given)
-    assert Threshold(**dict(zip(("value", "relative"), multiple.columns.values(), strict=True))) == multiple
+    assert (
+        Threshold(**dict(zip(("value", "relative"), multiple.columns.values(), strict=True)))
+        == multiple
+    )
 
 
 def test_equal_thresholds_share_a_key_though_a_nan_equals_nothing_and_none_comes_first():
     assert Threshold(0.1) != Threshold(0.1, float("nan"))
     assert Threshold(0.1).key == Threshold(0.1, float("nan")).key
-    values = [Threshold(3.0), Threshold(), Threshold(math.inf), Threshold(0.0), Threshold(math.nan, 0.3)]
-    assert [one.given for one in sorted(values, key=lambda one: one.key)][2:] == [0.0, 3.0, math.inf]
+    values = [
+        Threshold(3.0),
+        Threshold(),
+        Threshold(math.inf),
+        Threshold(0.0),
+        Threshold(math.nan, 0.3),
+    ]
+    assert [one.given for one in sorted(values, key=lambda one: one.key)][2:] == [
+        0.0,
+        3.0,
+        math.inf,
+    ]
 
 
 def test_an_axis_is_called_after_the_clips_own_setting():
@@ -72,6 +99,13 @@ def test_an_axis_is_called_after_the_clips_own_setting():
 
 def test_a_clip_that_a_study_has_only_with_settings_is_not_labelled_with_a_threshold():
     cell = replace(CELL, clip=Part("quantile", 1, {"percentile": 90.0, "window": 20}, "percentile"))
-    row = {**dict(zip(ARM, arm_of(cell), strict=True)), "optimizer": "sgd", "clip": "quantile", "settings": cell.canonical}
-    [arm] = arms(pd.DataFrame([row]), {"clips": {cell.clip.label: {"threshold": "percentile"}}}).to_dict("records")
+    row = {
+        **dict(zip(ARM, arm_of(cell), strict=True)),
+        "optimizer": "sgd",
+        "clip": "quantile",
+        "settings": cell.canonical,
+    }
+    [arm] = arms(
+        pd.DataFrame([row]), {"clips": {cell.clip.label: {"threshold": "percentile"}}}
+    ).to_dict("records")
     assert (arm["clip_label"], arm["setting"]) == ("quantile(window=20)", "percentile")

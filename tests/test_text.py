@@ -30,16 +30,27 @@ def spelled(symbols):
 
 
 def as_read():
-    """The text with its curly quotes straightened and a question mark for what is not printable ASCII."""
-    straight = text.corpus().replace("\u201c", '"').replace("\u201d", '"').replace("\u2018", "'").replace("\u2019", "'")
+    """The text with its curly quotes straightened and a question mark for what is not printable
+    ASCII.
+    """
+    straight = (
+        text.corpus()
+        .replace("\u201c", '"')
+        .replace("\u201d", '"')
+        .replace("\u2018", "'")
+        .replace("\u2019", "'")
+    )
     return "".join(
-        character if character.isascii() and (character.isprintable() or character == "\n") else "?" for character in straight
+        character if character.isascii() and (character.isprintable() or character == "\n") else "?"
+        for character in straight
     )
 
 
-known = pytest.mark.skipif(built().version != text.VERSION, reason="the help topics of this Python are others")
+known = pytest.mark.skipif(
+    built().version != text.VERSION, reason="the help topics of this Python are others"
+)
 
-# ------------------------------------------------------------------------------------------------------------------- the text
+# ----------------------------------------------------------------------------------------- the text
 
 
 @known
@@ -47,17 +58,24 @@ def test_the_text_is_the_one_that_the_docstring_counts():
     whole = text.corpus()
     assert len(whole) == 59_395
     assert len(text.TOPICS) == 35
-    outside = [character for character in whole.translate(text.STRAIGHT) if character not in text.ALPHABET]
+    outside = [
+        character for character in whole.translate(text.STRAIGHT) if character not in text.ALPHABET
+    ]
     assert len(outside) == 16
     assert len(text.ALPHABET) == len(set(text.ALPHABET)) == 96
 
 
 @known
 def test_the_text_is_english_and_read_as_it_stands():
-    """The first sentence of the first topic, and a sentence of each split, found again in what the numbers spell."""
+    """The first sentence of the first topic, and a sentence of each split, found again in what
+    the numbers spell.
+    """
     parts = {split: spelled(part.tolist()) for split, part in text._parts().items()}
     assert parts["train"].startswith('The "assert" statement')
-    assert "Function objects are created by function definitions." in parts["validation"] + parts["test"]
+    assert (
+        "Function objects are created by function definitions."
+        in parts["validation"] + parts["test"]
+    )
     assert "".join(parts.values()) == as_read()
 
 
@@ -65,7 +83,9 @@ def test_the_splits_are_80_10_10_percent_by_position():
     parts = text._parts()
     assert list(parts) == ["train", "validation", "test"]
     total = sum(map(len, parts.values()))
-    assert [len(part) / total for part in parts.values()] == pytest.approx([0.8, 0.1, 0.1], abs=1e-4)
+    assert [len(part) / total for part in parts.values()] == pytest.approx(
+        [0.8, 0.1, 0.1], abs=1e-4
+    )
 
 
 def test_no_paragraph_is_in_two_splits():
@@ -81,7 +101,9 @@ def test_another_text_is_another_version():
 
 
 def test_a_python_without_the_topics_still_has_the_other_workloads():
-    """They are a module that may be missing: importing the workloads goes on, and the text says what it lacks."""
+    """They are a module that may be missing: importing the workloads goes on, and the text says
+    what it lacks.
+    """
     code = """if True:
         import sys
         sys.modules["pydoc_data.topics"] = None
@@ -93,13 +115,17 @@ def test_a_python_without_the_topics_still_has_the_other_workloads():
         except UsageError as error:
             print(error)
     """
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert "the context is 32, and must be less than the 0 characters" in said
     assert "pydoc_data.topics" in said
 
 
 def test_the_reference_is_the_entropy_of_the_characters():
-    """Counted again from the text, with scipy; and no constant prediction has a smaller loss on it."""
+    """Counted again from the text, with scipy; and no constant prediction has a smaller loss on
+    it.
+    """
     counts = Counter(as_read())
     assert built().reference_loss == pytest.approx(stats.entropy(list(counts.values())), rel=1e-12)
     symbols = torch.cat([*text._parts().values()])
@@ -110,7 +136,7 @@ def test_the_reference_is_the_entropy_of_the_characters():
     assert built().loss(disturbed.expand(len(symbols), -1), symbols).item() > loss
 
 
-# ---------------------------------------------------------------------------------------------------------------- the windows
+# -------------------------------------------------------------------------------------- the windows
 
 
 @pytest.mark.parametrize("context", [1, 32, 50])
@@ -135,7 +161,9 @@ def test_fixed_windows_lie_side_by_side_and_leave_less_than_a_window_out():
 
 
 def test_windows_are_drawn_evenly_from_the_whole_training_text(monkeypatch):
-    """Their starts, by a test of Kolmogorov and Smirnov; the first and the last place are among those that can be drawn."""
+    """Their starts, by a test of Kolmogorov and Smirnov; the first and the last place are among
+    those that can be drawn.
+    """
     work = built(context=40)
     part = text._parts()["train"]
     places = torch.arange(len(part))
@@ -152,11 +180,14 @@ def test_evaluations_are_the_same_for_every_seed():
 
 
 def test_characters_stay_whole_numbers_in_every_dtype():
-    for inputs, targets in (*feed.splits(built(), 0, torch.float64).values(), next(feed.batches(built(), 0, 4, 1, torch.float64))):
+    for inputs, targets in (
+        *feed.splits(built(), 0, torch.float64).values(),
+        next(feed.batches(built(), 0, 4, 1, torch.float64)),
+    ):
         assert inputs.dtype == targets.dtype == torch.long
 
 
-# ------------------------------------------------------------------------------------------------------------ the transformer
+# ---------------------------------------------------------------------------------- the transformer
 
 
 def peer(model, heads):
@@ -164,30 +195,44 @@ def peer(model, heads):
     width = model.output.in_features
     with torch.random.fork_rng(devices=[]):
         layers = [
-            nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, batch_first=True, norm_first=True, dtype=torch.float64)
+            nn.TransformerEncoderLayer(
+                width, heads, 4 * width, 0.0, batch_first=True, norm_first=True, dtype=torch.float64
+            )
             for _ in model.blocks
         ]
     for layer, block in zip(layers, model.blocks, strict=True):
         pairs = {
-            "self_attn.in_proj_weight": block.attended.weight, "self_attn.in_proj_bias": torch.zeros(3 * width),
-            "self_attn.out_proj.weight": block.joined.weight, "self_attn.out_proj.bias": block.joined.bias,
-            "linear1.weight": block.hidden.weight, "linear1.bias": block.hidden.bias,
-            "linear2.weight": block.folded.weight, "linear2.bias": block.folded.bias,
-            "norm1.weight": block.before_attention.weight, "norm1.bias": block.before_attention.bias,
-            "norm2.weight": block.before_hidden.weight, "norm2.bias": block.before_hidden.bias,
-        }  # fmt: skip
+            "self_attn.in_proj_weight": block.attended.weight,
+            "self_attn.in_proj_bias": torch.zeros(3 * width),
+            "self_attn.out_proj.weight": block.joined.weight,
+            "self_attn.out_proj.bias": block.joined.bias,
+            "linear1.weight": block.hidden.weight,
+            "linear1.bias": block.hidden.bias,
+            "linear2.weight": block.folded.weight,
+            "linear2.bias": block.folded.bias,
+            "norm1.weight": block.before_attention.weight,
+            "norm1.bias": block.before_attention.bias,
+            "norm2.weight": block.before_hidden.weight,
+            "norm2.bias": block.before_hidden.bias,
+        }
         layer.load_state_dict(pairs)
     return layers
 
 
-@pytest.mark.parametrize(("width", "depth", "heads", "context"), [(32, 2, 4, 32), (12, 1, 1, 5), (12, 3, 6, 1)])
+@pytest.mark.parametrize(
+    ("width", "depth", "heads", "context"), [(32, 2, 4, 32), (12, 1, 1, 5), (12, 3, 6, 1)]
+)
 def test_the_transformer_is_torchs_own(width, depth, heads, context):
-    """Written from plain operations for the lanes, it is ``nn.TransformerEncoderLayer``, normed first, under a causal mask."""
+    """Written from plain operations for the lanes, it is ``nn.TransformerEncoderLayer``, normed
+    first, under a causal mask.
+    """
     work = built(width=width, depth=depth, heads=heads, context=context)
     model = feed.model(work, 0, torch.float64)
     with torch.no_grad():  # at weights as small as the first, attention hardly counts
         for number, parameter in enumerate(model.parameters()):
-            parameter.add_(torch.randn(parameter.shape, generator=draw(number), dtype=torch.float64) / 4)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=draw(number), dtype=torch.float64) / 4
+            )
     inputs, _ = work.sample(draw(4), 7)
     x = model.characters(inputs) + model.positions(torch.arange(context))
     mask = nn.Transformer.generate_square_subsequent_mask(context, dtype=torch.float64)
@@ -197,7 +242,9 @@ def test_the_transformer_is_torchs_own(width, depth, heads, context):
 
 
 def test_no_position_sees_what_comes_after_it():
-    """Another character at one place changes the logits there and after it, and none before, to the bit."""
+    """Another character at one place changes the logits there and after it, and none before, to
+    the bit.
+    """
     model = feed.model(built(), 1)
     inputs, _ = built().sample(draw(5), 1)
     changed = inputs.clone()
@@ -216,14 +263,18 @@ def test_an_untrained_network_predicts_the_frequencies_of_the_training_text():
     constant = (constant / constant.sum()).log().expand(*targets.shape, -1)
     model = feed.model(work, 0, torch.float64)
     with torch.no_grad():
-        assert work.loss(model(inputs), targets).item() == pytest.approx(work.loss(constant, targets).item(), rel=0.01)
+        assert work.loss(model(inputs), targets).item() == pytest.approx(
+            work.loss(constant, targets).item(), rel=0.01
+        )
 
 
 def test_weights_start_small_and_normal_and_biases_at_zero():
     model = feed.model(built(width=128), 0)
     for name, parameter in model.named_parameters():
         if "norm" in name or "before" in name:
-            assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("weight"))))
+            assert torch.equal(
+                parameter, torch.full_like(parameter, float(name.endswith("weight")))
+            )
         elif name.endswith("weight"):
             assert stats.kstest(parameter.detach().flatten().numpy() / 0.02, "norm").pvalue > 1e-4
         elif name != "output.bias":
@@ -235,7 +286,9 @@ def test_every_weight_has_a_gradient():
     model = feed.model(built(), 0, torch.float64)
     inputs, targets = built().sample(draw(6), 64)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    found = grad(lambda params: built().loss(functional_call(model, params, (inputs,)), targets))(weights)
+    found = grad(lambda params: built().loss(functional_call(model, params, (inputs,)), targets))(
+        weights
+    )
     still = {name for name, leaf in found.items() if not leaf.any()}
     assert not still
 
@@ -255,7 +308,7 @@ def test_a_hundred_steps_of_adam_learn_more_than_the_frequencies():
     assert reached < 4 < work.reference_loss / math.log(2)
 
 
-# ---------------------------------------------------------------------------------------------------------------- wrong use
+# ---------------------------------------------------------------------------------------- wrong use
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
@@ -265,7 +318,11 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 
 def test_a_context_longer_than_a_split_is_refused():
     """Before anything is trained: the shortest split decides."""
-    for refused in (built(context=10_000).ready, built(context=10_000).data, built(context=10_000).model):
+    for refused in (
+        built(context=10_000).ready,
+        built(context=10_000).data,
+        built(context=10_000).model,
+    ):
         with pytest.raises(UsageError, match="the context is 10000, and must be less than the"):
             refused()
 

@@ -13,9 +13,21 @@ from clipbench.store import Store
 from clipbench.throughput import Step
 from clipbench.throughput.footprint import Footprint
 
-PAGE = study_page("wdbc", clips={"none": {}, "norm": {"max_norm": [0.1, 1.0, 10.0]}}, steps=4, batch=16, evaluations=1, lr=0.01)
+PAGE = study_page(
+    "wdbc",
+    clips={"none": {}, "norm": {"max_norm": [0.1, 1.0, 10.0]}},
+    steps=4,
+    batch=16,
+    evaluations=1,
+    lr=0.01,
+)
 
-CLIPS = {"none": {}, "value": {"max_value": 0.01}, "norm": {"max_norm": 0.1}, "layer": {"max_norm": 0.1}}
+CLIPS = {
+    "none": {},
+    "value": {"max_value": 0.01},
+    "norm": {"max_norm": 0.1},
+    "layer": {"max_norm": 0.1},
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -47,7 +59,9 @@ def of(rows, optimizer, clip):
 def test_every_method_has_a_row_a_block_and_no_clip_is_one_of_them(rows):
     for optimizer, clips in (("sgd", ("none", "norm", "value")), ("adam", ("none", "norm"))):
         for clip in clips:
-            assert [row["block"] for row in of(rows, optimizer, clip)] == list(range(throughput.AFTER_RUN.rounds))
+            assert [row["block"] for row in of(rows, optimizer, clip)] == list(
+                range(throughput.AFTER_RUN.rounds)
+            )
     assert len(rows) == 5 * throughput.AFTER_RUN.rounds
 
 
@@ -62,16 +76,18 @@ def test_blocks_side_by_side_are_as_long_as_each_other(rows):
 def test_rows_name_the_method_and_its_threshold(rows):
     assert {row["threshold"] for row in of(rows, "sgd", "none")} == {None}
     assert {row["threshold"] for row in of(rows, "sgd", "norm")} == {0.1}
-    assert {(row["problem"], row["device"], row["dtype"], row["batch"], row["implementation"]) for row in rows} == {
-        ("wdbc", "cpu", "float32", 16, "torch")
-    }
+    assert {
+        (row["problem"], row["device"], row["dtype"], row["batch"], row["implementation"])
+        for row in rows
+    } == {("wdbc", "cpu", "float32", 16, "torch")}
 
 
 def test_peak_memory_holds_weights_gradients_and_the_optimizers_state(rows):
     model = feed.model(registry.build("workload", "wdbc", {}), 0)
     size = sum(param.numel() * param.element_size() for param in model.parameters())
     peak = {
-        method: {row["peak_bytes"] for row in of(rows, *method)} for method in (("sgd", "none"), ("sgd", "norm"), ("adam", "none"))
+        method: {row["peak_bytes"] for row in of(rows, *method)}
+        for method in (("sgd", "none"), ("sgd", "norm"), ("adam", "none"))
     }
     assert all(len(values) == 1 for values in peak.values())
     [plain], [clipped], [adam] = peak.values()
@@ -90,21 +106,31 @@ def test_the_timed_step_is_the_step_the_curves_are_made_of(optimizer, clip):
     batches = list(feed.batches(workload, 0, asked.cell.batch, throughput.BATCHES, torch.float64))
     for inputs, targets in batches[:10]:
         with torch.no_grad():
-            losses = [feed.loss_of(workload, module(inputs), targets) for module in (timed.trainer.module, trainer.module)]
+            losses = [
+                feed.loss_of(workload, module(inputs), targets)
+                for module in (timed.trainer.module, trainer.module)
+            ]
         assert torch.equal(*losses)
         timed.once()
         trainer.step(inputs, targets)
-        assert all(torch.equal(a, b) for a, b in zip(weights(timed.trainer.module), weights(trainer.module), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(weights(timed.trainer.module), weights(trainer.module), strict=True)
+        )
 
 
 def test_the_cycle_of_batches_begins_again():
     step = Step(job())
     drawn = [next(step.batches)[0] for _ in range(2 * throughput.BATCHES)]
-    assert all(torch.equal(drawn[n], drawn[n + throughput.BATCHES]) for n in range(throughput.BATCHES))
+    assert all(
+        torch.equal(drawn[n], drawn[n + throughput.BATCHES]) for n in range(throughput.BATCHES)
+    )
 
 
 def test_a_block_that_something_else_slowed_is_not_valid(monkeypatch):
-    """One planted outlier, at three times its method's median; twice the median is still believed."""
+    """One planted outlier, at three times its method's median; twice the median is still
+    believed.
+    """
     calls = {}
 
     def block(step, steps):
@@ -132,19 +158,29 @@ def test_the_order_within_a_round_changes(monkeypatch):
 
 
 def test_a_bench_is_every_clip_of_one_optimizer_at_its_middle_threshold():
-    page = PAGE.replace("lr = 0.01", "lr = [0.01, 0.1]").replace('name = "sgd"', 'name = "sgd"\n[[optimizer]]\nname = "adam"')
-    benches = throughput.benches([Job(cell, cell.clip_settings()) for cell in study.parse("tiny", page, None).cells()])
-    assert [[(job.cell.optimizer.name, job.cell.clip.name) for job in bench] for bench in benches] == [
+    page = PAGE.replace("lr = 0.01", "lr = [0.01, 0.1]").replace(
+        'name = "sgd"', 'name = "sgd"\n[[optimizer]]\nname = "adam"'
+    )
+    benches = throughput.benches(
+        [Job(cell, cell.clip_settings()) for cell in study.parse("tiny", page, None).cells()]
+    )
+    assert [
+        [(job.cell.optimizer.name, job.cell.clip.name) for job in bench] for bench in benches
+    ] == [
         [("adam", "none"), ("adam", "norm")],
         [("sgd", "none"), ("sgd", "norm")],
     ]
     assert {job.threshold for bench in benches for job in bench[1:]} == {1.0}
-    assert {(job.cell.lr, job.cell.seed) for bench in benches for job in bench} == {(throughput.LR, 0)}
+    assert {(job.cell.lr, job.cell.seed) for bench in benches for job in bench} == {
+        (throughput.LR, 0)
+    }
 
 
 def test_a_study_without_the_unclipped_arm_is_timed_against_it_all_the_same():
     page = PAGE.replace('name = "none"', 'name = "value"\nmax_value = 0.1')
-    (bench,) = throughput.benches([Job(cell, cell.clip_settings()) for cell in study.parse("tiny", page, None).cells()])
+    (bench,) = throughput.benches(
+        [Job(cell, cell.clip_settings()) for cell in study.parse("tiny", page, None).cells()]
+    )
     assert [job.cell.clip.name for job in bench] == ["none", "norm", "value"]
     assert bench[0].clip_settings == {}
 
@@ -159,15 +195,21 @@ def test_a_run_times_once_and_a_clip_that_joins_is_timed_beside_the_others(tmp_p
 
     first = run(PAGE)
     assert set(first["clip"]) == {"none", "norm"}
-    assert set(first["environment"]) == set(Store(tmp_path / "tiny").page("environment")["environments"])
+    assert set(first["environment"]) == set(
+        Store(tmp_path / "tiny").page("environment")["environments"]
+    )
     assert len(run(PAGE)) == len(first)
     grown = run(PAGE + '\n[[clip]]\nname = "value"\nmax_value = 0.1\n')
     rounds = [set(block["clip"]) for _, block in grown.groupby("block")]
     assert len(grown) == len(first) + 3 * throughput.AFTER_RUN.rounds
-    assert rounds == [{"none", "norm"}] * throughput.AFTER_RUN.rounds + [{"none", "norm", "value"}] * throughput.AFTER_RUN.rounds
+    assert (
+        rounds
+        == [{"none", "norm"}] * throughput.AFTER_RUN.rounds
+        + [{"none", "norm", "value"}] * throughput.AFTER_RUN.rounds
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- the long form
+# ------------------------------------------------------------------------------------ the long form
 
 SURVEYED = ["origin", "torch", "loop", "foreach", "fused", "flat"]
 
@@ -178,30 +220,44 @@ def jobs(page=PAGE):
 
 @pytest.fixture(scope="module")
 def surveyed(_packaged):
-    """Every part of the long form for one workload and optimizer, on one thread, with one size beside; and what was refused."""
+    """Every part of the long form for one workload and optimizer, on one thread, with one size
+    beside; and what was refused.
+    """
     page = PAGE + '\n[[clip]]\nname = "layer"\nmax_norm = 0.1\n'
     parts = throughput.surveys(jobs(page), throughput.sizes_named("1k"), SURVEYED, 1)
-    told = [called(throughput.carry_out, part, device=part.device, threads=part.threads) for part in parts]
-    return [row for rows, _ in told for row in rows], [sentence for _, refusals in told for sentence in refusals]
+    told = [
+        called(throughput.carry_out, part, device=part.device, threads=part.threads)
+        for part in parts
+    ]
+    return [row for rows, _ in told for row in rows], [
+        sentence for _, refusals in told for sentence in refusals
+    ]
 
 
 def test_the_long_form_times_updates_at_sizes_and_workloads_and_training_steps(surveyed):
     rows, _ = surveyed
-    assert {(row["part"], row.get("workload"), row["problem"], row["parameters"], row["tensors"]) for row in rows} == {
+    assert {
+        (row["part"], row.get("workload"), row["problem"], row["parameters"], row["tensors"])
+        for row in rows
+    } == {
         ("update", None, "993 in 4 tensors", 993, 4),
         ("update", "wdbc", "wdbc", 6274, 6),
         ("step", "wdbc", "wdbc", 6274, 6),
     }
     for part in ("update", "step"):
         timed = {(row["implementation"], row["clip"]) for row in rows if row["part"] == part}
-        assert timed == {(name, clip) for name in SURVEYED for clip in ("none", "norm")} | {("torch", "layer")}
+        assert timed == {(name, clip) for name in SURVEYED for clip in ("none", "norm")} | {
+            ("torch", "layer")
+        }
 
 
 def test_every_block_of_the_long_form_has_the_block_without_a_clip_beside_it(surveyed):
     rows, _ = surveyed
     blocks = {}
     for row in rows:
-        blocks.setdefault((row["part"], row["problem"], row["implementation"], row["block"]), {})[row["clip"]] = row
+        blocks.setdefault((row["part"], row["problem"], row["implementation"], row["block"]), {})[
+            row["clip"]
+        ] = row
     assert all({"none", "norm"} <= beside.keys() for beside in blocks.values())
     assert all(len({row["steps"] for row in beside.values()}) == 1 for beside in blocks.values())
 
@@ -215,7 +271,11 @@ def test_every_row_of_the_long_form_fills_the_columns_it_can(surveyed):
     for row in rows:
         counted = row["part"] == "update" and row["clip"] != "layer"
         assert (row.get("floor_bytes") is not None) == counted
-    floors = {row["clip"]: row["floor_bytes"] / row["parameters"] for row in rows if row.get("floor_bytes")}
+    floors = {
+        row["clip"]: row["floor_bytes"] / row["parameters"]
+        for row in rows
+        if row.get("floor_bytes")
+    }
     assert floors == {"none": 12, "norm": 16}
 
 
@@ -246,7 +306,9 @@ def test_a_training_step_takes_the_weights_where_torchs_own_step_takes_them():
         for _ in range(5):
             ours.once()
             theirs.once()
-        for mine, other in zip(weights(ours.trainer.module), weights(theirs.trainer.module), strict=True):
+        for mine, other in zip(
+            weights(ours.trainer.module), weights(theirs.trainer.module), strict=True
+        ):
             torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)
 
 

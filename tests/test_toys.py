@@ -1,4 +1,6 @@
-"""What the toy problems of published results promise: cliff, heavy-tails, label-noise, and cosh from an even start."""
+"""What the toy problems of published results promise: cliff, heavy-tails, label-noise, and cosh
+from an even start.
+"""
 
 import math
 
@@ -24,11 +26,13 @@ def draw(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- cliff
+# -------------------------------------------------------------------------------------------- cliff
 
 
 def error_and_slopes(w, b):
-    """E and its derivatives, forwards through time in plain numbers: dx/dw and dx/db are carried along."""
+    """E and its derivatives, forwards through time in plain numbers: dx/dw and dx/db are carried
+    along.
+    """
 
     def sigmoid(x):
         return 1 / (1 + math.exp(-x))
@@ -50,25 +54,37 @@ def test_the_cliff_is_the_papers_function(seed):
     value = module(next(iter(feed.batches(work, seed, 1, 1, torch.float64)))[0])
     value.backward()
     expected = error_and_slopes(module.w.item(), module.b.item())
-    assert (value.item(), module.w.grad.item(), module.b.grad.item()) == pytest.approx(expected, rel=1e-9)
+    assert (value.item(), module.w.grad.item(), module.b.grad.item()) == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("first", [0, 1000])
 def test_any_400_seeds_in_a_row_are_the_grid_of_starts(first):
     """Those of the selection phase and those of the report phase alike."""
-    modules = [feed.model(built("cliff"), seed, torch.float64) for seed in range(first, first + 400)]
+    modules = [
+        feed.model(built("cliff"), seed, torch.float64) for seed in range(first, first + 400)
+    ]
     found = sorted((round(module.w.item(), 5), round(module.b.item(), 5)) for module in modules)
-    grid = [(round(float(w), 5), round(float(b), 5)) for w in np.linspace(4, 6, 20) for b in np.linspace(-3.2, -2, 20)]
+    grid = [
+        (round(float(w), 5), round(float(b), 5))
+        for w in np.linspace(4, 6, 20)
+        for b in np.linspace(-3.2, -2, 20)
+    ]
     assert found == sorted(grid)
 
 
 def test_a_success_on_the_cliff_is_an_error_below_one_in_ten_thousand():
     work = built("cliff")
     target = feed.splits(work, 0)["test"][1]
-    assert work.metric(torch.tensor([0.99e-4]), target) < work.success < work.metric(torch.tensor([1.01e-4]), target)
+    assert (
+        work.metric(torch.tensor([0.99e-4]), target)
+        < work.success
+        < work.metric(torch.tensor([1.01e-4]), target)
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------------- heavy tails
+# -------------------------------------------------------------------------------------- heavy tails
 
 WITNESSES = {
     "normal": stats.norm(),
@@ -79,12 +95,20 @@ WITNESSES = {
 
 @pytest.mark.parametrize("noise", WITNESSES)
 def test_noise_follows_scipys_distribution_centred_and_of_unit_variance(noise):
-    """By a chi-squared test of 200,000 draws against scipy's quantiles, moved by its own mean and deviation.
+    """By a chi-squared test of 200,000 draws against scipy's quantiles, moved by its own mean and
+    deviation.
 
-    From the .3 quantile up: what is below lies, of Weibull's draws, closer together than float32 can tell.
+    From the .3 quantile up: what is below lies, of Weibull's draws, closer together than float32
+    can tell.
     """
     witness = WITNESSES[noise]
-    drawn = built("heavy-tails", noise=noise, dimension=200_000).sample(draw(5))[0].double().flatten().numpy()
+    drawn = (
+        built("heavy-tails", noise=noise, dimension=200_000)
+        .sample(draw(5))[0]
+        .double()
+        .flatten()
+        .numpy()
+    )
     edges = [0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 0.9999, 1]
     inside = (witness.ppf(edges[1:-1]) - witness.mean()) / witness.std()
     counts = np.bincount(np.searchsorted(inside, drawn), minlength=len(edges) - 1)
@@ -93,10 +117,18 @@ def test_noise_follows_scipys_distribution_centred_and_of_unit_variance(noise):
 
 @pytest.mark.parametrize("noise", WITNESSES)
 def test_noise_has_scipys_mean_below_a_cut_and_its_share_above(noise):
-    """The sample mean of what lies below the .999 quantile, where a mean is one: within four standard errors."""
+    """The sample mean of what lies below the .999 quantile, where a mean is one: within four
+    standard errors.
+    """
     witness, count = WITNESSES[noise], 400_000
     cut = witness.ppf(0.999)
-    drawn = built("heavy-tails", noise=noise, dimension=count).sample(draw(6))[0].double().flatten().numpy()
+    drawn = (
+        built("heavy-tails", noise=noise, dimension=count)
+        .sample(draw(6))[0]
+        .double()
+        .flatten()
+        .numpy()
+    )
     below = drawn[drawn < (cut - witness.mean()) / witness.std()]
     assert len(below) / count == pytest.approx(0.999, abs=4 * math.sqrt(0.001 / count))
     expected = (witness.expect(ub=cut, conditional=True) - witness.mean()) / witness.std()
@@ -109,12 +141,14 @@ def test_heavy_noise_shifts_the_gradient_and_not_the_value():
     noise, _ = next(iter(feed.batches(work, 0, 32, 1, torch.float64)))
     value = module(noise)
     value.backward()
-    torch.testing.assert_close(module.x.detach(), 0.01 * torch.arange(1, 101).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        module.x.detach(), 0.01 * torch.arange(1, 101).double(), rtol=1e-6, atol=0
+    )
     assert value.item() == pytest.approx(0.5 * module.x.detach().square().sum().item(), rel=1e-14)
     torch.testing.assert_close(module.x.grad, module.x.detach() + noise[0], rtol=1e-14, atol=0)
 
 
-# ------------------------------------------------------------------------------------------------------------------- label noise
+# -------------------------------------------------------------------------------------- label noise
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -131,7 +165,9 @@ def test_each_objective_is_the_formula_of_its_paper(objective):
             expected = -tau * p + math.log(tau) + 1
         for label in (0, 1):
             output = torch.tensor([[0.0, margin if label else -margin]], dtype=torch.float64)
-            assert work.loss(output, torch.tensor([label])).item() == pytest.approx(expected, rel=1e-12)
+            assert work.loss(output, torch.tensor([label])).item() == pytest.approx(
+                expected, rel=1e-12
+            )
 
 
 def test_the_huberised_loss_is_the_logistic_one_clipped_by_example():
@@ -140,11 +176,16 @@ def test_the_huberised_loss_is_the_logistic_one_clipped_by_example():
 
     def by_score(work):
         def total(scores):
-            return work.loss(torch.stack([torch.zeros_like(scores), scores], 1), labels) * len(scores)
+            return work.loss(torch.stack([torch.zeros_like(scores), scores], 1), labels) * len(
+                scores
+            )
 
         return grad(total)(scores)
 
-    logistic, huberised = by_score(built("label-noise")), by_score(built("label-noise", objective="huberised", tau=0.26))
+    logistic, huberised = (
+        by_score(built("label-noise")),
+        by_score(built("label-noise", objective="huberised", tau=0.26)),
+    )
     assert (logistic.abs() > 0.26).sum() > 10
     torch.testing.assert_close(huberised, logistic.clamp(-0.26, 0.26), rtol=1e-12, atol=1e-15)
 
@@ -160,11 +201,16 @@ def test_every_objective_has_the_same_gradient_in_lanes(objective):
         return work.loss(functional_call(module, {"linear.weight": weight}, (inputs,)), targets)
 
     lanes = vmap(grad(loss))(weights)
-    torch.testing.assert_close(lanes, torch.stack([grad(loss)(weight) for weight in weights]), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(
+        lanes, torch.stack([grad(loss)(weight) for weight in weights]), rtol=1e-12, atol=1e-15
+    )
 
 
 def test_a_tau_of_one_is_the_logistic_loss_and_the_straight_one():
-    output, target = torch.tensor([[0.0, -3.0], [0.0, 2.0]], dtype=torch.float64), torch.tensor([1, 1])
+    output, target = (
+        torch.tensor([[0.0, -3.0], [0.0, 2.0]], dtype=torch.float64),
+        torch.tensor([1, 1]),
+    )
     same = built("label-noise", objective="huberised", tau=1.0).loss(output, target)
     torch.testing.assert_close(same, built("label-noise").loss(output, target), rtol=1e-14, atol=0)
     straight = built("label-noise", objective="partially-huberised", tau=1.0).loss(output, target)
@@ -175,16 +221,29 @@ def test_a_tau_of_one_is_the_logistic_loss_and_the_straight_one():
 def test_no_constant_score_has_a_loss_below_the_reference(objective):
     work = built("label-noise", objective=objective, tau=OBJECTIVES[objective])
     both = torch.tensor([0, 1])
-    losses = [work.loss(torch.tensor([[0.0, score]] * 2), both).item() for score in np.linspace(-20, 20, 401)]
+    losses = [
+        work.loss(torch.tensor([[0.0, score]] * 2), both).item()
+        for score in np.linspace(-20, 20, 401)
+    ]
     assert min(losses) == pytest.approx(work.reference_loss, abs=1e-6)
 
 
 def test_the_mixture_has_its_six_clouds_and_only_the_test_labels_are_right():
-    """One in eight a cloud, the two that punish twice as many; a label is the sign of the first feature."""
+    """One in eight a cloud, the two that punish twice as many; a label is the sign of the first
+    feature.
+    """
     inputs, labels = built("label-noise", flip=0.2).data(draw(2))["train"]
     gamma = 1 / 24
     centres = torch.tensor(
-        [[1, 0], [-1, 0], [gamma, 5 * gamma], [-gamma, -5 * gamma], [gamma, -gamma], [-gamma, gamma]], dtype=torch.float64
+        [
+            [1, 0],
+            [-1, 0],
+            [gamma, 5 * gamma],
+            [-gamma, -5 * gamma],
+            [gamma, -gamma],
+            [-gamma, gamma],
+        ],
+        dtype=torch.float64,
     )
     apart = torch.cdist(inputs, centres)
     counts = apart.argmin(1).bincount(minlength=6)
@@ -194,19 +253,29 @@ def test_the_mixture_has_its_six_clouds_and_only_the_test_labels_are_right():
     wrong = ((inputs[:, 0] > 0).long() != labels).sum().item()
     assert stats.binomtest(wrong, 1000, 0.2).pvalue > 1e-3
     splits = built("label-noise").data(draw(2))
-    assert {split: len(labels) for split, (_, labels) in splits.items()} == {"train": 1000, "validation": 500, "test": 500}
+    assert {split: len(labels) for split, (_, labels) in splits.items()} == {
+        "train": 1000,
+        "validation": 500,
+        "test": 500,
+    }
     assert torch.equal(splits["test"][1], (splits["test"][0][:, 0] > 0).long())
 
 
 @pytest.mark.parametrize(
-    ("objective", "tau", "wanted"), [("huberised", 1.36, "at most 1"), ("partially-huberised", 0.26, "at least 1")]
+    ("objective", "tau", "wanted"),
+    [("huberised", 1.36, "at most 1"), ("partially-huberised", 0.26, "at least 1")],
 )
 def test_a_tau_of_the_other_loss_is_refused(objective, tau, wanted):
-    with pytest.raises(UsageError, match=f'workload "label-noise": tau is {tau}, and must be {wanted} for the {objective} loss'):
+    with pytest.raises(
+        UsageError,
+        match=(
+            f'workload "label-noise": tau is {tau}, and must be {wanted} for the {objective} loss'
+        ),
+    ):
         built("label-noise", objective=objective, tau=tau).data(draw())
 
 
-# -------------------------------------------------------------------------------------------------------------------------- cosh
+# --------------------------------------------------------------------------------------------- cosh
 
 
 def test_an_even_start_of_cosh_does_not_depend_on_the_seed():
@@ -219,5 +288,7 @@ def test_cosh_with_a_drawn_start_is_the_cell_it_was():
     """The identity of a cell of before there was a choice: a default is left out."""
     cls = registry.find("workload", "cosh")
     settings = registry.validated(cls, {"start": "drawn"}, "here")
-    cell = Cell(Part("cosh", cls.version, settings), Part("sgd", 1), Part("none", 1), 0.01, 0, 150, 1)
+    cell = Cell(
+        Part("cosh", cls.version, settings), Part("sgd", 1), Part("none", 1), 0.01, 0, 150, 1
+    )
     assert cell.id == Cell(Part("cosh", 1), Part("sgd", 1), Part("none", 1), 0.01, 0, 150, 1).id

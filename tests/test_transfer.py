@@ -1,4 +1,6 @@
-"""Thresholds carried from one condition to another: what they lose, by hand, by brute force and by planted truths."""
+"""Thresholds carried from one condition to another: what they lose, by hand, by brute force and
+by planted truths.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from clipbench.report import transfer as page
 from clipbench.report.evidence import read
 
 ABSOLUTE, RELATIVE, LRS = (0.1, 0.3, 1.0), (0.3, 1.0, 3.0), (0.01, 0.1)
-SIZES = {(4, 16): 0.1, (4, 64): 0.3, (16, 16): 1.0}  # (width, batch) → the pilot's median: a third of a decade apart
+# (width, batch) → the pilot's median: a third of a decade apart
+SIZES = {(4, 16): 0.1, (4, 64): 0.3, (16, 16): 1.0}
 
 
 def bowl(size, threshold, lr, basis):
@@ -27,17 +30,26 @@ def bowl(size, threshold, lr, basis):
 
 
 def study(loss=bowl, seeds=range(3), conditions=SIZES, spoil=lambda **_: {}):
-    """The selection cells of one arm, twice clipped, under every condition; ``spoil`` overrides columns of single cells."""
+    """The selection cells of one arm, twice clipped, under every condition; ``spoil`` overrides
+    columns of single cells.
+    """
     rows = []
-    for (width, batch), basis, lr, seed in itertools.product(conditions, transfer.BASES, LRS, seeds):
+    for (width, batch), basis, lr, seed in itertools.product(
+        conditions, transfer.BASES, LRS, seeds
+    ):
         size = conditions[width, batch]
         for written in ABSOLUTE if basis == "absolute" else RELATIVE:
             threshold = written if basis == "absolute" else written * size
             given = {"threshold": written} if basis == "absolute" else {"relative": written}
             one = synthetic.cell("digits", "sgd", "norm", lr, seed, batch=batch, **given)
             one = replace(one, workload=Part("digits", 1, {"width": width}))
-            columns = {"validation_value": loss(size, threshold, lr, basis) + 0.01 * seed, "threshold": threshold}
-            columns |= spoil(width=width, batch=batch, basis=basis, lr=lr, seed=seed, written=written)
+            columns = {
+                "validation_value": loss(size, threshold, lr, basis) + 0.01 * seed,
+                "threshold": threshold,
+            }
+            columns |= spoil(
+                width=width, batch=batch, basis=basis, lr=lr, seed=seed, written=written
+            )
             rows.append(synthetic.rows(one, "learned", **columns)["cells"][0])
     return pd.DataFrame(rows)
 
@@ -53,7 +65,7 @@ def rows():
     return transfer.carried(study())
 
 
-# ------------------------------------------------------------------------------------------------------------------- the pairs
+# ---------------------------------------------------------------------------------------- the pairs
 
 
 def test_every_ordered_pair_of_conditions_is_there_for_every_basis_and_seed(rows):
@@ -65,13 +77,20 @@ def test_every_ordered_pair_of_conditions_is_there_for_every_basis_and_seed(rows
 
 
 def test_a_multiple_carries_where_what_matters_is_the_gradients_size(rows):
-    """The planted truth: the best threshold is the pilot's median, so that the multiple is 1 everywhere and the number is not."""
+    """The planted truth: the best threshold is the pilot's median, so that the multiple is 1
+    everywhere and the number is not.
+    """
     tasks = only(rows, kind="task")
     relative, absolute = (only(tasks, basis=basis) for basis in ("relative", "absolute"))
     assert (relative["carried"] == 1.0).all()
     assert (relative["loss"] == relative["own_loss"]).all()
     expected = [
-        abs(math.log10(SIZES[_condition(row, "source", "source_batch")] / SIZES[_condition(row, "problem", "batch")]))
+        abs(
+            math.log10(
+                SIZES[_condition(row, "source", "source_batch")]
+                / SIZES[_condition(row, "problem", "batch")]
+            )
+        )
         for row in absolute.to_dict("records")
     ]
     np.testing.assert_allclose(absolute["loss"] - absolute["own_loss"], expected, rtol=1e-9)
@@ -90,25 +109,40 @@ def test_a_number_carries_where_the_gradients_size_does_not_matter():
 
 
 def test_a_carried_threshold_has_the_lr_that_suits_it_where_it_is_used():
-    """Each threshold best at an lr of its own: carried to the other task it is not run at the lr of its old place."""
+    """Each threshold best at an lr of its own: carried to the other task it is not run at the lr
+    of its old place.
+    """
 
     def loss(size, threshold, lr, basis):
         best = 0.01 if threshold / size < 0.5 else 0.1
         return 1 + abs(math.log10(threshold / size)) + 5 * abs(math.log10(lr / best))
 
-    tasks = only(transfer.carried(study(loss)), kind="task", basis="absolute", source="digits(width=4)", source_batch=16)
+    tasks = only(
+        transfer.carried(study(loss)),
+        kind="task",
+        basis="absolute",
+        source="digits(width=4)",
+        source_batch=16,
+    )
     strict = only(tasks, problem="digits(width=16)", seed=0).iloc[0]
     assert (strict["carried"], strict["own"]) == (0.1, 1.0)
     assert strict["loss"] == pytest.approx(2.0)  # a decade too strict, and at its own lr
 
 
 def test_between_learning_rates_the_threshold_chosen_at_the_one_is_used_at_the_other():
-    """At lr .1 the strictest is best, at .01 the loosest: a carried one loses what lies between, whatever the basis."""
+    """At lr .1 the strictest is best, at .01 the loosest: a carried one loses what lies between,
+    whatever the basis.
+    """
 
     def loss(size, threshold, lr, basis):
         return 1 + abs(math.log10(threshold / size) - (-0.5 if lr == 0.1 else 0.5))
 
-    found = only(transfer.carried(study(loss, conditions={(4, 16): 0.3})), kind="lr", basis="absolute", seed=1)
+    found = only(
+        transfer.carried(study(loss, conditions={(4, 16): 0.3})),
+        kind="lr",
+        basis="absolute",
+        seed=1,
+    )
     there, back = (only(found, source_lr=lr).iloc[0] for lr in (0.01, 0.1))
     assert (there["lr"], there["carried"], there["own"]) == (0.1, 1.0, 0.1)
     assert (back["lr"], back["carried"], back["own"]) == (0.01, 0.1, 1.0)
@@ -116,23 +150,32 @@ def test_between_learning_rates_the_threshold_chosen_at_the_one_is_used_at_the_o
         assert row["loss"] - row["own_loss"] == pytest.approx(1.0, abs=0.05)
 
 
-# ---------------------------------------------------------------------------------------- a seed judges no choice of its own
+# --------------------------------------------------------------- a seed judges no choice of its own
 
 
 def test_a_seed_has_no_part_in_the_choices_it_judges():
-    """One lucky run at a threshold that is bad on all other seeds: on its own seed it is not chosen, neither here nor there."""
+    """One lucky run at a threshold that is bad on all other seeds: on its own seed it is not
+    chosen, neither here nor there.
+    """
 
     def spoil(basis, seed, written, **_):
         return {"validation_value": 0.0} if (basis, seed, written) == ("absolute", 2, 0.1) else {}
 
-    tasks = only(transfer.carried(study(lambda _, *rest: bowl(1.0, *rest), spoil=spoil)), kind="task", basis="absolute", seed=2)
+    tasks = only(
+        transfer.carried(study(lambda _, *rest: bowl(1.0, *rest), spoil=spoil)),
+        kind="task",
+        basis="absolute",
+        seed=2,
+    )
     assert (tasks["carried"] == 1.0).all()
     assert (tasks["own"] == 1.0).all()
     assert tasks["own_loss"].tolist() == pytest.approx([1.02] * 6)
 
 
 def test_without_that_noise_alone_would_make_every_carried_threshold_look_worse():
-    """Thresholds that are all the same but for noise: what a carried one loses is zero on average, as often a gain."""
+    """Thresholds that are all the same but for noise: what a carried one loses is zero on
+    average, as often a gain.
+    """
     noise = np.random.default_rng(5)
     found = transfer.carried(study(lambda *_: noise.normal(), seeds=range(12)))
     gaps = (found["loss"] - found["own_loss"]).to_numpy()
@@ -142,7 +185,7 @@ def test_without_that_noise_alone_would_make_every_carried_threshold_look_worse(
     assert 0.35 < (moved > 0).mean() < 0.65
 
 
-# ----------------------------------------------------------------------------------------------------------- unstable and failed
+# ------------------------------------------------------------------------------ unstable and failed
 
 
 def test_an_unstable_run_is_infinitely_bad_and_two_of_them_are_a_tie():
@@ -153,7 +196,9 @@ def test_an_unstable_run_is_infinitely_bad_and_two_of_them_are_a_tie():
         return {"outcome": "collapsed"} if hit else {}
 
     found = transfer.pairs(transfer.carried(study(spoil=spoil)))
-    row = only(found, basis="absolute", source="digits(width=16)", problem="digits(width=4)", batch=16).iloc[0]
+    row = only(
+        found, basis="absolute", source="digits(width=16)", problem="digits(width=4)", batch=16
+    ).iloc[0]
     assert (row["unstable"], row["own_unstable"], row["statistic"]) == (1, 0, "median")
     assert math.isfinite(row["estimate"])
     every = transfer.carried(study(spoil=lambda **_: {"outcome": "diverged"}))
@@ -166,9 +211,15 @@ def test_nothing_is_concluded_where_a_cell_failed():
 
     def spoil(width, basis, seed, written, **_):
         hit = (width, basis, seed, written) == (16, "relative", 0, 1.0)
-        return {"status": "failed", "outcome": None, "validation_value": None, "threshold": None} if hit else {}
+        return (
+            {"status": "failed", "outcome": None, "validation_value": None, "threshold": None}
+            if hit
+            else {}
+        )
 
-    before, after = (transfer.pairs(transfer.carried(study(spoil=one))) for one in (lambda **_: {}, spoil))
+    before, after = (
+        transfer.pairs(transfer.carried(study(spoil=one))) for one in (lambda **_: {}, spoil)
+    )
     hit = (after["problem"] == "digits(width=16)") & (after["basis"] == "relative")
     assert (after.loc[hit, "statistic"] == "incomplete").all()
     assert after.loc[hit, "low"].isna().all()
@@ -176,14 +227,20 @@ def test_nothing_is_concluded_where_a_cell_failed():
     pd.testing.assert_frame_equal(after[untouched], before[untouched])
 
 
-# ---------------------------------------------------------------------------------------------------------------- what is left out
+# --------------------------------------------------------------------------------- what is left out
 
 
 def test_extended_and_report_cells_and_unclipped_arms_have_no_part():
     frame = study()
     others = frame.assign(validation_value=0.0)
-    more = [others.assign(extended=True, threshold=9.0), others.assign(role="report"), others.assign(clip="none")]
-    pd.testing.assert_frame_equal(transfer.carried(pd.concat([frame, *more], ignore_index=True)), transfer.carried(frame))
+    more = [
+        others.assign(extended=True, threshold=9.0),
+        others.assign(role="report"),
+        others.assign(clip="none"),
+    ]
+    pd.testing.assert_frame_equal(
+        transfer.carried(pd.concat([frame, *more], ignore_index=True)), transfer.carried(frame)
+    )
 
 
 @pytest.mark.parametrize("basis", transfer.BASES)
@@ -199,33 +256,65 @@ def test_an_arm_with_thresholds_of_one_kind_has_nothing_to_compare(basis):
 
 def test_a_choice_that_the_other_condition_did_not_try_is_left_out():
     frame = study()
-    gone = (frame["problem"] == "digits(width=4)") & (frame["batch"] == 16) & (frame["threshold"] == 1.0) & frame["relative"].isna()
-    tasks = only(transfer.carried(frame[~gone]), kind="task", basis="absolute", source="digits(width=16)")
+    gone = (
+        (frame["problem"] == "digits(width=4)")
+        & (frame["batch"] == 16)
+        & (frame["threshold"] == 1.0)
+        & frame["relative"].isna()
+    )
+    tasks = only(
+        transfer.carried(frame[~gone]), kind="task", basis="absolute", source="digits(width=16)"
+    )
     assert set(tasks["batch"]) == {64}
 
 
 def test_conditions_of_other_devices_and_workloads_are_not_paired():
     frame = study(conditions={(4, 16): 0.1})
-    elsewhere = [frame.assign(device="cuda"), frame.assign(workload="wdbc", problem="wdbc"), frame.assign(dtype="float64")]
-    assert only(transfer.carried(pd.concat([frame, *elsewhere], ignore_index=True)), kind="task").empty
+    elsewhere = [
+        frame.assign(device="cuda"),
+        frame.assign(workload="wdbc", problem="wdbc"),
+        frame.assign(dtype="float64"),
+    ]
+    assert only(
+        transfer.carried(pd.concat([frame, *elsewhere], ignore_index=True)), kind="task"
+    ).empty
 
 
-# ------------------------------------------------------------------------------------------------------------------ summaries
+# ---------------------------------------------------------------------------------------- summaries
 
 
 def test_a_pairs_row_counts_the_seeds_and_gives_their_mean_with_its_interval():
     """By hand: seeds 0, 1, 2 lose 1, 2 and 3."""
     rows = transfer.carried(study())
-    one = only(rows, kind="task", basis="absolute", source="digits(width=4)", source_batch=16, problem="digits(width=16)").copy()
+    one = only(
+        rows,
+        kind="task",
+        basis="absolute",
+        source="digits(width=4)",
+        source_batch=16,
+        problem="digits(width=16)",
+    ).copy()
     one["own_loss"] = one["loss"] - one["seed"] - 1
     found = transfer.pairs(one).iloc[0]
-    assert (found["n"], found["carried"], found["own"], found["agreed"], found["statistic"]) == (3, 0.1, 1.0, 0.0, "mean")
+    assert (found["n"], found["carried"], found["own"], found["agreed"], found["statistic"]) == (
+        3,
+        0.1,
+        1.0,
+        0.0,
+        "mean",
+    )
     half = 4.302652729911275 / math.sqrt(3)  # t of two degrees of freedom, deviation 1
-    assert [found["estimate"], found["low"], found["high"]] == pytest.approx([2, 2 - half, 2 + half])
+    assert [found["estimate"], found["low"], found["high"]] == pytest.approx(
+        [2, 2 - half, 2 + half]
+    )
 
 
-def test_absolute_against_relative_is_paired_by_seed_and_positive_where_the_multiple_carries_better(rows):
-    """Where the gradient's size decides: every pair loses by the number, in the middle half a decade; none by the multiple."""
+def test_absolute_against_relative_is_paired_by_seed_and_positive_where_the_multiple_carries_better(
+    rows,
+):
+    """Where the gradient's size decides: every pair loses by the number, in the middle half a
+    decade; none by the multiple.
+    """
     noisy = rows.assign(loss=rows["loss"] + 0.001 * rows["seed"] * (rows["basis"] == "absolute"))
     found = transfer.bases(noisy)
     row = only(found, kind="task").iloc[0]
@@ -241,7 +330,7 @@ def test_pairs_that_one_basis_lacks_do_not_count_for_the_other(rows):
     assert only(transfer.bases(rows.drop(lost)), kind="task")["pairs"].item() == 4
 
 
-# ----------------------------------------------------------------------------------------------------------------- the section
+# -------------------------------------------------------------------------------------- the section
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +338,12 @@ def evidence(tmp_path_factory):
     """Of a study with one arm under two batch sizes, clipped by multiples only."""
     folder = tmp_path_factory.mktemp("results") / "two"
     batches = ({"batch": 16}, {"batch": 64})
-    made = {"clips": ("none", "norm"), "relative": (0.3, 1.0), "optimizers": ("sgd",), "variants": batches}
+    made = {
+        "clips": ("none", "norm"),
+        "relative": (0.3, 1.0),
+        "optimizers": ("sgd",),
+        "variants": batches,
+    }
     return read(synthetic.build(folder, **made, report=0, with_throughput=False))
 
 
@@ -271,7 +365,9 @@ def test_the_section_sets_the_number_against_the_multiple(evidence):
     assert float(lost["lost as a number"]) > 0.4
     assert float(lost["lost as a multiple"]) == 0
     assert len(pairs.rows) == len(pairs.data) == 3 * 2 * 2
-    told = dict(zip(pairs.head, next(row for row in pairs.rows if row[1] == "multiple"), strict=True))
+    told = dict(
+        zip(pairs.head, next(row for row in pairs.rows if row[1] == "multiple"), strict=True)
+    )
     assert (told["carried"], told["chosen there"], told["the same"]) == ("1×", "1×", "100 %")
 
 
@@ -280,13 +376,22 @@ def test_what_is_unstable_or_unknown_is_said_and_never_a_number(evidence):
         if (width, batch, basis, seed, written) == (4, 16, "absolute", 2, 1.0):
             return {"outcome": "collapsed"}
         if (width, basis, seed) == (16, "relative", 0):
-            return {"status": "failed", "outcome": None, "validation_value": None, "threshold": None}
+            return {
+                "status": "failed",
+                "outcome": None,
+                "validation_value": None,
+                "threshold": None,
+            }
         return {}
 
     pairs = asked(evidence, study(spoil=spoil)).parts[-1]
     told = [dict(zip(pairs.head, row, strict=True)) for row in pairs.rows]
     unstable = next(row for row in told if row["unstable"] == "1, 0 of 3")
     assert unstable["loses"].startswith("median +")
-    failed = [row for row in told if row["threshold as a"] == "multiple" and row["used at"].startswith("digits(width=16)")]
+    failed = [
+        row
+        for row in told
+        if row["threshold as a"] == "multiple" and row["used at"].startswith("digits(width=16)")
+    ]
     assert {row["loses"] for row in failed} == {"incomplete"}
     assert not any("nan" in cell for row in pairs.rows for cell in row)

@@ -9,13 +9,20 @@ from hypothesis import strategies as st
 
 from clipbench import trees
 
-WEIGHTS = {"w": torch.tensor([[3.0, 0.0], [0.0, -4.0]]), "b": torch.tensor([12.0]), "scale": torch.tensor(0.0)}
+WEIGHTS = {
+    "w": torch.tensor([[3.0, 0.0], [0.0, -4.0]]),
+    "b": torch.tensor([12.0]),
+    "scale": torch.tensor(0.0),
+}
 
 
 def drawn(seed, size=1.0, dtype=torch.float64):
     draw = torch.Generator().manual_seed(seed)
     shapes = {"w": (4, 3), "b": (4,), "scale": ()}
-    return {name: size * torch.randn(shape, generator=draw, dtype=dtype) for name, shape in shapes.items()}
+    return {
+        name: size * torch.randn(shape, generator=draw, dtype=dtype)
+        for name, shape in shapes.items()
+    }
 
 
 def test_map_goes_leaf_by_leaf_and_keeps_the_names():
@@ -46,7 +53,9 @@ def test_norm_and_dot_are_those_of_the_flat_vector(seed):
     flat = trees.flatten(tree)
     assert flat.shape == (17,)
     torch.testing.assert_close(trees.norm(tree), flat.norm(), rtol=1e-14, atol=0)
-    torch.testing.assert_close(trees.dot(tree, other), flat @ trees.flatten(other), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        trees.dot(tree, other), flat @ trees.flatten(other), rtol=1e-12, atol=1e-14
+    )
 
 
 def test_flatten_fills_the_buffer_it_is_given():

@@ -18,7 +18,18 @@ from clipbench.engines import Job, rates
 from clipbench.errors import UsageError
 from clipbench.workloads import tabular
 
-NAMES = ["wdbc", "digits", "origin", "phantom", "temporal-order", "text", "cosh", "cliff", "heavy-tails", "label-noise"]
+NAMES = [
+    "wdbc",
+    "digits",
+    "origin",
+    "phantom",
+    "temporal-order",
+    "text",
+    "cosh",
+    "cliff",
+    "heavy-tails",
+    "label-noise",
+]
 SPLIT = ["wdbc", "digits", "origin"]  # the seed draws which example is in which split
 KEYED = {"wdbc": load_breast_cancer, "digits": load_digits, "origin": load_digits}
 
@@ -35,16 +46,21 @@ def parameters_of(model):
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-# ------------------------------------------------------------------------------------------------------------------ all of them
+# -------------------------------------------------------------------------------------- all of them
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_lanes_do_what_a_plain_call_does(name):
-    """Under vmap: the same output and the same gradients in float64, and not one warning of a slow path."""
+    """Under vmap: the same output and the same gradients in float64, and not one warning of a
+    slow path.
+    """
     work = built(name)
     models = [feed.model(work, seed, torch.float64) for seed in (0, 1)]
     batches = [next(iter(feed.batches(work, seed, 4, 1, torch.float64))) for seed in (0, 1)]
-    params = {key: torch.stack([parameters_of(model)[key] for model in models]) for key in parameters_of(models[0])}
+    params = {
+        key: torch.stack([parameters_of(model)[key] for model in models])
+        for key in parameters_of(models[0])
+    }
     inputs, targets = (torch.stack(parts) for parts in zip(*batches, strict=True))
 
     def output(params, inputs):
@@ -92,7 +108,9 @@ def test_a_workload_declares_what_its_results_are_judged_by(name):
 
 @pytest.mark.parametrize("name", ["wdbc", "digits", "temporal-order"])
 def test_the_reference_is_the_loss_of_the_best_constant_prediction(name):
-    """The log of the class frequencies, whatever the input: no constant does better on the whole of the data."""
+    """The log of the class frequencies, whatever the input: no constant does better on the whole
+    of the data.
+    """
     work = built(name)
     labels = torch.cat([targets for _, targets in feed.splits(work, 0).values()])
     constant = (labels.bincount() / len(labels)).log().expand(len(labels), -1)
@@ -105,7 +123,9 @@ def test_an_untrained_network_is_at_chance(name):
     work = built(name)
     inputs, targets = feed.splits(work, 0)["validation"]
     with torch.no_grad():
-        assert work.loss(feed.model(work, 0)(inputs[:64]), targets[:64]).item() == pytest.approx(work.reference_loss, rel=0.1)
+        assert work.loss(feed.model(work, 0)(inputs[:64]), targets[:64]).item() == pytest.approx(
+            work.reference_loss, rel=0.1
+        )
 
 
 def test_a_workload_with_a_width_is_as_wide_as_it_says():
@@ -114,7 +134,7 @@ def test_a_workload_with_a_width_is_as_wide_as_it_says():
     assert feed.model(built("temporal-order", width=11), 0).recurrent.weight.shape == (11, 11)
 
 
-# -------------------------------------------------------------------------------------------------------------- splits by the seed
+# ------------------------------------------------------------------------------- splits by the seed
 
 
 def test_splits_are_disjoint_and_cover_everything():
@@ -133,23 +153,33 @@ def test_splits_hold_60_20_20_percent_of_every_class():
 
 @pytest.mark.parametrize("name", SPLIT)
 def test_no_example_is_lost_or_changes_its_label(name):
-    """Taken together the splits are scikit-learn's data, example by example; features are told apart by their sums."""
+    """Taken together the splits are scikit-learn's data, example by example; features are told
+    apart by their sums.
+    """
     work = built(name)
     original, labels = KEYED[name](return_X_y=True)
     if name == "wdbc":
-        train = original[tabular.stratified(1 - torch.from_numpy(labels), trees.generator(name, 4, "split"))["train"]]
+        train = original[
+            tabular.stratified(1 - torch.from_numpy(labels), trees.generator(name, 4, "split"))[
+                "train"
+            ]
+        ]
         original, labels = (original - train.mean(0)) / train.std(0), 1 - labels
     else:
         original = original / 16
     if name == "origin":
-        original = nn.functional.interpolate(torch.from_numpy(original).reshape(-1, 1, 8, 8), (36, 36), mode="bilinear").numpy()
+        original = nn.functional.interpolate(
+            torch.from_numpy(original).reshape(-1, 1, 8, 8), (36, 36), mode="bilinear"
+        ).numpy()
     parts = feed.splits(work, 4).values()
     sums = torch.cat([inputs.double().flatten(1).sum(1) for inputs, _ in parts]).numpy()
     found = torch.cat([targets for _, targets in parts]).numpy()
     expected = original.reshape(len(original), -1).sum(1)
     assert len(sums) == len(expected)
     for label in np.unique(labels):
-        np.testing.assert_allclose(np.sort(sums[found == label]), np.sort(expected[labels == label]), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            np.sort(sums[found == label]), np.sort(expected[labels == label]), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", SPLIT)
@@ -163,7 +193,7 @@ def test_the_seed_draws_the_split(name):
         assert not torch.equal(once[split][0], other[split][0])
 
 
-# ------------------------------------------------------------------------------------------------------------------------- wdbc
+# --------------------------------------------------------------------------------------------- wdbc
 
 
 def test_wdbc_is_standardised_as_a_scaler_fitted_on_the_training_split_does_it():
@@ -171,7 +201,9 @@ def test_wdbc_is_standardised_as_a_scaler_fitted_on_the_training_split_does_it()
     rows = tabular.stratified(1 - torch.from_numpy(benign), draw(7))
     scaler = StandardScaler().fit(raw[rows["train"]])
     for split, (inputs, _) in built("wdbc").data(draw(7)).items():
-        np.testing.assert_allclose(inputs.numpy(), scaler.transform(raw[rows[split]]), rtol=2e-6, atol=2e-6)
+        np.testing.assert_allclose(
+            inputs.numpy(), scaler.transform(raw[rows[split]]), rtol=2e-6, atol=2e-6
+        )
 
 
 def test_no_test_example_leaks_into_the_standardisation(monkeypatch):
@@ -190,19 +222,31 @@ def test_no_test_example_leaks_into_the_standardisation(monkeypatch):
 def test_wdbc_counts_the_malignant_as_positive():
     names = load_breast_cancer().target_names.tolist()
     _, labels = tabular._breast_cancer()
-    assert torch.equal(labels == 1, torch.from_numpy(load_breast_cancer().target == names.index("malignant")))
+    assert torch.equal(
+        labels == 1, torch.from_numpy(load_breast_cancer().target == names.index("malignant"))
+    )
     assert labels.bincount().tolist() == [tabular.BENIGN, tabular.MALIGNANT]
 
 
-# ----------------------------------------------------------------------------------------------------------------------- images
+# ------------------------------------------------------------------------------------------- images
 
 
 def test_origin_is_the_network_of_the_origin_document():
-    """Every layer in its order and every shape; 36×36 arrives at the first linear layer as 16384 features."""
+    """Every layer in its order and every shape; 36×36 arrives at the first linear layer as 16384
+    features.
+    """
     model = feed.model(built("origin"), 0)
     assert [type(layer) for layer in model] == [
-        nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.AvgPool2d, nn.Flatten, nn.Linear, nn.ReLU, nn.Linear,
-    ]  # fmt: skip
+        nn.Conv2d,
+        nn.ReLU,
+        nn.Conv2d,
+        nn.ReLU,
+        nn.AvgPool2d,
+        nn.Flatten,
+        nn.Linear,
+        nn.ReLU,
+        nn.Linear,
+    ]
     assert [tuple(parameter.shape) for parameter in model.parameters()] == [
         (32, 1, 3, 3), (32,), (64, 32, 3, 3), (64,), (128, 16384), (128,), (10, 128), (10,),
     ]  # fmt: skip
@@ -216,18 +260,22 @@ def test_images_have_one_channel_and_lie_between_0_and_1(name, side):
         assert (inputs.min().item(), inputs.max().item()) == (0.0, 1.0)
 
 
-# --------------------------------------------------------------------------------------------------------------- temporal-order
+# ----------------------------------------------------------------------------------- temporal-order
 
 
 @pytest.mark.parametrize("length", [3, 10, 20, 25, 100])
 def test_temporal_order_labels_follow_from_the_sequences(length):
-    """Read off the one-hot rows alone: two informative symbols, each in its window, and a label that tells their order."""
+    """Read off the one-hot rows alone: two informative symbols, each in its window, and a label
+    that tells their order.
+    """
     inputs, labels = built("temporal-order", length=length).sample(draw(length), 400)
     assert inputs.shape == (400, length, 6)
     assert set(inputs.unique().tolist()) == {0.0, 1.0}
     assert bool((inputs.sum(-1) == 1).all())
     for sequence, label in zip(inputs.argmax(-1).tolist(), labels.tolist(), strict=True):
-        (first, one), (second, other) = [(step, symbol) for step, symbol in enumerate(sequence) if symbol in (0, 1)]
+        (first, one), (second, other) = [
+            (step, symbol) for step, symbol in enumerate(sequence) if symbol in (0, 1)
+        ]
         assert length // 10 <= first <= 2 * length // 10
         assert 4 * length // 10 <= second <= 5 * length // 10
         assert ["AA", "AB", "BA", "BB"][label] == "AB"[one] + "AB"[other]
@@ -250,7 +298,10 @@ def test_temporal_order_draws_new_sequences_at_every_step():
 
 def test_temporal_order_validation_and_test_are_500_different_sequences():
     splits = feed.splits(built("temporal-order"), 0)
-    assert {split: len(inputs) for split, (inputs, _) in splits.items()} == {"validation": 500, "test": 500}
+    assert {split: len(inputs) for split, (inputs, _) in splits.items()} == {
+        "validation": 500,
+        "test": 500,
+    }
     assert not torch.equal(splits["validation"][0], splits["test"][0])
 
 
@@ -274,7 +325,9 @@ def test_the_recurrent_network_is_torchs_own():
         peer.weight_hh_l0.copy_(model.recurrent.weight)
         peer.bias_hh_l0.zero_()
     inputs = built("temporal-order").sample(draw(12), 16)[0].double()
-    torch.testing.assert_close(model(inputs), model.output(peer(inputs)[0][:, -1]), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        model(inputs), model.output(peer(inputs)[0][:, -1]), rtol=1e-12, atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("length", [1, 2])
@@ -283,11 +336,13 @@ def test_a_sequence_too_short_for_two_places_is_refused(length):
         built("temporal-order", length=length).sample(draw(), 1)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- cosh
+# --------------------------------------------------------------------------------------------- cosh
 
 
 def test_cosh_noise_shifts_the_gradient_and_not_the_value():
-    """In float64: the value is Σ cosh(xᵢ) to the bit, the gradient sinh(x) plus the very noise that was drawn."""
+    """In float64: the value is Σ cosh(xᵢ) to the bit, the gradient sinh(x) plus the very noise
+    that was drawn.
+    """
     work = built("cosh")
     model = feed.model(work, 0, torch.float64)
     noise, _ = next(iter(feed.batches(work, 0, 32, 1, torch.float64)))
@@ -321,7 +376,10 @@ def test_cosh_is_evaluated_without_noise_against_its_optimum():
         assert not inputs.any()
         gap = model.x.detach().cosh().sum().item() - 4
         assert work.metric(model(inputs), targets) == pytest.approx(math.log10(gap), rel=1e-12)
-        assert work.metric(functional_call(model, {"x": torch.zeros(4).double()}, (inputs,)), targets) == -16
+        assert (
+            work.metric(functional_call(model, {"x": torch.zeros(4).double()}, (inputs,)), targets)
+            == -16
+        )
 
 
 def test_cosh_takes_its_floats_as_tensors():
@@ -331,13 +389,21 @@ def test_cosh_takes_its_floats_as_tensors():
         assert work.model().x.shape == (10,)
     assert work.sample(draw(), 1)[0].shape == (1, 10)
     with torch.random.fork_rng(devices=[]):
-        starts = vmap(lambda radius: built("cosh", radius=radius).model().x.detach(), randomness="same")(torch.tensor([1.0, 2.0]))
+        starts = vmap(
+            lambda radius: built("cosh", radius=radius).model().x.detach(), randomness="same"
+        )(torch.tensor([1.0, 2.0]))
     torch.testing.assert_close(starts[1], 2 * starts[0])
 
 
 def test_the_recurrence_refuses_a_second_derivative_in_one_sentence():
-    """Its gradient is written by hand and treats the states as given: differentiated again it would be wrong, not slow."""
+    """Its gradient is written by hand and treats the states as given: differentiated again it
+    would be wrong, not slow.
+    """
     module = feed.model(registry.build("workload", "temporal-order", {"width": 3, "length": 4}), 0)
-    (first,) = torch.autograd.grad(module(torch.ones(2, 4, 6)).sum(), module.recurrent.weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="the recurrence of temporal-order cannot be differentiated twice"):
+    (first,) = torch.autograd.grad(
+        module(torch.ones(2, 4, 6)).sum(), module.recurrent.weight, create_graph=True
+    )
+    with pytest.raises(
+        RuntimeError, match="the recurrence of temporal-order cannot be differentiated twice"
+    ):
         torch.autograd.grad(first.sum(), module.recurrent.weight)

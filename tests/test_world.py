@@ -1,4 +1,6 @@
-"""One cell, one world: what a cell changes of its process fails it or is put back, and no other cell notices."""
+"""One cell, one world: what a cell changes of its process fails it or is put back, and no other
+cell notices.
+"""
 
 import gc
 import importlib
@@ -128,11 +130,15 @@ NUMBERS = {
     "the search for anomalies": lambda: torch.autograd.set_detect_anomaly(True),
     "the flushing of denormals or the rounding": lambda: torch.set_flush_denormal(False),
     "NumPy's handling of errors": lambda: np.seterr(all="raise"),
-    "hooks of all modules or optimizers": lambda: torch.nn.modules.module.register_module_forward_hook(lambda *_: None),
+    "hooks of all modules or optimizers": lambda: (
+        torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    ),
     "Python's random generator": random.random,
     "NumPy's random generator": np.random.random,
     "torch's random generator": lambda: torch.rand(1),
-    "`torch.nn.functional.cross_entropy`": lambda: setattr(torch.nn.functional, "cross_entropy", None),
+    "`torch.nn.functional.cross_entropy`": lambda: setattr(
+        torch.nn.functional, "cross_entropy", None
+    ),
     "`torch.where`": lambda: setattr(torch, "where", None),
     "`torch.Tensor.add`": lambda: setattr(torch.Tensor, "add", None),
     "`torch.nn.modules.linear.Linear.forward`": lambda: setattr(torch.nn.Linear, "forward", None),
@@ -146,10 +152,18 @@ PUT_BACK = {
     "the working folder": (lambda: os.chdir("/"), os.getcwd),
     "the environment variables": (lambda: os.environ.pop("PATH"), lambda: os.environ.get("PATH")),
     "the mask of new files": (lambda: os.umask(0o777), lambda: os.umask(0o022)),
-    "the handlers of signals": (lambda: signal.signal(signal.SIGUSR1, print), lambda: signal.getsignal(signal.SIGUSR1)),
-    "an alarm": (lambda: signal.setitimer(signal.ITIMER_REAL, 60), lambda: signal.getitimer(signal.ITIMER_REAL)),
+    "the handlers of signals": (
+        lambda: signal.signal(signal.SIGUSR1, print),
+        lambda: signal.getsignal(signal.SIGUSR1),
+    ),
+    "an alarm": (
+        lambda: signal.setitimer(signal.ITIMER_REAL, 60),
+        lambda: signal.getitimer(signal.ITIMER_REAL),
+    ),
     "the limits of the process": (
-        lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (99, resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
+        lambda: resource.setrlimit(
+            resource.RLIMIT_NOFILE, (99, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        ),
         lambda: resource.getrlimit(resource.RLIMIT_NOFILE),
     ),
     "the path of imports": (sys.path.clear, lambda: list(sys.path)),
@@ -157,7 +171,10 @@ PUT_BACK = {
     "the hooks of exceptions": (lambda: setattr(sys, "excepthook", print), lambda: sys.excepthook),
     "the depth of recursion": (lambda: sys.setrecursionlimit(500), sys.getrecursionlimit),
     "the collector of garbage": (gc.disable, gc.isenabled),
-    "warnings errors": (lambda: warnings.simplefilter("error"), lambda: [one[0] for one in warnings.filters].count("error")),
+    "warnings errors": (
+        lambda: warnings.simplefilter("error"),
+        lambda: [one[0] for one in warnings.filters].count("error"),
+    ),
 }
 
 
@@ -186,7 +203,9 @@ def print_returns():
             act()
             change = world.compare()
             held = read() == before and not world.compare().notes
-            out.write(f"{words} | {held} {change.lasting} {change.numbers} {' '.join(change.notes)}\n")
+            out.write(
+                f"{words} | {held} {change.lasting} {change.numbers} {' '.join(change.notes)}\n"
+            )
             out.flush()
             os._exit(0)
         os.waitpid(child, 0)
@@ -241,13 +260,20 @@ def print_all():
 @pytest.fixture(scope="module")
 def said():
     """``said(program)``: its lines."""
-    head = f"import sys; sys.path[:0] = {[path for path in sys.path if path]!r}; import test_world as t; t.print_all()"
+    head = (
+        f"import sys; sys.path[:0] = {[path for path in sys.path if path]!r}; import test_world "
+        f"as t; t.print_all()"
+    )
     run = subprocess.run([sys.executable, "-c", head], capture_output=True, text=True, check=False)
 
     def lines(program):
         name = program.__name__
         assert f"end of {name}\n" in run.stdout, run.stderr
-        return run.stdout.partition(f"begin of {name}\n")[2].partition(f"end of {name}\n")[0].splitlines()
+        return (
+            run.stdout.partition(f"begin of {name}\n")[2]
+            .partition(f"end of {name}\n")[0]
+            .splitlines()
+        )
 
     return lines
 
@@ -292,7 +318,7 @@ def test_what_is_left_open_or_running_ends_the_process_or_is_ended(said):
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------------- whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 
 def guilty_page(folder, acts, seeds=1, steps=3):
@@ -321,15 +347,21 @@ def in_company(tmp_path_factory):
 
 def test_innocent_cells_have_the_bits_of_a_run_without_the_guilty(in_company, tmp_path):
     _, store, _ = in_company
-    alone_ = supervise(guilty_page(tmp_path, [1, 16, 17, 18]), new_store(tmp_path / "out"), workers=1)
+    alone_ = supervise(
+        guilty_page(tmp_path, [1, 16, 17, 18]), new_store(tmp_path / "out"), workers=1
+    )
     for threshold in (1.0, 16.0, 17.0, 18.0):
-        pd.testing.assert_frame_equal(curves_of(store, threshold), curves_of(alone_, threshold), check_exact=True)
+        pd.testing.assert_frame_equal(
+            curves_of(store, threshold), curves_of(alone_, threshold), check_exact=True
+        )
 
 
 def test_guilty_cells_fail_with_what_they_changed(in_company):
     rows = outcomes(in_company[1].read("cells")).droplevel("seed")
     reasons = rows["reason"].fillna("")
-    assert reasons[2.0].startswith("it changed torch's default dtype (torch.float32 before, torch.float64 now)")
+    assert reasons[2.0].startswith(
+        "it changed torch's default dtype (torch.float32 before, torch.float64 now)"
+    )
     assert reasons[3.0].startswith("it changed the number of torch's threads")
     assert reasons[5.0].startswith("it changed `clipbench.trees.scale`")
     assert reasons[15.0].startswith("it changed `torch.optim.sgd.SGD.zero_grad`")
@@ -342,10 +374,15 @@ def test_guilty_cells_fail_with_what_they_changed(in_company):
 def test_cells_that_changed_what_can_be_put_back_are_kept_and_noted(in_company):
     folder, store, notes = in_company
     rows = outcomes(store.read("cells")).droplevel("seed")
-    assert set(rows.loc[[1.0, 7.0, 8.0, 9.0, 10.0, 11.0, 16.0, 17.0, 18.0], "status"]) == {"completed"}
+    assert set(rows.loc[[1.0, 7.0, 8.0, 9.0, 10.0, 11.0, 16.0, 17.0, 18.0], "status"]) == {
+        "completed"
+    }
     assert notes == list(dict.fromkeys(notes))
     for words in ("working folder", "environment variables", "/dev/null", "processes running"):
-        assert len([note for note in notes if words in note and note.startswith("sgd + guilty: it ")]) == 1
+        assert (
+            len([note for note in notes if words in note and note.startswith("sgd + guilty: it ")])
+            == 1
+        )
     assert gone(int((folder / "child").read_text()))
 
 
@@ -363,13 +400,21 @@ def test_lanes_beside_a_guilty_cell_have_the_bits_they_have_without_it(tmp_path)
         text += '\n[[clip]]\nname = "widening"\n' * (name == "company")
         asked = study.parse("tiny", text, tmp_path / name)
         arms = [versioned(job) for job in jobs(asked)]
-        choices = {stacked.shape(cell): Choice("batched", lanes=8, arms=arms) for cell in asked.cells()}
-        stores[name] = supervise(asked, new_store(tmp_path / name / "out"), choices=choices, workers=1)
+        choices = {
+            stacked.shape(cell): Choice("batched", lanes=8, arms=arms) for cell in asked.cells()
+        }
+        stores[name] = supervise(
+            asked, new_store(tmp_path / name / "out"), choices=choices, workers=1
+        )
     rows = stores["company"].read("cells").set_index("arm").sort_index()
     assert list(rows.loc["sgd + widening", "status"]) == ["failed"] * 2
     assert list(rows.loc["sgd + norm", "status"]) == ["completed"] * 4
     assert set(rows.loc["sgd + norm", "engine"]) == {"batched"}
     for threshold in (0.1, 1.0):
         found, wanted = (curves_of(stores[name], threshold) for name in ("company", "alone"))
-        pd.testing.assert_frame_equal(found[found["cell"].isin(wanted["cell"])].reset_index(drop=True), wanted, check_exact=True)
+        pd.testing.assert_frame_equal(
+            found[found["cell"].isin(wanted["cell"])].reset_index(drop=True),
+            wanted,
+            check_exact=True,
+        )
         assert len(wanted)

@@ -53,7 +53,9 @@ Components = Mapping[str, Any]
 
 
 def plain(frame: pd.DataFrame) -> pd.DataFrame:
-    """Arrow columns as numpy's: numbers as floats with NaN for null, words as objects with None for null."""
+    """Arrow columns as numpy's: numbers as floats with NaN for null, words as objects with None
+    for null.
+    """
     columns: dict[str, Any] = {}
     for name in frame.columns:
         kind = str(frame[name].dtype)
@@ -66,19 +68,26 @@ def plain(frame: pd.DataFrame) -> pd.DataFrame:
         else:
             words = frame[name].to_numpy(dtype=object).copy()
             words[frame[name].isna().to_numpy(dtype=bool)] = None
-            columns[name] = pd.Series(words, index=frame.index, dtype=object)  # pandas would make strings of it, and NaN of None
+            # pandas would make strings of it, and NaN of None
+            columns[name] = pd.Series(words, index=frame.index, dtype=object)
     return pd.DataFrame(columns, index=frame.index)
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """A frame with these columns; without rows, columns of numbers still have the dtype of numbers."""
+    """A frame with these columns; without rows, columns of numbers still have the dtype of
+    numbers.
+    """
     if rows:
         return pd.DataFrame(rows, columns=list(columns))
-    return pd.DataFrame({name: pd.Series(dtype=object if name in WORDS else float) for name in columns})
+    return pd.DataFrame(
+        {name: pd.Series(dtype=object if name in WORDS else float) for name in columns}
+    )
 
 
 def current(store: Store) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The cells that the study's plan asks for, and how many others are stored but not compared, by reason."""
+    """The cells that the study's plan asks for, and how many others are stored but not compared,
+    by reason.
+    """
     cells = store.read("cells")
     phases = store.page("plan").get("cells", {})
     asked = {cell for ids in phases.values() for cell in ids}
@@ -114,7 +123,8 @@ def workload(components: Components, problem: str) -> dict[str, Any]:
 
 
 def arms(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
-    """A row per arm: ``ARM``, ``optimizer`` and ``clip`` (registered names), their labels, and ``partner``, the unclipped arm.
+    """A row per arm: ``ARM``, ``optimizer`` and ``clip`` (registered names), their labels, and
+    ``partner``, the unclipped arm.
 
     ``setting`` is the name of the clip's threshold.
     """
@@ -133,22 +143,54 @@ def arms(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
             "clip_label": Part(**document["clip"], threshold=threshold).label,
             "setting": threshold,
         }
-        rows.append({**{name: row[name] for name in ARM}, "optimizer": row["optimizer"], "clip": row["clip"], **labels})
+        rows.append(
+            {
+                **{name: row[name] for name in ARM},
+                "optimizer": row["optimizer"],
+                "clip": row["clip"],
+                **labels,
+            }
+        )
     for row in rows:
         partner = unclipped.get((*(row[name] for name in TASK), row["optimizer_label"]))
         row["partner"] = None if row["clip"] == "none" else partner
-    return table_of(rows, [*ARM, "optimizer", "clip", "optimizer_label", "clip_label", "setting", "momentum", "alpha", "partner"])
+    return table_of(
+        rows,
+        [
+            *ARM,
+            "optimizer",
+            "clip",
+            "optimizer_label",
+            "clip_label",
+            "setting",
+            "momentum",
+            "alpha",
+            "partner",
+        ],
+    )
 
 
 def threshold_setting(components: Components, clip: str) -> str | None:
-    """The name of a clip's threshold, such as ``max_norm``; the page files clips by label, and one name may have several labels."""
-    entries = (entry for label, entry in components.get("clips", {}).items() if label.partition("(")[0] == clip)
+    """The name of a clip's threshold, such as ``max_norm``; the page files clips by label, and
+    one name may have several labels.
+    """
+    entries = (
+        entry
+        for label, entry in components.get("clips", {}).items()
+        if label.partition("(")[0] == clip
+    )
     return next((entry.get("threshold") for entry in entries), None)
 
 
-def _setting(optimizer: Mapping[str, Any], rules: Sequence[str], name: str, default: float) -> float:
-    """A setting of an optimizer of these rules, NaN for others; a stored document leaves a default out."""
-    return float(optimizer["settings"].get(name, default)) if optimizer["name"] in rules else math.nan
+def _setting(
+    optimizer: Mapping[str, Any], rules: Sequence[str], name: str, default: float
+) -> float:
+    """A setting of an optimizer of these rules, NaN for others; a stored document leaves a
+    default out.
+    """
+    return (
+        float(optimizer["settings"].get(name, default)) if optimizer["name"] in rules else math.nan
+    )
 
 
 def of_task(frame: pd.DataFrame, task: Sequence[Any]) -> pd.DataFrame:

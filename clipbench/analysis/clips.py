@@ -1,4 +1,6 @@
-"""Clips against their own optimizer without a clip, and the declared family of claims about them."""
+"""Clips against their own optimizer without a clip, and the declared family of claims about
+them.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,11 @@ def clip_pairs(arms_table: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims(drawn: pd.DataFrame, arms_table: pd.DataFrame, components: Components) -> pd.DataFrame:
-    """The declared family, {norm, value} × optimizer × workload at all settings, with Holm-corrected p (``holm``).
+    """The declared family, {norm, value} × optimizer × workload at all settings, with
+    Holm-corrected p (``holm``).
 
-    A clip that never fired stays in the family with p = 1: it was declared. What is incomplete is not testable.
+    A clip that never fired stays in the family with p = 1: it was declared. What is incomplete is
+    not testable.
     """
     family = clip_pairs(arms_table[arms_table["clip"].isin(CLAIMED)])
     table = compare(drawn[drawn["reading"] == Reading.ALL], family, components)

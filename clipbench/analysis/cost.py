@@ -12,11 +12,13 @@ TIMED = ["problem", "optimizer", "batch", "device", "dtype", "environment", "imp
 
 
 def cost(throughput: pd.DataFrame) -> pd.DataFrame:
-    """A row per method: the median ratio, over blocks, of its step time to that of the unclipped block beside it.
+    """A row per method: the median ratio, over blocks, of its step time to that of the unclipped
+    block beside it.
 
-    The times are of the whole training step on one thread, as every run times it; different environments are different rows.
-    Invalid blocks are counted (``invalid``) and left out. Other columns are the ratio's interval, quantiles of the step time in
-    seconds, samples per second and peak memory in bytes.
+    The times are of the whole training step on one thread, as every run times it; different
+    environments are different rows. Invalid blocks are counted (``invalid``) and left out. Other
+    columns are the ratio's interval, quantiles of the step time in seconds, samples per second and
+    peak memory in bytes.
     """
     frame = plain(throughput)
     frame = frame[(frame["part"] != "update") & ~(frame["threads"] > 1)].astype({"batch": np.int64})
@@ -24,15 +26,27 @@ def cost(throughput: pd.DataFrame) -> pd.DataFrame:
     frame["step_seconds"] = frame["seconds"] / frame["steps"]
     frame["usable"] = frame["valid"] & (frame["step_seconds"] > 0)
     pairing = [*TIMED, "block"]
-    base = frame[frame["usable"] & (frame["clip"] == "none")].drop_duplicates(pairing)[[*pairing, "step_seconds"]]
-    paired = frame.merge(base.rename(columns={"step_seconds": "base_seconds"}), on=pairing, how="left", sort=False)
+    base = frame[frame["usable"] & (frame["clip"] == "none")].drop_duplicates(pairing)[
+        [*pairing, "step_seconds"]
+    ]
+    paired = frame.merge(
+        base.rename(columns={"step_seconds": "base_seconds"}), on=pairing, how="left", sort=False
+    )
     rows = []
     for values, blocks in paired.groupby(timed, dropna=False, sort=True):
         method = dict(zip(timed, values, strict=True))
         here = blocks[blocks["usable"]]
         ratio = here["step_seconds"] / here["base_seconds"]
-        interval = statistics.median_interval(ratio.dropna()) if method["clip"] != "none" else statistics.NOTHING
-        quantiles = here["step_seconds"].quantile([0.05, 0.5, 0.95]).to_numpy() if len(here) else np.full(3, np.nan)
+        interval = (
+            statistics.median_interval(ratio.dropna())
+            if method["clip"] != "none"
+            else statistics.NOTHING
+        )
+        quantiles = (
+            here["step_seconds"].quantile([0.05, 0.5, 0.95]).to_numpy()
+            if len(here)
+            else np.full(3, np.nan)
+        )
         rows.append(
             {
                 **method,
@@ -48,5 +62,16 @@ def cost(throughput: pd.DataFrame) -> pd.DataFrame:
                 "peak_bytes": float(here["peak_bytes"].median()) if len(here) else np.nan,
             }
         )
-    measures = ["blocks", "invalid", "ratio", "low", "high", "step_5", "step_50", "step_95", "samples_per_second", "peak_bytes"]
+    measures = [
+        "blocks",
+        "invalid",
+        "ratio",
+        "low",
+        "high",
+        "step_5",
+        "step_50",
+        "step_95",
+        "samples_per_second",
+        "peak_bytes",
+    ]
     return table_of(rows, [*timed, *measures])

@@ -12,12 +12,18 @@ from clipbench.task import ARM
 CURVE_POINTS = 150
 
 
-def curves(recorded: pd.DataFrame, drawn: pd.DataFrame, components: Components, points: int = CURVE_POINTS) -> pd.DataFrame:
-    """Loss curves of the chosen settings' report seeds, thinned by block medians; loss above the optimum if that is known.
+def curves(
+    recorded: pd.DataFrame, drawn: pd.DataFrame, components: Components, points: int = CURVE_POINTS
+) -> pd.DataFrame:
+    """Loss curves of the chosen settings' report seeds, thinned by block medians; loss above the
+    optimum if that is known.
 
-    Columns ``ARM``, ``seed``, ``cell``, ``ended``, ``step``, ``gap``. Values that are not finite are kept, as ∞.
+    Columns ``ARM``, ``seed``, ``cell``, ``ended``, ``step``, ``gap``. Values that are not finite
+    are kept, as ∞.
     """
-    chosen = drawn[(drawn["reading"] == Reading.ALL) & drawn["cell"].notna()].drop_duplicates("cell")
+    chosen = drawn[(drawn["reading"] == Reading.ALL) & drawn["cell"].notna()].drop_duplicates(
+        "cell"
+    )
     wanted = recorded[recorded["cell"].isin(chosen["cell"])][["cell", "step", "loss"]]
     lines = dict(iter(plain(wanted).sort_values(["cell", "step"]).groupby("cell", sort=True)))
     frames = []
@@ -26,7 +32,21 @@ def curves(recorded: pd.DataFrame, drawn: pd.DataFrame, components: Components, 
         if line is None:
             continue
         optimum = workload(components, row["problem"])["optimum"]
-        position, gap = statistics.block_medians(line["loss"].to_numpy(dtype=float) - (optimum or 0.0), points)
+        position, gap = statistics.block_medians(
+            line["loss"].to_numpy(dtype=float) - (optimum or 0.0), points
+        )
         key = {name: row[name] for name in [*ARM, "seed", "cell", "ended"]}
-        frames.append(pd.DataFrame({**{name: [value] * len(gap) for name, value in key.items()}, "step": position, "gap": gap}))
-    return pd.concat(frames, ignore_index=True) if frames else table_of([], [*ARM, "seed", "cell", "ended", "step", "gap"])
+        frames.append(
+            pd.DataFrame(
+                {
+                    **{name: [value] * len(gap) for name, value in key.items()},
+                    "step": position,
+                    "gap": gap,
+                }
+            )
+        )
+    return (
+        pd.concat(frames, ignore_index=True)
+        if frames
+        else table_of([], [*ARM, "seed", "cell", "ended", "step", "gap"])
+    )

@@ -10,7 +10,9 @@ from clipbench.task import ARM, THRESHOLD, Threshold
 
 
 def fired(cells: pd.DataFrame) -> pd.DataFrame:
-    """Share of steps clipped against the threshold: a row per task, arm and threshold, over all learning rates."""
+    """Share of steps clipped against the threshold: a row per task, arm and threshold, over all
+    learning rates.
+    """
     frame = plain(cells[(cells["role"] == Role.SELECT) & (cells["clip"] != "none")])
     frame = frame[frame["clipped_fraction"].notna()]
     table = frame.groupby([*ARM, *THRESHOLD], dropna=False, sort=True)["clipped_fraction"]

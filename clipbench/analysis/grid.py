@@ -6,7 +6,13 @@ import numpy as np
 import pandas as pd
 
 from clipbench.analysis.cells import Components, workload
-from clipbench.analysis.outcomes import COUNTS, selection_runs, succeeded, without_value, worst_filled
+from clipbench.analysis.outcomes import (
+    COUNTS,
+    selection_runs,
+    succeeded,
+    without_value,
+    worst_filled,
+)
 from clipbench.schema import Outcome
 from clipbench.selection import POINT
 from clipbench.task import ARM
@@ -15,9 +21,9 @@ from clipbench.task import ARM
 def grid(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
     """A row per task, arm and setting on the selection seeds: how they ended, and their ``value``.
 
-    ``statistic`` says which value: the ``mean`` metric of the ``valued`` seeds, those that have one, or, if the outcome is all or
-    nothing, the ``share`` of them that succeeded (a diverged seed did not). ``no_value`` counts the seeds that ran, did not
-    diverge and have no metric.
+    ``statistic`` says which value: the ``mean`` metric of the ``valued`` seeds, those that have
+    one, or, if the outcome is all or nothing, the ``share`` of them that succeeded (a diverged seed
+    did not). ``no_value`` counts the seeds that ran, did not diverge and have no metric.
     """
     frame = selection_runs(cells)
     frame["statistic"], frame["no_value"] = "mean", 0

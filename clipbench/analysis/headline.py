@@ -11,7 +11,9 @@ from clipbench.task import ARM
 
 
 def headline_pairs(arms_table: pd.DataFrame, headline: Mapping[str, str]) -> pd.DataFrame:
-    """The named methods, each against plain SGD; no pairs if the study has no plain SGD, for nothing else may take its name."""
+    """The named methods, each against plain SGD; no pairs if the study has no plain SGD, for
+    nothing else may take its name.
+    """
     baseline = headline.get(BASELINE)
     if baseline not in set(arms_table["arm"]):
         return pd.DataFrame(columns=[*ARM, "baseline"])

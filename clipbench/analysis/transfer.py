@@ -1,10 +1,12 @@
-"""Whether a threshold chosen under one condition holds under another: as a number, and as a multiple of the pilot's gradient.
+"""Whether a threshold chosen under one condition holds under another: as a number, and as a
+multiple of the pilot's gradient.
 
-A condition is a task (a workload's settings and a batch size), or one learning rate of a task. Everything is of the selection
-phase, on the grid that the study itself asks for, so that two conditions have the same thresholds.
+A condition is a task (a workload's settings and a batch size), or one learning rate of a task.
+Everything is of the selection phase, on the grid that the study itself asks for, so that two
+conditions have the same thresholds.
 
-The settings compared on a seed are chosen without it, under both conditions: a threshold chosen as the best on some seeds looks
-better on these than it is, and everything else worse.
+The settings compared on a seed are chosen without it, under both conditions: a threshold chosen as
+the best on some seeds looks better on these than it is, and everything else worse.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from clipbench.schema import UNSTABLE, Role, Status
 from clipbench.task import ARM
 
 BASES = ("absolute", "relative")
-FAMILY = ["workload", "device", "dtype", "arm"]  # an arm on whatever task of a workload: within it a threshold is carried
+# an arm on whatever task of a workload: within it a threshold is carried
+FAMILY = ["workload", "device", "dtype", "arm"]
 PAIR = [*FAMILY, "basis", "kind", "source", "source_batch", "source_lr", "problem", "batch", "lr"]
 PROBLEM, BATCH = ARM.index("problem"), ARM.index("batch")
 FEWEST_THRESHOLDS = 2  # thresholds from which to choose
@@ -33,15 +36,18 @@ Key = tuple[Any, ...]
 
 
 def carried(cells: pd.DataFrame) -> pd.DataFrame:
-    """A row per pair of conditions and seed: the loss, under one condition, of the threshold chosen under the other.
+    """A row per pair of conditions and seed: the loss, under one condition, of the threshold chosen
+    under the other.
 
-    Columns: ``FAMILY``; ``basis`` (``absolute`` or ``relative``); ``kind`` of the pair (``task`` or ``lr``); where the threshold
-    was chosen, ``source`` (a problem), ``source_batch`` and ``source_lr``; where it is used, ``problem``, ``batch`` and ``lr``
-    (no lr if the conditions are tasks: there each threshold has the lr that suits it best, so that it alone is carried);
-    ``seed``; ``carried`` and ``own``, the two thresholds as the study wrote them; ``loss`` and ``own_loss``, their best
-    validation loss on the seed: ∞ of an unstable run, NaN of a failed one.
+    Columns: ``FAMILY``; ``basis`` (``absolute`` or ``relative``); ``kind`` of the pair (``task`` or
+    ``lr``); where the threshold was chosen, ``source`` (a problem), ``source_batch`` and
+    ``source_lr``; where it is used, ``problem``, ``batch`` and ``lr`` (no lr if the conditions are
+    tasks: there each threshold has the lr that suits it best, so that it alone is carried);
+    ``seed``; ``carried`` and ``own``, the two thresholds as the study wrote them; ``loss`` and
+    ``own_loss``, their best validation loss on the seed: ∞ of an unstable run, NaN of a failed one.
 
-    Only arms with several thresholds of both bases are here; a choice that the other condition did not try is left out.
+    Only arms with several thresholds of both bases are here; a choice that the other condition did
+    not try is left out.
     """
     frame = _grid(cells)
     rows = []
@@ -53,15 +59,21 @@ def carried(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _grid(cells: pd.DataFrame) -> pd.DataFrame:
-    """The clipped selection cells of the study's own grid, with ``basis``, and with ``threshold`` as the study wrote it."""
-    own = (cells["role"] == Role.SELECT) & ~cells["extended"].astype(bool) & (cells["clip"] != "none")
+    """The clipped selection cells of the study's own grid, with ``basis``, and with
+    ``threshold`` as the study wrote it.
+    """
+    own = (
+        (cells["role"] == Role.SELECT) & ~cells["extended"].astype(bool) & (cells["clip"] != "none")
+    )
     frame = plain(cells[own])
     relative, value = frame["relative"].notna(), frame["validation_value"].astype(float)
     spoiled = frame["outcome"].isin(UNSTABLE) | ~np.isfinite(value)
     frame = frame.assign(
         basis=np.where(relative, "relative", "absolute"),
         threshold=frame["relative"].where(relative, frame["threshold"]),
-        relative=math.nan,  # one multiple is another number under every condition, and no number at all of a failed cell
+        # one multiple is another number under every condition, and no number at all of a failed
+        # cell
+        relative=math.nan,
         loss=value.mask(spoiled, np.inf).mask(frame["status"] == Status.FAILED, np.nan),
     )
     several = frame.groupby([*ARM, "basis"])["threshold"].nunique().ge(FEWEST_THRESHOLDS)
@@ -74,26 +86,76 @@ def _on(seed: int, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
     scores, here = selection.score(frame[frame["seed"] != seed]), frame[frame["seed"] == seed]
     loss = {_key(row, "lr", "threshold"): row["loss"] for row in here.to_dict("records")}
     best = {_key(row): row["threshold"] for row in _chosen(scores)}
-    best_at = {_key(row, "lr"): row["threshold"] for _, one in scores.groupby("lr") for row in _chosen(one)}
-    lr = {_key(row, "threshold"): row["lr"] for _, one in scores.groupby("threshold") for row in _chosen(one)}
+    best_at = {
+        _key(row, "lr"): row["threshold"] for _, one in scores.groupby("lr") for row in _chosen(one)
+    }
+    lr = {
+        _key(row, "threshold"): row["lr"]
+        for _, one in scores.groupby("threshold")
+        for row in _chosen(one)
+    }
 
-    def row(family: Key, kind: str, source: Key, target: Key, lrs: tuple[float, float], taken: float, own: float) -> dict[str, Any]:
+    def row(
+        family: Key,
+        kind: str,
+        source: Key,
+        target: Key,
+        lrs: tuple[float, float],
+        taken: float,
+        own: float,
+    ) -> dict[str, Any]:
         """``lrs`` are those of the carried and of the target's own threshold."""
-        columns = dict(zip(FAMILY, family, strict=True)) | {"basis": frame["basis"].iloc[0], "kind": kind}
-        columns |= {"source": source[PROBLEM], "source_batch": source[BATCH], "problem": target[PROBLEM], "batch": target[BATCH]}
-        losses = [loss.get((*target[: len(ARM)], *pair), math.nan) for pair in zip(lrs, (taken, own), strict=True)]
-        conditions = {"source_lr": (*source, math.nan)[len(ARM)], "lr": (*target, math.nan)[len(ARM)]}
-        return columns | conditions | {"seed": seed, "carried": taken, "own": own, "loss": losses[0], "own_loss": losses[1]}
+        columns = dict(zip(FAMILY, family, strict=True)) | {
+            "basis": frame["basis"].iloc[0],
+            "kind": kind,
+        }
+        columns |= {
+            "source": source[PROBLEM],
+            "source_batch": source[BATCH],
+            "problem": target[PROBLEM],
+            "batch": target[BATCH],
+        }
+        losses = [
+            loss.get((*target[: len(ARM)], *pair), math.nan)
+            for pair in zip(lrs, (taken, own), strict=True)
+        ]
+        conditions = {
+            "source_lr": (*source, math.nan)[len(ARM)],
+            "lr": (*target, math.nan)[len(ARM)],
+        }
+        return (
+            columns
+            | conditions
+            | {"seed": seed, "carried": taken, "own": own, "loss": losses[0], "own_loss": losses[1]}
+        )
 
     for family, tasks in here.drop_duplicates(ARM).groupby(FAMILY, sort=True):
         groups = [group for group in _groups(tasks) if group in best]
         for source, target in itertools.permutations(groups, 2):
             taken, own = best[source], best[target]
             if (*target, taken) in lr:
-                yield row(family, "task", source, target, (lr[*target, taken], lr[*target, own]), taken, own)
+                yield row(
+                    family,
+                    "task",
+                    source,
+                    target,
+                    (lr[*target, taken], lr[*target, own]),
+                    taken,
+                    own,
+                )
         for group in groups:
-            for source, target in itertools.permutations(sorted(condition for condition in best_at if condition[:-1] == group), 2):
-                yield row(family, "lr", source, target, (target[-1], target[-1]), best_at[source], best_at[target])
+            for source, target in itertools.permutations(
+                sorted(condition for condition in best_at if condition[:-1] == group), 2
+            ):
+                yield row(
+                    family,
+                    "lr",
+                    source,
+                    target,
+                    (target[-1], target[-1]),
+                    best_at[source],
+                    best_at[target],
+                )
 
 
 def _chosen(scores: pd.DataFrame) -> list[dict[str, Any]]:
@@ -109,11 +171,13 @@ def _key(row: Mapping[str, Any], *more: str) -> Key:
 
 
 def pairs(rows: pd.DataFrame, kind: str = "task") -> pd.DataFrame:
-    """A row per pair of conditions of one ``kind``: what the carried threshold loses, its mean over the seeds with its interval.
+    """A row per pair of conditions of one ``kind``: what the carried threshold loses, its mean over
+    the seeds with its interval.
 
-    ``statistic`` is ``mean``, ``median`` if a seed was unstable (it counts as ∞), or ``incomplete`` if one has no value: no
-    interval then. ``carried`` and ``own`` are the thresholds most often chosen; ``agreed`` is the share of seeds on which they
-    are the same. The seeds are paired; their choices share all seeds but two, so that intervals are narrow rather than wide.
+    ``statistic`` is ``mean``, ``median`` if a seed was unstable (it counts as ∞), or ``incomplete``
+    if one has no value: no interval then. ``carried`` and ``own`` are the thresholds most often
+    chosen; ``agreed`` is the share of seeds on which they are the same. The seeds are paired; their
+    choices share all seeds but two, so that intervals are narrow rather than wide.
     """
     summaries = []
     for pair, seeds in rows[rows["kind"] == kind].groupby(PAIR, dropna=False, sort=True):
@@ -131,7 +195,19 @@ def pairs(rows: pd.DataFrame, kind: str = "task") -> pd.DataFrame:
                 **_estimate_of(gaps),
             }
         )
-    columns = ["n", "carried", "own", "agreed", "unstable", "own_unstable", "own_loss", "statistic", "estimate", "low", "high"]
+    columns = [
+        "n",
+        "carried",
+        "own",
+        "agreed",
+        "unstable",
+        "own_unstable",
+        "own_loss",
+        "statistic",
+        "estimate",
+        "low",
+        "high",
+    ]
     return table_of(summaries, [*PAIR, *columns])
 
 
@@ -142,25 +218,38 @@ def _usual(values: pd.Series) -> float:
 def _estimate_of(gaps: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
     if np.isnan(gaps).any():
         known = gaps[~np.isnan(gaps)]
-        return {"statistic": "incomplete", **statistics.median_interval(known)._asdict(), "low": math.nan, "high": math.nan}
+        return {
+            "statistic": "incomplete",
+            **statistics.median_interval(known)._asdict(),
+            "low": math.nan,
+            "high": math.nan,
+        }
     statistic = "mean" if np.isfinite(gaps).all() else "median"
-    return {"statistic": statistic, **statistics.paired_difference(gaps, np.zeros_like(gaps))._asdict()}
+    return {
+        "statistic": statistic,
+        **statistics.paired_difference(gaps, np.zeros_like(gaps))._asdict(),
+    }
 
 
 def bases(rows: pd.DataFrame) -> pd.DataFrame:
     """Absolute against relative: a row per workload, arm and kind of pair.
 
-    For each seed the median of what the carried threshold loses is taken over all pairs that both bases have; ``absolute`` and
-    ``relative`` are the medians of these over the seeds. ``unstable`` and ``relative_unstable`` count those of the ``carries``
-    (pairs × seeds) whose run was unstable although that of the target's own threshold was not. ``estimate`` is the paired
-    difference absolute − relative with its interval: positive if the multiple carries better.
+    For each seed the median of what the carried threshold loses is taken over all pairs that both
+    bases have; ``absolute`` and ``relative`` are the medians of these over the seeds. ``unstable``
+    and ``relative_unstable`` count those of the ``carries`` (pairs × seeds) whose run was unstable
+    although that of the target's own threshold was not. ``estimate`` is the paired difference
+    absolute − relative with its interval: positive if the multiple carries better.
     """
     keyed = [name for name in PAIR if name != "basis"]
-    rows = rows.assign(gap=statistics.differences(rows["loss"], rows["own_loss"]), spoiled=_is_unstable(rows))
+    rows = rows.assign(
+        gap=statistics.differences(rows["loss"], rows["own_loss"]), spoiled=_is_unstable(rows)
+    )
     sides = {basis: rows[rows["basis"] == basis] for basis in BASES}
     columns = [*keyed, "seed", "gap", "spoiled"]
     # lr is NaN of tasks: pandas merges a NaN with a NaN.
-    both = sides["absolute"][columns].merge(sides["relative"][columns], on=[*keyed, "seed"], suffixes=("_absolute", "_relative"))
+    both = sides["absolute"][columns].merge(
+        sides["relative"][columns], on=[*keyed, "seed"], suffixes=("_absolute", "_relative")
+    )
     summaries = []
     for family, group in both.groupby([*FAMILY, "kind"], sort=True):
         seeds = group.groupby("seed")[["gap_absolute", "gap_relative"]].agg(_median)

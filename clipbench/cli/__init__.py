@@ -1,7 +1,8 @@
 """The command line: list, plan, run, report, verify, throughput, replay, conform, gate, data.
 
-Exit codes: 0 done, 1 a finding, 2 wrong use, 70 a bug of ours, 130 interrupted and 143 terminated, with everything finished kept.
-Commands import what they need when they are called, so that help, report and verify never wait for torch.
+Exit codes: 0 done, 1 a finding, 2 wrong use, 70 a bug of ours, 130 interrupted and 143 terminated,
+with everything finished kept. Commands import what they need when they are called, so that help,
+report and verify never wait for torch.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def cli() -> None:
 
 
 @cli.command("list")
-@click.argument("kind", type=click.Choice(["workloads", "optimizers", "clips", "studies"]), required=False)
+@click.argument(
+    "kind", type=click.Choice(["workloads", "optimizers", "clips", "studies"]), required=False
+)
 @command
 def list_(kind: str | None) -> None:
     """The workloads, optimizers, clips and packaged studies there are."""
@@ -65,16 +68,24 @@ def list_(kind: str | None) -> None:
 
     if kind != "studies":
         registry.load_packaged()
-    for number, section in enumerate([kind] if kind else ["workloads", "optimizers", "clips", "studies"]):
+    for number, section in enumerate(
+        [kind] if kind else ["workloads", "optimizers", "clips", "studies"]
+    ):
         if number:
             click.echo()
         if not kind:
             click.echo(section)
         if section == "studies":
-            rows = [(name, [tomllib.loads(text).get("title", "")]) for name, text in study.packaged().items()]
+            rows = [
+                (name, [tomllib.loads(text).get("title", "")])
+                for name, text in study.packaged().items()
+            ]
         else:
             singular: Any = section.removesuffix("s")
-            rows = [(name, _setting_lines(registry.find(singular, name))) for name in registry.names(singular)]
+            rows = [
+                (name, _setting_lines(registry.find(singular, name)))
+                for name in registry.names(singular)
+            ]
         width = max(len(name) for name, _ in rows)
         for name, (first, *others) in rows:
             click.echo(f"  {name:<{width}}  {first}")
@@ -83,14 +94,21 @@ def list_(kind: str | None) -> None:
 
 
 def _setting_lines(cls: Any) -> list[str]:
-    """What a component does, its settings and its source; of a workload also what a step costs, and whether it has lanes."""
+    """What a component does, its settings and its source; of a workload also what a step costs,
+    and whether it has lanes.
+    """
     from clipbench import registry
 
     settings = registry.settings_in_words(cls)
-    lines = [registry.about(cls), "No settings." if settings == "no settings" else f"Settings: {settings}."]
+    lines = [
+        registry.about(cls),
+        "No settings." if settings == "no settings" else f"Settings: {settings}.",
+    ]
     if hasattr(cls, "step_seconds"):
         lanes = "many at once, as lanes" if cls.lanes else "one at a time, in the loop"
-        lines.append(f"Trains {lanes}; a step of the loop takes {1e3 * cls.step_seconds:.2g} ms on one core.")
+        lines.append(
+            f"Trains {lanes}; a step of the loop takes {1e3 * cls.step_seconds:.2g} ms on one core."
+        )
     if source := registry.source(cls):
         lines.append(f"Source: {source}")
     return lines
@@ -98,15 +116,26 @@ def _setting_lines(cls: Any) -> list[str]:
 
 STUDY = click.argument("study", metavar="STUDY")
 DEVICE = click.option(
-    "--device", type=click.Choice(["cpu", "cuda", "auto"]), default=None, help="Run every cell there, whatever the page says."
+    "--device",
+    type=click.Choice(["cpu", "cuda", "auto"]),
+    default=None,
+    help="Run every cell there, whatever the page says.",
 )
 ENGINE = click.option(
     "--engine",
     type=click.Choice(["auto", "loop", "batched"]),
     default=None,
-    help="One cell at a time, many as lanes of one program, or whichever is faster here; what the study says if not given.",
+    help=(
+        "One cell at a time, many as lanes of one program, or whichever is faster here; what the "
+        "study says if not given."
+    ),
 )
-OUT = click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; results/NAME if not given.")
+OUT = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Results folder; results/NAME if not given.",
+)
 
 
 @cli.command()
@@ -131,30 +160,43 @@ def plan(study: str, out: Path | None, device: str | None, engine: str | None) -
     click.echo(f"  {'':<{width}}   select  stored   report at most  µs a step  engine")
     for row in outlook:
         counts = f"{row['select']:>7} {row['stored']:>7}  {row['report']:>15}"
-        click.echo(f"  {row['task']:<{width}}  {counts} {1e6 * row['step_seconds']:>10.3g}  {row['engine']}")
+        click.echo(
+            f"  {row['task']:<{width}}  {counts} {1e6 * row['step_seconds']:>10.3g}  "
+            f"{row['engine']}"
+        )
     cells = sum(row["select"] for row in outlook)
     files = counted(protocol.shards(cells), "shard")
-    click.echo(f"  selection: {counted(cells, 'cell')} in about {files}; report settings: to be chosen.")
+    click.echo(
+        f"  selection: {counted(cells, 'cell')} in about {files}; report settings: to be chosen."
+    )
     for entry in asked.not_run:
         click.echo(f"  {_not_run(entry)}")
     workers = cores()
-    time, longest = (duration(sum(row[name] for row in outlook) / workers) for name in ("seconds", "at_most"))
+    time, longest = (
+        duration(sum(row[name] for row in outlook) / workers) for name in ("seconds", "at_most")
+    )
     on = counted(workers, "worker")
-    click.echo(f"  predicted: about {time} on {on} for what is missing, besides timings and extended axes.")
+    click.echo(
+        f"  predicted: about {time} on {on} for what is missing, besides timings and extended axes."
+    )
     most = sum(row["select"] + row["extended"] + row["report"] for row in outlook)
     click.echo(
-        f"  at most: {counted(most, 'cell')} with extended axes and the report, about {longest} for what is missing of them."
+        f"  at most: {counted(most, 'cell')} with extended axes and the report, about {longest} "
+        f"for what is missing of them."
     )
 
 
 def _not_run(entry: dict[str, Any]) -> str:
-    return f"not run: {counted(entry['cells'], entry['device'] + ' cell')}, because {entry['reason']}."
+    return (
+        f"not run: {counted(entry['cells'], entry['device'] + ' cell')}, because {entry['reason']}."
+    )
 
 
 def _own_folder(study: str, page: Study, anew: bool = False) -> Path:
     """``results/NAME``, if what lies there is of the same study.
 
-    :raises UsageError: a page of the user's own bears the name of a packaged study, or the folder's cells are all others.
+    :raises UsageError: a page of the user's own bears the name of a packaged study, or the folder's
+        cells are all others.
     """
     from clipbench import study as study_
     from clipbench.cell import unversioned
@@ -162,13 +204,19 @@ def _own_folder(study: str, page: Study, anew: bool = False) -> Path:
 
     folder = RESULTS / page.name
     if study.endswith(".toml") and page.name in study_.packaged():
-        raise UsageError(f'{study}: "{page.name}" is the name of a packaged study; rename the page, or choose a folder with --out.')
+        raise UsageError(
+            f'{study}: "{page.name}" is the name of a packaged study; rename the page, or choose a '
+            f"folder with --out."
+        )
     if anew or not (folder / "study.toml").is_file():
         return folder
-    stored = {unversioned(settings) for settings in Store(folder).read("cells")["settings"].dropna()}
+    stored = {
+        unversioned(settings) for settings in Store(folder).read("cells")["settings"].dropna()
+    }
     if stored and not any(unversioned(cell.canonical) in stored for cell in page.cells()):
         raise UsageError(
-            f"{folder}: this folder has {counted(len(stored), 'cell')}, and {page.where} asks for none of them; "
+            f"{folder}: this folder has {counted(len(stored), 'cell')}, and {page.where} asks for "
+            f"none of them; "
             "choose another folder with --out, or rename this one with --anew."
         )
     return folder
@@ -182,7 +230,10 @@ def _open(folder: Path, page: Study) -> Store | None:
     store = Store(folder)
     held = store.held
     if held is not None and held != page.name:
-        raise UsageError(f'{folder}: this folder holds the study "{held}", not "{page.name}"; choose another with --out.')
+        raise UsageError(
+            f'{folder}: this folder holds the study "{held}", not "{page.name}"; choose another '
+            f"with --out."
+        )
     return store
 
 
@@ -190,19 +241,40 @@ def _open(folder: Path, page: Study) -> Store | None:
 @STUDY
 @OUT
 @DEVICE
-@click.option("--workers", type=click.IntRange(1), default=None, help="Worker processes; one per core if not given.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=None,
+    help="Worker processes; one per core if not given.",
+)
 @ENGINE
-@click.option("--memory", default="2GB", callback=in_bytes, help="What the lanes of one worker may take, such as 2GB or 500MB.")
-@click.option("--limit", type=click.FloatRange(0, min_open=True), default=None, help="Seconds a shard may take before it is ended.")
+@click.option(
+    "--memory",
+    default="2GB",
+    callback=in_bytes,
+    help="What the lanes of one worker may take, such as 2GB or 500MB.",
+)
+@click.option(
+    "--limit",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    help="Seconds a shard may take before it is ended.",
+)
 @click.option(
     "--curves",
     type=click.Choice(["all", "report", "none"]),
     default="all",
     help="Curves to keep: all, of report and diverged cells, or none.",
 )
-@click.option("--anew", is_flag=True, help="Start from nothing; the old folder is renamed, not deleted.")
+@click.option(
+    "--anew", is_flag=True, help="Start from nothing; the old folder is renamed, not deleted."
+)
 @click.option("--no-throughput", is_flag=True, help="Leave out the timing of the methods.")
-@partial(command, kept="every cell that ended is kept, and `run` goes on from there", needs="clipbench.protocol")
+@partial(
+    command,
+    kept="every cell that ended is kept, and `run` goes on from there",
+    needs="clipbench.protocol",
+)
 def run(  # noqa: PLR0913, PLR0917 - an option each
     study: str,
     out: Path | None,
@@ -221,7 +293,8 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     from clipbench.study import read
 
     page = read(study)
-    protocol.runnable(page, device or "study")  # whatever is wrong with the page is said before a folder is touched
+    # whatever is wrong with the page is said before a folder is touched
+    protocol.runnable(page, device or "study")
     folder = out or _own_folder(study, page, anew)
     if anew and (old := _open(folder, page)) is not None:
         with old.claim():
@@ -230,12 +303,16 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     with _taken_back(folder):
         store = Store.create(folder, page.name, page.text)
         with store.claim(), Bars() as bars:
-            options = protocol.Options(device or "study", engine, memory, limit, workers, curves, not no_throughput)
+            options = protocol.Options(
+                device or "study", engine, memory, limit, workers, curves, not no_throughput
+            )
             counts = protocol.run(page, store, options, bars)
     total = counts.kept + counts.ran
     spoiled = f"{counts.diverged} diverged, {counts.collapsed} collapsed, {counts.failed} failed"
     if counts.ran:
-        click.echo(f"{folder}: {counted(total, 'cell')}, {counts.kept} kept, {counts.ran} run; {spoiled}.")
+        click.echo(
+            f"{folder}: {counted(total, 'cell')}, {counts.kept} kept, {counts.ran} run; {spoiled}."
+        )
     else:
         click.echo(f"{folder}: everything is stored, all {counted(total, 'cell')} kept; {spoiled}.")
     if counts.timed:
@@ -265,13 +342,20 @@ def _taken_back(folder: Path) -> Iterator[None]:
 
 
 def _say_why(reasons: Sequence[Reason]) -> None:
-    """The first reasons why cells failed: how many, of what, where, and where the traceback lies."""
+    """The first reasons why cells failed: how many, of what, where, and where the traceback
+    lies.
+    """
     for reason in reasons[:SHOWN]:
         position = f" at {reason.place}" if reason.place else ""
         trace = f" (traceback: {reason.file})" if reason.file is not None else ""
-        click.echo(f"{counted(reason.cells, 'cell')} failed{position}: {_printable(reason.words)}{trace}.")
+        click.echo(
+            f"{counted(reason.cells, 'cell')} failed{position}: {_printable(reason.words)}{trace}."
+        )
     if len(reasons) > SHOWN:
-        click.echo(f"{counted(len(reasons) - SHOWN, 'other reason')}: the column `reason` of the cells table has them all.")
+        click.echo(
+            f"{counted(len(reasons) - SHOWN, 'other reason')}: the column `reason` of the cells "
+            f"table has them all."
+        )
 
 
 def _printable(words: str) -> str:
@@ -282,7 +366,12 @@ def _printable(words: str) -> str:
 
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--format", "formats", default=None, help="Comma-separated: html, md, csv, svg, png; all if not given.")
+@click.option(
+    "--format",
+    "formats",
+    default=None,
+    help="Comma-separated: html, md, csv, svg, png; all if not given.",
+)
 @command
 def report(folder: Path, formats: str | None) -> None:
     """Draw the figures and tables of a results folder; the same store gives the same bytes."""
@@ -292,7 +381,9 @@ def report(folder: Path, formats: str | None) -> None:
     store = Store(folder)
     written = report_.write(store, None if formats is None else report_.formats_named(formats))
     for file, damage in sorted(store.bad.items()):
-        click.echo(f"clipbench: warning: {folder}/{file} {damage}; its rows are left out.", err=True)
+        click.echo(
+            f"clipbench: warning: {folder}/{file} {damage}; its rows are left out.", err=True
+        )
     page = next((path for path in written if path.name.startswith("report.")), written[0])
     click.echo(f"{page} and {len(written) - 1} files beside it.")
 
@@ -303,7 +394,8 @@ def report(folder: Path, formats: str | None) -> None:
 def verify(folder: Path) -> None:
     """Check every file and every promise of a results folder; exit 1 with a list of what is broken.
 
-    A folder that is not finished holds its promises: what it lacks is listed, and the exit code is 0.
+    A folder that is not finished holds its promises: what it lacks is listed, and the exit code is
+    0.
     """
     from clipbench.store import Store
 
@@ -316,8 +408,13 @@ def verify(folder: Path) -> None:
     missing = store.missing()
     for sentence in [*missing, *(f"remark: {remark}" for remark in store.remarks())]:
         click.echo(sentence)
-    unfinished = "; the study is not finished, and `clipbench run` goes on with it" if missing else ""
-    click.echo(f"{folder}: {len(store.read('cells'))} cells, every file and every promise holds{unfinished}.")
+    unfinished = (
+        "; the study is not finished, and `clipbench run` goes on with it" if missing else ""
+    )
+    click.echo(
+        f"{folder}: {len(store.read('cells'))} cells, every file and every promise "
+        f"holds{unfinished}."
+    )
 
 
 @cli.command()
@@ -325,12 +422,20 @@ def verify(folder: Path) -> None:
 @OUT
 @DEVICE
 @click.option(
-    "--sizes", default=None, help="Model sizes beside the study's workloads, such as 1k,11.7M, or none; all if not given."
+    "--sizes",
+    default=None,
+    help="Model sizes beside the study's workloads, such as 1k,11.7M, or none; all if not given.",
 )
-@click.option("--implementation", default=None, help="Comma-separated, such as torch,fused; all if not given.")
+@click.option(
+    "--implementation", default=None, help="Comma-separated, such as torch,fused; all if not given."
+)
 @command
-def throughput(study: str, out: Path | None, device: str | None, sizes: str | None, implementation: str | None) -> None:
-    """Time every implementation of a study's clips and steps, alone on the machine, beside the timings stored."""
+def throughput(
+    study: str, out: Path | None, device: str | None, sizes: str | None, implementation: str | None
+) -> None:
+    """Time every implementation of a study's clips and steps, alone on the machine, beside the
+    timings stored.
+    """
     from clipbench import protocol
     from clipbench.store import Store
     from clipbench.study import read
@@ -343,21 +448,33 @@ def throughput(study: str, out: Path | None, device: str | None, sizes: str | No
     store = Store.create(folder, page.name, page.text)
     with store.claim(), Bars() as bars:
         blocks = protocol.survey(page, store, device or "study", *asked, bars)
-    click.echo(f"{folder}: {blocks:,} blocks timed; `clipbench report {folder}` draws what they say.")
+    click.echo(
+        f"{folder}: {blocks:,} blocks timed; `clipbench report {folder}` draws what they say."
+    )
 
 
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("cell", metavar="CELL")
-@click.option("--engine", type=click.Choice(["loop", "batched"]), default=None, help="The one that made the row if not given.")
 @click.option(
-    "--use", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True, help="A file of components to run."
+    "--engine",
+    type=click.Choice(["loop", "batched"]),
+    default=None,
+    help="The one that made the row if not given.",
+)
+@click.option(
+    "--use",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    multiple=True,
+    help="A file of components to run.",
 )
 @command
 def replay(folder: Path, cell: str, engine: str | None, use: tuple[Path, ...]) -> None:
-    """Run one stored row again, named by its identity or the first digits of it; exit 1 if it does not match.
+    """Run one stored row again, named by its identity or the first digits of it; exit 1 if it does
+    not match.
 
-    A file of components is run if it is named with --use, or if it is the very one that made the row.
+    A file of components is run if it is named with --use, or if it is the very one that made the
+    row.
     """
     from clipbench import replay as replay_
     from clipbench.store import Store
@@ -372,29 +489,40 @@ def replay(folder: Path, cell: str, engine: str | None, use: tuple[Path, ...]) -
 @click.argument("component", metavar="NAME|FILE.py")
 @command
 def conform(component: str) -> None:
-    """Test a component, packaged or in a plug-in, against the claims that all must keep; exit 1 with the broken ones."""
+    """Test a component, packaged or in a plug-in, against the claims that all must keep; exit 1
+    with the broken ones.
+    """
     from clipbench import conformance, registry
 
     registry.load_packaged()
     known = {(kind, name) for kind in registry.KINDS for name in registry.names(kind)}
     if component.endswith(".py"):
         registry.load_file(Path(component), "conform")
-        chosen = sorted({(kind, name) for kind in registry.KINDS for name in registry.names(kind)} - known)
+        chosen = sorted(
+            {(kind, name) for kind in registry.KINDS for name in registry.names(kind)} - known
+        )
         if not chosen:
-            raise UsageError(f"conform: {component} registers no component; decorate a class with @clip, @optimizer or @workload.")
+            raise UsageError(
+                f"conform: {component} registers no component; decorate a class with @clip, "
+                f"@optimizer or @workload."
+            )
     else:
         chosen = sorted((kind, name) for kind, name in known if name == component)
         if not chosen:
             names = sorted(name for _, name in known)
             raise UsageError(
-                f'conform: there is no component "{component}".{nearest(component, names)} There are: {", ".join(names)}.'
+                f'conform: there is no component "{component}".{nearest(component, names)} There '
+                f"are: {', '.join(names)}."
             )
     broken = 0
     for kind, name in chosen:
         click.echo(f"{kind} {name}")
         for check in conformance.conform(kind, name):
             broken += not check.passed
-            click.echo(f"  {'holds ' if check.passed else 'BROKEN'}  {check.claim}{f': {check.detail}' if check.detail else ''}")
+            click.echo(
+                f"  {'holds ' if check.passed else 'BROKEN'}  "
+                f"{check.claim}{f': {check.detail}' if check.detail else ''}"
+            )
     if broken:
         leave(f"{broken} broken promises.", FINDING)
 

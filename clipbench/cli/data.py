@@ -1,4 +1,6 @@
-"""``clipbench data``: the only commands that know where image sets lie, and the only one that uses the network."""
+"""``clipbench data``: the only commands that know where image sets lie, and the only one that
+uses the network.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def data_list() -> None:
     folder = datasets.folder()
     for name, family in datasets.FAMILIES.items():
         there = [
-            str(one.size) for size in datasets.SIZES if (folder / f"{(one := datasets.Dataset(name, size)).stem}.npz").is_file()
+            str(one.size)
+            for size in datasets.SIZES
+            if (folder / f"{(one := datasets.Dataset(name, size)).stem}.npz").is_file()
         ]
         about = f"{family.task}, {family.classes} labels, {family.licence}"
         click.echo(f"  {name:<14}  {about:<43}  {', '.join(there) or '-'}")
@@ -35,9 +39,19 @@ def data_list() -> None:
 
 @data.command()
 @click.argument("name")
-@click.option("--size", type=click.Choice(["28", "64", "128", "224"]), default="28", help="Pixels a side.")
-@click.option("--to", "into", type=click.Path(path_type=Path), default=None, help="Folder; the data folder if not given.")
-@click.option("--accept-licence", is_flag=True, help="Fetch a set whose licence forbids commercial use.")
+@click.option(
+    "--size", type=click.Choice(["28", "64", "128", "224"]), default="28", help="Pixels a side."
+)
+@click.option(
+    "--to",
+    "into",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder; the data folder if not given.",
+)
+@click.option(
+    "--accept-licence", is_flag=True, help="Fetch a set whose licence forbids commercial use."
+)
 @command
 def fetch(name: str, size: str, into: Path | None, accept_licence: bool) -> None:
     """Download a set, check it against its published MD5, and keep it only if that is right."""
@@ -46,7 +60,12 @@ def fetch(name: str, size: str, into: Path | None, accept_licence: bool) -> None
     dataset = datasets.named(name if size == "28" else f"{name}_{size}")
     folder = into or datasets.folder()
     bar: tqdm[Any] = tqdm(
-        desc=dataset.stem, unit="B", unit_scale=True, file=sys.stderr, disable=not sys.stderr.isatty(), leave=False
+        desc=dataset.stem,
+        unit="B",
+        unit_scale=True,
+        file=sys.stderr,
+        disable=not sys.stderr.isatty(),
+        leave=False,
     )
 
     def watch(come: int, whole: int | None) -> None:
@@ -60,5 +79,7 @@ def fetch(name: str, size: str, into: Path | None, accept_licence: bool) -> None
             leave("interrupted; nothing was kept.", INTERRUPTED)
     file = folder / f"{dataset.stem}.npz"
     click.echo(
-        f"{file}: {dataset.family.licence}, its MD5 is right." if fetched else f"{file}: it is there already, its MD5 is right."
+        f"{file}: {dataset.family.licence}, its MD5 is right."
+        if fetched
+        else f"{file}: it is there already, its MD5 is right."
     )

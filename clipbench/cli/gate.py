@@ -17,13 +17,49 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command()
-@click.option("--limits", "page", type=FILE, default=None, help="A page of limits of your own; the packaged one if not given.")
-@click.option("--baseline", type=FOLDER, default=None, help="Folder of the baselines; results/gate, or beside your own page.")
-@click.option("--workers", type=click.IntRange(1), default=None, help="Processes that train; one per core if not given.")
-@click.option("--markdown", type=FILE, default=None, help="Write the verdict there, for a comment on a pull request.")
-@click.option("--json", "json_", type=FILE, default=None, help="Write verdict and numbers there, for machines.")
-@click.option("--self-test", is_flag=True, help="Measure instead how often the gate is wrong, with load running beside.")
-@click.option("--checks", type=click.IntRange(4), default=400, help="Of the self-test: checks of equals; a quarter as many slower.")
+@click.option(
+    "--limits",
+    "page",
+    type=FILE,
+    default=None,
+    help="A page of limits of your own; the packaged one if not given.",
+)
+@click.option(
+    "--baseline",
+    type=FOLDER,
+    default=None,
+    help="Folder of the baselines; results/gate, or beside your own page.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=None,
+    help="Processes that train; one per core if not given.",
+)
+@click.option(
+    "--markdown",
+    type=FILE,
+    default=None,
+    help="Write the verdict there, for a comment on a pull request.",
+)
+@click.option(
+    "--json",
+    "json_",
+    type=FILE,
+    default=None,
+    help="Write verdict and numbers there, for machines.",
+)
+@click.option(
+    "--self-test",
+    is_flag=True,
+    help="Measure instead how often the gate is wrong, with load running beside.",
+)
+@click.option(
+    "--checks",
+    type=click.IntRange(4),
+    default=400,
+    help="Of the self-test: checks of equals; a quarter as many slower.",
+)
 @command
 def gate(
     page: Path | None,
@@ -36,7 +72,8 @@ def gate(
 ) -> None:
     """Is this tree slower, or does it learn worse? Exit 0 no, 1 yes, 3 cannot be told here.
 
-    Speed is compared with frozen references, learning with committed results; both are named in a page of limits.
+    Speed is compared with frozen references, learning with committed results; both are named in a
+    page of limits.
     """
     from clipbench import gate as gate_
     from clipbench.gate import self_test as self_test_
@@ -60,7 +97,8 @@ def gate(
     click.echo(told)
     for path, content in ((markdown, table), (json_, document)):
         if path is not None:
-            path.write_text(content, encoding="utf-8", errors="backslashreplace")  # an error's text may hold half a character
+            # an error's text may hold half a character
+            path.write_text(content, encoding="utf-8", errors="backslashreplace")
     sys.exit(code)
 
 

@@ -18,17 +18,22 @@ from clipbench.errors import UsageError
 
 FINDING, WRONG_USE, BUG, INTERRUPTED = 1, 2, 70, 130
 FULL = (errno.ENOSPC, errno.EDQUOT)
-DISK = (*FULL, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE)  # what a system may say without the name of a file
+# what a system may say without the name of a file
+DISK = (*FULL, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE)
 
 
 _importing: list[str] = []  # what is being imported, while nothing has been touched
 
 
-def command(function: Callable[..., Any], kept: str = "nothing that was stored is lost", needs: str = "") -> Callable[..., Any]:
-    """A command in which an error that a user can cause ends as one sentence and exit code 2; any other is a bug, with traceback.
+def command(
+    function: Callable[..., Any], kept: str = "nothing that was stored is lost", needs: str = ""
+) -> Callable[..., Any]:
+    """A command in which an error that a user can cause ends as one sentence and exit code 2; any
+    other is a bug, with traceback.
 
     :param kept: what an interrupted command says has been kept.
-    :param needs: a module that takes long to import: an interruption meanwhile ends the process at once.
+    :param needs: a module that takes long to import: an interruption meanwhile ends the process at
+        once.
     """
 
     @wraps(function)
@@ -40,12 +45,17 @@ def command(function: Callable[..., Any], kept: str = "nothing that was stored i
             leave(str(error), WRONG_USE)
         except KeyboardInterrupt as interrupt:
             leave(f"interrupted; {kept}.", _code(interrupt))
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):  # of these click knows
+        # of these click knows
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except OSError as error:
             if error.filename is None and error.errno not in DISK:
                 leave_with_traceback()
-            reason = "the disk is full" if error.errno in FULL else (error.strerror or str(error)).lower()
+            reason = (
+                "the disk is full"
+                if error.errno in FULL
+                else (error.strerror or str(error)).lower()
+            )
             file = f"{error.filename}: " if error.filename else ""
             leave(f"{file}{reason}; nothing that was stored is lost.", WRONG_USE)
         except Exception:  # noqa: BLE001 - a bug, whatever it is
@@ -56,7 +66,8 @@ def command(function: Callable[..., Any], kept: str = "nothing that was stored i
 
 def leave(sentence: str, code: int) -> None:
     """End the process with a sentence and a code."""
-    click.echo(f"clipbench: {' '.join(sentence.split())}", err=True)  # a name or an exception's text may hold line breaks
+    # a name or an exception's text may hold line breaks
+    click.echo(f"clipbench: {' '.join(sentence.split())}", err=True)
     sys.exit(code)
 
 

@@ -1,4 +1,6 @@
-"""``clipbench pack``: a results folder as small as its readers want it; and sizes as people write them."""
+"""``clipbench pack``: a results folder as small as its readers want it; and sizes as people
+write them.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,37 @@ def in_bytes(_context: click.Context, option: click.Parameter, text: str | None)
     match = SIZE.fullmatch(text.strip())
     size = float(match[1]) * UNITS[(match[2] or "B").upper()] if match else 0
     if size < 1:
-        leave(f"{option.opts[0]} is {text!r}, and must be a positive size such as 2GB or 500MB.", WRONG_USE)
+        leave(
+            f"{option.opts[0]} is {text!r}, and must be a positive size such as 2GB or 500MB.",
+            WRONG_USE,
+        )
     return int(size)
 
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--curves", type=click.Choice(["all", "report", "none"]), default=None, help="Whose curves are kept; none are added.")
-@click.option("--formats", default=None, help="Comma-separated: what `report` writes here from now on, such as md,svg.")
 @click.option(
-    "--largest", default=None, callback=in_bytes, help="Size above which `report` leaves a figure or CSV out, such as 100kB."
+    "--curves",
+    type=click.Choice(["all", "report", "none"]),
+    default=None,
+    help="Whose curves are kept; none are added.",
+)
+@click.option(
+    "--formats",
+    default=None,
+    help="Comma-separated: what `report` writes here from now on, such as md,svg.",
+)
+@click.option(
+    "--largest",
+    default=None,
+    callback=in_bytes,
+    help="Size above which `report` leaves a figure or CSV out, such as 100kB.",
 )
 @command
 def pack(folder: Path, curves: str | None, formats: str | None, largest: int | None) -> None:
-    """Make a results folder small: one file a table, and on demand without curves and with a smaller report."""
+    """Make a results folder small: one file a table, and on demand without curves and with a
+    smaller report.
+    """
     from clipbench.report import formats_named
     from clipbench.store import Store
 

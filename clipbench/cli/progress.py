@@ -49,7 +49,10 @@ class Bars:
     def _line(self) -> str:
         done, passed = self.done, time.monotonic() - self.since
         left = f", about {duration(passed / done * (self.cells - done))} left" if done else ""
-        return f"{self.name}: {done} of {self.cells} done, {self.diverged} diverged, {self.failed} failed{left}."
+        return (
+            f"{self.name}: {done} of {self.cells} done, {self.diverged} diverged, {self.failed} "
+            f"failed{left}."
+        )
 
     def _close(self) -> None:
         if self.bar is not None:
@@ -61,7 +64,12 @@ class Bars:
         self.name, self.cells, self.done, self.since = name, cells, 0, time.monotonic()
         if cells:
             self.bar = tqdm(
-                total=cells, desc=f"{name:<10}", unit="cell", file=sys.stderr, disable=not sys.stderr.isatty(), mininterval=0.5
+                total=cells,
+                desc=f"{name:<10}",
+                unit="cell",
+                file=sys.stderr,
+                disable=not sys.stderr.isatty(),
+                mininterval=0.5,
             )
 
     def record(self, record: Record) -> None:

@@ -16,7 +16,8 @@ from clipbench.trees import Tree
 
 State = dict[str, Any]
 
-EPSILON = 1e-6  # torch's guard against 0/0: a norm equal to the threshold is still scaled, by 1 - 1e-6/norm
+# torch's guard against 0/0: a norm equal to the threshold is still scaled, by 1 - 1e-6/norm
+EPSILON = 1e-6
 
 
 @clip("none")
@@ -25,7 +26,8 @@ class Unclipped:
 
     .. math:: g \leftarrow g
 
-    **Shapes**: any. **Returns** the very tree it was given, so that ``is`` tells that nothing changed. **Errors**: none.
+    **Shapes**: any. **Returns** the very tree it was given, so that ``is`` tells that nothing
+    changed. **Errors**: none.
 
     >>> grads = {"w": torch.tensor([3.0, 4.0])}
     >>> Unclipped().update(grads, {}, {})[0] is grads
@@ -40,14 +42,16 @@ class Unclipped:
 
 @clip("value")
 class Value:
-    r"""Cut every element of the gradient back to ``[-c, c]``: its direction changes, its signs do not.
+    r"""Cut every element of the gradient back to ``[-c, c]``: its direction changes, its signs do
+    not.
 
     .. math:: g_i \leftarrow \max(-c, \min(c, g_i))
 
     :param max_value: c, in units of the gradient, (0, ∞]; .01 to 1 are usual.
 
-    **Shapes**: any, kept. **Errors**: ``clip_`` raises ``RuntimeError`` where no parameter has a gradient, as torch does.
-    An infinite element becomes ±c, so that an overflow is masked; NaN stays NaN.
+    **Shapes**: any, kept. **Errors**: ``clip_`` raises ``RuntimeError`` where no parameter has a
+    gradient, as torch does. An infinite element becomes ±c, so that an overflow is masked; NaN
+    stays NaN.
 
     **Source**: Mikolov 2012 (thesis, truncated gradients); ``torch.nn.utils.clip_grad_value_``.
 
@@ -73,15 +77,17 @@ class Value:
 
 @clip("norm")
 class Norm:
-    r"""Shorten the gradient to length ``c`` where it is longer, one norm over all parameters: its direction stays.
+    r"""Shorten the gradient to length ``c`` where it is longer, one norm over all parameters: its
+    direction stays.
 
     .. math:: g \leftarrow g \min\Bigl(1,\ \frac{c}{\lVert g \rVert + 10^{-6}}\Bigr)
 
     :param max_norm: c, in units of the gradient, (0, ∞]; .1 to 35 are usual, 1 in language models.
     :param norm_type: 2, or ``"inf"`` for the largest absolute element.
 
-    **Shapes**: any, kept. **Errors**: none is raised, and three pass in silence, as in torch. One NaN makes the whole gradient NaN.
-    One infinite element becomes NaN and every other element 0. Finite elements whose norm overflows (2e19 in float32) all become 0.
+    **Shapes**: any, kept. **Errors**: none is raised, and three pass in silence, as in torch. One
+    NaN makes the whole gradient NaN. One infinite element becomes NaN and every other element 0.
+    Finite elements whose norm overflows (2e19 in float32) all become 0.
 
     **Source**: Pascanu, Mikolov & Bengio 2013; ``torch.nn.utils.clip_grad_norm_``.
 
@@ -107,16 +113,20 @@ class Norm:
 
 @clip("layer")
 class Layer:
-    r"""Shorten each tensor's gradient to length ``c`` where it is longer: its direction stays, that of the whole changes.
+    r"""Shorten each tensor's gradient to length ``c`` where it is longer: its direction stays, that
+    of the whole changes.
 
-    .. math:: g^{(l)} \leftarrow g^{(l)} \min\Bigl(1,\ \frac{c}{\lVert g^{(l)} \rVert + 10^{-6}}\Bigr), \quad l = 1, 2, \dots
+    .. math:: g^{(l)} \leftarrow g^{(l)} \min\Bigl(1,\ \frac{c}{\lVert g^{(l)} \rVert +
+              10^{-6}}\Bigr), \quad l = 1, 2, \dots
 
     :param max_norm: c, in units of the gradient, (0, ∞].
     :param norm_type: 2, or ``"inf"`` for the largest absolute element.
 
-    **Shapes**: any, kept. **Errors**: none is raised; NaN, infinity and overflow act as in ``norm``, within their own tensor only.
+    **Shapes**: any, kept. **Errors**: none is raised; NaN, infinity and overflow act as in
+    ``norm``, within their own tensor only.
 
-    **Source**: Keras' ``clipnorm`` (Chollet et al. 2015), with torch's epsilon: one tensor alone is clipped as by ``norm``.
+    **Source**: Keras' ``clipnorm`` (Chollet et al. 2015), with torch's epsilon: one tensor alone is
+    clipped as by ``norm``.
 
     >>> grads = {"w": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.5])}
     >>> Layer(max_norm=1.0).update(grads, {}, {})[0]
@@ -127,14 +137,18 @@ class Layer:
     norm_type: Literal[2, "inf"] = 2
 
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
-        return trees.map(lambda grad: grad * factor(self.max_norm, self._length(grad)), grads), state
+        return trees.map(
+            lambda grad: grad * factor(self.max_norm, self._length(grad)), grads
+        ), state
 
     def clip_(self, params: Iterable[Tensor]) -> None:
         for param in _measurable(params, self.norm_type):
             clip_grad_norm_([param], self.max_norm, float(self.norm_type))
 
     def size(self, grads: Tree) -> Tensor:
-        """The largest of the tensors' norms: below it the clip is idle, so that 1 is where it begins to act."""
+        """The largest of the tensors' norms: below it the clip is idle, so that 1 is where it
+        begins to act.
+        """
         return torch.stack([self._length(grad) for grad in grads.values()]).amax()
 
     def _length(self, grad: Tensor) -> Tensor:
@@ -143,16 +157,20 @@ class Layer:
 
 @clip("block-rms")
 class BlockRMS:
-    r"""Shorten each tensor's gradient to root mean square ``c`` where it is larger: a longer tensor may have a longer gradient.
+    r"""Shorten each tensor's gradient to root mean square ``c`` where it is larger: a longer tensor
+    may have a longer gradient.
 
-    .. math:: g^{(l)} \leftarrow \frac{g^{(l)}}{\max\bigl(1,\ \mathrm{rms}(g^{(l)}) / c\bigr)}, \quad
+    .. math:: g^{(l)} \leftarrow \frac{g^{(l)}}{\max\bigl(1,\ \mathrm{rms}(g^{(l)}) / c\bigr)},
+              \quad
               \mathrm{rms}(g) = \lVert g \rVert / \sqrt{n}
 
     :param max_rms: c, in units of the gradient, (0, ∞].
 
-    **Shapes**: any, kept. **Errors**: none is raised; NaN, infinity and overflow act as in ``norm``, within their own tensor only.
+    **Shapes**: any, kept. **Errors**: none is raised; NaN, infinity and overflow act as in
+    ``norm``, within their own tensor only.
 
-    **Source**: ``optax.clip_by_block_rms``, whose threshold has no default; Shazeer & Stern 2018 clip Adafactor's updates so, at 1.
+    **Source**: ``optax.clip_by_block_rms``, whose threshold has no default; Shazeer & Stern 2018
+    clip Adafactor's updates so, at 1.
 
     >>> grads = {"w": torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "b": torch.tensor([0.5])}
     >>> BlockRMS(max_rms=1.0).update(grads, {}, {})[0]
@@ -162,34 +180,46 @@ class BlockRMS:
     max_rms: Positive = 1.0
 
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
-        return trees.map(lambda grad: grad / torch.clamp(_rms(grad) / self.max_rms, min=1.0), grads), state
+        return trees.map(
+            lambda grad: grad / torch.clamp(_rms(grad) / self.max_rms, min=1.0), grads
+        ), state
 
     def size(self, grads: Tree) -> Tensor:
-        """The largest of the tensors' root mean squares: below it the clip is idle, so that 1 is where it begins to act."""
+        """The largest of the tensors' root mean squares: below it the clip is idle, so that 1 is
+        where it begins to act.
+        """
         return torch.stack([_rms(grad) for grad in grads.values()]).amax()
 
 
 @clip("adaptive")
 class Adaptive:
-    r"""Shorten each unit's gradient to a share of its weights' length: what is small may be moved by little.
+    r"""Shorten each unit's gradient to a share of its weights' length: what is small may be moved
+    by little.
 
-    .. math:: g_i \leftarrow g_i \min\Bigl(1,\ \frac{\lambda \max(\lVert w_i \rVert, \varepsilon)}{\lVert g_i \rVert}\Bigr), \quad
+    .. math:: g_i \leftarrow g_i \min\Bigl(1,\ \frac{\lambda \max(\lVert w_i \rVert,
+              \varepsilon)}{\lVert g_i \rVert}\Bigr), \quad
               i = 1, 2, \dots \text{ units}
 
-    A unit is what ends in one output: a row of a matrix, a filter of a convolution, all dimensions but the first. A vector, such as
-    a bias, and a scalar are one unit. So a transposed convolution, whose first dimension is the input, is cut by its inputs.
+    A unit is what ends in one output: a row of a matrix, a filter of a convolution, all dimensions
+    but the first. A vector, such as a bias, and a scalar are one unit. So a transposed convolution,
+    whose first dimension is the input, is cut by its inputs.
 
-    :param max_ratio: λ, the gradient's length by the weights', (0, ∞]; the paper's .01 is for batches of 4096.
-    :param eps: ε, in units of the weights, (0, ∞]: the length that weights have at least, so that those at 0 can leave it.
+    :param max_ratio: λ, the gradient's length by the weights', (0, ∞]; the paper's .01 is for
+        batches of 4096.
+    :param eps: ε, in units of the weights, (0, ∞]: the length that weights have at least, so that
+        those at 0 can leave it.
 
-    **Shapes**: any, kept. **Errors**: none is raised; a NaN passes as it is, infinity and overflow act as in ``norm``; all of them
-    within their own unit only.
+    **Shapes**: any, kept. **Errors**: none is raised; a NaN passes as it is, infinity and overflow
+    act as in ``norm``; all of them within their own unit only.
 
-    **Source**: Brock et al. 2021 (AGC). They leave the last layer unclipped; here, as in ``optax.adaptive_grad_clip`` and timm's
-    ``adaptive_clip_grad``, it is clipped. Both of these divide by 1e-6 where a gradient is shorter, and cut it to less than the
-    limit; in the paper and here nothing is. optax takes a matrix of one column for one unit; in timm and here its rows are units.
+    **Source**: Brock et al. 2021 (AGC). They leave the last layer unclipped; here, as in
+    ``optax.adaptive_grad_clip`` and timm's ``adaptive_clip_grad``, it is clipped. Both of these
+    divide by 1e-6 where a gradient is shorter, and cut it to less than the limit; in the paper and
+    here nothing is. optax takes a matrix of one column for one unit; in timm and here its rows are
+    units.
 
-    >>> grads, params = {"w": torch.tensor([[3.0, 4.0], [0.3, 0.4]])}, {"w": torch.tensor([[1.0, 0.0], [0.0, 5.0]])}
+    >>> grads = {"w": torch.tensor([[3.0, 4.0], [0.3, 0.4]])}
+    >>> params = {"w": torch.tensor([[1.0, 0.0], [0.0, 5.0]])}
     >>> Adaptive(max_ratio=0.1).update(grads, {}, params)[0]
     {'w': tensor([[0.0600, 0.0800], [0.3000, 0.4000]])}
     """
@@ -201,7 +231,10 @@ class Adaptive:
         least = trees.like(self.eps, params)
 
         def shortened(grad: Tensor, param: Tensor) -> Tensor:
-            length, limit = _unit_norms(grad), self.max_ratio * torch.clamp(_unit_norms(param), min=least)
+            length, limit = (
+                _unit_norms(grad),
+                self.max_ratio * torch.clamp(_unit_norms(param), min=least),
+            )
             return grad * torch.where(length > limit, limit / length, 1.0)
 
         return trees.map(shortened, grads, params), state
@@ -209,16 +242,18 @@ class Adaptive:
 
 @clip("normalised")
 class Normalised:
-    r"""Give every gradient nearly the length 1, whatever it had: its direction stays, and lr alone says how far a step goes.
+    r"""Give every gradient nearly the length 1, whatever it had: its direction stays, and lr alone
+    says how far a step goes.
 
     .. math:: g \leftarrow \frac{g}{\lVert g \rVert + \beta}
 
-    :param beta: β, in units of the gradient, (0, ∞): a gradient of this length leaves half as long as a large one. Zhang et al.
-        leave it open, and show what it stands for: within a factor of 2 this at lr βη is ``norm`` with threshold β at lr η. The
-        default is torch's guard against 0/0: plain normalised descent.
+    :param beta: β, in units of the gradient, (0, ∞): a gradient of this length leaves half as long
+        as a large one. Zhang et al. leave it open, and show what it stands for: within a factor of
+        2 this at lr βη is ``norm`` with threshold β at lr η. The default is torch's guard against
+        0/0: plain normalised descent.
 
-    **Shapes**: any, kept. **Errors**: none is raised; NaN, infinity and overflow act as in ``norm``. A gradient shorter than
-    1 − β is lengthened.
+    **Shapes**: any, kept. **Errors**: none is raised; NaN, infinity and overflow act as in
+    ``norm``. A gradient shorter than 1 − β is lengthened.
 
     **Source**: Zhang et al. 2020; without β, Nesterov 1984 and Hazan, Levy & Shalev-Shwartz 2015.
 
@@ -240,7 +275,9 @@ class Normalised:
 
 
 def factor(limit: float, length: Tensor) -> Tensor:
-    """torch's factor for a gradient of some length, at most 1; NaN for a NaN length, and for an infinite limit and length both."""
+    """torch's factor for a gradient of some length, at most 1; NaN for a NaN length, and for an
+    infinite limit and length both.
+    """
     return torch.clamp(limit / (length + EPSILON), max=1.0)
 
 
@@ -254,5 +291,9 @@ def _rms(grad: Tensor) -> Tensor:
 
 
 def _unit_norms(tensor: Tensor) -> Tensor:
-    """The length of each unit, in a shape that spreads over ``tensor``: all dimensions but the first, or all of a vector."""
-    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)) if tensor.ndim > 1 else None, keepdim=True)
+    """The length of each unit, in a shape that spreads over ``tensor``: all dimensions but the
+    first, or all of a vector.
+    """
+    return torch.linalg.vector_norm(
+        tensor, dim=tuple(range(1, tensor.ndim)) if tensor.ndim > 1 else None, keepdim=True
+    )

@@ -1,7 +1,8 @@
-"""The claims that every component must keep, a user-defined one included: each is kept or broken, and none crashes.
+"""The claims that every component must keep, a user-defined one included: each is kept or broken,
+and none crashes.
 
-Inputs are small and random, from seeded generators; every claim hands the component copies, so that one fault breaks one claim.
-Numbers are compared in float64.
+Inputs are small and random, from seeded generators; every claim hands the component copies, so that
+one fault breaks one claim. Numbers are compared in float64.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ Test = Callable[[type[Any]], str | None]
 
 @dataclass(frozen=True)
 class Check:
-    """One claim about one component; ``detail`` says how it is broken, or what is worth knowing although it is kept."""
+    """One claim about one component; ``detail`` says how it is broken, or what is worth knowing
+    although it is kept.
+    """
 
     claim: str
     passed: bool
@@ -86,11 +89,15 @@ def conform(kind: Kind, name: str) -> list[Check]:
     cls = registry.find(kind, name)
     if kind == "workload":
         registry.ready(name, {})
-    asked = {claim: test for claim, test in CLAIMS[kind].items() if claim not in OPTIONAL or hasattr(cls, OPTIONAL[claim])}
+    asked = {
+        claim: test
+        for claim, test in CLAIMS[kind].items()
+        if claim not in OPTIONAL or hasattr(cls, OPTIONAL[claim])
+    }
     if kind == "optimizer" and hasattr(cls, "torch") and not hasattr(cls, "update"):
         asked = {claim: asked[claim] for claim in ("settings validate", "torch equals update")}
-    # Seeded and put back: a component that draws from the global random state does not move the caller's.
-    # In one thread, as the workers train.
+    # Seeded and put back: a component that draws from the global random state does not move the
+    # caller's. In one thread, as the workers train.
     with trees.seeded("conformance", 0, name), one_thread():
         return [_check(claim, test, cls) for claim, test in asked.items()]
 

@@ -30,7 +30,11 @@ def told(error: BaseException) -> str:
 
 def word(value: Any) -> str:
     """What a hook returned, in words."""
-    return f"a dict of {', '.join(map(repr, value)) or 'nothing'}" if isinstance(value, dict) else f"a {type(value).__name__}"
+    return (
+        f"a dict of {', '.join(map(repr, value)) or 'nothing'}"
+        if isinstance(value, dict)
+        else f"a {type(value).__name__}"
+    )
 
 
 @contextmanager
@@ -40,11 +44,16 @@ def under(settings: Mapping[str, Any]) -> Iterator[None]:
         yield
     except Exception as error:
         words = ", ".join(f"{name}={value}" for name, value in settings.items())
-        raise Fault((str(error) if isinstance(error, Fault) else told(error)) + (f", with {words}" if words else "")) from error
+        raise Fault(
+            (str(error) if isinstance(error, Fault) else told(error))
+            + (f", with {words}" if words else "")
+        ) from error
 
 
 def distance(left: Tensor, right: Tensor) -> float:
-    """The largest difference, relative to the largest finite element of ``right``; equal infinities, or two NaN, are none."""
+    """The largest difference, relative to the largest finite element of ``right``; equal
+    infinities, or two NaN, are none.
+    """
     if left.shape != right.shape:
         return math.inf
     left, right = left.detach().double(), right.detach().double()

@@ -1,4 +1,6 @@
-"""The claims about lanes: what they leave is what the loop leaves, in float64, for every registered optimizer and clip."""
+"""The claims about lanes: what they leave is what the loop leaves, in float64, for every
+registered optimizer and clip.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,18 @@ from clipbench.engines import Components, Job, Trainer, rates, stacked
 from clipbench.engines.lanes import Lanes
 from clipbench.engines.program import NoLanes
 
-COUNTED = 1e-4  # share of elements: where a gradient is nothing but rounding, it may be zero in one engine and not in the other
-LOCKED = 1e-10  # a step's weights and measures, relative, both engines having begun it with the same weights
-FREE = 1e-8  # after `STEPS` steps, wherever the loop, its weights disturbed by `DISTURBANCE`, stays within `CALM` of itself
+# share of elements: where a gradient is nothing but rounding, it may be zero in one engine and not
+# in the other
+COUNTED = 1e-4
+# a step's weights and measures, relative, both engines having begun it with the same weights
+LOCKED = 1e-10
+# after `STEPS` steps, wherever the loop, its weights disturbed by `DISTURBANCE`, stays within
+# `CALM` of itself
+FREE = 1e-8
 CALM, DISTURBANCE = 1e-10, 1e-15
 STEPS, LOCKED_STEPS = 100, 10
-SMALL = 7_000  # elements from which a sixth of the arms run on: what many steps add to one is the workload's
+# elements from which a sixth of the arms run on: what many steps add to one is the workload's
+SMALL = 7_000
 LARGE = 200_000  # elements from which two arms and three steps must do
 LR = 1e-3
 THRESHOLD = 0.3  # times the first gradient's size: a clip that acts
@@ -49,26 +57,41 @@ def step_locked(cls: type[Any]) -> str | None:
     if reason := refused(cls):
         return reason
     jobs = _arms(cls)
-    together, trainers, batches = Lanes(jobs), [_trainer(job) for job in jobs], _batches(jobs[0], LOCKED_STEPS)
+    together, trainers, batches = (
+        Lanes(jobs),
+        [_trainer(job) for job in jobs],
+        _batches(jobs[0], LOCKED_STEPS),
+    )
     steps = LOCKED_STEPS if together.model.elements < LARGE else 3
     for number, batch in enumerate(itertools.islice(batches, steps)):
-        together.weights = torch.stack([together.model.flat(trainer.module) for trainer in trainers])
+        together.weights = torch.stack(
+            [together.model.flat(trainer.module) for trainer in trainers]
+        )
         together.step(*together.draw())
         rows = together.rows()[0]
         for lane, trainer in enumerate(trainers):
             trainer.step(*batch)
-            apart = _distance(together.weights[lane].numpy(), together.model.flat(trainer.module).numpy())
+            apart = _distance(
+                together.weights[lane].numpy(), together.model.flat(trainer.module).numpy()
+            )
             measured = trainer.meter.rows()[0]
             apart = max(apart, *(_distance(rows[lane, [one]], measured[[one]]) for one in MEASURES))
             if apart > LOCKED:
-                raise Fault(f"with {jobs[lane].cell.arm}, step {number} is {apart:.2g} from the loop's")
+                raise Fault(
+                    f"with {jobs[lane].cell.arm}, step {number} is {apart:.2g} from the loop's"
+                )
             if abs(rows[lane, measures.CHANGED] - measured[measures.CHANGED]) > COUNTED:
-                raise Fault(f"with {jobs[lane].cell.arm}, step {number} changes another share of elements than the loop's")
+                raise Fault(
+                    f"with {jobs[lane].cell.arm}, step {number} changes another share of elements "
+                    f"than the loop's"
+                )
     return f"{len(jobs)} arms, {steps} steps"
 
 
 def free_running(cls: type[Any]) -> str | None:
-    """After many steps on their own the engines agree, wherever rounding alone does not part the loop from itself."""
+    """After many steps on their own the engines agree, wherever rounding alone does not part the
+    loop from itself.
+    """
     if reason := refused(cls):
         return reason
     jobs = _arms(cls)
@@ -84,33 +107,58 @@ def free_running(cls: type[Any]) -> str | None:
     for lane, job in enumerate(jobs):
         alone = _curve(job)
         apart = _distance(rows[:, lane, measures.LOSS], alone)
-        # The loop runs a second time only if the engines disagree: whether rounding alone does as much.
+        # The loop runs a second time only if the engines disagree: whether rounding alone does as
+        # much.
         if apart <= FREE:
             agreeing += 1
         elif _distance(_curve(job, DISTURBANCE), alone) <= CALM:
             raise Fault(f"with {job.cell.arm}, {STEPS} steps end {apart:.2g} from the loop's")
-    parted = f"; of the other {len(jobs) - agreeing} rounding alone parts the loop from itself" if agreeing < len(jobs) else ""
+    parted = (
+        f"; of the other {len(jobs) - agreeing} rounding alone parts the loop from itself"
+        if agreeing < len(jobs)
+        else ""
+    )
     return f"{agreeing} of {len(jobs)} arms agree after {STEPS} steps{parted}"
 
 
 def _job(cls: type[Any], optimizer: str, clip: str, settings: dict[str, Any]) -> Job:
     workload_settings = examples(cls)[0]
     threshold = registry.threshold_field(registry.find("clip", clip))
-    parts = Part(cls.name, cls.version, workload_settings), Part(optimizer, 1), Part(clip, 1, settings, threshold)
+    parts = (
+        Part(cls.name, cls.version, workload_settings),
+        Part(optimizer, 1),
+        Part(clip, 1, settings, threshold),
+    )
     return Job(Cell(*parts, LR, 0, STEPS, BATCH, dtype="float64", evaluations=1), settings)
 
 
 def _arms(cls: type[Any]) -> list[Job]:
-    """Every optimizer with a pure rule and every clip, each at least once; of a large model two pairs."""
+    """Every optimizer with a pure rule and every clip, each at least once; of a large model two
+    pairs.
+    """
     first = _trainer(_job(cls, "sgd", "none", {}))
     first.step(*next(_batches(_job(cls, "sgd", "none", {}), 1)))
-    grads = {name: param.grad for name, param in first.module.named_parameters() if param.grad is not None}
-    optimizers = [name for name in registry.names("optimizer") if hasattr(registry.find("optimizer", name), "update")]
+    grads = {
+        name: param.grad
+        for name, param in first.module.named_parameters()
+        if param.grad is not None
+    }
+    optimizers = [
+        name
+        for name in registry.names("optimizer")
+        if hasattr(registry.find("optimizer", name), "update")
+    ]
     rules = [registry.find("clip", name) for name in registry.names("clip")]
-    clips = [(rule.name, _acting(rule, settings, grads)) for rule in rules for settings in _settings(rule)]
+    clips = [
+        (rule.name, _acting(rule, settings, grads))
+        for rule in rules
+        for settings in _settings(rule)
+    ]
     elements = sum(param.numel() for param in first.module.parameters())
     turns = max(len(optimizers), len(clips))
-    pairs = [(optimizers[turn % len(optimizers)], clips[turn % len(clips)]) for turn in range(turns)]
+    pairs = [
+        (optimizers[turn % len(optimizers)], clips[turn % len(clips)]) for turn in range(turns)
+    ]
     if elements >= LARGE:
         pairs = pairs[:: len(pairs) // 2][:2]
     jobs = [_job(cls, optimizer, *clip) for optimizer, clip in pairs]
@@ -132,7 +180,10 @@ def _acting(rule: Any, settings: dict[str, Any], grads: trees.Tree) -> dict[str,
     threshold = registry.threshold_field(rule)
     if threshold is None or not hasattr(rule, "size"):
         return settings
-    return {**settings, threshold: THRESHOLD * float(rule(**{**settings, threshold: 1.0}).size(grads))}
+    return {
+        **settings,
+        threshold: THRESHOLD * float(rule(**{**settings, threshold: 1.0}).size(grads)),
+    }
 
 
 def _trainer(job: Job) -> Trainer:
@@ -146,7 +197,9 @@ def _batches(job: Job, steps: int) -> Iterator[feed.Batch]:
 
 
 def _curve(job: Job, disturbance: float = 0.0) -> np.ndarray:
-    """The losses of the loop, its first weights moved by a share of themselves, this way and that."""
+    """The losses of the loop, its first weights moved by a share of themselves, this way and
+    that.
+    """
     trainer = _trainer(job)
     draw = trees.generator("conformance", 0, "disturbance")
     with torch.no_grad():

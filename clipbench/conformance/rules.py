@@ -1,4 +1,6 @@
-"""The claims about clips and optimizers: pure functions over several steps, and what torch does in their place."""
+"""The claims about clips and optimizers: pure functions over several steps, and what torch does
+in their place.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from clipbench import registry, trees
-from clipbench.conformance.findings import TOLERANCE, Fault, distance, no_draw, no_fallback, under, word
+from clipbench.conformance.findings import (
+    TOLERANCE,
+    Fault,
+    distance,
+    no_draw,
+    no_fallback,
+    under,
+    word,
+)
 from clipbench.conformance.settings import candidates, examples
 from clipbench.trees import Tree
 
-# A convolution, a vector, a matrix and a scalar: the shapes a clip per unit or per tensor has to tell apart.
-SHAPES: dict[str, tuple[int, ...]] = {"conv.weight": (4, 2, 3, 3), "conv.bias": (4,), "head.weight": (3, 5), "scale": ()}
+# A convolution, a vector, a matrix and a scalar: the shapes a clip per unit or per tensor has to
+# tell apart.
+SHAPES: dict[str, tuple[int, ...]] = {
+    "conv.weight": (4, 2, 3, 3),
+    "conv.bias": (4,),
+    "head.weight": (3, 5),
+    "scale": (),
+}
 SIZES = (1.0, 30.0, 1e-3, 1.0, 3e3, 0.1)  # of the gradients, step by step
 DTYPES = (torch.float32, torch.float64)
 STEPS = 50
@@ -55,7 +71,9 @@ def _leaves(value: Any, path: str) -> dict[str, Tensor]:
     if not isinstance(value, dict | list | tuple):
         raise Fault(f"{path} is a {type(value).__name__}, not a tensor")
     items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {at: leaf for key, item in items for at, leaf in _leaves(item, f"{path}[{key!r}]").items()}
+    return {
+        at: leaf for key, item in items for at, leaf in _leaves(item, f"{path}[{key!r}]").items()
+    }
 
 
 def _copy(value: Any) -> Any:
@@ -75,9 +93,14 @@ def _parameters(stream: str) -> dict[str, nn.Parameter]:
 
 
 def _walk(
-    cls: type[Any], settings: Mapping[str, Any], dtype: torch.dtype, sizes: tuple[float, ...] = SIZES
+    cls: type[Any],
+    settings: Mapping[str, Any],
+    dtype: torch.dtype,
+    sizes: tuple[float, ...] = SIZES,
 ) -> Iterator[tuple[Tree, Tree, Any]]:
-    """``grads, result, state`` of some steps, the state threaded; before them ``{}, {}`` and the first state."""
+    """``grads, result, state`` of some steps, the state threaded; before them ``{}, {}`` and the
+    first state.
+    """
     component, params = cls(**settings), _tree("params", dtype)
     state = _start(component, _copy(params))
     yield {}, {}, state
@@ -93,10 +116,15 @@ def shapes_kept(cls: type[Any]) -> None:
         with under(settings):
             first: dict[str, tuple[Any, ...]] = {}
             for grads, result, state in _walk(cls, settings, dtype):
-                kept = {name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(state, "state").items()}
+                kept = {
+                    name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(state, "state").items()
+                }
                 first = first or kept
                 for what, came, wanted in (
-                    *((name, (result[name].shape, result[name].dtype), (leaf.shape, leaf.dtype)) for name, leaf in grads.items()),
+                    *(
+                        (name, (result[name].shape, result[name].dtype), (leaf.shape, leaf.dtype))
+                        for name, leaf in grads.items()
+                    ),
                     *((name, kept.get(name), first.get(name)) for name in kept | first),
                 ):
                     if came != wanted:
@@ -108,7 +136,9 @@ def _shape(kind: tuple[Any, ...] | None) -> str:
 
 
 def never_lengthens(cls: type[Any]) -> str | None:
-    """The whole gradient leaves no longer than it came, unless the clip says ``lengthens = True``."""
+    """The whole gradient leaves no longer than it came, unless the clip says ``lengthens =
+    True``.
+    """
     if getattr(cls, "lengthens", False):
         return "it may, and says so"
     for settings in examples(cls):
@@ -120,7 +150,9 @@ def never_lengthens(cls: type[Any]) -> str | None:
     return None
 
 
-def _answers(component: Any, state: Any, gradients: list[Tree], params: Tree) -> tuple[list[Tree], Any]:
+def _answers(
+    component: Any, state: Any, gradients: list[Tree], params: Tree
+) -> tuple[list[Tree], Any]:
     """What some gradients, handed one after the other, come back as; and the state after them."""
     answers = []
     for grads in gradients:
@@ -130,7 +162,9 @@ def _answers(component: Any, state: Any, gradients: list[Tree], params: Tree) ->
 
 
 def _grows(component: Any, params: Tree) -> bool:
-    """Whether the state changes its form with a step, which `shapes_kept` tells; after thirty steps it could be of any size."""
+    """Whether the state changes its form with a step, which `shapes_kept` tells; after thirty
+    steps it could be of any size.
+    """
     state = _start(component, _copy(params))
     _, after = _update(component, _tree("grads 0", torch.float32), state, _copy(params))
     forms = [{at: leaf.shape for at, leaf in _leaves(one, "").items()} for one in (state, after)]
@@ -145,25 +179,46 @@ def _with_one(value: float) -> Tree:
 
 
 def signs_kept(cls: type[Any]) -> str | None:
-    """No element of a finite gradient comes back with its sign turned, though the gradient's norm overflows."""
+    """No element of a finite gradient comes back with its sign turned, though the gradient's
+    norm overflows.
+    """
     zeroed = False
     for settings in examples(cls):
         with under(settings):
             component, params = cls(**settings), _tree("params", torch.float32)
-            gradients = [_tree(f"grads {step}", torch.float32, size) for step, size in enumerate((*SIZES, OVERFLOWING, *SIZES))]
+            gradients = [
+                _tree(f"grads {step}", torch.float32, size)
+                for step, size in enumerate((*SIZES, OVERFLOWING, *SIZES))
+            ]
             answers, _ = _answers(component, _start(component, _copy(params)), gradients, params)
             for grads, result in zip(gradients, answers, strict=True):
-                turned = [name for name, grad in grads.items() if (grad.sign() * result[name].sign() < 0).any()]
+                turned = [
+                    name
+                    for name, grad in grads.items()
+                    if (grad.sign() * result[name].sign() < 0).any()
+                ]
                 if turned:
-                    raise Fault(f"{turned[0]} came back with signs turned from a gradient whose norm is {_size(grads)}")
+                    raise Fault(
+                        f"{turned[0]} came back with signs turned from a gradient whose norm is "
+                        f"{_size(grads)}"
+                    )
             zeroed |= not any(leaf.any() for leaf in answers[len(SIZES)].values())
-    return "a finite gradient whose norm overflows comes back as zeros, as from torch's norm clip" if zeroed else None
+    return (
+        "a finite gradient whose norm overflows comes back as zeros, as from torch's norm clip"
+        if zeroed
+        else None
+    )
 
 
 def clips_again(cls: type[Any]) -> None:
-    """A gradient that overflows, or is not finite, does not stay in the clip's memory: afterwards it clips as it would have."""
+    """A gradient that overflows, or is not finite, does not stay in the clip's memory:
+    afterwards it clips as it would have.
+    """
     before = [_tree(f"grads {step}", torch.float32) for step in range(WARM)]
-    after = [_tree(f"grads after {step}", torch.float32, size) for step, size in enumerate((1.0, 1e3) * PROBES)]
+    after = [
+        _tree(f"grads after {step}", torch.float32, size)
+        for step, size in enumerate((1.0, 1e3) * PROBES)
+    ]
     spoilers = {
         "overflows": _tree("grads overflowing", torch.float32, OVERFLOWING),
         "is infinite": _with_one(math.inf),
@@ -183,16 +238,23 @@ def clips_again(cls: type[Any]) -> None:
 
 
 def _spoiled_by(gradients: list[Tree], wanted: list[Tree], after_spoiler: list[Tree]) -> str | None:
-    """What is wrong with answers that come after a gradient out of range, seen beside those without it; None if nothing is."""
+    """What is wrong with answers that come after a gradient out of range, seen beside those
+    without it; None if nothing is.
+    """
 
     def clipped(answers: list[Tree]) -> int:
         pairs = zip(gradients, answers, strict=True)
-        return sum(any(distance(result[name], grad) > 0 for name, grad in grads.items()) for grads, result in pairs)
+        return sum(
+            any(distance(result[name], grad) > 0 for name, grad in grads.items())
+            for grads, result in pairs
+        )
 
     def some(answers: list[Tree], mark: Any) -> bool:
         return any(bool(mark(leaf).any()) for result in answers for leaf in result.values())
 
-    if some(after_spoiler, lambda leaf: ~leaf.isfinite()) and not some(wanted, lambda leaf: ~leaf.isfinite()):
+    if some(after_spoiler, lambda leaf: ~leaf.isfinite()) and not some(
+        wanted, lambda leaf: ~leaf.isfinite()
+    ):
         return "finite ones come back that are not"
     if some(wanted, lambda leaf: leaf != 0) and not some(after_spoiler, lambda leaf: leaf != 0):
         return "all come back as zeros"
@@ -202,20 +264,38 @@ def _spoiled_by(gradients: list[Tree], wanted: list[Tree], after_spoiler: list[T
 
 
 def divergence_shown(cls: type[Any]) -> str | None:
-    """A NaN in the gradient leaves one, and an infinite element is not made zero: what diverges is seen to."""
+    """A NaN in the gradient leaves one, and an infinite element is not made zero: what diverges
+    is seen to.
+    """
     cut = False
     for settings, value in itertools.product(examples(cls), (math.nan, math.inf, -math.inf)):
         with under(settings):
             component, params = cls(**settings), _tree("params", torch.float32)
-            warm = [] if _grows(component, params) else [_tree(f"grads {step}", torch.float32) for step in range(WARM)]
+            warm = (
+                []
+                if _grows(component, params)
+                else [_tree(f"grads {step}", torch.float32) for step in range(WARM)]
+            )
             for earlier in ([], warm):
-                answers, _ = _answers(component, _start(component, _copy(params)), [*earlier, _with_one(value)], params)
+                answers, _ = _answers(
+                    component,
+                    _start(component, _copy(params)),
+                    [*earlier, _with_one(value)],
+                    params,
+                )
                 if all(leaf.isfinite().all() for leaf in answers[-1].values()):
                     at = float(answers[-1]["conv.bias"][1])
                     if math.isnan(value) or not at * value > 0:
-                        raise Fault(f"a gradient with an element of {value} comes back finite, that element as {at:g}")
+                        raise Fault(
+                            f"a gradient with an element of {value} comes back finite, that "
+                            f"element as {at:g}"
+                        )
                     cut = True
-    return "an infinite element is cut to a finite one, as by torch's value clip: only the loss tells" if cut else None
+    return (
+        "an infinite element is cut to a finite one, as by torch's value clip: only the loss tells"
+        if cut
+        else None
+    )
 
 
 def _size(grads: Tree) -> str:
@@ -227,7 +307,9 @@ def zero_stays_zero(cls: type[Any]) -> None:
     """A zero gradient stays zero, first or after others, and what follows it is finite."""
     for settings in examples(cls):
         with under(settings):
-            for grads, result, _ in itertools.islice(_walk(cls, settings, torch.float64, (0.0, 0.0, 1.0, 0.0)), 1, None):
+            for grads, result, _ in itertools.islice(
+                _walk(cls, settings, torch.float64, (0.0, 0.0, 1.0, 0.0)), 1, None
+            ):
                 for name, leaf in result.items():
                     if not leaf.isfinite().all():
                         raise Fault(f"{name} is not finite")
@@ -262,7 +344,11 @@ def changes_nothing_in_place(cls: type[Any]) -> None:
             state = _start(component, handed["params"])
             _compare_inputs(handed, {"params": params}, "init")
             for step, size in enumerate(SIZES):
-                handed = {"grads": _tree(f"grads {step}", torch.float64, size), "state": state, "params": params}
+                handed = {
+                    "grads": _tree(f"grads {step}", torch.float64, size),
+                    "state": state,
+                    "params": params,
+                }
                 before = _copy(handed)
                 _, state = _update(component, handed["grads"], handed["state"], handed["params"])
                 _compare_inputs(handed, before, "update")
@@ -276,35 +362,64 @@ def _compare_inputs(handed: Mapping[str, Any], before: Mapping[str, Any], hook: 
 
 
 def lanes_agree(cls: type[Any]) -> None:
-    """Under vmap, every float setting a tensor and the state threaded, each lane is what the loop is alone."""
+    """Under vmap, every float setting a tensor and the state threaded, each lane is what the
+    loop is alone.
+    """
     floats = {name: candidates(cls, name) for name in registry.lane_fields(cls)}
     count = max([2, *map(len, floats.values())])
-    lanes = {name: [values[lane % len(values)] for lane in range(count)] for name, values in floats.items()}
+    lanes = {
+        name: [values[lane % len(values)] for lane in range(count)]
+        for name, values in floats.items()
+    }
     stacked = {name: torch.tensor(values, dtype=torch.float64) for name, values in lanes.items()}
-    others = [{name: value for name, value in settings.items() if name not in floats} for settings in examples(cls)]
-    for fixed in [settings for position, settings in enumerate(others) if settings not in others[:position]]:
-        plain = [cls(**fixed, **{name: values[lane] for name, values in lanes.items()}) for lane in range(count)]
+    others = [
+        {name: value for name, value in settings.items() if name not in floats}
+        for settings in examples(cls)
+    ]
+    for fixed in [
+        settings for position, settings in enumerate(others) if settings not in others[:position]
+    ]:
+        plain = [
+            cls(**fixed, **{name: values[lane] for name, values in lanes.items()})
+            for lane in range(count)
+        ]
 
         def start(settings: dict[str, Tensor], params: Tree, fixed: dict[str, Any] = fixed) -> Any:
             return _start(cls(**fixed, **settings), params)
 
-        def update(settings: dict[str, Tensor], grads: Tree, state: Any, params: Tree, fixed: dict[str, Any] = fixed) -> Any:
+        def update(
+            settings: dict[str, Tensor],
+            grads: Tree,
+            state: Any,
+            params: Tree,
+            fixed: dict[str, Any] = fixed,
+        ) -> Any:
             return _update(cls(**fixed, **settings), grads, state, params)
 
         with under(fixed), no_fallback():
             params = _tree("params", torch.float64, lanes=(count,))
-            states = [_start(component, _lane(params, lane)) for lane, component in enumerate(plain)]
+            states = [
+                _start(component, _lane(params, lane)) for lane, component in enumerate(plain)
+            ]
             together = torch.vmap(start, randomness="different")(stacked, _copy(params))
             for step, size in enumerate(SIZES):
                 grads = _tree(f"grads {step}", torch.float64, size, (count,))
-                result, together = torch.vmap(update, randomness="different")(stacked, _copy(grads), together, _copy(params))
+                result, together = torch.vmap(update, randomness="different")(
+                    stacked, _copy(grads), together, _copy(params)
+                )
                 for lane, component in enumerate(plain):
-                    alone, states[lane] = _update(component, _lane(grads, lane), states[lane], _lane(params, lane))
+                    alone, states[lane] = _update(
+                        component, _lane(grads, lane), states[lane], _lane(params, lane)
+                    )
                     for path, leaf in _leaves({"grads": alone, "state": states[lane]}, "").items():
-                        apart = distance(_leaves({"grads": result, "state": together}, "")[path][lane], leaf)
+                        apart = distance(
+                            _leaves({"grads": result, "state": together}, "")[path][lane], leaf
+                        )
                         if apart > TOLERANCE:
                             own = {name: values[lane] for name, values in lanes.items()}
-                            raise Fault(f"step {step}, lane {own}: {path} is {apart:.2g} from the loop's")
+                            raise Fault(
+                                f"step {step}, lane {own}: {path} is {apart:.2g} from the loop's"
+                            )
 
 
 def flat_agrees(cls: type[Any]) -> None:
@@ -345,7 +460,11 @@ def size_is_a_number(cls: type[Any]) -> None:
         with under(settings):
             value = cls(**settings).size(_tree("grads", torch.float64, size))
             if not isinstance(value, Tensor) or value.shape != ():
-                came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else word(value)
+                came = (
+                    f"a tensor of shape {tuple(value.shape)}"
+                    if isinstance(value, Tensor)
+                    else word(value)
+                )
                 raise Fault(f"size returned {came}, not a scalar tensor")
             if not (value.isfinite() and value > 0):
                 raise Fault(f"the size of a gradient is {float(value)}")
@@ -359,7 +478,10 @@ def torch_equals_update(cls: type[Any]) -> str | None:
         with under(settings):
             component, stepped = cls(**settings), _parameters("params")
             params = {name: param.detach().clone() for name, param in stepped.items()}
-            optimizer, state = component.torch(list(stepped.values()), LR), _start(component, _copy(params))
+            optimizer, state = (
+                component.torch(list(stepped.values()), LR),
+                _start(component, _copy(params)),
+            )
             for step in range(STEPS):
                 grads = _tree(f"grads {step}", torch.float64)
                 for name, param in stepped.items():
@@ -367,7 +489,9 @@ def torch_equals_update(cls: type[Any]) -> str | None:
                 optimizer.step()
                 direction, state = _update(component, grads, state, params)
                 params = trees.map(lambda param, along: param - LR * along, params, direction)
-                apart = max(distance(param.detach(), params[name]) for name, param in stepped.items())
+                apart = max(
+                    distance(param.detach(), params[name]) for name, param in stepped.items()
+                )
                 if apart > TOLERANCE:
                     raise Fault(f"after {step + 1} steps a weight is {apart:.2g} from update's")
     return None

@@ -15,9 +15,13 @@ THRESHOLDS = (1.0, 0.01, 0.1, 10.0, math.inf)
 
 
 def candidates(cls: type[Any], name: str) -> list[Any]:
-    """Values of one setting to try, its default first; of a clip's threshold several orders of magnitude."""
+    """Values of one setting to try, its default first; of a clip's threshold several orders of
+    magnitude.
+    """
     annotation = registry.fields(cls)[name]
-    plain = typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+    plain = (
+        typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+    )
     default = next(field.default for field in fields(cls) if field.name == name)
     threshold = cls.kind == "clip" and name == registry.threshold_field(cls)
     tried: tuple[Any, ...] = () if default is MISSING else (default,)
@@ -26,12 +30,24 @@ def candidates(cls: type[Any], name: str) -> list[Any]:
     elif plain is bool:
         tried += (False, True)
     elif plain is float:
-        tried += THRESHOLDS if threshold else (0.1, 0.5, 2.0) if default is MISSING else (0.9 * default, 0.01)
+        tried += (
+            THRESHOLDS
+            if threshold
+            else (0.1, 0.5, 2.0)
+            if default is MISSING
+            else (0.9 * default, 0.01)
+        )
     elif plain is int and (threshold or default is MISSING):
         tried += (1, 2, 8)
-    fitting = [value for position, value in enumerate(tried) if value not in tried[:position] and _fits(value, annotation)]
+    fitting = [
+        value
+        for position, value in enumerate(tried)
+        if value not in tried[:position] and _fits(value, annotation)
+    ]
     if not fitting:
-        raise Fault(f"there is no example of `{name}` ({describe(annotation)}) to try; give it a default")
+        raise Fault(
+            f"there is no example of `{name}` ({describe(annotation)}) to try; give it a default"
+        )
     return fitting
 
 
@@ -47,14 +63,18 @@ def examples(cls: type[Any]) -> list[dict[str, Any]]:
     """Settings to try: the first choice of all, then one setting changed at a time."""
     tried = {name: candidates(cls, name) for name in registry.fields(cls)}
     first = {name: values[0] for name, values in tried.items()}
-    return [first] + [{**first, name: value} for name, values in tried.items() for value in values[1:]]
+    return [first] + [
+        {**first, name: value} for name, values in tried.items() for value in values[1:]
+    ]
 
 
 def settings_validate(cls: type[Any]) -> None:
     """Defaults fit their own annotations, and what validates can be built."""
     for field in fields(cls):
         if field.default is not MISSING:
-            registry.fit(field.default, registry.fields(cls)[field.name], f"the default of `{field.name}`")
+            registry.fit(
+                field.default, registry.fields(cls)[field.name], f"the default of `{field.name}`"
+            )
     for settings in examples(cls):
         with under(settings):
             registry.validated(cls, settings, cls.name)

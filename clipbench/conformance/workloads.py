@@ -36,13 +36,19 @@ def hooks_present(cls: type[Any]) -> str | None:
     for hook in ("model", "data", "metric"):
         if not callable(getattr(workload, hook, None)):
             raise Fault(f"there is no `{hook}`")
-    return None if hasattr(workload, "loss") else "without a `loss`, the module's output is the loss"
+    return (
+        None if hasattr(workload, "loss") else "without a `loss`, the module's output is the loss"
+    )
 
 
 def splits_match(cls: type[Any]) -> None:
-    """Validation and test are there, and train unless batches are sampled, each with a target for every input."""
+    """Validation and test are there, and train unless batches are sampled, each with a target
+    for every input.
+    """
     workload = _built(cls)
-    wanted = ("validation", "test") if hasattr(workload, "sample") else ("train", "validation", "test")
+    wanted = (
+        ("validation", "test") if hasattr(workload, "sample") else ("train", "validation", "test")
+    )
     splits = feed.splits(workload, 0)
     for name in wanted:
         if name not in splits:
@@ -59,16 +65,28 @@ def finite_start(cls: type[Any]) -> None:
         module, (inputs, targets) = feed.model(workload, 0, dtype), _batch(workload, 0, dtype)
         loss = feed.loss_of(workload, module(inputs), targets)
         if loss.shape != () or loss.dtype != dtype or not loss.isfinite():
-            raise Fault(f"the first loss in {dtype} is {tuple(loss.shape)} {loss.dtype}, {loss.detach().flatten()[:3].tolist()}")
+            raise Fault(
+                f"the first loss in {dtype} is {tuple(loss.shape)} {loss.dtype}, "
+                f"{loss.detach().flatten()[:3].tolist()}"
+            )
         loss.backward()
-        grads = {name: trees.dense(param.grad) for name, param in module.named_parameters() if param.grad is not None}
+        grads = {
+            name: trees.dense(param.grad)
+            for name, param in module.named_parameters()
+            if param.grad is not None
+        }
         broken = [name for name, grad in grads.items() if not grad.isfinite().all()]
         if broken or not grads:
-            raise Fault(f"the first gradient in {dtype} is not finite: {', '.join(broken)}" if grads else "nothing has a gradient")
+            raise Fault(
+                f"the first gradient in {dtype} is not finite: {', '.join(broken)}"
+                if grads
+                else "nothing has a gradient"
+            )
 
 
 def parts_add_up(cls: type[Any]) -> str:
-    """Whether parts of a batch, and single examples, have together the loss and the gradient of the whole.
+    """Whether parts of a batch, and single examples, have together the loss and the gradient of the
+    whole.
 
     :raises Fault: the workload says by `weight` how they add up, and they do not.
     """
@@ -77,8 +95,15 @@ def parts_add_up(cls: type[Any]) -> str:
         if size % number == 0 and (difference := shares.apart(workload, size, number)) is not None:
             if hasattr(workload, "weight"):
                 raise Fault(difference)
-            return f'{difference}; `accumulate` and `on = "example"` refuse it without a `weight(targets)`'
-    return "it does, by its `weight`" if hasattr(workload, "weight") else "its loss is a mean over examples"
+            return (
+                f'{difference}; `accumulate` and `on = "example"` refuse it without a '
+                f"`weight(targets)`"
+            )
+    return (
+        "it does, by its `weight`"
+        if hasattr(workload, "weight")
+        else "its loss is a mean over examples"
+    )
 
 
 def seeds_decide(cls: type[Any]) -> str | None:
@@ -87,7 +112,11 @@ def seeds_decide(cls: type[Any]) -> str | None:
 
     def drawn(seed: int) -> dict[str, Tensor]:
         inputs, targets = _batch(workload, seed)
-        return {**feed.model(workload, seed).state_dict(), "the first inputs": inputs, "the first targets": targets}
+        return {
+            **feed.model(workload, seed).state_dict(),
+            "the first inputs": inputs,
+            "the first targets": targets,
+        }
 
     first, again, other = drawn(0), drawn(0), drawn(1)
     for name, tensor in first.items():
@@ -98,12 +127,17 @@ def seeds_decide(cls: type[Any]) -> str | None:
 
 
 def splits_finite(cls: type[Any]) -> None:
-    """No input and no target of any split is NaN or infinite, nor is the untrained module's loss where it is evaluated."""
+    """No input and no target of any split is NaN or infinite, nor is the untrained module's loss
+    where it is evaluated.
+    """
     workload = _built(cls)
     for split, pair in feed.splits(workload, 0).items():
         for what, tensor in zip(("inputs", "targets"), pair, strict=True):
             if broken := int((~tensor.isfinite()).sum()):
-                raise Fault(f'split "{split}" has {what} that are not finite: {broken} of {tensor.numel()} numbers')
+                raise Fault(
+                    f'split "{split}" has {what} that are not finite: {broken} of '
+                    f"{tensor.numel()} numbers"
+                )
     for split in ("validation", "test"):
         outputs, targets = _outputs(workload, split)
         loss = float(feed.loss_of(workload, outputs, targets).mean())
@@ -133,24 +167,39 @@ def reference_declared(cls: type[Any]) -> str | None:
     workload = _built(cls)
     if not hasattr(workload, "reference_loss"):
         raise Fault("there is no `reference_loss`, the loss of the best constant prediction")
-    losses = {name: getattr(workload, name, None) for name in ("reference_loss", "optimum", "target")}
+    losses = {
+        name: getattr(workload, name, None) for name in ("reference_loss", "optimum", "target")
+    }
     for name, value in losses.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
+        if value is not None and (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
             raise Fault(f"`{name}` is {value!r}, and must be a number or None")
     reference, floor = losses["reference_loss"], losses["optimum"] or 0.0
     if reference is None:
         return "none: it is compared with its own first loss"
     if reference <= floor and not getattr(workload, "unbounded", False):
-        raise Fault(f"`reference_loss` is {reference}, and must be above {floor}, the least that the loss can be")
+        raise Fault(
+            f"`reference_loss` is {reference}, and must be above {floor}, the least that the "
+            f"loss can be"
+        )
     return None
 
 
 def draws_nothing(cls: type[Any]) -> None:
-    """Data, batches, weights and loss draw from no global random state but the forked one that weights are drawn in."""
+    """Data, batches, weights and loss draw from no global random state but the forked one that
+    weights are drawn in.
+    """
     workload = _built(cls)
     with no_draw():
         # Not through feed, which remembers the data of an earlier call.
-        arguments = [trees.generator(workload.name, 0, "split")] if inspect.signature(workload.data).parameters else []
+        arguments = (
+            [trees.generator(workload.name, 0, "split")]
+            if inspect.signature(workload.data).parameters
+            else []
+        )
         workload.data(*arguments)
         module = feed.model(workload, 0)
         inputs, targets = _batch(workload)

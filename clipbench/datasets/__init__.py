@@ -1,8 +1,10 @@
-"""The sets of MedMNIST: where their files lie, how one is fetched, and how a file that may be damaged or malicious is read.
+"""The sets of MedMNIST: where their files lie, how one is fetched, and how a file that may be
+damaged or malicious is read.
 
-A set is one ``.npz`` an image size, with ``{train,val,test}_{images,labels}``: Yang et al. 2023, doi:10.1038/s41597-022-01721-8,
-and the larger sizes of 2024, doi:10.5281/zenodo.10519652. The catalogue says which there are. Nothing but `fetch` uses the network,
-and nothing is created before it.
+A set is one ``.npz`` an image size, with ``{train,val,test}_{images,labels}``: Yang et al. 2023,
+doi:10.1038/s41597-022-01721-8, and the larger sizes of 2024, doi:10.5281/zenodo.10519652. The
+catalogue says which there are. Nothing but `fetch` uses the network, and nothing is created before
+it.
 """
 
 from __future__ import annotations
@@ -30,14 +32,27 @@ from numpy.lib import format as npy
 from clipbench.datasets.catalogue import FAMILIES, FREE, LARGEST, SIZES, Dataset, named
 from clipbench.errors import UsageError
 
-__all__ = ["FAMILIES", "SIZES", "SPLITS", "Archive", "Dataset", "fetch", "folder", "located", "named", "opened"]
+__all__ = [
+    "FAMILIES",
+    "SIZES",
+    "SPLITS",
+    "Archive",
+    "Dataset",
+    "fetch",
+    "folder",
+    "located",
+    "named",
+    "opened",
+]
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}  # ours → the file's
 MOST = 200_000  # images a split; the largest, of tissuemnist, has 165,466
-MOST_BYTES = LARGEST // 4 + 2**24  # of a file: images of the largest set that is read, uncompressed, and labels
+# of a file: images of the largest set that is read, uncompressed, and labels
+MOST_BYTES = LARGEST // 4 + 2**24
 CHUNK = 2**20
 TIMEOUT = 60.0  # seconds without a byte
-MD5 = partial(hashlib.md5, usedforsecurity=False)  # what MedMNIST publishes: against damage and mistakes, not against malice
+# what MedMNIST publishes: against damage and mistakes, not against malice
+MD5 = partial(hashlib.md5, usedforsecurity=False)
 DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -54,16 +69,24 @@ DAMAGE = (
 PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes; the others are refused
 
 
-# ------------------------------------------------------------------------------------------------------------ where a file lies
+# -------------------------------------------------------------------------------- where a file lies
 
 
 def folder() -> Path:
-    """The data folder: ``CLIPBENCH_DATA`` if it is set, else the platform's folder for a user's data. It need not exist."""
+    """The data folder: ``CLIPBENCH_DATA`` if it is set, else the platform's folder for a user's
+    data. It need not exist.
+    """
     if path := os.environ.get("CLIPBENCH_DATA"):
         return _expanded(path, "CLIPBENCH_DATA")
     home = Path.home()
-    usual = {"darwin": home / "Library" / "Application Support", "win32": home / "AppData" / "Local"}
-    return Path(os.environ.get("XDG_DATA_HOME") or usual.get(sys.platform, home / ".local" / "share")) / "clipbench"
+    usual = {
+        "darwin": home / "Library" / "Application Support",
+        "win32": home / "AppData" / "Local",
+    }
+    return (
+        Path(os.environ.get("XDG_DATA_HOME") or usual.get(sys.platform, home / ".local" / "share"))
+        / "clipbench"
+    )
 
 
 def _expanded(path: str, what: str) -> Path:
@@ -88,14 +111,22 @@ def located(dataset: Dataset, path: str = "") -> Path:
         return expanded
     file = folder() / f"{dataset.stem}.npz"
     if dataset.family.licence != FREE:
-        raise UsageError(f"{_warning(dataset)}; if that is all right, give its file as `path`; {_advice(dataset)} fetches it.")
+        raise UsageError(
+            f"{_warning(dataset)}; if that is all right, give its file as `path`; "
+            f"{_advice(dataset)} fetches it."
+        )
     if not file.is_file():
-        raise UsageError(f"{file}: {dataset.stem} is not there; {_advice(dataset)} fetches it, or give its file as `path`.")
+        raise UsageError(
+            f"{file}: {dataset.stem} is not there; {_advice(dataset)} fetches it, or give its file "
+            f"as `path`."
+        )
     return file
 
 
 def _warning(dataset: Dataset) -> str:
-    """What stands against the one set that is not free: Abhishek, Jain & Hamarneh 2025, doi:10.1038/s41597-025-04382-5."""
+    """What stands against the one set that is not free: Abhishek, Jain & Hamarneh 2025,
+    doi:10.1038/s41597-025-04382-5.
+    """
     return (
         f"{dataset.name} is licensed {dataset.family.licence} (no commercial use) and leaks "
         "(images of the same lesion lie in training and test)"
@@ -108,12 +139,13 @@ def _advice(dataset: Dataset) -> str:
     return f"`clipbench data fetch {dataset.name}{size}{accept}`"
 
 
-# ------------------------------------------------------------------------------------------------------------- reading a file
+# ----------------------------------------------------------------------------------- reading a file
 
 
 @dataclass(frozen=True, eq=False)
 class Archive:
-    """A file whose headers and labels were found to be those of its set; its images are read when they are asked for.
+    """A file whose headers and labels were found to be those of its set; its images are read when
+    they are asked for.
 
     ``labels`` are split name → N whole numbers, 0 to the number of classes − 1.
     """
@@ -141,48 +173,76 @@ class Archive:
 
 
 def opened(dataset: Dataset, file: Path, *, official: bool) -> Archive:
-    """A file that was checked before anything is allocated for it: names, types, shapes and sizes in its headers, then labels.
+    """A file that was checked before anything is allocated for it: names, types, shapes and sizes
+    in its headers, then labels.
 
     :param official: it must be the file that MedMNIST publishes, byte for byte.
     :raises UsageError: it is not, or it is no file of this set.
     """
     if official and (md5 := _md5(file)) != dataset.md5:
         raise UsageError(
-            f"{file}: its MD5 is {md5}, and that of {dataset.stem} is {dataset.md5}; fetch it anew, or give it as `path`."
+            f"{file}: its MD5 is {md5}, and that of {dataset.stem} is {dataset.md5}; fetch it "
+            f"anew, or give it as `path`."
         )
     with _unzipped(file) as archive:
         pixels = sum(_judge(archive, file, dataset, split) for split in SPLITS.values())
         if 4 * pixels > LARGEST:
-            raise UsageError(f"{file}: its images take {4 * pixels / 2**30:.1f} GiB in float32, more than {LARGEST >> 30} GiB.")
-        labels = {split: _array(archive, f"{array}_labels").reshape(-1).astype(np.int64) for split, array in SPLITS.items()}
+            raise UsageError(
+                f"{file}: its images take {4 * pixels / 2**30:.1f} GiB in float32, more than "
+                f"{LARGEST >> 30} GiB."
+            )
+        labels = {
+            split: _array(archive, f"{array}_labels").reshape(-1).astype(np.int64)
+            for split, array in SPLITS.items()
+        }
     classes = dataset.family.classes
     for split, numbers in labels.items():
         wrong = numbers[(numbers < 0) | (numbers >= classes)]
         if len(wrong):
-            raise UsageError(f"{file}: {SPLITS[split]}_labels has {wrong[0]}, and {dataset.name} has 0 to {classes - 1}.")
+            raise UsageError(
+                f"{file}: {SPLITS[split]}_labels has {wrong[0]}, and {dataset.name} has 0 to "
+                f"{classes - 1}."
+            )
     return Archive(file, dataset, labels)
 
 
 def _judge(archive: zipfile.ZipFile, file: Path, dataset: Dataset, split: str) -> int:
     """The number of pixels of one split whose headers are those of its set."""
-    (dtype, shape), (label_dtype, label_shape) = (_header(archive, file, f"{split}_{what}") for what in ("images", "labels"))
+    (dtype, shape), (label_dtype, label_shape) = (
+        _header(archive, file, f"{split}_{what}") for what in ("images", "labels")
+    )
     wanted = "×".join(map(str, ("N", *dataset.shape)))
     if dtype != np.uint8 or shape[1:] != dataset.shape or len(shape) == 1:
         hint = _hint_of_size(dataset, shape)
-        raise UsageError(f"{file}: {split}_images is {_words(dtype, shape)}, and must be uint8 of {wanted}.{hint}")
+        raise UsageError(
+            f"{file}: {split}_images is {_words(dtype, shape)}, and must be uint8 of "
+            f"{wanted}.{hint}"
+        )
     if not 1 <= shape[0] <= MOST:
-        raise UsageError(f"{file}: {split}_images has {shape[0]} images, and must have 1 to {MOST}.")
+        raise UsageError(
+            f"{file}: {split}_images has {shape[0]} images, and must have 1 to {MOST}."
+        )
     if label_dtype.kind not in "iu" or label_shape != (shape[0], 1):
         raise UsageError(
-            f"{file}: {split}_labels is {_words(label_dtype, label_shape)}, and must be whole numbers of {shape[0]}×1."
+            f"{file}: {split}_labels is {_words(label_dtype, label_shape)}, and must be whole "
+            f"numbers of {shape[0]}×1."
         )
     return math.prod(shape)
 
 
 def _hint_of_size(dataset: Dataset, shape: tuple[int, ...]) -> str:
-    """A hint if the images have the size of another file of the set: that file's name; else empty."""
+    """A hint if the images have the size of another file of the set: that file's name; else
+    empty.
+    """
     others = (Dataset(dataset.name, size) for size in SIZES)
-    return next((f' Did you mean dataset = "{other.stem}"?' for other in others if shape[1:] == other.shape), "")
+    return next(
+        (
+            f' Did you mean dataset = "{other.stem}"?'
+            for other in others
+            if shape[1:] == other.shape
+        ),
+        "",
+    )
 
 
 def _words(dtype: np.dtype, shape: tuple[int, ...]) -> str:
@@ -194,20 +254,31 @@ def _header(archive: zipfile.ZipFile, file: Path, array: str) -> tuple[np.dtype,
     try:
         info = archive.getinfo(f"{array}.npy")
     except KeyError:
-        keys = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist())[:12]) or "nothing"
+        keys = (
+            ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist())[:12])
+            or "nothing"
+        )
         raise UsageError(f"{file}: there is no array {array} in it; it has: {keys}.") from None
     if info.compress_type not in PLAIN:
         raise UsageError(
-            f"{file}: {array} is compressed in a way that numpy never writes; save it anew with numpy.savez_compressed."
+            f"{file}: {array} is compressed in a way that numpy never writes; save it anew with "
+            f"numpy.savez_compressed."
         )
     with archive.open(info) as member:
-        if npy.read_magic(member) != (1, 0):  # a longer header than that of 1.0, of 64 KiB at most, is none of a plain array
+        # a longer header than that of 1.0, of 64 KiB at most, is none of a plain array
+        if npy.read_magic(member) != (1, 0):
             raise zipfile.BadZipFile
         shape, _, dtype = npy.read_array_header_1_0(member)
         if dtype.hasobject:
-            raise UsageError(f"{file}: {array} holds Python objects, which could run any code and are never read.")
+            raise UsageError(
+                f"{file}: {array} holds Python objects, which could run any code and are "
+                f"never read."
+            )
         if info.file_size != member.tell() + dtype.itemsize * math.prod(shape):
-            raise UsageError(f"{file}: {array} says it is {_words(dtype, shape)}, and is stored in {info.file_size} bytes.")
+            raise UsageError(
+                f"{file}: {array} says it is {_words(dtype, shape)}, and is stored in "
+                f"{info.file_size} bytes."
+            )
     return dtype, shape
 
 
@@ -233,20 +304,28 @@ def _md5(file: Path) -> str:
         return hashlib.file_digest(stream, MD5).hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------------------------- fetching
+# ----------------------------------------------------------------------------------------- fetching
 
 Watch = Callable[[int, int | None], object]
 
 
-def fetch(dataset: Dataset, into: Path, *, accept_licence: bool = False, watch: Watch = lambda _come, _all: None) -> bool:
+def fetch(
+    dataset: Dataset,
+    into: Path,
+    *,
+    accept_licence: bool = False,
+    watch: Watch = lambda _come, _all: None,
+) -> bool:
     """Whether a set's file was downloaded into a folder: False if it was already there.
 
-    The bytes go to a temporary name in that folder and get their own once their MD5 sum is right: whatever happens on the way, no
-    part of a file is left. There is no resuming.
+    The bytes go to a temporary name in that folder and get their own once their MD5 sum is right:
+    whatever happens on the way, no part of a file is left. There is no resuming.
 
     :param accept_licence: fetch a set that is not `FREE`.
-    :param watch: called with the number of bytes of each piece, and of the whole where the server says.
-    :raises UsageError: the licence is not accepted; another file has the name; the server does not deliver; or the sum is wrong.
+    :param watch: called with the number of bytes of each piece, and of the whole where the server
+        says.
+    :raises UsageError: the licence is not accepted; another file has the name; the server does not
+        deliver; or the sum is wrong.
     """
     if dataset.family.licence != FREE and not accept_licence:
         raise UsageError(f"{_warning(dataset)}; if that is all right: {_advice(dataset)}.")
@@ -255,7 +334,8 @@ def fetch(dataset: Dataset, into: Path, *, accept_licence: bool = False, watch: 
         if (md5 := _md5(file)) == dataset.md5:
             return False
         raise UsageError(
-            f"{file}: a file of that name is there, and its MD5 is {md5}, not {dataset.md5}; move it away and fetch again."
+            f"{file}: a file of that name is there, and its MD5 is {md5}, not {dataset.md5}; move "
+            f"it away and fetch again."
         )
     into.mkdir(parents=True, exist_ok=True)
     _sweep(into)
@@ -271,7 +351,8 @@ def fetch(dataset: Dataset, into: Path, *, accept_licence: bool = False, watch: 
             os.fsync(stream.fileno())
         if digest.hexdigest() != dataset.md5:
             raise UsageError(
-                f"{dataset.url}: what came has the MD5 {digest.hexdigest()}, not {dataset.md5}; it was not kept. Try again."
+                f"{dataset.url}: what came has the MD5 {digest.hexdigest()}, not {dataset.md5}; it "
+                f"was not kept. Try again."
             )
         unfinished.replace(file)
     finally:
@@ -300,9 +381,14 @@ def _lives(process: int) -> bool:
 class _StayOnHttps(urllib.request.HTTPRedirectHandler):
     """Follows a redirect, but not from https to anything else."""
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
         if req.type == "https" and not newurl.startswith("https:"):
-            raise UsageError(f"{req.full_url}: the server sends us on to {newurl}, which is not https; nothing was kept.")
+            raise UsageError(
+                f"{req.full_url}: the server sends us on to {newurl}, which is not https; nothing "
+                f"was kept."
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -316,13 +402,23 @@ def _pieces(url: str) -> Iterator[tuple[bytes, int | None]]:
             while piece := response.read(CHUNK):
                 come += len(piece)
                 if come > MOST_BYTES:
-                    raise UsageError(f"{url}: more than {MOST_BYTES >> 30} GiB came, and no set is as large; nothing was kept.")
+                    raise UsageError(
+                        f"{url}: more than {MOST_BYTES >> 30} GiB came, and no set is as large; "
+                        f"nothing was kept."
+                    )
                 yield piece, whole
     except urllib.error.HTTPError as error:
         error.close()
-        raise UsageError(f"{url}: the server answered {error.code} ({error.reason}); nothing was kept.") from None
+        raise UsageError(
+            f"{url}: the server answered {error.code} ({error.reason}); nothing was kept."
+        ) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        raise UsageError(f"{url}: the download failed ({reason}); nothing was kept. Try again.") from None
+        raise UsageError(
+            f"{url}: the download failed ({reason}); nothing was kept. Try again."
+        ) from None
     if whole is not None and come != whole:
-        raise UsageError(f"{url}: the download was cut off after {come} of {whole} bytes; nothing was kept. Try again.")
+        raise UsageError(
+            f"{url}: the download was cut off after {come} of {whole} bytes; nothing was kept. "
+            f"Try again."
+        )

@@ -19,7 +19,9 @@ TOO_LARGE = ("pathmnist_128", "pathmnist_224", "octmnist_224", "tissuemnist_224"
 
 @dataclass(frozen=True)
 class Family:
-    """A set at all its sizes: its task, channels and classes, the MD5 sum of each file in the order of `SIZES`, and its licence."""
+    """A set at all its sizes: its task, channels and classes, the MD5 sum of each file in the
+    order of `SIZES`, and its licence.
+    """
 
     task: str
     channels: int
@@ -97,7 +99,11 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one image, as the file has it: 28×28, or 28×28×3."""
-        return (self.size, self.size) if self.family.channels == 1 else (self.size, self.size, self.family.channels)
+        return (
+            (self.size, self.size)
+            if self.family.channels == 1
+            else (self.size, self.size, self.family.channels)
+        )
 
 
 def named(stem: str) -> Dataset:
@@ -110,12 +116,18 @@ def named(stem: str) -> Dataset:
         known = ", ".join(name for name, family in FAMILIES.items() if not _refusal(family))
         hint = nearest(stem.lower(), FAMILIES)
         raise UsageError(
-            f'there is no 2-D set "{stem}" in MedMNIST.{hint} There are: {known}; larger images are NAME_64, NAME_128, NAME_224.'
+            f'there is no 2-D set "{stem}" in MedMNIST.{hint} There are: {known}; larger images '
+            f"are NAME_64, NAME_128, NAME_224."
         )
     if reason := _refusal(FAMILIES[match[1]]):
-        raise UsageError(f"{match[1]} is {reason}, and only binary-class and multi-class sets are trained here.")
+        raise UsageError(
+            f"{match[1]} is {reason}, and only binary-class and multi-class sets are trained here."
+        )
     if stem in TOO_LARGE:
-        raise UsageError(f"{stem}: its images take more than {LARGEST >> 30} GiB in float32; take a smaller size of it.")
+        raise UsageError(
+            f"{stem}: its images take more than {LARGEST >> 30} GiB in float32; take a smaller "
+            f"size of it."
+        )
     return Dataset(match[1], int(match[2] or SIZES[0]))
 
 

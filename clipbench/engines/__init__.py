@@ -1,4 +1,6 @@
-"""Engines train cells: ``loop`` one at a time, as a user would write it; ``lanes`` many at once, the engine called batched."""
+"""Engines train cells: ``loop`` one at a time, as a user would write it; ``lanes`` many at once,
+the engine called batched.
+"""
 
 from clipbench.engines.loop import Trainer, clipper, evaluate, run
 from clipbench.engines.pilot import PILOT_LR, PILOT_SEED, PILOT_STEPS, Gauge, pilot

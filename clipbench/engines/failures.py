@@ -1,4 +1,6 @@
-"""What an exception says of itself: its reason in one line, its position, and whether it passed through user-defined code."""
+"""What an exception says of itself: its reason in one line, its position, and whether it passed
+through user-defined code.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from clipbench.errors import UsageError
 
 LONGEST = 500  # characters of a reason
 OURS = "clipbench"
-# What the package is made of, and what torch calls below it: a frame of any other module is user-defined code.
+# What the package is made of, and what torch calls below it: a frame of any other module is
+# user-defined code.
 LIBRARIES = frozenset(
     {
         OURS,
@@ -39,8 +42,9 @@ LIBRARIES = frozenset(
 class Fault:
     """What is known of a failure beside its reason.
 
-    ``place`` is ``FILE, line N``; ``trace`` the whole traceback. ``lost`` says that no setting is to blame: a kill, a time limit,
-    or memory that ran out. ``spent`` says that the process must end: CUDA answers each later call with the same error.
+    ``place`` is ``FILE, line N``; ``trace`` the whole traceback. ``lost`` says that no setting is
+    to blame: a kill, a time limit, or memory that ran out. ``spent`` says that the process must
+    end: CUDA answers each later call with the same error.
     """
 
     place: str = ""
@@ -51,17 +55,25 @@ class Fault:
     @classmethod
     def of(cls, error: BaseException) -> Fault:
         """The fault that an exception is."""
-        memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said(error)
+        memory = isinstance(
+            error, MemoryError | torch.OutOfMemoryError
+        ) or "can't allocate memory" in said(error)
         return cls(place(error), trace(error), lost=memory, spent=is_sticky(error))
 
 
 def is_sticky(error: BaseException) -> bool:
-    """Whether CUDA will answer each later call of this process with the same error: after an assertion on the device, say."""
-    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+    """Whether CUDA will answer each later call of this process with the same error: after an
+    assertion on the device, say.
+    """
+    return isinstance(error, torch.AcceleratorError) and not isinstance(
+        error, torch.OutOfMemoryError
+    )
 
 
 def said(error: BaseException) -> str:
-    """``ValueError: no, thanks``: what was raised, in one line; of a `UsageError` its sentence alone."""
+    """``ValueError: no, thanks``: what was raised, in one line; of a `UsageError` its sentence
+    alone.
+    """
     if isinstance(error, UsageError):
         return str(error).replace("\n", " ")
     try:
@@ -81,7 +93,9 @@ def trace(error: BaseException) -> str:
 
 
 def place(error: BaseException) -> str:
-    """``FILE, line N`` of the innermost frame that a reader can mend: of user-defined code, else of ours; or nothing."""
+    """``FILE, line N`` of the innermost frame that a reader can mend: of user-defined code, else
+    of ours; or nothing.
+    """
     frames = list(_frames(error))
     theirs = [frame for frame in frames if _is_user_code(frame[0])]
     ours = [frame for frame in frames if _package(frame[0]) == OURS]
@@ -91,7 +105,9 @@ def place(error: BaseException) -> str:
 
 
 def is_from_user_code(error: BaseException) -> bool:
-    """Whether user-defined code raised it, or called what raised it: a component of a plug-in, say."""
+    """Whether user-defined code raised it, or called what raised it: a component of a plug-in,
+    say.
+    """
     return any(_is_user_code(frame) for frame, _ in _frames(error))
 
 
@@ -100,7 +116,8 @@ def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
 
 
 def _package(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__") or "torch").partition(".")[0]  # programs that torch generates have no name
+    # programs that torch generates have no name
+    return str(frame.f_globals.get("__name__") or "torch").partition(".")[0]
 
 
 def _is_user_code(frame: FrameType) -> bool:

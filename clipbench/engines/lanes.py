@@ -1,11 +1,13 @@
 """Lanes: many cells at once, as one program.
 
-Cells that share workload, batch size and step count become lanes of stacked tensors. One program takes the loss and the gradient of
-all lanes; then each *structure*, an optimizer and a clip with the settings that are no plain numbers, updates its own lanes. Plain
-numbers, lr and thresholds among them, differ from lane to lane.
+Cells that share workload, batch size and step count become lanes of stacked tensors. One program
+takes the loss and the gradient of all lanes; then each *structure*, an optimizer and a clip with
+the settings that are no plain numbers, updates its own lanes. Plain numbers, lr and thresholds
+among them, differ from lane to lane.
 
-The weights of a lane are one row of a matrix, lanes × elements: what treats all elements alike takes one operation, whatever the
-model's number of tensors. No operation mixes rows: a lane's result does not depend on its companions, nor on their NaN.
+The weights of a lane are one row of a matrix, lanes × elements: what treats all elements alike
+takes one operation, whatever the model's number of tensors. No operation mixes rows: a lane's
+result does not depend on its companions, nor on their NaN.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class Segment:
 class Lanes:
     """Some cells in training, a lane each.
 
-    :param jobs: cells of one `stacked.shape`, those of one structure next to each other; at least `FEWEST_LANES`.
+    :param jobs: cells of one `stacked.shape`, those of one structure next to each other; at least
+        `FEWEST_LANES`.
     """
 
     def __init__(self, jobs: Sequence[Job], compiled: bool = False) -> None:
@@ -61,19 +64,29 @@ class Lanes:
         self.model = self.programs.model
         self.least = measures.least(step.precision(self.dtype), self.model.elements)
         self.seeds = list(dict.fromkeys(job.cell.seed for job in jobs))
-        self.batches = [feed.batches(self.workload, seed, cell.batch, cell.steps, self.dtype, self.device) for seed in self.seeds]
-        modules = [feed.model(self.workload, seed, self.dtype, self.device, self.model.how.mixed) for seed in self.seeds]
+        self.batches = [
+            feed.batches(self.workload, seed, cell.batch, cell.steps, self.dtype, self.device)
+            for seed in self.seeds
+        ]
+        modules = [
+            feed.model(self.workload, seed, self.dtype, self.device, self.model.how.mixed)
+            for seed in self.seeds
+        ]
         self.seed_index = self._seed_indices()
         self.weights = torch.stack([self.model.flat(module) for module in modules])[self.seed_index]
         kept = [self.model.kept(module) for module in modules]
-        self.fixed = tuple(torch.stack(tensors)[self.seed_index] for tensors in zip(*kept, strict=True))
+        self.fixed = tuple(
+            torch.stack(tensors)[self.seed_index] for tensors in zip(*kept, strict=True)
+        )
         self.segments = list(self._segments())
         self.taken = 0  # steps
         self.pending: list[list[Tensor]] = []
         self._forget()
 
     def _forget(self) -> None:
-        """Drop the CUDA graph of a step: the tensors that it was recorded with are no longer in use."""
+        """Drop the CUDA graph of a step: the tensors that it was recorded with are no longer in
+        use.
+        """
         self.warm = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.recorded_batch: tuple[Tensor, ...] = ()
@@ -81,7 +94,9 @@ class Lanes:
 
     def _seed_indices(self) -> Tensor:
         """The index of each lane's seed in ``seeds``."""
-        return torch.tensor([self.seeds.index(job.cell.seed) for job in self.jobs], device=self.device)
+        return torch.tensor(
+            [self.seeds.index(job.cell.seed) for job in self.jobs], device=self.device
+        )
 
     def _segments(self) -> Iterator[Segment]:
         begin = 0
@@ -90,7 +105,10 @@ class Lanes:
             end = begin + len(jobs)
             settings = [structure.numbers(job) for job in jobs]
             optimizer, clip = (
-                tuple(self._numbers(row) for row in zip(*(numbers[kind] for numbers in settings), strict=True))
+                tuple(
+                    self._numbers(row)
+                    for row in zip(*(numbers[kind] for numbers in settings), strict=True)
+                )
                 for kind in ("optimizer", "clip")
             )
             lane = Lane(self._numbers([job.cell.lr for job in jobs]), optimizer, clip, state=())
@@ -102,20 +120,27 @@ class Lanes:
         schedules = {job.cell.schedule for job in jobs}
         if schedules == {lr_schedules.CONSTANT}:
             return None
-        shares = {schedule: lr_schedules.factors(schedule, jobs[0].cell.steps) for schedule in schedules}
+        shares = {
+            schedule: lr_schedules.factors(schedule, jobs[0].cell.steps) for schedule in schedules
+        }
         rows = [[job.cell.lr * share for share in shares[job.cell.schedule]] for job in jobs]
         return torch.tensor(rows, dtype=torch.float64, device=self.device)
 
     def _numbers(self, values: Sequence[float]) -> Tensor:
-        # In float64 whatever the weights are, as a plain number is: 1 - .999 in float32 is 2e-5 off.
+        # In float64 whatever the weights are, as a plain number is: 1 - .999 in float32 is 2e-5
+        # off.
         return torch.tensor(values, dtype=torch.float64, device=self.device)
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """The next batch of every lane; lanes of one seed have the same."""
         drawn = [next(stream) for stream in self.batches]
         if len(drawn) == 1:
-            return tuple(tensor.expand(len(self.jobs), *tensor.shape).contiguous() for tensor in drawn[0])  # type: ignore[return-value]
-        inputs, targets = (torch.stack(tensors)[self.seed_index] for tensors in zip(*drawn, strict=True))
+            return tuple(
+                tensor.expand(len(self.jobs), *tensor.shape).contiguous() for tensor in drawn[0]
+            )  # type: ignore[return-value]
+        inputs, targets = (
+            torch.stack(tensors)[self.seed_index] for tensors in zip(*drawn, strict=True)
+        )
         return inputs, targets
 
     def step(self, inputs: Tensor, targets: Tensor) -> None:
@@ -124,10 +149,16 @@ class Lanes:
             if segment.course is not None:
                 segment.lane.lr.copy_(segment.course[:, self.taken])
         self.taken += 1
-        self.pending.append(self._take_step_on_cuda(inputs, targets) if self.device == "cuda" else self._take_step(inputs, targets))
+        self.pending.append(
+            self._take_step_on_cuda(inputs, targets)
+            if self.device == "cuda"
+            else self._take_step(inputs, targets)
+        )
 
     def _take_step_on_cuda(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """The losses and products of a step on CUDA: after the first few steps one graph, a single launch for the host."""
+        """The losses and products of a step on CUDA: after the first few steps one graph, a
+        single launch for the host.
+        """
         if self.warm < WARM_UP:
             self.warm += 1
             return self._take_step(inputs, targets)
@@ -142,11 +173,15 @@ class Lanes:
         return [tensor.clone() for tensor in self.recorded_products]
 
     def _take_step(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """The losses of a step that is taken here, and its products in the order of ``measures.PRODUCTS``."""
+        """The losses of a step that is taken here, and its products in the order of
+        ``measures.PRODUCTS``.
+        """
         if self.programs.compiled:
             (segment,) = self.segments
             whole = (self.weights, inputs, targets, segment.lane, self.fixed)
-            self.weights, losses, products = self.programs.whole(segment.structure, *whole)(*flat(whole))
+            self.weights, losses, products = self.programs.whole(segment.structure, *whole)(
+                *flat(whole)
+            )
             return [losses, *products]
         batch = (self.weights, inputs, targets, self.fixed)
         grads, losses = self.programs.gradient(*batch)(*flat(batch))
@@ -159,39 +194,64 @@ class Lanes:
             rows.append(self._exact(products, segment, arguments))
             stepped.append(lane)
         self._move(moved[0] if len(moved) == 1 else torch.cat(moved), stepped)
-        joined = rows[0] if len(rows) == 1 else [torch.cat(column) for column in zip(*rows, strict=True)]
+        joined = (
+            rows[0] if len(rows) == 1 else [torch.cat(column) for column in zip(*rows, strict=True)]
+        )
         return [losses, *joined]
 
-    def _update(self, segment: Segment, arguments: Sequence[Nested], *, wide: bool) -> tuple[Any, ...]:
+    def _update(
+        self, segment: Segment, arguments: Sequence[Nested], *, wide: bool
+    ) -> tuple[Any, ...]:
         """The update of a segment, by its program: pure, so that it can be taken again."""
         return self.programs.update(segment.structure, *arguments, wide=wide)(*flat(arguments))
 
-    def _exact(self, products: Sequence[Tensor], segment: Segment, arguments: Sequence[Nested]) -> Sequence[Tensor]:
-        """The products; those of a lane whose squares left the range come from the same update in float64, the others stay."""
+    def _exact(
+        self, products: Sequence[Tensor], segment: Segment, arguments: Sequence[Nested]
+    ) -> Sequence[Tensor]:
+        """The products; those of a lane whose squares left the range come from the same update
+        in float64, the others stay.
+        """
         lost = None if self.device == "cuda" else step.lost(products, self.least)
         if lost is None:
             return products
         _, wide, _ = self._update(segment, arguments, wide=True)
-        return [torch.where(lost, exact, plain) for exact, plain in zip(wide, products, strict=True)]
+        return [
+            torch.where(lost, exact, plain) for exact, plain in zip(wide, products, strict=True)
+        ]
 
     def _move(self, weights: Tensor, stepped: Sequence[Lane]) -> None:
-        """Keep the weights and states after a step; on CUDA in place, because a graph knows tensors by their address."""
+        """Keep the weights and states after a step; on CUDA in place, because a graph knows
+        tensors by their address.
+        """
         if self.device == "cuda":
             # Some may be the old ones, handed on.
-            news = [weights.clone(), *(tensor.clone() for lane in stepped for tensor in lane.remembered)]
-            olds = [self.weights, *(tensor for segment in self.segments for tensor in segment.lane.remembered)]
+            news = [
+                weights.clone(),
+                *(tensor.clone() for lane in stepped for tensor in lane.remembered),
+            ]
+            olds = [
+                self.weights,
+                *(tensor for segment in self.segments for tensor in segment.lane.remembered),
+            ]
             for old, new in zip(olds, news, strict=True):
                 old.copy_(new)
             return
         self.weights = weights
         for segment, lane in zip(self.segments, stepped, strict=True):
-            # A value that is the same in every lane comes as one number for all: to freeze one lane would change the others.
-            state, memory = (tuple(tensor.contiguous() for tensor in some) for some in (lane.state, lane.memory))
+            # A value that is the same in every lane comes as one number for all: to freeze one lane
+            # would change the others.
+            state, memory = (
+                tuple(tensor.contiguous() for tensor in some) for some in (lane.state, lane.memory)
+            )
             segment.lane = segment.lane._replace(state=state, memory=memory)
 
     def rows(self) -> np.ndarray:
-        """The rows of the steps since the last call, steps × lanes × measures: the one moment that waits for the device."""
-        loss, *products = (torch.stack(column).double().cpu().numpy() for column in zip(*self.pending, strict=True))
+        """The rows of the steps since the last call, steps × lanes × measures: the one moment
+        that waits for the device.
+        """
+        loss, *products = (
+            torch.stack(column).double().cpu().numpy() for column in zip(*self.pending, strict=True)
+        )
         self.pending = []
         return measures.rows(loss, products, self.model.elements, step.precision(self.dtype))
 
@@ -199,29 +259,50 @@ class Lanes:
         """Note the grain of the programs that the next step runs."""
         inputs, targets = (
             torch.stack([tensor] * len(self.jobs))
-            for tensor in next(feed.batches(self.workload, self.seeds[0], self.jobs[0].cell.batch, 1, self.dtype, self.device))
+            for tensor in next(
+                feed.batches(
+                    self.workload,
+                    self.seeds[0],
+                    self.jobs[0].cell.batch,
+                    1,
+                    self.dtype,
+                    self.device,
+                )
+            )
         )
         grain = self.programs.grain
         if None not in grain:
-            grain[None] = program.grain(self.programs.gradient(self.weights, inputs, targets, self.fixed))
+            grain[None] = program.grain(
+                self.programs.gradient(self.weights, inputs, targets, self.fixed)
+            )
         for segment in self.segments:
             if segment.structure not in grain:
                 weights = self.weights[segment.begin : segment.end]
                 grads = self.model.like_gradient(weights, inputs)
                 wide = self.device == "cuda"  # as it runs
-                update = self.programs.update(segment.structure, weights, grads, segment.lane, wide=wide)
+                update = self.programs.update(
+                    segment.structure, weights, grads, segment.lane, wide=wide
+                )
                 grain[segment.structure] = program.grain(update)
 
     def freeze(self, lanes: Sequence[int]) -> None:
         """Set ended lanes to zeros: arithmetic with NaN and denormals may be slow."""
         for lane in lanes:
-            segment = next(segment for segment in self.segments if segment.begin <= lane < segment.end)
+            segment = next(
+                segment for segment in self.segments if segment.begin <= lane < segment.end
+            )
             self.weights[lane] = 0
-            for tensor in (segment.lane.lr, *([] if segment.course is None else [segment.course]), *segment.lane.remembered):
+            for tensor in (
+                segment.lane.lr,
+                *([] if segment.course is None else [segment.course]),
+                *segment.lane.remembered,
+            ):
                 tensor[lane - segment.begin] = 0
 
     def keep(self, lanes: Sequence[int]) -> None:
-        """Go on with some of the lanes only, those of one segment together; one may be named twice."""
+        """Go on with some of the lanes only, those of one segment together; one may be named
+        twice.
+        """
         self.jobs = [self.jobs[lane] for lane in lanes]
         self.structures = [self.structures[lane] for lane in lanes]
         index = torch.tensor(lanes, device=self.device)
@@ -241,7 +322,9 @@ class Lanes:
         self._forget()
 
     @torch.no_grad()
-    def evaluate(self, lanes: Iterable[int], updates: int, names: tuple[str, ...]) -> dict[int, list[Evaluation]]:
+    def evaluate(
+        self, lanes: Iterable[int], updates: int, names: tuple[str, ...]
+    ) -> dict[int, list[Evaluation]]:
         """Loss and metrics of some lanes over whole splits: lane → evaluations."""
         splits = [feed.splits(self.workload, seed, self.dtype, self.device) for seed in self.seeds]
         evaluations: dict[int, list[Evaluation]] = {lane: [] for lane in lanes}
@@ -252,11 +335,15 @@ class Lanes:
             for lane, (inputs, _) in enumerate(data):
                 sizes.setdefault(inputs.shape, []).append(lane)
             for group in sizes.values():
-                together = group + group[-1:] * (-len(group) % max(FEWEST_LANES, self.programs.grain.get(None, 1)))
+                together = group + group[-1:] * (
+                    -len(group) % max(FEWEST_LANES, self.programs.grain.get(None, 1))
+                )
                 outputs = self._outputs(together, [data[lane][0] for lane in together])
                 for lane, output in zip(group, outputs, strict=False):
                     if lane in evaluations:
-                        evaluations[lane] += graded(self.workload, output, data[lane][1], updates, split)
+                        evaluations[lane] += graded(
+                            self.workload, output, data[lane][1], updates, split
+                        )
         return evaluations
 
     def _outputs(self, lanes: Sequence[int], inputs: Sequence[Tensor]) -> Tensor:
@@ -284,7 +371,8 @@ def run(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST_LANES)
     except Exception:
         if not compiled:
             raise
-        records = _fresh(jobs, compiled=False)  # no compiler here, or one that fails: the programs run as they are
+        # no compiler here, or one that fails: the programs run as they are
+        records = _fresh(jobs, compiled=False)
         _train(records, *begin(jobs, compiled=False, fewest=fewest))
     for record in records:
         record.seconds = (time.perf_counter() - start) / len(jobs)
@@ -293,10 +381,15 @@ def run(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST_LANES)
 
 def _fresh(jobs: Sequence[Job], compiled: bool) -> list[Record]:
     engine = COMPILED if compiled else EAGER
-    return [Record(job, threshold=job.threshold, threads=torch.get_num_threads(), engine=engine) for job in jobs]
+    return [
+        Record(job, threshold=job.threshold, threads=torch.get_num_threads(), engine=engine)
+        for job in jobs
+    ]
 
 
-def begin(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST_LANES) -> tuple[Lanes, list[int]]:
+def begin(
+    jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST_LANES
+) -> tuple[Lanes, list[int]]:
     """The lanes of some jobs, and which job each lane has."""
     cell = jobs[0].cell
     workload = registry.build("workload", cell.workload.name, cell.workload.own)
@@ -305,19 +398,27 @@ def begin(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST_LANE
     order = arranged(structures, grain, fewest)
     together = Lanes([jobs[number] for number in order], compiled)
     together.look()
-    if order != (again := arranged(structures, grain, fewest)):  # the programs were new, and ask for more
+    # the programs were new, and ask for more
+    if order != (again := arranged(structures, grain, fewest)):
         return Lanes([jobs[number] for number in again], compiled), again
     return together, order
 
 
-def arranged(structures: Sequence[Structure], grain: Mapping[Structure | None, int], fewest: int = FEWEST_LANES) -> list[int]:
-    """Lanes for cells of these structures, by the cells' numbers: one structure after the other, some cells repeated.
+def arranged(
+    structures: Sequence[Structure],
+    grain: Mapping[Structure | None, int],
+    fewest: int = FEWEST_LANES,
+) -> list[int]:
+    """Lanes for cells of these structures, by the cells' numbers: one structure after the other,
+    some cells repeated.
 
-    :param grain: the number of lanes of which each structure, and the model (None), wants a multiple; 1 if it is not named.
+    :param grain: the number of lanes of which each structure, and the model (None), wants a
+        multiple; 1 if it is not named.
     """
 
     def rank(number: int) -> tuple[int, str]:
-        return -grain.get(structures[number], 1), repr(structures[number])  # those that want none come last, and fill up the whole
+        # those that want none come last, and fill up the whole
+        return -grain.get(structures[number], 1), repr(structures[number])
 
     order: list[int] = []
     for _, group in groupby(sorted(range(len(structures)), key=rank), key=rank):
@@ -329,10 +430,13 @@ def arranged(structures: Sequence[Structure], grain: Mapping[Structure | None, i
 
 
 def _train(records: Sequence[Record], lanes: Lanes, cells: Sequence[int]) -> None:
-    """Train to the end, or until every cell has ended. Lane n trains record ``cells[n]``; of several the first counts."""
+    """Train to the end, or until every cell has ended. Lane n trains record ``cells[n]``; of
+    several the first counts.
+    """
     cell = records[0].job.cell
     curves: list[list[np.ndarray]] = [[] for _ in records]
-    lane_of = {number: cells.index(number) for number in range(len(records))}  # of every record that has not ended
+    # of every record that has not ended
+    lane_of = {number: cells.index(number) for number in range(len(records))}
 
     def note(updates: int, *splits: str) -> None:
         evaluations = lanes.evaluate(lane_of.values(), updates, splits)
@@ -347,14 +451,20 @@ def _train(records: Sequence[Record], lanes: Lanes, cells: Sequence[int]) -> Non
         done, rows = stop, lanes.rows()
         ended = {number: events.ends(rows[:, lane]) for number, lane in lane_of.items()}
         for number, last in ended.items():
-            curves[number].append(rows[: int(np.argmax(last)) + 1 if last.any() else None, lane_of[number]])
-        lanes.freeze([lane for lane, number in enumerate(cells) if number in ended and ended[number].any()])
+            curves[number].append(
+                rows[: int(np.argmax(last)) + 1 if last.any() else None, lane_of[number]]
+            )
+        lanes.freeze(
+            [lane for lane, number in enumerate(cells) if number in ended and ended[number].any()]
+        )
         lane_of = {number: lane for number, lane in lane_of.items() if not ended[number].any()}
         if not lane_of:
             break
         note(done, *(("validation", "test") if done == cell.steps else ("validation",)))
         live = list(lane_of)
-        again = arranged([lanes.structures[lane_of[number]] for number in live], lanes.programs.grain)
+        again = arranged(
+            [lanes.structures[lane_of[number]] for number in live], lanes.programs.grain
+        )
         if not lanes.programs.compiled and len(again) <= len(lanes.jobs) // 2:
             lanes.keep([lane_of[live[position]] for position in again])
             cells = [live[position] for position in again]

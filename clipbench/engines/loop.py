@@ -30,7 +30,8 @@ def run(job: Job) -> Record:
     try:
         record.threshold = job.threshold
         components = Components.of(job)
-        with trees.seeded(components.workload.name, job.cell.seed, "training", job.cell.device):  # for dropout and the like
+        # for dropout and the like
+        with trees.seeded(components.workload.name, job.cell.seed, "training", job.cell.device):
             _loop(record, components)
     except Exception as error:  # noqa: BLE001 - a user-defined component may raise anything; the matrix goes on
         record.fail(error)
@@ -67,7 +68,8 @@ def _loop(record: Record, components: Components) -> None:
 
 
 class Trainer:
-    """One module in training: a real ``torch.optim`` object, ``loss.backward()``, the clip, ``optimizer.step()``.
+    """One module in training: a real ``torch.optim`` object, ``loss.backward()``, the clip,
+    ``optimizer.step()``.
 
     :param metered: whether its steps are measured; a step that is timed is not.
     """
@@ -76,8 +78,12 @@ class Trainer:
         self.workload, self.parts = components.workload, cell.accumulate
         shares.refuse(self.workload, cell)
         self.dtype = feed.DTYPES[cell.dtype]
-        self.module = feed.model(self.workload, cell.seed, self.dtype, cell.device, mixed=cell.dtype == feed.MIXED)
-        named = {name: param for name, param in self.module.named_parameters() if param.requires_grad}
+        self.module = feed.model(
+            self.workload, cell.seed, self.dtype, cell.device, mixed=cell.dtype == feed.MIXED
+        )
+        named = {
+            name: param for name, param in self.module.named_parameters() if param.requires_grad
+        }
         self.meter = Meter(list(named.values())) if metered else Unmeasured()
         self.backward = self._backward
         if cell.on == UPDATE:
@@ -86,21 +92,31 @@ class Trainer:
             pure.between = _on_update(components.clip, named, self.meter)
             self.optimizer: torch.optim.Optimizer = pure
         else:
-            self.optimizer = optimizers.torch_optimizer(components.optimizer, list(named.values()), cell.lr, named)
-            # The clip "none" must cost nothing: its rule would be handed a copy of the weights in vain.
+            self.optimizer = optimizers.torch_optimizer(
+                components.optimizer, list(named.values()), cell.lr, named
+            )
+            # The clip "none" must cost nothing: its rule would be handed a copy of the weights in
+            # vain.
             clips = getattr(components.clip, "name", None) != "none"
-            self.clip = self._on_dense(clipper(components.clip, named), named) if clips else untouched
+            self.clip = (
+                self._on_dense(clipper(components.clip, named), named) if clips else untouched
+            )
         if cell.on == EXAMPLE:
             if reason := feed.sparse_at_first(self.workload):
                 raise UsageError(f'workload "{self.workload.name}": {reason}')
             examples = ByExample(self.workload, self.module, components.clip, named, self.parts)
             self.backward, self.clip = examples.backward, examples.clip
-        # From the start again for a caller who takes more steps than the cell has, as a timing does.
+        # From the start again for a caller who takes more steps than the cell has, as a timing
+        # does.
         lrs = [cell.lr * factor for factor in lr_schedules.factors(cell.schedule, cell.steps)]
         self.lrs = itertools.cycle(lrs) if cell.schedule != lr_schedules.CONSTANT else None
 
-    def _on_dense(self, clip: Callable[[], bool], named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
-        """``clip``, but it refuses a sparse gradient and names the parameter: torch would name its own back ends."""
+    def _on_dense(
+        self, clip: Callable[[], bool], named: Mapping[str, nn.Parameter]
+    ) -> Callable[[], bool]:
+        """``clip``, but it refuses a sparse gradient and names the parameter: torch would name
+        its own back ends.
+        """
         looked = False
 
         def checked() -> bool:
@@ -127,7 +143,9 @@ class Trainer:
         self.meter.step(loss)
 
     def _backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of a batch; its gradient goes into ``.grad``, part after part if the batch is taken in parts."""
+        """The loss of a batch; its gradient goes into ``.grad``, part after part if the batch is
+        taken in parts.
+        """
         if self.parts == 1:
             loss = feed.loss_of(self.workload, self.module(inputs), targets)
             loss.backward()
@@ -146,16 +164,24 @@ def untouched() -> bool:
 
 
 class ByExample:
-    """Clips the gradient of every example by itself and takes the mean, as private training does, without its noise.
+    """Clips the gradient of every example by itself and takes the mean, as private training does,
+    without its noise.
 
-    The raw gradient is the mean of the examples' gradients. ``torch.func`` takes them, for one part of the batch at a time: a
-    module that mixes the examples of a batch, as BatchNorm does, cannot be trained so. The number of parts changes the memory
-    that this takes, and nothing else.
+    The raw gradient is the mean of the examples' gradients. ``torch.func`` takes them, for one part
+    of the batch at a time: a module that mixes the examples of a batch, as BatchNorm does, cannot
+    be trained so. The number of parts changes the memory that this takes, and nothing else.
 
     **Source**: Abadi et al. 2016; Menon, Rawat, Reddi & Kumar 2020 against label noise.
     """
 
-    def __init__(self, workload: Any, module: nn.Module, clip: Any, named: Mapping[str, nn.Parameter], parts: int) -> None:
+    def __init__(
+        self,
+        workload: Any,
+        module: nn.Module,
+        clip: Any,
+        named: Mapping[str, nn.Parameter],
+        parts: int,
+    ) -> None:
         self.workload, self.named, self.clipper, self.parts = workload, named, clip, parts
         self.clipped = dict[str, Tensor]()
 
@@ -163,7 +189,9 @@ class ByExample:
             output = torch.func.functional_call(module, params, (inputs.unsqueeze(0),))
             return feed.loss_of(workload, output, targets.unsqueeze(0))
 
-        self.each = torch.func.vmap(torch.func.grad_and_value(loss), in_dims=(None, 0, 0), randomness="different")
+        self.each = torch.func.vmap(
+            torch.func.grad_and_value(loss), in_dims=(None, 0, 0), randomness="different"
+        )
 
     def backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss; the raw gradient goes into ``.grad``."""
@@ -171,25 +199,46 @@ class ByExample:
         sums = [self._part(params, *piece) for piece in self._pieces(inputs, targets)]
         raw, self.clipped, loss = sums[0]
         for more, clipped, further in sums[1:]:
-            raw, self.clipped = trees.map(torch.add, raw, more), trees.map(torch.add, self.clipped, clipped)
+            raw, self.clipped = (
+                trees.map(torch.add, raw, more),
+                trees.map(torch.add, self.clipped, clipped),
+            )
             loss = loss + further
         for name, param in self.named.items():
             param.grad = raw[name]
         return loss
 
     def _pieces(self, inputs: Tensor, targets: Tensor) -> list[tuple[Any, Tensor, Tensor]]:
-        """The parts of a batch, each as ``(share, inputs, targets)``; one share an example if the workload weighs its examples."""
+        """The parts of a batch, each as ``(share, inputs, targets)``; one share an example if
+        the workload weighs its examples.
+        """
         if not hasattr(self.workload, "weight"):
             return feed.parts(self.workload, inputs, targets, self.parts)
         weights = torch.stack([feed.weight(self.workload, one) for one in targets.split(1)])
-        return list(zip(*(tensor.chunk(self.parts) for tensor in (weights / weights.sum(), inputs, targets)), strict=True))
+        return list(
+            zip(
+                *(
+                    tensor.chunk(self.parts)
+                    for tensor in (weights / weights.sum(), inputs, targets)
+                ),
+                strict=True,
+            )
+        )
 
-    def _part(self, params: trees.Tree, share: Any, inputs: Tensor, targets: Tensor) -> tuple[trees.Tree, trees.Tree, Tensor]:
-        """What a part of the batch adds to the raw gradient, to the clipped gradient and to the loss."""
+    def _part(
+        self, params: trees.Tree, share: Any, inputs: Tensor, targets: Tensor
+    ) -> tuple[trees.Tree, trees.Tree, Tensor]:
+        """What a part of the batch adds to the raw gradient, to the clipped gradient and to the
+        loss.
+        """
         try:
             grads, losses = self.each(params, inputs, targets)
-        except RuntimeError as error:  # torch's own message is about transforms that the user did not write
-            raise RuntimeError(f"the model has no gradient of a single example, which the clip is applied to ({error})") from error
+        # torch's own message is about transforms that the user did not write
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"the model has no gradient of a single example, which the clip is applied to "
+                f"({error})"
+            ) from error
         clipped = torch.func.vmap(lambda tree: self.clipper.update(tree, {}, params)[0])(grads)
         raw, clipped = (trees.map(partial(_contribution, share), tree) for tree in (grads, clipped))
         return raw, clipped, _contribution(share, losses)
@@ -202,16 +251,26 @@ class ByExample:
 
 
 def _contribution(share: Any, values: Tensor) -> Tensor:
-    """What some examples add to the mean: their mean times one share, or each value times its own; at share 0 it may be NaN."""
+    """What some examples add to the mean: their mean times one share, or each value times its
+    own; at share 0 it may be NaN.
+    """
     if not isinstance(share, Tensor):
         return values.mean(0) * share
     shares = share.to(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
     return torch.where(shares == 0, torch.zeros_like(values), shares * values).sum(0)
 
 
-def _on_update(clip: Any, named: Mapping[str, nn.Parameter], meter: Meter) -> Callable[[trees.Tree, trees.Tree], trees.Tree]:
-    """A function ``(direction, params) → clipped direction``, which a pure rule calls before it steps."""
-    state = clip.init({name: param.detach().clone() for name, param in named.items()}) if hasattr(clip, "init") else {}
+def _on_update(
+    clip: Any, named: Mapping[str, nn.Parameter], meter: Meter
+) -> Callable[[trees.Tree, trees.Tree], trees.Tree]:
+    """A function ``(direction, params) → clipped direction``, which a pure rule calls before it
+    steps.
+    """
+    state = (
+        clip.init({name: param.detach().clone() for name, param in named.items()})
+        if hasattr(clip, "init")
+        else {}
+    )
 
     def between(direction: trees.Tree, params: trees.Tree) -> trees.Tree:
         nonlocal state
@@ -223,7 +282,8 @@ def _on_update(clip: Any, named: Mapping[str, nn.Parameter], meter: Meter) -> Ca
 
 
 def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
-    """A function that clips the gradients of ``named`` in place, and says whether any clip touched them.
+    """A function that clips the gradients of ``named`` in place, and says whether any clip touched
+    them.
 
     It takes torch's own in-place path if the clip has one, and the pure rule otherwise.
     """
@@ -237,17 +297,25 @@ def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
         return in_place
 
     def weights_now() -> trees.Tree:
-        """Not copies; looked up at every step, for an optimizer may give a parameter other memory."""
+        """Not copies; looked up at every step, for an optimizer may give a parameter other
+        memory.
+        """
         return {name: param.detach() for name, param in named.items()}
 
-    state = _unshared_state(clip.init(weights_now()), weights_now()) if hasattr(clip, "init") else {}
+    state = (
+        _unshared_state(clip.init(weights_now()), weights_now()) if hasattr(clip, "init") else {}
+    )
 
     @torch.no_grad()
     def pure() -> bool:
         nonlocal state
         weights = weights_now()
-        # A parameter without a gradient counts as one whose gradient is zero, and stays without one.
-        grads = {name: torch.zeros_like(param) if param.grad is None else param.grad for name, param in named.items()}
+        # A parameter without a gradient counts as one whose gradient is zero, and stays without
+        # one.
+        grads = {
+            name: torch.zeros_like(param) if param.grad is None else param.grad
+            for name, param in named.items()
+        }
         clipped, state = clip.update(grads, state, weights)
         state = _unshared_state(state, weights)
         if clipped is grads:
@@ -261,15 +329,23 @@ def clipper(clip: Any, named: Mapping[str, nn.Parameter]) -> Callable[[], bool]:
 
 
 def _unshared_state(state: Any, weights: trees.Tree) -> Any:
-    """A clip's state; a tensor that shares memory with the weights is copied: the weights change, and the state must not."""
+    """A clip's state; a tensor that shares memory with the weights is copied: the weights
+    change, and the state must not.
+    """
     if not state:
         return state
     moving = {weight.untyped_storage().data_ptr() for weight in weights.values()}
-    return pytree.tree_map_only(Tensor, lambda leaf: leaf.clone() if leaf.untyped_storage().data_ptr() in moving else leaf, state)
+    return pytree.tree_map_only(
+        Tensor,
+        lambda leaf: leaf.clone() if leaf.untyped_storage().data_ptr() in moving else leaf,
+        state,
+    )
 
 
 @torch.no_grad()
-def evaluate(workload: Any, module: nn.Module, cell: Cell, updates: int, names: tuple[str, ...]) -> list[Evaluation]:
+def evaluate(
+    workload: Any, module: nn.Module, cell: Cell, updates: int, names: tuple[str, ...]
+) -> list[Evaluation]:
     """Loss and metrics of ``module`` over whole splits."""
     splits = feed.splits(workload, cell.seed, feed.DTYPES[cell.dtype], cell.device)
     evaluations: list[Evaluation] = []

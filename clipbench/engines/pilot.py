@@ -1,4 +1,6 @@
-"""The pilot: how large a workload's raw gradients are, so that a threshold can be a multiple of it."""
+"""The pilot: how large a workload's raw gradients are, so that a threshold can be a multiple of
+it.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,17 @@ from clipbench.errors import UsageError
 PILOT_SEED = 2_000_000
 PILOT_STEPS = 100
 PILOT_LR = 1e-3
-FAR = 2.0**12  # from 1, up or down: up to here the 1e-8 that Adam adds is less than a thousandth of the size
+# from 1, up or down: up to here the 1e-8 that Adam adds is less than a thousandth of the size
+FAR = 2.0**12
 
 
 class Gauge:
-    """A clip that notes the raw gradient's size, as other clips measure it, and hands it on in a unit that Adam can use.
+    """A clip that notes the raw gradient's size, as other clips measure it, and hands it on in a
+    unit that Adam can use.
 
-    Adam squares the gradient and adds 1e-8 to its size: with a very small gradient it would stand still. So if the largest element
-    of the first gradient is far from 1, the unit is the power of two below it.
+    Adam squares the gradient and adds 1e-8 to its size: with a very small gradient it would stand
+    still. So if the largest element of the first gradient is far from 1, the unit is the power of
+    two below it.
     """
 
     def __init__(self, clips: Mapping[str, Any]) -> None:
@@ -33,7 +38,9 @@ class Gauge:
         self.sizes: dict[str, list[float]] = {label: [] for label in clips}
         self.seen = False
 
-    def update(self, grads: dict[str, Tensor], state: Any, params: Any) -> tuple[dict[str, Tensor], Any]:
+    def update(
+        self, grads: dict[str, Tensor], state: Any, params: Any
+    ) -> tuple[dict[str, Tensor], Any]:
         if not self.seen:
             self._choose_unit(grads)
         for label, clip in self.clips.items():
@@ -41,14 +48,18 @@ class Gauge:
         return (grads if self.unit == 1 else trees.scale(grads, 1 / self.unit)), state
 
     def _choose_unit(self, grads: dict[str, Tensor]) -> None:
-        largest = max((float(grad.abs().max()) for grad in grads.values() if grad.numel()), default=0.0)
+        largest = max(
+            (float(grad.abs().max()) for grad in grads.values() if grad.numel()), default=0.0
+        )
         if math.isfinite(largest) and largest > 0:
             self.seen = True
             if not 1 / FAR <= largest <= FAR:
                 self.unit = 2.0 ** (math.frexp(largest)[1] - 1)
 
     def _size(self, clip: Any, grads: dict[str, Tensor]) -> float:
-        """The size in float64, whose range squares of float32 do not leave; if squares of float64 do, in the gradient's unit."""
+        """The size in float64, whose range squares of float32 do not leave; if squares of
+        float64 do, in the gradient's unit.
+        """
         wide = {name: grad.double() for name, grad in grads.items()}
         size = float(clip.size(wide))
         if 0 < size < math.inf:
@@ -57,7 +68,8 @@ class Gauge:
 
 
 def pilot(cell: Cell, clips: Mapping[str, Any]) -> dict[str, float]:
-    """The median size of the raw gradient over 100 Adam steps at lr 1e-3, to three digits, as each of ``clips`` measures size.
+    """The median size of the raw gradient over 100 Adam steps at lr 1e-3, to three digits, as each
+    of ``clips`` measures size.
 
     :param cell: any cell of the workload, batch, device and dtype in question.
     :returns: label of the clip → median size.
@@ -65,17 +77,28 @@ def pilot(cell: Cell, clips: Mapping[str, Any]) -> dict[str, float]:
     """
     gauge = Gauge(clips)
     adam = Cell(
-        cell.workload, Part("adam", 1), Part("none", 1), PILOT_LR, PILOT_SEED, PILOT_STEPS, cell.batch, cell.device, cell.dtype
+        cell.workload,
+        Part("adam", 1),
+        Part("none", 1),
+        PILOT_LR,
+        PILOT_SEED,
+        PILOT_STEPS,
+        cell.batch,
+        cell.device,
+        cell.dtype,
     )
     workload = registry.build("workload", cell.workload.name, cell.workload.own)
     trainer = Trainer(Components(workload, registry.build("optimizer", "adam", {}), gauge), adam)
     with trees.seeded(workload.name, PILOT_SEED, "training", cell.device):
-        for batch in feed.batches(workload, PILOT_SEED, cell.batch, PILOT_STEPS, trainer.dtype, cell.device):
+        for batch in feed.batches(
+            workload, PILOT_SEED, cell.batch, PILOT_STEPS, trainer.dtype, cell.device
+        ):
             trainer.step(*batch)
     medians = {label: float(np.median(sizes)) for label, sizes in gauge.sizes.items()}
     unfit = [label for label, size in medians.items() if not (math.isfinite(size) and size > 0)]
     if unfit:
         raise UsageError(
-            f'the pilot of "{cell.problem}" met gradients of size {medians[unfit[0]]:g}; give {unfit[0]} a plain number.'
+            f'the pilot of "{cell.problem}" met gradients of size {medians[unfit[0]]:g}; give '
+            f"{unfit[0]} a plain number."
         )
     return {label: float(f"{size:.3g}") for label, size in medians.items()}

@@ -1,8 +1,9 @@
 """Programs: a function of one lane, traced once into a flat list of operations on many.
 
-`torch.func.vmap` and `torch.func.grad` cost more time than the arithmetic of a small model when they run at every step; a traced
-program runs neither. What vmap would have to run lane by lane is refused, and so is a function that draws random numbers or changes
-its inputs: the trace would repeat what happened once.
+`torch.func.vmap` and `torch.func.grad` cost more time than the arithmetic of a small model when
+they run at every step; a traced program runs neither. What vmap would have to run lane by lane is
+refused, and so is a function that draws random numbers or changes its inputs: the trace would
+repeat what happened once.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-# Operations on single elements that give the same bits in a vector register and outside it. All others (exp, tanh, pow, …) may not,
-# and the last elements of a tensor do not fill a register.
+# Operations on single elements that give the same bits in a vector register and outside it. All
+# others (exp, tanh, pow, …) may not, and the last elements of a tensor do not fill a register.
 EXACT = frozenset(
     """
-    abs add add_ addcdiv addcmul alias bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp clamp_ clamp_max clamp_min clone
-    copy copy_ detach div div_ eq fill fill_ floor ge gt hardtanh hardtanh_backward isfinite isinf isnan le leaky_relu
-    leaky_relu_backward lerp logical_and logical_not logical_or lt masked_fill maximum minimum mul mul_ ne neg reciprocal relu relu_
+    abs add add_ addcdiv addcmul alias bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp
+    clamp_ clamp_max clamp_min clone copy copy_ detach div div_ eq fill fill_ floor ge gt hardtanh
+    hardtanh_backward isfinite isinf isnan le leaky_relu leaky_relu_backward lerp logical_and
+    logical_not logical_or lt masked_fill maximum minimum mul mul_ ne neg reciprocal relu relu_
     round rsub sgn sign sqrt square sub sub_ threshold threshold_backward _to_copy trunc where zero_
     """.split()  # noqa: SIM905 - forty words read better without quotes
 )
@@ -39,7 +41,9 @@ class NoLanes(Exception):  # noqa: N818 - an answer, not an error
 
 
 def flat(arguments: Nested) -> list[Tensor]:
-    """The tensors of nested tuples, in order: the arguments of a program, if the tuples are those of its function."""
+    """The tensors of nested tuples, in order: the arguments of a program, if the tuples are
+    those of its function.
+    """
     tensors: list[Tensor] = []
     for argument in arguments:
         if isinstance(argument, tuple | list):
@@ -49,10 +53,14 @@ def flat(arguments: Nested) -> list[Tensor]:
     return tensors
 
 
-def trace(function: Callable[..., Any], arguments: Sequence[Nested], what: str, pure: bool = True) -> GraphModule:
-    """``function``, which takes and returns nested tuples of tensors whose first dimension is the lane, as a list of operations.
+def trace(
+    function: Callable[..., Any], arguments: Sequence[Nested], what: str, pure: bool = True
+) -> GraphModule:
+    """``function``, which takes and returns nested tuples of tensors whose first dimension is the
+    lane, as a list of operations.
 
-    The program is called with the tensors of the arguments, `flat`; what it returns is nested as the function returns it.
+    The program is called with the tensors of the arguments, `flat`; what it returns is nested as
+    the function returns it.
 
     :param what: what an error names, such as ``workload "wdbc"``.
     :param pure: whether a change of its arguments is refused.
@@ -74,27 +82,41 @@ def trace(function: Callable[..., Any], arguments: Sequence[Nested], what: str, 
         with warnings.catch_warnings(), torch.no_grad():
             warnings.filterwarnings("error", message=".*performance drop.*")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
-            # Once for real: what a function makes at its first call and keeps must not be made of the tensors of the trace.
+            # Once for real: what a function makes at its first call and keeps must not be made of
+            # the tensors of the trace.
             watched(*(tensor[:FEWEST_LANES].clone() for tensor in tensors))
-            # With tensors that have a shape and no memory: a trace takes no step, and nothing is held for a second derivative.
+            # With tensors that have a shape and no memory: a trace takes no step, and nothing is
+            # held for a second derivative.
             graph = make_fx(watched, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise NoLanes(f"{what} cannot be one program of many lanes ({reason[:200]})") from error
     if pure and changed:
-        raise NoLanes(f"{what} changes its buffers while it trains, which lanes would have to keep apart")
+        raise NoLanes(
+            f"{what} changes its buffers while it trains, which lanes would have to keep apart"
+        )
     return graph
 
 
 def grain(graph: GraphModule) -> int:
-    """1 or `GRAIN`: the number of lanes must be a multiple of it, so that a lane has the same bits at every position."""
+    """1 or `GRAIN`: the number of lanes must be a multiple of it, so that a lane has the same
+    bits at every position.
+    """
     return GRAIN if any(_inexact(node) for node in graph.graph.nodes) else 1
 
 
 def _inexact(node: Node) -> bool:
-    name = node.target._schema.name.partition("::")[2] if node.op == "call_function" and hasattr(node.target, "_schema") else ""  # noqa: SLF001
+    name = (
+        node.target._schema.name.partition("::")[2]  # noqa: SLF001 - likewise
+        if node.op == "call_function" and hasattr(node.target, "_schema")
+        else ""
+    )
     squared = name == "pow" and node.args[1:] == (2,)
-    return torch.Tag.pointwise in getattr(node.target, "tags", ()) and name not in EXACT and not squared
+    return (
+        torch.Tag.pointwise in getattr(node.target, "tags", ())
+        and name not in EXACT
+        and not squared
+    )
 
 
 def compiled(graph: GraphModule) -> Callable[..., Any]:
@@ -103,11 +125,16 @@ def compiled(graph: GraphModule) -> Callable[..., Any]:
 
 
 def peak_bytes(graph: GraphModule) -> int:
-    """The most memory that the tensors made by a program take at one time; its inputs do not count."""
+    """The most memory that the tensors made by a program take at one time; its inputs do not
+    count.
+    """
     order = {node: number for number, node in enumerate(graph.graph.nodes)}
-    last: dict[Node, int] = {}  # the last operation that reads a node's memory, through views of it as well
+    # the last operation that reads a node's memory, through views of it as well
+    last: dict[Node, int] = {}
     for node, number in reversed(order.items()):
-        last[node] = max((last[user] if _is_view(user) else order[user] for user in node.users), default=number)
+        last[node] = max(
+            (last[user] if _is_view(user) else order[user] for user in node.users), default=number
+        )
     ends: dict[int, int] = {}
     level = peak = 0
     for node, number in order.items():
@@ -120,9 +147,13 @@ def peak_bytes(graph: GraphModule) -> int:
 
 
 def _is_view(node: Node) -> bool:
-    """Whether a node shares the memory of an earlier one: a view, an operation in place, or one part of a result."""
+    """Whether a node shares the memory of an earlier one: a view, an operation in place, or one
+    part of a result.
+    """
     schema = getattr(node.target, "_schema", None)
-    return node.target is operator.getitem or (schema is not None and any(result.alias_info for result in schema.returns))
+    return node.target is operator.getitem or (
+        schema is not None and any(result.alias_info for result in schema.returns)
+    )
 
 
 def _bytes(node: Node) -> int:
@@ -130,4 +161,6 @@ def _bytes(node: Node) -> int:
         return 0
     value = node.meta.get("val")
     results = value if isinstance(value, tuple | list) else (value,)
-    return sum(result.numel() * result.element_size() for result in results if isinstance(result, Tensor))
+    return sum(
+        result.numel() * result.element_size() for result in results if isinstance(result, Tensor)
+    )

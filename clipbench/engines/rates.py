@@ -1,4 +1,6 @@
-"""Rates: how fast each engine trains one task here, measured for a moment; and the choice that follows from them."""
+"""Rates: how fast each engine trains one task here, measured for a moment; and the choice that
+follows from them.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +23,29 @@ MEMORY = 2 * 10**9  # bytes a worker may fill with lanes
 LADDER = (2, 8, 16, 32, 64, 128, 256)
 MOMENT = 0.25  # seconds a rate is measured for
 STEPS = 200  # at most
-BETTER = 0.97  # a rung that leaves more than this of the best rate ends the climb: more lanes are more memory and fewer shards
+# a rung that leaves more than this of the best rate ends the climb: more lanes are more memory and
+# fewer shards
+BETTER = 0.97
 CLOSE = 1.5  # rates whose ratio is below this are measured again
-MEASURING = 10.0  # seconds: if the loop needs less, the search for a faster engine takes longer than it saves
-COMPILING = 15.0  # seconds that the compiler needs for one structure, about; the measured time replaces it
-PAYS = 0.5  # share of a step's time that compiling saves at best; it is not tried if that is less than it costs
-HEADROOM = 5  # a process grows by at most so many times the memory in use (4.4 seen): freed pieces do not fit the next tensors
+# seconds: if the loop needs less, the search for a faster engine takes longer than it saves
+MEASURING = 10.0
+# seconds that the compiler needs for one structure, about; the measured time replaces it
+COMPILING = 15.0
+# share of a step's time that compiling saves at best; it is not tried if that is less than it costs
+PAYS = 0.5
+# a process grows by at most so many times the memory in use (4.4 seen): freed pieces do not fit the
+# next tensors
+HEADROOM = 5
 AGREEMENT = 1e-9
 
 
 @dataclass
 class Choice:
-    """How a task is run: the engine, its number of lanes, and the measured rates, in seconds a cell and step.
+    """How a task is run: the engine, its number of lanes, and the measured rates, in seconds a cell
+    and step.
 
-    A rate includes the step's share of the evaluations. ``refusals`` says why arms, or the whole workload (``""``), have no lanes.
+    A rate includes the step's share of the evaluations. ``refusals`` says why arms, or the whole
+    workload (``""``), have no lanes.
     """
 
     engine: str
@@ -43,13 +54,16 @@ class Choice:
     rates: dict[str, float] = field(default_factory=dict)
     lane_bytes: int = 0
     refusals: dict[str, str] = field(default_factory=dict)
-    arms: list[str] = field(default_factory=list)  # that were looked at, with their components' versions
+    # that were looked at, with their components' versions
+    arms: list[str] = field(default_factory=list)
 
     def page(self) -> dict[str, Any]:
         return asdict(self)
 
     def rate(self, engine: str) -> float | None:
-        """Seconds that an engine, as it would be used, takes for a step of one cell; None if that was not measured."""
+        """Seconds that an engine, as it would be used, takes for a step of one cell; None if
+        that was not measured.
+        """
         if engine == LOOP:
             return self.rates.get(LOOP)
         return self.rates.get(_rung(self.lanes, self.compiled))
@@ -64,7 +78,8 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
 
     :param jobs: one of every arm at least.
     :param memory: bytes that lanes may take.
-    :param cell_steps: steps times cells that one worker has before it: measuring, and compiling, must pay within them.
+    :param cell_steps: steps times cells that one worker has before it: measuring, and compiling,
+        must pay within them.
     :param wanted: ``auto``, or ``batched``: lanes are measured even if that does not pay.
     """
     choice = Choice(LOOP, rates={LOOP: _loop(jobs[0])})
@@ -103,11 +118,15 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
 
 def _copies(jobs: Sequence[Job], count: int) -> list[Job]:
     """``count`` jobs of the first one's structure, with its seed and the next two."""
-    return [replace(jobs[0], cell=replace(jobs[0].cell, seed=number % 3)) for number in range(count)]
+    return [
+        replace(jobs[0], cell=replace(jobs[0].cell, seed=number % 3)) for number in range(count)
+    ]
 
 
 def _settle(choice: Choice, job: Job, filled: Sequence[Job]) -> None:
-    """Measure both engines twice more, in turn, and take the medians: another program on the machine must not decide."""
+    """Measure both engines twice more, in turn, and take the medians: another program on the
+    machine must not decide.
+    """
     rung = _rung(choice.lanes)
     loops, rates = [choice.rates[LOOP]], [choice.rates[rung]]
     for _ in range(2):
@@ -116,9 +135,16 @@ def _settle(choice: Choice, job: Job, filled: Sequence[Job]) -> None:
     choice.rates |= {LOOP: median(loops), rung: median(rates)}
 
 
-def _try_compiling(choice: Choice, able: Sequence[Job], structures: int, cell_steps: float, fits: int) -> None:
-    """Compile the step at the best number of lanes and at twice as many, and keep what pays; without a compiler do nothing."""
-    eager, counts = choice.rates[_rung(choice.lanes)], {choice.lanes, min(2 * choice.lanes, LADDER[-1])}
+def _try_compiling(
+    choice: Choice, able: Sequence[Job], structures: int, cell_steps: float, fits: int
+) -> None:
+    """Compile the step at the best number of lanes and at twice as many, and keep what pays;
+    without a compiler do nothing.
+    """
+    eager, counts = (
+        choice.rates[_rung(choice.lanes)],
+        {choice.lanes, min(2 * choice.lanes, LADDER[-1])},
+    )
     for count in sorted(count for count in counts if count <= fits):
         start = time.perf_counter()
         try:
@@ -127,7 +153,9 @@ def _try_compiling(choice: Choice, able: Sequence[Job], structures: int, cell_st
             return
         compiling = time.perf_counter() - start
         choice.rates[_rung(count, compiled=True)] = rate
-        if cell_steps * rate + structures * compiling < cell_steps * (choice.rate(BATCHED) or eager):
+        if cell_steps * rate + structures * compiling < cell_steps * (
+            choice.rate(BATCHED) or eager
+        ):
             choice.lanes, choice.compiled = count, True
 
 
@@ -144,11 +172,15 @@ def _spread(step: Callable[[], None], evaluation: Callable[[], Any], job: Job) -
     evaluation()
     begin = time.perf_counter()
     evaluation()
-    return median(times) + (time.perf_counter() - begin) * (job.cell.evaluations + 1) / job.cell.steps
+    return (
+        median(times) + (time.perf_counter() - begin) * (job.cell.evaluations + 1) / job.cell.steps
+    )
 
 
 def _long(job: Job) -> Job:
-    """The job with enough steps for a measurement, at a learning rate at which training does not diverge."""
+    """The job with enough steps for a measurement, at a learning rate at which training does not
+    diverge.
+    """
     return replace(job, cell=replace(job.cell, lr=1e-4, steps=STEPS + 10))
 
 
@@ -156,7 +188,9 @@ def _loop(job: Job) -> float:
     components, long = Components.of(job), _long(job).cell
     with trees.seeded(components.workload.name, 0, "training", long.device):
         trainer = Trainer(components, long)
-        batches = feed.batches(components.workload, long.seed, long.batch, long.steps, trainer.dtype, long.device)
+        batches = feed.batches(
+            components.workload, long.seed, long.batch, long.steps, trainer.dtype, long.device
+        )
         return _spread(
             lambda: trainer.step(*next(batches)),
             lambda: evaluate(components.workload, trainer.module, long, 0, ("validation",)),
@@ -165,7 +199,9 @@ def _loop(job: Job) -> float:
 
 
 def _lanes(jobs: Sequence[Job], *, compiled: bool) -> tuple[float, int]:
-    """Seconds that one lane among these takes for a step, and the number of lanes, those that fill up included."""
+    """Seconds that one lane among these takes for a step, and the number of lanes, those that
+    fill up included.
+    """
     together, _ = lanes.begin([_long(job) for job in jobs], compiled)
 
     def step() -> None:
@@ -173,13 +209,19 @@ def _lanes(jobs: Sequence[Job], *, compiled: bool) -> tuple[float, int]:
         if jobs[0].cell.device == "cuda":
             torch.cuda.synchronize()
 
-    seconds = _spread(step, lambda: together.evaluate(range(len(jobs)), 0, ("validation",)), jobs[0])
+    seconds = _spread(
+        step, lambda: together.evaluate(range(len(jobs)), 0, ("validation",)), jobs[0]
+    )
     return seconds / len(jobs), len(together.jobs)
 
 
 def lane_bytes(jobs: Sequence[Job]) -> int:
-    """Memory that one lane takes at its peak, in a step or in an evaluation, from its traced programs; of these arms the most."""
-    return max(_lane_bytes(job) for job in {stacked.Structure.of(job): job for job in jobs}.values())
+    """Memory that one lane takes at its peak, in a step or in an evaluation, from its traced
+    programs; of these arms the most.
+    """
+    return max(
+        _lane_bytes(job) for job in {stacked.Structure.of(job): job for job in jobs}.values()
+    )
 
 
 def _lane_bytes(job: Job) -> int:
@@ -205,7 +247,9 @@ def _lane_bytes(job: Job) -> int:
 
 
 def versioned(job: Job) -> str:
-    """The label of an arm in a choice, with its components' versions: another version is measured anew."""
+    """The label of an arm in a choice, with its components' versions: another version is
+    measured anew.
+    """
     return f"{job.cell.arm}, versions {job.cell.optimizer.version} and {job.cell.clip.version}"
 
 
@@ -238,30 +282,48 @@ def _double(job: Job) -> Job:
 
 
 def disagreement(job: Job) -> str | None:
-    """How the gradient of two lanes differs from the loop's, in float64 at two batches, in words; None if it does not."""
+    """How the gradient of two lanes differs from the loop's, in float64 at two batches, in
+    words; None if it does not.
+    """
     cell = job.cell
     workload = Components.of(job).workload
     model = stacked.Model(workload, torch.float64, cell.device)
     modules = [feed.model(workload, seed, torch.float64, cell.device) for seed in (0, 1)]
-    streams = [feed.batches(workload, seed, cell.batch, 2, torch.float64, cell.device) for seed in (0, 1)]
-    fixed = tuple(torch.stack(tensors) for tensors in zip(*(model.kept(module) for module in modules), strict=True))
+    streams = [
+        feed.batches(workload, seed, cell.batch, 2, torch.float64, cell.device) for seed in (0, 1)
+    ]
+    fixed = tuple(
+        torch.stack(tensors)
+        for tensors in zip(*(model.kept(module) for module in modules), strict=True)
+    )
     weights = torch.stack([model.flat(module) for module in modules])
     graph = None
     for batches in zip(*streams, strict=True):
         inputs, targets = (torch.stack(tensors) for tensors in zip(*batches, strict=True))
         if graph is None:
             lane = torch.func.grad_and_value(model.loss)
-            graph = trace(torch.vmap(lane), (weights, inputs, targets, fixed), f'workload "{workload.name}"')
+            graph = trace(
+                torch.vmap(lane), (weights, inputs, targets, fixed), f'workload "{workload.name}"'
+            )
         grads, _ = graph(weights, inputs, targets, *fixed)
         for lane_grad, module, (some_inputs, wanted) in zip(grads, modules, batches, strict=True):
             module.zero_grad()
             before = [buffer.clone() for buffer in module.buffers()]
             with trees.seeded(workload.name, 0, "training", cell.device):
                 feed.loss_of(workload, module(some_inputs), wanted).backward()
-            if any(not torch.equal(one, other) for one, other in zip(before, module.buffers(), strict=True)):
-                return f'workload "{workload.name}" changes its buffers while it trains, which lanes would have to keep apart'
+            if any(
+                not torch.equal(one, other)
+                for one, other in zip(before, module.buffers(), strict=True)
+            ):
+                return (
+                    f'workload "{workload.name}" changes its buffers while it trains, which '
+                    f"lanes would have to keep apart"
+                )
             if any(param.requires_grad and param.grad is None for param in module.parameters()):
-                return f'workload "{workload.name}" has a parameter without a gradient, which torch leaves alone and lanes do not'
+                return (
+                    f'workload "{workload.name}" has a parameter without a gradient, which '
+                    f"torch leaves alone and lanes do not"
+                )
             alone = model.flat_grad(module)
             limit = AGREEMENT * float(alone.abs().nan_to_num(posinf=0.0).max())
             if not torch.allclose(lane_grad, alone, rtol=0, atol=limit, equal_nan=True):

@@ -1,4 +1,6 @@
-"""`Job` and `Record`, what an engine takes and returns; how a run is evaluated and judged, the same in every engine."""
+"""`Job` and `Record`, what an engine takes and returns; how a run is evaluated and judged, the
+same in every engine.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,24 @@ class Job:
 
     @property
     def threshold(self) -> float | None:
-        """The clip's first setting, or its default if none is given; None for a clip without settings."""
+        """The clip's first setting, or its default if none is given; None for a clip without
+        settings.
+        """
         cls = registry.find("clip", self.cell.clip.name)
         name = registry.threshold_field(cls)
-        return None if name is None else float(self.clip_settings[name] if name in self.clip_settings else getattr(cls, name))
+        return (
+            None
+            if name is None
+            else float(
+                self.clip_settings[name] if name in self.clip_settings else getattr(cls, name)
+            )
+        )
 
 
 @dataclass
 class Record:
-    """What became of a cell. ``rows`` is the curve, steps × measures in the order of `measures.COLUMNS`.
+    """What became of a cell. ``rows`` is the curve, steps × measures in the order of
+    `measures.COLUMNS`.
 
     ``failure`` says in one line why the cell could not be run, and is
     None if it was; ``fault`` is what else is known of the failure.
@@ -83,20 +94,31 @@ class Components:
 
 
 def stops(cell: Cell) -> list[int]:
-    """The numbers of updates after which a run is evaluated, evenly spaced, the last step included and 0 left out."""
-    return np.unique(np.linspace(0, cell.steps, max(2, cell.evaluations)).round().astype(int))[1:].tolist()
+    """The numbers of updates after which a run is evaluated, evenly spaced, the last step
+    included and 0 left out.
+    """
+    return np.unique(np.linspace(0, cell.steps, max(2, cell.evaluations)).round().astype(int))[
+        1:
+    ].tolist()
 
 
 @torch.no_grad()
-def graded(workload: Any, outputs: Tensor, targets: Tensor, updates: int, split: str) -> list[Evaluation]:
+def graded(
+    workload: Any, outputs: Tensor, targets: Tensor, updates: int, split: str
+) -> list[Evaluation]:
     """Loss and metrics of a model's outputs over a whole split."""
     named: dict[str, metrics.Metric] = {skill.LOSS: partial(_mean_loss, workload)}
-    named |= {metrics.name_of(metric): metric for metric in (workload.metric, *getattr(workload, "other_metrics", ()))}
+    named |= {
+        metrics.name_of(metric): metric
+        for metric in (workload.metric, *getattr(workload, "other_metrics", ()))
+    }
     judged = skill.Scale.of(about(workload)) if split == "validation" else None
     return [
         Evaluation(
             *(updates, split, name, float(metric(outputs, targets))),
-            error=_error(workload, metric, outputs, targets) if judged and judged.metric == name else None,
+            error=_error(workload, metric, outputs, targets)
+            if judged and judged.metric == name
+            else None,
         )
         for name, metric in named.items()
     ]
@@ -108,7 +130,9 @@ def _mean_loss(workload: Any, outputs: Tensor, targets: Tensor) -> float:
 
 def _error(workload: Any, metric: metrics.Metric, outputs: Tensor, targets: Tensor) -> float:
     """The standard error of a value over a split; of a function 0, for it has no examples."""
-    return 0.0 if workload.reference_loss is None else metrics.standard_error(metric, outputs, targets)
+    return (
+        0.0 if workload.reference_loss is None else metrics.standard_error(metric, outputs, targets)
+    )
 
 
 def about(workload: Any) -> dict[str, Any]:
@@ -126,15 +150,25 @@ def about(workload: Any) -> dict[str, Any]:
 
 
 def conclude(record: Record, workload: Any) -> None:
-    """Add events, verdict, peak ratio and steps to target to the record of a run whose curve and evaluations are complete."""
+    """Add events, verdict, peak ratio and steps to target to the record of a run whose curve and
+    evaluations are complete.
+    """
     rules = events.rules_from(record.job.cell.events)
     record.rows = summary.as_stored(record.rows, record.job.cell.dtype)
     told = about(workload)
     dtype = str(feed.DTYPES[record.job.cell.dtype]).removeprefix("torch.")
     judged = skill.judge(told, record.evaluations, record.rows[:, measures.LOSS])
-    derived = events.derive(record.rows, told["reference_loss"], told["optimum"], told["unbounded"], rules, dtype)
-    record.events = events.ordered([*derived, *events.evaluated(record.evaluations), *judged.events])
+    derived = events.derive(
+        record.rows, told["reference_loss"], told["optimum"], told["unbounded"], rules, dtype
+    )
+    record.events = events.ordered(
+        [*derived, *events.evaluated(record.evaluations), *judged.events]
+    )
     record.verdict = events.judge(record.events, judged.outcome)
     record.peak_ratio = events.peak_ratio(record.rows, told["optimum"])
-    losses = [(one.step, one.value) for one in record.evaluations if (one.split, one.metric) == ("validation", skill.LOSS)]
+    losses = [
+        (one.step, one.value)
+        for one in record.evaluations
+        if (one.split, one.metric) == ("validation", skill.LOSS)
+    ]
     record.steps_to_target = summary.steps_to_target(losses, told["target"])

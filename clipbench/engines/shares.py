@@ -1,8 +1,10 @@
-"""Whether a batch may be taken in parts: what they add up to is the loss and the gradient of the whole, or the cell is refused.
+"""Whether a batch may be taken in parts: what they add up to is the loss and the gradient of the
+whole, or the cell is refused.
 
-A plain mean over the examples is the sum over the parts, each times its share of the examples. This does not hold for a loss that
-divides by something else, such as the weights of its classes or the number of labels that count, nor for a model that mixes
-examples, as BatchNorm does: in parts, another problem would be trained.
+A plain mean over the examples is the sum over the parts, each times its share of the examples. This
+does not hold for a loss that divides by something else, such as the weights of its classes or the
+number of labels that count, nor for a model that mixes examples, as BatchNorm does: in parts,
+another problem would be trained.
 """
 
 from __future__ import annotations
@@ -23,14 +25,23 @@ from clipbench.vocabulary import EXAMPLE
 BATCHES = 3  # looked at: a rare class, or a label that is left out, is not in every one
 SEED = 0
 NO_MEAN = "its loss is no mean over examples"
-# In float64, in which no difference is mere rounding; in float32 if the workload knows no other dtype.
+# In float64, in which no difference is mere rounding; in float32 if the workload knows no other
+# dtype.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 class Expected(TorchDispatchMode):
-    """A mode in which every random number is its mean, so that dropout makes no difference between two passes."""
+    """A mode in which every random number is its mean, so that dropout makes no difference
+    between two passes.
+    """
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         name = func._schema.name.partition("::")[2]  # noqa: SLF001 - torch has no public word for it
         drawn = func(*args, **(kwargs or {}))
         if name in ("native_dropout", "_fused_dropout"):
@@ -49,7 +60,9 @@ class Expected(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Whole:
-    """The loss and the gradient of some examples, and the largest sum of absolute terms in each: the scale of their rounding."""
+    """The loss and the gradient of some examples, and the largest sum of absolute terms in each:
+    the scale of their rounding.
+    """
 
     loss: Tensor
     gradient: Tensor
@@ -60,14 +73,17 @@ class Whole:
 def refuse(workload: Any, cell: Cell) -> None:
     """Do nothing if a cell's batches may be taken in the parts that it asks for.
 
-    :raises UsageError: its parts add up to another loss, or another gradient, than the whole batch has.
+    :raises UsageError: its parts add up to another loss, or another gradient, than the whole batch
+        has.
     """
     if reason := refusal(workload, cell):
         raise UsageError(reason)
 
 
 def refusal(workload: Any, cell: Cell) -> str | None:
-    """Why a cell's batches cannot be taken in parts; None if they can, or if the cell takes them whole."""
+    """Why a cell's batches cannot be taken in parts; None if they can, or if the cell takes them
+    whole.
+    """
     if cell.accumulate == 1 and cell.on != EXAMPLE:
         return None
     number = cell.batch if cell.on == EXAMPLE else cell.accumulate
@@ -75,14 +91,16 @@ def refusal(workload: Any, cell: Cell) -> str | None:
         return None
     asked = '`on = "example"`' if cell.on == EXAMPLE else f"`accumulate` = {cell.accumulate}"
     return (
-        f'{asked} is not for workload "{workload.name}": {difference}; leave it out, or give the workload '
+        f'{asked} is not for workload "{workload.name}": {difference}; leave it out, or give the '
+        f"workload "
         "`weight(targets)`, what a part counts for"
     )
 
 
 @lru_cache(maxsize=64)
 def apart(workload: Any, batch: int, number: int) -> str | None:
-    """How the loss of a batch in ``number`` parts differs from the loss of the whole, in words; None if it does not.
+    """How the loss of a batch in ``number`` parts differs from the loss of the whole, in words;
+    None if it does not.
 
     They are compared on the CPU, with the first weights and batches of one seed.
     """
@@ -91,33 +109,52 @@ def apart(workload: Any, batch: int, number: int) -> str | None:
             try:
                 module = feed.model(workload, SEED, dtype)
                 drawn = list(feed.batches(workload, SEED, batch, BATCHES, dtype))
-                wholes = [_whole_of(workload, module, [(1.0, *drawn_batch)]) for drawn_batch in drawn]
+                wholes = [
+                    _whole_of(workload, module, [(1.0, *drawn_batch)]) for drawn_batch in drawn
+                ]
             except UsageError:
                 raise
             except Exception:  # noqa: BLE001, S112 - a workload may know float32 only; training reports what fails in both
                 continue
             for drawn_batch, whole in zip(drawn, wholes, strict=True):
-                if (difference := _difference(workload, module, drawn_batch, number, whole, tolerance)) is not None:
+                if (
+                    difference := _difference(
+                        workload, module, drawn_batch, number, whole, tolerance
+                    )
+                ) is not None:
                     return difference
             return None
     return None
 
 
-def _difference(workload: Any, module: nn.Module, batch: feed.Batch, number: int, whole: Whole, tolerance: float) -> str | None:
+def _difference(
+    workload: Any, module: nn.Module, batch: feed.Batch, number: int, whole: Whole, tolerance: float
+) -> str | None:
     try:
         parts = _whole_of(workload, module, feed.parts(workload, *batch, number))
     except UsageError:
         raise
     except Exception as error:  # noqa: BLE001 - a user-defined model may raise anything
-        return f"{NO_MEAN}: one of {number} parts fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        return (
+            f"{NO_MEAN}: one of {number} parts fails ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]})"
+        )
     if not (whole.loss.isfinite() and whole.gradient.isfinite().all()):
         return None  # its training will tell
     no_mean = NO_MEAN + (" by its `weight`" if hasattr(workload, "weight") else "")
-    if not float((parts.loss - whole.loss).abs()) <= tolerance * max(whole.largest_loss, parts.largest_loss):
-        return f"{no_mean}: of {number} parts it is {float(parts.loss):.6g}, of the whole batch {float(whole.loss):.6g}"
+    if not float((parts.loss - whole.loss).abs()) <= tolerance * max(
+        whole.largest_loss, parts.largest_loss
+    ):
+        return (
+            f"{no_mean}: of {number} parts it is {float(parts.loss):.6g}, of the whole batch "
+            f"{float(whole.loss):.6g}"
+        )
     gap = float((parts.gradient - whole.gradient).abs().amax()) if whole.gradient.numel() else 0.0
     if not gap <= tolerance * (largest := max(whole.largest_gradient, parts.largest_gradient)):
-        return f"{no_mean}: of {number} parts its gradient is {gap / largest:.2g} away from that of the whole batch, relatively"
+        return (
+            f"{no_mean}: of {number} parts its gradient is {gap / largest:.2g} away from that "
+            f"of the whole batch, relatively"
+        )
     return None
 
 
@@ -129,7 +166,9 @@ def _whole_of(workload: Any, module: nn.Module, parts: list[tuple[float, Tensor,
             loss = share * feed.loss_of(workload, module(inputs), targets)
             grads = torch.autograd.grad(loss, params, allow_unused=True)
         losses.append(loss.detach())
-        gradients.append(torch.cat([_dense(grad, param) for grad, param in zip(grads, params, strict=True)]))
+        gradients.append(
+            torch.cat([_dense(grad, param) for grad, param in zip(grads, params, strict=True)])
+        )
     largest = torch.stack([gradient.abs() for gradient in gradients]).sum(0)
     return Whole(
         torch.stack(losses).sum(),

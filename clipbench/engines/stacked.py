@@ -1,4 +1,5 @@
-"""What lanes are made of: a module as a function of one flat vector of weights, and an optimizer and a clip of their plain numbers.
+"""What lanes are made of: a module as a function of one flat vector of weights, and an optimizer
+and a clip of their plain numbers.
 
 Traced for some number of lanes, each becomes a program; `Programs` remembers those of one workload.
 """
@@ -30,13 +31,24 @@ def shape(cell: Cell) -> tuple[Any, ...]:
     """What cells must share to be lanes of one program."""
     workload = cell.workload
     settings = tuple(sorted(workload.settings.items()))
-    shared = (workload.name, workload.version, settings, cell.batch, cell.steps, cell.evaluations, cell.device, cell.dtype)
+    shared = (
+        workload.name,
+        workload.version,
+        settings,
+        cell.batch,
+        cell.steps,
+        cell.evaluations,
+        cell.device,
+        cell.dtype,
+    )
     return (*shared, EXAMPLE) if cell.on == EXAMPLE else shared
 
 
 @dataclass(frozen=True)
 class Pass:
-    """How the gradient of a batch is taken: under autocast, in how many parts, or of every example by itself."""
+    """How the gradient of a batch is taken: under autocast, in how many parts, or of every
+    example by itself.
+    """
 
     mixed: bool = False
     parts: int = 1
@@ -49,7 +61,9 @@ class Pass:
 
 @dataclass(frozen=True)
 class Structure:
-    """An optimizer and a clip without their plain numbers: lanes of one structure share one update."""
+    """An optimizer and a clip without their plain numbers: lanes of one structure share one
+    update.
+    """
 
     optimizer: str
     optimizer_settings: tuple[tuple[str, Any], ...]
@@ -68,9 +82,20 @@ class Structure:
         for kind, name, settings in _components(job):
             component = registry.find(kind, name)
             if not hasattr(component, "update"):
-                raise NoLanes(f'{kind} "{name}" has no pure rule, which lanes need, and runs in the loop only')
+                raise NoLanes(
+                    f'{kind} "{name}" has no pure rule, which lanes need, and runs in the loop only'
+                )
             floats = registry.lane_fields(component)
-            fixed.append((name, tuple(sorted((word, value) for word, value in settings.items() if word not in floats))))
+            fixed.append(
+                (
+                    name,
+                    tuple(
+                        sorted(
+                            (word, value) for word, value in settings.items() if word not in floats
+                        )
+                    ),
+                )
+            )
         (optimizer, rest), (clip, others) = fixed
         versions = tuple(registry.find(kind, name).version for kind, name, _ in _components(job))
         return cls(optimizer, rest, clip, others, versions, job.cell.on)
@@ -81,15 +106,22 @@ class Structure:
         return f"{self.optimizer} + {self.clip}" + (f" on {self.on}" if self.on != GRADIENT else "")
 
     def numbers(self, job: Job) -> dict[str, list[float]]:
-        """The plain numbers of one cell, of its optimizer and its clip, in the order of their fields."""
+        """The plain numbers of one cell, of its optimizer and its clip, in the order of their
+        fields.
+        """
         values: dict[str, list[float]] = {}
         for kind, name, settings in _components(job):
             component = registry.find(kind, name)
             fields = registry.lane_fields(component)
-            values[kind] = [float(settings[field] if field in settings else getattr(component, field)) for field in fields]
+            values[kind] = [
+                float(settings[field] if field in settings else getattr(component, field))
+                for field in fields
+            ]
         return values
 
-    def components(self, optimizer_numbers: Iterable[Any], clip_numbers: Iterable[Any]) -> tuple[Any, Any]:
+    def components(
+        self, optimizer_numbers: Iterable[Any], clip_numbers: Iterable[Any]
+    ) -> tuple[Any, Any]:
         """Optimizer and clip with these numbers, which may be tensors."""
         built = []
         for kind, name, fixed, numbers in (
@@ -97,12 +129,19 @@ class Structure:
             ("clip", self.clip, self.clip_settings, clip_numbers),
         ):
             component = registry.find(kind, name)  # type: ignore[arg-type]
-            built.append(component(**dict(fixed), **dict(zip(registry.lane_fields(component), numbers, strict=True))))
+            built.append(
+                component(
+                    **dict(fixed),
+                    **dict(zip(registry.lane_fields(component), numbers, strict=True)),
+                )
+            )
         return built[0], built[1]
 
 
 class Lane(NamedTuple):
-    """The optimizer and the clip of a lane; of many lanes of one structure, every tensor's first dimension is the lane."""
+    """The optimizer and the clip of a lane; of many lanes of one structure, every tensor's first
+    dimension is the lane.
+    """
 
     lr: Tensor
     optimizer: tuple[Tensor, ...]
@@ -129,11 +168,13 @@ def _components(job: Job) -> tuple[tuple[registry.Kind, str, dict[str, Any]], ..
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------ the programs
+# ------------------------------------------------------------------------------------- the programs
 
 
 class Model:
-    """A workload's module as a function of one flat vector of trained weights, and of the tensors that are not trained."""
+    """A workload's module as a function of one flat vector of trained weights, and of the
+    tensors that are not trained.
+    """
 
     def __init__(self, workload: Any, dtype: torch.dtype, device: str, how: Pass = Pass()) -> None:
         self.workload, self.how = workload, how
@@ -141,7 +182,10 @@ class Model:
         if reason := feed.sparse_at_first(workload):
             raise NoLanes(f'workload "{workload.name}": {reason}')
         if how.examples and self.weighs:
-            raise NoLanes(f'workload "{workload.name}" weighs its examples, which a clip on each of them knows in the loop only')
+            raise NoLanes(
+                f'workload "{workload.name}" weighs its examples, which a clip on each of them '
+                f"knows in the loop only"
+            )
         self.module = feed.model(workload, 0, dtype, device, how.mixed)
         named = dict(self.module.named_parameters())
         self.shapes = {name: param.shape for name, param in named.items() if param.requires_grad}
@@ -153,7 +197,10 @@ class Model:
 
     def tree(self, flat: Tensor) -> Tree:
         """The named weights in one flat vector: views of it."""
-        return {name: leaf.view(size) for (name, size), leaf in zip(self.shapes.items(), flat.split(self.sizes), strict=True)}
+        return {
+            name: leaf.view(size)
+            for (name, size), leaf in zip(self.shapes.items(), flat.split(self.sizes), strict=True)
+        }
 
     def flat(self, module: nn.Module) -> Tensor:
         """The trained weights of a module like this one, as one vector."""
@@ -161,9 +208,16 @@ class Model:
         return torch.cat([params[name].detach().reshape(-1) for name in self.shapes])
 
     def flat_grad(self, module: nn.Module) -> Tensor:
-        """The gradients of the trained weights of a module like this one, as one vector; zeros for a weight without one."""
+        """The gradients of the trained weights of a module like this one, as one vector; zeros
+        for a weight without one.
+        """
         params = (dict(module.named_parameters())[name] for name in self.shapes)
-        return torch.cat([(torch.zeros_like(param) if param.grad is None else param.grad).reshape(-1) for param in params])
+        return torch.cat(
+            [
+                (torch.zeros_like(param) if param.grad is None else param.grad).reshape(-1)
+                for param in params
+            ]
+        )
 
     def kept(self, module: nn.Module) -> list[Tensor]:
         """What is not trained in a module like this one: frozen weights and buffers."""
@@ -174,7 +228,9 @@ class Model:
         weights = self.tree(flat) | dict(zip(self.fixed, fixed, strict=True))
         return torch.func.functional_call(self.module, weights, (inputs,))
 
-    def loss(self, flat: Tensor, inputs: Tensor, targets: Tensor, fixed: Sequence[Tensor] = ()) -> Tensor:
+    def loss(
+        self, flat: Tensor, inputs: Tensor, targets: Tensor, fixed: Sequence[Tensor] = ()
+    ) -> Tensor:
         if self.how.parts == 1:
             return feed.loss_of(self.workload, self.output(flat, inputs, fixed), targets)
         losses = [
@@ -183,18 +239,28 @@ class Model:
         ]
         return torch.stack(losses).sum()
 
-    def gradient(self, flat: Tensor, inputs: Tensor, targets: Tensor, fixed: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
-        """The gradient and the loss of a batch; examples × elements and the mean loss if every example is taken by itself."""
+    def gradient(
+        self, flat: Tensor, inputs: Tensor, targets: Tensor, fixed: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient and the loss of a batch; examples × elements and the mean loss if every
+        example is taken by itself.
+        """
         one = torch.func.grad_and_value(self.loss)
         if self.how.parts > 1 and self.weighs:
             return self._weighed_gradient(flat, inputs, targets, fixed)
         if not self.how.examples:
             return one(flat, inputs, targets, fixed)
-        grads, losses = torch.vmap(lambda some, wanted: one(flat, some.unsqueeze(0), wanted.unsqueeze(0), fixed))(inputs, targets)
+        grads, losses = torch.vmap(
+            lambda some, wanted: one(flat, some.unsqueeze(0), wanted.unsqueeze(0), fixed)
+        )(inputs, targets)
         return grads, losses.mean()
 
-    def _weighed_gradient(self, flat: Tensor, inputs: Tensor, targets: Tensor, fixed: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The gradient and the loss of a batch: the sums over its parts, each times the weight that the workload gives it."""
+    def _weighed_gradient(
+        self, flat: Tensor, inputs: Tensor, targets: Tensor, fixed: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient and the loss of a batch: the sums over its parts, each times the weight
+        that the workload gives it.
+        """
 
         def loss(flat: Tensor, some: Tensor, wanted: Tensor) -> Tensor:
             return feed.loss_of(self.workload, self.output(flat, some, fixed), wanted)
@@ -204,13 +270,24 @@ class Model:
         total = torch.zeros_like(flat), flat.new_zeros(())
         for share, piece in zip((weights / weights.sum()).unbind(), pieces, strict=True):
             # A part whose share is 0 may have a loss and a gradient of NaN.
-            weighed = (torch.where(share == 0, 0.0, share * one) for one in torch.func.grad_and_value(loss)(flat, *piece))
-            total = tuple((so_far + one).to(flat.dtype) for so_far, one in zip(total, weighed, strict=True))  # type: ignore[assignment]
+            weighed = (
+                torch.where(share == 0, 0.0, share * one)
+                for one in torch.func.grad_and_value(loss)(flat, *piece)
+            )
+            total = tuple(
+                (so_far + one).to(flat.dtype) for so_far, one in zip(total, weighed, strict=True)
+            )  # type: ignore[assignment]
         return total
 
     def like_gradient(self, weights: Tensor, inputs: Tensor) -> Tensor:
-        """Zeros in the shape of the gradient of many lanes, for weights of lanes × elements and their inputs."""
-        return weights.new_zeros(len(weights), inputs.shape[1], self.elements) if self.how.examples else torch.zeros_like(weights)
+        """Zeros in the shape of the gradient of many lanes, for weights of lanes × elements and
+        their inputs.
+        """
+        return (
+            weights.new_zeros(len(weights), inputs.shape[1], self.elements)
+            if self.how.examples
+            else torch.zeros_like(weights)
+        )
 
 
 @lru_cache(maxsize=8)
@@ -219,27 +296,38 @@ def _model(workload: Any, dtype: torch.dtype, device: str, how: Pass) -> Model:
 
 
 class Programs:
-    """The programs of one workload, batch size, dtype and device, traced when they are first needed, and then remembered."""
+    """The programs of one workload, batch size, dtype and device, traced when they are first
+    needed, and then remembered.
+    """
 
-    def __init__(self, workload: Any, dtype: torch.dtype, device: str, compiled: bool, how: Pass = Pass()) -> None:
+    def __init__(
+        self, workload: Any, dtype: torch.dtype, device: str, compiled: bool, how: Pass = Pass()
+    ) -> None:
         self.model = _model(workload, dtype, device, how)
         self.what = f'workload "{workload.name}"'
         self.compiled = compiled
         self.grain: dict[Structure | None, int] = {}  # None is the model's own
-        self.states: dict[Structure, pytree.TreeSpec] = {}  # how the leaves of a state hang together
+        # how the leaves of a state hang together
+        self.states: dict[Structure, pytree.TreeSpec] = {}
         self.traced: dict[tuple[Any, ...], GraphModule] = {}
         self.built: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def gradient(self, *arguments: Nested) -> GraphModule:
         """``(weights, inputs, targets, fixed) → (gradients, losses)``, of all lanes."""
-        return self._program("gradient", lambda: torch.vmap(self.model.gradient), arguments, self.what)
+        return self._program(
+            "gradient", lambda: torch.vmap(self.model.gradient), arguments, self.what
+        )
 
     def output(self, *arguments: Nested) -> GraphModule:
         """``(weights, inputs, fixed) → outputs``, of all lanes, as one evaluates."""
 
         def evaluated() -> Callable[..., Any]:
             self.model.module.eval()
-            return torch.vmap(lambda flat, inputs, fixed=(): torch.atleast_1d(self.model.output(flat, inputs, fixed)))
+            return torch.vmap(
+                lambda flat, inputs, fixed=(): torch.atleast_1d(
+                    self.model.output(flat, inputs, fixed)
+                )
+            )
 
         try:
             return self._program("output", evaluated, arguments, self.what)
@@ -247,58 +335,90 @@ class Programs:
             self.model.module.train()
 
     def begun(self, structure: Structure, weights: Tensor, lane: Lane) -> Lane:
-        """The lanes of one structure, whose numbers are given, with their state before the first step."""
+        """The lanes of one structure, whose numbers are given, with their state before the first
+        step.
+        """
 
         def state_of(flat: Tensor, optimizer: Iterable[Any], clip: Iterable[Any]) -> Any:
             pair = structure.components(optimizer, clip)
-            return [component.init(self._tree_for(component, flat)) if hasattr(component, "init") else {} for component in pair]
+            return [
+                component.init(self._tree_for(component, flat))
+                if hasattr(component, "init")
+                else {}
+                for component in pair
+            ]
 
         try:
-            # In the dtypes that plain numbers give: as tensors of float64 they may spread to a state that is none.
-            numbers = ([float(number[0]) for number in some] for some in (lane.optimizer, lane.clip))
+            # In the dtypes that plain numbers give: as tensors of float64 they may spread to a
+            # state that is none.
+            numbers = (
+                [float(number[0]) for number in some] for some in (lane.optimizer, lane.clip)
+            )
             plain = pytree.tree_leaves(state_of(weights[0], *numbers))
             state = torch.vmap(state_of)(weights, lane.optimizer, lane.clip)
         except Exception as error:
-            raise NoLanes(f'"{structure.label}" cannot begin in lanes ({" ".join(str(error).split())[:200]})') from error
+            raise NoLanes(
+                f'"{structure.label}" cannot begin in lanes ({" ".join(str(error).split())[:200]})'
+            ) from error
         leaves, self.states[structure] = pytree.tree_flatten(state)
-        state = tuple(leaf.to(dtype=one.dtype, copy=True) for leaf, one in zip(leaves, plain, strict=True))
-        return lane._replace(state=state, memory=tuple(torch.full_like(weights, math.nan) for _ in REMEMBERED))
+        state = tuple(
+            leaf.to(dtype=one.dtype, copy=True) for leaf, one in zip(leaves, plain, strict=True)
+        )
+        return lane._replace(
+            state=state, memory=tuple(torch.full_like(weights, math.nan) for _ in REMEMBERED)
+        )
 
     def update(self, structure: Structure, *arguments: Nested, wide: bool = False) -> GraphModule:
-        """``(weights, gradients, lane) → (weights, products, lane)``, of the lanes of one structure, which have begun.
+        """``(weights, gradients, lane) → (weights, products, lane)``, of the lanes of one
+        structure, which have begun.
 
         :param wide: whether the products are taken in float64.
         """
         return self._program(
-            (structure, "update", wide), lambda: self._step_function(structure, wide=wide), arguments, f'"{structure.label}"'
+            (structure, "update", wide),
+            lambda: self._step_function(structure, wide=wide),
+            arguments,
+            f'"{structure.label}"',
         )
 
     def whole(self, structure: Structure, *arguments: Nested) -> Callable[..., Any]:
-        """Gradient and update in one: ``(weights, inputs, targets, lane, fixed) → (weights, losses, products)``.
+        """Gradient and update in one: ``(weights, inputs, targets, lane, fixed) → (weights, losses,
+        products)``.
 
-        It is compiled, and changes in place what the lane remembers: the compiler then keeps no second copy of it, which would not
-        fit the cache. Weights are made anew, for they are read once more to measure the update and would be copied at the end.
+        It is compiled, and changes in place what the lane remembers: the compiler then keeps no
+        second copy of it, which would not fit the cache. Weights are made anew, for they are read
+        once more to measure the update and would be copied at the end.
         """
-        # In float64 at once: what the lane remembers is overwritten, and no step can be taken a second time to look closer.
+        # In float64 at once: what the lane remembers is overwritten, and no step can be taken a
+        # second time to look closer.
         stepped = self._step_function(structure, one_pass=True, wide=True)
 
-        def both(weights: Tensor, inputs: Tensor, targets: Tensor, lane: Lane, fixed: Sequence[Tensor]) -> tuple[Any, ...]:
+        def both(
+            weights: Tensor, inputs: Tensor, targets: Tensor, lane: Lane, fixed: Sequence[Tensor]
+        ) -> tuple[Any, ...]:
             grads, losses = torch.vmap(self.model.gradient)(weights, inputs, targets, fixed)
             moved, products, new = stepped(weights, grads, lane)
-            # A rule may hand on an old tensor as part of its new state: copied before any is overwritten.
+            # A rule may hand on an old tensor as part of its new state: copied before any is
+            # overwritten.
             held = {_memory(tensor) for tensor in lane.remembered}
-            news = [tensor.clone() if _memory(tensor) in held else tensor for tensor in new.remembered]
+            news = [
+                tensor.clone() if _memory(tensor) in held else tensor for tensor in new.remembered
+            ]
             for before, after in zip(lane.remembered, news, strict=True):
                 before.copy_(after)
             return moved, losses, products
 
         key = (structure, *(tensor.shape for tensor in program.flat(arguments)))
         if (built := self.built.get(key)) is None:
-            graph = program.trace(both, arguments, f'{self.what} with "{structure.label}"', pure=False)
+            graph = program.trace(
+                both, arguments, f'{self.what} with "{structure.label}"', pure=False
+            )
             built = self.built[key] = program.compiled(graph)
         return built
 
-    def _step_function(self, structure: Structure, *, one_pass: bool = False, wide: bool = False) -> Callable[..., tuple[Any, ...]]:
+    def _step_function(
+        self, structure: Structure, *, one_pass: bool = False, wide: bool = False
+    ) -> Callable[..., tuple[Any, ...]]:
         touched = True
 
         def one(flat: Tensor, grads: Tensor, lane: Lane) -> tuple[Any, ...]:
@@ -313,7 +433,9 @@ class Programs:
                 return self._flat_of(result).to(vector.dtype) if touched else vector
 
             def direction_of(vector: Tensor) -> Tensor:
-                tree, states[0] = optimizer.update(self._tree_for(optimizer, vector), states[0], self._tree_for(optimizer, flat))
+                tree, states[0] = optimizer.update(
+                    self._tree_for(optimizer, vector), states[0], self._tree_for(optimizer, flat)
+                )
                 return self._flat_of(tree).to(flat.dtype)
 
             if structure.on == UPDATE:
@@ -321,16 +443,25 @@ class Programs:
                 clipped = direction = clipped_of(handed)
             else:
                 raw = handed = grads.mean(0) if structure.on == EXAMPLE else grads
-                clipped = torch.vmap(clipped_of)(grads).mean(0) if structure.on == EXAMPLE else clipped_of(grads)
+                clipped = (
+                    torch.vmap(clipped_of)(grads).mean(0)
+                    if structure.on == EXAMPLE
+                    else clipped_of(grads)
+                )
                 direction = direction_of(clipped)
             leaves, after = pytree.tree_flatten(states)
             if after != self.states[structure]:
                 raise ValueError("the state changes its form from step to step")
-            # A lane's numbers are tensors of float64, which a rule may have spread to what it returns.
-            state = tuple(leaf.to(before.dtype) for leaf, before in zip(leaves, lane.state, strict=True))
+            # A lane's numbers are tensors of float64, which a rule may have spread to what it
+            # returns.
+            state = tuple(
+                leaf.to(before.dtype) for leaf, before in zip(leaves, lane.state, strict=True)
+            )
             return flat - lane.lr * direction, raw, handed, clipped, state
 
-        def stepped(weights: Tensor, grads: Tensor, lane: Lane) -> tuple[Tensor, tuple[Tensor, ...], Lane]:
+        def stepped(
+            weights: Tensor, grads: Tensor, lane: Lane
+        ) -> tuple[Tensor, tuple[Tensor, ...], Lane]:
             moved, raw, handed, clipped, state = torch.vmap(one)(weights, grads, lane)
             before_clip = handed if structure.on == UPDATE else None
             seen = raw, before_clip, clipped if touched else None, lane.memory
@@ -340,19 +471,34 @@ class Programs:
         return stepped
 
     def _tree_for(self, component: Any, flat: Tensor) -> Tree:
-        """The tree that a component is handed for a flat vector: the vector whole if the component is ``flat``, else tensors."""
+        """The tree that a component is handed for a flat vector: the vector whole if the
+        component is ``flat``, else tensors.
+        """
         return {"": flat} if getattr(component, "flat", False) else self.model.tree(flat)
 
     def _flat_of(self, tree: Tree) -> Tensor:
-        """A component's tree as one flat vector, in the order of the model's tensors, not of the tree.
+        """A component's tree as one flat vector, in the order of the model's tensors, not of the
+        tree.
 
         :raises ValueError: the tree has other names than the parameters.
         """
         if tree.keys() not in ({""}, self.model.shapes.keys()):
-            raise ValueError(f"a tree of {', '.join(map(repr, tree))} does not have the parameters' names")
-        return tree[""] if "" in tree else trees.flatten({name: tree[name] for name in self.model.shapes})
+            raise ValueError(
+                f"a tree of {', '.join(map(repr, tree))} does not have the parameters' names"
+            )
+        return (
+            tree[""]
+            if "" in tree
+            else trees.flatten({name: tree[name] for name in self.model.shapes})
+        )
 
-    def _program(self, key: Any, build: Callable[[], Callable[..., Any]], arguments: Sequence[Nested], what: str) -> GraphModule:
+    def _program(
+        self,
+        key: Any,
+        build: Callable[[], Callable[..., Any]],
+        arguments: Sequence[Nested],
+        what: str,
+    ) -> GraphModule:
         key = (key, *(tensor.shape for tensor in program.flat(arguments)))
         if (traced := self.traced.get(key)) is None:
             traced = self.traced[key] = program.trace(build(), arguments, what)
@@ -360,11 +506,15 @@ class Programs:
 
 
 def _memory(tensor: Tensor) -> int:
-    """A number for the memory that a tensor lies in, also for a tensor without data: equal for a tensor and its views."""
+    """A number for the memory that a tensor lies in, also for a tensor without data: equal for a
+    tensor and its views.
+    """
     return tensor.untyped_storage()._cdata  # noqa: SLF001 - torch has no public word for it
 
 
 @lru_cache(maxsize=16)
-def programs(workload: Any, dtype: torch.dtype, device: str, compiled: bool, how: Pass = Pass()) -> Programs:
+def programs(
+    workload: Any, dtype: torch.dtype, device: str, compiled: bool, how: Pass = Pass()
+) -> Programs:
     """The programs of this process."""
     return Programs(workload, dtype, device, compiled, how)

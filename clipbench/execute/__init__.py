@@ -1,8 +1,8 @@
 """Cells onto processes, and what comes back into the store.
 
-Cells are packed into *shards*: a few cells for the loop, or as many as are lanes together. The `supervisor` says what is run
-next and who is to blame; an `executor` runs it somewhere; here that is `local`, worker processes of this machine. The
-supervisor's side alone writes into the store.
+Cells are packed into *shards*: a few cells for the loop, or as many as are lanes together. The
+`supervisor` says what is run next and who is to blame; an `executor` runs it somewhere; here that
+is `local`, worker processes of this machine. The supervisor's side alone writes into the store.
 """
 
 from clipbench.execute.archive import SHARD_CELLS, cell_row, curve_columns

@@ -26,7 +26,8 @@ class Archive:
     def __init__(self, store: Store, role: str, here: Mapping[str, Any]) -> None:
         """An empty archive of cells of one role.
 
-        :param here: this machine's environment, for records that come without one because the cell's process died.
+        :param here: this machine's environment, for records that come without one because the
+            cell's process died.
         """
         self.store, self.role, self.here = store, role, here
         self.page = store.page("environment")
@@ -37,7 +38,9 @@ class Archive:
         self.since = time.monotonic()
 
     def add(self, record: Record, portion: Portion) -> None:
-        self.records.append((record, portion.worker, self._environment_key(portion.environment or self.here)))
+        self.records.append(
+            (record, portion.worker, self._environment_key(portion.environment or self.here))
+        )
         if len(self.records) >= SHARD_CELLS or time.monotonic() - self.since > SHARD_SECONDS:
             self.flush()
 
@@ -54,7 +57,8 @@ class Archive:
         if not self.records:
             return
         self.number += 1
-        # Taken before they are written: if the disk fails after the commit, a second try would store them twice.
+        # Taken before they are written: if the disk fails after the commit, a second try would
+        # store them twice.
         records, self.records = self.records, []
         tables: dict[str, Any] = {"cells": [], "evals": [], "events": []}
         curves: list[Record] = []
@@ -64,7 +68,9 @@ class Archive:
             tables["cells"].append(row)
             if record.failure is not None:
                 continue
-            tables["evals"] += [{"cell": cell.id, **evaluation._asdict()} for evaluation in record.evaluations]
+            tables["evals"] += [
+                {"cell": cell.id, **evaluation._asdict()} for evaluation in record.evaluations
+            ]
             tables["events"] += [{"cell": cell.id, **vars(event)} for event in record.events]
             if keeps_curve(self.page, cell.role, row["status"]):
                 curves.append(record)
@@ -118,7 +124,9 @@ def curve_columns(records: Sequence[Record]) -> dict[str, Any]:
     """The ``curves`` table of some records, by column."""
     rows = np.concatenate([record.rows for record in records])
     columns: dict[str, Any] = {
-        "cell": np.repeat([record.job.cell.id for record in records], [len(record.rows) for record in records]),
+        "cell": np.repeat(
+            [record.job.cell.id for record in records], [len(record.rows) for record in records]
+        ),
         "step": np.concatenate([np.arange(len(record.rows)) for record in records]),
     }
     return columns | dict(zip(measures.COLUMNS, rows.T, strict=True))

@@ -1,4 +1,5 @@
-"""The contract between the supervisor and whoever runs its work: processes of this machine, a cluster, or a test.
+"""The contract between the supervisor and whoever runs its work: processes of this machine, a
+cluster, or a test.
 
 It must not know of processes, pipes, queues or the store.
 """
@@ -15,12 +16,15 @@ from clipbench.engines.failures import Fault
 from clipbench.execute.shards import Shard
 
 NOTHING = Fault()
-Used = tuple[Path, str]  # a user's file of components, and the hash that it had when the study was read
+# a user's file of components, and the hash that it had when the study was read
+Used = tuple[Path, str]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a process is prepared before it works: the files it loads, its torch threads, and the device of its work."""
+    """How a process is prepared before it works: the files it loads, its torch threads, and the
+    device of its work.
+    """
 
     use: tuple[Used, ...] = ()
     threads: int = 1
@@ -31,7 +35,8 @@ class Setting:
 class Call:
     """A function that is run in a process of its own: a pilot, a rate, a timing, a replay.
 
-    It is found there by its module and name. ``what`` is how a user would call it, such as ``the pilot of "wdbc"``.
+    It is found there by its module and name. ``what`` is how a user would call it, such as ``the
+    pilot of "wdbc"``.
     """
 
     function: Callable[..., Any]
@@ -63,7 +68,9 @@ class Broken:
 
 @dataclass(frozen=True)
 class Died:
-    """The process is gone; ``killed`` by a signal, ``lost`` by no fault of its work, as far as can be told."""
+    """The process is gone; ``killed`` by a signal, ``lost`` by no fault of its work, as far as
+    can be told.
+    """
 
     reason: str
     lost: bool = False
@@ -79,7 +86,9 @@ class Returned:
 
 @dataclass(frozen=True)
 class Raised:
-    """What a call raised: a sentence for the user, an error of the disk (its arguments), or a traceback, if the mistake is ours."""
+    """What a call raised: a sentence for the user, an error of the disk (its arguments), or a
+    traceback, if the mistake is ours.
+    """
 
     kind: Literal["usage", "disk", "bug"]
     value: Any
@@ -90,10 +99,12 @@ End = Done | Left | Broken | Died | Returned | Raised
 
 @dataclass(frozen=True)
 class Portion:
-    """The results of a piece of work since the last portion: records, in the order of its cells, and its end if that has come.
+    """The results of a piece of work since the last portion: records, in the order of its cells,
+    and its end if that has come.
 
-    The first portion of a ticket may be empty: it says that the work has begun. ``environment`` describes the machine that made
-    the records, as `machine.environment` does. ``worker`` numbers the process among those of its machine.
+    The first portion of a ticket may be empty: it says that the work has begun. ``environment``
+    describes the machine that made the records, as `machine.environment` does. ``worker`` numbers
+    the process among those of its machine.
     """
 
     ticket: int
@@ -107,9 +118,9 @@ class Portion:
 class Executor(Protocol):
     """Runs shards and calls somewhere.
 
-    A ticket's portions come in order, and its end comes last. What an executor loses, repeats or delays costs time and no result:
-    the supervisor ignores tickets that have ended, gives work that takes too long to another process, and takes only records of
-    cells that it has asked for.
+    A ticket's portions come in order, and its end comes last. What an executor loses, repeats or
+    delays costs time and no result: the supervisor ignores tickets that have ended, gives work that
+    takes too long to another process, and takes only records of cells that it has asked for.
     """
 
     slots: int

@@ -1,4 +1,6 @@
-"""The state of a process that is put back after a cell: a change of it affects no number, but other cells would notice."""
+"""The state of a process that is put back after a cell: a change of it affects no number, but
+other cells would notice.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,40 @@ from typing import Any
 
 SIGNALS = tuple(
     getattr(signal, f"SIG{name}")
-    for name in "HUP INT QUIT ILL TRAP ABRT BUS FPE USR1 SEGV USR2 PIPE ALRM TERM CHLD CONT TSTP XCPU XFSZ".split()  # noqa: SIM905
+    for name in [
+        "HUP",
+        "INT",
+        "QUIT",
+        "ILL",
+        "TRAP",
+        "ABRT",
+        "BUS",
+        "FPE",
+        "USR1",
+        "SEGV",
+        "USR2",
+        "PIPE",
+        "ALRM",
+        "TERM",
+        "CHLD",
+        "CONT",
+        "TSTP",
+        "XCPU",
+        "XFSZ",
+    ]
     if hasattr(signal, f"SIG{name}")
 )
-LIMITS = tuple(getattr(resource, f"RLIMIT_{name}") for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "NOFILE", "STACK"))
+LIMITS = tuple(
+    getattr(resource, f"RLIMIT_{name}")
+    for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "NOFILE", "STACK")
+)
 STREAMS = ((sys, "stdin"), (sys, "stdout"), (sys, "stderr"))
-CALLED = ((sys, "excepthook"), (sys, "unraisablehook"), (sys, "displayhook"), (threading, "excepthook"))
+CALLED = (
+    (sys, "excepthook"),
+    (sys, "unraisablehook"),
+    (sys, "displayhook"),
+    (threading, "excepthook"),
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +116,11 @@ HELD = (
     Held("the working folder", _folder, os.chdir),
     Held("the environment variables", lambda: dict(_ENVIRON), _environ),
     Held("the mask of new files", _umask, os.umask),
-    Held("the handlers of signals", lambda: [signal.getsignal(number) for number in SIGNALS], _handlers),
+    Held(
+        "the handlers of signals",
+        lambda: [signal.getsignal(number) for number in SIGNALS],
+        _handlers,
+    ),
     Held(
         "the signals that are blocked",
         lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ()),
@@ -102,8 +136,16 @@ HELD = (
         lambda: [resource.getrlimit(limit) for limit in LIMITS],
         _limits,
     ),
-    Held("the locale", lambda: locale.setlocale(locale.LC_ALL), lambda then: locale.setlocale(locale.LC_ALL, then)),
-    Held("the path of imports", lambda: [*sys.path], lambda then: sys.path.__setitem__(slice(None), then)),
+    Held(
+        "the locale",
+        lambda: locale.setlocale(locale.LC_ALL),
+        lambda then: locale.setlocale(locale.LC_ALL, then),
+    ),
+    Held(
+        "the path of imports",
+        lambda: [*sys.path],
+        lambda then: sys.path.__setitem__(slice(None), then),
+    ),
     _attributes(STREAMS, "the standard streams"),
     _attributes(CALLED, "the hooks of exceptions"),
     Held("the depth of recursion", sys.getrecursionlimit, sys.setrecursionlimit),
@@ -111,12 +153,19 @@ HELD = (
     Held("a tracing function", sys.gettrace, sys.settrace),
     Held("a profiling function", sys.getprofile, sys.setprofile),
     Held("the collector of garbage", lambda: (gc.isenabled(), gc.get_threshold()), _collector),
-    *([Held("the processors it runs on", lambda: os.sched_getaffinity(0), _affinity)] if hasattr(os, "sched_getaffinity") else []),
+    *(
+        [Held("the processors it runs on", lambda: os.sched_getaffinity(0), _affinity)]
+        if hasattr(os, "sched_getaffinity")
+        else []
+    ),
 )
 COMPILED = ("the depth of recursion", "the environment variables", "the path of imports")
-COMPILERS = (b"TORCH", b"TRITON", b"INDUCTOR", b"KMP_", b"OMP_", b"CUDA_", b"CUBLAS_", b"PYTORCH_")  # variables of libraries
+# variables of libraries
+COMPILERS = (b"TORCH", b"TRITON", b"INDUCTOR", b"KMP_", b"OMP_", b"CUDA_", b"CUBLAS_", b"PYTORCH_")
 
 
 def strict_filters() -> list[Any]:
-    """The filters that make warnings errors; all others only change what is printed, and libraries add some while they load."""
+    """The filters that make warnings errors; all others only change what is printed, and
+    libraries add some while they load.
+    """
     return [one for one in warnings.filters if one[0] == "error"]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 MANY = 64  # files that may stay open for reading: a data set that is mapped
 FILES = "/proc/self/fd"
-OF_DRIVERS = ("/dev/nvidia", "anon_inode:", "socket:", "pipe:", "/proc/", "/memfd:")  # what CUDA opens as it wakes up
+# what CUDA opens as it wakes up
+OF_DRIVERS = ("/dev/nvidia", "anon_inode:", "socket:", "pipe:", "/proc/", "/memfd:")
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -28,7 +29,12 @@ def open_files() -> dict[str, str]:
 def only_read(name: str, target: str) -> bool:
     """Whether a descriptor is of a file in a folder, opened for reading only."""
     try:
-        flags = Path(f"/proc/self/fdinfo/{name}").read_text(encoding="ascii").partition("flags:")[2].split()[0]
+        flags = (
+            Path(f"/proc/self/fdinfo/{name}")
+            .read_text(encoding="ascii")
+            .partition("flags:")[2]
+            .split()[0]
+        )
     except (OSError, IndexError):
         return False
     return Path(target).is_file() and int(flags, 8) & os.O_ACCMODE == os.O_RDONLY
@@ -66,11 +72,14 @@ def end_child(process: int) -> bool:
 
 
 def adopt() -> None:
-    """Become the parent of what a child leaves behind, if the system allows it: it could not be found otherwise."""
+    """Become the parent of what a child leaves behind, if the system allows it: it could not be
+    found otherwise.
+    """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def threads() -> set[threading.Thread]:
     """Python's threads, without those that only pass through Python, as CUDA's do."""
-    return {thread for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}  # noqa: SLF001
+    passing = threading._DummyThread  # noqa: SLF001 - there is no public word for it
+    return {thread for thread in threading.enumerate() if not isinstance(thread, passing)}

@@ -1,4 +1,6 @@
-"""Worker processes of this machine: long-lived, each with a pipe and one piece of work at a time."""
+"""Worker processes of this machine: long-lived, each with a pipe and one piece of work at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +18,56 @@ from typing import Any, Self, cast
 
 from clipbench import registry
 from clipbench.errors import UsageError
-from clipbench.execute.executor import Broken, Call, Died, Done, End, Left, Portion, Raised, Returned, Setting, Work
+from clipbench.execute.executor import (
+    Broken,
+    Call,
+    Died,
+    Done,
+    End,
+    Left,
+    Portion,
+    Raised,
+    Returned,
+    Setting,
+    Work,
+)
 from clipbench.execute.machine import environment
 from clipbench.execute.worker import Answer, answers, carried_out, heed_the_supervisor, prepare
 from clipbench.execute.world import World
 
-FAREWELL = 5.0  # seconds a process that has sent its result may take to end: torch's compiler has helpers of its own to end
-CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
+# seconds a process that has sent its result may take to end: torch's compiler has helpers of its
+# own to end
+FAREWELL = 5.0
+CRASHES = (
+    signal.SIGSEGV,
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGTRAP,
+    signal.SIGSYS,
+)
 
 
 def context(device: str) -> ForkServerContext | SpawnContext:
-    """The way in which workers start: from a server with torch loaded, or afresh if CUDA is used (it does not survive a fork)."""
+    """The way in which workers start: from a server with torch loaded, or afresh if CUDA is used
+    (it does not survive a fork).
+    """
     if device == "cuda":
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
-    # The first optimizer built in a process imports torch._dynamo, the first data set sklearn.datasets: 2 s together.
-    server.set_forkserver_preload(["torch._dynamo", "sklearn.datasets", "clipbench.execute", *registry.PACKAGED])
+    # The first optimizer built in a process imports torch._dynamo, the first data set
+    # sklearn.datasets: 2 s together.
+    server.set_forkserver_preload(
+        ["torch._dynamo", "sklearn.datasets", "clipbench.execute", *registry.PACKAGED]
+    )
     return server
 
 
 def serve(pipe: connection.Connection, setting: Setting, stop: Any) -> None:
-    """A worker's life: receive a shard, send its records, until the pipe says None or the supervisor is gone."""
+    """A worker's life: receive a shard, send its records, until the pipe says None or the
+    supervisor is gone.
+    """
     heed_the_supervisor()
     try:
         prepare(setting.threads, setting.use)
@@ -69,7 +100,8 @@ def serve_once(pipe: connection.Connection, setting: Setting, call: Call) -> Non
 
 
 class Local:
-    """An executor whose work runs in processes of this machine; at the end of its ``with`` block none is left.
+    """An executor whose work runs in processes of this machine; at the end of its ``with`` block
+    none is left.
 
     Workers stay from one shard to the next; each call has a process of its own.
     """
@@ -88,7 +120,12 @@ class Local:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for worker in self.crew:
             worker.dismiss()
         for worker in self.crew:
@@ -102,7 +139,9 @@ class Local:
 
     def results(self, timeout: float) -> list[Portion]:
         portions = self._hand_out()
-        for pipe in connection.wait([worker.pipe for worker in self.crew], timeout=0 if portions else timeout):
+        for pipe in connection.wait(
+            [worker.pipe for worker in self.crew], timeout=0 if portions else timeout
+        ):
             portions += self._hear(next(worker for worker in self.crew if worker.pipe is pipe))
         return portions + self._hand_out()
 
@@ -118,7 +157,9 @@ class Local:
             worker.stop.set()
 
     def _hand_out(self) -> list[Portion]:
-        """An empty portion for each piece of work that is begun here: all that can be, the oldest first."""
+        """An empty portion for each piece of work that is begun here: all that can be, the
+        oldest first.
+        """
         begun, waiting = [], deque[tuple[int, Work, Setting]]()
         for ticket, work, setting in self.queue:
             worker = self._hire(setting, work) if isinstance(work, Call) else self._ready(setting)
@@ -131,15 +172,21 @@ class Local:
         return begun
 
     def _ready(self, setting: Setting) -> Worker | None:
-        """An idle worker for a shard; None if none is ready: then one is started if a slot is free."""
+        """An idle worker for a shard; None if none is ready: then one is started if a slot is
+        free.
+        """
         alike = [one for one in self.crew if one.idle and one.setting == setting]
         ready = next((one for one in alike if one.ready), None)
-        if ready is None and len(alike) < sum(not isinstance(work, Call) for _, work, _ in self.queue):
+        if ready is None and len(alike) < sum(
+            not isinstance(work, Call) for _, work, _ in self.queue
+        ):
             self._hire(setting)
         return ready
 
     def _hire(self, setting: Setting, call: Call | None = None) -> Worker | None:
-        """A new process, or None if all slots are taken; an idle worker that is set up otherwise makes room."""
+        """A new process, or None if all slots are taken; an idle worker that is set up otherwise
+        makes room.
+        """
         if len(self.crew) >= self.slots:
             spare = (one for one in self.crew if one.idle and one.ready)
             other = next((one for one in spare if call is not None or one.setting != setting), None)
@@ -180,9 +227,11 @@ class Local:
         return [portion]
 
     def _bury(self, worker: Worker) -> list[Portion]:
-        """The portion that tells of a worker that is gone with the work in its hand; none if it had no work.
+        """The portion that tells of a worker that is gone with the work in its hand; none if it had
+        no work.
 
-        :raises UsageError: it ended before it was ready, and either no signal killed it, or it was the second in a row.
+        :raises UsageError: it ended before it was ready, and either no signal killed it, or it was
+            the second in a row.
         """
         death = Death.of(worker.process)
         self.crew.remove(worker)
@@ -206,14 +255,22 @@ class Worker:
         self.cells = 0  # of its shard, that have not ended
         self.stop = server.Event()
         self.pipe, end = server.Pipe()
-        target = (serve, (end, setting, self.stop)) if call is None else (serve_once, (end, setting, call))
-        self.process = server.Process(target=target[0], args=target[1], name=f"clipbench-{number}", daemon=True)
+        target = (
+            (serve, (end, setting, self.stop))
+            if call is None
+            else (serve_once, (end, setting, call))
+        )
+        self.process = server.Process(
+            target=target[0], args=target[1], name=f"clipbench-{number}", daemon=True
+        )
         self.process.start()
         end.close()
 
     @property
     def ready(self) -> bool:
-        """Whether it has been prepared; always true for the worker of a call, which begins at once."""
+        """Whether it has been prepared; always true for the worker of a call, which begins at
+        once.
+        """
         return self.call is not None or self.environment is not None
 
     @property
@@ -240,7 +297,9 @@ class Worker:
             self.ticket = None
         return portion
 
-    def portion(self, *, end: End | None, records: Any = (), notes: tuple[str, ...] = ()) -> Portion:
+    def portion(
+        self, *, end: End | None, records: Any = (), notes: tuple[str, ...] = ()
+    ) -> Portion:
         return Portion(cast("int", self.ticket), records, notes, self.environment, self.number, end)
 
     def dismiss(self) -> None:

@@ -1,4 +1,6 @@
-"""The machine that cells are trained on: what is recorded of it, and how many cores this process may use."""
+"""The machine that cells are trained on: what is recorded of it, and how many cores this process
+may use.
+"""
 
 from __future__ import annotations
 
@@ -53,11 +55,16 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 def cores() -> int:
-    """The cores that this process may use: the least of what the machine has, affinity, cgroup and Slurm allow; at least 1."""
+    """The cores that this process may use: the least of what the machine has, affinity, cgroup
+    and Slurm allow; at least 1.
+    """
     return max(1, min(_core_limits()))
 
 
@@ -65,12 +72,16 @@ def _core_limits() -> Iterator[int]:
     yield os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         yield len(os.sched_getaffinity(0))
-    with suppress(OSError, ValueError):  # cgroup 2: "200000 100000" is two cores, "max 100000" no limit
+    # cgroup 2: "200000 100000" is two cores, "max 100000" no limit
+    with suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         yield int(quota) // int(period)
     with suppress(OSError, ValueError):  # cgroup 1: -1 is no limit
         folder = Path("/sys/fs/cgroup/cpu")
-        quota, period = ((folder / f"cpu.cfs_{word}_us").read_text(encoding="ascii") for word in ("quota", "period"))
+        quota, period = (
+            (folder / f"cpu.cfs_{word}_us").read_text(encoding="ascii")
+            for word in ("quota", "period")
+        )
         if int(quota) > 0:
             yield int(quota) // int(period)
     with suppress(KeyError, ValueError):

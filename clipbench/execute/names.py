@@ -1,4 +1,6 @@
-"""The functions and classes of torch, NumPy and this package by name; a component may replace one of them."""
+"""The functions and classes of torch, NumPy and this package by name; a component may replace
+one of them.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,10 @@ import torch
 
 MODULES = tuple(
     """
-    builtins math random time numpy numpy.linalg numpy.random torch torch._tensor torch._C._nn torch._C._linalg torch.autograd
-    torch.autograd.functional torch.autograd.grad_mode torch.fft torch.func torch.functional torch.linalg torch.random
-    torch.special torch.nn torch.nn.functional torch.nn.init torch.nn.parameter
+    builtins math random time numpy numpy.linalg numpy.random torch torch._tensor torch._C._nn
+    torch._C._linalg torch.autograd torch.autograd.functional torch.autograd.grad_mode torch.fft
+    torch.func torch.functional torch.linalg torch.random torch.special torch.nn torch.nn.functional
+    torch.nn.init torch.nn.parameter
     """.split()  # noqa: SIM905 - thirty words read better without quotes
 )
 OURS = "clipbench."
@@ -37,7 +40,9 @@ ABSENT = object()
 
 
 class Names:
-    """The values of the functions and classes of torch and NumPy, and of every name of this package, as they were at the start."""
+    """The values of the functions and classes of torch and NumPy, and of every name of this
+    package, as they were at the start.
+    """
 
     def __init__(self) -> None:
         self.spaces = dict(_spaces())
@@ -46,7 +51,11 @@ class Names:
     def _note(self) -> None:
         self.before = {where: _watched_values(where, space) for where, space in self.spaces.items()}
         self.known = {where: {*space} for where, space in self.spaces.items()}
-        self.looks = [(itemgetter(*names), self.spaces[where]) for where, names in self.before.items() if names]
+        self.looks = [
+            (itemgetter(*names), self.spaces[where])
+            for where, names in self.before.items()
+            if names
+        ]
         self.values = self._now()
 
     def _now(self) -> tuple[list[Any], list[int]]:
@@ -75,8 +84,14 @@ class Names:
 
 
 def _watched_values(where: str, space: Mapping[str, Any]) -> dict[str, Any]:
-    """Name → value of what is compared: all of this package, and of a library only code, for it has too many constants."""
-    return {name: value for name, value in space.items() if name not in LEFT_OUT and (where.startswith(OURS) or _is_code(value))}
+    """Name → value of what is compared: all of this package, and of a library only code, for it
+    has too many constants.
+    """
+    return {
+        name: value
+        for name, value in space.items()
+        if name not in LEFT_OUT and (where.startswith(OURS) or _is_code(value))
+    }
 
 
 def _is_code(value: Any) -> bool:
@@ -94,21 +109,33 @@ def _spaces() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _classes(name: str, module: ModuleType) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The classes that are made in a module; their own dictionaries, which a class shows through a proxy only."""
+    """The classes that are made in a module; their own dictionaries, which a class shows through
+    a proxy only.
+    """
     for key, value in list(vars(module).items()):
-        if isinstance(value, type) and value.__module__ == name and (name != "torch" or value is torch.Tensor):
+        if (
+            isinstance(value, type)
+            and value.__module__ == name
+            and (name != "torch" or value is torch.Tensor)
+        ):
             yield f"{name}.{key}", gc.get_referents(vars(value))[0]
 
 
 def _wrapped_by_torch(new: Any, old: Any) -> bool:
-    """Whether ``new`` is torch's wrapper of ``old``: it wraps ``step`` of an optimizer class when its first object is made."""
+    """Whether ``new`` is torch's wrapper of ``old``: it wraps ``step`` of an optimizer class
+    when its first object is made.
+    """
     code = getattr(new, "__code__", None)
     inner = any(getattr(new, name, ABSENT) is old for name in WRAPPED)
-    return inner and code is not None and code.co_filename.startswith(str(Path(torch.__file__).parent))
+    return (
+        inner and code is not None and code.co_filename.startswith(str(Path(torch.__file__).parent))
+    )
 
 
 def _hides(where: str, name: str) -> bool:
-    """Whether a new name hides one that Python found elsewhere before: in a base class, or among the builtins."""
+    """Whether a new name hides one that Python found elsewhere before: in a base class, or among
+    the builtins.
+    """
     module, _, cls = where.rpartition(".")
     owner = getattr(sys.modules.get(module), cls, None)
     if isinstance(owner, type):

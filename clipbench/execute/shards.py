@@ -1,4 +1,6 @@
-"""Shards: what a worker takes in hand, a few cells for the loop or as many as are lanes together."""
+"""Shards: what a worker takes in hand, a few cells for the loop or as many as are lanes
+together.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,22 @@ WORTH = 8  # lanes below which a shard is not split further for the sake of an i
 
 
 def has_user_component(cell: Cell) -> bool:
-    """Whether a component is user-defined: its version is the hash of a file, or its name is a path outside torch."""
+    """Whether a component is user-defined: its version is the hash of a file, or its name is a
+    path outside torch.
+    """
     components = (cell.workload, cell.optimizer, cell.clip)
-    return any(isinstance(one.version, str) or ("." in one.name and not one.name.startswith("torch.")) for one in components)
+    return any(
+        isinstance(one.version, str) or ("." in one.name and not one.name.startswith("torch."))
+        for one in components
+    )
 
 
 @dataclass(frozen=True)
 class Shard:
     """Some cells of one `stacked.shape`, and how they are run.
 
-    ``seconds`` are predicted for a cell, 0 if unknown; ``again`` says that a worker was already killed while it ran this.
+    ``seconds`` are predicted for a cell, 0 if unknown; ``again`` says that a worker was already
+    killed while it ran this.
     """
 
     jobs: tuple[Job, ...]
@@ -49,17 +57,24 @@ class Shard:
         return replace(self, jobs=self.jobs[done:], again=False)
 
     def halves(self) -> list[Shard]:
-        """Two shards for one, without the compiled program, which has the same lanes for any number of cells."""
+        """Two shards for one, without the compiled program, which has the same lanes for any
+        number of cells.
+        """
         middle = len(self.jobs) // 2
         halves = self.jobs[:middle], self.jobs[middle:]
-        return [replace(self, jobs=jobs, compiled=False, fewest=program.FEWEST_LANES) for jobs in halves]
+        return [
+            replace(self, jobs=jobs, compiled=False, fewest=program.FEWEST_LANES) for jobs in halves
+        ]
 
 
-def pack(jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int, lasting: float = 0.0) -> list[Shard]:
+def pack(
+    jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int, lasting: float = 0.0
+) -> list[Shard]:
     """All jobs in shards, the longest first, so that the workers end together.
 
     :param choices: how the cells of a `stacked.shape` are run; in the loop if nothing is said.
-    :param lasting: seconds that a shard for the loop should last, as far as its cells' time is known.
+    :param lasting: seconds that a shard for the loop should last, as far as its cells' time is
+        known.
     """
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
@@ -80,7 +95,10 @@ def pack(jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int, lasti
         seconds = (choice.rate(LOOP) or 0.0) * members[0].cell.steps
         wanted = max(IN_HAND, math.ceil(lasting / seconds)) if seconds else IN_HAND
         share = max(1, min(wanted, len(rest) // workers))
-        shards += [Shard(tuple(rest[at : at + share]), seconds=seconds) for at in range(0, len(rest), share)]
+        shards += [
+            Shard(tuple(rest[at : at + share]), seconds=seconds)
+            for at in range(0, len(rest), share)
+        ]
     return sorted(shards, key=lambda shard: -shard.seconds * len(shard.jobs))
 
 
@@ -88,12 +106,24 @@ def _for_lanes(jobs: Sequence[Job], choice: Choice, workers: int) -> list[Shard]
     if not jobs:
         return []
     seconds = (choice.rate(BATCHED) or 0.0) * jobs[0].cell.steps
-    # Equal structures next to each other are one update; equal rates next to each other tend to end together.
-    ordered = sorted(jobs, key=lambda job: (repr(stacked.Structure.of(job)), job.cell.lr, job.threshold or 0.0, job.cell.seed))
+    # Equal structures next to each other are one update; equal rates next to each other tend to end
+    # together.
+    ordered = sorted(
+        jobs,
+        key=lambda job: (
+            repr(stacked.Structure.of(job)),
+            job.cell.lr,
+            job.threshold or 0.0,
+            job.cell.seed,
+        ),
+    )
     if not choice.compiled:
-        return [Shard(jobs_of_shard, BATCHED, seconds=seconds) for jobs_of_shard in _split(ordered, choice.lanes, workers)]
-    # A compiled program has one structure, and its lanes once and for all, however few cells are missing: a run that goes on after
-    # an interruption gives the same bits.
+        return [
+            Shard(jobs_of_shard, BATCHED, seconds=seconds)
+            for jobs_of_shard in _split(ordered, choice.lanes, workers)
+        ]
+    # A compiled program has one structure, and its lanes once and for all, however few cells are
+    # missing: a run that goes on after an interruption gives the same bits.
     return [
         Shard(jobs_of_shard, BATCHED, compiled=True, fewest=choice.lanes, seconds=seconds)
         for _, group in groupby(ordered, key=stacked.Structure.of)
@@ -102,7 +132,9 @@ def _for_lanes(jobs: Sequence[Job], choice: Choice, workers: int) -> list[Shard]
 
 
 def _split(jobs: Sequence[Job], most: int, workers: int) -> list[tuple[Job, ...]]:
-    """``jobs`` in groups of nearly equal size: as few as ``most`` allows, or one for each worker if each has enough of them."""
+    """``jobs`` in groups of nearly equal size: as few as ``most`` allows, or one for each worker
+    if each has enough of them.
+    """
     number = max(-(-len(jobs) // most), min(workers, len(jobs) // WORTH), 1)
     cuts = [round(len(jobs) * cut / number) for cut in range(number + 1)]
     return [tuple(jobs[begin:end]) for begin, end in pairwise(cuts) if end > begin]

@@ -1,8 +1,9 @@
 """The supervisor: which shard is next, who failed, what is halved, and how long anything may take.
 
-A shard whose process dies or takes too long, or whose cells change the process that they share, is halved until the guilty cell is
-alone; the loop tries that one once more and records it ``failed``, and no other. A process that a signal killed may not have been
-to blame: its shard has one more try before all that. What is finished is archived at once. There is no process in here.
+A shard whose process dies or takes too long, or whose cells change the process that they share, is
+halved until the guilty cell is alone; the loop tries that one once more and records it ``failed``,
+and no other. A process that a signal killed may not have been to blame: its shard has one more try
+before all that. What is finished is archived at once. There is no process in here.
 """
 
 from __future__ import annotations
@@ -21,12 +22,23 @@ from clipbench.engines.failures import Fault
 from clipbench.engines.rates import LOOP, Choice
 from clipbench.errors import UsageError
 from clipbench.execute.archive import Archive
-from clipbench.execute.executor import Broken, Call, Died, Executor, Left, Portion, Raised, Returned, Setting
+from clipbench.execute.executor import (
+    Broken,
+    Call,
+    Died,
+    Executor,
+    Left,
+    Portion,
+    Raised,
+    Returned,
+    Setting,
+)
 from clipbench.execute.machine import environment
 from clipbench.execute.shards import Shard, pack
 from clipbench.store import Store
 
-LIMIT = 600.0  # seconds that lanes, one cell of the loop, or a call may take if nothing longer was predicted
+# seconds that lanes, one cell of the loop, or a call may take if nothing longer was predicted
+LIMIT = 600.0
 SLACK = 20.0  # times the prediction that it may take
 PATIENCE = 60.0  # seconds an interrupted run waits for the shards under way
 TICK = 0.2  # seconds after which limits are looked at
@@ -56,17 +68,29 @@ def run(  # noqa: PLR0913 - what a run may be told
 
     :param choices: how the cells of each `stacked.shape` are run; in the loop if nothing is said.
     :param limit: seconds a shard may take; worked out from the rates if not given.
-    :param on_note: is called with a sentence, once for each kind, on what cells changed in their process.
-    :raises KeyboardInterrupt: with the signal's number, after what was finished, the cells under way included, has been committed.
+    :param on_note: is called with a sentence, once for each kind, on what cells changed in their
+        process.
+    :raises KeyboardInterrupt: with the signal's number, after what was finished, the cells under
+        way included, has been committed.
     """
     if jobs:
         shards = pack(jobs, choices or {}, executor.slots, executor.seconds)
-        _Supervisor(shards, Archive(store, role, environment(setting.device)), executor, setting, limit, on_record, on_note).run()
+        _Supervisor(
+            shards,
+            Archive(store, role, environment(setting.device)),
+            executor,
+            setting,
+            limit,
+            on_record,
+            on_note,
+        ).run()
 
 
 @dataclass
 class _UnderWay:
-    """A shard that was submitted: its cells that have not ended, and the time of its last portion."""
+    """A shard that was submitted: its cells that have not ended, and the time of its last
+    portion.
+    """
 
     shard: Shard
     submitted: float
@@ -124,7 +148,9 @@ class _Supervisor:
                 until = time.monotonic() + PATIENCE
             while self.queue and len(self.under_way) < self.executor.slots:
                 shard = self.queue.popleft()
-                self.under_way[self.executor.submit(shard, self.setting)] = _UnderWay(shard, time.monotonic())
+                self.under_way[self.executor.submit(shard, self.setting)] = _UnderWay(
+                    shard, time.monotonic()
+                )
             for portion in self.executor.results(TICK):
                 self._take(portion)
             for ticket in list(self.under_way):
@@ -136,7 +162,9 @@ class _Supervisor:
         self.stopping = True
         self.executor.stop()
         self.queue.clear()
-        self.under_way = {ticket: one for ticket, one in self.under_way.items() if one.heard is not None}
+        self.under_way = {
+            ticket: one for ticket, one in self.under_way.items() if one.heard is not None
+        }
 
     def _take(self, portion: Portion) -> None:
         """Take a portion of a shard under way; one of a ticket that has ended is a repetition."""
@@ -152,7 +180,11 @@ class _Supervisor:
                 self._keep(record, portion)
             else:
                 self.executor.cancel(portion.ticket)
-                end = Died("what came back is none of the cells that were asked for", lost=True, killed=True)
+                end = Died(
+                    "what came back is none of the cells that were asked for",
+                    lost=True,
+                    killed=True,
+                )
         if end is None:
             return
         del self.under_way[portion.ticket]
@@ -165,7 +197,9 @@ class _Supervisor:
         elif isinstance(end, Left) and one.left:
             self.queue.appendleft(one.rest)
         elif one.left:
-            self._bury(one.rest, Died("it ended without its record", lost=True, killed=True), portion)
+            self._bury(
+                one.rest, Died("it ended without its record", lost=True, killed=True), portion
+            )
 
     def _watch(self, ticket: int) -> None:
         """Cancel what takes too long."""
@@ -176,7 +210,10 @@ class _Supervisor:
             late, limit = time.monotonic() - one.submitted, self.executor.patience
         else:
             cells = 1 if one.shard.engine == LOOP else len(one.shard.jobs)
-            late, limit = time.monotonic() - one.heard, self.limit or max(LIMIT, SLACK * cells * one.shard.seconds)
+            late, limit = (
+                time.monotonic() - one.heard,
+                self.limit or max(LIMIT, SLACK * cells * one.shard.seconds),
+            )
         if late > limit:
             self.executor.cancel(ticket)
             del self.under_way[ticket]
@@ -184,7 +221,8 @@ class _Supervisor:
             self._bury(one.rest, Died(reason, lost=True), Portion(ticket))
 
     def _give_back(self, shard: Shard, broken: Broken, portion: Portion) -> None:
-        alike = len({job.cell.arm for job in shard.jobs}) == 1  # else it may be one arm that has no lanes
+        # else it may be one arm that has no lanes
+        alike = len({job.cell.arm for job in shard.jobs}) == 1
         if broken.lanes and alike:
             self.queue.appendleft(Shard(shard.jobs, seconds=shard.seconds))
         else:
@@ -193,21 +231,30 @@ class _Supervisor:
     def _bury(self, shard: Shard, died: Died, portion: Portion) -> None:
         """Try the shard of a process that is gone once more, or blame it."""
         if died.killed and not shard.again:
-            self.queue.appendleft(replace(shard, again=True))  # somebody may have meant the process, and not the cell
+            # somebody may have meant the process, and not the cell
+            self.queue.appendleft(replace(shard, again=True))
         else:
             self._blame(shard, died.reason, Fault(lost=died.lost), portion)
 
     def _blame(self, shard: Shard, reason: str, fault: Fault, portion: Portion) -> None:
-        """Blame a shard that did not come to its end: the loop's current cell fails; lanes are halved, one goes to the loop."""
+        """Blame a shard that did not come to its end: the loop's current cell fails; lanes are
+        halved, one goes to the loop.
+        """
         if not shard.jobs:
             return
         if shard.engine == LOOP:
             job, rest = shard.jobs[0], shard.without(1)
-            self._keep(Record(job, threshold=job.threshold, engine=shard.engine, failure=reason, fault=fault), portion)
+            self._keep(
+                Record(
+                    job, threshold=job.threshold, engine=shard.engine, failure=reason, fault=fault
+                ),
+                portion,
+            )
             if rest.jobs:
                 self.queue.appendleft(rest)
         elif len(shard.jobs) == 1:
-            self.queue.appendleft(Shard(shard.jobs, seconds=shard.seconds))  # alone, the loop has the last word
+            # alone, the loop has the last word
+            self.queue.appendleft(Shard(shard.jobs, seconds=shard.seconds))
         else:
             self.queue.extendleft(reversed(shard.halves()))
 
@@ -227,7 +274,8 @@ class _Supervisor:
 def call(executor: Executor, work: Call, setting: Setting, limit: float = LIMIT) -> Any:
     """The value of a call; see `calls`.
 
-    :raises UsageError: the function raised one, user-defined code raised anything, it was killed, or it took too long.
+    :raises UsageError: the function raised one, user-defined code raised anything, it was killed,
+        or it took too long.
     :raises OSError: the function raised one.
     :raises Bug: the function raised anything else.
     """
@@ -237,8 +285,11 @@ def call(executor: Executor, work: Call, setting: Setting, limit: float = LIMIT)
     return outcome
 
 
-def calls(executor: Executor, works: Mapping[str, tuple[Call, Setting]], limit: float = LIMIT) -> Iterator[tuple[str, Any]]:
-    """Name and value of each call, as they come; as many run at a time as the executor has slots. An exception comes as a value.
+def calls(
+    executor: Executor, works: Mapping[str, tuple[Call, Setting]], limit: float = LIMIT
+) -> Iterator[tuple[str, Any]]:
+    """Name and value of each call, as they come; as many run at a time as the executor has slots.
+    An exception comes as a value.
 
     :param limit: seconds one may take.
     """
@@ -248,7 +299,13 @@ def calls(executor: Executor, works: Mapping[str, tuple[Call, Setting]], limit: 
         while waiting or under_way:
             while waiting and len(under_way) < executor.slots:
                 name, work, setting, again = waiting.popleft()
-                under_way[executor.submit(work, setting)] = name, work, setting, again, time.monotonic()
+                under_way[executor.submit(work, setting)] = (
+                    name,
+                    work,
+                    setting,
+                    again,
+                    time.monotonic(),
+                )
             for portion in executor.results(TICK):
                 if portion.ticket not in under_way or portion.end is None:
                     continue
@@ -272,7 +329,10 @@ def _outcome(end: Any, what: str) -> Any:
     if isinstance(end, Returned):
         return end.value
     if isinstance(end, Died):
-        return UsageError(f"{what}: {end.reason}{', and so was the one after it' * end.killed}; nothing stored is lost.")
+        return UsageError(
+            f"{what}: {end.reason}{', and so was the one after it' * end.killed}; nothing stored "
+            f"is lost."
+        )
     if not isinstance(end, Raised):
         return UsageError(f"{what} came back without an answer.")
     if end.kind == "disk":
@@ -286,7 +346,9 @@ def _outcome(end: Any, what: str) -> Any:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """The numbers of the signals that came: an interrupt is noted and not raised, so that no record is torn; a second is raised."""
+    """The numbers of the signals that came: an interrupt is noted and not raised, so that no
+    record is torn; a second is raised.
+    """
     received: list[int] = []
 
     def note(number: int, _: object) -> None:
@@ -295,7 +357,11 @@ def _interrupts() -> Iterator[list[int]]:
             raise KeyboardInterrupt(number)
 
     heard = INTERRUPTS if threading.current_thread() is threading.main_thread() else ()
-    before = {one: signal.signal(one, note) for one in heard if signal.getsignal(one) is not signal.SIG_IGN}
+    before = {
+        one: signal.signal(one, note)
+        for one in heard
+        if signal.getsignal(one) is not signal.SIG_IGN
+    }
     try:
         yield received
     finally:

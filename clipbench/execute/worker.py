@@ -1,4 +1,5 @@
-"""What happens inside a worker: it is prepared once, runs the work that it is handed, and answers record by record.
+"""What happens inside a worker: it is prepared once, runs the work that it is handed, and answers
+record by record.
 
 It must not know who hands it work, nor how its answers travel.
 """
@@ -34,7 +35,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 def prepare(threads: int, use: Sequence[tuple[Path, str]] = ()) -> None:
     """What every process that trains does first, before any tensor is made.
 
-    Denormals are flushed: decaying moments and dead networks fill memory with them, and arithmetic on them is many times slower.
+    Denormals are flushed: decaying moments and dead networks fill memory with them, and arithmetic
+    on them is many times slower.
 
     :raises UsageError: a file of ``use`` is not what it was when the study was read.
     """
@@ -49,7 +51,9 @@ def prepare(threads: int, use: Sequence[tuple[Path, str]] = ()) -> None:
 
 
 def _keep_memory() -> None:
-    """Tell glibc to keep freed memory: by default every large tensor gets new pages, which took half of a step's time."""
+    """Tell glibc to keep freed memory: by default every large tensor gets new pages, which took
+    half of a step's time.
+    """
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
@@ -58,9 +62,11 @@ def _keep_memory() -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a worker says of its shard: the records of its next cells, or why there are none; and what was put back after them.
+    """What a worker says of its shard: the records of its next cells, or why there are none; and
+    what was put back after them.
 
-    ``retires`` says that it takes no other cell and waits for its end: its process is no longer as it was.
+    ``retires`` says that it takes no other cell and waits for its end: its process is no longer as
+    it was.
     """
 
     said: list[Record] | Broken
@@ -69,13 +75,19 @@ class Answer:
 
 
 def answers(shard: Shard, world: World) -> Iterator[Answer]:
-    """A shard's answers; after each the process is compared with what it was before its first cell."""
+    """A shard's answers; after each the process is compared with what it was before its first
+    cell.
+    """
     runs, strange = shard.run(), any(has_user_component(job.cell) for job in shard.jobs)
     while (said := _attempt(runs, shard)) is not None:
         change = world.compare(names=strange, by_compiler=shard.compiled)
         if change.numbers:
             said = _spoiled_result(said, shard, change)
-        faults = [said.fault] if isinstance(said, Broken) else [record.fault for record in said if record.fault]
+        faults = (
+            [said.fault]
+            if isinstance(said, Broken)
+            else [record.fault for record in said if record.fault]
+        )
         retires = bool(change.numbers or change.lasting or any(fault.spent for fault in faults))
         yield Answer(said, change.notes, retires)
         if retires or isinstance(said, Broken):
@@ -93,8 +105,12 @@ def _attempt(runs: Iterator[list[Record]], shard: Shard) -> list[Record] | Broke
         return Broken(said(error), fault=Fault.of(error))
 
 
-def _spoiled_result(result: list[Record] | Broken, shard: Shard, change: Change) -> list[Record] | Broken:
-    """The result of cells that changed their process: failures that say so, in place of what came of them."""
+def _spoiled_result(
+    result: list[Record] | Broken, shard: Shard, change: Change
+) -> list[Record] | Broken:
+    """The result of cells that changed their process: failures that say so, in place of what
+    came of them.
+    """
     reason = f"it changed {', '.join(change.numbers)} of the process it shares with other cells"
     if isinstance(result, Broken):
         return Broken(f"{reason}, and then: {result.reason}", fault=result.fault)
@@ -123,7 +139,9 @@ def carried_out(call: Call, setting: Setting) -> Returned | Raised:
 
 
 def _raised_for(error: BaseException) -> Raised:
-    """An exception as a `Raised`, whose kind says what is to blame: the user or user-defined code, the disk, or clipbench."""
+    """An exception as a `Raised`, whose kind says what is to blame: the user or user-defined
+    code, the disk, or clipbench.
+    """
     if isinstance(error, UsageError):
         return Raised("usage", str(error))
     if isinstance(error, OSError) and error.filename is not None and not is_from_user_code(error):
@@ -136,9 +154,12 @@ def _raised_for(error: BaseException) -> Raised:
 
 
 def heed_the_supervisor() -> None:
-    """Ignore interrupts, which the supervisor handles, and end this process when the supervisor is gone."""
+    """Ignore interrupts, which the supervisor handles, and end this process when the supervisor
+    is gone.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A cluster sends it to every process at once. A handler that does nothing, not SIG_IGN, which child processes would inherit.
+    # A cluster sends it to every process at once. A handler that does nothing, not SIG_IGN, which
+    # child processes would inherit.
     signal.signal(signal.SIGTERM, lambda *_: None)
     _follow()
 

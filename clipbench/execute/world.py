@@ -1,8 +1,10 @@
-"""The state that cells of one process share, compared after every cell with what it was before the first.
+"""The state that cells of one process share, compared after every cell with what it was before the
+first.
 
-A change of what affects numbers would spoil later cells: the cell that made it has failed, and its process is replaced. Any other
-change is put back, or what it left running is ended; if that is impossible the process is replaced as well, but the cell's numbers
-count. A name that a library adds while it is loaded is no change; a known name with another value is one.
+A change of what affects numbers would spoil later cells: the cell that made it has failed, and its
+process is replaced. Any other change is put back, or what it left running is ended; if that is
+impossible the process is replaced as well, but the cell's numbers count. A name that a library adds
+while it is loaded is no change; a known name with another value is one.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ SHOWN = 3  # names in a sentence
 
 @dataclass(frozen=True)
 class Change:
-    """What is no longer as it was: ``numbers`` names what affects numbers, ``notes`` tell of the rest; ``lasting``: not undone."""
+    """What is no longer as it was: ``numbers`` names what affects numbers, ``notes`` tell of the
+    rest; ``lasting``: not undone.
+    """
 
     numbers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -62,23 +66,32 @@ class World:
     def compare(self, names: bool = True, by_compiler: bool = False) -> Change:
         """What has changed since the start; it is put back if that is possible.
 
-        :param names: whether names are compared, too: packaged components replace none, and there are thousands.
-        :param by_compiler: whether torch's compiler ran: it has files, threads and processes of its own.
+        :param names: whether names are compared, too: packaged components replace none, and there
+            are thousands.
+        :param by_compiler: whether torch's compiler ran: it has files, threads and processes of its
+            own.
         """
         try:
             return self._change(names, by_compiler)
         except Exception as error:  # noqa: BLE001 - what is compared, or compares, may have been replaced
-            return Change(numbers=(f"something by which it can no longer be compared ({said(error)})",))
+            return Change(
+                numbers=(f"something by which it can no longer be compared ({said(error)})",)
+            )
 
     def _change(self, names: bool, by_compiler: bool) -> Change:
         numbers = [*self._numbers(), *(self._names() if names else ())]
         if by_compiler:
             self._let_compiler()
         notes, lasting = self._put_back()
-        if by_compiler or torch.cuda.is_initialized() != self.cuda:  # either opens files and starts threads, once
+        # either opens files and starts threads, once
+        if by_compiler or torch.cuda.is_initialized() != self.cuda:
             self._accept()
         else:
-            left = [note for note in (self._left_open(), self._left_running(), self._left_cuda()) if note]
+            left = [
+                note
+                for note in (self._left_open(), self._left_running(), self._left_cuda())
+                if note
+            ]
             notes, lasting = notes + left + self._left_children(), lasting or bool(left)
         return Change(tuple(numbers), tuple(notes), lasting)
 
@@ -92,7 +105,11 @@ class World:
         for words, then in self.numbers.items():
             now = asked(NUMBERS[words])
             if now != then:
-                yield f"{words} ({then} before, {now} now)" if isinstance(now, torch.dtype | torch.device) else words
+                yield (
+                    f"{words} ({then} before, {now} now)"
+                    if isinstance(now, torch.dtype | torch.device)
+                    else words
+                )
         drawn = asked(luck)
         if not isinstance(drawn, tuple):  # a mode of torch raises, which has been told
             return
@@ -110,7 +127,9 @@ class World:
         notes, lasting = [], False
         for number, (one, then) in enumerate(zip(HELD, self.held, strict=True)):
             now = one.read()
-            if now == then or (isinstance(then, dict) and self._is_waking_library(number, then, now)):
+            if now == then or (
+                isinstance(then, dict) and self._is_waking_library(number, then, now)
+            ):
                 continue
             try:
                 one.put_back(then)
@@ -119,13 +138,21 @@ class World:
                 notes.append(f"it changed {one.words} for good, so that its worker was replaced")
                 lasting = True
         if (strict := strict_filters()) != self.filters:
-            warnings.filters[:] = [*self.filters, *(one for one in warnings.filters if one not in strict)]  # type: ignore[index]
+            others = [one for one in warnings.filters if one not in strict]
+            warnings.filters[:] = [*self.filters, *others]  # type: ignore[index]
             notes.append("it made warnings errors, and that was put back")
         return notes, lasting
 
-    def _is_waking_library(self, number: int, then: Mapping[bytes, bytes], now: dict[bytes, bytes]) -> bool:
-        """Whether the only change is new environment variables that a library sets while it is loaded."""
-        only = all(name not in then and name.startswith(COMPILERS) for name, _ in now.items() ^ then.items())
+    def _is_waking_library(
+        self, number: int, then: Mapping[bytes, bytes], now: dict[bytes, bytes]
+    ) -> bool:
+        """Whether the only change is new environment variables that a library sets while it is
+        loaded.
+        """
+        only = all(
+            name not in then and name.startswith(COMPILERS)
+            for name, _ in now.items() ^ then.items()
+        )
         if only:
             self.held[number] = now
         return only
@@ -152,7 +179,11 @@ class World:
     def _left_running(self) -> str:
         """The note on threads that go on; empty if there are none."""
         new = [thread for thread in threads() - self.threads if thread.is_alive()]
-        return f"it left the thread {new[0].name} running, so that its worker was replaced" if new else ""
+        return (
+            f"it left the thread {new[0].name} running, so that its worker was replaced"
+            if new
+            else ""
+        )
 
     def _left_cuda(self) -> str:
         """The note on a device that no longer answers; empty if it does, or is not used."""
@@ -160,7 +191,9 @@ class World:
             try:
                 torch.cuda.synchronize()
             except RuntimeError:
-                return "the device met an error that does not go away, so that its worker was replaced"
+                return (
+                    "the device met an error that does not go away, so that its worker was replaced"
+                )
         return ""
 
     def _left_children(self) -> list[str]:

@@ -7,25 +7,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FAINT = {torch.float32: 1e-6, torch.float64: 1e-2}  # below, 1 - coefficient has lost digits that the dtype would keep
+# below, 1 - coefficient has lost digits that the dtype would keep
+FAINT = {torch.float32: 1e-6, torch.float64: 1e-2}
 CACHED = 2**13  # elements up to which a second pass costs less than a call
 
 Group = dict[str, Any]
-PLAIN: Group = dict(weight_decay=0.0, momentum=0.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False)
+PLAIN: Group = dict(
+    weight_decay=0.0,
+    momentum=0.0,
+    dampening=0.0,
+    nesterov=False,
+    maximize=False,
+    is_first_step=False,
+)
 
 
-def step(group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, coefficient: float | Tensor) -> None:
-    """Step by the gradients times ``coefficient``, a number, or on a device a tensor of shape ``()``."""
+def step(
+    group: Group,
+    params: list[Tensor],
+    grads: list[Tensor],
+    kept: Group,
+    coefficient: float | Tensor,
+) -> None:
+    """Step by the gradients times ``coefficient``, a number, or on a device a tensor of shape
+    ``()``.
+    """
     if isinstance(coefficient, float) and "step" not in kept:
         _step_sgd(group, params, grads, kept, coefficient)
     else:
         _step_scaled(group, params, grads, kept, coefficient)
 
 
-def _step_sgd(group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, coefficient: float) -> None:
+def _step_sgd(
+    group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, coefficient: float
+) -> None:
     r"""SGD by :math:`k g`, which is SGD by :math:`g` with other settings.
 
-    .. math:: \mu b + (1 - \tau)(k g + \lambda p) = \mu b + (1 - \tau')\bigl(g + \tfrac{\lambda}{k} p\bigr),
+    .. math:: \mu b + (1 - \tau)(k g + \lambda p) = \mu b + (1 - \tau')\bigl(g + \tfrac{\lambda}{k}
+              p\bigr),
               \qquad 1 - \tau' = k (1 - \tau)
 
     Nesterov's step takes the gradient a second time, and has no such settings.
@@ -44,18 +63,35 @@ def _step_sgd(group: Group, params: list[Tensor], grads: list[Tensor], kept: Gro
     _fused_sgd(group, params, grads, kept, lr, dampening, decay)
 
 
-def _step_scaled(group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, coefficient: float | Tensor) -> None:
+def _step_scaled(
+    group: Group,
+    params: list[Tensor],
+    grads: list[Tensor],
+    kept: Group,
+    coefficient: float | Tensor,
+) -> None:
     """Any step by scaled gradients; in float32 the kernel scales them itself, by dividing."""
     scale = None
     if isinstance(coefficient, Tensor) or coefficient != 1:
         if params[0].dtype is torch.float32:
-            scale = torch.as_tensor(coefficient, dtype=torch.float32, device=params[0].device).reciprocal()
+            scale = torch.as_tensor(
+                coefficient, dtype=torch.float32, device=params[0].device
+            ).reciprocal()
         else:
             torch._foreach_mul_(grads, coefficient)
     if "step" in kept:
         _fused_adam(group, params, grads, kept, scale)
     else:
-        _fused_sgd(group, params, grads, kept, group["lr"], group["dampening"], group["weight_decay"], scale)
+        _fused_sgd(
+            group,
+            params,
+            grads,
+            kept,
+            group["lr"],
+            group["dampening"],
+            group["weight_decay"],
+            scale,
+        )
 
 
 def _fused_sgd(
@@ -83,7 +119,9 @@ def _fused_sgd(
     )
 
 
-def _fused_adam(group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, scale: Tensor | None) -> None:
+def _fused_adam(
+    group: Group, params: list[Tensor], grads: list[Tensor], kept: Group, scale: Tensor | None
+) -> None:
     kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
     torch._foreach_add_(kept["step"], 1)
     kernel(
@@ -105,7 +143,9 @@ def _fused_adam(group: Group, params: list[Tensor], grads: list[Tensor], kept: G
 
 
 def clamp(grads: list[Tensor], limit: float) -> None:
-    """Clamp in place: large tensors of a CPU in one pass, the rest in two calls for all, each of which costs more than a pass."""
+    """Clamp in place: large tensors of a CPU in one pass, the rest in two calls for all, each of
+    which costs more than a pass.
+    """
     large = [grad for grad in grads if grad.numel() > CACHED] if grads[0].is_cpu else []
     rest = [grad for grad in grads if grad.numel() <= CACHED] if large else grads
     for grad in large:

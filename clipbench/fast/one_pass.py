@@ -1,4 +1,6 @@
-"""Kernels that torch does not have, made by the C++ compiler of this machine: clip and SGD's step in one pass over memory."""
+"""Kernels that torch does not have, made by the C++ compiler of this machine: clip and SGD's
+step in one pass over memory.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,14 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-# Tried in turn. torch brings the OpenMP that g++ links to, and both share its threads; Apple's compiler has none, but walks a sum
-# in vectors all the same if it is told to.
-FLAGS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-march=native", "-fopenmp-simd"], ["-fopenmp-simd"], [])
+# Tried in turn. torch brings the OpenMP that g++ links to, and both share its threads; Apple's
+# compiler has none, but walks a sum in vectors all the same if it is told to.
+FLAGS: tuple[list[str], ...] = (
+    ["-march=native", "-fopenmp"],
+    ["-march=native", "-fopenmp-simd"],
+    ["-fopenmp-simd"],
+    [],
+)
 
 Row: TypeAlias = "array[int]"  # sizes or addresses, as C takes them
 
@@ -41,7 +48,9 @@ def addresses(tensors: Iterable[Tensor]) -> Row:
 
 @dataclass(frozen=True)
 class Kernels:
-    """The compiled functions for one dtype. Tensors are on the CPU and dense, those of one parameter alike in their strides."""
+    """The compiled functions for one dtype. Tensors are on the CPU and dense, those of one
+    parameter alike in their strides.
+    """
 
     dtype: torch.dtype
     c_norm: Callable[..., float]
@@ -67,14 +76,28 @@ class Kernels:
         coefficient: float = 1.0,
         limit: float = math.inf,
     ) -> None:
-        """SGD by ``coefficient`` times the gradients clamped to ``limit``, which are read and not written.
+        """SGD by ``coefficient`` times the gradients clamped to ``limit``, which are read and not
+        written.
 
         :param group: the settings, as :class:`torch.optim.SGD` has them.
         :param buffers: of the momentum; empty if there is none.
         """
         scale = -coefficient if group["maximize"] else coefficient
-        settings = (limit, group["lr"], group["momentum"], 1 - group["dampening"], group["weight_decay"], scale, group["nesterov"])
-        self.c_step(len(sizes), *map(_start, (sizes, params, grads, buffers)), *settings, torch.get_num_threads())
+        settings = (
+            limit,
+            group["lr"],
+            group["momentum"],
+            1 - group["dampening"],
+            group["weight_decay"],
+            scale,
+            group["nesterov"],
+        )
+        self.c_step(
+            len(sizes),
+            *map(_start, (sizes, params, grads, buffers)),
+            *settings,
+            torch.get_num_threads(),
+        )
 
 
 def _start(row: Row) -> int | None:
@@ -83,15 +106,22 @@ def _start(row: Row) -> int | None:
 
 @lru_cache(maxsize=1)
 def kernels() -> dict[torch.dtype, Kernels]:
-    """Dtype → its kernels. If no compiler makes them, none in this process, and there is one warning."""
+    """Dtype → its kernels. If no compiler makes them, none in this process, and there is one
+    warning.
+    """
     try:
         library = _built()
-        return {dtype: _declared_kernels(library, dtype) for dtype in (torch.float32, torch.float64)}
+        return {
+            dtype: _declared_kernels(library, dtype) for dtype in (torch.float32, torch.float64)
+        }
     # the second of odd quotes in CXX, the third of a library that is something else
     except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
         reason = next((line for line in said.splitlines() if "error" in line), said).strip()
-        warnings.warn(f"clipbench.fast cannot compile its kernels ({reason}): torch's are used instead.", stacklevel=_outside())
+        warnings.warn(
+            f"clipbench.fast cannot compile its kernels ({reason}): torch's are used instead.",
+            stacklevel=_outside(),
+        )
         return {}
 
 
@@ -105,7 +135,13 @@ def _outside() -> int:
 
 def _declared_kernels(library: ctypes.CDLL, dtype: torch.dtype) -> Kernels:
     """The library's functions for a dtype, with the types of their arguments."""
-    number, pointer, real, flag, threads = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double, ctypes.c_bool, ctypes.c_int
+    number, pointer, real, flag, threads = (
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_double,
+        ctypes.c_bool,
+        ctypes.c_int,
+    )
     name = str(dtype).removeprefix("torch.")
     norm, clamp, step = library[f"norm_{name}"], library[f"clamp_{name}"], library[f"step_{name}"]
     clamp.restype, clamp.argtypes = None, [number, pointer, pointer, real, threads]
@@ -121,7 +157,9 @@ def _built() -> ctypes.CDLL:
     :raises ValueError: ``CXX`` has a quote that does not end.
     :raises subprocess.SubprocessError: the compiler fails.
     """
-    compiler = os.environ.get("CXX", "").strip() or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    compiler = os.environ.get("CXX", "").strip() or next(
+        filter(shutil.which, ("c++", "g++", "clang++")), None
+    )
     if compiler is None:
         raise FileNotFoundError("no C++ compiler was found; the variable CXX can name one")
     with TemporaryDirectory(prefix="clipbench-") as folder:
@@ -129,7 +167,9 @@ def _built() -> ctypes.CDLL:
         flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC"]
         command = [*shlex.split(compiler), *flags, str(SOURCE), "-o", str(made)]
         for more in FLAGS:
-            done = subprocess.run([*command, *more], capture_output=True, text=True, errors="replace", check=False)  # noqa: S603 - the user's own
+            done = subprocess.run(  # noqa: S603 - the user names the compiler
+                [*command, *more], capture_output=True, text=True, errors="replace", check=False
+            )
             if done.returncode == 0:
                 break
         done.check_returncode()

@@ -29,14 +29,22 @@ def draw(table: pd.DataFrame, footer: str) -> Figure:
     rows = table[(table["clip"] != "none") & np.isfinite(table["ratio"])]
     optimizers = order(rows["optimizer"])
     clips = order(rows["clip"])
-    ordered = sorted(rows.to_dict("records"), key=lambda row: (optimizers.index(row["optimizer"]), clips.index(row["clip"])))
+    ordered = sorted(
+        rows.to_dict("records"),
+        key=lambda row: (optimizers.index(row["optimizer"]), clips.index(row["clip"])),
+    )
     figure = blank(6.2, 0.25 * len(ordered) + 0.9, footer)
     axes = figure.subplots()
     # A label may carry settings; its colour is the colour of the name before them.
     tints = colours([clip.partition("(")[0] for clip in clips], CLIPS)
     for y, row in enumerate(ordered):
         tint = tints[row["clip"].partition("(")[0]]
-        marker = among(row["optimizer"].partition("(")[0], [name.partition("(")[0] for name in optimizers], MARKERS, OTHER_MARKERS)
+        marker = among(
+            row["optimizer"].partition("(")[0],
+            [name.partition("(")[0] for name in optimizers],
+            MARKERS,
+            OTHER_MARKERS,
+        )
         if not math.isnan(row["low"]):
             axes.plot([row["low"], row["high"]], [y, y], "-", color=tint, lw=2)
         axes.plot([row["ratio"]], [y], marker, color=tint, ms=5.5)

@@ -12,8 +12,17 @@ from clipbench.schema import Outcome
 
 
 @styled
-def draw(lines: pd.DataFrame, arms: pd.DataFrame, chosen: pd.DataFrame, label: str, reference: float | None, footer: str) -> Figure:
-    """Training loss at the chosen settings: a panel per arm, every seed a thin line, the median thick, diverged ends a cross."""
+def draw(
+    lines: pd.DataFrame,
+    arms: pd.DataFrame,
+    chosen: pd.DataFrame,
+    label: str,
+    reference: float | None,
+    footer: str,
+) -> Figure:
+    """Training loss at the chosen settings: a panel per arm, every seed a thin line, the median
+    thick, diverged ends a cross.
+    """
     optimizers, clips = order(arms["optimizer_label"]), order(arms["clip_label"])
     figure = blank(2.45 * len(clips) + 0.7, 1.75 * len(optimizers) + 0.5, footer)
     grid = figure.subplots(len(optimizers), len(clips), squeeze=False, sharex=True, sharey=True)
@@ -47,20 +56,53 @@ def draw(lines: pd.DataFrame, arms: pd.DataFrame, chosen: pd.DataFrame, label: s
 
 def _panel(axes: Axes, mine: pd.DataFrame, tint: str) -> None:
     if mine.empty:
-        axes.text(0.5, 0.5, "no curve stored", transform=axes.transAxes, ha="center", fontsize=7, color="#777777")
+        axes.text(
+            0.5,
+            0.5,
+            "no curve stored",
+            transform=axes.transAxes,
+            ha="center",
+            fontsize=7,
+            color="#777777",
+        )
         return
     lost = 0
     for _, line in mine.groupby("seed", sort=True):
         shown = line[np.isfinite(line["gap"]) & (line["gap"] > 0)]
         axes.plot(shown["step"], shown["gap"], "-", lw=0.5, color=tint, alpha=0.45)
         if line["ended"].iloc[0] == Outcome.DIVERGED and len(shown):
-            axes.plot(shown["step"].iloc[-1:], shown["gap"].iloc[-1:], "x", ms=5, mew=1.1, color=INK, zorder=5)
+            axes.plot(
+                shown["step"].iloc[-1:],
+                shown["gap"].iloc[-1:],
+                "x",
+                ms=5,
+                mew=1.1,
+                color=INK,
+                zorder=5,
+            )
         lost += line["ended"].iloc[0] == Outcome.DIVERGED
     seeds = mine["seed"].nunique()
-    # A run that ended early stays in the median, as infinite: the median line ends where half of the seeds have.
-    table = mine.pivot_table(index="step", columns="seed", values="gap", aggfunc="first", dropna=False)
-    middle = table.interpolate(limit_area="inside").bfill().fillna(np.inf).quantile(0.5, axis=1, interpolation="higher")
+    # A run that ended early stays in the median, as infinite: the median line ends where half of
+    # the seeds have.
+    table = mine.pivot_table(
+        index="step", columns="seed", values="gap", aggfunc="first", dropna=False
+    )
+    middle = (
+        table.interpolate(limit_area="inside")
+        .bfill()
+        .fillna(np.inf)
+        .quantile(0.5, axis=1, interpolation="higher")
+    )
     middle = middle[np.isfinite(middle) & (middle > 0)]
     axes.plot(middle.index, middle, "-", lw=1.5, color=tint)
     note = f"{seeds} seed{'s' * (seeds != 1)}" + (f", {lost} diverged" if lost else "")
-    axes.text(0.98, 0.95, note, transform=axes.transAxes, ha="right", va="top", fontsize=6, color="#555555")
+    axes.text(
+        0.98,
+        0.95,
+        note,
+        transform=axes.transAxes,
+        ha="right",
+        va="top",
+        fontsize=6,
+        color="#555555",
+    )

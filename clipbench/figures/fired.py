@@ -23,7 +23,9 @@ from clipbench.task import axis_label
 
 @styled
 def draw(shares: pd.DataFrame, arms: pd.DataFrame, footer: str) -> Figure:
-    """Share of steps clipped against the threshold: a panel per clip, a line per optimizer; the band spans the learning rates."""
+    """Share of steps clipped against the threshold: a panel per clip, a line per optimizer; the
+    band spans the learning rates.
+    """
     clips = order(arms.loc[arms["clip"] != "none", "clip_label"])
     figure = blank(3.1 * max(1, len(clips)) + 0.6, 2.5, footer)
     grid = figure.subplots(1, max(1, len(clips)), squeeze=False, sharey=True)
@@ -36,20 +38,34 @@ def draw(shares: pd.DataFrame, arms: pd.DataFrame, footer: str) -> Figure:
             if line.empty:
                 continue
             thresholds |= set(line["place"])
-            tint, marker = tints[arm["optimizer"]], among(arm["optimizer"], arms["optimizer"], MARKERS, OTHER_MARKERS)
+            tint, marker = (
+                tints[arm["optimizer"]],
+                among(arm["optimizer"], arms["optimizer"], MARKERS, OTHER_MARKERS),
+            )
             axes.fill_between(line["place"], line["low"], line["high"], color=tint, alpha=0.1, lw=0)
             drawn = axes.plot(
-                line["place"], line["median"], "-", marker=marker, ms=4, lw=1.2, color=tint, label=arm["optimizer_label"]
+                line["place"],
+                line["median"],
+                "-",
+                marker=marker,
+                ms=4,
+                lw=1.2,
+                color=tint,
+                label=arm["optimizer_label"],
             )
             handles.setdefault(arm["optimizer_label"], drawn[0])
         if thresholds:
             log_ticks(axes, sorted(thresholds))
         axes.set_title(clip)
-        relative = shares[shares["arm"].isin(arms.loc[arms["clip_label"] == clip, "arm"])]["relative"].notna()
+        relative = shares[shares["arm"].isin(arms.loc[arms["clip_label"] == clip, "arm"])][
+            "relative"
+        ].notna()
         axes.set_xlabel(axis_label(setting, relative=bool(relative.any())))
         axes.set_ylim(-0.03, 1.03)
         axes.grid(axis="y")
     grid[0][0].set_ylabel("share of steps clipped")
     if handles:
-        figure.legend(handles=[handles[label] for label in order(handles)], loc="outside upper left", ncols=6)
+        figure.legend(
+            handles=[handles[label] for label in order(handles)], loc="outside upper left", ncols=6
+        )
     return figure

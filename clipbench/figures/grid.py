@@ -18,32 +18,58 @@ from clipbench.figures.style import blank, number, order, styled
 from clipbench.schema import Outcome, Status
 from clipbench.task import Threshold, axis_label
 
-LETTERS = {Outcome.DIVERGED: "D", Outcome.COLLAPSED: "C", Outcome.STALLED: "S", Status.FAILED: "F", "no_value": "?"}
-HATCHES = {Outcome.DIVERGED: "xxxx", Outcome.COLLAPSED: "////", Outcome.STALLED: "----", Status.FAILED: "||||", "no_value": "...."}
+LETTERS = {
+    Outcome.DIVERGED: "D",
+    Outcome.COLLAPSED: "C",
+    Outcome.STALLED: "S",
+    Status.FAILED: "F",
+    "no_value": "?",
+}
+HATCHES = {
+    Outcome.DIVERGED: "xxxx",
+    Outcome.COLLAPSED: "////",
+    Outcome.STALLED: "----",
+    Status.FAILED: "||||",
+    "no_value": "....",
+}
 BLANK = (Outcome.DIVERGED, Status.FAILED, "no_value")  # a cell with one of these has no mean
 SHADES = 40  # matplotlib draws a colour bar of 50 shades or more as an embedded bitmap
 
 
 @styled
 def draw(
-    settings: pd.DataFrame, arms: pd.DataFrame, chosen: pd.DataFrame, label: str, higher_is_better: bool, footer: str
+    settings: pd.DataFrame,
+    arms: pd.DataFrame,
+    chosen: pd.DataFrame,
+    label: str,
+    higher_is_better: bool,
+    footer: str,
 ) -> Figure:
-    """The metric over lr × threshold, a panel per clipped arm, with the unclipped optimizer as the lowest row.
+    """The metric over lr × threshold, a panel per clipped arm, with the unclipped optimizer as the
+    lowest row.
 
-    Colour is what ``statistic`` says: the mean over the selection seeds, or the share of them that succeeded. Where a seed
-    diverged, collapsed, stalled, failed or has no value, a letter and a hatch say so; a cell with a diverged seed has no mean
-    and so no colour, since a mean over the survivors would flatter it; a share it has.
+    Colour is what ``statistic`` says: the mean over the selection seeds, or the share of them that
+    succeeded. Where a seed diverged, collapsed, stalled, failed or has no value, a letter and a
+    hatch say so; a cell with a diverged seed has no mean and so no colour, since a mean over the
+    survivors would flatter it; a share it has.
     """
     clipped = arms[arms["clip"] != "none"]
     shown = clipped if len(clipped) else arms
     optimizers, clips = order(shown["optimizer_label"]), order(shown["clip_label"])
-    tall = max((len(_thresholds(settings[settings["arm"] == arm])) for arm in shown["arm"]), default=1) + 1
+    tall = (
+        max((len(_thresholds(settings[settings["arm"] == arm])) for arm in shown["arm"]), default=1)
+        + 1
+    )
     figure = blank(3.5 * len(clips) + 1.3, (0.26 * tall + 0.75) * len(optimizers) + 0.8, footer)
     grid = figure.subplots(len(optimizers), len(clips), squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    # The scale is that of the runs that kept going; collapsed ones are told by their hatch and would use up all of the contrast.
-    valued = settings.loc[np.isfinite(settings["value"]) & (settings["diverged"] + settings["collapsed"] == 0), "value"]
+    # The scale is that of the runs that kept going; collapsed ones are told by their hatch and
+    # would use up all of the contrast.
+    valued = settings.loc[
+        np.isfinite(settings["value"]) & (settings["diverged"] + settings["collapsed"] == 0),
+        "value",
+    ]
     shares = bool((settings["statistic"] == "share").any())
     norm = Normalize(0, 1) if shares else _norm(valued, higher_is_better)
     higher_is_better = higher_is_better or shares
@@ -52,7 +78,9 @@ def draw(
         axes = grid[optimizers.index(arm["optimizer_label"])][clips.index(arm["clip_label"])]
         axes.set_axis_on()
         rows = settings[settings["arm"] == arm["arm"]]
-        partner = settings[settings["arm"] == arm["partner"]] if arm["partner"] else settings.iloc[:0]
+        partner = (
+            settings[settings["arm"] == arm["partner"]] if arm["partner"] else settings.iloc[:0]
+        )
         pick = chosen[chosen["arm"].isin([arm["arm"], arm["partner"]])]
         _panel(axes, rows, partner, pick, norm, paint)
         axes.set_title(arm["arm"])
@@ -62,16 +90,27 @@ def draw(
     if len(valued) or shares:
         ends = "min" if higher_is_better else "max"
         extend = "neither" if shares else ends
-        scale = figure.colorbar(ScalarMappable(norm=norm, cmap=paint), ax=grid, shrink=0.7, pad=0.02, aspect=28, extend=extend)
+        scale = figure.colorbar(
+            ScalarMappable(norm=norm, cmap=paint),
+            ax=grid,
+            shrink=0.7,
+            pad=0.02,
+            aspect=28,
+            extend=extend,
+        )
         scale.set_label(label)
         scale.outline.set_visible(False)
         if scale.solids is not None:
             scale.solids.set_edgecolor("face")
-        scale.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(float(f"{value:.3g}"))))
+        scale.ax.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: number(float(f"{value:.3g}")))
+        )
         scale.ax.yaxis.set_minor_locator(NullLocator())
     handles = [
         Patch(
-            facecolor="#d9d9d9" if name in BLANK and not (shares and name == Outcome.DIVERGED) else "white",
+            facecolor="#d9d9d9"
+            if name in BLANK and not (shares and name == Outcome.DIVERGED)
+            else "white",
             edgecolor="#555555",
             hatch=HATCHES[name],
             label=f"{letter} {name.replace('_', ' ')}",
@@ -80,12 +119,16 @@ def draw(
         if settings[name].sum()
     ]
     handles.append(Patch(facecolor="none", edgecolor="#d00000", lw=1.6, label="chosen setting"))
-    figure.legend(handles=handles, loc="outside upper left", ncols=6, handlelength=2.2, handleheight=1.4)
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=6, handlelength=2.2, handleheight=1.4
+    )
     return figure
 
 
 def _norm(values: pd.Series[float], higher_is_better: bool) -> Normalize:
-    """The scale of the better runs: the worst sixth shares the colour of its end, so that the good ones can be told apart."""
+    """The scale of the better runs: the worst sixth shares the colour of its end, so that the
+    good ones can be told apart.
+    """
     if values.empty:
         return Normalize(0, 1)
     low = float(values.quantile(1 / 6)) if higher_is_better else float(values.min())
@@ -101,7 +144,14 @@ def _thresholds(rows: pd.DataFrame) -> list[Threshold]:
     return [by_key[key] for key in sorted(by_key)]
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, partner: pd.DataFrame, pick: pd.DataFrame, norm: Normalize, paint: Any) -> None:
+def _panel(
+    axes: Axes,
+    rows: pd.DataFrame,
+    partner: pd.DataFrame,
+    pick: pd.DataFrame,
+    norm: Normalize,
+    paint: Any,
+) -> None:
     lrs = sorted(set(rows["lr"]) | set(partner["lr"]))
     levels = [*([Threshold()] if len(partner) else []), *_thresholds(rows)]
     heights = {one.key: height for height, one in reversed([*enumerate(levels)])}
@@ -116,7 +166,15 @@ def _panel(axes: Axes, rows: pd.DataFrame, partner: pd.DataFrame, pick: pd.DataF
             if spoiled:
                 marks.append((column, height, spoiled, int(cell["seeds"])))
     edges_x, edges_y = np.arange(len(lrs) + 1) - 0.5, np.arange(len(levels) + 1) - 0.5
-    axes.pcolormesh(edges_x, edges_y, np.ma.masked_invalid(values), cmap=paint, norm=norm, edgecolors="white", linewidth=0.6)
+    axes.pcolormesh(
+        edges_x,
+        edges_y,
+        np.ma.masked_invalid(values),
+        cmap=paint,
+        norm=norm,
+        edgecolors="white",
+        linewidth=0.6,
+    )
     for column, height, spoiled, seeds in marks:
         worst = next(iter(spoiled))
         blank = np.isnan(values[height, column])
@@ -132,18 +190,33 @@ def _panel(axes: Axes, rows: pd.DataFrame, partner: pd.DataFrame, pick: pd.DataF
                 lw=0,
             )
         )
-        text = " ".join(f"{LETTERS[name]}{count if count < seeds else ''}" for name, count in spoiled.items())
+        text = " ".join(
+            f"{LETTERS[name]}{count if count < seeds else ''}" for name, count in spoiled.items()
+        )
         box = {"boxstyle": "square,pad=0.15", "facecolor": "#ffffffd8", "edgecolor": "none"}
-        axes.text(column, height, text, ha="center", va="center", fontsize=6, color="black", bbox=box)
+        axes.text(
+            column, height, text, ha="center", va="center", fontsize=6, color="black", bbox=box
+        )
     for choice in pick.to_dict("records"):
         threshold = Threshold.of(choice)
-        if threshold.absent and not len(partner) and len(rows) and not rows["threshold"].isna().all():
+        if (
+            threshold.absent
+            and not len(partner)
+            and len(rows)
+            and not rows["threshold"].isna().all()
+        ):
             continue
         if choice["lr"] in lrs:
             height = 0 if threshold.absent else heights.get(threshold.key, 0)
             axes.add_patch(
                 Rectangle(
-                    (lrs.index(choice["lr"]) - 0.46, height - 0.45), 0.92, 0.9, fill=False, edgecolor="#d00000", lw=1.6, zorder=6
+                    (lrs.index(choice["lr"]) - 0.46, height - 0.45),
+                    0.92,
+                    0.9,
+                    fill=False,
+                    edgecolor="#d00000",
+                    lw=1.6,
+                    zorder=6,
                 )
             )
     if len(partner):
@@ -156,4 +229,6 @@ def _panel(axes: Axes, rows: pd.DataFrame, partner: pd.DataFrame, pick: pd.DataF
 
 
 def _tick(threshold: Threshold) -> str:
-    return "no clip" if threshold.absent else f"{number(threshold.given)}{'×' * threshold.is_relative}"
+    return (
+        "no clip" if threshold.absent else f"{number(threshold.given)}{'×' * threshold.is_relative}"
+    )

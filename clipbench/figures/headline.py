@@ -24,11 +24,16 @@ READING_MARKERS = {Reading.ALL: "o", Reading.EQUAL: "s", Reading.UNTUNED: "D"}
 
 @styled
 def draw(
-    results: pd.DataFrame, drawn: pd.DataFrame, panels: Sequence[Mapping[str, Any]], methods: Mapping[str, str], footer: str
+    results: pd.DataFrame,
+    drawn: pd.DataFrame,
+    panels: Sequence[Mapping[str, Any]],
+    methods: Mapping[str, str],
+    footer: str,
 ) -> Figure:
     """The named methods per task: three readings with their intervals, every seed a faint dot.
 
-    ``panels``: ``task`` (values of ``TASK``), ``title``, ``label``, ``success``, ``higher_is_better``. ``methods``: name → arm.
+    ``panels``: ``task`` (values of ``TASK``), ``title``, ``label``, ``success``,
+    ``higher_is_better``. ``methods``: name → arm.
     """
     columns = 1 if len(panels) == 1 else 2
     rows = math.ceil(len(panels) / columns)
@@ -55,7 +60,9 @@ def draw(
         if name in used
     ]
     handles.append(Line2D([], [], marker="o", color=FAINT, alpha=0.6, lw=0, ms=3, label="one seed"))
-    handles.append(Line2D([], [], marker="<", mfc="white", mec=INK, lw=0, ms=5, label="seeds beyond the axis"))
+    handles.append(
+        Line2D([], [], marker="<", mfc="white", mec=INK, lw=0, ms=5, label="seeds beyond the axis")
+    )
     handles.append(Line2D([], [], marker="x", color=INK, lw=0, ms=5, label="diverged seeds"))
     figure.legend(handles=handles, loc="outside upper left", ncols=6 if columns == 2 else 3)
     return figure
@@ -70,10 +77,20 @@ def _panel(
     tints: Mapping[str, str],
 ) -> set[str]:
     here, seeds = of_task(results, panel["task"]), of_task(drawn, panel["task"])
-    here, seeds = here[here["arm"].isin(list(methods.values()))], seeds[seeds["arm"].isin(list(methods.values()))]
-    finite = pd.concat([here["estimate"], seeds["value"]]) if not panel["success"] else here["estimate"]
+    here, seeds = (
+        here[here["arm"].isin(list(methods.values()))],
+        seeds[seeds["arm"].isin(list(methods.values()))],
+    )
+    finite = (
+        pd.concat([here["estimate"], seeds["value"]]) if not panel["success"] else here["estimate"]
+    )
     finite = finite[np.isfinite(finite)]
-    logarithmic = not panel["success"] and len(finite) > 0 and finite.min() > 0 and finite.max() / finite.min() > 50
+    logarithmic = (
+        not panel["success"]
+        and len(finite) > 0
+        and finite.min() > 0
+        and finite.max() / finite.min() > 50
+    )
     low, high = _span(_within_fences(finite, here["estimate"]), panel["success"], logarithmic)
     worst = low if panel["higher_is_better"] else high
     used: set[str] = set()
@@ -87,28 +104,71 @@ def _panel(
             mine = seeds[(seeds["arm"] == arm) & (seeds["reading"] == reading)]
             if not panel["success"]:
                 inside = mine["value"].between(low, high)
-                axes.plot(mine["value"][inside], np.full(inside.sum(), y), "o", ms=2.4, mew=0, color=tints[arm], alpha=0.35)
-                for edge, beyond, glyph in ((low, mine["value"] < low, "<"), (high, mine["value"] > high, ">")):
+                axes.plot(
+                    mine["value"][inside],
+                    np.full(inside.sum(), y),
+                    "o",
+                    ms=2.4,
+                    mew=0,
+                    color=tints[arm],
+                    alpha=0.35,
+                )
+                for edge, beyond, glyph in (
+                    (low, mine["value"] < low, "<"),
+                    (high, mine["value"] > high, ">"),
+                ):
                     if beyond.any():
-                        axes.plot([edge], [y], glyph, ms=5, mfc="white", mec=tints[arm], clip_on=False, zorder=5)
+                        axes.plot(
+                            [edge],
+                            [y],
+                            glyph,
+                            ms=5,
+                            mfc="white",
+                            mec=tints[arm],
+                            clip_on=False,
+                            zorder=5,
+                        )
                         shift = (6, -2.2) if glyph == "<" else (-6, -2.2)
                         side = "left" if glyph == "<" else "right"
-                        axes.annotate(f"{beyond.sum()}", (edge, y), shift, textcoords="offset points", fontsize=6, ha=side)
+                        axes.annotate(
+                            f"{beyond.sum()}",
+                            (edge, y),
+                            shift,
+                            textcoords="offset points",
+                            fontsize=6,
+                            ha=side,
+                        )
             lost = int((mine["ended"] == Outcome.DIVERGED).sum())
             if lost:
                 axes.plot([worst], [y], "x", ms=5, color=INK, clip_on=False, zorder=5)
                 shift = (5, -2.2) if panel["higher_is_better"] else (-5, -2.2)
                 side = "left" if panel["higher_is_better"] else "right"
-                axes.annotate(f"{lost} of {len(mine)}", (worst, y), shift, textcoords="offset points", fontsize=6, ha=side)
+                axes.annotate(
+                    f"{lost} of {len(mine)}",
+                    (worst, y),
+                    shift,
+                    textcoords="offset points",
+                    fontsize=6,
+                    ha=side,
+                )
             if np.isfinite(result["estimate"]):
                 bounds = np.clip([result["low"], result["high"]], low, high)
                 if not np.isnan(bounds).any():
                     axes.plot(bounds, [y, y], "-", color=tints[arm], lw=1.6, solid_capstyle="butt")
                 face = "white" if reading == Reading.UNTUNED else tints[arm]
                 axes.plot(
-                    [result["estimate"]], [y], READING_MARKERS[reading], ms=5.5, color=tints[arm], mfc=face, mew=1.1, zorder=4
+                    [result["estimate"]],
+                    [y],
+                    READING_MARKERS[reading],
+                    ms=5.5,
+                    color=tints[arm],
+                    mfc=face,
+                    mew=1.1,
+                    zorder=4,
                 )
-    baseline = here[(here["arm"] == methods.get(BASELINE)) & (here["reading"] == Reading.EQUAL)]["estimate"]
+    baseline = here[(here["arm"] == methods.get(BASELINE)) & (here["reading"] == Reading.EQUAL)][
+        "estimate"
+    ]
     if len(baseline) and np.isfinite(baseline.iloc[0]):
         axes.axvline(baseline.iloc[0], color=FAINT, lw=0.8, ls=(0, (4, 3)), zorder=0)
     axes.set_yticks(range(len(methods)), list(methods))
@@ -127,7 +187,8 @@ def _panel(
 
 
 def _within_fences(values: pd.Series[float], estimates: pd.Series[float]) -> pd.Series[float]:
-    """The values without far outliers, which the panel marks at its edge instead of being squeezed by them.
+    """The values without far outliers, which the panel marks at its edge instead of being squeezed
+    by them.
 
     Estimates always stay.
     """
@@ -136,7 +197,11 @@ def _within_fences(values: pd.Series[float], estimates: pd.Series[float]) -> pd.
     low, middle, high = values.quantile([0.1, 0.5, 0.9])
     reach = 2 * max(high - middle, middle - low)
     known = estimates[np.isfinite(estimates)]
-    return values[values.between(min(low - reach, known.min()), max(high + reach, known.max()))] if len(known) else values
+    return (
+        values[values.between(min(low - reach, known.min()), max(high + reach, known.max()))]
+        if len(known)
+        else values
+    )
 
 
 def _span(values: pd.Series[float], success: bool, logarithmic: bool) -> tuple[float, float]:

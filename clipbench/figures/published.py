@@ -35,7 +35,10 @@ def draw(rows: pd.DataFrame, footer: str) -> Figure:
 
 def _panel(axes: Axes, sides: list[dict[str, Any]]) -> None:
     finite = [side["seen"] for side in sides if math.isfinite(side["seen"])]
-    largest, smallest = max(finite, default=1.0), min((value for value in finite if value > 0), default=1.0)
+    largest, smallest = (
+        max(finite, default=1.0),
+        min((value for value in finite if value > 0), default=1.0),
+    )
     wide = largest / smallest >= WIDE and sides[0]["measure"].startswith(("steps", "worst"))
     end = largest * 3 if wide else max(1.0, 1.12 * largest) if largest > 1 else 1.0
     start = smallest / 3 if wide else 0.0
@@ -44,7 +47,9 @@ def _panel(axes: Axes, sides: list[dict[str, Any]]) -> None:
             continue
         seen = min(side["seen"], end)
         clip = side["side"].split()[0]
-        axes.barh(y, seen - start, left=start, height=0.55, color=CLIPS.get(clip, CLIPS["none"]), zorder=2)
+        axes.barh(
+            y, seen - start, left=start, height=0.55, color=CLIPS.get(clip, CLIPS["none"]), zorder=2
+        )
         low, high = max(side["low"], start), min(side["high"], end)
         if (side["low"], side["high"]) != (-math.inf, math.inf):
             axes.barh(y, high - low, left=low, height=0.9, color=FAINT, alpha=0.3, zorder=1)
@@ -66,5 +71,7 @@ def _panel(axes: Axes, sides: list[dict[str, Any]]) -> None:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_xlabel(sides[0]["measure"])
-    ending = "" if sides[0]["holds"] else ": DOES NOT HOLD" if sides[0]["complete"] else ": lacks runs"
+    ending = (
+        "" if sides[0]["holds"] else ": DOES NOT HOLD" if sides[0]["complete"] else ": lacks runs"
+    )
     axes.set_title(f"{sides[0]['claim']}{ending}")

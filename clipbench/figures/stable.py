@@ -18,13 +18,16 @@ USUAL = 30  # characters of an arm's name that a figure has room for
 
 @styled
 def draw(ranges: pd.DataFrame, arms: pd.DataFrame, steady: pd.DataFrame, footer: str) -> Figure:
-    """The learning rates at which every seed learned: a bar per arm; inside a clipped arm's, the bar of its best single threshold.
+    """The learning rates at which every seed learned: a bar per arm; inside a clipped arm's, the
+    bar of its best single threshold.
 
-    ``steady`` has the ranges of momentum arms with ``factor``: they are drawn once more as lr/(1 − μ).
+    ``steady`` has the ranges of momentum arms with ``factor``: they are drawn once more as lr/(1 −
+    μ).
     """
     optimizers, clips = order(arms["optimizer_label"]), order(arms["clip_label"])
     ordered = sorted(
-        arms.to_dict("records"), key=lambda row: (optimizers.index(row["optimizer_label"]), clips.index(row["clip_label"]))
+        arms.to_dict("records"),
+        key=lambda row: (optimizers.index(row["optimizer_label"]), clips.index(row["clip_label"])),
     )
     figure = blank(6.6 + _room(arm["arm"] for arm in ordered), 0.27 * len(ordered) + 1.0, footer)
     axes, tints = figure.subplots(), arm_colours(arms)
@@ -34,20 +37,56 @@ def draw(ranges: pd.DataFrame, arms: pd.DataFrame, steady: pd.DataFrame, footer:
             tried |= set(one["tried"])
             outer = one["basis"] == "best threshold"
             if one["basis"] != "one threshold":
-                axes.plot(one["tried"], [row] * len(one["tried"]), "|", ms=5, mew=0.7, color="#bdbdbd", zorder=1)
-                axes.plot(one["lrs"], [row] * len(one["lrs"]), "o", ms=3.2, mew=0.5, mfc="white", mec=INK, zorder=5)
+                axes.plot(
+                    one["tried"],
+                    [row] * len(one["tried"]),
+                    "|",
+                    ms=5,
+                    mew=0.7,
+                    color="#bdbdbd",
+                    zorder=1,
+                )
+                axes.plot(
+                    one["lrs"],
+                    [row] * len(one["lrs"]),
+                    "o",
+                    ms=3.2,
+                    mew=0.5,
+                    mfc="white",
+                    mec=INK,
+                    zorder=5,
+                )
             if math.isnan(one["low"]):
                 if one["basis"] != "one threshold":
-                    axes.text(min(one["tried"]), row - 0.32, "none stable", fontsize=6, color="#777777", va="center")
+                    axes.text(
+                        min(one["tried"]),
+                        row - 0.32,
+                        "none stable",
+                        fontsize=6,
+                        color="#777777",
+                        va="center",
+                    )
                 continue
             height = 0.56 if outer or one["basis"] == "no clip" else 0.24
             low, high = one["low"] / 1.12, one["high"] * 1.12
             alpha = 0.4 if outer else 1.0
             axes.barh(
-                row, high - low, left=low, height=height, color=tints[arm["arm"]], alpha=alpha, lw=0, zorder=2 if outer else 3
+                row,
+                high - low,
+                left=low,
+                height=height,
+                color=tints[arm["arm"]],
+                alpha=alpha,
+                lw=0,
+                zorder=2 if outer else 3,
             )
             if one["above"] and one["basis"] != "one threshold":
-                axes.annotate("", (high * 1.35, row), (high, row), arrowprops={"arrowstyle": "->", "color": INK, "lw": 0.9})
+                axes.annotate(
+                    "",
+                    (high * 1.35, row),
+                    (high, row),
+                    arrowprops={"arrowstyle": "->", "color": INK, "lw": 0.9},
+                )
     for one in steady.to_dict("records"):
         y = [arm["arm"] for arm in ordered].index(one["arm"]) + 0.4
         if not math.isnan(one["low"]):
@@ -90,5 +129,7 @@ def _tried_axis(axes: Axes, tried: set[float]) -> None:
 
 
 def _room(labels: Iterable[str]) -> float:
-    """What a figure is wider by for labels longer than `USUAL`, in inches: else they take it from the axes."""
+    """What a figure is wider by for labels longer than `USUAL`, in inches: else they take it
+    from the axes.
+    """
     return 0.06 * max(0, max(map(len, labels), default=0) - USUAL)

@@ -24,9 +24,25 @@ from clipbench.task import Threshold
 P = ParamSpec("P")
 
 BLUE, ORANGE, GREEN, RED, PINK, *_, SKY = sns.color_palette("colorblind").as_hex()
-OPTIMIZERS = {"sgd": "#4d4d4d", "momentum": BLUE, "nesterov": SKY, "rmsprop": GREEN, "adam": PINK, "adamw": "#882255"}
+OPTIMIZERS = {
+    "sgd": "#4d4d4d",
+    "momentum": BLUE,
+    "nesterov": SKY,
+    "rmsprop": GREEN,
+    "adam": PINK,
+    "adamw": "#882255",
+}
 CLIPS = {"none": "#4d4d4d", "value": ORANGE, "norm": RED, "layer": SKY, "adaptive": GREEN}
-OTHER_COLOURS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#cc6677", "#aa4499", "#661100")
+OTHER_COLOURS = (
+    "#332288",
+    "#88ccee",
+    "#44aa99",
+    "#117733",
+    "#999933",
+    "#cc6677",
+    "#aa4499",
+    "#661100",
+)
 MARKERS = {"sgd": "o", "momentum": "s", "nesterov": "D", "rmsprop": "^", "adam": "v", "adamw": "P"}
 OTHER_MARKERS = ("X", "p", "h", "*")
 INK, FAINT = "#222222", "#9a9a9a"
@@ -76,20 +92,34 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def colours(names: Iterable[str], known: Mapping[str, str]) -> dict[str, str]:
-    """Name → colour: a known name's own; a user-defined one's from `OTHER_COLOURS`, in the order of their names."""
+    """Name → colour: a known name's own; a user-defined one's from `OTHER_COLOURS`, in the order
+    of their names.
+    """
     unlisted = sorted(set(names) - set(known))
-    return {**known, **{name: OTHER_COLOURS[number % len(OTHER_COLOURS)] for number, name in enumerate(unlisted)}}
+    return {
+        **known,
+        **{
+            name: OTHER_COLOURS[number % len(OTHER_COLOURS)] for number, name in enumerate(unlisted)
+        },
+    }
 
 
 def arm_colours(arms: pd.DataFrame) -> dict[str, str]:
     """Arm → colour: its clip's, or its optimizer's if nothing is clipped."""
     optimizers, clips = colours(arms["optimizer"], OPTIMIZERS), colours(arms["clip"], CLIPS)
-    return {row.arm: optimizers[row.optimizer] if row.clip == "none" else clips[row.clip] for row in arms.itertuples()}
+    return {
+        row.arm: optimizers[row.optimizer] if row.clip == "none" else clips[row.clip]
+        for row in arms.itertuples()
+    }
 
 
 def among(name: str, names: Iterable[str], known: Mapping[str, Any], others: Sequence[Any]) -> Any:
     """A known name's value, or one of ``others`` in the order of the unknown names."""
-    return known[name] if name in known else others[sorted(set(names) - set(known)).index(name) % len(others)]
+    return (
+        known[name]
+        if name in known
+        else others[sorted(set(names) - set(known)).index(name) % len(others)]
+    )
 
 
 def number(value: float) -> str:
@@ -98,7 +128,9 @@ def number(value: float) -> str:
 
 
 def setting(row: Mapping[str, Any]) -> str:
-    """``lr 0.1, 0.3×``: a setting as a title names it; the threshold as a multiple if the study gave it so."""
+    """``lr 0.1, 0.3×``: a setting as a title names it; the threshold as a multiple if the study
+    gave it so.
+    """
     words = [f"lr {number(row['lr'])}"]
     threshold = Threshold.of(row)
     if not threshold.absent:
@@ -109,14 +141,18 @@ def setting(row: Mapping[str, Any]) -> str:
 def order(labels: Iterable[str]) -> list[str]:
     """Known names first, in the order of the survey; user-defined ones by name."""
     known = [*OPTIMIZERS, *CLIPS]
-    return sorted(set(labels), key=lambda label: (known.index(label) if label in known else len(known), label))
+    return sorted(
+        set(labels), key=lambda label: (known.index(label) if label in known else len(known), label)
+    )
 
 
 def ordered(arms: pd.DataFrame) -> list[str]:
     """The arms by optimizer, then clip, in the order of the survey."""
     optimizers, clips = order(arms["optimizer_label"]), order(arms["clip_label"])
     rows = arms.drop_duplicates("arm").to_dict("records")
-    rows.sort(key=lambda row: (optimizers.index(row["optimizer_label"]), clips.index(row["clip_label"])))
+    rows.sort(
+        key=lambda row: (optimizers.index(row["optimizer_label"]), clips.index(row["clip_label"]))
+    )
     return [row["arm"] for row in rows]
 
 
@@ -152,38 +188,58 @@ def render(figure: Figure, dpi: int = 150, *, png: bool = True) -> tuple[str, by
     """
     vector, pixels = io.StringIO(), io.BytesIO()
     with mpl.rc_context(STYLE):
-        figure.set_dpi(dpi)  # text is wider or narrower at another one: what is laid out must be what is drawn
+        # text is wider or narrower at another one: what is laid out must be what is drawn
+        figure.set_dpi(dpi)
         figure.draw_without_rendering()
-        figure.set_layout_engine(None)  # laid out once, for both; any engine would have each drawn twice
-        figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        # laid out once, for both; any engine would have each drawn twice
+        figure.set_layout_engine(None)
+        figure.savefig(
+            vector,
+            format="svg",
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
         if png:
             figure.savefig(pixels, format="png", dpi=dpi, metadata={"Software": None})
-    text = vector.getvalue().replace("'DejaVu Sans', sans-serif", "'DejaVu Sans', Verdana, sans-serif")
+    text = vector.getvalue().replace(
+        "'DejaVu Sans', sans-serif", "'DejaVu Sans', Verdana, sans-serif"
+    )
     return _slim(text), pixels.getvalue()
 
 
-NAMELESS = re.compile(r' id="(?:text|line2d|patch|[xy]tick|axes|legend|QuadMesh|[A-Za-z]+Collection|matplotlib\.axis)_\d+"')
+NAMELESS = re.compile(
+    r' id="(?:text|line2d|patch|[xy]tick|axes|legend|QuadMesh|[A-Za-z]+Collection|'
+    r'matplotlib\.axis)_\d+"'
+)
 COORDINATES = re.compile(r'(?<=transform="rotate\()[^"]*|(?<= [xy]=")[^"]*')
 
 
 def _slim(svg: str) -> str:
-    """The same picture in half the bytes: styles named once, no comments, no unused names, rounded coordinates."""
+    """The same picture in half the bytes: styles named once, no comments, no unused names,
+    rounded coordinates.
+    """
     styles: dict[str, str] = {}
 
     def slim(tag: str) -> str:
         tag = COORDINATES.sub(lambda coordinates: _rounded(coordinates[0]), NAMELESS.sub("", tag))
         tag = re.sub(r'(?<= d=")[^"]*', lambda path: _path(path[0]), tag)
         tag = re.sub(r' transform="rotate\(-0 [-\d. ]+\)"', "", tag)
-        return re.sub(r' style="([^"]*)"', lambda style: f' class="{styles.setdefault(style[1], f"s{len(styles)}")}"', tag)
+        return re.sub(
+            r' style="([^"]*)"',
+            lambda style: f' class="{styles.setdefault(style[1], f"s{len(styles)}")}"',
+            tag,
+        )
 
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<[a-z][^<>]*>", lambda tag: slim(tag[0]), svg)  # tags alone: a label may look like an attribute
+    # tags alone: a label may look like an attribute
+    svg = re.sub(r"<[a-z][^<>]*>", lambda tag: slim(tag[0]), svg)
     rules = "".join(f".{name}{{{style}}}" for style, name in styles.items())
     return re.sub(r">\s*\n\s*<", "><", svg.replace("</style>", f"{rules}</style>", 1))
 
 
 def _path(path: str) -> str:
-    """The same path in relative steps, which have fewer digits; the end of each is rounded, so that no error adds up."""
+    """The same path in relative steps, which have fewer digits; the end of each is rounded, so
+    that no error adds up.
+    """
     if set(re.findall("[A-Za-z]", path)) - set("MLz"):
         return " ".join(_rounded(path).split())  # curves: few, as of markers
     pieces, x, y = [], 0, 0
@@ -205,4 +261,6 @@ def _short(hundredths: int) -> str:
 
 
 def _rounded(path: str) -> str:
-    return re.sub(r"-?\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), path)
+    return re.sub(
+        r"-?\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), path
+    )

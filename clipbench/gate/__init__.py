@@ -1,7 +1,9 @@
-"""The gate: is this tree slower, or does it learn worse, than it did? Exit 0 no, 1 yes, 3 nobody can tell here and now.
+"""The gate: is this tree slower, or does it learn worse, than it did? Exit 0 no, 1 yes, 3 nobody
+can tell here and now.
 
-*Speed* is a ratio to frozen references, taken in one process and confirmed in others; *learning* is a comparison with committed
-results. Both are declared in a page of limits, ours or anybody's. `self_test` measures how often the gate itself is wrong.
+*Speed* is a ratio to frozen references, taken in one process and confirmed in others; *learning* is
+a comparison with committed results. Both are declared in a page of limits, ours or anybody's.
+`self_test` measures how often the gate itself is wrong.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Today's code: for each frozen reference a factory of the same name that does the same work with clipbench as it is now."""
+"""Today's code: for each frozen reference a factory of the same name that does the same work
+with clipbench as it is now.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ Work = Callable[[], object]
 def _job(seed: int = 0) -> Job:
     clip = {"max_norm": 1.0}
     parts = Part("wdbc", 1), Part("momentum", 1), Part("norm", 1, clip, "max_norm")
-    return Job(Cell(*parts, lr=1e-3, seed=seed, steps=frozen.BATCHES, batch=frozen.BATCH, evaluations=1), clip)
+    return Job(
+        Cell(*parts, lr=1e-3, seed=seed, steps=frozen.BATCHES, batch=frozen.BATCH, evaluations=1),
+        clip,
+    )
 
 
 def _trainer(metered: bool) -> tuple[Trainer, cycle[tuple[Tensor, Tensor]]]:
@@ -38,7 +43,9 @@ def step() -> Work:
 
 
 def measured_step() -> Work:
-    """A step of the loop engine's trainer with its measures; what it leaves is let go, as it is when rows are made of it."""
+    """A step of the loop engine's trainer with its measures; what it leaves is let go, as it is
+    when rows are made of it.
+    """
     trainer, batches = _trainer(metered=True)
 
     def work() -> object:
@@ -50,7 +57,10 @@ def measured_step() -> Work:
 
 def _params_with_gradients() -> dict[str, nn.Parameter]:
     draw = torch.Generator().manual_seed(0)
-    named = {f"p{number}": nn.Parameter(torch.randn(shape, generator=draw)) for number, shape in enumerate(frozen.SHAPES)}
+    named = {
+        f"p{number}": nn.Parameter(torch.randn(shape, generator=draw))
+        for number, shape in enumerate(frozen.SHAPES)
+    }
     for param in named.values():
         param.grad = torch.randn(param.shape, generator=draw)
     return named
@@ -58,12 +68,16 @@ def _params_with_gradients() -> dict[str, nn.Parameter]:
 
 def value_clip() -> Work:
     """The packaged value clip, as the loop applies it."""
-    return engines.clipper(registry.build("clip", "value", {"max_value": 0.1}), _params_with_gradients())
+    return engines.clipper(
+        registry.build("clip", "value", {"max_value": 0.1}), _params_with_gradients()
+    )
 
 
 def norm_clip() -> Work:
     """The packaged norm clip, as the loop applies it."""
-    return engines.clipper(registry.build("clip", "norm", {"max_norm": 1.0}), _params_with_gradients())
+    return engines.clipper(
+        registry.build("clip", "norm", {"max_norm": 1.0}), _params_with_gradients()
+    )
 
 
 def fast_value_step() -> Work:
@@ -73,7 +87,10 @@ def fast_value_step() -> Work:
 
 
 def _rule(name: str, settings: dict[str, float]) -> Work:
-    clip, grads = registry.build("clip", name, settings), {label: param.grad for label, param in _params_with_gradients().items()}
+    clip, grads = (
+        registry.build("clip", name, settings),
+        {label: param.grad for label, param in _params_with_gradients().items()},
+    )
     return lambda: clip.update(grads, {}, {})
 
 
@@ -90,7 +107,10 @@ def norm_rule() -> Work:
 def adam_rule() -> Work:
     """The packaged Adam's pure rule."""
     rule, named = registry.build("optimizer", "adam", {}), _params_with_gradients()
-    grads = {name: torch.randn(param.shape, generator=torch.Generator().manual_seed(0)) for name, param in named.items()}
+    grads = {
+        name: torch.randn(param.shape, generator=torch.Generator().manual_seed(0))
+        for name, param in named.items()
+    }
     params = {name: param.detach() for name, param in named.items()}
     state = rule.init(params)
 

@@ -1,4 +1,6 @@
-"""The gate's page, a TOML file: which work is timed against which reference, and which study is compared with which results."""
+"""The gate's page, a TOML file: which work is timed against which reference, and which study is
+compared with which results.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class Bench:
-    """Work of ours beside a reference, each named as ``package.module:function`` or ``file.py:function``."""
+    """Work of ours beside a reference, each named as ``package.module:function`` or
+    ``file.py:function``.
+    """
 
     name: str
     ours: str
@@ -44,7 +48,9 @@ class Bench:
 
 @dataclass(frozen=True)
 class Learning:
-    """A study, and the folder of results that it is compared with; ``metric`` is the least difference that counts."""
+    """A study, and the folder of results that it is compared with; ``metric`` is the least
+    difference that counts.
+    """
 
     study: str
     baseline: str
@@ -54,7 +60,9 @@ class Learning:
 
 @dataclass(frozen=True)
 class Limits:
-    """A parsed page. ``files`` is the folder of its ``file.py``, ``baselines`` the folder of its baselines."""
+    """A parsed page. ``files`` is the folder of its ``file.py``, ``baselines`` the folder of its
+    baselines.
+    """
 
     files: Path
     baselines: Path
@@ -74,12 +82,20 @@ def read(path: Path | None = None, baselines: Path | None = None) -> Limits:
     :raises UsageError: one sentence on the first thing that is wrong.
     """
     if path is None:
-        text, where, folder = (resources.files(__package__) / PACKAGED).read_text(encoding="utf-8"), PACKAGED, Path.cwd()
+        text, where, folder = (
+            (resources.files(__package__) / PACKAGED).read_text(encoding="utf-8"),
+            PACKAGED,
+            Path.cwd(),
+        )
         return _parse(text, where, folder, baselines or BASELINES)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else f"this file cannot be read ({error})"
+        reason = (
+            "there is no such file"
+            if isinstance(error, FileNotFoundError)
+            else f"this file cannot be read ({error})"
+        )
         raise UsageError(f"{path}: {reason}.") from None
     folder = path.resolve().parent
     return _parse(text, path.name, folder, baselines or folder)
@@ -92,7 +108,10 @@ def _parse(text: str, where: str, folder: Path, baselines: Path) -> Limits:
         raise UsageError(f"{where}: this is no TOML ({error}).") from None
     for name in raw:
         if name not in TABLES:
-            raise UsageError(f"{where}: there is no table `{name}`. There are: {', '.join(TABLES)}.{nearest(name, TABLES)}")
+            raise UsageError(
+                f"{where}: there is no table `{name}`. There are: "
+                f"{', '.join(TABLES)}.{nearest(name, TABLES)}"
+            )
     benches = tuple(_tables(Bench, raw.get("bench", []), where, "bench"))
     learnings = tuple(_tables(Learning, raw.get("learning", []), where, "learning"))
     if not benches and not learnings:
@@ -101,22 +120,32 @@ def _parse(text: str, where: str, folder: Path, baselines: Path) -> Limits:
     names = [bench.name for bench in benches]
     for bench in benches:
         if names.count(bench.name) > 1:
-            raise UsageError(f'{where}: two benches are called "{bench.name}"; a verdict must say which.')
+            raise UsageError(
+                f'{where}: two benches are called "{bench.name}"; a verdict must say which.'
+            )
         if bench.ratio != 1 and machine is None:
             raise UsageError(
-                f'{where}: the ratio {bench.ratio:g} of "{bench.name}" holds where it was measured; name that in [machine].'
+                f'{where}: the ratio {bench.ratio:g} of "{bench.name}" holds where it was '
+                f"measured; name that in [machine]."
             )
         for setting in ("min_ratio", "paired_median"):
             if getattr(bench, setting) <= 1:
-                raise UsageError(f'{where}: `{setting}` of "{bench.name}" is {getattr(bench, setting):g}, and must be above 1.')
+                raise UsageError(
+                    f'{where}: `{setting}` of "{bench.name}" is {getattr(bench, setting):g}, and '
+                    f"must be above 1."
+                )
         for setting in ("ours", "reference"):
             if not all(getattr(bench, setting).rpartition(":")):
                 raise UsageError(
-                    f'{where}: `{setting}` of "{bench.name}" is {getattr(bench, setting)!r}, and must be "package.module:function" '
+                    f'{where}: `{setting}` of "{bench.name}" is {getattr(bench, setting)!r}, and '
+                    f'must be "package.module:function" '
                     'or "file.py:function".'
                 )
     # A study's page beside this page is found from every working folder.
-    studies = {one.study: study.read(str(folder / one.study) if one.study.endswith(".toml") else one.study) for one in learnings}
+    studies = {
+        one.study: study.read(str(folder / one.study) if one.study.endswith(".toml") else one.study)
+        for one in learnings
+    }
     return Limits(folder, baselines, benches, learnings, machine, studies)
 
 
@@ -133,8 +162,18 @@ def _table(cls: type[T], table: Any, where: str) -> T:
         raise UsageError(f"{where}: this must be a table with {', '.join(hints)}.")
     for name in table:
         if name not in hints:
-            raise UsageError(f"{where}: there is no setting `{name}`. There are: {', '.join(hints)}.{nearest(name, hints)}")
+            raise UsageError(
+                f"{where}: there is no setting `{name}`. There are: "
+                f"{', '.join(hints)}.{nearest(name, hints)}"
+            )
     for one in dataclasses.fields(cls):  # type: ignore[arg-type]
         if one.name not in table and one.default is dataclasses.MISSING:
-            raise UsageError(f"{where}: `{one.name}` is missing; it must be {describe(hints[one.name])}.")
-    return cls(**{name: registry.fit(value, hints[name], f"{where}: `{name}`") for name, value in table.items()})
+            raise UsageError(
+                f"{where}: `{one.name}` is missing; it must be {describe(hints[one.name])}."
+            )
+    return cls(
+        **{
+            name: registry.fit(value, hints[name], f"{where}: `{name}`")
+            for name, value in table.items()
+        }
+    )

@@ -1,7 +1,9 @@
-"""Samples of a benchmark's sides, taken in a process of its own: work found by name, warmed up, and timed in turn.
+"""Samples of a benchmark's sides, taken in a process of its own: work found by name, warmed up, and
+timed in turn.
 
-A sample is so many calls as take half a millisecond: short enough that most fall between two interruptions, long enough for the
-clock. Longer ones are all disturbed on a busy machine, and no statistic mends that.
+A sample is so many calls as take half a millisecond: short enough that most fall between two
+interruptions, long enough for the clock. Longer ones are all disturbed on a busy machine, and no
+statistic mends that.
 """
 
 from __future__ import annotations
@@ -31,10 +33,12 @@ from clipbench.gate.limits import Bench
 
 Work = Callable[[], object]
 
-TARGET, LONGEST = 0.5e-3, 2e-3  # seconds of a sample; a single call may take no more than the second
+# seconds of a sample; a single call may take no more than the second
+TARGET, LONGEST = 0.5e-3, 2e-3
 WARM_UP = 10  # calls
 ROUNDS, MOST_ROUNDS = 40, 200  # the second if forty do not settle it
-SIDES = ("ours", "reference", "reference")  # whose work is timed: ours, the reference, and the reference once more
+# whose work is timed: ours, the reference, and the reference once more
+SIDES = ("ours", "reference", "reference")
 PATIENCE = 120.0  # seconds a benchmark may take, most of which a busy machine gives to others
 
 
@@ -56,7 +60,8 @@ class Failure(StrEnum):
 class Broken:
     """A benchmark that gave no samples.
 
-    :param fault: what is to blame: ``ours``, ``page`` (wrong use), or ``machine`` (a call is too slow).
+    :param fault: what is to blame: ``ours``, ``page`` (wrong use), or ``machine`` (a call is too
+        slow).
     :param details: values for the failure's sentence, by name.
     """
 
@@ -67,7 +72,9 @@ class Broken:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A benchmark to be measured. With a ``slowdown``, 0 too, the reference stands in for ours, with that share of work added."""
+    """A benchmark to be measured. With a ``slowdown``, 0 too, the reference stands in for ours,
+    with that share of work added.
+    """
 
     bench: Bench
     slowdown: float | None = None
@@ -84,9 +91,11 @@ class Measurement:
 
 
 def measure(measurements: Sequence[Measurement], files: Path) -> list[Samples | Broken]:
-    """The samples of every measurement, in order, or why there are none; all come from one fresh process.
+    """The samples of every measurement, in order, or why there are none; all come from one fresh
+    process.
 
-    A measurement that ends the process, or hangs, is broken, and the rest goes on in another process.
+    A measurement that ends the process, or hangs, is broken, and the rest goes on in another
+    process.
     """
     results: list[Samples | Broken] = []
     while len(results) < len(measurements):
@@ -99,7 +108,8 @@ def _in_a_process(measurements: Sequence[Measurement], files: Path) -> list[Samp
     # Spawned, not forked: memory laid out anew is the point of a second process.
     server = multiprocessing.get_context("spawn")
     pipe, end = server.Pipe()
-    turn = server.RawValue("b")  # whose code runs, an index in SIDES: code that ends its process can report nothing
+    # whose code runs, an index in SIDES: code that ends its process can report nothing
+    turn = server.RawValue("b")
     process = server.Process(target=_serve, args=(end, turn, tuple(measurements), files))
     process.start()
     end.close()
@@ -119,16 +129,20 @@ def _in_a_process(measurements: Sequence[Measurement], files: Path) -> list[Samp
     return results
 
 
-_turn: Any = None  # in the measuring process: the value shared with the parent that says whose code runs
+# in the measuring process: the value shared with the parent that says whose code runs
+_turn: Any = None
 
 
-def _serve(pipe: connection.Connection, turn: Any, measurements: Sequence[Measurement], files: Path) -> None:
+def _serve(
+    pipe: connection.Connection, turn: Any, measurements: Sequence[Measurement], files: Path
+) -> None:
     global _turn  # noqa: PLW0603 - one process, one measurement at a time
     _turn = turn
     os.dup2(2, 1)  # what a benchmark prints is no part of the verdict
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
     execute.prepare(1)
-    sys.path.insert(0, str(files))  # as a script has its folder there: files beside the page may import each other
+    # as a script has its folder there: files beside the page may import each other
+    sys.path.insert(0, str(files))
     with suppress(BrokenPipeError):
         pipe.send(None)
         for measurement in measurements:
@@ -159,7 +173,9 @@ def _broken(side: str, failure: Failure, **details: Any) -> Broken:
 
 @contextmanager
 def _blaming(side: str) -> Iterator[None]:
-    """Blame a side for what its code raises, and note whose code runs, in case it ends the process or hangs."""
+    """Blame a side for what its code raises, and note whose code runs, in case it ends the
+    process or hangs.
+    """
     if _turn is not None:
         _turn.value = SIDES.index(side)
     try:
@@ -177,7 +193,11 @@ def _work(name: str, side: str, files: Path) -> Work:
     try:
         with _blaming(side):
             is_file = module_name.endswith(".py")
-            module: Any = registry.load_file(files / module_name, side) if is_file else importlib.import_module(module_name)
+            module: Any = (
+                registry.load_file(files / module_name, side)
+                if is_file
+                else importlib.import_module(module_name)
+            )
     except _NoSamples as broken:
         error = broken.__cause__
         if isinstance(error, (UsageError, ImportError)):
@@ -186,7 +206,9 @@ def _work(name: str, side: str, files: Path) -> Work:
         raise
     if not hasattr(module, function):
         near = nearest(function, vars(module)).strip()
-        raise _NoSamples(_broken(side, Failure.NO_FACTORY, work=name, hint=f" ({near})" if near else ""))
+        raise _NoSamples(
+            _broken(side, Failure.NO_FACTORY, work=name, hint=f" ({near})" if near else "")
+        )
     with _blaming(side):
         work = getattr(module, function)()
     if not callable(work):
@@ -194,8 +216,14 @@ def _work(name: str, side: str, files: Path) -> Work:
     return work
 
 
-def timed(works: Sequence[Work], limits: tuple[float, float], slowdown: float = 0.0, sides: Sequence[str] = SIDES) -> Samples:
-    """Samples of three works in turn, in an order shuffled anew every round; up to `MOST_ROUNDS` of them if a few settle nothing.
+def timed(
+    works: Sequence[Work],
+    limits: tuple[float, float],
+    slowdown: float = 0.0,
+    sides: Sequence[str] = SIDES,
+) -> Samples:
+    """Samples of three works in turn, in an order shuffled anew every round; up to `MOST_ROUNDS` of
+    them if a few settle nothing.
 
     :param works: ours, the reference, and the reference once more.
     :param limits: the least ratio and the paired median above which there is an alarm.
@@ -215,7 +243,11 @@ def timed(works: Sequence[Work], limits: tuple[float, float], slowdown: float = 
         raise _NoSamples(Broken(Failure.TOO_LONG, "machine", took))
     calls = max(1, round(TARGET / single))
     with _blaming(sides[1]):
-        loops = _loops(slowdown * min(_sample(reference, calls) for _ in range(2 * WARM_UP))) if slowdown else 0
+        loops = (
+            _loops(slowdown * min(_sample(reference, calls) for _ in range(2 * WARM_UP)))
+            if slowdown
+            else 0
+        )
     shuffle = np.random.default_rng(0)
     rounds: list[tuple[float, ...]] = []
     gc.collect()
@@ -267,7 +299,8 @@ def _loops(seconds: float) -> int:
 
 
 def _check(work: Work, side: str) -> None:
-    """Call some work once and check that all numbers in its result are finite: the speed of computing NaN means nothing.
+    """Call some work once and check that all numbers in its result are finite: the speed of
+    computing NaN means nothing.
 
     :raises _NoSamples: one is not finite, or the work raises.
     """
@@ -286,8 +319,15 @@ def _not_finite(result: object) -> Iterator[float | complex]:
     if isinstance(result, (tuple, list)):
         for one in result:
             yield from _not_finite(one)
-    elif isinstance(result, torch.Tensor) and result.layout is torch.strided and not result.is_quantized:
+    elif (
+        isinstance(result, torch.Tensor)
+        and result.layout is torch.strided
+        and not result.is_quantized
+    ):
         yield from result[~torch.isfinite(result)].tolist()
-    elif isinstance(result, (float, complex, np.ndarray, np.generic)) and np.asarray(result).dtype.kind in "fc":
+    elif (
+        isinstance(result, (float, complex, np.ndarray, np.generic))
+        and np.asarray(result).dtype.kind in "fc"
+    ):
         values = np.asarray(result)
         yield from values[~np.isfinite(values)].tolist()

@@ -1,4 +1,6 @@
-"""The gate's words: a sentence for each reason; the findings for a terminal, a pull request, machines."""
+"""The gate's words: a sentence for each reason; the findings for a terminal, a pull request,
+machines.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipbench.gate.sampling import Broken, Failure
-from clipbench.gate.verdict import CODES, INCONCLUSIVE, PASS, REGRESSION, Finding, Reason, State, overall
+from clipbench.gate.verdict import (
+    CODES,
+    INCONCLUSIVE,
+    PASS,
+    REGRESSION,
+    Finding,
+    Reason,
+    State,
+    overall,
+)
 
 MARKS = {PASS: "passes", REGRESSION: "REGRESSION", INCONCLUSIVE: "inconclusive"}
 OVERALL = {
@@ -25,19 +36,40 @@ SENTENCES = {
     Reason.AS_FAST: "{ratios}{expected}.",
     Reason.NOT_REPEATED: "{ratios}{expected}; fresh processes did not repeat it.",
     Reason.SLOWER: "slower in {processes} of {processes} processes: {ratios}{expected}.",
-    Reason.NOISY: "this machine is too noisy now: the reference takes {of_the_reference_to_itself[1]:.3f} × its own time.",
+    Reason.NOISY: (
+        "this machine is too noisy now: the reference takes "
+        "{of_the_reference_to_itself[1]:.3f} × its own time."
+    ),
     Reason.NOISY_AGAIN: "{ratios}{expected}; in a fresh process the machine was too noisy to tell.",
-    Reason.RATIO_FROM_ELSEWHERE: "{ratios}, and the {expected_ratio:g} expected was measured on {where}.",
+    Reason.RATIO_FROM_ELSEWHERE: (
+        "{ratios}, and the {expected_ratio:g} expected was measured on {where}."
+    ),
     Reason.NO_BASELINE: f"{{folder}}: there is no baseline; {_RUN} --out {{folder}}` makes one.",
-    Reason.UNREADABLE: f"{{folder}}: the baseline has another schema, or is damaged ({{error}}); {_ANEW}",
-    Reason.DAMAGED: f"{{folder}}: {{files}} files of the baseline are damaged, {{file}} first, which {{error}}; "
+    Reason.UNREADABLE: (
+        f"{{folder}}: the baseline has another schema, or is damaged ({{error}}); {_ANEW}"
+    ),
+    Reason.DAMAGED: f"{{folder}}: {{files}} files of the baseline are damaged, {{file}} first, "
+    f"which {{error}}; "
     f"restore them, or {_ANEW}",
-    Reason.OTHER_STUDY: f'{{folder}}: the baseline is of the study "{{there}}", not "{{here}}"; {_ANEW}',
-    Reason.OTHER_MACHINE: f"{{folder}}: the baseline is of another {{what}} ({{there}}, here {{here}}); {_ANEW}",
-    Reason.OTHER_VERSIONS: f"{{folder}}: the baseline was made with another version of {{components}}; {_ANEW}",
-    Reason.OTHER_RULES: f"{{folder}}: the outcomes of the baseline were judged by rules {{there}} (now {{here}}); {_ANEW}",
-    Reason.OTHER_DEVICE: f"{{folder}}: the baseline is of another device ({{there}}), and lacks cells of it; {_ANEW}",
-    Reason.OTHER_PAGE: f"{{folder}}: the baseline is of another page of this study, and lacks cells of it; {_ANEW}",
+    Reason.OTHER_STUDY: (
+        f'{{folder}}: the baseline is of the study "{{there}}", not "{{here}}"; {_ANEW}'
+    ),
+    Reason.OTHER_MACHINE: (
+        f"{{folder}}: the baseline is of another {{what}} ({{there}}, here {{here}}); {_ANEW}"
+    ),
+    Reason.OTHER_VERSIONS: (
+        f"{{folder}}: the baseline was made with another version of {{components}}; {_ANEW}"
+    ),
+    Reason.OTHER_RULES: (
+        f"{{folder}}: the outcomes of the baseline were judged by rules {{there}} "
+        f"(now {{here}}); {_ANEW}"
+    ),
+    Reason.OTHER_DEVICE: (
+        f"{{folder}}: the baseline is of another device ({{there}}), and lacks cells of it; {_ANEW}"
+    ),
+    Reason.OTHER_PAGE: (
+        f"{{folder}}: the baseline is of another page of this study, and lacks cells of it; {_ANEW}"
+    ),
     Reason.NOT_RUN: "{lost} cells that the study asks for were not run.",
     Reason.FAILED: "{failed} cells fail now, {problem}, {arm} first ({error}). {counts}.",
     Reason.OTHER_CELLS: "the same numbers led to other cells. {counts}.",
@@ -46,7 +78,9 @@ SENTENCES = {
     "this machine draws other data or weights than the baseline's.",
     Reason.UNDECLARED: f"{_MOVED}, and nobody said so: "
     "raise the version of what changed them, or make the baseline anew. {counts}.",
-    Reason.TOO_FEW_SEEDS: f"{_MOVED}, and {{seeds}} seeds are too few to tell worse from luck{{among}}. {{counts}}.",
+    Reason.TOO_FEW_SEEDS: (
+        f"{_MOVED}, and {{seeds}} seeds are too few to tell worse from luck{{among}}. {{counts}}."
+    ),
     Reason.NO_WORSE: "{counts}{tested}.",
 }
 FAILURES = {
@@ -58,23 +92,33 @@ FAILURES = {
     Failure.NOT_FINITE_IN: "{it}returned {number} in a {kind}",
     Failure.ENDED: "{it}ended its process, with code {code}",
     Failure.HUNG: "{it}took longer than {seconds:g} s",
-    Failure.TOO_LONG: "one call of its reference takes {milliseconds:.1f} ms here, and {most:g} ms is the most",
+    Failure.TOO_LONG: (
+        "one call of its reference takes {milliseconds:.1f} ms here, and {most:g} ms is the most"
+    ),
 }
 
 
 def sentence(finding: Finding) -> str:
     """A finding as a sentence."""
-    phrases = {"speed": _speed_phrases, "learning": _learning_phrases}[finding.part](finding) if finding.numbers else {}
+    phrases = (
+        {"speed": _speed_phrases, "learning": _learning_phrases}[finding.part](finding)
+        if finding.numbers
+        else {}
+    )
     if finding.reason == Reason.NO_SAMPLES:
         phrases["broken"] = why(finding.details["broken"])
     if finding.reason == Reason.OTHER_VERSIONS:
         versions = finding.details["versions"]
-        phrases["components"] = ", ".join(f"{label} ({before}, now {now})" for label, before, now in versions)
+        phrases["components"] = ", ".join(
+            f"{label} ({before}, now {now})" for label, before, now in versions
+        )
     return SENTENCES[finding.reason].format(**{**finding.numbers, **finding.details, **phrases})
 
 
 def why(broken: Broken) -> str:
-    """Why a benchmark gave no samples. For our side the subject is "it"; for the reference the caller adds the subject."""
+    """Why a benchmark gave no samples. For our side the subject is "it"; for the reference the
+    caller adds the subject.
+    """
     it = "it " if broken.fault == "ours" else ""
     return FAILURES[broken.failure].format(it=it, **broken.details)
 
@@ -82,18 +126,32 @@ def why(broken: Broken) -> str:
 def _speed_phrases(finding: Finding) -> dict[str, str]:
     numbers, machine = finding.numbers, finding.details.get("machine")
     return {
-        "ratios": f"least ratio {numbers['least_ratio']:.3f}, paired median {numbers['paired_median']:.3f}",
-        "expected": "" if numbers["expected_ratio"] == 1 else f", {numbers['expected_ratio']:g} expected",
+        "ratios": (
+            f"least ratio {numbers['least_ratio']:.3f}, paired median "
+            f"{numbers['paired_median']:.3f}"
+        ),
+        "expected": ""
+        if numbers["expected_ratio"] == 1
+        else f", {numbers['expected_ratio']:g} expected",
         "where": f"{machine.processor}, torch {machine.torch}" if machine else "another machine",
     }
 
 
 def _learning_phrases(finding: Finding) -> dict[str, str]:
     numbers, better = finding.numbers, finding.numbers["better"]
-    states = ", ".join(f"{numbers[state]} {state.replace('_', ' ')}" for state in State if numbers[state])
-    platform = "" if finding.details["same_platform"] else " (another processor, torch or engine made the baseline)"
+    states = ", ".join(
+        f"{numbers[state]} {state.replace('_', ' ')}" for state in State if numbers[state]
+    )
+    platform = (
+        ""
+        if finding.details["same_platform"]
+        else " (another processor, torch or engine made the baseline)"
+    )
     chosen = numbers["in_one_of_the_two_only"]
-    tests = f"{numbers['tests']} paired tests find {f'{better} better and nothing' if better else 'nothing'} worse"
+    tests = (
+        f"{numbers['tests']} paired tests find "
+        f"{f'{better} better and nothing' if better else 'nothing'} worse"
+    )
     return {
         "counts": f"{numbers['cells']} cells, {states}{platform}"
         + (f"; {chosen} were chosen in one of the two runs only" if chosen else ""),
@@ -105,7 +163,9 @@ def _learning_phrases(finding: Finding) -> dict[str, str]:
 
 def _worst(worse: Sequence[dict[str, Any]], tests: int) -> str:
     first = min(worse, key=lambda test: test["p"])
-    what = f"{first['setting']}: {first['measure']} by {float(first['by']):.3g} (p {first['p']:.2g})"
+    what = (
+        f"{first['setting']}: {first['measure']} by {float(first['by']):.3g} (p {first['p']:.2g})"
+    )
     return f"worse in {len(worse)} of {tests} paired tests, {what} first"
 
 
@@ -115,15 +175,36 @@ def _worst(worse: Sequence[dict[str, Any]], tests: int) -> str:
 def text(findings: Sequence[Finding]) -> str:
     """The findings for a terminal, a line each, and the verdict on all."""
     width = max((len(finding.name) for finding in findings), default=0)
-    lines = [f"{f.part:<8}  {MARKS[f.verdict]:<12}  {f.name:<{width}}  {sentence(f)}" for f in findings]
+    lines = [
+        f"{f.part:<8}  {MARKS[f.verdict]:<12}  {f.name:<{width}}  {sentence(f)}" for f in findings
+    ]
     return "\n".join([*lines, OVERALL[overall(findings)]])
 
 
 def markdown(findings: Sequence[Finding], environment: dict[str, Any]) -> str:
-    """The findings for a comment on a pull request: the verdict, and a table of what it was read from."""
-    rows = [f"| {f.part} | {_cell(f.name)} | {MARKS[f.verdict]} | {_cell(sentence(f))} |" for f in findings]
-    where = f"{environment['processor']}, {environment['cores']} cores, torch {environment['libraries']['torch']}"
-    return "\n".join([f"### {OVERALL[overall(findings)]}", "", "| | | | |", "|---|---|---|---|", *rows, "", where, ""])
+    """The findings for a comment on a pull request: the verdict, and a table of what it was read
+    from.
+    """
+    rows = [
+        f"| {f.part} | {_cell(f.name)} | {MARKS[f.verdict]} | {_cell(sentence(f))} |"
+        for f in findings
+    ]
+    where = (
+        f"{environment['processor']}, {environment['cores']} cores, torch "
+        f"{environment['libraries']['torch']}"
+    )
+    return "\n".join(
+        [
+            f"### {OVERALL[overall(findings)]}",
+            "",
+            "| | | | |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            where,
+            "",
+        ]
+    )
 
 
 def _cell(words: str) -> str:

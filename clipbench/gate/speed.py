@@ -1,4 +1,6 @@
-"""The speed part of the gate: every benchmark beside its reference; an alarm counts only if fresh processes repeat it."""
+"""The speed part of the gate: every benchmark beside its reference; an alarm counts only if
+fresh processes repeat it.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,16 @@ DecisionWithResults = tuple[Decision, list[Samples | Broken]]
 def findings(limits: Limits, here: Machine) -> list[Finding]:
     """A finding for each benchmark.
 
-    :param here: this machine; an expected ratio other than 1 that was measured on another machine proves nothing.
-    :raises UsageError: a reference gives no samples because the page names it wrongly, or because it fails.
+    :param here: this machine; an expected ratio other than 1 that was measured on another machine
+        proves nothing.
+    :raises UsageError: a reference gives no samples because the page names it wrongly, or because
+        it fails.
     """
     results = decisions([Measurement(bench) for bench in limits.benches], limits.files)
-    return [_finding(bench, *result, limits.machine, here) for bench, result in zip(limits.benches, results, strict=True)]
+    return [
+        _finding(bench, *result, limits.machine, here)
+        for bench, result in zip(limits.benches, results, strict=True)
+    ]
 
 
 def decisions(measurements: Sequence[Measurement], files: Path) -> list[DecisionWithResults]:
@@ -41,7 +48,9 @@ def decisions(measurements: Sequence[Measurement], files: Path) -> list[Decision
     }
     for _ in range(CONFIRMATIONS):
         left = [number for number, others in repeats.items() if decision.PASS not in others]
-        for number, result in zip(left, measure([measurements[number] for number in left], files), strict=True):
+        for number, result in zip(
+            left, measure([measurements[number] for number in left], files), strict=True
+        ):
             repeats[number].append(_decision(measurements[number], result))
             taken[number].append(result)
     return [
@@ -58,7 +67,13 @@ def _decision(measurement: Measurement, result: Samples | Broken) -> Decision:
     return decision.decide(result, *measurement.limits)
 
 
-def _finding(bench: Bench, decided: Decision, measured: list[Samples | Broken], machine: Machine | None, here: Machine) -> Finding:
+def _finding(
+    bench: Bench,
+    decided: Decision,
+    measured: list[Samples | Broken],
+    machine: Machine | None,
+    here: Machine,
+) -> Finding:
     first = measured[0]
     if isinstance(first, Broken):
         verdict = INCONCLUSIVE if first.fault == "machine" else REGRESSION

@@ -84,6 +84,8 @@ class Finding:
 
 
 def overall(findings: Sequence[Finding]) -> Verdict:
-    """The verdict on all findings: a regression if one is; else inconclusive if one is; else a pass."""
+    """The verdict on all findings: a regression if one is; else inconclusive if one is; else a
+    pass.
+    """
     verdicts = {finding.verdict for finding in findings}
     return next((verdict for verdict in (REGRESSION, INCONCLUSIVE) if verdict in verdicts), PASS)

@@ -1,11 +1,13 @@
-"""Optimizers: each an update rule as pure functions of trees, and the ``torch.optim`` object that says the same.
+"""Optimizers: each an update rule as pure functions of trees, and the ``torch.optim`` object that
+says the same.
 
-``init(params) -> state``; ``update(grads, state, params) -> (direction, state)``; and p ← p − lr · direction, where the learning
-rate belongs to the cell. ``torch(params, lr)`` builds what a user's loop would step. The two are witnesses of each other: a
-user-defined rule may have either, and one without ``torch`` runs in the loop as a `Rule`.
+``init(params) -> state``; ``update(grads, state, params) -> (direction, state)``; and p ← p − lr ·
+direction, where the learning rate belongs to the cell. ``torch(params, lr)`` builds what a user's
+loop would step. The two are witnesses of each other: a user-defined rule may have either, and one
+without ``torch`` runs in the loop as a `Rule`.
 
-Under ``torch.func.vmap`` a float setting is a tensor, one number a lane: no rule branches on one. So weight decay is always added,
-and momentum always kept, at 0 as well.
+Under ``torch.func.vmap`` a float setting is a tensor, one number a lane: no rule branches on one.
+So weight decay is always added, and momentum always kept, at 0 as well.
 """
 
 from __future__ import annotations
@@ -55,14 +57,16 @@ class SGD:
 
 @optimizer("momentum")
 class Momentum:
-    r"""Step along a decaying sum of past gradients; a steady gradient is taken 1/(1 − μ) times over.
+    r"""Step along a decaying sum of past gradients; a steady gradient is taken 1/(1 − μ) times
+    over.
 
     .. math:: b_t = \mu b_{t-1} + g_t + \lambda p_t, \qquad d_t = b_t
 
     :param momentum: μ, [0, 1).
     :param weight_decay: λ, the strength of the L2 penalty, [0, ∞].
 
-    **Shapes**: any, kept. **Errors**: none. **Source**: Polyak 1964, in the form of ``torch.optim.SGD`` (the lr outside the sum).
+    **Shapes**: any, kept. **Errors**: none. **Source**: Polyak 1964, in the form of
+    ``torch.optim.SGD`` (the lr outside the sum).
 
     >>> grads = params = {"w": torch.tensor([2.0])}
     >>> Momentum().update(grads, {"sum": {"w": torch.tensor([10.0])}}, params)[0]
@@ -83,7 +87,9 @@ class Momentum:
         return total, {"sum": total}
 
     def torch(self, params: Iterable[Tensor], lr: float) -> Optimizer:
-        return torch.optim.SGD(params, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            params, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
 
 
 @optimizer("nesterov")
@@ -95,7 +101,8 @@ class Nesterov:
     :param momentum: μ, [0, 1).
     :param weight_decay: λ, the strength of the L2 penalty, [0, ∞].
 
-    **Shapes**: any, kept. **Errors**: none. **Source**: Nesterov 1983, in the form of Sutskever et al. 2013; ``torch.optim.SGD``.
+    **Shapes**: any, kept. **Errors**: none. **Source**: Nesterov 1983, in the form of Sutskever et
+    al. 2013; ``torch.optim.SGD``.
 
     >>> grads = params = {"w": torch.tensor([2.0])}
     >>> Nesterov(momentum=0.5).update(grads, {"sum": {"w": torch.tensor([4.0])}}, params)[0]
@@ -116,26 +123,34 @@ class Nesterov:
         return trees.map(lambda g, b: g + self.momentum * b, grads, total), {"sum": total}
 
     def torch(self, params: Iterable[Tensor], lr: float) -> Optimizer:
-        ahead = self.momentum > 0  # torch refuses nesterov without momentum, where the two are the same
-        return torch.optim.SGD(params, lr=lr, momentum=self.momentum, nesterov=ahead, weight_decay=self.weight_decay)
+        # torch refuses nesterov without momentum, where the two are the same
+        ahead = self.momentum > 0
+        return torch.optim.SGD(
+            params, lr=lr, momentum=self.momentum, nesterov=ahead, weight_decay=self.weight_decay
+        )
 
 
 @optimizer("rmsprop")
 class RMSprop:
-    r"""Divide each element by the root of a running mean of its squares, so that every element moves at a like pace.
+    r"""Divide each element by the root of a running mean of its squares, so that every element
+    moves at a like pace.
 
-    .. math:: v_t = \alpha v_{t-1} + (1 - \alpha) g_t^2, \qquad d_t = \frac{g_t}{\sqrt{v_t} + \varepsilon}
+    .. math:: v_t = \alpha v_{t-1} + (1 - \alpha) g_t^2, \qquad
+              d_t = \frac{g_t}{\sqrt{v_t} + \varepsilon}
 
-    The mean starts at 0 without a correction: the first step is 1/√(1 − α) times lr in every element, ten times at .99.
+    The mean starts at 0 without a correction: the first step is 1/√(1 − α) times lr in every
+    element, ten times at .99.
 
     :param alpha: α, [0, 1).
     :param eps: ε, in units of the gradient, [0, ∞]; at 0 a zero gradient gives NaN.
     :param weight_decay: λ, [0, ∞]; λp is added to the gradient first.
 
-    **Shapes**: any, kept. **Errors**: none. **Source**: Tieleman & Hinton 2012; ``torch.optim.RMSprop``.
+    **Shapes**: any, kept. **Errors**: none. **Source**: Tieleman & Hinton 2012;
+    ``torch.optim.RMSprop``.
 
     >>> rule, params = RMSprop(), {"w": torch.tensor([2.0])}
-    >>> rule.update({"w": torch.tensor([-3.0])}, rule.init(params), params)[0]["w"].round(decimals=3)
+    >>> direction, _ = rule.update({"w": torch.tensor([-3.0])}, rule.init(params), params)
+    >>> direction["w"].round(decimals=3)
     tensor([-10.])
     """
 
@@ -150,29 +165,37 @@ class RMSprop:
 
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
         grads = _with_weight_decay(grads, params, self.weight_decay)
-        square = trees.map(lambda v, g: self.alpha * v + (1 - self.alpha) * g * g, state["square"], grads)
+        square = trees.map(
+            lambda v, g: self.alpha * v + (1 - self.alpha) * g * g, state["square"], grads
+        )
         return trees.map(lambda g, v: g / (v.sqrt() + self.eps), grads, square), {"square": square}
 
     def torch(self, params: Iterable[Tensor], lr: float) -> Optimizer:
-        return torch.optim.RMSprop(params, lr=lr, alpha=self.alpha, eps=self.eps, weight_decay=self.weight_decay)
+        return torch.optim.RMSprop(
+            params, lr=lr, alpha=self.alpha, eps=self.eps, weight_decay=self.weight_decay
+        )
 
 
 @optimizer("adam")
 class Adam:
-    r"""Divide a running mean of the gradient by the root of a running mean of its square, both corrected for their start at 0.
+    r"""Divide a running mean of the gradient by the root of a running mean of its square, both
+    corrected for their start at 0.
 
-    .. math:: m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \quad v_t = \beta_2 v_{t-1} + (1 - \beta_2) g_t^2, \quad
+    .. math:: m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \quad
+              v_t = \beta_2 v_{t-1} + (1 - \beta_2) g_t^2, \quad
               d_t = \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \varepsilon}
 
     :param beta1: β₁, [0, 1).
     :param beta2: β₂, [0, 1).
-    :param eps: ε, in units of the gradient, [0, ∞]; at 0 a zero gradient gives NaN, and the gradient's scale does not matter.
+    :param eps: ε, in units of the gradient, [0, ∞]; at 0 a zero gradient gives NaN, and the
+        gradient's scale does not matter.
     :param weight_decay: λ, [0, ∞]; λp is added to the gradient first.
 
     **Shapes**: any, kept. **Errors**: none. **Source**: Kingma & Ba 2015; ``torch.optim.Adam``.
 
     >>> rule, params = Adam(), {"w": torch.tensor([2.0])}
-    >>> rule.update({"w": torch.tensor([-3.0])}, rule.init(params), params)[0]["w"].round(decimals=3)
+    >>> direction, _ = rule.update({"w": torch.tensor([-3.0])}, rule.init(params), params)
+    >>> direction["w"].round(decimals=3)
     tensor([-1.])
     """
 
@@ -187,11 +210,19 @@ class Adam:
         return _moments(params)
 
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
-        return _adam(_with_weight_decay(grads, params, self.weight_decay), state, self.beta1, self.beta2, self.eps)
+        return _adam(
+            _with_weight_decay(grads, params, self.weight_decay),
+            state,
+            self.beta1,
+            self.beta2,
+            self.eps,
+        )
 
     def torch(self, params: Iterable[Tensor], lr: float) -> Optimizer:
         betas = (self.beta1, self.beta2)
-        return torch.optim.Adam(params, lr=lr, betas=betas, eps=self.eps, weight_decay=self.weight_decay)
+        return torch.optim.Adam(
+            params, lr=lr, betas=betas, eps=self.eps, weight_decay=self.weight_decay
+        )
 
 
 @optimizer("adamw")
@@ -205,7 +236,8 @@ class AdamW:
     :param eps: ε, in units of the gradient, [0, ∞]; at 0 a zero gradient gives NaN.
     :param weight_decay: λ, a share of the weight per unit of lr, [0, ∞].
 
-    **Shapes**: any, kept. **Errors**: none. **Source**: Loshchilov & Hutter 2019; ``torch.optim.AdamW``.
+    **Shapes**: any, kept. **Errors**: none. **Source**: Loshchilov & Hutter 2019;
+    ``torch.optim.AdamW``.
 
     >>> rule, params = AdamW(weight_decay=0.5), {"w": torch.tensor([2.0])}
     >>> rule.update({"w": torch.tensor([3.0])}, rule.init(params), params)[0]["w"].round(decimals=3)
@@ -228,7 +260,9 @@ class AdamW:
 
     def torch(self, params: Iterable[Tensor], lr: float) -> Optimizer:
         betas = (self.beta1, self.beta2)
-        return torch.optim.AdamW(params, lr=lr, betas=betas, eps=self.eps, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(
+            params, lr=lr, betas=betas, eps=self.eps, weight_decay=self.weight_decay
+        )
 
 
 def _with_weight_decay(grads: Tree, params: Tree, weight_decay: float) -> Tree:
@@ -236,10 +270,16 @@ def _with_weight_decay(grads: Tree, params: Tree, weight_decay: float) -> Tree:
 
 
 def _moments(params: Tree) -> State:
-    # The powers are float64 whatever the parameters are: in float32 1 - .999 is 2e-5 off, and so would the first steps be. They are
-    # carried along, for pow rounds differently in a vector register and outside it, and so in one lane and another.
+    # The powers are float64 whatever the parameters are: in float32 1 - .999 is 2e-5 off, and so
+    # would the first steps be. They are carried along, for pow rounds differently in a vector
+    # register and outside it, and so in one lane and another.
     one = torch.ones_like(trees.zero(params), dtype=torch.float64)
-    return {"mean": trees.zeros_like(params), "square": trees.zeros_like(params), "power1": one, "power2": one}
+    return {
+        "mean": trees.zeros_like(params),
+        "square": trees.zeros_like(params),
+        "power1": one,
+        "power2": one,
+    }
 
 
 def _adam(grads: Tree, state: State, beta1: float, beta2: float, eps: float) -> tuple[Tree, State]:

@@ -1,4 +1,6 @@
-"""The protocol of a run: calibrate, choose, select, extend, report, time; a file each. Each phase runs what is missing of it."""
+"""The protocol of a run: calibrate, choose, select, extend, report, time; a file each. Each
+phase runs what is missing of it.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,11 @@ __all__ = [
 
 
 def run(
-    study: Study, store: Store, options: Options | None = None, watcher: Watcher | None = None, executor: Executor | None = None
+    study: Study,
+    store: Store,
+    options: Options | None = None,
+    watcher: Watcher | None = None,
+    executor: Executor | None = None,
 ) -> Counts:
     """The counts of a run: what is missing of a study is run into a claimed store.
 
@@ -63,9 +69,15 @@ def run(
 
 
 def survey(
-    study: Study, store: Store, device: str, sizes: Mapping[str, Any], implementations: Sequence[str], watcher: Watcher
+    study: Study,
+    store: Store,
+    device: str,
+    sizes: Mapping[str, Any],
+    implementations: Sequence[str],
+    watcher: Watcher,
 ) -> int:
-    """The number of timed blocks: every implementation of every method is timed into a claimed store, beside those stored.
+    """The number of timed blocks: every implementation of every method is timed into a claimed
+    store, beside those stored.
 
     :param sizes: model sizes beside those of the study's workloads, name → shapes.
     :raises UsageError: the study has no cell to run here.

@@ -12,20 +12,29 @@ from clipbench.protocol.campaign import Campaign
 from clipbench.protocol.plans import gauge_key, pilot_key
 from clipbench.task import Task
 
-Clips = dict[str, tuple[str, dict[str, Any]]]  # key → registered name and settings other than the threshold
+# key → registered name and settings other than the threshold
+Clips = dict[str, tuple[str, dict[str, Any]]]
 
 
 def calibrate(campaign: Campaign) -> None:
-    """Run the pilots of relative thresholds that are not stored, and store them before the first shard.
+    """Run the pilots of relative thresholds that are not stored, and store them before the first
+    shard.
 
     :raises UsageError: a pilot meets gradients whose median size is zero or not finite.
     """
     page = campaign.store.page("calibration")
     campaign.pilots = page.setdefault("pilots", {})
-    wanted = {pilot: one for pilot, one in _gauges(campaign).items() if set(one[1]) - set(campaign.pilots.get(pilot, {}))}
+    wanted = {
+        pilot: one
+        for pilot, one in _gauges(campaign).items()
+        if set(one[1]) - set(campaign.pilots.get(pilot, {}))
+    }
     campaign.watcher.phase("calibrate", len(wanted))
     # In a worker of one thread, as the cells are: the thread count changes bits.
-    works = {pilot: (Call(_pilot, one, f"the pilot of {Task.of(one[0]).label}"), campaign.setting) for pilot, one in wanted.items()}
+    works = {
+        pilot: (Call(_pilot, one, f"the pilot of {Task.of(one[0]).label}"), campaign.setting)
+        for pilot, one in wanted.items()
+    }
     for pilot, sizes in execute.calls(campaign.executor, works, campaign.options.patience):
         if isinstance(sizes, Exception):
             raise sizes
@@ -39,7 +48,10 @@ def _gauges(campaign: Campaign) -> dict[str, tuple[Cell, Clips]]:
     gauges: dict[str, tuple[Cell, Clips]] = {}
     for cell in campaign.plan.cells:
         if cell.relative is not None:
-            gauges.setdefault(pilot_key(cell), (cell, {}))[1][gauge_key(cell)] = (cell.clip.name, cell.clip.own)
+            gauges.setdefault(pilot_key(cell), (cell, {}))[1][gauge_key(cell)] = (
+                cell.clip.name,
+                cell.clip.own,
+            )
     return gauges
 
 

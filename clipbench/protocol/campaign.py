@@ -1,4 +1,6 @@
-"""What the phases of one run share: the study and its store, the executor, and what has been run so far."""
+"""What the phases of one run share: the study and its store, the executor, and what has been run
+so far.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,8 @@ class Options:
 class Counts:
     """How many cells a run ``kept`` and ``ran``, and how they ended.
 
-    ``diverged``, ``collapsed`` and ``failed`` count among all cells; ``not_run`` those for an absent device; ``timed`` counts
-    methods; ``reasons`` say why cells failed.
+    ``diverged``, ``collapsed`` and ``failed`` count among all cells; ``not_run`` those for an
+    absent device; ``timed`` counts methods; ``reasons`` say why cells failed.
     """
 
     kept: int = 0
@@ -85,7 +87,8 @@ class Campaign:
     counts: Counts = field(default_factory=Counts)
     pilots: dict[str, dict[str, float]] = field(default_factory=dict)
     choices: dict[Any, Choice] = field(default_factory=dict)  # by `stacked.shape`
-    lost: dict[tuple[Any, ...], int] = field(default_factory=dict)  # arm → cells that failed by no fault of their settings
+    # arm → cells that failed by no fault of their settings
+    lost: dict[tuple[Any, ...], int] = field(default_factory=dict)
     told: set[tuple[Any, ...]] = field(default_factory=set)
     ids: set[str] = field(default_factory=set)
 
@@ -111,17 +114,26 @@ class Campaign:
         template = self.templates[arm_of(row)]
         clip = template.clip
         if clip.threshold is not None:
-            others = {name: value for name, value in clip.settings.items() if name not in (RELATIVE, clip.threshold)}
+            others = {
+                name: value
+                for name, value in clip.settings.items()
+                if name not in (RELATIVE, clip.threshold)
+            }
             threshold = Threshold.of(row)
             resolved = {RELATIVE if threshold.is_relative else clip.threshold: threshold.given}
-            clip = part("clip", registry.find("clip", clip.name), {**others, **resolved}, self.study.where)
+            clip = part(
+                "clip", registry.find("clip", clip.name), {**others, **resolved}, self.study.where
+            )
         return replace(template, clip=clip, lr=float(row["lr"]))
 
     def train(self, phase: str, cells: Sequence[Cell]) -> None:
         """Run the cells of one phase that are not stored; a failed one is tried again."""
         page = self.store.page("plan")
         before = PHASES[: PHASES.index(phase)]  # later phases ask for their cells anew
-        page["cells"] = {**{name: page["cells"][name] for name in before}, phase: [cell.id for cell in cells]}
+        page["cells"] = {
+            **{name: page["cells"][name] for name in before},
+            phase: [cell.id for cell in cells],
+        }
         self.store.write_page("plan", page)
         cells = [cell for cell in cells if cell.id not in self.ids]
         self.ids.update(cell.id for cell in cells)
@@ -164,24 +176,32 @@ class Campaign:
         return self.counts
 
 
-def begin(study: Study, store: Store, options: Options, executor: Executor, watcher: Watcher) -> Campaign:
-    """A campaign whose pages are written, so that a reader knows before the first cell what was asked for.
+def begin(
+    study: Study, store: Store, options: Options, executor: Executor, watcher: Watcher
+) -> Campaign:
+    """A campaign whose pages are written, so that a reader knows before the first cell what was
+    asked for.
 
     :raises UsageError: the study has no cell to run here.
     """
     plan = runnable(study, options.device)
-    setting = Setting(tuple(study.used), 1, "cuda" if any(cell.device == "cuda" for cell in plan.cells) else "cpu")
+    setting = Setting(
+        tuple(study.used), 1, "cuda" if any(cell.device == "cuda" for cell in plan.cells) else "cpu"
+    )
     environment_key = _write_pages(study, store, plan, setting.device, options.curves)
     return Campaign(study, store, plan, options, executor, setting, environment_key, watcher)
 
 
 def _write_pages(study: Study, store: Store, plan: Plan, device: str, curves: str) -> str:
-    """The key of this machine's environment; the environment, components and plan pages are written."""
+    """The key of this machine's environment; the environment, components and plan pages are
+    written.
+    """
     here = execute.environment(device)
     environment_key = execute.key_of(here)
     page = store.page("environment")
     page["environments"] = {**page.get("environments", {}), environment_key: here}
-    page["curves"] = max(page.get("curves", curves), curves, key=CURVES.index)  # the least that all of it keeps
+    # the least that all of it keeps
+    page["curves"] = max(page.get("curves", curves), curves, key=CURVES.index)
     store.write_page("environment", page)
     store.write_page("components", pages.components(plan.cells))
     problems = {cell.problem: study.seeds(cell.workload.name).model_dump() for cell in plan.cells}

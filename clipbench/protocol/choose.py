@@ -1,4 +1,6 @@
-"""The second phase: which engine runs each task; measured if nothing is stored, and fitted to the user's options."""
+"""The second phase: which engine runs each task; measured if nothing is stored, and fitted to
+the user's options.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from clipbench.protocol.plans import choice_key
 
 @dataclass(frozen=True)
 class Asked:
-    """The options of a choice: ``auto``, ``loop`` or ``batched``, bytes a worker, seconds a measurement, and an executor."""
+    """The options of a choice: ``auto``, ``loop`` or ``batched``, bytes a worker, seconds a
+    measurement, and an executor.
+    """
 
     engine: str
     memory: int
@@ -27,7 +31,8 @@ class Asked:
 
 
 def choose(campaign: Campaign) -> None:
-    """Choose how each task is run: measured once, stored before the first shard, and used again by later runs of the folder.
+    """Choose how each task is run: measured once, stored before the first shard, and used again by
+    later runs of the folder.
 
     :raises UsageError: lanes were asked for, and a task cannot have them.
     """
@@ -38,7 +43,13 @@ def choose(campaign: Campaign) -> None:
     tasks: dict[str, list[Job]] = {}
     for cell in campaign.plan.cells:
         tasks.setdefault(choice_key(cell), []).append(campaign.job(cell))
-    asked = Asked(engine, campaign.options.memory, campaign.options.patience, campaign.executor, campaign.setting)
+    asked = Asked(
+        engine,
+        campaign.options.memory,
+        campaign.options.patience,
+        campaign.executor,
+        campaign.setting,
+    )
     wanted = missing(page.setdefault("engines", {}), tasks, engine)
     campaign.watcher.phase("choose", len(wanted))
     steps = {task: sum(job.cell.steps for job in jobs) for task, jobs in tasks.items()}
@@ -53,7 +64,9 @@ def choose(campaign: Campaign) -> None:
 
 
 def missing(known: Mapping[str, Any], tasks: Mapping[str, Sequence[Job]], engine: str) -> list[str]:
-    """The tasks without a stored choice that covers all their arms, and that has lanes if lanes are asked for."""
+    """The tasks without a stored choice that covers all their arms, and that has lanes if lanes
+    are asked for.
+    """
 
     def is_known(page: Mapping[str, Any] | None, jobs: Sequence[Job]) -> bool:
         if page is None or (engine == BATCHED and not page["lanes"]):
@@ -65,20 +78,28 @@ def missing(known: Mapping[str, Any], tasks: Mapping[str, Sequence[Job]], engine
 
 
 def measured(
-    tasks: Mapping[str, Sequence[Job]], steps: Mapping[str, int], asked: Asked, tick: Callable[[], object]
+    tasks: Mapping[str, Sequence[Job]],
+    steps: Mapping[str, int],
+    asked: Asked,
+    tick: Callable[[], object],
 ) -> dict[str, Choice]:
-    """A choice for each task. As many are measured at a time as will train at a time: they share the memory's bandwidth then, too.
+    """A choice for each task. As many are measured at a time as will train at a time: they share
+    the memory's bandwidth then, too.
 
     :param steps: of all cells of a task's selection phase together.
     """
     works = {}
     for task, jobs in tasks.items():
         arms = list({rates.versioned(job): job for job in reversed(jobs)}.values())
-        # What one worker has to train, about: its share of the selection, and half as much again for the phases after it.
+        # What one worker has to train, about: its share of the selection, and half as much again
+        # for the phases after it.
         cell_steps = 1.5 * steps[task] / asked.executor.slots
         what = f"the choice of an engine for {jobs[0].cell.problem}"
         setting = replace(asked.setting, device=jobs[0].cell.device)
-        works[task] = Call(rates.measure, (arms, asked.memory, cell_steps, asked.engine), what), setting
+        works[task] = (
+            Call(rates.measure, (arms, asked.memory, cell_steps, asked.engine), what),
+            setting,
+        )
     chosen = {}
     for task, outcome in execute.calls(asked.executor, works, asked.limit):
         chosen[task] = _choice(outcome, tasks[task])
@@ -87,11 +108,16 @@ def measured(
 
 
 def _choice(outcome: Any, jobs: Sequence[Job]) -> Choice:
-    """The choice that was measured, else the loop: a cell that cannot be run is a failed cell, not a failed run."""
+    """The choice that was measured, else the loop: a cell that cannot be run is a failed cell,
+    not a failed run.
+    """
     if isinstance(outcome, UsageError):
         return Choice(LOOP, refusals={"": str(outcome).rstrip(".")})
-    # What a user-defined component returned may break code of ours only: the loop reports it with the cell.
-    if isinstance(outcome, execute.Bug) and any(execute.has_user_component(job.cell) for job in jobs):
+    # What a user-defined component returned may break code of ours only: the loop reports it with
+    # the cell.
+    if isinstance(outcome, execute.Bug) and any(
+        execute.has_user_component(job.cell) for job in jobs
+    ):
         return Choice(LOOP, refusals={"": str(outcome).rstrip(":")})
     if isinstance(outcome, Exception):
         raise outcome
@@ -107,11 +133,24 @@ def used(choice: Choice, asked: Asked) -> Choice:
     if asked.engine == LOOP:
         return replace(choice, engine=LOOP)
     if asked.engine == BATCHED and choice.refusals:
-        raise UsageError(f"--engine batched: {next(iter(choice.refusals.values()))}; leave --engine out, or say loop.")
-    lanes = min(choice.lanes, asked.memory // choice.lane_bytes) if choice.lane_bytes else choice.lanes
+        raise UsageError(
+            f"--engine batched: {next(iter(choice.refusals.values()))}; leave --engine out, or "
+            f"say loop."
+        )
+    lanes = (
+        min(choice.lanes, asked.memory // choice.lane_bytes) if choice.lane_bytes else choice.lanes
+    )
     if lanes < program.FEWEST_LANES:
         if asked.engine == BATCHED:
-            raise UsageError(f"--engine batched: two lanes take {2 * choice.lane_bytes} bytes; give more with --memory.")
+            raise UsageError(
+                f"--engine batched: two lanes take {2 * choice.lane_bytes} bytes; give more with "
+                f"--memory."
+            )
         return replace(choice, engine=LOOP)
     compiled = choice.compiled and lanes == choice.lanes
-    return replace(choice, lanes=lanes, compiled=compiled, engine=BATCHED if asked.engine == BATCHED else choice.engine)
+    return replace(
+        choice,
+        lanes=lanes,
+        compiled=compiled,
+        engine=BATCHED if asked.engine == BATCHED else choice.engine,
+    )

@@ -1,4 +1,6 @@
-"""The extend phase: if a choice lies at an edge of its axis, two half-decades beyond it are trained, once."""
+"""The extend phase: if a choice lies at an edge of its axis, two half-decades beyond it are
+trained, once.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from clipbench.task import arm_of
 
 def extend(campaign: Campaign) -> None:
     """Train the cells beyond the edges, unless the study says otherwise."""
-    campaign.train("extend", [*_cells_beyond(campaign)] if campaign.study.document.run.extend else [])
+    campaign.train(
+        "extend", [*_cells_beyond(campaign)] if campaign.study.document.run.extend else []
+    )
 
 
 def _cells_beyond(campaign: Campaign) -> Iterator[Cell]:

@@ -1,4 +1,6 @@
-"""Why cells failed: one entry a reason and place, its traceback kept as a text file in the store's folder."""
+"""Why cells failed: one entry a reason and place, its traceback kept as a text file in the
+store's folder.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ FILE = re.compile(r"[0-9a-f]{8}\.txt")
 
 @dataclass
 class Reason:
-    """Why some cells failed, in words and as ``FILE, line N``; how many cells; and the file of a traceback if there is one."""
+    """Why some cells failed, in words and as ``FILE, line N``; how many cells; and the file of a
+    traceback if there is one.
+    """
 
     words: str
     place: str
@@ -49,7 +53,9 @@ class Failures:
         if record.failure is None:
             return
         fault = record.fault or Fault()
-        reason = self.reasons.setdefault((record.failure, fault.place), Reason(record.failure, fault.place))
+        reason = self.reasons.setdefault(
+            (record.failure, fault.place), Reason(record.failure, fault.place)
+        )
         reason.cells += 1
         if fault.trace and reason.file is None:
             cell = record.job.cell
@@ -57,7 +63,9 @@ class Failures:
             reason.file = self._write(f"{reason.words}\n{first}\n\n{fault.trace}")
 
     def _write(self, text: str) -> Path | None:
-        """The file that a text was written to, whole or not at all; None if the folder is a link to somewhere else."""
+        """The file that a text was written to, whole or not at all; None if the folder is a link
+        to somewhere else.
+        """
         if self.folder.is_symlink():
             return None
         content = text.encode(errors="backslashreplace")

@@ -20,13 +20,20 @@ def components(cells: Iterable[Cell]) -> dict[str, Any]:
                 **_component_entry(type(workload)),
                 "settings": dict(cell.workload.settings),
                 **about(workload),
-                "other_metrics": {metrics.name_of(one): metrics.direction(one) for one in getattr(workload, "other_metrics", ())},
+                "other_metrics": {
+                    metrics.name_of(one): metrics.direction(one)
+                    for one in getattr(workload, "other_metrics", ())
+                },
                 "success": getattr(workload, "success", None),
                 "deterministic": bool(getattr(workload, "deterministic", False)),
             }
-        page["optimizers"].setdefault(cell.optimizer.label, _component_entry(registry.find("optimizer", cell.optimizer.name)))
+        page["optimizers"].setdefault(
+            cell.optimizer.label, _component_entry(registry.find("optimizer", cell.optimizer.name))
+        )
         page["clips"].setdefault(
-            cell.clip.label, _component_entry(registry.find("clip", cell.clip.name)) | {"threshold": cell.clip.threshold}
+            cell.clip.label,
+            _component_entry(registry.find("clip", cell.clip.name))
+            | {"threshold": cell.clip.threshold},
         )
     return page
 

@@ -1,4 +1,6 @@
-"""The cells that a study asks for on this machine, those that it cannot have, and the keys of pilots and choices."""
+"""The cells that a study asks for on this machine, those that it cannot have, and the keys of
+pilots and choices.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from clipbench.vocabulary import EXAMPLE
 
 @dataclass
 class Plan:
-    """The selection cells on the first seed, the number of seeds of each workload, and the cells that cannot run here."""
+    """The selection cells on the first seed, the number of seeds of each workload, and the cells
+    that cannot run here.
+    """
 
     templates: list[Cell]
     seeds: dict[str, int]
@@ -30,7 +34,9 @@ class Plan:
     @cached_property
     def cells(self) -> list[Cell]:
         """All cells of the selection phase."""
-        return [replace(one, seed=seed) for one in self.templates for seed in range(self.count(one))]
+        return [
+            replace(one, seed=seed) for one in self.templates for seed in range(self.count(one))
+        ]
 
     def count(self, template: Cell) -> int:
         """The number of seeds on which a cell is asked for."""
@@ -38,11 +44,15 @@ class Plan:
 
 
 def headline(cells: Sequence[Cell]) -> dict[str, str]:
-    """Method → arm. If all optimizers of a study have one and the same schedule, the methods are the arms with that schedule."""
+    """Method → arm. If all optimizers of a study have one and the same schedule, the methods are
+    the arms with that schedule.
+    """
     schedules = {cell.schedule for cell in cells}
     if len(schedules) > 1 or schedules <= {lr_schedules.CONSTANT}:
         return METHODS
-    arms = {(cell.optimizer.name, cell.clip.label): cell.arm for cell in cells if not cell.optimizer.own}
+    arms = {
+        (cell.optimizer.name, cell.clip.label): cell.arm for cell in cells if not cell.optimizer.own
+    }
     arm_of = {}
     for method, arm in METHODS.items():
         optimizer, _, clip = arm.partition(" + ")
@@ -66,14 +76,17 @@ def by_example(cell: Cell) -> str:
 
 
 def gauge_key(cell: Cell) -> str:
-    """The key of a clip's median size within a pilot: another version of the clip may measure size otherwise."""
+    """The key of a clip's median size within a pilot: another version of the clip may measure
+    size otherwise.
+    """
     return f"{cell.clip.label}, version {cell.clip.version}"
 
 
 def plan(study: Study, device: str = "study") -> Plan:
     """The selection cells of a study; those for a device this machine lacks are listed as not run.
 
-    :param device: ``study`` (what the page says), ``cpu``, ``cuda``, or ``auto`` (CUDA if there is one, the CPU otherwise).
+    :param device: ``study`` (what the page says), ``cpu``, ``cuda``, or ``auto`` (CUDA if there is
+        one, the CPU otherwise).
     :raises UsageError: anything is wrong with the study, or a workload is not ``ready``.
     """
     cells, not_run = study.templates(), []
@@ -83,12 +96,18 @@ def plan(study: Study, device: str = "study") -> Plan:
     if device in ("cpu", "cuda", "auto"):
         wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         if wanted == "cuda" and not torch.cuda.is_available():
-            raise UsageError("--device cuda: this machine has no CUDA device; leave --device out, or say cpu.")
-        cells = list({cell.id: cell for cell in (replace(cell, device=wanted) for cell in cells)}.values())
+            raise UsageError(
+                "--device cuda: this machine has no CUDA device; leave --device out, or say cpu."
+            )
+        cells = list(
+            {cell.id: cell for cell in (replace(cell, device=wanted) for cell in cells)}.values()
+        )
     if not torch.cuda.is_available():
         absent = sum(seeds[cell.workload.name] for cell in cells if cell.device == "cuda")
         if absent:
-            not_run.append({"device": "cuda", "cells": absent, "reason": "this machine has no CUDA device"})
+            not_run.append(
+                {"device": "cuda", "cells": absent, "reason": "this machine has no CUDA device"}
+            )
         cells = [cell for cell in cells if cell.device != "cuda"]
     return Plan(cells, seeds, not_run)
 
@@ -100,13 +119,19 @@ def runnable(study: Study, device: str = "study") -> Plan:
     """
     asked = plan(study, device)
     if not asked.templates:
-        raise UsageError(f"{study.where}: every cell is for an absent device ({asked.not_run[0]['reason']}).")
+        raise UsageError(
+            f"{study.where}: every cell is for an absent device ({asked.not_run[0]['reason']})."
+        )
     return asked
 
 
 def finished(cells: Any) -> set[str]:
-    """The identities of the stored cells (a frame) that need not run again: they did not fail, and were judged by today's rules."""
-    return set(cells.loc[(cells["status"] != Status.FAILED) & (cells["rules"].fillna(1) == RULES), "cell"])
+    """The identities of the stored cells (a frame) that need not run again: they did not fail,
+    and were judged by today's rules.
+    """
+    return set(
+        cells.loc[(cells["status"] != Status.FAILED) & (cells["rules"].fillna(1) == RULES), "cell"]
+    )
 
 
 def shards(cells: int) -> int:

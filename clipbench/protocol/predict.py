@@ -20,24 +20,37 @@ from clipbench.study import Study
 from clipbench.task import Task
 
 
-def predict(study: Study, asked: Plan, store: Store | None, engine: str | None = None) -> list[dict[str, Any]]:
+def predict(
+    study: Study, asked: Plan, store: Store | None, engine: str | None = None
+) -> list[dict[str, Any]]:
     """What a run will cost, a row per task.
 
-    Cells to select, cells stored, cells of extended axes and of the report at most, seconds a step, seconds for what is
-    missing (as planned, and ``at_most`` with extended axes). Seconds a step are those of the stored choice of engine if there is
-    one, of one measured here otherwise.
+    Cells to select, cells stored, cells of extended axes and of the report at most, seconds a step,
+    seconds for what is missing (as planned, and ``at_most`` with extended axes). Seconds a step are
+    those of the stored choice of engine if there is one, of one measured here otherwise.
     """
     stored = store.read("cells") if store is not None else None
-    pages_ = {name: store.page(name) if store is not None else {} for name in ("plan", "calibration")}
+    pages_ = {
+        name: store.page(name) if store is not None else {} for name in ("plan", "calibration")
+    }
     chosen = set(pages_["plan"].get("cells", {}).get("report", []))
     tasks: dict[str, list[Cell]] = {}
     for cell in asked.templates:
         tasks.setdefault(Task.of(cell).label + by_example(cell), []).append(cell)
     counts = {task: sum(map(asked.count, cells)) for task, cells in tasks.items()}
     with Local(cores()) as executor:
-        asked_of = Asked(engine or study.document.run.engine, rates.MEMORY, execute.LIMIT, executor, Setting(tuple(study.used)))
+        asked_of = Asked(
+            engine or study.document.run.engine,
+            rates.MEMORY,
+            execute.LIMIT,
+            executor,
+            Setting(tuple(study.used)),
+        )
         outlook = _choices(
-            {task: (choice_key(cells[0]), cells, counts[task] * cells[0].steps) for task, cells in tasks.items()},
+            {
+                task: (choice_key(cells[0]), cells, counts[task] * cells[0].steps)
+                for task, cells in tasks.items()
+            },
             pages_["calibration"].get("engines", {}),
             asked_of,
         )
@@ -47,7 +60,10 @@ def predict(study: Study, asked: Plan, store: Store | None, engine: str | None =
         untuned = {*headline(asked.templates).values(), *study.document.untuned.arms}
         seeds = study.seeds(cells[0].workload.name)
         report = sum(2 + (arm in untuned) for arm in arms) * seeds.report
-        extended = sum(_settings_beyond([cell for cell in cells if cell.arm == arm]) for arm in arms) * seeds.select
+        extended = (
+            sum(_settings_beyond([cell for cell in cells if cell.arm == arm]) for arm in arms)
+            * seeds.select
+        )
         extended *= bool(study.document.run.extend and seeds.report)
         have, unreported = 0, report
         if stored is not None and len(stored):
@@ -64,7 +80,9 @@ def predict(study: Study, asked: Plan, store: Store | None, engine: str | None =
                 "stored": have,
                 "extended": extended,
                 "report": report,
-                "engine": f"{choice.lanes} lanes{', compiled' if choice.compiled else ''}" if choice.engine == BATCHED else LOOP,
+                "engine": f"{choice.lanes} lanes{', compiled' if choice.compiled else ''}"
+                if choice.engine == BATCHED
+                else LOOP,
                 "step_seconds": step_seconds,
                 "seconds": step_seconds * missing * cells[0].steps,
                 "at_most": step_seconds * (missing + extended) * cells[0].steps,
@@ -73,24 +91,42 @@ def predict(study: Study, asked: Plan, store: Store | None, engine: str | None =
     return rows
 
 
-def _choices(tasks: Mapping[str, tuple[str, Sequence[Cell], int]], known: Mapping[str, Any], asked: Asked) -> dict[str, Choice]:
+def _choices(
+    tasks: Mapping[str, tuple[str, Sequence[Cell], int]], known: Mapping[str, Any], asked: Asked
+) -> dict[str, Choice]:
     """How each task will be run: its stored choice, or one that is measured now.
 
-    :param tasks: label → the key of its choice, its cells on one seed, and the number of steps of all its cells together. A
-        relative threshold is any number here: no rate depends on it.
+    :param tasks: label → the key of its choice, its cells on one seed, and the number of steps of
+        all its cells together. A relative threshold is any number here: no rate depends on it.
     """
-    jobs = {task: [Job(cell, cell.clip_settings(1.0)) for cell in cells] for task, (_, cells, _) in tasks.items()}
+    jobs = {
+        task: [Job(cell, cell.clip_settings(1.0)) for cell in cells]
+        for task, (_, cells, _) in tasks.items()
+    }
     steps = {task: number for task, (_, _, number) in tasks.items()}
-    stored = {task: known[choice_name] for task, (choice_name, _, _) in tasks.items() if choice_name in known}
-    new = measured({task: jobs[task] for task in missing(stored, jobs, asked.engine)}, steps, asked, lambda: None)
+    stored = {
+        task: known[choice_name]
+        for task, (choice_name, _, _) in tasks.items()
+        if choice_name in known
+    }
+    new = measured(
+        {task: jobs[task] for task in missing(stored, jobs, asked.engine)},
+        steps,
+        asked,
+        lambda: None,
+    )
     for choice in new.values():
         if not choice.rates:
             raise UsageError(f"no rate could be measured: {next(iter(choice.refusals.values()))}.")
-    return {task: used(new[task] if task in new else Choice(**stored[task]), asked) for task in tasks}
+    return {
+        task: used(new[task] if task in new else Choice(**stored[task]), asked) for task in tasks
+    }
 
 
 def _settings_beyond(cells: Sequence[Cell]) -> int:
-    """How many settings `selection.extend` may add to those of one arm: two at an end of each axis that has an end."""
+    """How many settings `selection.extend` may add to those of one arm: two at an end of each
+    axis that has an end.
+    """
     thresholds = {cell.given_threshold for cell in cells}
     sides = [len({cell.lr for cell in cells}), len(thresholds)]
     return math.prod(side + 2 * (side > 1) for side in sides) - len(cells)

@@ -15,7 +15,9 @@ def select(campaign: Campaign) -> None:
 
 
 def scores(campaign: Campaign) -> Any:
-    """The selection scores of the cells this study asks for now, but for arms that lost a cell from outside."""
+    """The selection scores of the cells this study asks for now, but for arms that lost a cell
+    from outside.
+    """
     _say_lost(campaign)
     cells = selection.planned(campaign.store.read("cells"), campaign.store.page("plan")["cells"])
     whole = [arm not in campaign.lost for arm in cells[ARM].itertuples(index=False, name=None)]
@@ -27,7 +29,12 @@ def _say_lost(campaign: Campaign) -> None:
     for arm, count in campaign.lost.items():
         if arm not in campaign.told:
             campaign.told.add(arm)
-            cells = f"{count} cells of {arm[-1]} on {arm[0]} were" if count > 1 else f"a cell of {arm[-1]} on {arm[0]} was"
+            cells = (
+                f"{count} cells of {arm[-1]} on {arm[0]} were"
+                if count > 1
+                else f"a cell of {arm[-1]} on {arm[0]} was"
+            )
             campaign.watcher.note(
-                f"{cells} killed, took too long or ran out of memory: nothing is chosen for this arm, and `run` tries again."
+                f"{cells} killed, took too long or ran out of memory: nothing is chosen for this "
+                f"arm, and `run` tries again."
             )

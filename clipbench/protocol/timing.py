@@ -21,12 +21,18 @@ LONGEST = 3600.0  # seconds that the timings of one task may take
 def time_methods(campaign: Campaign) -> None:
     """Time every method, unless this environment's timings are stored."""
     stored = campaign.store.read("throughput")
-    same = (stored["environment"] == campaign.environment) & (stored["implementation"] == throughput.DEFAULT)
-    same &= (stored["part"].fillna(throughput.STEP) == throughput.STEP) & (stored["threads"].fillna(1) == 1)
+    same = (stored["environment"] == campaign.environment) & (
+        stored["implementation"] == throughput.DEFAULT
+    )
+    same &= (stored["part"].fillna(throughput.STEP) == throughput.STEP) & (
+        stored["threads"].fillna(1) == 1
+    )
     timed = set(stored.loc[same, [*TASK, "optimizer", "clip"]].itertuples(index=False, name=None))
     # Whole benches: a clip that joins a study is timed beside its neighbours, not alone.
     trained = _cells_that_ran(campaign)
-    benches = throughput.benches([campaign.job(cell) for cell in campaign.plan.cells if cell.id in trained])
+    benches = throughput.benches(
+        [campaign.job(cell) for cell in campaign.plan.cells if cell.id in trained]
+    )
     benches = [bench for bench in benches if not {_method(job.cell) for job in bench} <= timed]
     tasks = [list(group) for _, group in groupby(benches, key=lambda bench: Task.of(bench[0].cell))]
     campaign.watcher.phase("throughput", len(tasks))
@@ -50,7 +56,9 @@ def _cells_that_ran(campaign: Campaign) -> set[str]:
     return set(cells.loc[cells["status"] != Status.FAILED, "cell"])
 
 
-def time_implementations(campaign: Campaign, sizes: Mapping[str, Any], implementations: Sequence[str]) -> int:
+def time_implementations(
+    campaign: Campaign, sizes: Mapping[str, Any], implementations: Sequence[str]
+) -> int:
     """The number of timed blocks; every implementation of every method is timed."""
     jobs = [campaign.job(cell) for cell in campaign.plan.cells]
     surveys = throughput.surveys(jobs, sizes, implementations, execute.cores())
@@ -71,9 +79,14 @@ def time_implementations(campaign: Campaign, sizes: Mapping[str, Any], implement
 
 
 def _keep(campaign: Campaign, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Store timings. Their block numbers go on from the stored ones: blocks with the same number ran side by side."""
+    """Store timings. Their block numbers go on from the stored ones: blocks with the same number
+    ran side by side.
+    """
     if rows:
         stored = campaign.store.read("throughput")["block"]
         first = int(stored.max()) + 1 if len(stored) else 0
-        filed = [{**row, "environment": campaign.environment, "block": first + row["block"]} for row in rows]
+        filed = [
+            {**row, "environment": campaign.environment, "block": first + row["block"]}
+            for row in rows
+        ]
         campaign.store.add_throughput(filed)

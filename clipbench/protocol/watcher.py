@@ -1,4 +1,6 @@
-"""`Watcher`, what a caller may follow a run with: the command line draws progress bars, a test listens."""
+"""`Watcher`, what a caller may follow a run with: the command line draws progress bars, a test
+listens.
+"""
 
 from __future__ import annotations
 

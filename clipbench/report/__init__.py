@@ -1,7 +1,9 @@
-"""Store → HTML, Markdown, SVG, PNG and CSV. A pure function of the store: the same store gives the same bytes.
+"""Store → HTML, Markdown, SVG, PNG and CSV. A pure function of the store: the same store gives the
+same bytes.
 
-A file makes the section of one question, and has the name of the question's file in ``analysis/`` and ``figures/``; the order
-of the page is in ``sections``. Nothing here draws: figures come from ``figures/``.
+A file makes the section of one question, and has the name of the question's file in ``analysis/``
+and ``figures/``; the order of the page is in ``sections``. Nothing here draws: figures come from
+``figures/``.
 """
 
 from __future__ import annotations
@@ -26,16 +28,23 @@ FORMATS = (*PAGES, "csv", "svg", "png")
 P = TypeVar("P", Picture, Table)
 
 
-def write(store: Store, formats: Iterable[str] | None = None, folder: Path | None = None) -> list[Path]:
-    """The files written, pages first: the report of ``store`` is rendered into ``folder`` (``DIR/report``).
+def write(
+    store: Store, formats: Iterable[str] | None = None, folder: Path | None = None
+) -> list[Path]:
+    """The files written, pages first: the report of ``store`` is rendered into ``folder``
+    (``DIR/report``).
 
-    :param formats: some of `FORMATS`; those that the folder's environment page names if not given, all if it names none. If
-        neither svg nor png is among them, figures are written as both. That page may also name a size above which a figure or a
-        table's CSV is left out; the pages say so.
+    :param formats: some of `FORMATS`; those that the folder's environment page names if not given,
+        all if it names none. If neither svg nor png is among them, figures are written as both.
+        That page may also name a size above which a figure or a table's CSV is left out; the pages
+        say so.
     :raises UsageError: a format that is not one of `FORMATS`, or a folder that cannot be written.
     """
     kept = {} if formats is not None else store.page("environment")
-    wanted, largest = _checked_formats(kept.get("formats", FORMATS) if formats is None else formats), kept.get("largest", math.inf)
+    wanted, largest = (
+        _checked_formats(kept.get("formats", FORMATS) if formats is None else formats),
+        kept.get("largest", math.inf),
+    )
     folder = folder or store.folder / "report"
     kinds = [kind for kind in ("svg", "png") if kind in wanted] or ("svg", "png")
     evidence = read(store, png="png" in kinds)
@@ -55,12 +64,18 @@ def write(store: Store, formats: Iterable[str] | None = None, folder: Path | Non
         if "csv" in wanted:
             files[f"tables/{table.name}.csv"] = table.csv.encode()
         if {"md", "csv"} <= set(wanted) and table.rows:
-            files[f"tables/{table.name}.md"] = render("table.md.j2", {"table": table, "csv": False, "left_out": ()}).encode()
+            files[f"tables/{table.name}.md"] = render(
+                "table.md.j2", {"table": table, "csv": False, "left_out": ()}
+            ).encode()
     left_out = {name for name, content in files.items() if len(content) > largest}
     pages = {
-        f"report.{name}": render(f"report.{name}.j2", page | {"left_out": left_out}).encode() for name in PAGES if name in wanted
+        f"report.{name}": render(f"report.{name}.j2", page | {"left_out": left_out}).encode()
+        for name in PAGES
+        if name in wanted
     }
-    return replace(folder, pages | {name: content for name, content in files.items() if name not in left_out})
+    return replace(
+        folder, pages | {name: content for name, content in files.items() if name not in left_out}
+    )
 
 
 def formats_named(text: str) -> list[str]:
@@ -75,7 +90,10 @@ def _checked_formats(formats: Iterable[str]) -> list[str]:
     wanted = list(dict.fromkeys(formats))
     for name in wanted:
         if name not in FORMATS:
-            raise UsageError(f'--format: there is no format "{name}".{nearest(name, FORMATS)} There are: {", ".join(FORMATS)}.')
+            raise UsageError(
+                f'--format: there is no format "{name}".{nearest(name, FORMATS)} There are: '
+                f"{', '.join(FORMATS)}."
+            )
     return wanted
 
 

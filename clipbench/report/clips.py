@@ -11,7 +11,17 @@ from clipbench.analysis.outcomes import compare
 from clipbench.figures.style import ordered
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import headed
-from clipbench.report.outcomes import END_HEAD, difference, ends, estimate, n_words, prefixed, setting, target, value_head
+from clipbench.report.outcomes import (
+    END_HEAD,
+    difference,
+    ends,
+    estimate,
+    n_words,
+    prefixed,
+    setting,
+    target,
+    value_head,
+)
 from clipbench.report.parts import Part, Section, Table, Text
 from clipbench.report.words import DASH, decimals, gap_places, metric_note, p_value, percent, plural
 from clipbench.schema import Outcome, Reading, Status
@@ -29,10 +39,13 @@ def section(evidence: Evidence) -> Section:
     claimed = claims(evidence.drawn, evidence.arms, evidence.components)
     parts: list[Part] = [
         Text(
-            "The same clips on the other optimizers, each against the same optimizer without a clip, on the same report "
+            "The same clips on the other optimizers, each against the same optimizer without a "
+            "clip, on the same report "
             "seeds. The last column is the "
-            f"p value of the difference at all settings after Holm's correction over the declared family, "
-            f"{{norm, value}} × optimizer × workload ({plural(int(claimed['p'].notna().sum()), 'comparison')}); thresholds "
+            f"p value of the difference at all settings after Holm's correction over the declared "
+            f"family, "
+            f"{{norm, value}} × optimizer × workload "
+            f"({plural(int(claimed['p'].notna().sum()), 'comparison')}); thresholds "
             f"are tuned, not tested."
         )
     ]
@@ -43,13 +56,21 @@ def section(evidence: Evidence) -> Section:
     return Section("clips", title, parts)
 
 
-def _table(evidence: Evidence, task: Task, mine: pd.DataFrame, compared: pd.DataFrame, claimed: pd.DataFrame) -> Table:
+def _table(
+    evidence: Evidence,
+    task: Task,
+    mine: pd.DataFrame,
+    compared: pd.DataFrame,
+    claimed: pd.DataFrame,
+) -> Table:
     about, results = evidence.about(task), evidence.of(evidence.results, task)
     gaps, tested = evidence.of(compared, task), evidence.of(claimed, task)
     arms = evidence.of(evidence.arms, task)
     places, digits = decimals(results["estimate"]), gap_places(gaps)
     order = ordered(arms[arms["arm"].isin([*mine["arm"], *mine["baseline"]])])
-    untuned = {row["arm"]: row for row in results[results["reading"] == Reading.UNTUNED].to_dict("records")}
+    untuned = {
+        row["arm"]: row for row in results[results["reading"] == Reading.UNTUNED].to_dict("records")
+    }
     if not any(arm in untuned for arm in mine["arm"]):
         untuned = {}
     rows, frames = [], []
@@ -64,8 +85,17 @@ def _table(evidence: Evidence, task: Task, mine: pd.DataFrame, compared: pd.Data
             [
                 arm,
                 estimate(row, places, about),
-                *([estimate(untuned[arm], places, about) if arm in untuned else DASH] if untuned else []),
-                *(difference(by_reading[name], digits, about) if name in by_reading else "unclipped" for name in ("all", "equal")),
+                *(
+                    [estimate(untuned[arm], places, about) if arm in untuned else DASH]
+                    if untuned
+                    else []
+                ),
+                *(
+                    difference(by_reading[name], digits, about)
+                    if name in by_reading
+                    else "unclipped"
+                    for name in ("all", "equal")
+                ),
                 *ends(row),
                 percent(row["clipped_fraction"]) if arm in set(mine["arm"]) else DASH,
                 target(row),
@@ -73,7 +103,13 @@ def _table(evidence: Evidence, task: Task, mine: pd.DataFrame, compared: pd.Data
                 p_value(float(holm.iloc[0])) if len(holm) else DASH,
             ]
         )
-        frames.append({**row, **prefixed(by_reading.get("all")), "holm": float(holm.iloc[0]) if len(holm) else math.nan})
+        frames.append(
+            {
+                **row,
+                **prefixed(by_reading.get("all")),
+                "holm": float(holm.iloc[0]) if len(holm) else math.nan,
+            }
+        )
     head = [
         "arm",
         f"{value_head(about)}, all settings",
@@ -86,5 +122,14 @@ def _table(evidence: Evidence, task: Task, mine: pd.DataFrame, compared: pd.Data
     ]
     head += ["steps to target", "chosen setting", "p (Holm)"]
     caption = f"{evidence.labels[task]}: {metric_note(about)}, on report seeds. "
-    caption += f"Gains are paired differences from the same optimizer without a clip. {n_words(results, about)}"
-    return Table(evidence.name("tables", "clips", evidence.labels[task]), caption, head, rows, pd.DataFrame(frames))
+    caption += (
+        f"Gains are paired differences from the same optimizer without a clip. "
+        f"{n_words(results, about)}"
+    )
+    return Table(
+        evidence.name("tables", "clips", evidence.labels[task]),
+        caption,
+        head,
+        rows,
+        pd.DataFrame(frames),
+    )

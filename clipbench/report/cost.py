@@ -24,15 +24,22 @@ def section(evidence: Evidence) -> Section:
         return Section(
             "cost",
             title,
-            [Text("Throughput was not measured in this folder; `clipbench throughput` or a run without `--no-throughput` does.")],
+            [
+                Text(
+                    "Throughput was not measured in this folder; `clipbench throughput` or a run "
+                    "without `--no-throughput` does."
+                )
+            ],
         )
     parts: list[Part] = []
     if len(costs):
         parts.append(
             Text(
-                "Time of the real torch step, measured apart from the training runs with nothing else running: every clip's "
+                "Time of the real torch step, measured apart from the training runs with nothing "
+                "else running: every clip's "
                 "block beside one of the same optimizer "
-                "without a clip. The ratio is the median over the pairs of blocks with its order-statistic interval; quantiles "
+                "without a clip. The ratio is the median over the pairs of blocks with its "
+                "order-statistic interval; quantiles "
                 "are over blocks."
             )
         )
@@ -40,11 +47,15 @@ def section(evidence: Evidence) -> Section:
     several = len(set(costs["environment"])) > 1
     for task_and_machine, mine in costs.groupby(keys, dropna=False, sort=True):
         # The timings of a task that the plan no longer holds keep a label of their own.
-        label = evidence.labels.get(Task(*task_and_machine[:-1]), ", ".join(str(value) for value in task_and_machine[:-1]))
+        label = evidence.labels.get(
+            Task(*task_and_machine[:-1]), ", ".join(str(value) for value in task_and_machine[:-1])
+        )
         label += f" ({evidence.machine(task_and_machine[-1])})" if several else ""
         shown: list[Part] = []
         if np.isfinite(mine["ratio"]).any():
-            caption = f"{label}: step time with a clip over the step time without, and its 95 % interval."
+            caption = (
+                f"{label}: step time with a clip over the step time without, and its 95 % interval."
+            )
             shown.append(timed_picture(evidence, draw, mine, caption, "cost", label))
         shown.append(_table(evidence, label, mine))
         parts += [Heading(label), *shown] if len(costs[keys].drop_duplicates()) > 1 else shown
@@ -58,18 +69,34 @@ def _table(evidence: Evidence, label: str, mine: pd.DataFrame) -> Table:
             row["clip"],
             "1"
             if row["clip"] == "none"
-            else f"{fixed(row['ratio'], 2)} {between(Interval(row['ratio'], row['low'], row['high']), 2)}".strip(),
+            else (
+                f"{fixed(row['ratio'], 2)} "
+                f"{between(Interval(row['ratio'], row['low'], row['high']), 2)}"
+            ).strip(),
             seconds(row["step_5"]),
             seconds(row["step_50"]),
             seconds(row["step_95"]),
-            f"{row['samples_per_second']:,.0f}" if math.isfinite(row["samples_per_second"]) else DASH,
+            f"{row['samples_per_second']:,.0f}"
+            if math.isfinite(row["samples_per_second"])
+            else DASH,
             number_of_bytes(row["peak_bytes"]),
             str(int(row["blocks"])),
             str(int(row["invalid"])),
         ]
         for row in mine.to_dict("records")
     ]
-    head = ["optimizer", "clip", "ratio to no clip", "step, 5 %", "median", "95 %", "samples/s", "peak memory", "blocks", "invalid"]
+    head = [
+        "optimizer",
+        "clip",
+        "ratio to no clip",
+        "step, 5 %",
+        "median",
+        "95 %",
+        "samples/s",
+        "peak memory",
+        "blocks",
+        "invalid",
+    ]
     return Table(
         evidence.name("tables", "throughput", label),
         f"{label}: cost of a training step.",

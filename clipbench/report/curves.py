@@ -13,10 +13,13 @@ def section(evidence: Evidence) -> Section:
     """Loss curves of the report seeds."""
     if evidence.environment.get("curves") == "none":
         lacking = (
-            "This copy of the results keeps no curves, and so lacks these figures: the median loss of every method, step by step."
+            "This copy of the results keeps no curves, and so lacks these figures: the "
+            "median loss of every method, step by step."
         )
         return Section(
-            "curves", "Loss curves", [Text(f"{lacking} `clipbench run` with `--curves report` in a new folder draws them.")]
+            "curves",
+            "Loss curves",
+            [Text(f"{lacking} `clipbench run` with `--curves report` in a new folder draws them.")],
         )
     recorded = evidence.store.read("curves")
     lines = curves(recorded, evidence.drawn, evidence.components)
@@ -35,11 +38,17 @@ def section(evidence: Evidence) -> Section:
         cells = evidence.cells[evidence.cells["cell"].isin(set(mine["cell"]))]
         figure = draw(mine, arms, chosen, label, line, evidence.footer(cells))
         caption = (
-            f"{evidence.labels[task]}: {label} of every report seed (thin) at each method's chosen setting, and their median "
+            f"{evidence.labels[task]}: {label} of every report seed (thin) at each method's chosen "
+            f"setting, and their median "
             f"(thick; a diverged seed "
-            f"counts as infinite). A cross marks where a run diverged; the dotted line is the loss of the best constant "
+            f"counts as infinite). A cross marks where a run diverged; the dotted line is the loss "
+            f"of the best constant "
             f"prediction. "
             f"Each point is the median of a stretch of steps."
         )
-        parts += headed(evidence, task, [picture(evidence, figure, caption, cells, "curves", evidence.labels[task])])
+        parts += headed(
+            evidence,
+            task,
+            [picture(evidence, figure, caption, cells, "curves", evidence.labels[task])],
+        )
     return Section("curves", "Loss curves", parts)

@@ -18,7 +18,8 @@ def section(evidence: Evidence) -> Section:
     counted = event_counts(recorded, evidence.cells)
     parts: list[Part] = [
         Text(
-            "Cells of both phases, by how they ended, and how many of them met each kind of event at least once. A diverged "
+            "Cells of both phases, by how they ended, and how many of them met each kind of event "
+            "at least once. A diverged "
             "cell is never dropped, "
             "filled in or run again."
         )
@@ -33,8 +34,24 @@ def section(evidence: Evidence) -> Section:
         ]
         for row in counted.to_dict("records")
     ]
-    head = ["workload", "arm", "cells", *Outcome, "failed", *(kind.replace("_", " ") for kind in kinds)]
-    parts.append(Table(evidence.name("tables", "outcomes"), "How the cells ended.", head, rows, counted, words=2))
+    head = [
+        "workload",
+        "arm",
+        "cells",
+        *Outcome,
+        "failed",
+        *(kind.replace("_", " ") for kind in kinds),
+    ]
+    parts.append(
+        Table(
+            evidence.name("tables", "outcomes"),
+            "How the cells ended.",
+            head,
+            rows,
+            counted,
+            words=2,
+        )
+    )
     if recorded.empty:
         parts.append(Text("No event was recorded."))
         return Section("events", "Divergence and other events", parts)
@@ -52,7 +69,20 @@ def section(evidence: Evidence) -> Section:
         ]
         for row in recorded.head(LISTED).to_dict("records")
     ]
-    head = ["event", "workload", "arm and setting", "seed", "step", "value", "rule", "cell ended", "cell"]
-    caption = f"The first {min(LISTED, len(recorded))} of {plural(len(recorded), 'event')}, worst kinds first; the CSV holds all."
+    head = [
+        "event",
+        "workload",
+        "arm and setting",
+        "seed",
+        "step",
+        "value",
+        "rule",
+        "cell ended",
+        "cell",
+    ]
+    caption = (
+        f"The first {min(LISTED, len(recorded))} of {plural(len(recorded), 'event')}, worst "
+        f"kinds first; the CSV holds all."
+    )
     parts.append(Table(evidence.name("tables", "events"), caption, head, rows, recorded, words=9))
     return Section("events", "Divergence and other events", parts)

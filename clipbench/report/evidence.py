@@ -61,7 +61,9 @@ class Evidence:
     @property
     def reports(self) -> bool:
         """Whether the study asks for any fresh seed to report on."""
-        return any(count["report"] for count in self.plan.get("protocol", {}).get("seeds", {}).values())
+        return any(
+            count["report"] for count in self.plan.get("protocol", {}).get("seeds", {}).values()
+        )
 
     @property
     def costs(self) -> pd.DataFrame:
@@ -81,11 +83,22 @@ class Evidence:
         """An environment in words: its key, and what computed there."""
         entry = self.environment.get("environments", {}).get(environment, {})
         processors = [entry.get("processor"), (entry.get("cuda") or {}).get("device")]
-        return f"environment {environment}" + "".join(f", {processor}" for processor in processors if processor)
+        return f"environment {environment}" + "".join(
+            f", {processor}" for processor in processors if processor
+        )
 
     def name(self, kind: str, *words: str) -> str:
-        """A file name for these words that no other part of this ``kind`` has (``tables``, ``figures``)."""
-        slug = "-".join(filter(None, (re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)))[:80] or "part"
+        """A file name for these words that no other part of this ``kind`` has (``tables``,
+        ``figures``).
+        """
+        slug = (
+            "-".join(
+                filter(
+                    None, (re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)
+                )
+            )[:80]
+            or "part"
+        )
         self.names[kind, slug] = self.names.get((kind, slug), 0) + 1
         return slug if self.names[kind, slug] == 1 else f"{slug}-{self.names[kind, slug]}"
 
@@ -124,7 +137,9 @@ def read(store: Store, *, png: bool = True) -> Evidence:
 
 
 def flat(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A page's entry as columns: a nested value has its own name alone, such as ``torch`` of ``libraries``; lists are left out."""
+    """A page's entry as columns: a nested value has its own name alone, such as ``torch`` of
+    ``libraries``; lists are left out.
+    """
     columns: dict[str, Any] = {}
     for name, value in entry.items():
         if isinstance(value, Mapping):

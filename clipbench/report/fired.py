@@ -22,10 +22,22 @@ def section(evidence: Evidence) -> Section:
         cells = cells[(cells["role"] == Role.SELECT) & (cells["clip"] != "none")]
         figure = draw(mine, arms, evidence.footer(cells))
         caption = (
-            f"{evidence.labels[task]}: share of steps in which the clip altered at least one element, by threshold: the "
+            f"{evidence.labels[task]}: share of steps in which the clip altered at least one "
+            f"element, by threshold: the "
             f"median over learning rates and selection "
-            f"seeds; the band is the whole range. At 0 the clip does nothing, at 1 it sets the length of every step."
+            f"seeds; the band is the whole range. At 0 the clip does nothing, at 1 it sets the "
+            f"length of every step."
         )
-        table = Table(evidence.name("tables", "fired", evidence.labels[task]), "", [], [], mine.reset_index(drop=True))
-        parts += headed(evidence, task, [picture(evidence, figure, caption, cells, "fired", evidence.labels[task]), table])
+        table = Table(
+            evidence.name("tables", "fired", evidence.labels[task]),
+            "",
+            [],
+            [],
+            mine.reset_index(drop=True),
+        )
+        parts += headed(
+            evidence,
+            task,
+            [picture(evidence, figure, caption, cells, "fired", evidence.labels[task]), table],
+        )
     return Section("fired", "How often a clip fires", parts)

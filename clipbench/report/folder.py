@@ -1,4 +1,5 @@
-"""The folder of a report: it is put in place as a whole, and only files that the last report wrote are removed.
+"""The folder of a report: it is put in place as a whole, and only files that the last report wrote
+are removed.
 
 It knows nothing of what the files hold.
 """
@@ -20,7 +21,8 @@ LIST = "files.txt"  # the paths that the last report wrote, one on each line
 def replace(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
     """The paths of ``files``, path → content, which replace what the last report wrote.
 
-    Everything else in the folder stays. A process that dies half way leaves the old report or the new one.
+    Everything else in the folder stays. A process that dies half way leaves the old report or the
+    new one.
 
     :raises UsageError: the folder, or anything in it, is a link; or it cannot be written.
     """
@@ -41,7 +43,9 @@ def replace(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
             os.rename(new, folder)
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise UsageError(f"{error.filename or folder}: the report cannot be written here ({error.strerror}).") from error
+        raise UsageError(
+            f"{error.filename or folder}: the report cannot be written here ({error.strerror})."
+        ) from error
     return [folder / name for name in files]
 
 
@@ -71,22 +75,32 @@ def _recover(folder: Path, new: Path, old: Path) -> None:
 
 
 def _refuse_links(folder: Path) -> None:
-    """Refuse links: to write through one, or to remove what is behind it, would change files elsewhere.
+    """Refuse links: to write through one, or to remove what is behind it, would change files
+    elsewhere.
 
     :raises UsageError: the folder or anything below it is a link, or the folder is a file.
     """
     for path in (folder, *folder.rglob("*")):
         if path.is_symlink():
-            raise UsageError(f"{path}: this is a link, and a report is written into real folders only; remove it.")
+            raise UsageError(
+                f"{path}: this is a link, and a report is written into real folders only; "
+                f"remove it."
+            )
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: this is a file, and the report needs a folder there.")
 
 
 def _keep_files_of_others(folder: Path, new: Path) -> None:
-    """Give the new folder what others put into the old one, as hard links: the old folder will be removed."""
+    """Give the new folder what others put into the old one, as hard links: the old folder will
+    be removed.
+    """
     if not folder.exists():
         return
-    listed = set((folder / LIST).read_text(encoding="utf-8").splitlines()) if (folder / LIST).is_file() else set()
+    listed = (
+        set((folder / LIST).read_text(encoding="utf-8").splitlines())
+        if (folder / LIST).is_file()
+        else set()
+    )
     for path in folder.rglob("*"):
         target = new / path.relative_to(folder)
         if path.is_dir() or target.exists() or path.relative_to(folder).as_posix() in listed:

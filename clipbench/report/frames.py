@@ -1,4 +1,5 @@
-"""Shared by all sections: a figure with a caption, a heading if there are several tasks, and how much a page shows.
+"""Shared by all sections: a figure with a caption, a heading if there are several tasks, and how
+much a page shows.
 
 Shared by the sections. It knows none of them, and not how a figure is drawn.
 """
@@ -21,25 +22,50 @@ MAX_ARMS = 36  # above it, curves and heat maps show the named methods only
 LISTED = 40  # rows of a long list on the page; its CSV has them all
 
 
-def picture(evidence: Evidence, figure: Figure, caption: str, cells: pd.DataFrame, *name: str) -> Picture:
+def picture(
+    evidence: Evidence, figure: Figure, caption: str, cells: pd.DataFrame, *name: str
+) -> Picture:
     """A figure with its caption, which counts the cells it draws and how they ended."""
     counted = f"{caption} Drawn from {census(counts(cells))}; study {evidence.store.study_hash}."
-    return Picture(evidence.name("figures", *name), counted, caption, *render(figure, png=evidence.png))
+    return Picture(
+        evidence.name("figures", *name), counted, caption, *render(figure, png=evidence.png)
+    )
 
 
 def timed_picture(
-    evidence: Evidence, draw: Callable[[pd.DataFrame, str], Figure], timings: pd.DataFrame, caption: str, *name: str, note: str = ""
+    evidence: Evidence,
+    draw: Callable[[pd.DataFrame, str], Figure],
+    timings: pd.DataFrame,
+    caption: str,
+    *name: str,
+    note: str = "",
 ) -> Picture:
-    """A figure of timings with its caption, which counts the blocks it draws; ``note`` is not part of the alternative text."""
+    """A figure of timings with its caption, which counts the blocks it draws; ``note`` is not
+    part of the alternative text.
+    """
     study = f"study {evidence.store.study_hash}"
-    blocks = f"{int(timings['blocks'].sum()):,} timed blocks, {int(timings['invalid'].sum()):,} invalid"
-    full = f"{caption}{note} Drawn from {blocks} and left out; no training cell, so none diverged and none failed; {study}."
-    return Picture(evidence.name("figures", *name), full, caption, *render(draw(timings, f"{study} · {blocks}"), png=evidence.png))
+    blocks = (
+        f"{int(timings['blocks'].sum()):,} timed blocks, {int(timings['invalid'].sum()):,} invalid"
+    )
+    full = (
+        f"{caption}{note} Drawn from {blocks} and left out; no training cell, so none diverged "
+        f"and none failed; {study}."
+    )
+    return Picture(
+        evidence.name("figures", *name),
+        full,
+        caption,
+        *render(draw(timings, f"{study} · {blocks}"), png=evidence.png),
+    )
 
 
 def headed(evidence: Evidence, task: Task, parts: Sequence[Part]) -> list[Part]:
     """The parts of one task, under its name if the study has several."""
-    return [Heading(evidence.labels[task]), *parts] if len(evidence.tasks) > 1 and parts else list(parts)
+    return (
+        [Heading(evidence.labels[task]), *parts]
+        if len(evidence.tasks) > 1 and parts
+        else list(parts)
+    )
 
 
 def report_cells(evidence: Evidence, drawn: pd.DataFrame) -> pd.DataFrame:

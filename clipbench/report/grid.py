@@ -16,31 +16,58 @@ def section(evidence: Evidence) -> Section:
     settings = grid(evidence.cells, evidence.components)
     parts: list[Part] = []
     for task in evidence.tasks:
-        mine, arms, about = evidence.of(settings, task), drawable(evidence, task), evidence.about(task)
+        mine, arms, about = (
+            evidence.of(settings, task),
+            drawable(evidence, task),
+            evidence.about(task),
+        )
         if mine.empty:
             continue
         cells = evidence.of(evidence.cells, task)
         cells = cells[(cells["role"] == Role.SELECT) & cells["arm"].isin(arms["arm"])]
         shares = about["success"] is not None
         measure = metric_note(about) if shares else f"{metric_words(about)}, mean over seeds"
-        figure = draw(mine, arms, evidence.of(evidence.choices, task), measure, about["higher_is_better"], evidence.footer(cells))
+        figure = draw(
+            mine,
+            arms,
+            evidence.of(evidence.choices, task),
+            measure,
+            about["higher_is_better"],
+            evidence.footer(cells),
+        )
         caption = (
-            f"{evidence.labels[task]}: {measure} after the last step, on selection seeds, over learning rate × threshold (× is a "
+            f"{evidence.labels[task]}: {measure} after the last step, on selection seeds, over "
+            f"learning rate × threshold (× is a "
             f"multiple of the median size of the "
-            f"raw gradient). D, C, S, F: seeds that diverged, collapsed, stalled, failed, with their number unless all did; "
+            f"raw gradient). D, C, S, F: seeds that diverged, collapsed, stalled, failed, with "
+            f"their number unless all did; "
             f"?: seeds that ran but have no value. {_grey(shares)} "
             f"The red frame is the setting that was chosen, by validation loss."
         )
         table = Table(
-            evidence.name("tables", "grid", evidence.labels[task]), "", [], [], mine.reset_index(drop=True)
+            evidence.name("tables", "grid", evidence.labels[task]),
+            "",
+            [],
+            [],
+            mine.reset_index(drop=True),
         )  # too long for the page: its CSV is the table
-        parts += headed(evidence, task, [picture(evidence, figure, caption, cells, "heat", evidence.labels[task]), table])
+        parts += headed(
+            evidence,
+            task,
+            [picture(evidence, figure, caption, cells, "heat", evidence.labels[task]), table],
+        )
     if parts:
-        parts.insert(0, Text("Every setting of the selection phase: how good it was, and how its seeds ended."))
+        parts.insert(
+            0,
+            Text("Every setting of the selection phase: how good it was, and how its seeds ended."),
+        )
     return Section("grid", "Learning rate × threshold", parts)
 
 
 def _grey(shares: bool) -> str:
     if shares:
-        return "A diverged seed did not succeed; a failed one, or one with no value, is left out of the share."
+        return (
+            "A diverged seed did not succeed; a failed one, or one with no value, is left out "
+            "of the share."
+        )
     return "Grey where one diverged: a mean over the survivors would flatter it."

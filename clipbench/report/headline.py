@@ -9,7 +9,17 @@ from clipbench.analysis.outcomes import READING_LABELS, compare
 from clipbench.figures.headline import draw
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import headed, picture, report_cells
-from clipbench.report.outcomes import END_HEAD, difference, ends, estimate, n_words, prefixed, setting, target, value_head
+from clipbench.report.outcomes import (
+    END_HEAD,
+    difference,
+    ends,
+    estimate,
+    n_words,
+    prefixed,
+    setting,
+    target,
+    value_head,
+)
 from clipbench.report.parts import Part, Section, Table, Text
 from clipbench.report.words import DASH, decimals, gap_places, metric_note, percent
 from clipbench.schema import Outcome, Reading, Status
@@ -22,27 +32,42 @@ def section(evidence: Evidence) -> Section:
     methods, results = evidence.methods, evidence.results
     shown = results[results["arm"].isin(methods.values())]
     if not evidence.reports:
-        return Section("headline", "The five methods", [Text("This study reports on no fresh seeds, and chooses no settings.")])
+        return Section(
+            "headline",
+            "The five methods",
+            [Text("This study reports on no fresh seeds, and chooses no settings.")],
+        )
     if not methods:
-        return Section("headline", "The five methods", [Text("This study has none of them: what it compares is below.")])
+        return Section(
+            "headline",
+            "The five methods",
+            [Text("This study has none of them: what it compares is below.")],
+        )
     if shown.empty or not evidence.drawn["ended"].isin([*Outcome, Status.FAILED]).any():
         return Section(
-            "headline", "The five methods", [Text("The report phase has not run yet, so that there is nothing to compare.")]
+            "headline",
+            "The five methods",
+            [Text("The report phase has not run yet, so that there is nothing to compare.")],
         )
     parts: list[Part] = [
         Text(
-            "Each method's setting was chosen on the selection seeds and run again on fresh report seeds; what follows is "
+            "Each method's setting was chosen on the selection seeds and run again on fresh report "
+            "seeds; what follows is "
             "from those alone. "
-            "**Equal budget** asks what each method reaches when it may try only as many settings as the method with the "
+            "**Equal budget** asks what each method reaches when it may try only as many settings "
+            "as the method with the "
             "fewest: a clip has a "
-            "threshold to tune, and must not win by five times as many tries. **All settings** lets each method use its "
+            "threshold to tune, and must not win by five times as many tries. **All settings** "
+            "lets each method use its "
             "whole grid. "
             "**Untuned** is one fixed learning rate and threshold. Intervals are 95 %."
         ),
         Text(
-            "A run ends in one of four ways. **Diverged**: a value stopped being finite, or the loss blew up and stayed "
+            "A run ends in one of four ways. **Diverged**: a value stopped being finite, or the "
+            "loss blew up and stayed "
             "there. **Collapsed**: finite, but back at the "
-            "loss of a constant prediction after having left it, which is how most runs of small networks fail. **Stalled**: "
+            "loss of a constant prediction after having left it, which is how most runs of small "
+            "networks fail. **Stalled**: "
             "still at that loss, too slow. "
             "**Learned**: none of these."
         ),
@@ -62,7 +87,8 @@ def section(evidence: Evidence) -> Section:
     with_clip = results.merge(evidence.arms, on=ARM)
     figure = draw(with_clip, drawn, panels, methods, evidence.footer(cells))
     caption = (
-        "The named methods on report seeds: the mean, or the success rate, with its 95 % interval, and every seed as a faint "
+        "The named methods on report seeds: the mean, or the success rate, with its 95 % interval, "
+        "and every seed as a faint "
         "dot. Where a seed "
         "diverged the mark is the median, with that seed as the worst possible outcome."
     )
@@ -96,7 +122,11 @@ def _table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> Table:
                     method if first else "",
                     READING_LABELS[reading],
                     estimate(row, places, about),
-                    *([difference(against, digits, about) if against else _no_pair(method)] if compared_here else []),
+                    *(
+                        [difference(against, digits, about) if against else _no_pair(method)]
+                        if compared_here
+                        else []
+                    ),
                     *ends(row),
                     percent(row["clipped_fraction"]) if "clip" in method else DASH,
                     target(row),
@@ -106,11 +136,17 @@ def _table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> Table:
             frames.append({"method": method, **row, **prefixed(against)})
             first = False
     gap_words = (
-        "The difference is paired, seed by seed, and positive where the method is better than plain SGD."
+        (
+            "The difference is paired, seed by seed, and positive where the method is better than "
+            "plain SGD."
+        )
         if compared_here
         else "Plain SGD is not among these arms, so that there is no difference from it to give."
     )
-    caption = f"{evidence.labels[task]}: {metric_note(about)}, on report seeds. {gap_words} {n_words(results, about)}"
+    caption = (
+        f"{evidence.labels[task]}: {metric_note(about)}, on report seeds. {gap_words} "
+        f"{n_words(results, about)}"
+    )
     head = [
         "method",
         "reading",
@@ -122,7 +158,14 @@ def _table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> Table:
         "steps to target",
         "chosen setting",
     ]
-    return Table(evidence.name("tables", "headline", evidence.labels[task]), caption, head, rows, pd.DataFrame(frames), words=2)
+    return Table(
+        evidence.name("tables", "headline", evidence.labels[task]),
+        caption,
+        head,
+        rows,
+        pd.DataFrame(frames),
+        words=2,
+    )
 
 
 def _no_pair(method: str) -> str:

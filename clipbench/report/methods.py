@@ -15,72 +15,100 @@ from clipbench.statistics import share_interval
 def section(evidence: Evidence) -> Section:
     """The protocol in plain words."""
     protocol = evidence.plan.get("protocol", {})
-    phases = sorted({(int(seeds["select"]), int(seeds["report"])) for seeds in protocol.get("seeds", {}).values()})
-    seeds = listed([f"{select} selection and {report} report seeds" for select, report in phases]) or "the seeds that are stored"
+    phases = sorted(
+        {
+            (int(seeds["select"]), int(seeds["report"]))
+            for seeds in protocol.get("seeds", {}).values()
+        }
+    )
+    seeds = (
+        listed([f"{select} selection and {report} report seeds" for select, report in phases])
+        or "the seeds that are stored"
+    )
     n = max((report for _, report in phases), default=0)
     untuned = protocol.get("untuned")
     items = [
         (
-            f"**Two phases.** Every setting of the grid runs on selection seeds; the setting with the best validation loss (over "
+            f"**Two phases.** Every setting of the grid runs on selection seeds; the setting with "
+            f"the best validation loss (over "
             f"a run's evaluations, mean over seeds; "
-            f"an unstable or failed seed counts as ∞) is chosen, and among those within one standard error of it the one with the "
+            f"an unstable or failed seed counts as ∞) is chosen, and among those within one "
+            f"standard error of it the one with the "
             f"best neighbours on the grid. "
-            f"The choice then runs on fresh report seeds, and is judged on the test split after the last step. Here: {seeds}."
+            f"The choice then runs on fresh report seeds, and is judged on the test split after "
+            f"the last step. Here: {seeds}."
         ),
         (
-            "**Same luck.** Initial weights, batch order, noise and data splits depend on the workload and the seed only, so "
+            "**Same luck.** Initial weights, batch order, noise and data splits depend on the "
+            "workload and the seed only, so "
             "that every method meets the same, and differences are paired "
             "seed by seed."
         ),
         (
-            "**Equal budget.** With k the number of settings of the smallest arm, each report seed runs the setting that the "
+            "**Equal budget.** With k the number of settings of the smallest arm, each report seed "
+            "runs the setting that the "
             "best of k settings drawn at random from the arm's grid would have been "
-            "(by selection score; the draws follow a fixed low-discrepancy sequence), so that the mean estimates the expected "
+            "(by selection score; the draws follow a fixed low-discrepancy sequence), so that the "
+            "mean estimates the expected "
             "result of tuning with k tries. Its interval includes the luck of that draw."
         ),
     ]
     if untuned:
         items.append(
-            f"**Untuned.** Learning rate {short(untuned['lr'])} and, where there is a clip, threshold "
+            f"**Untuned.** Learning rate {short(untuned['lr'])} and, where there is a clip, "
+            f"threshold "
             f"{short(untuned['threshold'])}, whatever the workload."
         )
     items += [
         (
-            "**Chosen at an edge.** A choice at the end of its axis extends that axis by two half-decades, once; a choice still "
+            "**Chosen at an edge.** A choice at the end of its axis extends that axis by two "
+            "half-decades, once; a choice still "
             "named as lying at an edge may be bettered beyond it."
         ),
         (
-            f"**Never fired.** A clip that altered fewer than {percent(selection.FIRED)} of steps, and less than one step a run, "
+            f"**Never fired.** A clip that altered fewer than {percent(selection.FIRED)} of steps, "
+            f"and less than one step a run, "
             f"is reported as doing nothing; a "
             f"difference then is one of learning rates, not of clipping."
         ),
         (
-            "**Intervals.** Means have Student's t interval over seeds. Where a seed diverged it has no value: the result is "
+            "**Intervals.** Means have Student's t interval over seeds. Where a seed diverged it "
+            "has no value: the result is "
             "then the median with such seeds as the worst possible outcome, and the "
-            "order-statistic interval. All-or-nothing outcomes are success rates with Wilson's interval, their differences with "
+            "order-statistic interval. All-or-nothing outcomes are success rates with Wilson's "
+            "interval, their differences with "
             "Newcombe's. Seeds that failed or are missing, or have no metric "
             "though they did not diverge, are unknown: "
-            "no interval is given then, nor where all seeds are alike: without a spread there is nothing to infer from, and the "
-            "difference is not testable. The intervals of differences are not corrected for their number; the p values of the "
+            "no interval is given then, nor where all seeds are alike: without a spread there is "
+            "nothing to infer from, and the "
+            "difference is not testable. The intervals of differences are not corrected for their "
+            "number; the p values of the "
             "declared family are (Holm)."
         ),
         (
-            "**∞ steps to target** means that fewer than half of the seeds ever met the workload's target validation loss; in "
+            "**∞ steps to target** means that fewer than half of the seeds ever met the workload's "
+            "target validation loss; in "
             "brackets, how many did."
         ),
         (
-            f"**Limits.** {_limit(n)} t intervals are too narrow for skewed data. A learning rate called stable was so on the "
+            f"**Limits.** {_limit(n)} t intervals are too narrow for skewed data. A learning rate "
+            f"called stable was so on the "
             f"selection seeds only."
         ),
     ]
-    return Section("methods", "How to read this", [List([Text(item) for item in items]), *_workload_table(evidence)])
+    return Section(
+        "methods",
+        "How to read this",
+        [List([Text(item) for item in items]), *_workload_table(evidence)],
+    )
 
 
 def _limit(n: int) -> str:
     if not n:
         return "There are no report seeds."
     return (
-        f"{n} report seeds see large effects only: 0 of {n} diverged still allows a rate of {percent(share_interval(0, n).high)}."
+        f"{n} report seeds see large effects only: 0 of {n} diverged still allows a rate of "
+        f"{percent(share_interval(0, n).high)}."
     )
 
 
@@ -95,11 +123,28 @@ def _workload_table(evidence: Evidence) -> list[Part]:
                 problem,
                 str(about.get("about", "")),
                 metric_note(about),
-                *(DASH if about[name] is None else short(float(about[name])) for name in ("reference_loss", "target", "optimum")),
+                *(
+                    DASH if about[name] is None else short(float(about[name]))
+                    for name in ("reference_loss", "target", "optimum")
+                ),
             ]
         )
     if not rows:
         return []
-    head = ["workload", "what it is", "judged by", "constant prediction's loss", "target", "optimum"]
-    frame = pd.DataFrame([{"problem": problem, **flat(entries[problem])} for problem in sorted(set(problems) & set(entries))])
-    return [Table(evidence.name("tables", "workloads"), "The workloads.", head, rows, frame, words=3)]
+    head = [
+        "workload",
+        "what it is",
+        "judged by",
+        "constant prediction's loss",
+        "target",
+        "optimum",
+    ]
+    frame = pd.DataFrame(
+        [
+            {"problem": problem, **flat(entries[problem])}
+            for problem in sorted(set(problems) & set(entries))
+        ]
+    )
+    return [
+        Table(evidence.name("tables", "workloads"), "The workloads.", head, rows, frame, words=3)
+    ]

@@ -14,37 +14,60 @@ from clipbench.task import ARM, Task
 def section(evidence: Evidence) -> Section:
     """What is missing, failed, kept aside or mixed."""
     items = [
-        Text(f"{plural(int(entry['cells']), 'cell')} for {entry['device']}: {entry['reason']}.".replace("..", "."))
+        Text(
+            (
+                f"{plural(int(entry['cells']), 'cell')} for {entry['device']}: {entry['reason']}."
+            ).replace("..", ".")
+        )
         for entry in evidence.plan.get("not_run", [])
     ]
     stored = set(evidence.cells["cell"])
     for phase, asked in sorted(evidence.plan.get("cells", {}).items()):
         lacking = sum(cell not in stored for cell in asked)
         if lacking:
-            items.append(Text(f"{lacking:,} of {plural(len(asked), f'{phase} cell')} not stored yet: `clipbench run` makes them."))
+            items.append(
+                Text(
+                    f"{lacking:,} of {plural(len(asked), f'{phase} cell')} not stored yet: "
+                    f"`clipbench run` makes them."
+                )
+            )
     if len(evidence.cells) and not evidence.plan.get("cells", {}).get("report"):
         items.append(Text("The report phase: its settings are to be chosen."))
-    items += [Text(f"{plural(count, 'stored cell')} kept but not compared: {reason}.") for reason, count in evidence.kept.items()]
-    items += [Text(f"Damaged file left out: {name} {damage}.") for name, damage in sorted(evidence.store.bad.items())]
+    items += [
+        Text(f"{plural(count, 'stored cell')} kept but not compared: {reason}.")
+        for reason, count in evidence.kept.items()
+    ]
+    items += [
+        Text(f"Damaged file left out: {name} {damage}.")
+        for name, damage in sorted(evidence.store.bad.items())
+    ]
     for one in mixtures(evidence.cells):
-        values = listed([f"{value} ({plural(count, 'cell')})" for value, count in one["values"].items()])
+        values = listed(
+            [f"{value} ({plural(count, 'cell')})" for value, count in one["values"].items()]
+        )
         label = evidence.labels[Task.of(one)]
         items.append(
             Text(
-                f"**Mixed**: the {one['role']} cells of {label} come from more than one {one['column']}: {values}. Read their "
+                f"**Mixed**: the {one['role']} cells of {label} come from more than one "
+                f"{one['column']}: {values}. Read their "
                 f"comparison with care."
             )
         )
     for arm, mine in valueless(evidence.drawn, evidence.components).groupby(ARM, sort=True):
-        runs = f"{plural(len(mine), 'report run')} of {evidence.labels[Task(*arm[:-1])]}, {arm[-1]},"
+        runs = (
+            f"{plural(len(mine), 'report run')} of {evidence.labels[Task(*arm[:-1])]}, {arm[-1]},"
+        )
         named = listed([f"seed {row.seed} ({row.ended})" for row in mine.head(LISTED).itertuples()])
         items.append(
             Text(
-                f"**No value**: {runs} did not diverge and yet ended without a usable metric: {named}. What they would have "
+                f"**No value**: {runs} did not diverge and yet ended without a usable metric: "
+                f"{named}. What they would have "
                 "reached is unknown, so that nothing is concluded where they take part."
             )
         )
-    parts: list[Part] = [List(items)] if items else [Text("Everything the study asks for is stored, and compared.")]
+    parts: list[Part] = (
+        [List(items)] if items else [Text("Everything the study asks for is stored, and compared.")]
+    )
     lost = failures(evidence.cells)
     if len(lost):
         rows = [
@@ -58,7 +81,10 @@ def section(evidence: Evidence) -> Section:
             ]
             for row in lost.head(LISTED).to_dict("records")
         ]
-        caption = f"{plural(len(lost), 'failed cell')} (the first {min(LISTED, len(lost))}); the next run tries them again."
+        caption = (
+            f"{plural(len(lost), 'failed cell')} (the first {min(LISTED, len(lost))}); the "
+            f"next run tries them again."
+        )
         parts.append(
             Table(
                 evidence.name("tables", "failed"),

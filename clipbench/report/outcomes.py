@@ -1,6 +1,7 @@
 """Rows of `analysis.outcomes` in the words of a table: results, differences, endings, settings.
 
-Shared by the sections that compare methods. It knows neither sections nor pages nor which methods there are.
+Shared by the sections that compare methods. It knows neither sections nor pages nor which methods
+there are.
 """
 
 from __future__ import annotations
@@ -38,9 +39,16 @@ def estimate(row: Row, places: int, about: Row) -> str:
     if row["statistic"] == "incomplete":
         lacking = f", {int(row['no_value'])} with no value" if row["no_value"] else ""
         if not known:
-            return f"no seed has a value{lacking and ' though they ran'}" if row["no_value"] == n else "no seed finished"
+            return (
+                f"no seed has a value{lacking and ' though they ran'}"
+                if row["no_value"] == n
+                else "no seed finished"
+            )
         return (
-            f"{fixed(interval.estimate, places)} (median of {known} of {n} seeds, incomplete{lacking})"
+            (
+                f"{fixed(interval.estimate, places)} (median of {known} of {n} seeds, "
+                f"incomplete{lacking})"
+            )
             if not row["successes"] >= 0
             else f"{row['successes']:.0f}/{known} (incomplete{lacking})"
         )
@@ -106,7 +114,10 @@ def prefixed(against: Row | None) -> dict[str, Any]:
 def n_words(results: pd.DataFrame, about: Row) -> str:
     """What the columns of `ends` count."""
     alone = about["deterministic"] and len(results) and results["n"].max() == 1
-    return f"n: {seeds_note(1, about) if alone else 'seeds'}; div., coll., stall., failed: how many of them ended so."
+    return (
+        f"n: {seeds_note(1, about) if alone else 'seeds'}; div., coll., stall., failed: how "
+        f"many of them ended so."
+    )
 
 
 def value_head(about: Row) -> str:

@@ -1,4 +1,5 @@
-"""The parts of a page: texts, lists, tables, pictures, headings, sections; a template renders each kind.
+"""The parts of a page: texts, lists, tables, pictures, headings, sections; a template renders each
+kind.
 
 Shared by the sections. It knows none of them, and not what the numbers mean.
 """
@@ -14,7 +15,8 @@ import pandas as pd
 
 MARKED = re.compile(r"\*\*(?P<strong>.+?)\*\*|`(?P<code>[^`]+)`")
 FORMULA = ("=", "+", "-", "−", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
-SCALE = 1.45  # CSS pixels per point of a figure: its 8 point letters are as large as the page's small print
+# CSS pixels per point of a figure: its 8 point letters are as large as the page's small print
+SCALE = 1.45
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ class Text:
 
     @property
     def runs(self) -> Iterator[tuple[str, str]]:
-        """The words as pairs (HTML element, text); the element is empty if the text is not marked."""
+        """The words as pairs (HTML element, text); the element is empty if the text is not
+        marked.
+        """
         end = 0
         for mark in MARKED.finditer(self.words):
             yield "", self.words[end : mark.start()]
@@ -68,7 +72,9 @@ class Table:
 
 
 def _unread(cell: Any) -> Any:
-    """A cell of a CSV: words after a quotation mark if a spreadsheet would read them as a formula; numbers as they are."""
+    """A cell of a CSV: words after a quotation mark if a spreadsheet would read them as a
+    formula; numbers as they are.
+    """
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in FORMULA else cell
 
 
@@ -85,10 +91,18 @@ class Picture:
 
     @property
     def inlined(self) -> str:
-        """The SVG for the inside of a page: no prolog, no fixed size, ids that no other figure has."""
+        """The SVG for the inside of a page: no prolog, no fixed size, ids that no other figure
+        has.
+        """
         body = self.svg[self.svg.index("<svg") :]
-        body = re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', lambda size: f'width="{SCALE * float(size[1]):.0f}"', body, count=1)
-        # The rule for all elements would be one for the whole page; the others are told apart by the figure's name.
+        body = re.sub(
+            r'width="([\d.]+)pt" height="[\d.]+pt"',
+            lambda size: f'width="{SCALE * float(size[1]):.0f}"',
+            body,
+            count=1,
+        )
+        # The rule for all elements would be one for the whole page; the others are told apart by
+        # the figure's name.
         body = re.sub(r"(?<=<style type=\"text/css\">)\*\{.*?\}", "", body, flags=re.DOTALL)
         body = re.sub(r'(?<= id=")|(?<= class=")|(?<=\.)(?=s\d+\{)', f"{self.name}-", body)
         return re.sub(r'(url\(#|href="#)', rf"\g<1>{self.name}-", body)

@@ -11,20 +11,31 @@ from clipbench.schema import RULES
 
 def section(evidence: Evidence) -> Section:
     """Where the numbers come from."""
-    store, environments = evidence.store, {key: flat(entry) for key, entry in evidence.environment.get("environments", {}).items()}
+    store, environments = (
+        evidence.store,
+        {key: flat(entry) for key, entry in evidence.environment.get("environments", {}).items()},
+    )
     parts: list[Part] = [
         Text(
-            f"`clipbench report results/{store.name}` drew this page from the folder's files alone, wherever they lie; the same "
+            f"`clipbench report results/{store.name}` drew this page from the folder's files "
+            f"alone, wherever they lie; the same "
             f"files give the same bytes."
         )
     ]
     if evidence.environment.get("curves") == "report":
-        parts.append(Text("This copy of the store keeps the curves of report cells only; tables and heat maps need no others."))
+        parts.append(
+            Text(
+                "This copy of the store keeps the curves of report cells only; tables and heat "
+                "maps need no others."
+            )
+        )
     if len(rules := evidence.cells["rules"].fillna(1)) and rules.max() < RULES:
         parts.append(
             Text(
-                f"**Rules {rules.max()}.** Outcomes were judged by the training loss of the last steps. Today's rules, {RULES}, "
-                f"look at what the model can do: an accurate model that is too sure of itself has learned. The "
+                f"**Rules {rules.max()}.** Outcomes were judged by the training loss of the last "
+                f"steps. Today's rules, {RULES}, "
+                f"look at what the model can do: an accurate model that is too sure of itself has "
+                f"learned. The "
                 f"next `clipbench run` judges by them, and trains every cell anew."
             )
         )
@@ -32,11 +43,20 @@ def section(evidence: Evidence) -> Section:
     fields = sorted({name for entry in environments.values() for name in entry})
     if environments:
         rows = [
-            [key, f"{int(used.get(key, 0)):,}", *(str(environments[key].get(name, "")) for name in fields)]
+            [
+                key,
+                f"{int(used.get(key, 0)):,}",
+                *(str(environments[key].get(name, "")) for name in fields),
+            ]
             for key in sorted(environments)
         ]
-        frame = pd.DataFrame([{"environment": key, **environments[key]} for key in sorted(environments)])
-        turned = [[name, *(row[index] for row in rows)] for index, name in enumerate(["environment", "cells", *fields])]
+        frame = pd.DataFrame(
+            [{"environment": key, **environments[key]} for key in sorted(environments)]
+        )
+        turned = [
+            [name, *(row[index] for row in rows)]
+            for index, name in enumerate(["environment", "cells", *fields])
+        ]
         parts.append(
             Table(
                 evidence.name("tables", "environments"),
@@ -52,7 +72,9 @@ def section(evidence: Evidence) -> Section:
         for kind in ("workloads", "optimizers")
         for entry in evidence.components.get(kind, {}).values()
     ]
-    versions += [f"{name} {entry['version']}" for name, entry in evidence.components.get("clips", {}).items()]
+    versions += [
+        f"{name} {entry['version']}" for name, entry in evidence.components.get("clips", {}).items()
+    ]
     if versions:
         parts.append(Text(f"Versions of the mathematics: {', '.join(sorted(set(versions)))}."))
     parts.append(Text(store.study, kind="code"))

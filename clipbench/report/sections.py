@@ -1,7 +1,7 @@
 """The page, section by section, in the order in which it is read.
 
-A section's file has the name of its question, which is also the section's anchor, and a function ``section``. No section knows
-which others there are.
+A section's file has the name of its question, which is also the section's anchor, and a function
+``section``. No section knows which others there are.
 """
 
 from __future__ import annotations

@@ -24,9 +24,11 @@ def section(evidence: Evidence) -> Section:
     if ranges.empty:
         return Section("stable", "Stable learning rates", [])
     words = (
-        "A learning rate is stable for a method where every selection seed learned: none diverged, collapsed or stalled. For "
+        "A learning rate is stable for a method where every selection seed learned: none diverged, "
+        "collapsed or stalled. For "
         "a clip the range is given twice: with "
-        "the best threshold at each learning rate, and with the one threshold whose range is widest, which is what a user "
+        "the best threshold at each learning rate, and with the one threshold whose range is "
+        "widest, which is what a user "
         "who fixes a threshold gets."
     )
     parts: list[Part] = [Text(words)]
@@ -41,17 +43,28 @@ def section(evidence: Evidence) -> Section:
         cells = cells[cells["role"] == Role.SELECT]
         figure = draw(mine, arms, effective(mine, arms), evidence.footer(cells))
         about, seeds = evidence.about(task), sorted(set(grid(cells, evidence.components)["seeds"]))
-        every = f"all {listed([str(count) for count in seeds])} selection seeds" if seeds != [1] else "the one selection seed"
+        every = (
+            f"all {listed([str(count) for count in seeds])} selection seeds"
+            if seeds != [1]
+            else "the one selection seed"
+        )
         every += f" ({seeds_note(1, about)})" if seeds == [1] and about["deterministic"] else ""
-        caption = f"{evidence.labels[task]}: learning rates at which {every} learned. Ticks are the values tried."
+        caption = (
+            f"{evidence.labels[task]}: learning rates at which {every} learned. Ticks are "
+            f"the values tried."
+        )
         if len(effective(mine, arms)):
             caption += (
-                " The thin line below a momentum bar is the same range as lr/(1 − μ), the size of its steps in a steady direction."
+                " The thin line below a momentum bar is the same range as lr/(1 − μ), the "
+                "size of its steps in a steady direction."
             )
         parts += headed(
             evidence,
             task,
-            [picture(evidence, figure, caption, cells, "stable", evidence.labels[task]), _table(evidence, task, mine, arms)],
+            [
+                picture(evidence, figure, caption, cells, "stable", evidence.labels[task]),
+                _table(evidence, task, mine, arms),
+            ],
         )
     return Section("stable", "Stable learning rates", parts)
 
@@ -79,4 +92,6 @@ def _table(evidence: Evidence, task: Task, mine: pd.DataFrame, arms: pd.DataFram
     caption = f"{evidence.labels[task]}: the longest unbroken stretch of stable learning rates. "
     caption += "≤ and ≥: it reaches the end of what was tried."
     head = ["arm", "threshold", "from", "to", "decades", "stable lrs"]
-    return Table(evidence.name("tables", "stable", evidence.labels[task]), caption, head, rows, data, words=2)
+    return Table(
+        evidence.name("tables", "stable", evidence.labels[task]), caption, head, rows, data, words=2
+    )

@@ -27,7 +27,9 @@ KIND_WORDS = {"task": "width, batch size", "lr": "learning rate"}
 
 
 def section(evidence: Evidence) -> Section:
-    """What a threshold chosen under one condition loses under another, as a number and as a multiple."""
+    """What a threshold chosen under one condition loses under another, as a number and as a
+    multiple.
+    """
     losses = carried(evidence.cells)
     title = "Does a threshold hold elsewhere?"
     if losses.empty:
@@ -35,17 +37,26 @@ def section(evidence: Evidence) -> Section:
     compared = bases(losses)
     parts: list[Part] = [
         Text(
-            "A threshold that was chosen under one condition is used under another, and compared with the one chosen there. As a "
-            "**number** it stays what it is; as a **multiple** of the median size of the pilot's gradient it is another number "
-            "there. Between tasks, which differ in the workload's settings or the batch size, each threshold has the learning "
-            "rate that suits it best; between learning rates everything else stays. All choices for a seed are made on the "
-            "other selection seeds, so that no threshold is judged by the runs that chose it. A loss is the best validation loss "
-            "of a run, and infinite where the run was unstable. Intervals are 95 %; the seeds share most of their choices, and "
+            "A threshold that was chosen under one condition is used under another, and compared "
+            "with the one chosen there. As a "
+            "**number** it stays what it is; as a **multiple** of the median size of the pilot's "
+            "gradient it is another number "
+            "there. Between tasks, which differ in the workload's settings or the batch size, each "
+            "threshold has the learning "
+            "rate that suits it best; between learning rates everything else stays. All choices "
+            "for a seed are made on the "
+            "other selection seeds, so that no threshold is judged by the runs that chose it. A "
+            "loss is the best validation loss "
+            "of a run, and infinite where the run was unstable. Intervals are 95 %; the seeds "
+            "share most of their choices, and "
             "the arms most of their problems, so that they are narrow rather than wide."
         ),
         _bases_table(evidence, compared),
     ]
-    parts += [_pairs_table(evidence, workload, rows) for workload, rows in pairs(losses).groupby("workload", sort=True)]
+    parts += [
+        _pairs_table(evidence, workload, rows)
+        for workload, rows in pairs(losses).groupby("workload", sort=True)
+    ]
     return Section("transfer", title, parts)
 
 
@@ -64,12 +75,22 @@ def _bases_table(evidence: Evidence, compared: pd.DataFrame) -> Table:
         ]
         for row in compared.to_dict("records")
     ]
-    head = ["workload", "arm", "carried to another", "conditions × seeds", "lost as a number", "lost as a multiple"]
+    head = [
+        "workload",
+        "arm",
+        "carried to another",
+        "conditions × seeds",
+        "lost as a number",
+        "lost as a multiple",
+    ]
     head += ["unstable as a number", "unstable as a multiple", "the multiple loses less by"]
     caption = (
-        "Number against multiple. Lost: validation loss with the carried threshold, above that with the one chosen where it is "
-        "used, in the median of the pairs of conditions that both have and of the seeds. Unstable: carries whose run was "
-        "unstable where the one with its own threshold was not. The last column is paired, seed by seed."
+        "Number against multiple. Lost: validation loss with the carried threshold, above that "
+        "with the one chosen where it is "
+        "used, in the median of the pairs of conditions that both have and of the seeds. Unstable: "
+        "carries whose run was "
+        "unstable where the one with its own threshold was not. The last column is paired, seed "
+        "by seed."
     )
     return Table(evidence.name("tables", "transfer"), caption, head, rows, compared, words=3)
 
@@ -90,14 +111,29 @@ def _pairs_table(evidence: Evidence, workload: str, compared: pd.DataFrame) -> T
         ]
         for row in compared.to_dict("records")
     ]
-    head = ["arm", "threshold as a", "chosen at", "used at", "carried", "chosen there", "the same", "unstable", "loses"]
+    head = [
+        "arm",
+        "threshold as a",
+        "chosen at",
+        "used at",
+        "carried",
+        "chosen there",
+        "the same",
+        "unstable",
+        "loses",
+    ]
     caption = (
-        f"{workload}: every pair of tasks. Thresholds are those chosen most often, a multiple with ×; the same: on how many seeds. "
-        "Unstable: seeds whose run was, with the carried threshold and with the one chosen there. Loses: validation loss above "
-        "that of the threshold chosen there, a paired mean, or median where a run was unstable; below zero the "
+        f"{workload}: every pair of tasks. Thresholds are those chosen most often, a multiple with "
+        f"×; the same: on how many seeds. "
+        "Unstable: seeds whose run was, with the carried threshold and with the one chosen there. "
+        "Loses: validation loss above "
+        "that of the threshold chosen there, a paired mean, or median where a run was unstable; "
+        "below zero the "
         "carried one is better."
     )
-    return Table(evidence.name("tables", "transfer", workload), caption, head, rows, compared, words=4)
+    return Table(
+        evidence.name("tables", "transfer", workload), caption, head, rows, compared, words=4
+    )
 
 
 def _threshold(row: Row, name: str) -> str:
@@ -117,7 +153,11 @@ def _gap(row: Row, places: int) -> str:
     if math.isnan(interval.estimate):
         return "half the seeds lose without bound, half gain"
     if not interval.bounded:
-        words += " (all seeds alike)" if row["statistic"] == "mean" else " (too few seeds for an interval)"
+        words += (
+            " (all seeds alike)"
+            if row["statistic"] == "mean"
+            else " (too few seeds for an interval)"
+        )
     else:
         words += f" {between(interval, places, sign=True)}"
     return f"median {words}" if row["statistic"] == "median" else words

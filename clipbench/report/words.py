@@ -24,7 +24,9 @@ Row = Mapping[str, Any]
 
 
 def decimals(values: Iterable[float]) -> int:
-    """How many decimals a column of such numbers needs: three digits at the largest, more if the values are close to zero."""
+    """How many decimals a column of such numbers needs: three digits at the largest, more if the
+    values are close to zero.
+    """
     finite = [abs(value) for value in values if math.isfinite(value) and value]
     if not finite:
         return 3
@@ -65,7 +67,9 @@ def short(value: float) -> str:
 
 def threshold_words(threshold: Threshold) -> str:
     """``0.12``, or ``0.12 (0.3×)`` if the study gave the threshold as a multiple."""
-    return short(threshold.value) + (f" ({short(threshold.relative)}×)" if threshold.is_relative else "")
+    return short(threshold.value) + (
+        f" ({short(threshold.relative)}×)" if threshold.is_relative else ""
+    )
 
 
 def percent(value: float) -> str:
@@ -78,14 +82,18 @@ def percent(value: float) -> str:
 def between(interval: Interval, places: int, sign: bool = False) -> str:
     """``[low, high]``, or nothing if there are no bounds."""
     show = signed if sign else fixed
-    return f"[{show(interval.low, places)}, {show(interval.high, places)}]" if interval.bounded else ""
+    return (
+        f"[{show(interval.low, places)}, {show(interval.high, places)}]" if interval.bounded else ""
+    )
 
 
 def seconds(value: float) -> str:
     """A duration in the unit that suits it."""
     if not math.isfinite(value):
         return DASH
-    unit, size = next((pair for pair in (("s", 1.0), ("ms", 1e-3)) if value >= pair[1]), ("µs", 1e-6))
+    unit, size = next(
+        (pair for pair in (("s", 1.0), ("ms", 1e-3)) if value >= pair[1]), ("µs", 1e-6)
+    )
     return f"{number(float(f'{value / size:.3g}'))} {unit}"
 
 
@@ -93,13 +101,19 @@ def number_of_bytes(value: float) -> str:
     """A size in the unit that suits it."""
     if not math.isfinite(value):
         return DASH
-    unit, size = next((pair for pair in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if abs(value) >= pair[1]), ("B", 1.0))
+    unit, size = next(
+        (pair for pair in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if abs(value) >= pair[1]),
+        ("B", 1.0),
+    )
     return f"{number(float(f'{value / size:.3g}'))} {unit}"
 
 
 def census(ended: Mapping[str, int]) -> str:
     """``2,400 cells: 31 diverged, 120 collapsed, 80 stalled, 0 failed``."""
-    others = ", ".join(f"{ended[name]:,} {name}" for name in (Outcome.DIVERGED, Outcome.COLLAPSED, Outcome.STALLED, Status.FAILED))
+    others = ", ".join(
+        f"{ended[name]:,} {name}"
+        for name in (Outcome.DIVERGED, Outcome.COLLAPSED, Outcome.STALLED, Status.FAILED)
+    )
     return f"{ended['cells']:,} cell{'s' * (ended['cells'] != 1)}: {others}"
 
 
@@ -128,7 +142,9 @@ def metric_note(about: Row) -> str:
     """What the numbers of a task are."""
     if about["success"] is not None:
         sign = "≥" if about["higher_is_better"] else "≤"
-        return f"share of seeds that succeed ({metric_words(about)} {sign} {short(about['success'])})"
+        return (
+            f"share of seeds that succeed ({metric_words(about)} {sign} {short(about['success'])})"
+        )
     return f"{metric_words(about)} ({'higher' if about['higher_is_better'] else 'lower'} is better)"
 
 
@@ -143,9 +159,15 @@ def unbounded(row: Row, about: Row) -> str:
     if n == 1:
         note = seeds_note(n, about)
         return note if about["deterministic"] else f"{note}, no interval"
-    return f"all {n} seeds alike, no interval" if row["statistic"] == "mean" else "too few seeds for an interval"
+    return (
+        f"all {n} seeds alike, no interval"
+        if row["statistic"] == "mean"
+        else "too few seeds for an interval"
+    )
 
 
 def p_value(p: float) -> str:
     """A p value as papers write it."""
-    return DASH if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return (
+        DASH if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    )

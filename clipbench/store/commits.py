@@ -1,4 +1,5 @@
-"""Commits: the ``cells`` files, each of which names the other files of its shard, and holds the context of its rows.
+"""Commits: the ``cells`` files, each of which names the other files of its shard, and holds the
+context of its rows.
 
 If a commit is damaged, none of its files counts.
 """
@@ -27,10 +28,11 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.parquet")
 
 @dataclass(frozen=True)
 class Commit:
-    """One sound ``cells`` file: its rows, its companions by table, what it replaces, and its part of the pages.
+    """One sound ``cells`` file: its rows, its companions by table, what it replaces, and its part
+    of the pages.
 
-    ``context`` is empty in a file from before it was written: it has ``schema``, ``study``, ``environments``, ``components``,
-    ``pilots`` and ``curves``.
+    ``context`` is empty in a file from before it was written: it has ``schema``, ``study``,
+    ``environments``, ``components``, ``pilots`` and ``curves``.
     """
 
     path: Path
@@ -61,13 +63,17 @@ def read(path: Path, study: str | None) -> Commit:
     metadata = rows.schema.metadata or {}
     context = _object(metadata.get(CONTEXT, b"{}"), "its context")
     refuse_newer(path, context.get("schema"))
-    if not all(_is_map_of_maps(context.get(name, {})) for name in ("environments", "components", "pilots")):
+    if not all(
+        _is_map_of_maps(context.get(name, {})) for name in ("environments", "components", "pilots")
+    ):
         raise Damaged("has its context in no form we know")
     if study is not None and context.get("study", study) != study:
         raise Damaged(f'belongs to the study "{context["study"]}"')
     if COMMITS not in metadata:
         raise Damaged("is no commit: it names no files")
-    return Commit(path, rows, _companions(path.parent.parent, metadata[COMMITS]), replaced_by(rows), context)
+    return Commit(
+        path, rows, _companions(path.parent.parent, metadata[COMMITS]), replaced_by(rows), context
+    )
 
 
 def _is_map_of_maps(value: Any) -> bool:
@@ -93,7 +99,8 @@ def refuse_newer(path: Path, version: Any) -> None:
     known = re.fullmatch(r"(\d{1,9})\.\d{1,9}", version) if isinstance(version, str) else None
     if known and int(known[1]) > int(schema.VERSION.partition(".")[0]):
         raise UsageError(
-            f"{path}: this was written by a newer clipbench (format {version}, here {schema.VERSION}); install that one."
+            f"{path}: this was written by a newer clipbench (format {version}, here "
+            f"{schema.VERSION}); install that one."
         )
 
 

@@ -29,11 +29,16 @@ class Damaged(Exception):  # noqa: N818 - an answer, not an error
     """What is wrong with a file; the message continues a sentence that begins with its name."""
 
 
-# --------------------------------------------------------------------------------------------------------------------- writing
+# ------------------------------------------------------------------------------------------ writing
 
 
 def write_table(
-    folder: Path, table: str, shard: str, rows: Rows | pa.Table, metadata: Mapping[bytes, bytes], level: int = 3
+    folder: Path,
+    table: str,
+    shard: str,
+    rows: Rows | pa.Table,
+    metadata: Mapping[bytes, bytes],
+    level: int = 3,
 ) -> Path:
     """The immutable file ``SHARD-HASH.parquet`` of some rows or columns, synced to disk.
 
@@ -42,8 +47,13 @@ def write_table(
     """
     arrow = _arrow(table, rows).replace_schema_metadata(dict(metadata))
     temporary = folder / f"{TEMPORARY}{shard}-{os.getpid()}"
-    # A column of noise shrinks if its bytes are split into streams; the values of `changed`, which counts elements, repeat.
-    noise = [column.name for column in schema.TABLES[table] if column.type == schema.FLOAT and column.name != "changed"]
+    # A column of noise shrinks if its bytes are split into streams; the values of `changed`, which
+    # counts elements, repeat.
+    noise = [
+        column.name
+        for column in schema.TABLES[table]
+        if column.type == schema.FLOAT and column.name != "changed"
+    ]
     floats = noise if table == "curves" else []
     try:
         with temporary.open("wb") as file:
@@ -53,7 +63,9 @@ def write_table(
                 compression="zstd",
                 compression_level=level,
                 write_page_checksum=True,
-                use_dictionary=[column.name for column in schema.TABLES[table] if column.name not in floats],
+                use_dictionary=[
+                    column.name for column in schema.TABLES[table] if column.name not in floats
+                ],
                 use_byte_stream_split=floats or False,
             )
             file.flush()
@@ -103,7 +115,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# --------------------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 def content(path: Path) -> bytes:
@@ -138,7 +150,12 @@ def table_of(path: Path, table: str) -> pa.Table:
         raise Damaged(f"cannot be read ({_short(error)})") from None
     wanted = schema.arrow(table)
     try:
-        return _complete(stored, table).select(wanted.names).cast(wanted).replace_schema_metadata(stored.schema.metadata)
+        return (
+            _complete(stored, table)
+            .select(wanted.names)
+            .cast(wanted)
+            .replace_schema_metadata(stored.schema.metadata)
+        )
     except (pa.ArrowException, KeyError) as error:
         raise Damaged(f"is of another schema ({_short(error)})") from None
 
@@ -168,11 +185,13 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split()).strip("'\"")[:200]
 
 
-# ----------------------------------------------------------------------------------------------------------------------- aside
+# -------------------------------------------------------------------------------------------- aside
 
 
 def set_aside(path: Path, folder: Path) -> None:
-    """Move a file, a link or a pipe into ``folder``; a number is added to its name if the name is taken there."""
+    """Move a file, a link or a pipe into ``folder``; a number is added to its name if the name
+    is taken there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     number, target = 1, folder / path.name
     while os.path.lexists(target):

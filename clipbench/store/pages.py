@@ -1,8 +1,9 @@
-"""The pages of a store: the study, the machine, the components, pilots and choices, and the plan; each with a hash.
+"""The pages of a store: the study, the machine, the components, pilots and choices, and the plan;
+each with a hash.
 
-The hashes lie in ``pages.json``, which has a hash of its own. While a page is replaced both its hashes are listed, so that a
-process that dies between two writes leaves no damage behind. A folder from before ``pages.json`` has no hashes: only the form of
-its pages is checked.
+The hashes lie in ``pages.json``, which has a hash of its own. While a page is replaced both its
+hashes are listed, so that a process that dies between two writes leaves no damage behind. A folder
+from before ``pages.json`` has no hashes: only the form of its pages is checked.
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ SHAPES: dict[str, dict[str, tuple[type, type]]] = {
     "environment": {"study": (str, str), "environments": (dict, dict), "curves": (str, str)},
     "components": {"workloads": (dict, dict), "optimizers": (dict, dict), "clips": (dict, dict)},
     "calibration": {"pilots": (dict, dict), "engines": (dict, dict)},
-    "plan": {"cells": (dict, list), "phases": (list, str), "protocol": (dict, object), "not_run": (list, dict)},
+    "plan": {
+        "cells": (dict, list),
+        "phases": (list, str),
+        "protocol": (dict, object),
+        "not_run": (list, dict),
+    },
 }
 
 
@@ -104,12 +110,16 @@ class Pages:
     def unlisted(self) -> list[str]:
         """The pages that are there and have no hash."""
         files = [STUDY, *(f"{name}.json" for name in PAGES)]
-        return [file for file in files if (self.folder / file).exists() and file not in self._hashes()]
+        return [
+            file for file in files if (self.folder / file).exists() and file not in self._hashes()
+        ]
 
     def adopt(self) -> None:
         """Give every page that has no hash the one it has now."""
         if files := self.unlisted():
-            self._list(self._hashes() | {file: [_hash(content(self.folder / file))] for file in files})
+            self._list(
+                self._hashes() | {file: [_hash(content(self.folder / file))] for file in files}
+            )
 
     def put_aside(self, file: str) -> None:
         """Move a damaged page to ``aside/pages`` and forget its hash."""
@@ -129,7 +139,9 @@ class Pages:
             raise Damaged(f"is no text ({error.reason} at byte {error.start})") from None
 
     def _hashes(self) -> dict[str, list[str]]:
-        """File → its hash, two of them while it is replaced; empty if the list cannot be trusted."""
+        """File → its hash, two of them while it is replaced; empty if the list cannot be
+        trusted.
+        """
         try:
             return self._listed()
         except Damaged:
@@ -155,7 +167,9 @@ class Pages:
 
 
 def as_json(page: Mapping[str, Any]) -> str:
-    """The text of a page, so that people can compare two: keys sorted, each on a line, a list of words on one line."""
+    """The text of a page, so that people can compare two: keys sorted, each on a line, a list of
+    words on one line.
+    """
     text = json.dumps(page, indent=1, sort_keys=True, ensure_ascii=False)
     return re.sub(r'\[\s+("[^"\\]*"(?:,\s+"[^"\\]*")*)\s+\]', _on_one_line, text) + "\n"
 
@@ -173,11 +187,14 @@ def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------------------- from the commits
+# --------------------------------------------------------------------------------- from the commits
 
 
-def context(pages: Mapping[str, Mapping[str, Any]], rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the pages say of some rows of ``cells``: the contexts of all commits are enough to rebuild the pages.
+def context(
+    pages: Mapping[str, Mapping[str, Any]], rows: list[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What the pages say of some rows of ``cells``: the contexts of all commits are enough to
+    rebuild the pages.
 
     :param pages: environment, components and calibration.
     """
@@ -202,9 +219,15 @@ def context(pages: Mapping[str, Mapping[str, Any]], rows: list[Mapping[str, Any]
 
 
 def merged(contexts: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """One context of several: later commits add to earlier ones; its format is the oldest of theirs."""
+    """One context of several: later commits add to earlier ones; its format is the oldest of
+    theirs.
+    """
     known = [one for one in contexts if one]
-    combined: dict[str, Any] = {"environments": {}, "components": {"workloads": {}, "optimizers": {}, "clips": {}}, "pilots": {}}
+    combined: dict[str, Any] = {
+        "environments": {},
+        "components": {"workloads": {}, "optimizers": {}, "clips": {}},
+        "pilots": {},
+    }
     for one in known:
         combined |= {name: one[name] for name in ("study", "curves") if one.get(name) is not None}
         combined["environments"] |= one.get("environments", {})
@@ -212,17 +235,28 @@ def merged(contexts: list[Mapping[str, Any]]) -> dict[str, Any]:
             combined["components"].setdefault(kind, {}).update(entries)
         for key, sizes in one.get("pilots", {}).items():
             combined["pilots"].setdefault(key, {}).update(sizes)
-    combined["schema"] = min((one.get("schema", "1.0") for one in contexts), default=schema.VERSION) if all(contexts) else "1.0"
+    combined["schema"] = (
+        min((one.get("schema", "1.0") for one in contexts), default=schema.VERSION)
+        if all(contexts)
+        else "1.0"
+    )
     return combined
 
 
-def rebuilt(name: str, from_commits: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """A page, rebuilt as far as the commits know it; the plan is empty, and the next run derives it anew."""
+def rebuilt(
+    name: str, from_commits: Mapping[str, Any], rows: list[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """A page, rebuilt as far as the commits know it; the plan is empty, and the next run derives
+    it anew.
+    """
     if name == "environment":
         lost = {"lost": "the page that told of this machine was damaged"}
         keys = {row["environment"] for row in rows}
         environments = {key: from_commits["environments"].get(key, lost) for key in sorted(keys)}
-        return {"environments": environments, **{key: from_commits[key] for key in ("study", "curves") if key in from_commits}}
+        return {
+            "environments": environments,
+            **{key: from_commits[key] for key in ("study", "curves") if key in from_commits},
+        }
     if name == "components":
         return dict(from_commits["components"])
     if name == "calibration":
@@ -231,6 +265,10 @@ def rebuilt(name: str, from_commits: Mapping[str, Any], rows: list[Mapping[str, 
 
 
 def keeps_curve(environment: Mapping[str, Any], role: str, status: str) -> bool:
-    """Whether the store keeps the curve of such a cell: every one, those of report and diverged cells, or none (``--curves``)."""
+    """Whether the store keeps the curve of such a cell: every one, those of report and diverged
+    cells, or none (``--curves``).
+    """
     kept = environment.get("curves", "all")
-    return kept == "all" or (kept == "report" and (role == Role.REPORT or status == Status.DIVERGED))
+    return kept == "all" or (
+        kept == "report" and (role == Role.REPORT or status == Status.DIVERGED)
+    )

@@ -26,14 +26,18 @@ Bad = dict[str, str]  # TABLE/FILE → what is wrong with it
 
 
 class Reader:
-    """Reads the files of one folder. A ``cells`` file that has not changed since it was read is not read again."""
+    """Reads the files of one folder. A ``cells`` file that has not changed since it was read is
+    not read again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._known: dict[tuple[Path, Any], tuple[tuple[int, ...], Any]] = {}
 
     def commits(self, study: str | None) -> tuple[list[Commit], Bad]:
-        """The sound commits of the folder without those that another one replaces, and the damaged ones."""
+        """The sound commits of the folder without those that another one replaces, and the
+        damaged ones.
+        """
         commits, bad = self.all_commits(study)
         return self.counted(commits), bad
 
@@ -42,9 +46,15 @@ class Reader:
         return self._each("cells", partial(commits_.read, study=study), study)
 
     def counted(self, commits: Sequence[Commit]) -> list[Commit]:
-        """The commits without those that another one replaces: it names them, and has all their cells."""
+        """The commits without those that another one replaces: it names them, and has all their
+        cells.
+        """
         named = [(one.replaces, one) for one in commits if one.replaces]
-        return [one for one in commits if not any(one.path.name in names and _holds(other, one) for names, other in named)]
+        return [
+            one
+            for one in commits
+            if not any(one.path.name in names and _holds(other, one) for names, other in named)
+        ]
 
     def table(self, name: str, commits: Sequence[Commit]) -> tuple[pa.Table, Bad]:
         """The rows of the cells that each commit won, and the damaged companions."""
@@ -61,22 +71,37 @@ class Reader:
             except Damaged as wrong:
                 bad[f"{name}/{path.name}"] = str(wrong)
                 continue
-            mine = pc.is_in(rows["cell"], value_set=commit.rows["cell"].filter(pa.array(won)).combine_chunks())
+            mine = pc.is_in(
+                rows["cell"], value_set=commit.rows["cell"].filter(pa.array(won)).combine_chunks()
+            )
             tables.append(rows if pc.all(mine).as_py() else rows.filter(mine))
         return pa.concat_tables([table.replace_schema_metadata(None) for table in tables]), bad
 
     def throughput(self) -> tuple[pa.Table, Bad]:
         """The timings, each file once under whatever name it lies there, and the damaged files."""
-        tables, bad = self._each("throughput", lambda path: (path, table_of(path, "throughput")), None)
-        kept = {path.stem.rpartition("-")[2]: rows.replace_schema_metadata(None) for path, rows in timings(tables)}
-        return pa.concat_tables([schema.arrow("throughput").empty_table().replace_schema_metadata(None), *kept.values()]), bad
+        tables, bad = self._each(
+            "throughput", lambda path: (path, table_of(path, "throughput")), None
+        )
+        kept = {
+            path.stem.rpartition("-")[2]: rows.replace_schema_metadata(None)
+            for path, rows in timings(tables)
+        }
+        return pa.concat_tables(
+            [schema.arrow("throughput").empty_table().replace_schema_metadata(None), *kept.values()]
+        ), bad
 
     def files(self, table: str) -> list[Path]:
-        """Everything in a table's folder with the name of one of its files, a pipe and a dangling link included."""
+        """Everything in a table's folder with the name of one of its files, a pipe and a
+        dangling link included.
+        """
         return sorted((self.folder / table).glob("[!.]*.parquet"))
 
-    def _each(self, table: str, read: Callable[[Path], Content], key: Any) -> tuple[list[Content], Bad]:
-        """What ``read`` makes of each file of a table, and the damaged ones; ``key`` is what a result also depends on."""
+    def _each(
+        self, table: str, read: Callable[[Path], Content], key: Any
+    ) -> tuple[list[Content], Bad]:
+        """What ``read`` makes of each file of a table, and the damaged ones; ``key`` is what a
+        result also depends on.
+        """
         contents, bad = [], Bad()
         for path in self.files(table):
             try:
@@ -104,7 +129,10 @@ class Contents:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         if not (self.folder / STUDY).is_file():
-            raise UsageError(f"{self.folder}: this is no results folder (it has no study.toml); `clipbench run` makes one.")
+            raise UsageError(
+                f"{self.folder}: this is no results folder (it has no study.toml); `clipbench run` "
+                f"makes one."
+            )
         self.pages, self.reader = Pages(self.folder), Reader(self.folder)
         self.bad: Bad = {}
         self.mended: list[str] = []  # sentences on pages that were mended before the first sweep
@@ -117,7 +145,10 @@ class Contents:
         try:
             return self.pages.read(name)
         except Damaged as wrong:
-            raise UsageError(f"{self.folder}/{name}.json: this page is damaged ({wrong}); `clipbench run` mends it.") from None
+            raise UsageError(
+                f"{self.folder}/{name}.json: this page is damaged ({wrong}); `clipbench run` "
+                f"mends it."
+            ) from None
 
     @property
     def name(self) -> str:
@@ -126,16 +157,22 @@ class Contents:
 
     @property
     def held(self) -> str | None:
-        """The name of the study that the folder holds, from the commits if the page is damaged; None if neither has it."""
+        """The name of the study that the folder holds, from the commits if the page is damaged;
+        None if neither has it.
+        """
         try:
             name = self.pages.read("environment").get("study")
         except Damaged:
             name = None
-        return name if name is not None else merged([one.context for one in self.commits]).get("study")
+        return (
+            name if name is not None else merged([one.context for one in self.commits]).get("study")
+        )
 
     @property
     def format(self) -> str:
-        """The oldest format of the folder's commits: some rows were measured and judged by its rules."""
+        """The oldest format of the folder's commits: some rows were measured and judged by its
+        rules.
+        """
         return str(merged([one.context for one in self.commits])["schema"])
 
     @property
@@ -147,7 +184,10 @@ class Contents:
         try:
             return self.pages.study()
         except Damaged as wrong:
-            raise UsageError(f"{self.folder}/study.toml: this page is damaged ({wrong}); `clipbench run STUDY` mends it.") from None
+            raise UsageError(
+                f"{self.folder}/study.toml: this page is damaged ({wrong}); `clipbench run STUDY` "
+                f"mends it."
+            ) from None
 
     @property
     def study_hash(self) -> str:
@@ -168,7 +208,8 @@ class Contents:
             return None
 
     def read(self, table: str) -> pd.DataFrame:
-        """One table, in Arrow types (null and NaN stay apart). Damaged files are left out and named in ``bad``.
+        """One table, in Arrow types (null and NaN stay apart). Damaged files are left out and named
+        in ``bad``.
 
         A cell that was tried again is there once, with its highest attempt.
         """
@@ -185,28 +226,44 @@ class Contents:
 
 
 def winners(commits: Sequence[Commit]) -> list[np.ndarray]:
-    """For each commit, which of its rows count: a cell's last attempt; of two such rows one that did not fail, else the newest."""
+    """For each commit, which of its rows count: a cell's last attempt; of two such rows one that
+    did not fail, else the newest.
+    """
     if not commits:
         return []
     names = ["cell", "attempt", "status", "created"]
-    every = pd.concat([one.rows.select(names).to_pandas().assign(commit=number) for number, one in enumerate(commits)])
+    every = pd.concat(
+        [
+            one.rows.select(names).to_pandas().assign(commit=number)
+            for number, one in enumerate(commits)
+        ]
+    )
     every["row"] = np.arange(len(every))
     every["fine"] = every["status"] != Status.FAILED
-    last = every.sort_values(["attempt", "fine", "created", "row"], kind="stable").drop_duplicates("cell", keep="last")
+    last = every.sort_values(["attempt", "fine", "created", "row"], kind="stable").drop_duplicates(
+        "cell", keep="last"
+    )
     won = np.zeros(len(every), dtype=bool)
     won[last["row"]] = True
     return np.split(won, np.cumsum([len(one.rows) for one in commits])[:-1])
 
 
 def _holds(other: Commit, one: Commit) -> bool:
-    return other is not one and bool(pc.all(pc.is_in(one.rows["cell"], value_set=other.rows["cell"].combine_chunks())).as_py())
+    return other is not one and bool(
+        pc.all(pc.is_in(one.rows["cell"], value_set=other.rows["cell"].combine_chunks())).as_py()
+    )
 
 
 def timings(tables: Sequence[tuple[Path, pa.Table]]) -> list[tuple[Path, pa.Table]]:
-    """The files of timings without those that another one replaces: it names them, and has no fewer rows."""
+    """The files of timings without those that another one replaces: it names them, and has no
+    fewer rows.
+    """
     named = [(replaced_by(rows), path, len(rows)) for path, rows in tables]
     return [
         (path, rows)
         for path, rows in tables
-        if not any(path.name in names and path != other and len(rows) <= size for names, other, size in named)
+        if not any(
+            path.name in names and path != other and len(rows) <= size
+            for names, other, size in named
+        )
     ]

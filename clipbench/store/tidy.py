@@ -1,6 +1,8 @@
-"""Order in a results folder: before a run, pages are mended and damage is set aside; after it, many files become one.
+"""Order in a results folder: before a run, pages are mended and damage is set aside; after it, many
+files become one.
 
-Only files of clipbench that no longer count are removed; everything else that is in the way moves to ``aside``.
+Only files of clipbench that no longer count are removed; everything else that is in the way moves
+to ``aside``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,15 @@ import pyarrow.compute as pc
 from clipbench import measures, summary
 from clipbench.schema import Status
 from clipbench.store.commits import COMMITS, CONTEXT, REPLACES, SHARD_TABLES, Commit, shard_of
-from clipbench.store.files import DIGITS, TEMPORARY, Damaged, damage_of, set_aside, table_of, write_table
+from clipbench.store.files import (
+    DIGITS,
+    TEMPORARY,
+    Damaged,
+    damage_of,
+    set_aside,
+    table_of,
+    write_table,
+)
 from clipbench.store.pages import CURVES, LIST, STUDY, context, keeps_curve, merged, rebuilt
 from clipbench.store.reading import Contents, Reader, timings, winners
 
@@ -29,7 +39,9 @@ TABLES = (*SHARD_TABLES, "cells", "throughput")
 
 
 def sweep(store: Contents) -> list[str]:
-    """A sentence on each thing that is moved or rebuilt here; afterwards every file of the folder is sound and committed."""
+    """A sentence on each thing that is moved or rebuilt here; afterwards every file of the
+    folder is sound and committed.
+    """
     told = [*store.mended, *mend(store)]
     store.mended = []
     _remove_unfinished(store.folder)
@@ -38,19 +50,27 @@ def sweep(store: Contents) -> list[str]:
     return told
 
 
-# ----------------------------------------------------------------------------------------------------------------------- pages
+# -------------------------------------------------------------------------------------------- pages
 
 
 def mend(store: Contents, study: str | None = None) -> list[str]:
-    """A sentence on each damaged page, which is set aside and rebuilt from the commits; `Store.create` mends the study's page.
+    """A sentence on each damaged page, which is set aside and rebuilt from the commits;
+    `Store.create` mends the study's page.
 
     :param study: the name of the folder's study, for a folder whose commits do not tell it.
     """
     broken = {file: why for file, why in store.pages.damage().items() if file != STUDY}
-    known, rows = merged([one.context for one in store.commits]), store.arrow("cells").select(["environment"]).to_pylist()
+    known, rows = (
+        merged([one.context for one in store.commits]),
+        store.arrow("cells").select(["environment"]).to_pylist(),
+    )
     if LIST in broken:
         store.pages.put_aside(LIST)
-    broken |= {file: "does not agree with the commits" for file in store.pages.unlisted() if _disagrees(store, file, known, broken)}
+    broken |= {
+        file: "does not agree with the commits"
+        for file in store.pages.unlisted()
+        if _disagrees(store, file, known, broken)
+    }
     told = []
     for file, why in broken.items():
         how = "written anew"
@@ -66,7 +86,9 @@ def mend(store: Contents, study: str | None = None) -> list[str]:
     return told
 
 
-def _disagrees(store: Contents, file: str, known: Mapping[str, Any], broken: Mapping[str, str]) -> bool:
+def _disagrees(
+    store: Contents, file: str, known: Mapping[str, Any], broken: Mapping[str, str]
+) -> bool:
     """Whether a page without a hash contradicts the commits."""
     if file in broken or file == STUDY:
         return False
@@ -77,7 +99,10 @@ def _disagrees(store: Contents, file: str, known: Mapping[str, Any], broken: Map
     if name == "components":
         return any(_differs(page.get(kind, {}), one) for kind, one in known["components"].items())
     if name == "calibration":
-        return any(_differs(page.get("pilots", {}).get(key, {}), sizes) for key, sizes in known["pilots"].items())
+        return any(
+            _differs(page.get("pilots", {}).get(key, {}), sizes)
+            for key, sizes in known["pilots"].items()
+        )
     return False
 
 
@@ -93,11 +118,14 @@ def _how(file: str, known: Mapping[str, Any], rows: Iterable[Mapping[str, Any]])
     return "rebuilt from the commits"
 
 
-# ----------------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def _remove_unfinished(folder: Path) -> None:
-    for path in [*folder.glob(f"{TEMPORARY}*"), *(path for table in TABLES for path in (folder / table).glob(f"{TEMPORARY}*"))]:
+    for path in [
+        *folder.glob(f"{TEMPORARY}*"),
+        *(path for table in TABLES for path in (folder / table).glob(f"{TEMPORARY}*")),
+    ]:
         if path.is_dir() and not path.is_symlink():
             set_aside(path, folder / "aside")
         else:
@@ -110,18 +138,25 @@ def _sweep_commits(store: Contents) -> list[str]:
     moved = dict(bad)
     for name in bad:
         shards.add(shard_of(Path(name)))
-    damage = {path: why for one in sound for path in one.companions.values() if (why := damage_of(path))}
+    damage = {
+        path: why for one in sound for path in one.companions.values() if (why := damage_of(path))
+    }
     whole = [one for one in sound if not damage.keys() & set(one.companions.values())]
     for one in sound:
         if one not in whole:
-            moved |= {f"{path.parent.name}/{path.name}": damage[path] for path in one.companions.values() if path in damage}
+            moved |= {
+                f"{path.parent.name}/{path.name}": damage[path]
+                for path in one.companions.values()
+                if path in damage
+            }
             shards.add(one.shard)
     counted = reader.counted(_once(whole))
     kept = {path for one in counted for path in (one.path, *one.companions.values())}
     for one in whole:
         if one not in counted:
             one.path.unlink()  # every row of it stands elsewhere
-    for table in (*SHARD_TABLES, "cells"):  # the commit last: if it goes first and we die, the rest looks left over
+    # the commit last: if it goes first and we die, the rest looks left over
+    for table in (*SHARD_TABLES, "cells"):
         for path in reader.files(table):
             name = f"{table}/{path.name}"
             if path in kept:
@@ -138,11 +173,15 @@ def _sweep_commits(store: Contents) -> list[str]:
 
 def _once(commits: Iterable[Commit]) -> list[Commit]:
     """The commits without copies, which have the same hash and may have other names."""
-    return list({one.path.stem.rpartition("-")[2]: one for one in reversed(list(commits))}.values())[::-1]
+    return list(
+        {one.path.stem.rpartition("-")[2]: one for one in reversed(list(commits))}.values()
+    )[::-1]
 
 
 def _is_left_over(path: Path) -> bool:
-    """Whether a file is one of clipbench's that was written whole, and whose commit was never written."""
+    """Whether a file is one of clipbench's that was written whole, and whose commit was never
+    written.
+    """
     return bool(OURS.fullmatch(path.name)) and not path.is_symlink() and damage_of(path) is None
 
 
@@ -165,13 +204,15 @@ def _put_aside(store: Contents, path: Path) -> None:
     set_aside(path, store.folder / "aside" / path.parent.name)
 
 
-# ------------------------------------------------------------------------------------------------------------------ compaction
+# --------------------------------------------------------------------------------------- compaction
 
 
 def compact(store: Contents, curves: str | None = None) -> None:
-    """Make one file a table. The new ``cells`` file is the commit and names what it replaces: the old files no longer count.
+    """Make one file a table. The new ``cells`` file is the commit and names what it replaces: the
+    old files no longer count.
 
-    :param curves: whose curves are kept from now on, of `CURVES`; those that are kept already if not given.
+    :param curves: whose curves are kept from now on, of `CURVES`; those that are kept already if
+        not given.
     """
     commits, before = store.commits, store.page("environment").get("curves", "all")
     kept = max(before, curves or before, key=CURVES.index)
@@ -181,23 +222,35 @@ def compact(store: Contents, curves: str | None = None) -> None:
     if kept != before:  # first: a folder may hold more than it promises
         store.pages.write("environment", {**store.page("environment"), "curves": kept})
     fewer = _of_kept(tables, kept)
-    if len(commits) > 1 or not _alike(fewer, tables["curves"]) or not all(won.all() for won in winners(commits)):
+    if (
+        len(commits) > 1
+        or not _alike(fewer, tables["curves"])
+        or not all(won.all() for won in winners(commits))
+    ):
         _make_whole(store, commits, {**tables, "curves": fewer})
     _compact_timings(store)
 
 
 def _of_kept(tables: Mapping[str, pa.Table], kept: str) -> pa.Table:
-    """The curves of the cells whose curve is kept, in the precision of their runs: older folders have them in float64."""
+    """The curves of the cells whose curve is kept, in the precision of their runs: older folders
+    have them in float64.
+    """
     rows = tables["cells"].select(["cell", "role", "status", "dtype"]).to_pylist()
-    cells = [row["cell"] for row in rows if keeps_curve({"curves": kept}, row["role"], row["status"])]
+    cells = [
+        row["cell"] for row in rows if keeps_curve({"curves": kept}, row["role"], row["status"])
+    ]
     exact = pa.array([row["cell"] for row in rows if row["dtype"] == "float64"], pa.string())
-    curves = tables["curves"].filter(pc.is_in(tables["curves"]["cell"], value_set=pa.array(cells, pa.string())))
+    curves = tables["curves"].filter(
+        pc.is_in(tables["curves"]["cell"], value_set=pa.array(cells, pa.string()))
+    )
     whole = pc.is_in(curves["cell"], value_set=exact)
     for number, name in enumerate(curves.column_names):
         if name in measures.COLUMNS:
             rounded = summary.as_stored(curves[name].to_numpy(), "float32")
             absent = curves[name].is_null().to_numpy()  # in rows that are older than the measure
-            curves = curves.set_column(number, name, pc.if_else(whole, curves[name], pa.array(rounded, mask=absent)))
+            curves = curves.set_column(
+                number, name, pc.if_else(whole, curves[name], pa.array(rounded, mask=absent))
+            )
     return curves
 
 
@@ -205,21 +258,31 @@ def _alike(curves: pa.Table, others: pa.Table) -> bool:
     """Whether two tables of curves are equal; NaN equals NaN here, which it does not in Arrow."""
     if len(curves) != len(others):
         return False
-    return all(np.array_equal(curves[name].to_numpy(), others[name].to_numpy(), equal_nan=True) for name in measures.COLUMNS)
+    return all(
+        np.array_equal(curves[name].to_numpy(), others[name].to_numpy(), equal_nan=True)
+        for name in measures.COLUMNS
+    )
 
 
 def _make_whole(store: Contents, commits: list[Commit], tables: Mapping[str, pa.Table]) -> None:
-    companions = {name: _write(store, name, tables[name], {}).name for name in SHARD_TABLES if len(tables[name])}
+    companions = {
+        name: _write(store, name, tables[name], {}).name
+        for name in SHARD_TABLES
+        if len(tables[name])
+    }
     pages = {name: store.page(name) for name in ("environment", "components", "calibration")}
     about = context(pages, tables["cells"].select(["problem", "arm", "environment"]).to_pylist())
-    about["schema"] = merged([one.context for one in commits])["schema"]  # by whose rules the oldest rows were judged
+    # by whose rules the oldest rows were judged
+    about["schema"] = merged([one.context for one in commits])["schema"]
     metadata = {
         COMMITS: json.dumps(companions).encode(),
         CONTEXT: json.dumps(about, sort_keys=True).encode(),
         REPLACES: json.dumps([one.path.name for one in commits]).encode(),
     }
     whole = _write(store, "cells", tables["cells"], metadata)
-    _drop(store, commits, {whole, *(store.folder / name / file for name, file in companions.items())})
+    _drop(
+        store, commits, {whole, *(store.folder / name / file for name, file in companions.items())}
+    )
 
 
 def _write(store: Contents, table: str, rows: pa.Table, metadata: Mapping[bytes, bytes]) -> Path:
@@ -227,7 +290,9 @@ def _write(store: Contents, table: str, rows: pa.Table, metadata: Mapping[bytes,
 
 
 def _drop(store: Contents, commits: list[Commit], new: set[Path]) -> None:
-    """Remove what was replaced. If a commit has results that another one beat, its files are moved aside."""
+    """Remove what was replaced. If a commit has results that another one beat, its files are
+    moved aside.
+    """
     for one, won in zip(commits, winners(commits), strict=True):
         lost = one.rows.filter(pa.array(~won))
         beaten = pc.any(pc.not_equal(lost["status"], Status.FAILED)).as_py()
@@ -245,7 +310,9 @@ def _compact_timings(store: Contents) -> None:
     files = Reader(store.folder).files("throughput")
     if bad or len(files) < 2:
         return
-    whole = _write(store, "throughput", rows, {REPLACES: json.dumps([path.name for path in files]).encode()})
+    whole = _write(
+        store, "throughput", rows, {REPLACES: json.dumps([path.name for path in files]).encode()}
+    )
     for path in files:
         if path != whole:
             path.unlink()

@@ -1,7 +1,8 @@
-"""Which promises of a results folder hold: for its files, its pages, its rows, and its rows compared with each other.
+"""Which promises of a results folder hold: for its files, its pages, its rows, and its rows
+compared with each other.
 
-A promise is broken if no run of clipbench could have left the folder so. What an interrupted run has not finished is missing, and
-no broken promise.
+A promise is broken if no run of clipbench could have left the folder so. What an interrupted run
+has not finished is missing, and no broken promise.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ Columns = dict[str, np.ndarray]
 
 def problems(store: Contents) -> list[str]:
     """Every broken promise, a sentence each."""
-    pages = [f"{store.folder}/{file}: this page is damaged ({why})" for file, why in store.pages.damage().items()]
+    pages = [
+        f"{store.folder}/{file}: this page is damaged ({why})"
+        for file, why in store.pages.damage().items()
+    ]
     if pages:
         return pages
     return [*_file_problems(store), *_row_problems(store)]
@@ -49,15 +53,27 @@ def missing(store: Contents) -> list[str]:
     sentences = [f"{name}.json is not written yet" for name in PAGES if not store.page(name)]
     cells, plan = store.read("cells"), store.page("plan")
     stored = set(cells.loc[cells["status"] != Status.FAILED, "cell"])
-    sentences += [f"the {phase} phase has not run" for phase in plan.get("phases", ()) if phase not in plan.get("cells", {})]
+    sentences += [
+        f"the {phase} phase has not run"
+        for phase in plan.get("phases", ())
+        if phase not in plan.get("cells", {})
+    ]
     for phase, asked in plan.get("cells", {}).items():
         absent = [cell for cell in asked if cell not in stored]
         if absent:
-            sentences.append(f"{len(absent)} of the {len(asked)} {phase} cells are missing, {absent[0]} first")
+            sentences.append(
+                f"{len(absent)} of the {len(asked)} {phase} cells are missing, {absent[0]} first"
+            )
     for row in cells[cells["status"] == Status.FAILED].itertuples():
         sentences.append(f"cell {row.cell} failed ({row.reason}); the next run tries it again")
-    left = [path for table in schema.TABLES for path in (store.folder / table).glob(f"{TEMPORARY}*")]
-    return sentences + [f"{path.parent.name}/{path.name} is an unfinished write" for path in sorted(left)] + _left_over(store)
+    left = [
+        path for table in schema.TABLES for path in (store.folder / table).glob(f"{TEMPORARY}*")
+    ]
+    return (
+        sentences
+        + [f"{path.parent.name}/{path.name} is an unfinished write" for path in sorted(left)]
+        + _left_over(store)
+    )
 
 
 def remarks(store: Contents) -> list[str]:
@@ -67,14 +83,24 @@ def remarks(store: Contents) -> list[str]:
     for task, rows in cells[cells["status"] != Status.FAILED].groupby(TASK, dropna=False):
         keys = sorted(rows["environment"].dropna().unique())
         if len(keys) > 1:
-            sentences.append(f"{', '.join(map(str, task))}: its cells come from {len(keys)} environments ({', '.join(keys)})")
-    sentences += [f"environment {environment}: {page['lost']}" for environment, page in environments.items() if "lost" in page]
+            sentences.append(
+                f"{', '.join(map(str, task))}: its cells come from {len(keys)} environments "
+                f"({', '.join(keys)})"
+            )
+    sentences += [
+        f"environment {environment}: {page['lost']}"
+        for environment, page in environments.items()
+        if "lost" in page
+    ]
     if store.pages.unlisted():
-        sentences.append("the pages have no hashes, as in every folder from before format 2; the next run gives them some")
+        sentences.append(
+            "the pages have no hashes, as in every folder from before format 2; the next run gives "
+            "them some"
+        )
     return sentences
 
 
-# ----------------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def _file_problems(store: Contents) -> list[str]:
@@ -82,9 +108,16 @@ def _file_problems(store: Contents) -> list[str]:
     commits, bad = reader.all_commits(store.held)
     problems = [f"{name} {why}" for name, why in bad.items()]
     for one in commits:
-        problems += [f"{path.parent.name}/{path.name} {why}" for path in one.companions.values() if (why := damage_of(path))]
+        problems += [
+            f"{path.parent.name}/{path.name} {why}"
+            for path in one.companions.values()
+            if (why := damage_of(path))
+        ]
     copies = pd.Series([one.path.stem.rpartition("-")[2] for one in commits], dtype=object)
-    problems += [f"cells/{commits[number].path.name} is a copy of another file" for number in np.flatnonzero(copies.duplicated())]
+    problems += [
+        f"cells/{commits[number].path.name} is a copy of another file"
+        for number in np.flatnonzero(copies.duplicated())
+    ]
     return problems + _timing_problems(reader) + _doubles(reader.counted(commits))
 
 
@@ -92,12 +125,17 @@ def _timing_problems(reader: Reader) -> list[str]:
     _, bad = reader.throughput()
     files = [path for path in reader.files("throughput") if f"throughput/{path.name}" not in bad]
     copies = pd.Series([path.stem.rpartition("-")[2] for path in files], dtype=object).duplicated()
-    told = [f"throughput/{files[number].name} is a copy of another file" for number in np.flatnonzero(copies)]
+    told = [
+        f"throughput/{files[number].name} is a copy of another file"
+        for number in np.flatnonzero(copies)
+    ]
     return [f"{name} {why}" for name, why in bad.items()] + told
 
 
 def _doubles(commits: Sequence[Any]) -> list[str]:
-    """Cells that several commits hold as finished: only one of them counts. A copy of a file is told as such."""
+    """Cells that several commits hold as finished: only one of them counts. A copy of a file is
+    told as such.
+    """
     once = {one.path.stem.rpartition("-")[2]: one for one in commits}.values()
     rows = [one.rows.select(["cell", "status"]).to_pandas() for one in once]
     if not rows:
@@ -105,7 +143,11 @@ def _doubles(commits: Sequence[Any]) -> list[str]:
     every = pd.concat(rows)
     finished = every[every["status"] != Status.FAILED]
     twice = finished.loc[finished["cell"].duplicated(), "cell"]
-    return [f"{len(twice)} cells are stored twice, {twice.iloc[0]} first; `clipbench run` tidies them"] if len(twice) else []
+    return (
+        [f"{len(twice)} cells are stored twice, {twice.iloc[0]} first; `clipbench run` tidies them"]
+        if len(twice)
+        else []
+    )
 
 
 def _left_over(store: Contents) -> list[str]:
@@ -116,7 +158,7 @@ def _left_over(store: Contents) -> list[str]:
     return [f"{path.parent.name}/{path.name} belongs to no shard" for path in files]
 
 
-# ------------------------------------------------------------------------------------------------------------------------ rows
+# --------------------------------------------------------------------------------------------- rows
 
 
 @dataclass(frozen=True)
@@ -139,7 +181,8 @@ def _row_problems(store: Contents) -> list[str]:
     )
     tables = {name: _by_cell(store.arrow(name)) for name in SHARD_TABLES}
     problems = []
-    for row in cells.astype(object).where(cells.notna(), None).itertuples():  # pandas' NA cannot be asked whether it is a word
+    # pandas' NA cannot be asked whether it is a word
+    for row in cells.astype(object).where(cells.notna(), None).itertuples():
         mine = {name: tables[name].get(row.cell) for name in SHARD_TABLES}
         problems += [f"cell {row.cell}: {broken}" for broken in _broken(row, context, mine)]
     return problems + _between(cells)
@@ -159,8 +202,15 @@ def _by_cell(rows: pa.Table) -> dict[str, Columns]:
     rows = rows.sort_by([("cell", "ascending"), ("step", "ascending")])
     columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in rows.column_names}
     cells = columns.pop("cell")
-    edges = [0, *(np.flatnonzero(cells[1:] != cells[:-1]) + 1).tolist(), len(cells)] if len(cells) else [0]
-    return {cells[first]: {name: column[first:last] for name, column in columns.items()} for first, last in pairwise(edges)}
+    edges = (
+        [0, *(np.flatnonzero(cells[1:] != cells[:-1]) + 1).tolist(), len(cells)]
+        if len(cells)
+        else [0]
+    )
+    return {
+        cells[first]: {name: column[first:last] for name, column in columns.items()}
+        for first, last in pairwise(edges)
+    }
 
 
 def _broken(row: Any, context: _Context, tables: Mapping[str, Columns | None]) -> Iterator[str]:
@@ -208,15 +258,23 @@ def _columns(row: Any, document: Mapping[str, Any], context: _Context) -> Iterat
         yield f"its role {row.role!r} is none"
     if row.steps is not None and row.steps > document["steps"]:
         yield f"it has {row.steps} steps of {document['steps']}"
-    size = context.pilots.get(_pilot(row, document), {}).get(f"{label}, version {document['clip']['version']}")
+    size = context.pilots.get(_pilot(row, document), {}).get(
+        f"{label}, version {document['clip']['version']}"
+    )
     if row.relative is not None and size is not None and row.status != Status.FAILED:
         resolved = float(f"{row.relative * size:.3g}")
         if not _same(row.threshold, resolved):
-            yield f"its threshold is {row.threshold!r}, and {row.relative:g} times the pilot's {size:g} is {resolved:g}"
+            yield (
+                f"its threshold is {row.threshold!r}, and {row.relative:g} times the pilot's "
+                f"{size:g} is {resolved:g}"
+            )
 
 
 def _pilot(row: Any, document: Mapping[str, Any]) -> str:
-    return f"{row.problem}, batch {row.batch}, {row.device}, {row.dtype}, version {document['workload']['version']}"
+    return (
+        f"{row.problem}, batch {row.batch}, {row.device}, {row.dtype}, version "
+        f"{document['workload']['version']}"
+    )
 
 
 def _evaluated(row: Any, evals: Columns | None, about: Mapping[str, Any]) -> Iterator[str]:
@@ -226,15 +284,23 @@ def _evaluated(row: Any, evals: Columns | None, about: Mapping[str, Any]) -> Ite
     evaluations = _evaluations(evals)
     if len({one[:3] for one in evaluations}) < len(evaluations):
         yield "an evaluation is stored twice"
-    yield from _differing(row, summary.of_evaluations(evaluations, row.metric, about.get("target")), "its evaluations")
+    yield from _differing(
+        row, summary.of_evaluations(evaluations, row.metric, about.get("target")), "its evaluations"
+    )
     losses = np.array([one.value for one in evaluations if one.metric == skill.LOSS], dtype=float)
     yield from _too_good(losses, about, "an evaluation")
 
 
 def _recorded(
-    row: Any, document: Mapping[str, Any], tables: Mapping[str, Columns | None], about: Mapping[str, Any], context: _Context
+    row: Any,
+    document: Mapping[str, Any],
+    tables: Mapping[str, Columns | None],
+    about: Mapping[str, Any],
+    context: _Context,
 ) -> Iterator[str]:
-    """What is wrong with a row's curve: it must be there if it is kept, be whole, and give the columns, events and verdict."""
+    """What is wrong with a row's curve: it must be there if it is kept, be whole, and give the
+    columns, events and verdict.
+    """
     curve = tables["curves"]
     if curve is None:
         if keeps_curve(context.environment, row.role, row.status):
@@ -242,22 +308,37 @@ def _recorded(
         return
     steps = curve["step"]
     if not np.array_equal(steps, np.arange(row.steps or 0)):
-        yield f"its curve has {len(steps)} steps from {steps.min()} to {steps.max()}, not {row.steps}"
+        yield (
+            f"its curve has {len(steps)} steps from {steps.min()} to {steps.max()}, not {row.steps}"
+        )
         return
     rows = np.stack([curve[name] for name in measures.COLUMNS], axis=1).astype(float)
     yield from _differing(row, summary.of_curve(rows), "its curve")
-    optimum, reference, unbounded = about.get("optimum"), about.get("reference_loss"), bool(about.get("unbounded"))
+    optimum, reference, unbounded = (
+        about.get("optimum"),
+        about.get("reference_loss"),
+        bool(about.get("unbounded")),
+    )
     yield from _too_good(rows[:, measures.LOSS], about, "its curve")
     if not about or not context.current.get(row.cell):
         return
     rules, evaluations = events.rules_from(document["events"]), _evaluations(tables["evals"])
     dtype = "float64" if row.dtype == "float64" else "float32"
     derived = events.derive(rows, reference, optimum, unbounded, rules, dtype)
-    judged = skill.judge(about, evaluations, rows[:, measures.LOSS]) if row.rules == schema.RULES else None
-    derived = events.ordered([*derived, *events.evaluated(evaluations), *(judged.events if judged else ())])
+    judged = (
+        skill.judge(about, evaluations, rows[:, measures.LOSS])
+        if row.rules == schema.RULES
+        else None
+    )
+    derived = events.ordered(
+        [*derived, *events.evaluated(evaluations), *(judged.events if judged else ())]
+    )
     told = _rows(tables["events"], ("step", "kind"))
     if sorted(told) != sorted((one.step, one.kind) for one in derived):
-        yield f"its curve and its evaluations have {len(derived)} events, and {len(told)} are stored, or others"
+        yield (
+            f"its curve and its evaluations have {len(derived)} events, and {len(told)} are "
+            f"stored, or others"
+        )
     verdict = events.judge(derived, judged.outcome if judged else row.outcome)
     yield from _differing(row, {name: getattr(verdict, name) for name in VERDICT}, "its curve")
     yield from _differing(row, {"outcome": verdict.outcome}, "its evaluations")
@@ -268,14 +349,21 @@ def _evaluations(evals: Columns | None) -> list[Evaluation]:
 
 
 def _rows(columns: Columns | None, names: Sequence[str]) -> list[tuple[Any, ...]]:
-    return [] if columns is None else list(zip(*(columns[name].tolist() for name in names), strict=True))
+    return (
+        []
+        if columns is None
+        else list(zip(*(columns[name].tolist() for name in names), strict=True))
+    )
 
 
 def _differing(row: Any, wanted: Mapping[str, Any], what: str) -> Iterator[str]:
     for name, value in wanted.items():
         stored = getattr(row, name)
         if not _same(stored, value) and not (stored is None and name in LATER):
-            yield f"its column {name} is {stored!r}, and {what} {'say' if what.endswith('s') else 'says'} {value!r}"
+            yield (
+                f"its column {name} is {stored!r}, and {what} "
+                f"{'say' if what.endswith('s') else 'says'} {value!r}"
+            )
 
 
 def _too_good(losses: np.ndarray, about: Mapping[str, Any], what: str) -> Iterator[str]:
@@ -283,16 +371,31 @@ def _too_good(losses: np.ndarray, about: Mapping[str, Any], what: str) -> Iterat
     if optimum is None:
         return
     least = np.nanmin(losses) if len(losses) and not np.isnan(losses).all() else math.inf
-    if least < optimum - 1e-5 * max(1.0, abs(optimum)):  # float32 rounds a sum of terms at its least
+    # float32 rounds a sum of terms at its least
+    if least < optimum - 1e-5 * max(1.0, abs(optimum)):
         yield f"{what} has a loss of {least:g}, below the least there is, {optimum:g}"
 
 
 def _between(cells: pd.DataFrame) -> list[str]:
-    """What is wrong between rows: a seed must be of one phase, and a multiple must have one threshold."""
+    """What is wrong between rows: a seed must be of one phase, and a multiple must have one
+    threshold.
+    """
     roles: dict[tuple[Any, ...], set[str]] = {}
     thresholds: dict[tuple[Any, ...], set[float]] = {}
-    names = [*ARM, "relative", "lr", "threshold", "seed", "role", "environment", "settings", "status"]
-    for row in cells[names].astype(object).where(cells[names].notna(), None).itertuples(index=False):
+    names = [
+        *ARM,
+        "relative",
+        "lr",
+        "threshold",
+        "seed",
+        "role",
+        "environment",
+        "settings",
+        "status",
+    ]
+    for row in (
+        cells[names].astype(object).where(cells[names].notna(), None).itertuples(index=False)
+    ):
         if row.status == Status.FAILED:
             continue
         arm = (*row[: len(ARM)], row.relative, _versions(row.settings))
@@ -300,12 +403,16 @@ def _between(cells: pd.DataFrame) -> list[str]:
         if row.relative is not None:
             thresholds.setdefault((*arm, row.environment), set()).add(row.threshold)
     problems = [
-        f"{key[4]} at lr {key[7]:g}: seed {key[-1]} is used to select and to report" for key, used in roles.items() if len(used) > 1
+        f"{key[4]} at lr {key[7]:g}: seed {key[-1]} is used to select and to report"
+        for key, used in roles.items()
+        if len(used) > 1
     ]
     for key, several in thresholds.items():
         if len(several) > 1:
             told = ", ".join(f"{value:g}" for value in sorted(several))
-            problems.append(f"{key[4]}: {key[5]:g} times the pilot's size has several thresholds, {told}")
+            problems.append(
+                f"{key[4]}: {key[5]:g} times the pilot's size has several thresholds, {told}"
+            )
     return problems
 
 
@@ -321,5 +428,7 @@ def _versions(settings: str) -> str:
 
 def _same(stored: Any, wanted: Any) -> bool:
     if isinstance(wanted, float) and isinstance(stored, int | float):
-        return math.isclose(stored, wanted, rel_tol=CLOSE) or (math.isnan(stored) and math.isnan(wanted))
+        return math.isclose(stored, wanted, rel_tol=CLOSE) or (
+            math.isnan(stored) and math.isnan(wanted)
+        )
     return bool(stored == wanted) or (stored is None and wanted is None)

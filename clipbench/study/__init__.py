@@ -35,12 +35,20 @@ from clipbench.vocabulary import (
 )
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-DEVICE_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+DEVICE_NAMES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{port}{n}" for port in ("com", "lpt") for n in range(10)),
+}
 
 
 @dataclass(frozen=True)
 class Study:
-    """A parsed study page: its name (the file's stem), its text, and the folder its ``use`` files are relative to."""
+    """A parsed study page: its name (the file's stem), its text, and the folder its ``use``
+    files are relative to.
+    """
 
     name: str
     text: str
@@ -55,14 +63,22 @@ class Study:
     @property
     def used(self) -> list[tuple[Path, str]]:
         """The plug-ins that the study loads, each with its hash."""
-        return [(path, registry.digest_of(path)) for path in (self.folder / file for file in self.document.use)]
+        return [
+            (path, registry.digest_of(path))
+            for path in (self.folder / file for file in self.document.use)
+        ]
 
     def cells(self) -> list[Cell]:
         """The cells of the selection phase: the whole grid on the selection seeds 0, 1, ….
 
-        :raises UsageError: an unknown component, an unfit or empty axis, or two tables that give the same cell.
+        :raises UsageError: an unknown component, an unfit or empty axis, or two tables that give
+            the same cell.
         """
-        return [replace(one, seed=seed) for one in self.templates() for seed in range(self.seeds(one.workload.name).select)]
+        return [
+            replace(one, seed=seed)
+            for one in self.templates()
+            for seed in range(self.seeds(one.workload.name).select)
+        ]
 
     def templates(self) -> list[Cell]:
         """The cells of the selection phase on the first seed, 0: a study without its other seeds.
@@ -74,30 +90,46 @@ class Study:
         for template in self._grid():
             steps = lengths.setdefault((template.problem, template.batch), template.steps)
             if steps != template.steps:
-                difference = f'"{template.problem}" is asked for at {steps} and at {template.steps} steps'
-                raise UsageError(f"{self.where}: {difference}; runs of unequal length do not compare.")
+                difference = (
+                    f'"{template.problem}" is asked for at {steps} and at {template.steps} steps'
+                )
+                raise UsageError(
+                    f"{self.where}: {difference}; runs of unequal length do not compare."
+                )
             if template.id in templates:
                 point = f"{template.problem}, {template.arm}, lr {template.lr:g}"
                 raise UsageError(
-                    f"{self.where}: the same cell is asked for twice ({point}); two tables or two values repeat each other."
+                    f"{self.where}: the same cell is asked for twice ({point}); two tables or two "
+                    f"values repeat each other."
                 )
             templates[template.id] = template
         met = {cell.workload.name for cell in templates.values()}
         for number, table in enumerate(self.document.workload):
             if table.name not in met:
                 where = f"{self.where}, {ordinal(number)} [[workload]]"
-                raise UsageError(f'{where}: no optimizer with a clip is for "{table.name}"; look at their `workloads`.')
+                raise UsageError(
+                    f'{where}: no optimizer with a clip is for "{table.name}"; look at their '
+                    f"`workloads`."
+                )
         arms = {cell.arm for cell in templates.values()}
         for arm in self.document.untuned.arms:
             if arm not in arms:
-                raise UsageError(f'{self.where}, [untuned]: the study has no arm "{arm}".{nearest(arm, arms)}')
+                raise UsageError(
+                    f'{self.where}, [untuned]: the study has no arm "{arm}".{nearest(arm, arms)}'
+                )
         return list(templates.values())
 
     def seeds(self, workload: str) -> Page:
-        """How many seeds each phase runs on one workload: one of each if it says that it has no randomness."""
+        """How many seeds each phase runs on one workload: one of each if it says that it has no
+        randomness.
+        """
         if getattr(registry.find("workload", workload), "deterministic", False):
             return Seeds(select=1, report=min(1, self.document.run.seeds.report))
-        own = [table.seeds for table in self.document.workload if table.name == workload and table.seeds]
+        own = [
+            table.seeds
+            for table in self.document.workload
+            if table.name == workload and table.seeds
+        ]
         return own[0] if own else self.document.run.seeds
 
     def _grid(self) -> Iterator[Cell]:
@@ -115,27 +147,52 @@ class Study:
             devices = _axis(run.device, f"{self.where}, [run]: `device`")
             dtypes = _axis(run.dtype, f"{self.where}, [run]: `dtype`")
             schedules = self._schedules(w, o)
-            numbers = _axis(run.accumulate if w.accumulate is None else w.accumulate, f"{self.where}, [run]: `accumulate`")
-            if clip.settings.get(ON) == UPDATE and not hasattr(registry.find("optimizer", optimizer.name), "update"):
+            numbers = _axis(
+                run.accumulate if w.accumulate is None else w.accumulate,
+                f"{self.where}, [run]: `accumulate`",
+            )
+            if clip.settings.get(ON) == UPDATE and not hasattr(
+                registry.find("optimizer", optimizer.name), "update"
+            ):
                 raise UsageError(
-                    f'{self.where}: "{clip.label}" clips the update of a pure rule, and "{optimizer.name}" has none; '
+                    f'{self.where}: "{clip.label}" clips the update of a pure rule, and '
+                    f'"{optimizer.name}" has none; '
                     "leave one of the two out."
                 )
             for batch, number, device, dtype, schedule, lr in product(
                 batches, numbers, devices, dtypes, schedules, self._rates(w, o, c)
             ):
                 if batch % number:
-                    raise UsageError(f"{self.where}: a batch of {batch} cannot be taken in {number} equal parts (`accumulate`).")
+                    raise UsageError(
+                        f"{self.where}: a batch of {batch} cannot be taken in {number} equal parts "
+                        f"(`accumulate`)."
+                    )
                 taken = _with(workload, ACCUMULATE, number)
                 stepped = _with(optimizer, SCHEDULE, schedule)
-                yield Cell(taken, stepped, clip, float(lr), 0, steps, batch, device, dtype, run.evaluations, events)
+                yield Cell(
+                    taken,
+                    stepped,
+                    clip,
+                    float(lr),
+                    0,
+                    steps,
+                    batch,
+                    device,
+                    dtype,
+                    run.evaluations,
+                    events,
+                )
 
     def _schedules(self, w: Table, o: Table) -> list[str]:
-        """The schedules of one workload and optimizer: the optimizer's own, the workload's, the study's."""
+        """The schedules of one workload and optimizer: the optimizer's own, the workload's, the
+        study's.
+        """
         what = f"{self.where}, [run]: `schedule`"
         for schedule in (o.schedule, w.schedule, self.document.run.schedule):
             if schedule is not None:
-                return _axis([lr_schedules.canonical(one, what) for one in _axis(schedule, what)], what)
+                return _axis(
+                    [lr_schedules.canonical(one, what) for one in _axis(schedule, what)], what
+                )
         return []
 
     def _events(self, changes: Mapping[str, float]) -> dict[str, float]:
@@ -143,26 +200,45 @@ class Study:
         rules, changed = vars(Rules()), {}
         for name, value in changes.items():
             if name not in rules:
-                raise UsageError(f"{self.where}, [run] events: there is no rule `{name}`.{nearest(name, rules)}")
+                raise UsageError(
+                    f"{self.where}, [run] events: there is no rule `{name}`.{nearest(name, rules)}"
+                )
             whole = isinstance(rules[name], int)
             if not value > 0 or (whole and not value.is_integer()):
                 wanted = "positive whole number" if whole else "positive number"
-                raise UsageError(f"{self.where}, [run] events: `{name}` is {value!r}, and must be a {wanted}.")
+                raise UsageError(
+                    f"{self.where}, [run] events: `{name}` is {value!r}, and must be a {wanted}."
+                )
             if value != rules[name]:
                 changed[name] = type(rules[name])(value)
         return changed
 
     def _rates(self, w: Table, o: Table, c: Table) -> list[float]:
-        """The lr axis of one workload, optimizer and clip: the most specific one that the page gives."""
-        named = [table.lr.get(other) for table, other in ((w, o.name), (o, w.name)) if isinstance(table.lr, dict)]
+        """The lr axis of one workload, optimizer and clip: the most specific one that the page
+        gives.
+        """
+        named = [
+            table.lr.get(other)
+            for table, other in ((w, o.name), (o, w.name))
+            if isinstance(table.lr, dict)
+        ]
         plain = [table.lr for table in (o, w) if not isinstance(table.lr, dict)]
         for lr in (c.lr, *named, *plain, self.document.run.lr):
             if lr is not None and not isinstance(lr, dict):
                 return _axis(lr, f"{self.where}, [run]: `lr`")
-        raise UsageError(f'{self.where}: no lr is given for "{o.name}" on "{w.name}"; set `lr` in [run], or in either table.')
+        raise UsageError(
+            f'{self.where}: no lr is given for "{o.name}" on "{w.name}"; set `lr` in [run], or in '
+            f"either table."
+        )
 
-    def _components(self, kind: registry.Kind, tables: Sequence[Table]) -> Iterator[tuple[Table, Part]]:
-        others = {"workload": self.document.optimizer, "optimizer": self.document.workload, "clip": []}[kind]
+    def _components(
+        self, kind: registry.Kind, tables: Sequence[Table]
+    ) -> Iterator[tuple[Table, Part]]:
+        others = {
+            "workload": self.document.optimizer,
+            "optimizer": self.document.workload,
+            "clip": [],
+        }[kind]
         for number, table in enumerate(tables):
             where = f"{self.where}, {ordinal(number)} [[{kind}]]"
             cls = registry.find(kind, table.name, where)
@@ -170,25 +246,40 @@ class Study:
                 for axis in values.values() if isinstance(values, dict) else [values]:
                     _axis(axis, f"{where}: `{word}`")
             _refuse_misplaced(table, where)
-            seeds = [other.word("seeds") or self.document.run.seeds for other in tables if other.name == table.name]
+            seeds = [
+                other.word("seeds") or self.document.run.seeds
+                for other in tables
+                if other.name == table.name
+            ]
             if any(one != seeds[0] for one in seeds):
                 raise UsageError(
-                    f'{where}: another table of "{table.name}" gives other `seeds`; a workload has the same in all its tables.'
+                    f'{where}: another table of "{table.name}" gives other `seeds`; a workload has '
+                    f"the same in all its tables."
                 )
-            _refuse_unknown(table.lr if isinstance(table.lr, dict) else (), others, f"{where}: `lr`")
-            _refuse_unknown(table.word("workloads") or (), self.document.workload, f"{where}: `workloads`")
+            _refuse_unknown(
+                table.lr if isinstance(table.lr, dict) else (), others, f"{where}: `lr`"
+            )
+            _refuse_unknown(
+                table.word("workloads") or (), self.document.workload, f"{where}: `workloads`"
+            )
             kept = {word: said for word in (RELATIVE, ON) if (said := table.word(word)) is not None}
             if RELATIVE in kept and not hasattr(cls, "size"):
                 raise UsageError(
-                    f'{where}: "{table.name}" has no size that `relative` could be a multiple of; give its setting a number.'
+                    f'{where}: "{table.name}" has no size that `relative` could be a multiple of; '
+                    f"give its setting a number."
                 )
-            axes = {name: _axis(value, f"{where}: `{name}`") for name, value in (table.settings | kept).items()}
+            axes = {
+                name: _axis(value, f"{where}: `{name}`")
+                for name, value in (table.settings | kept).items()
+            }
             for point in product(*axes.values()):
                 yield table, part(kind, cls, dict(zip(axes, point, strict=True)), where)
 
 
 def part(kind: registry.Kind, cls: Any, settings: Mapping[str, Any], where: str) -> Part:
-    """One component with validated settings; words of the study among them stay as the study wrote them."""
+    """One component with validated settings; words of the study among them stay as the study
+    wrote them.
+    """
     threshold = registry.threshold_field(cls) if kind == "clip" else None
     words = {name: value for name, value in settings.items() if name in KEPT}
     others = {name: value for name, value in settings.items() if name not in KEPT}
@@ -196,29 +287,46 @@ def part(kind: registry.Kind, cls: Any, settings: Mapping[str, Any], where: str)
     if on == GRADIENT:
         words.pop(ON, None)
     elif threshold is None:
-        raise UsageError(f'{where}: "{cls.name}" changes nothing, so `on = "{on}"` would; leave it out.')
+        raise UsageError(
+            f'{where}: "{cls.name}" changes nothing, so `on = "{on}"` would; leave it out.'
+        )
     elif RELATIVE in words:
         raise UsageError(
-            f'{where}: `relative` is a multiple of the size of a batch\'s gradient; with `on = "{on}"` give `{threshold}`.'
+            f"{where}: `relative` is a multiple of the size of a batch's gradient; with `on = "
+            f'"{on}"` give `{threshold}`.'
         )
     elif on == EXAMPLE and hasattr(cls, "init"):
-        raise UsageError(f'{where}: "{cls.name}" remembers from step to step, which the gradient of one example cannot.')
+        raise UsageError(
+            f'{where}: "{cls.name}" remembers from step to step, which the gradient of one '
+            f"example cannot."
+        )
     if RELATIVE not in words:
-        return Part(cls.name, cls.version, {**registry.validated(cls, others, where), **words}, threshold)
+        return Part(
+            cls.name, cls.version, {**registry.validated(cls, others, where), **words}, threshold
+        )
     if threshold is None or threshold in settings:
         raise UsageError(f"{where}: give `relative` or `{threshold}`, not both.")
     clean = registry.validated(cls, {**others, threshold: 1.0}, where)
     clean.pop(threshold, None)
-    return Part(cls.name, cls.version, {**clean, **words, RELATIVE: float(words[RELATIVE])}, threshold)
+    return Part(
+        cls.name, cls.version, {**clean, **words, RELATIVE: float(words[RELATIVE])}, threshold
+    )
 
 
 def _with(component: Part, word: str, value: Any) -> Part:
-    """A component with a word of the study among its settings; the word is left out at its default."""
-    return component if value == DEFAULTS[word] else replace(component, settings={**component.settings, word: value})
+    """A component with a word of the study among its settings; the word is left out at its
+    default.
+    """
+    return (
+        component
+        if value == DEFAULTS[word]
+        else replace(component, settings={**component.settings, word: value})
+    )
 
 
 def _refuse_misplaced(table: Table, where: str) -> None:
-    """Refuse a word of a component's table that belongs in another table, and a schedule that there is not.
+    """Refuse a word of a component's table that belongs in another table, and a schedule that there
+    is not.
 
     :raises UsageError: there is one.
     """
@@ -238,7 +346,9 @@ def _refuse_unknown(named: Iterable[str], tables: Sequence[Table], what: str) ->
     known = [table.name for table in tables]
     for name in named:
         if name not in known:
-            raise UsageError(f'{what} names "{name}", which the study does not run.{nearest(name, known)}')
+            raise UsageError(
+                f'{what} names "{name}", which the study does not run.{nearest(name, known)}'
+            )
 
 
 def _axis(value: Any, what: str) -> list[Any]:
@@ -253,18 +363,22 @@ def _axis(value: Any, what: str) -> list[Any]:
     return values
 
 
-# ---------------------------------------------------------------------------------------------------------------- finding one
+# -------------------------------------------------------------------------------------- finding one
 
 
 def packaged() -> dict[str, str]:
     """Name → text of the studies that come with clipbench."""
     folder = resources.files("clipbench") / "studies"
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
+    files = sorted(
+        (file for file in folder.iterdir() if file.name.endswith(".toml")),
+        key=lambda file: file.name,
+    )
     return {file.name.removesuffix(".toml"): file.read_text(encoding="utf-8") for file in files}
 
 
 def read(study: str) -> Study:
-    """The study named on the command line: a path ending in ``.toml``, or the name of a packaged one. Its ``use`` files are loaded.
+    """The study named on the command line: a path ending in ``.toml``, or the name of a packaged
+    one. Its ``use`` files are loaded.
 
     :raises UsageError: no such study, a name no folder can bear, or a page that is not a study.
     """
@@ -280,10 +394,14 @@ def read(study: str) -> Study:
     known = packaged()
     if study not in known:
         if "/" in study or "\\" in study or study.startswith("."):
-            raise UsageError(f'"{study}" is no study: give the name of a packaged study, or a path ending in .toml.')
+            raise UsageError(
+                f'"{study}" is no study: give the name of a packaged study, or a path ending '
+                f"in .toml."
+            )
         hint = nearest(study, known)
         raise UsageError(
-            f'there is no packaged study "{study}".{hint} There are: {", ".join(known)}; or give a path ending in .toml.'
+            f'there is no packaged study "{study}".{hint} There are: {", ".join(known)}; or give a '
+            f"path ending in .toml."
         )
     return parse(study, known[study], Path.cwd())
 
@@ -295,17 +413,22 @@ def parse(name: str, text: str, folder: Path) -> Study:
     """
     if not NAME.fullmatch(name) or name.lower() in DEVICE_NAMES:
         raise UsageError(
-            f'"{name}.toml": a study\'s name is up to 64 letters, digits, - and _, begins with a letter or digit; no device name.'
+            f'"{name}.toml": a study\'s name is up to 64 letters, digits, - and _, begins with a '
+            f"letter or digit; no device name."
         )
     where = f"{name}.toml"
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{where}: this is not TOML: {error}.") from None
-    for number, table in enumerate(raw.get("optimizer", []) if isinstance(raw.get("optimizer", []), list) else []):
+    for number, table in enumerate(
+        raw.get("optimizer", []) if isinstance(raw.get("optimizer", []), list) else []
+    ):
         if isinstance(table, dict) and "torch" in table:
             if "name" in table:
-                raise UsageError(f"{where}, {ordinal(number)} [[optimizer]]: give `name` or `torch`, not both.")
+                raise UsageError(
+                    f"{where}, {ordinal(number)} [[optimizer]]: give `name` or `torch`, not both."
+                )
             table["name"] = table["torch"]
     try:
         document = Document.model_validate(raw)

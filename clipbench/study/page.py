@@ -1,4 +1,6 @@
-"""A study page as it may be written: a model of each of its tables, made of the words that may stand in it."""
+"""A study page as it may be written: a model of each of its tables, made of the words that may
+stand in it.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,16 @@ class Page(BaseModel):
 
 
 class Table(Page):
-    """A ``[[workload]]``, ``[[optimizer]]`` or ``[[clip]]`` table: words of the page, beside them the component's own settings."""
+    """A ``[[workload]]``, ``[[optimizer]]`` or ``[[clip]]`` table: words of the page, beside
+    them the component's own settings.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     def word(self, name: str) -> Any:
-        """The table's value for a word of the page; None if it has none, or is of a kind that has no such word."""
+        """The table's value for a word of the page; None if it has none, or is of a kind that
+        has no such word.
+        """
         return getattr(self, name) if name in type(self).model_fields else None
 
     def meets(self, workload: str) -> bool:
@@ -45,7 +51,9 @@ P = TypeVar("P", bound=Page)
 
 def _model(table: str, shared: type[P], **tables: type[Page]) -> type[P]:
     """The model of a table; ``tables`` are the models of those that may stand in it."""
-    fields: dict[str, Any] = {name: _field(word, table, tables) for name, word in words_of(table).items()}
+    fields: dict[str, Any] = {
+        name: _field(word, table, tables) for name, word in words_of(table).items()
+    }
     return create_model(table, __base__=shared, **fields)
 
 
@@ -63,4 +71,10 @@ def _field(word: Word, table: str, tables: dict[str, type[Page]]) -> tuple[Any, 
 Seeds = _model("seeds", Page)
 Untuned = _model("untuned", Page)
 Run = _model("run", Page, seeds=Seeds)
-Document = _model(PAGE, Page, run=Run, untuned=Untuned, **{kind: _model(kind, Table, seeds=Seeds) for kind in KINDS})
+Document = _model(
+    PAGE,
+    Page,
+    run=Run,
+    untuned=Untuned,
+    **{kind: _model(kind, Table, seeds=Seeds) for kind in KINDS},
+)

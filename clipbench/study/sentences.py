@@ -10,12 +10,26 @@ from pydantic import ValidationError
 from clipbench.errors import nearest
 from clipbench.vocabulary import HOMES, PAGE, TABLE, TABLES, belongs, words_of
 
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-ALIKE = 0.9  # of another table's word, so alike is a slip of the pen only: `workloads` for `workload`
+ORDINALS = (
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+)
+# of another table's word, so alike is a slip of the pen only: `workloads` for `workload`
+ALIKE = 0.9
 
 
 class Place(NamedTuple):
-    """The position of an error on a page: the name of its table for a sentence, the table, and the word in it."""
+    """The position of an error on a page: the name of its table for a sentence, the table, and
+    the word in it.
+    """
 
     where: str
     table: str
@@ -23,22 +37,32 @@ class Place(NamedTuple):
 
 
 def sentence(where: str, raw: Mapping[str, Any], error: ValidationError) -> str:
-    """The first error of the validation library as a sentence of our own; an unknown word comes before a missing one."""
+    """The first error of the validation library as a sentence of our own; an unknown word comes
+    before a missing one.
+    """
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     position = _place(where, first["loc"])
     known, name = words_of(position.table), position.name
     if first["type"] == "extra_forbidden":
         if name in HOMES and not nearest(name, known, ALIKE):
             return f"{position.where}: {belongs(name)}."
-        return f"{position.where}: there is no setting `{name}`. There are: {', '.join(known)}.{nearest(name, known)}"
+        return (
+            f"{position.where}: there is no setting `{name}`. There are: "
+            f"{', '.join(known)}.{nearest(name, known)}"
+        )
     wanted = known[name].wanted
     if first["type"] == "missing":
-        return f"{position.where}: `{name}` is missing; it must be {wanted}.{_written_for(name, raw, first)}"
+        return (
+            f"{position.where}: `{name}` is missing; it must be "
+            f"{wanted}.{_written_for(name, raw, first)}"
+        )
     return f"{position.where}: `{name}` is {_value_given(raw, first)}, and must be {wanted}."
 
 
 def _place(where: str, path: tuple[int | str, ...]) -> Place:
-    """The last word of a path that leads from the page through its tables; what follows is the word's own matter."""
+    """The last word of a path that leads from the page through its tables; what follows is the
+    word's own matter.
+    """
     table, inner, name = PAGE, PAGE, ""
     for step in path:
         if isinstance(step, int):
@@ -57,7 +81,9 @@ def _place(where: str, path: tuple[int | str, ...]) -> Place:
 
 
 def _written_for(name: str, raw: Mapping[str, Any], first: Any) -> str:
-    """Part of a sentence: the word in a table that may have been meant for a missing word, if there is one."""
+    """Part of a sentence: the word in a table that may have been meant for a missing word, if
+    there is one.
+    """
     table: Any = raw
     for step in first["loc"][:-1]:
         table = table[step]
@@ -69,7 +95,9 @@ def _value_given(raw: Mapping[str, Any], first: Any) -> str:
     value: Any = raw
     for step in first["loc"]:  # a union's own words are no step of the page
         inside = (
-            step in value if isinstance(value, dict) else isinstance(value, list) and isinstance(step, int) and step < len(value)
+            step in value
+            if isinstance(value, dict)
+            else isinstance(value, list) and isinstance(step, int) and step < len(value)
         )
         value = value[step] if inside else value
     return repr(value)

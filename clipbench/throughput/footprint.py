@@ -14,13 +14,16 @@ from torch import Tensor
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
-WAITS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")  # of the host for the device
+# of the host for the device
+WAITS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 STEP = "clipbench step"
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """The peak memory of one step in bytes; its kernels, and its waits of the host for the device, None on the CPU."""
+    """The peak memory of one step in bytes; its kernels, and its waits of the host for the
+    device, None on the CPU.
+    """
 
     peak_bytes: int
     kernels: int | None = None
@@ -28,7 +31,9 @@ class Footprint:
 
 
 def footprint(once: Callable[[], object], held: Iterable[Tensor], device: str) -> Footprint:
-    """The footprint of one step; its peak is the bytes of ``held`` and the most that is allocated on top of them."""
+    """The footprint of one step; its peak is the bytes of ``held`` and the most that is
+    allocated on top of them.
+    """
     base = sum(tensor.numel() * tensor.element_size() for tensor in held)
     if device == "cuda":
         torch.cuda.synchronize()
@@ -37,8 +42,14 @@ def footprint(once: Callable[[], object], held: Iterable[Tensor], device: str) -
         once()
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
-        return Footprint(base + peak, *_on_device(_events(once, ProfilerActivity.CPU, ProfilerActivity.CUDA)))
-    changes = [(event.start_ns(), event.nbytes()) for event in _events(once, ProfilerActivity.CPU) if event.name() == "[memory]"]
+        return Footprint(
+            base + peak, *_on_device(_events(once, ProfilerActivity.CPU, ProfilerActivity.CUDA))
+        )
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in _events(once, ProfilerActivity.CPU)
+        if event.name() == "[memory]"
+    ]
     level = peak = 0
     for _, change in sorted(changes, key=lambda pair: pair[0]):
         level += change
@@ -48,7 +59,12 @@ def footprint(once: Callable[[], object], held: Iterable[Tensor], device: str) -
 
 def _events(once: Callable[[], object], *activities: ProfilerActivity) -> list[Any]:
     """The events of one step in torch's profiler."""
-    with _silent(), torch.profiler.profile(activities=activities, profile_memory=len(activities) == 1) as profile:
+    with (
+        _silent(),
+        torch.profiler.profile(
+            activities=activities, profile_memory=len(activities) == 1
+        ) as profile,
+    ):
         with torch.profiler.record_function(STEP):
             once()
         if ProfilerActivity.CUDA in activities:
@@ -58,22 +74,33 @@ def _events(once: Callable[[], object], *activities: ProfilerActivity) -> list[A
 
 def _on_device(events: list[Any]) -> tuple[int, int]:
     """Kernels, and calls within the step in which the host waited for the device."""
-    (step,) = [event for event in events if event.name() == STEP and event.device_type() == DeviceType.CPU]
+    (step,) = [
+        event for event in events if event.name() == STEP and event.device_type() == DeviceType.CPU
+    ]
     on_device = [event.name() for event in events if event.device_type() == DeviceType.CUDA]
-    kernels = [name for name in on_device if name != STEP and not name.startswith(("Memcpy", "Memset"))]
+    kernels = [
+        name for name in on_device if name != STEP and not name.startswith(("Memcpy", "Memset"))
+    ]
     ends = step.start_ns() + step.duration_ns()
-    waits = [event for event in events if event.name() in WAITS and step.start_ns() <= event.start_ns() <= ends]
+    waits = [
+        event
+        for event in events
+        if event.name() in WAITS and step.start_ns() <= event.start_ns() <= ends
+    ]
     return len(kernels), len(waits)
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """The process's own stderr closed for a moment: the profiler's C++ code writes lines there that no setting turns off."""
+    """The process's own stderr closed for a moment: the profiler's C++ code writes lines there
+    that no setting turns off.
+    """
     kept, void = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(void, 2)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="(Warning: )?Profiler clears events")  # torch 2.11 says so of every profile
+            # torch 2.11 says so of every profile
+            warnings.filterwarnings("ignore", message="(Warning: )?Profiler clears events")
             yield
     finally:
         os.dup2(kept, 2)

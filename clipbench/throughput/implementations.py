@@ -1,8 +1,8 @@
 """Implementations of a clip and the optimizer's step, from the plainest loop to a compiled program.
 
-Each class holds some weights and one optimizer over them; ``update(clip)`` is a function that clips the gradients and steps. All of
-them lead to the same weights as torch's own pair of calls; they differ in how often they read and write memory, and in how many
-calls a step takes.
+Each class holds some weights and one optimizer over them; ``update(clip)`` is a function that clips
+the gradients and steps. All of them lead to the same weights as torch's own pair of calls; they
+differ in how often they read and write memory, and in how many calls a step takes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Torch:
         if self.flat and not getattr(rule, "flat", False):
             raise Unfit("its elements may not all be treated alike, as one flat tensor needs it")
         named = {f"p{number}": param for number, param in enumerate(self.params)}
-        self.optimizer = _with_flags(optimizers.torch_optimizer(rule, self.params, lr, named), self.flags)
+        self.optimizer = _with_flags(
+            optimizers.torch_optimizer(rule, self.params, lr, named), self.flags
+        )
 
     @property
     def grads(self) -> list[Tensor]:
@@ -74,10 +76,14 @@ class Torch:
         """A function that clips the gradients and does not step."""
         if self.flat and not getattr(clip, "flat", False):
             raise Unfit("it is another clip over one flat tensor")
-        return engines.clipper(clip, {f"p{number}": param for number, param in enumerate(self.params)})
+        return engines.clipper(
+            clip, {f"p{number}": param for number, param in enumerate(self.params)}
+        )
 
     def zero_grad(self) -> None:
-        """Clear the gradients before a backward pass; those that are views of one tensor keep their memory."""
+        """Clear the gradients before a backward pass; those that are views of one tensor keep
+        their memory.
+        """
         self.optimizer.zero_grad(set_to_none=not self.flat)
 
     def held(self) -> Iterator[Tensor]:
@@ -86,7 +92,9 @@ class Torch:
 
 
 class Origin(Torch):
-    """Written by hand, as articles print it: a loop over the parameters, and for the norm a number read from each of them."""
+    """Written by hand, as articles print it: a loop over the parameters, and for the norm a
+    number read from each of them.
+    """
 
     def cut(self, clip: Any) -> Update:
         if clip.name == "value":
@@ -120,7 +128,9 @@ class Loop(Torch):
         if clip.name == "value":
             return partial(clip_grad_value_, self.params, clip.max_value, foreach=foreach)
         if clip.name == "norm":
-            return partial(clip_grad_norm_, self.params, clip.max_norm, float(clip.norm_type), foreach=foreach)
+            return partial(
+                clip_grad_norm_, self.params, clip.max_norm, float(clip.norm_type), foreach=foreach
+            )
         raise Unfit("torch has no function of its own for it")
 
 
@@ -131,7 +141,9 @@ class Foreach(Loop):
 
 
 class Fused(Torch):
-    """The optimizer's fused step, which divides the gradients by a norm clip's factor as it reads them (``grad_scale``)."""
+    """The optimizer's fused step, which divides the gradients by a norm clip's factor as it
+    reads them (``grad_scale``).
+    """
 
     flags: ClassVar[Mapping[str, bool]] = {"fused": True}
 
@@ -143,7 +155,8 @@ class Fused(Torch):
 
         def update() -> None:
             norm = get_total_norm(self.grads, norm_type)
-            optimizer.grad_scale = ((norm + EPSILON) / clip.max_norm).clamp(min=1).float()  # its kernels take no other
+            # its kernels take no other
+            optimizer.grad_scale = ((norm + EPSILON) / clip.max_norm).clamp(min=1).float()
             optimizer.step()
             optimizer.grad_scale = None  # the next step may be one without a clip
 
@@ -156,7 +169,9 @@ class Fused(Torch):
 
 
 class Fast(Torch):
-    """``clipbench.fast``: the clip and the step in one call on torch's own optimizer, whose gradients keep their memory."""
+    """``clipbench.fast``: the clip and the step in one call on torch's own optimizer, whose
+    gradients keep their memory.
+    """
 
     compiled: ClassVar[bool] = False
 
@@ -169,14 +184,20 @@ class Fast(Torch):
         if clip.name == "none":
             return super().update(clip)
         if clip.name == "value":
-            return partial(fast.value_clipped_step, self.optimizer, clip.max_value, compiled=self.compiled)
+            return partial(
+                fast.value_clipped_step, self.optimizer, clip.max_value, compiled=self.compiled
+            )
         if clip.name == "norm" and clip.norm_type == 2:
-            return partial(fast.norm_clipped_step, self.optimizer, clip.max_norm, compiled=self.compiled)
+            return partial(
+                fast.norm_clipped_step, self.optimizer, clip.max_norm, compiled=self.compiled
+            )
         raise Unfit("clipbench.fast has no such clip")
 
     def cut(self, clip: Any) -> Update:
         if clip.name == "value":
-            return partial(fast.clip_grad_value_, self.params, clip.max_value, compiled=self.compiled)
+            return partial(
+                fast.clip_grad_value_, self.params, clip.max_value, compiled=self.compiled
+            )
         raise Unfit("clipbench.fast has no such clip without a step")
 
     def held(self) -> Iterator[Tensor]:
@@ -199,13 +220,17 @@ class FastCompiled(Fast):
 
 
 class Flat(Torch):
-    """torch's defaults over flat memory: all weights are views of one tensor, all gradients views of another."""
+    """torch's defaults over flat memory: all weights are views of one tensor, all gradients
+    views of another.
+    """
 
     flat: ClassVar[bool] = True
 
 
 class Compiled(Torch):
-    """The clip and the rule as one program of torch's compiler over one flat tensor; a norm is taken before it."""
+    """The clip and the rule as one program of torch's compiler over one flat tensor; a norm is
+    taken before it.
+    """
 
     flat: ClassVar[bool] = True
 
@@ -220,8 +245,14 @@ class Compiled(Torch):
     def update(self, clip: Any) -> Update:
         if clip.name not in ("none", "value", "norm"):
             raise Unfit("no program was written for it")
-        whole, state, program = self.whole.detach(), self.state, _program(self.rule, clip.name, self.lr)
-        limit = torch.tensor(getattr(clip, "max_value", 1.0), dtype=whole.dtype, device=whole.device)
+        whole, state, program = (
+            self.whole.detach(),
+            self.state,
+            _program(self.rule, clip.name, self.lr),
+        )
+        limit = torch.tensor(
+            getattr(clip, "max_value", 1.0), dtype=whole.dtype, device=whole.device
+        )
         few = whole[:FEW].clone()
         _compile(program, few, few.clone(), limit, _state(self.rule, few))
 
@@ -259,28 +290,44 @@ def implementations_named(words: str | None) -> list[str]:
     :param words: comma-separated, such as ``torch,flat``.
     :raises UsageError: a word that is none of them.
     """
-    asked = list(IMPLEMENTATIONS) if words is None else list(dict.fromkeys(word.strip() for word in words.split(",")))
+    asked = (
+        list(IMPLEMENTATIONS)
+        if words is None
+        else list(dict.fromkeys(word.strip() for word in words.split(",")))
+    )
     for word in asked:
         if word not in IMPLEMENTATIONS:
             hint = nearest(word, IMPLEMENTATIONS)
             raise UsageError(
-                f'--implementation: there is no implementation "{word}".{hint} There are: {", ".join(IMPLEMENTATIONS)}.'
+                f'--implementation: there is no implementation "{word}".{hint} There are: '
+                f"{', '.join(IMPLEMENTATIONS)}."
             )
     return asked
 
 
 @torch.no_grad()
 def flattened(params: Sequence[nn.Parameter]) -> nn.Parameter:
-    """One new parameter: from now on all of ``params`` are views of it, and their gradients views of its gradient."""
+    """One new parameter: from now on all of ``params`` are views of it, and their gradients
+    views of its gradient.
+    """
     whole = nn.Parameter(torch.cat([param.detach().flatten() for param in params]))
-    whole.grad = torch.cat([torch.zeros_like(param).flatten() if param.grad is None else param.grad.flatten() for param in params])
+    whole.grad = torch.cat(
+        [
+            torch.zeros_like(param).flatten() if param.grad is None else param.grad.flatten()
+            for param in params
+        ]
+    )
     sizes = [param.numel() for param in params]
-    for param, weights, grad in zip(params, whole.detach().split(sizes), whole.grad.split(sizes), strict=True):
+    for param, weights, grad in zip(
+        params, whole.detach().split(sizes), whole.grad.split(sizes), strict=True
+    ):
         param.data, param.grad = weights.view(param.shape), grad.view(param.shape)
     return whole
 
 
-def _with_flags(optimizer: torch.optim.Optimizer, flags: Mapping[str, bool]) -> torch.optim.Optimizer:
+def _with_flags(
+    optimizer: torch.optim.Optimizer, flags: Mapping[str, bool]
+) -> torch.optim.Optimizer:
     """The same optimizer with some flags of its class set.
 
     :raises Unfit: the class knows no such flag, or refuses it.
@@ -294,23 +341,33 @@ def _with_flags(optimizer: torch.optim.Optimizer, flags: Mapping[str, bool]) -> 
         raise Unfit(f"{name} knows no `{', '.join(flags)}`")
     settings = {key: value for key, value in optimizer.defaults.items() if key in known}
     try:
-        return cls([param for group in optimizer.param_groups for param in group["params"]], **{**settings, **flags})
+        return cls(
+            [param for group in optimizer.param_groups for param in group["params"]],
+            **{**settings, **flags},
+        )
     except RuntimeError as error:  # a device or a dtype without such a step
         raise Unfit(f"{name} refuses it: {error}") from error
 
 
 @lru_cache(maxsize=64)
 def _program(rule: Any, kind: str, lr: float) -> Callable[..., None]:
-    """The compiled update of one flat tensor, for all sizes; ``amount`` is the clip's limit or factor."""
+    """The compiled update of one flat tensor, for all sizes; ``amount`` is the clip's limit or
+    factor.
+    """
 
     def step(whole: Tensor, grad: Tensor, amount: Tensor, state: Any) -> None:
-        clipped = {"none": lambda: grad, "value": lambda: grad.clamp(-amount, amount), "norm": lambda: grad * amount}[kind]()
+        clipped = {
+            "none": lambda: grad,
+            "value": lambda: grad.clamp(-amount, amount),
+            "norm": lambda: grad * amount,
+        }[kind]()
         direction, new = rule.update({"p": clipped}, state, {"p": whole})
         whole.add_(direction["p"], alpha=-lr)
         for old, value in zip(tensors(state), tensors(new), strict=True):
             old.copy_(value)
 
-    step.__code__ = step.__code__.replace(co_name=f"step_{kind}")  # torch allows one code object few programs
+    # torch allows one code object few programs
+    step.__code__ = step.__code__.replace(co_name=f"step_{kind}")
     # In this process: a pool of compilers would be left behind when it ends.
     return torch.compile(step, dynamic=True, fullgraph=True, options={"compile_threads": 1})
 
@@ -318,11 +375,16 @@ def _program(rule: Any, kind: str, lr: float) -> Callable[..., None]:
 def _state(rule: Any, whole: Tensor) -> Any:
     """The rule's first state, in a form that a compiled program can change in place.
 
-    Every name has a tensor of its own, with at least one dimension: torch's compiler loses what is written to others.
+    Every name has a tensor of its own, with at least one dimension: torch's compiler loses what is
+    written to others.
     """
 
     def copied(held: Any) -> Any:
-        return torch.atleast_1d(held.clone()) if isinstance(held, Tensor) else {name: copied(one) for name, one in held.items()}
+        return (
+            torch.atleast_1d(held.clone())
+            if isinstance(held, Tensor)
+            else {name: copied(one) for name, one in held.items()}
+        )
 
     return copied(rule.init({"p": whole.detach().clone()}))
 
@@ -340,7 +402,9 @@ def _compile(program: Callable[..., None], *arguments: Any) -> None:
     except Exception as error:
         said = " ".join(str(error).split())
         missing = "compiler" in said.lower() and "found" in said.lower()
-        raise Unfit("no C++ compiler was found" if missing else f"torch's compiler failed: {said[:150]}") from error
+        raise Unfit(
+            "no C++ compiler was found" if missing else f"torch's compiler failed: {said[:150]}"
+        ) from error
 
 
 def tensors(held: Any) -> Iterator[Tensor]:

@@ -26,7 +26,9 @@ def _convolution(before: int, after: int, kernel: int) -> list[Shape]:
 
 
 def _resnet(depths: Sequence[int], bottleneck: bool) -> Iterator[Shape]:
-    """The parameters of a residual network for ImageNet, in the order of its layers (He et al. 2016)."""
+    """The parameters of a residual network for ImageNet, in the order of its layers (He et al.
+    2016).
+    """
     yield from _convolution(3, 64, 7)
     before = 64
     for stage, depth in enumerate(depths):
@@ -34,7 +36,11 @@ def _resnet(depths: Sequence[int], bottleneck: bool) -> Iterator[Shape]:
         after = 4 * width if bottleneck else width
         for block in range(depth):
             if bottleneck:
-                yield from (*_convolution(before, width, 1), *_convolution(width, width, 3), *_convolution(width, after, 1))
+                yield from (
+                    *_convolution(before, width, 1),
+                    *_convolution(width, width, 3),
+                    *_convolution(width, after, 1),
+                )
             else:
                 yield from (*_convolution(before, width, 3), *_convolution(width, after, 3))
             if block == 0 and before != after:
@@ -75,9 +81,17 @@ def sizes_named(words: str | None) -> dict[str, list[Shape]]:
     :param words: comma-separated, such as ``1k,tiny``.
     :raises UsageError: a word that is no size.
     """
-    asked = list(SIZES) if words is None else [] if words == "none" else [word.strip() for word in words.split(",")]
+    asked = (
+        list(SIZES)
+        if words is None
+        else []
+        if words == "none"
+        else [word.strip() for word in words.split(",")]
+    )
     for word in asked:
         if word not in SIZES:
             hint = nearest(word, SIZES)
-            raise UsageError(f'--sizes: there is no size "{word}".{hint} There are: {", ".join(SIZES)}; or none.')
+            raise UsageError(
+                f'--sizes: there is no size "{word}".{hint} There are: {", ".join(SIZES)}; or none.'
+            )
     return {named(SIZES[word]): SIZES[word] for word in asked}

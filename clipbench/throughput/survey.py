@@ -1,4 +1,6 @@
-"""The timings of a study: its training steps, as ``run`` takes them; and the long form, every implementation at every size."""
+"""The timings of a study: its training steps, as ``run`` takes them; and the long form, every
+implementation at every size.
+"""
 
 from __future__ import annotations
 
@@ -22,33 +24,45 @@ from clipbench.throughput.turns import Blocks, Pace, take_turns
 from clipbench.throughput.updates import Given, Update, Weights, halved
 from clipbench.vocabulary import GRADIENT
 
-STEP, UPDATE = "step", "update"  # the column `part`: the whole training step; the clip and the optimizer's step alone
+# the column `part`: the whole training step; the clip and the optimizer's step alone
+STEP, UPDATE = "step", "update"
 
 AFTER_RUN = Pace(rounds=30, seconds=0.004, warm_up=5)
 STEPS = Pace(rounds=20, seconds=0.002, warm_up=2, limit=4.0)
 UPDATES = Pace(rounds=20, seconds=0.001, warm_up=2, limit=2.0)
-DIVIDED = 10**6  # parameters from which on threads share the work of an update: it is timed with all of them as well
+# parameters from which on threads share the work of an update: it is timed with all of them as well
+DIVIDED = 10**6
 
 Row = dict[str, Any]
-Refusals = dict[tuple[str, str], str]  # implementation and reason → the first clip, optimizer or arm that it was refused with
+# implementation and reason → the first clip, optimizer or arm that it was refused with
+Refusals = dict[tuple[str, str], str]
 
 
 def measure(benches: Sequence[Sequence[Job]]) -> list[Row]:
-    """Rows of the ``throughput`` table, without the environment: the timed training steps of some benches, one after the other."""
+    """Rows of the ``throughput`` table, without the environment: the timed training steps of
+    some benches, one after the other.
+    """
     return [row for bench in benches for row in _training(bench, [DEFAULT], AFTER_RUN, {})]
 
 
-def surveys(jobs: Sequence[Job], sizes: Mapping[str, Sequence[Shape]], implementations: Sequence[str], cores: int) -> list[Survey]:
+def surveys(
+    jobs: Sequence[Job],
+    sizes: Mapping[str, Sequence[Shape]],
+    implementations: Sequence[str],
+    cores: int,
+) -> list[Survey]:
     """The surveys for a study's cells, on one thread; on a CPU also on all threads.
 
-    With all threads, updates of few parameters are left out, as threads do not share them, and only torch's default is timed in
-    training steps.
+    With all threads, updates of few parameters are left out, as threads do not share them, and only
+    torch's default is timed in training steps.
     """
     planned: list[Survey] = []
     benches_of: dict[tuple[str, str, str], list[list[Job]]] = {}
     for bench in benches(jobs):
         cell = bench[0].cell
-        benches_of.setdefault((cell.device, cell.dtype, _bare(cell.optimizer).label), []).append(bench)
+        benches_of.setdefault((cell.device, cell.dtype, _bare(cell.optimizer).label), []).append(
+            bench
+        )
     for threads in dict.fromkeys((1, cores)):
         for (device, dtype, _), mine in benches_of.items():
             if threads > 1 and device != "cpu":
@@ -61,17 +75,25 @@ def surveys(jobs: Sequence[Job], sizes: Mapping[str, Sequence[Shape]], implement
             }
             workloads = {bench[0].cell.problem: bench[0].cell.workload for bench in mine}
             optimizer = _bare(mine[0][0].cell.optimizer)
-            planned.append(AtSizes(optimizer, clips, sizes, workloads, device, dtype, implementations, threads))
+            planned.append(
+                AtSizes(optimizer, clips, sizes, workloads, device, dtype, implementations, threads)
+            )
             if threads == 1 or DEFAULT in implementations:
-                planned.append(InTraining(mine, implementations if threads == 1 else [DEFAULT], threads))
+                planned.append(
+                    InTraining(mine, implementations if threads == 1 else [DEFAULT], threads)
+                )
     return planned
 
 
 def carry_out(survey: Survey) -> tuple[list[Row], list[str]]:
-    """The rows of one survey, and sentences on implementations without rows; called in a process of its own."""
+    """The rows of one survey, and sentences on implementations without rows; called in a process
+    of its own.
+    """
     refusals: Refusals = {}
     rows = survey.rows(refusals)
-    return rows, [f"{name} is left out with {what}: {reason}." for (name, reason), what in refusals.items()]
+    return rows, [
+        f"{name} is left out with {what}: {reason}." for (name, reason), what in refusals.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -89,10 +111,16 @@ class InTraining:
 
     def rows(self, refusals: Refusals) -> list[Row]:
         """Its rows; ``refusals`` are added to."""
-        return [row for bench in self.benches for row in _training(bench, self.implementations, STEPS, refusals)]
+        return [
+            row
+            for bench in self.benches
+            for row in _training(bench, self.implementations, STEPS, refusals)
+        ]
 
 
-def _training(bench: Sequence[Job], implementations: Sequence[str], pace: Pace, refusals: Refusals) -> list[Row]:
+def _training(
+    bench: Sequence[Job], implementations: Sequence[str], pace: Pace, refusals: Refusals
+) -> list[Row]:
     """The rows of one bench."""
     groups: dict[str, list[tuple[Job, Step]]] = {}
     for implementation in implementations:
@@ -128,7 +156,8 @@ def _training(bench: Sequence[Job], implementations: Sequence[str], pace: Pace, 
 
 @dataclass(frozen=True)
 class AtSizes:
-    """The updates of one optimizer on given gradients, at model sizes and at those of a study's workloads.
+    """The updates of one optimizer on given gradients, at model sizes and at those of a study's
+    workloads.
 
     ``clips`` are by label, with their settings; ``sizes`` and ``workloads`` by name.
     """
@@ -160,7 +189,10 @@ class AtSizes:
         parameters = inputs.grads.numel()
         if self.threads > 1 and parameters < DIVIDED:
             return []
-        settings = {label: halved(registry.find("clip", clip.name), own, inputs) for label, (clip, own) in self.clips.items()}
+        settings = {
+            label: halved(registry.find("clip", clip.name), own, inputs)
+            for label, (clip, own) in self.clips.items()
+        }
         groups = self._updates(inputs, settings, refusals)
         weights = parameters * inputs.grads.element_size()
         held = held_bytes(self.optimizer.name, weights)
@@ -187,12 +219,16 @@ class AtSizes:
                 }
                 more = _rows(key, mine, update.footprint())
                 if reference is not None and moved is not None:
-                    for row, seconds in zip(more, reference.takes(moved, timed[-1][0]), strict=True):
+                    for row, seconds in zip(
+                        more, reference.takes(moved, timed[-1][0]), strict=True
+                    ):
                         row["floor_seconds"] = seconds
                 rows += more
         return rows
 
-    def _updates(self, inputs: Given, settings: Mapping[str, Any], refusals: Refusals) -> dict[str, dict[str, Update]]:
+    def _updates(
+        self, inputs: Given, settings: Mapping[str, Any], refusals: Refusals
+    ) -> dict[str, dict[str, Update]]:
         """Implementation → clip → its update; those that cannot be had are left out."""
         rule = registry.build("optimizer", self.optimizer.name, self.optimizer.own)
         groups: dict[str, dict[str, Update]] = {}
@@ -235,5 +271,7 @@ def _rows(key: Row, blocks: Blocks, taken: Footprint) -> list[Row]:
             "valid": valid,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        for number, (seconds, valid) in enumerate(zip(blocks.seconds.tolist(), blocks.valid.tolist(), strict=True))
+        for number, (seconds, valid) in enumerate(
+            zip(blocks.seconds.tolist(), blocks.valid.tolist(), strict=True)
+        )
     ]

@@ -1,4 +1,5 @@
-"""The whole training step of a study's own cells, timed with nothing else running, each method beside the unclipped step.
+"""The whole training step of a study's own cells, timed with nothing else running, each method
+beside the unclipped step.
 
 A *bench* is one cell for every clip of one workload and optimizer.
 """
@@ -27,7 +28,9 @@ BATCHES = 16
 
 
 def benches(jobs: Iterable[Job]) -> list[list[Job]]:
-    """A study's benches: per task and optimizer, no clip, and every clip at its middle threshold."""
+    """A study's benches: per task and optimizer, no clip, and every clip at its middle
+    threshold.
+    """
 
     def bench(job: Job) -> tuple[Any, ...]:
         cell = job.cell
@@ -46,7 +49,8 @@ def benches(jobs: Iterable[Job]) -> list[list[Job]]:
 
 
 class Step:
-    """One method's training step as its user writes it, without any measuring, over a fixed cycle of batches.
+    """One method's training step as its user writes it, without any measuring, over a fixed cycle
+    of batches.
 
     :raises Unfit: the implementation has no such optimizer or clip.
     """
@@ -54,7 +58,9 @@ class Step:
     def __init__(self, job: Job, implementation: str = DEFAULT) -> None:
         cell, components = job.cell, Components.of(job)
         self.trainer, self.device = engines.Trainer(components, cell, metered=False), cell.device
-        batches = feed.batches(components.workload, cell.seed, cell.batch, BATCHES, self.trainer.dtype, cell.device)
+        batches = feed.batches(
+            components.workload, cell.seed, cell.batch, BATCHES, self.trainer.dtype, cell.device
+        )
         self.batches = self._cycle(list(batches))
         self.params = [param for param in self.trainer.module.parameters() if param.requires_grad]
         self.built = None
@@ -62,7 +68,11 @@ class Step:
             if cell.on != GRADIENT:
                 raise Unfit(f"it clips the batch's gradient, and not the {cell.on}")
             kind = IMPLEMENTATIONS[implementation]
-            self.built = kind([flattened(self.params)] if kind.flat else self.params, components.optimizer, cell.lr)
+            self.built = kind(
+                [flattened(self.params)] if kind.flat else self.params,
+                components.optimizer,
+                cell.lr,
+            )
             self.update = self.built.update(components.clip)
 
     @staticmethod
@@ -80,7 +90,9 @@ class Step:
         self.update()
 
     def block(self, steps: int) -> float:
-        """Seconds for ``steps`` steps; a CUDA device has finished before the clock starts and before it stops."""
+        """Seconds for ``steps`` steps; a CUDA device has finished before the clock starts and
+        before it stops.
+        """
         self._finish()
         start = time.perf_counter()
         for _ in range(steps):
@@ -98,5 +110,7 @@ class Step:
             return footprint(self.once, self.built.held(), self.device)
         self.trainer.optimizer.zero_grad(set_to_none=False)  # gradients belong to what is held
         params = list(self.trainer.module.parameters())
-        held = tensors([params, [param.grad for param in params], list(self.trainer.optimizer.state.values())])
+        held = tensors(
+            [params, [param.grad for param in params], list(self.trainer.optimizer.state.values())]
+        )
         return footprint(self.once, held, self.device)

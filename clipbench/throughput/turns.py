@@ -1,4 +1,5 @@
-"""Blocks side by side: contenders take turns in short blocks, in an order that is shuffled anew every round.
+"""Blocks side by side: contenders take turns in short blocks, in an order that is shuffled anew
+every round.
 
 So a machine's drift affects all of them alike, and ratios are taken within a round.
 """
@@ -31,7 +32,8 @@ class Pace:
     :param rounds: blocks of each contender.
     :param seconds: of the quickest contender's block within a group, about.
     :param warm_up: steps before anything is timed.
-    :param limit: seconds that all rounds together may take, about; beyond it there are fewer, down to `FEWEST_ROUNDS`.
+    :param limit: seconds that all rounds together may take, about; beyond it there are fewer, down
+        to `FEWEST_ROUNDS`.
     """
 
     rounds: int
@@ -49,12 +51,16 @@ class Blocks:
 
     @property
     def valid(self) -> Tensor:
-        """Whether each block is valid: not if it took more than twice the median, as then something else used the machine."""
+        """Whether each block is valid: not if it took more than twice the median, as then
+        something else used the machine.
+        """
         return self.seconds <= 2 * self.seconds.median()
 
 
 def take_turns(groups: Sequence[Sequence[Contender]], pace: Pace) -> list[list[Blocks]]:
-    """The blocks of every contender, group by group; all blocks of a group have the same number of steps."""
+    """The blocks of every contender, group by group; all blocks of a group have the same number
+    of steps.
+    """
     everyone = [contender for group in groups for contender in group]
     for contender in everyone:
         contender.block(pace.warm_up)

@@ -1,4 +1,6 @@
-"""The clip and the optimizer's step alone, on given gradients: what an implementation changes, at any model size."""
+"""The clip and the optimizer's step alone, on given gradients: what an implementation changes,
+at any model size.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,16 @@ from clipbench.throughput.sizes import Shape
 
 
 class Given:
-    """Weights and gradients of some shapes, the same for every implementation; elements have a standard deviation of .01."""
+    """Weights and gradients of some shapes, the same for every implementation; elements have a
+    standard deviation of .01.
+    """
 
     def __init__(self, shapes: Sequence[Shape], dtype: torch.dtype, device: str) -> None:
         self.shapes, self.sizes = list(shapes), [prod(shape) for shape in shapes]
         generator, count = trees.generator("throughput", 0, "given"), sum(self.sizes)
-        self.weights, self.grads = (torch.randn(count, generator=generator).mul_(0.01).to(device, dtype) for _ in range(2))
+        self.weights, self.grads = (
+            torch.randn(count, generator=generator).mul_(0.01).to(device, dtype) for _ in range(2)
+        )
 
     def params(self) -> list[nn.Parameter]:
         """Parameters with gradients, each tensor in its own memory, as in a model."""
@@ -36,11 +42,16 @@ class Given:
         return [self.grads] if flat else self._parts(self.grads)
 
     def _parts(self, whole: Tensor) -> list[Tensor]:
-        return [tensor.view(shape) for tensor, shape in zip(whole.split(self.sizes), self.shapes, strict=True)]
+        return [
+            tensor.view(shape)
+            for tensor, shape in zip(whole.split(self.sizes), self.shapes, strict=True)
+        ]
 
 
 def halved(clip: Any, settings: Mapping[str, Any], inputs: Given) -> dict[str, Any]:
-    """A clip's settings with the threshold at half the size of the gradients, so that it fires; unchanged if it has no size."""
+    """A clip's settings with the threshold at half the size of the gradients, so that it fires;
+    unchanged if it has no size.
+    """
     threshold = registry.threshold_field(clip)
     if threshold is None or not hasattr(clip, "size"):
         return dict(settings)
@@ -75,7 +86,9 @@ class Update:
         self.weights, self.update = weights, weights.built.update(clip)
 
     def block(self, steps: int) -> float:
-        """Seconds for ``steps`` updates; the gradients are renewed before each of them, outside the clock."""
+        """Seconds for ``steps`` updates; the gradients are renewed before each of them, outside
+        the clock.
+        """
         if self.weights.device == "cuda":
             return self._on_device(steps)
         seconds = 0.0
@@ -87,7 +100,10 @@ class Update:
         return seconds
 
     def _on_device(self, steps: int) -> float:
-        pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(steps)]
+        pairs = [
+            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            for _ in range(steps)
+        ]
         torch.cuda.synchronize()
         for start, end in pairs:
             self.weights.renew()

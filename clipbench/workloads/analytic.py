@@ -1,4 +1,6 @@
-"""Analytic functions: there are no data, the weights are the point, and the module's output is the loss."""
+"""Analytic functions: there are no data, the weights are the point, and the module's output is
+the loss.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,27 @@ from clipbench.registry import Count, NonNegative, Positive, workload
 
 @workload("cosh")
 class Cosh:
-    r"""A test of steepness that grows with the gradient: one learning rate is too hot far out or too slow near by.
+    r"""A test of steepness that grows with the gradient: one learning rate is too hot far out or
+    too slow near by.
 
-    .. math:: f(x) = \sum_{i=1}^{d} \cosh x_i, \qquad \nabla f(x) = \sinh x + \xi, \qquad \xi \sim N(0, \sigma^2 I)
+    .. math:: f(x) = \sum_{i=1}^{d} \cosh x_i, \qquad \nabla f(x) = \sinh x + \xi, \qquad
+              \xi \sim N(0, \sigma^2 I)
 
-    (L₀, L₁)-smooth with L₀ = L₁ = 1 but not smooth: of the class for which clipping is proved to speed descent up. The seed draws
-    the start, uniform in [R/2, R]^d, unless it is even. The minimum is d, at 0.
+    (L₀, L₁)-smooth with L₀ = L₁ = 1 but not smooth: of the class for which clipping is proved to
+    speed descent up. The seed draws the start, uniform in [R/2, R]^d, unless it is even. The
+    minimum is d, at 0.
 
-    The noise is on the gradient alone: every recorded loss is the true f. There is one noise vector a step, of 1×d, whatever the
-    batch, which has no meaning here: a larger one does not average the noise. The targets are the optimum. Evaluations are without
-    noise, so that validation and test are the same.
+    The noise is on the gradient alone: every recorded loss is the true f. There is one noise vector
+    a step, of 1×d, whatever the batch, which has no meaning here: a larger one does not average the
+    noise. The targets are the optimum. Evaluations are without noise, so that validation and test
+    are the same.
 
     :param dimension: d, at least 1.
     :param radius: R, in units of x, above 0; from 89 on f overflows in float32.
     :param noise: σ, in units of the gradient, at least 0.
-    :param start: ``"drawn"`` by the seed, or ``"even"``: d points from R/2 to R, evenly spaced, whatever the seed. An even start
-        without noise leaves nothing to the seed: every one is the same run, so that a study should ask for one.
+    :param start: ``"drawn"`` by the seed, or ``"even"``: d points from R/2 to R, evenly spaced,
+        whatever the seed. An even start without noise leaves nothing to the seed: every one is the
+        same run, so that a study should ask for one.
 
     **Source**: Zhang, He, Sra & Jadbabaie 2020.
     """
@@ -60,15 +67,26 @@ class Cosh:
         return {"validation": still, "test": still}
 
     def sample(self, generator: Generator, batch: int) -> tuple[Tensor, Tensor]:
-        return self.noise * torch.randn(1, self.dimension, generator=generator), torch.tensor([self.optimum])
+        return self.noise * torch.randn(1, self.dimension, generator=generator), torch.tensor(
+            [self.optimum]
+        )
 
     def model(self) -> nn.Module:
         even = self.start == "even"
-        return SumOfCosh(self.radius * (0.5 + 0.5 * (torch.linspace(0, 1, self.dimension) if even else torch.rand(self.dimension))))
+        return SumOfCosh(
+            self.radius
+            * (
+                0.5
+                + 0.5
+                * (torch.linspace(0, 1, self.dimension) if even else torch.rand(self.dimension))
+            )
+        )
 
 
 class SumOfCosh(nn.Module):
-    """f at the point ``x``, a scalar; an input of 1×d is added to its gradient and leaves its value alone."""
+    """f at the point ``x``, a scalar; an input of 1×d is added to its gradient and leaves its
+    value alone.
+    """
 
     def __init__(self, start: Tensor) -> None:
         super().__init__()
@@ -80,17 +98,21 @@ class SumOfCosh(nn.Module):
 
 @workload("cliff")
 class Cliff:
-    r"""A test of one step off a cliff: where a recurrence turns unstable, the gradient of its error leads far away at once.
+    r"""A test of one step off a cliff: where a recurrence turns unstable, the gradient of its error
+    leads far away at once.
 
-    .. math:: x_t = w\, \sigma(x_{t-1}) + b, \quad x_0 = \tfrac12, \qquad E(w, b) = \bigl(\sigma(x_{50}) - 0.7\bigr)^2
+    .. math:: x_t = w\, \sigma(x_{t-1}) + b, \quad x_0 = \tfrac12, \qquad
+              E(w, b) = \bigl(\sigma(x_{50}) - 0.7\bigr)^2
 
-    One unit through fifty steps of time: an error surface with a wall, for which the norm clip was proposed. Only w and b are
-    trained, without noise. The seed is the start: seed n is point n mod 400 of a grid of 20×20, w from 4 to 6 (the slower index)
-    and b from −3.2 to −2, so that any 400 seeds in a row are the whole grid. Fewer are a corner of it, and report seeds no
-    fresh luck: a study of it asks for the 400. The least error is 0, along a curve; a run counts as a
-    success from E = 1e-4 down. The input is empty and a batch has no meaning.
+    One unit through fifty steps of time: an error surface with a wall, for which the norm clip was
+    proposed. Only w and b are trained, without noise. The seed is the start: seed n is point n mod
+    400 of a grid of 20×20, w from 4 to 6 (the slower index) and b from −3.2 to −2, so that any 400
+    seeds in a row are the whole grid. Fewer are a corner of it, and report seeds no fresh luck: a
+    study of it asks for the 400. The least error is 0, along a curve; a run counts as a success
+    from E = 1e-4 down. The input is empty and a batch has no meaning.
 
-    Which starts succeed without a clip is chaotic, down to the rounding; about how many do is not. It has no settings.
+    Which starts succeed without a clip is chaotic, down to the rounding; about how many do is not.
+    It has no settings.
 
     **Source**: Pascanu, Mikolov & Bengio 2013, Figure 6.
     """
@@ -98,7 +120,8 @@ class Cliff:
     metric = metrics.log10_gap
     success = -4.0
     optimum = 0.0
-    target = 1e-4  # a success: between starts that reach the foot and starts that fall, a median says nothing
+    # a success: between starts that reach the foot and starts that fall, a median says nothing
+    target = 1e-4
     reference_loss = None
     version = 1
     step_seconds = 1.1e-3
@@ -135,21 +158,24 @@ class UnitThroughTime(nn.Module):
 
 @workload("heavy-tails")
 class HeavyTails:
-    r"""A test of rare, huge gradients: how far the worst of them throws the weights, under noise of one and the same variance.
+    r"""A test of rare, huge gradients: how far the worst of them throws the weights, under noise of
+    one and the same variance.
 
     .. math:: f(x) = \tfrac12 \lVert x \rVert^2, \qquad \nabla f(x) = x + \xi, \qquad
               \mathrm{E}\, \xi_i = 0, \quad \mathrm{E}\, \xi_i^2 = 1
 
-    From xᵢ = .01·i. The noise, independent in every coordinate, is centred and of unit variance; what differs is the tail, the
-    chance of one far outside. It is drawn by inverting, in float64,
+    From xᵢ = .01·i. The noise, independent in every coordinate, is centred and of unit variance;
+    what differs is the tail, the chance of one far outside. It is drawn by inverting, in float64,
 
     - ``normal``;
-    - ``weibull``: F(z) = 1 − exp(−z^k), k = .2, before centring of mean 120 and variance 10! − 120²;
-    - ``burr``: Burr's type XII, F(z) = 1 − (1 + z^c)^−d, c = 1, d = 2.3, before centring of mean 1/1.3 and variance 2.3/(1.3²·.3).
-      Its third moment is infinite.
+    - ``weibull``: F(z) = 1 − exp(−z^k), k = .2, before centring of mean 120 and variance 10! −
+      120²;
+    - ``burr``: Burr's type XII, F(z) = 1 − (1 + z^c)^−d, c = 1, d = 2.3, before centring of mean
+      1/1.3 and variance 2.3/(1.3²·.3). Its third moment is infinite.
 
-    The noise is on the gradient alone, as in ``cosh``: every recorded loss is the true f. There is one noise vector a step, of 1×n,
-    whatever the batch. Evaluations are without noise. The minimum is 0, at 0; the seed draws the noise only.
+    The noise is on the gradient alone, as in ``cosh``: every recorded loss is the true f. There is
+    one noise vector a step, of 1×n, whatever the batch. Evaluations are without noise. The minimum
+    is 0, at 0; the seed draws the noise only.
 
     :param dimension: n, at least 1.
     :param noise: which distribution.
@@ -169,11 +195,16 @@ class HeavyTails:
     lanes = True
 
     def data(self) -> dict[str, tuple[Tensor, Tensor]]:
-        return {split: (torch.zeros(1, self.dimension), torch.zeros(1)) for split in ("validation", "test")}
+        return {
+            split: (torch.zeros(1, self.dimension), torch.zeros(1))
+            for split in ("validation", "test")
+        }
 
     def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
         if self.noise == "normal":
-            return torch.randn(1, self.dimension, generator=generator, dtype=torch.float64), torch.zeros(1)
+            return torch.randn(
+                1, self.dimension, generator=generator, dtype=torch.float64
+            ), torch.zeros(1)
         # In float32 a uniform number is never closer to 1 than 6e-8: the tail would end there.
         survival = 1 - torch.rand(1, self.dimension, generator=generator, dtype=torch.float64)
         if self.noise == "weibull":
@@ -187,7 +218,9 @@ class HeavyTails:
 
 
 class HalfSquare(nn.Module):
-    """f at the point ``x``, a scalar; an input of 1×n is added to its gradient and leaves its value alone."""
+    """f at the point ``x``, a scalar; an input of 1×n is added to its gradient and leaves its
+    value alone.
+    """
 
     def __init__(self, start: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Workloads on images: small convolutional networks, without BatchNorm or dropout, so that every engine runs them alike."""
+"""Workloads on images: small convolutional networks, without BatchNorm or dropout, so that every
+engine runs them alike.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,14 @@ from clipbench.workloads.tabular import stratified
 
 @workload("digits")
 class Digits:
-    r"""A test of the learning rates that a small ReLU network survives: too hot, it dies at chance and stays finite.
+    r"""A test of the learning rates that a small ReLU network survives: too hot, it dies at chance
+    and stays finite.
 
-    Handwritten digits, 1797 images of 8×8 in [0, 1], as scikit-learn ships them. Not medical. The seed draws a stratified split of
-    60/20/20 %.
+    Handwritten digits, 1797 images of 8×8 in [0, 1], as scikit-learn ships them. Not medical. The
+    seed draws a stratified split of 60/20/20 %.
 
-    Convolution 3×3 of w channels, ReLU, convolution 3×3 of 2w channels with stride 2, ReLU, a linear layer to the ten digits;
-    cross entropy; inputs are N×1×8×8.
+    Convolution 3×3 of w channels, ReLU, convolution 3×3 of 2w channels with stride 2, ReLU, a
+    linear layer to the ten digits; cross entropy; inputs are N×1×8×8.
 
     :param width: w, the channels of the first convolution, at least 1.
 
@@ -55,15 +58,19 @@ class Digits:
 
 @workload("origin")
 class Origin:
-    r"""A test of the origin document's own network, of 2.1 million weights, which it trains with momentum and the value clip.
+    r"""A test of the origin document's own network, of 2.1 million weights, which it trains with
+    momentum and the value clip.
 
-    Data, licence and split as in ``digits``, the images enlarged to 36×36 (bilinear), the size that its layers ask for.
+    Data, licence and split as in ``digits``, the images enlarged to 36×36 (bilinear), the size that
+    its layers ask for.
 
-    Convolution 3×3 of 32 channels, ReLU, convolution 3×3 of 64 channels, ReLU, both without padding; the average over 2×2;
-    64·16·16 = 16384 features to 128, ReLU, to the ten digits; cross entropy; inputs are N×1×36×36. It has no settings. It has
-    lanes, and gains nothing from them: one step fills a core.
+    Convolution 3×3 of 32 channels, ReLU, convolution 3×3 of 64 channels, ReLU, both without
+    padding; the average over 2×2; 64·16·16 = 16384 features to 128, ReLU, to the ten digits; cross
+    entropy; inputs are N×1×36×36. It has no settings. It has lanes, and gains nothing from them:
+    one step fills a core.
 
-    **Source**: the network of an article on gradient clipping in medical image analysis; data as in digits.
+    **Source**: the network of an article on gradient clipping in medical image analysis; data as in
+    digits.
     """
 
     metric = metrics.accuracy
@@ -93,7 +100,10 @@ class Origin:
 
 def _split(side: int, generator: Generator) -> dict[str, tuple[Tensor, Tensor]]:
     images, labels = _digits(side)
-    return {split: (images[index], labels[index]) for split, index in stratified(labels, generator).items()}
+    return {
+        split: (images[index], labels[index])
+        for split, index in stratified(labels, generator).items()
+    }
 
 
 @lru_cache(maxsize=2)  # one size each of digits and origin: 0.5 and 9 MB, shared by all seeds
@@ -104,5 +114,7 @@ def _digits(side: int) -> tuple[Tensor, Tensor]:
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).float().div(16).reshape(-1, 1, 8, 8)
     if side != 8:
-        images = nn.functional.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
+        images = nn.functional.interpolate(
+            images, size=(side, side), mode="bilinear", align_corners=False
+        )
     return images, torch.from_numpy(labels).long()

@@ -1,4 +1,6 @@
-"""Workloads that label every pixel: one class has few pixels, and the overlap with it is the metric."""
+"""Workloads that label every pixel: one class has few pixels, and the overlap with it is the
+metric.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +14,32 @@ from clipbench import metrics
 from clipbench.errors import UsageError
 from clipbench.registry import Count, NonNegative, workload
 
-SMOOTH = 1e-5  # keeps the Dice of a class that neither is there nor predicted at 1; nnU-Net's and MONAI's value
+# keeps the Dice of a class that neither is there nor predicted at 1; nnU-Net's and MONAI's value
+SMOOTH = 1e-5
 SIDE = 32  # of a phantom, in pixels
 EVALUATED = 200  # phantoms of validation and of test
 SLICES = 60  # of the template, each with both tissues
 
 
 def dice_and_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    r"""Cross entropy over all pixels plus one minus the soft Dice of every class but the background, a scalar.
+    r"""Cross entropy over all pixels plus one minus the soft Dice of every class but the
+    background, a scalar.
 
     .. math:: L = -\frac{1}{N} \sum_i \log p_{i y_i} + 1 - \frac{1}{C - 1} \sum_{c=1}^{C-1}
-              \frac{2 \sum_i p_{ic} [y_i = c] + \epsilon}{\sum_i p_{ic} + \sum_i [y_i = c] + \epsilon}, \quad p = \text{softmax}(z)
+              \frac{2 \sum_i p_{ic} [y_i = c] + \epsilon}{\sum_i p_{ic} + \sum_i [y_i = c] +
+              \epsilon}, \quad p = \text{softmax}(z)
 
-    The sums of Dice go over the pixels of all images of a batch together, as in nnU-Net's 2-D networks (Isensee et al. 2021). Taken
-    image by image, an image without the class has the overlap ε / (Σp + ε), whose slope reaches 1/ε where p falls to nothing: the
-    gradient would be that of a guard against 0/0.
+    The sums of Dice go over the pixels of all images of a batch together, as in nnU-Net's 2-D
+    networks (Isensee et al. 2021). Taken image by image, an image without the class has the overlap
+    ε / (Σp + ε), whose slope reaches 1/ε where p falls to nothing: the gradient would be that of a
+    guard against 0/0.
 
     :param output: logits of N×C×….
     :param target: labels of N×…, 0 to C − 1.
     """
-    classes = torch.arange(output.shape[1], device=target.device).view(-1, *(1,) * (target.ndim - 1))
+    classes = torch.arange(output.shape[1], device=target.device).view(
+        -1, *(1,) * (target.ndim - 1)
+    )
     true = (target.unsqueeze(1) == classes).to(output.dtype)
     predicted, pixels = output.softmax(1), (0, *range(2, output.ndim))
     both, either = (predicted * true).sum(pixels), (predicted + true).sum(pixels)
@@ -39,23 +47,27 @@ def dice_and_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     return nn.functional.cross_entropy(output, target) + 1 - dice[1:].mean()
 
 
-# ----------------------------------------------------------------------------------------------------------------------- phantom
+# ------------------------------------------------------------------------------------------ phantom
 
 
 @workload("phantom")
 class Phantom:
-    r"""A test of class imbalance: a few bright pixels among many, where background everywhere is nearly right.
+    r"""A test of class imbalance: a few bright pixels among many, where background everywhere is
+    nearly right.
 
-    Phantoms of 32×32 drawn anew at every step. k ellipses, whose centre, size, axes and direction are uniform, grow together until
-    the lesion covers its share of the image, which is uniform between half and one and a half of 1/(1 + imbalance). With a smooth
-    texture T, the mask M, its brightness b, uniform in [.5, 1.5], and noise,
+    Phantoms of 32×32 drawn anew at every step. k ellipses, whose centre, size, axes and direction
+    are uniform, grow together until the lesion covers its share of the image, which is uniform
+    between half and one and a half of 1/(1 + imbalance). With a smooth texture T, the mask M, its
+    brightness b, uniform in [.5, 1.5], and noise,
 
     .. math:: x = \tau T + b M + \sigma \xi, \qquad \xi \sim N(0, I)
 
-    T is normal on a coarse grid of 5×5 and bilinear between. Validation and test are 200 phantoms each, by the seed.
+    T is normal on a coarse grid of 5×5 and bilinear between. Validation and test are 200 phantoms
+    each, by the seed.
 
     A U-Net of three levels with w, 2w and 4w channels, two strides of 2, and in every level
-    nnU-Net's convolution 3×3, InstanceNorm and leaky ReLU; Dice and cross entropy; inputs are N×1×32×32, targets N×32×32.
+    nnU-Net's convolution 3×3, InstanceNorm and leaky ReLU; Dice and cross entropy; inputs are
+    N×1×32×32, targets N×32×32.
 
     :param width: w, the channels of the first level, at least 1.
     :param lesions: k, the ellipses of an image, at least 1.
@@ -63,7 +75,8 @@ class Phantom:
     :param texture: τ, in units of a lesion's mean brightness, at least 0.
     :param noise: σ, in the same units, at least 0.
 
-    **Source**: drawn here; the network after Ronneberger, Fischer & Brox 2015 and Isensee et al. 2021.
+    **Source**: drawn here; the network after Ronneberger, Fischer & Brox 2015 and Isensee et al.
+    2021.
     """
 
     width: Count = 6
@@ -82,8 +95,13 @@ class Phantom:
 
     @property
     def reference_loss(self) -> float:
-        """Of the best single probability of lesion, which is above its frequency: Dice asks for more."""
-        share, chance = 1 / (1 + self.imbalance), torch.linspace(0, 1, 100_001, dtype=torch.float64)[1:-1]
+        """Of the best single probability of lesion, which is above its frequency: Dice asks for
+        more.
+        """
+        share, chance = (
+            1 / (1 + self.imbalance),
+            torch.linspace(0, 1, 100_001, dtype=torch.float64)[1:-1],
+        )
         entropy = -(share * chance.log() + (1 - share) * (1 - chance).log())
         return (entropy + 1 - 2 * share * chance / (share + chance)).min().item()
 
@@ -93,9 +111,13 @@ class Phantom:
     def sample(self, generator: Generator, batch: int) -> tuple[Tensor, Tensor]:
         mask, brightness = self._lesions(generator, batch)
         coarse = torch.randn(batch, 1, 5, 5, generator=generator, dtype=torch.float64)
-        smooth = nn.functional.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear", align_corners=True)
+        smooth = nn.functional.interpolate(
+            coarse, size=(SIDE, SIDE), mode="bilinear", align_corners=True
+        )
         noise = torch.randn(batch, 1, SIDE, SIDE, generator=generator, dtype=torch.float64)
-        return self.texture * smooth + brightness * mask.unsqueeze(1) + self.noise * noise, mask.long()
+        return self.texture * smooth + brightness * mask.unsqueeze(
+            1
+        ) + self.noise * noise, mask.long()
 
     def model(self) -> nn.Module:
         return SmallUNet(self.width)
@@ -105,14 +127,21 @@ class Phantom:
 
     def _lesions(self, generator: Generator, batch: int) -> tuple[Tensor, Tensor]:
         """Masks of N×32×32 and how bright each is, N×1×1×1."""
-        across, down, size, ratio, angle = torch.rand(5, batch, self.lesions, 1, 1, generator=generator, dtype=torch.float64)
-        burden, brightness = 0.5 + torch.rand(2, batch, 1, 1, 1, generator=generator, dtype=torch.float64)
+        across, down, size, ratio, angle = torch.rand(
+            5, batch, self.lesions, 1, 1, generator=generator, dtype=torch.float64
+        )
+        burden, brightness = 0.5 + torch.rand(
+            2, batch, 1, 1, 1, generator=generator, dtype=torch.float64
+        )
         line = (torch.arange(SIDE, dtype=torch.float64) + 0.5) / SIDE
         x, y = line - 0.1 - 0.8 * across, line.unsqueeze(1) - 0.1 - 0.8 * down
         along, aside = (math.pi * angle).cos(), (math.pi * angle).sin()
         length, breadth = 0.4 + 0.6 * size, (0.4 + 0.6 * size) * (0.5 + 0.5 * ratio)
-        # How far every ellipse would have to grow to reach a pixel; the nearest ones are the lesion.
-        reach = (((x * along + y * aside) / length) ** 2 + ((y * along - x * aside) / breadth) ** 2).amin(1)
+        # How far every ellipse would have to grow to reach a pixel; the nearest ones are the
+        # lesion.
+        reach = (
+            ((x * along + y * aside) / length) ** 2 + ((y * along - x * aside) / breadth) ** 2
+        ).amin(1)
         pixels = (burden.flatten() * SIDE**2 / (1 + self.imbalance)).round().long().clamp(min=1)
         edge = reach.flatten(1).sort().values.gather(1, pixels.unsqueeze(1) - 1)
         return reach <= edge.unsqueeze(2), brightness
@@ -156,33 +185,39 @@ def _convolution(channels: int, features: int, stride: int = 1) -> nn.Module:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------------ tissue
+# ------------------------------------------------------------------------------------------- tissue
 
 
 @workload("tissue")
 class Tissue:
     r"""A test of nnU-Net's own method on real MRI, and of whether its clip norm of 12 ever matters.
 
-    Grey matter (1), white matter (2) or neither (0) on axial T1 slices of the ICBM 152 template (nonlinear, 2009a), the average of
-    real MRI of 152 adults, without the skull, as nilearn's wheel ships it with maps of the two tissues. McGill's licence grants
-    use, copies and changes without fee where its notice stays; nilearn's page calls the licence unknown. Resampled to 2 mm; a voxel
-    is what is largest: grey, white or the rest. It is one average brain: measured is how well a network fills in slices between
-    others, not how well it would do on a patient.
+    Grey matter (1), white matter (2) or neither (0) on axial T1 slices of the ICBM 152 template
+    (nonlinear, 2009a), the average of real MRI of 152 adults, without the skull, as nilearn's wheel
+    ships it with maps of the two tissues. McGill's licence grants use, copies and changes without
+    fee where its notice stays; nilearn's page calls the licence unknown. Resampled to 2 mm; a voxel
+    is what is largest: grey, white or the rest. It is one average brain: measured is how well a
+    network fills in slices between others, not how well it would do on a patient.
 
-    The 60 slices with at least 200 voxels of each tissue, from below. Of every 15 neighbours, 9 train. Of the 6 between these the
-    middle four are evaluated, validation and test by turns, and the outer two not used, so that what is evaluated is 4 mm or more
-    from what trains: 36 train, 8 validate, 8 test. A split at random would put most test slices 2 mm from one that trains.
-    The split is the same for every seed, which draws weights, slices and augmentation: turned by up to 10°, scaled by up to 10 %,
-    shifted by up to 4 voxels, brightness changed by up to 20 %, and noise. No flips: the template is symmetric.
+    The 60 slices with at least 200 voxels of each tissue, from below. Of every 15 neighbours, 9
+    train. Of the 6 between these the middle four are evaluated, validation and test by turns, and
+    the outer two not used, so that what is evaluated is 4 mm or more from what trains: 36 train, 8
+    validate, 8 test. A split at random would put most test slices 2 mm from one that trains. The
+    split is the same for every seed, which draws weights, slices and augmentation: turned by up to
+    10°, scaled by up to 10 %, shifted by up to 4 voxels, brightness changed by up to 20 %, and
+    noise. No flips: the template is symmetric.
 
     MONAI's U-Net of four levels with w, 2w, 4w and 8w channels, one
-    residual unit each, InstanceNorm and PReLU; Dice and cross entropy; inputs are N×1×80×96, targets N×80×96. It has lanes, which
-    gain nothing on a CPU, but for ``on = "example"``. It needs the extra ``medical``.
+    residual unit each, InstanceNorm and PReLU; Dice and cross entropy; inputs are N×1×80×96,
+    targets N×80×96. It has lanes, which gain nothing on a CPU, but for ``on = "example"``. It needs
+    the extra ``medical``.
 
     :param width: w, the channels of the first level, at least 1.
-    :param noise: the deviation of the noise of augmentation, in units of the template's largest value, at least 0.
+    :param noise: the deviation of the noise of augmentation, in units of the template's largest
+        value, at least 0.
 
-    **Source**: Fonov et al. 2009, 2011; the network after Ronneberger, Fischer & Brox 2015 and Kerfoot et al. 2019.
+    **Source**: Fonov et al. 2009, 2011; the network after Ronneberger, Fischer & Brox 2015 and
+    Kerfoot et al. 2019.
     """
 
     width: Count = 16
@@ -192,7 +227,8 @@ class Tissue:
     chance = 0.630  # of the best constant mask: the slices are registered
     target = 0.21
     target_metric = 0.908
-    reference_loss = 1.7554  # of .494, .313 and .193, above the frequencies of both tissues: Dice asks for more
+    # of .494, .313 and .193, above the frequencies of both tissues: Dice asks for more
+    reference_loss = 1.7554
     step_seconds = 0.034
     lanes = True
     version = 2  # 2: augmented in float64
@@ -207,40 +243,66 @@ class Tissue:
 
     def data(self) -> dict[str, tuple[Tensor, Tensor]]:
         images, labels, rows = *_slices(), positions(SLICES)
-        return {split: (images[rows[split]], labels[rows[split]]) for split in ("validation", "test")}
+        return {
+            split: (images[rows[split]], labels[rows[split]]) for split in ("validation", "test")
+        }
 
     def sample(self, generator: Generator, batch: int) -> tuple[Tensor, Tensor]:
         images, labels = _slices()
         train = positions(SLICES)["train"]
         drawn = train[torch.randint(len(train), (batch,), generator=generator)]
-        turn, size, across, down, brightness = 2 * torch.rand(5, batch, generator=generator, dtype=torch.float64) - 1
+        turn, size, across, down, brightness = (
+            2 * torch.rand(5, batch, generator=generator, dtype=torch.float64) - 1
+        )
         turn, size = math.radians(10) * turn, 1 + 0.1 * size
         height, width = images.shape[2:]
         along, aside = size * turn.cos(), size * turn.sin()
         # In coordinates from −1 to 1, whose unit is not the same down and across.
-        rows = [[along, -aside * height / width, 8 * across / width], [aside * width / height, along, 8 * down / height]]
+        rows = [
+            [along, -aside * height / width, 8 * across / width],
+            [aside * width / height, along, 8 * down / height],
+        ]
         grid = nn.functional.affine_grid(
-            torch.stack([torch.stack(row, 1) for row in rows], 1), [batch, 1, height, width], align_corners=False
+            torch.stack([torch.stack(row, 1) for row in rows], 1),
+            [batch, 1, height, width],
+            align_corners=False,
         )
         moved = nn.functional.grid_sample(images[drawn].double(), grid, align_corners=False)
-        tissue = nn.functional.grid_sample(labels[drawn].unsqueeze(1).double(), grid, mode="nearest", align_corners=False)
+        tissue = nn.functional.grid_sample(
+            labels[drawn].unsqueeze(1).double(), grid, mode="nearest", align_corners=False
+        )
         noise = torch.randn(moved.shape, generator=generator, dtype=torch.float64)
-        return (1 + 0.2 * brightness).view(-1, 1, 1, 1) * moved + self.noise * noise, tissue.squeeze(1).long()
+        return (1 + 0.2 * brightness).view(
+            -1, 1, 1, 1
+        ) * moved + self.noise * noise, tissue.squeeze(1).long()
 
     def model(self) -> nn.Module:
         channels = [self.width * 2**level for level in range(4)]
-        return _unet()(spatial_dims=2, in_channels=1, out_channels=3, channels=channels, strides=(2, 2, 2), num_res_units=1)
+        return _unet()(
+            spatial_dims=2,
+            in_channels=1,
+            out_channels=3,
+            channels=channels,
+            strides=(2, 2, 2),
+            num_res_units=1,
+        )
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return dice_and_cross_entropy(output, target)
 
 
 def positions(slices: int) -> dict[str, Tensor]:
-    """Which of so many slices, from below, are in which split: of every 15, 5 train, 6 are held out and 4 train."""
+    """Which of so many slices, from below, are in which split: of every 15, 5 train, 6 are held
+    out and 4 train.
+    """
     number = torch.arange(slices)
     within, turn = number % 15, number // 15 % 2
     evaluated = (within > 5) & (within < 10)
-    chosen = {"train": (within < 5) | (within > 10), "validation": evaluated & (turn == 0), "test": evaluated & (turn == 1)}
+    chosen = {
+        "train": (within < 5) | (within > 10),
+        "validation": evaluated & (turn == 0),
+        "test": evaluated & (turn == 1),
+    }
     return {split: number[mask] for split, mask in chosen.items()}
 
 
@@ -254,8 +316,14 @@ def _slices() -> tuple[Tensor, Tensor]:
         from nilearn import datasets
     except ModuleNotFoundError as error:
         raise _missing(error) from None
-    templates = (datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
-    t1, grey, white = (torch.from_numpy(load(resolution=2).get_fdata(dtype="float32")) for load in templates)
+    templates = (
+        datasets.load_mni152_template,
+        datasets.load_mni152_gm_template,
+        datasets.load_mni152_wm_template,
+    )
+    t1, grey, white = (
+        torch.from_numpy(load(resolution=2).get_fdata(dtype="float32")) for load in templates
+    )
     # The maps come in 255 steps and tie at times: rounded, so that no last bit decides.
     labels = torch.stack([1 - grey - white, grey, white]).round(decimals=4).argmax(0)
     # Cut to the brain, with room to move; axial slices first.
@@ -277,4 +345,7 @@ def _unet() -> type[nn.Module]:
 
 
 def _missing(error: ModuleNotFoundError) -> UsageError:
-    return UsageError(f'workload "tissue": {error.name} is not installed; `pip install clipbench[medical]` brings what it needs.')
+    return UsageError(
+        f'workload "tissue": {error.name} is not installed; `pip install clipbench[medical]` '
+        f"brings what it needs."
+    )

@@ -1,4 +1,6 @@
-"""Workloads on sequences: the answer depends on early steps, and the gradient has to travel back to them."""
+"""Workloads on sequences: the answer depends on early steps, and the gradient has to travel back
+to them.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,18 @@ CLASSES = 4  # AA, AB, BA, BB
 
 @workload("temporal-order")
 class TemporalOrder:
-    r"""A test of exploding gradients through time: unclipped descent falls off the cliff that a norm clip climbs down.
+    r"""A test of exploding gradients through time: unclipped descent falls off the cliff that a
+    norm clip climbs down.
 
-    Sequences drawn anew at every step. Of T symbols two inform, each A or B, at random steps in [T/10, 2T/10] and [4T/10, 5T/10]
-    (rounded down, ends included); all others are distractors. Four classes by the order: AA, AB, BA, BB. Validation and test are
-    500 sequences each, by the seed.
+    Sequences drawn anew at every step. Of T symbols two inform, each A or B, at random steps in
+    [T/10, 2T/10] and [4T/10, 5T/10] (rounded down, ends included); all others are distractors. Four
+    classes by the order: AA, AB, BA, BB. Validation and test are 500 sequences each, by the seed.
 
     .. math:: h_t = \tanh(W_x x_t + W_h h_{t-1} + b), \qquad z = W_z h_T + c
 
-    All weights from N(0, .1²), biases zero; cross entropy at the last step. Inputs are one-hot, N×T×6. The outcome is bimodal,
-    solved or at chance: a run counts as a success from 99 % accuracy.
+    All weights from N(0, .1²), biases zero; cross entropy at the last step. Inputs are one-hot,
+    N×T×6. The outcome is bimodal, solved or at chance: a run counts as a success from 99 %
+    accuracy.
 
     :param width: hidden units, at least 1.
     :param length: T, in steps, at least 3: below, the two places would fall together.
@@ -54,7 +58,8 @@ class TemporalOrder:
 
     def sample(self, generator: Generator, batch: int) -> tuple[Tensor, Tensor]:
         places, informative, one_hot = _plans(self.length)
-        # One call draws it all: the number of plans is a multiple of four, so its remainders are fair distractors.
+        # One call draws it all: the number of plans is a multiple of four, so its remainders are
+        # fair distractors.
         draw = torch.randint(len(places), (batch, self.length + 1), generator=generator)
         plan = draw[:, -1]
         symbols = (draw[:, :-1] % 4).add_(2).scatter_(1, places[plan], informative[plan])
@@ -68,7 +73,9 @@ class TemporalOrder:
 
 
 class TanhRnn(nn.Module):
-    """A plain recurrent network that classifies a sequence, N×T×6, by its last state: N×4 logits."""
+    """A plain recurrent network that classifies a sequence, N×T×6, by its last state: N×4
+    logits.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -81,37 +88,50 @@ class TanhRnn(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        # In full precision always: autocast does not know of products that are written into a tensor at hand.
+        # In full precision always: autocast does not know of products that are written into a
+        # tensor at hand.
         with torch.autocast(inputs.device.type, enabled=False):
-            last, _ = Recurrence.apply(inputs.transpose(0, 1), self.input.weight, self.input.bias, self.recurrent.weight)
+            last, _ = Recurrence.apply(
+                inputs.transpose(0, 1), self.input.weight, self.input.bias, self.recurrent.weight
+            )
         return self.output(last)
 
 
 class Recurrence(torch.autograd.Function):
-    r"""The last state of a tanh network, :math:`h_t = \tanh(W_x x_t + b + W_h h_{t-1})` from zero, as one node of autograd.
+    r"""The last state of a tanh network, :math:`h_t = \tanh(W_x x_t + b + W_h h_{t-1})` from zero,
+    as one node of autograd.
 
-    Written out for any number of lanes, here as …: torch's own rules give every step a node, a copy and a sum of its own, which
-    takes nearly twice as long.
+    Written out for any number of lanes, here as …: torch's own rules give every step a node, a copy
+    and a sum of its own, which takes nearly twice as long.
 
     :param inputs: x, of …×T×N×I.
     :param across: W_x, of …×H×I.
     :param bias: b, of …×H.
     :param along: W_h, of …×H×H.
-    :returns: the last state, of …×N×H, and all of them, of …×T×N×H, which nothing can be differentiated through.
+    :returns: the last state, of …×N×H, and all of them, of …×T×N×H, which nothing can be
+    differentiated through.
     """
 
     @staticmethod
-    def forward(inputs: Tensor, across: Tensor, bias: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        inputs: Tensor, across: Tensor, bias: Tensor, along: Tensor
+    ) -> tuple[Tensor, Tensor]:
         lead, (length, count, _), width = along.shape[:-2], inputs.shape[-3:], along.shape[-1]
         along = along.reshape(-1, width, width).mT
         rows = inputs.reshape(len(along), length * count, -1)
-        # What the inputs give every step, in one product; then each state into its place behind the one before.
-        steps = torch.baddbmm(bias.reshape(-1, 1, width), rows, across.reshape(len(along), width, -1).mT)
+        # What the inputs give every step, in one product; then each state into its place behind the
+        # one before.
+        steps = torch.baddbmm(
+            bias.reshape(-1, 1, width), rows, across.reshape(len(along), width, -1).mT
+        )
         steps = steps.view(-1, length, count, width)
         states = torch.empty_like(steps)
         for now, (step, state) in enumerate(zip(steps.unbind(1), states.unbind(1), strict=True)):
-            # tanh z = 2 sigmoid 2z − 1, to the last bit of 1: on a CPU torch's tanh takes eight times as long as its sigmoid.
-            doubled = torch.baddbmm(step, states[:, now - 1], along, beta=2, alpha=2) if now else 2 * step
+            # tanh z = 2 sigmoid 2z − 1, to the last bit of 1: on a CPU torch's tanh takes eight
+            # times as long as its sigmoid.
+            doubled = (
+                torch.baddbmm(step, states[:, now - 1], along, beta=2, alpha=2) if now else 2 * step
+            )
             torch.sigmoid(doubled, out=state).mul_(2).sub_(1)
         return states[:, -1].reshape(*lead, count, width), states.view(*lead, length, count, width)
 
@@ -125,7 +145,9 @@ class Recurrence(torch.autograd.Function):
         return None, *RecurrenceGradient.apply(grad, *ctx.saved_tensors)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         return Recurrence.apply(*_with_lanes(info.batch_size, in_dims, tensors)), (0, 0)
 
 
@@ -137,7 +159,9 @@ class RecurrenceGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(grad: Tensor, inputs: Tensor, along: Tensor, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        grad: Tensor, inputs: Tensor, along: Tensor, states: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         lead, (length, count, width) = along.shape[:-2], states.shape[-3:]
         along, states = along.reshape(-1, width, width), states.reshape(-1, length, count, width)
         errors = torch.empty_like(states)
@@ -150,7 +174,11 @@ class RecurrenceGradient(torch.autograd.Function):
         flat = errors.view(-1, length * count, width)
         across = torch.bmm(inputs.reshape(len(along), length * count, -1).mT, flat).mT
         along = torch.bmm(flat[:, count:].mT, states.view(-1, length * count, width)[:, :-count])
-        return across.reshape(*lead, width, -1), flat.sum(1).view(*lead, width), along.view(*lead, width, width)
+        return (
+            across.reshape(*lead, width, -1),
+            flat.sum(1).view(*lead, width),
+            along.view(*lead, width, width),
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -158,15 +186,20 @@ class RecurrenceGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(_ctx: Any, *_grads: Tensor) -> Any:
-        # As torch does for what is once_differentiable: the states are given, and a derivative through them would be wrong.
+        # As torch does for what is once_differentiable: the states are given, and a derivative
+        # through them would be wrong.
         raise RuntimeError("the recurrence of temporal-order cannot be differentiated twice")
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         return RecurrenceGradient.apply(*_with_lanes(info.batch_size, in_dims, tensors)), (0, 0, 0)
 
 
-def _with_lanes(lanes: int, in_dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:
+def _with_lanes(
+    lanes: int, in_dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]
+) -> list[Tensor]:
     """Every tensor with its lanes in front."""
     return [
         tensor.expand(lanes, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
@@ -176,14 +209,17 @@ def _with_lanes(lanes: int, in_dims: tuple[int | None, ...], tensors: tuple[Tens
 
 @lru_cache(maxsize=8)
 def _plans(length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Every way to place two informative symbols: their two steps, the two symbols (A is 0, B is 1), and the one-hot rows.
+    """Every way to place two informative symbols: their two steps, the two symbols (A is 0, B is
+    1), and the one-hot rows.
 
     The plan's remainder by four is its class.
     """
     first = torch.arange(length // 10, 2 * length // 10 + 1)
     second = torch.arange(4 * length // 10, 5 * length // 10 + 1)
     if first[-1] >= second[0]:
-        raise UsageError(f'workload "temporal-order": the length is {length}, and must be at least 3.')
+        raise UsageError(
+            f'workload "temporal-order": the length is {length}, and must be at least 3.'
+        )
     places = torch.cartesian_prod(first, second).repeat_interleave(CLASSES, 0)
     labels = torch.arange(len(places)) % CLASSES
     return places, torch.stack([labels // 2, labels % 2], 1), torch.eye(SYMBOLS)

@@ -9,8 +9,9 @@ import pytest
 
 HEAD = """# How reliable a results folder is
 
-`tox -e faults` breaks things on purpose and looks at what is left. This page is written by it: what is promised, which test tries
-to break it, how many times it was tried, and how many times something was lost. `tox -e tests` tries a few of each.
+`tox -e faults` breaks things on purpose and looks at what is left. This page is written by it: what
+is promised, which test tries to break it, how many times it was tried, and how many times something
+was lost. `tox -e tests` tries a few of each.
 
 | promise | test | tried | lost |
 | --- | --- | ---: | ---: |
@@ -18,7 +19,9 @@ to break it, how many times it was tried, and how many times something was lost.
 
 
 def pytest_addoption(parser):
-    parser.addoption("--faults", action="store_true", help="Try every fault, and write docs/reliability.md.")
+    parser.addoption(
+        "--faults", action="store_true", help="Try every fault, and write docs/reliability.md."
+    )
 
 
 class Tally:
@@ -52,7 +55,9 @@ def tally(request):
 
 @pytest.fixture
 def every(request):
-    """``every(count, few)``: all numbers below ``count`` in the whole suite, ``few`` of them, evenly spaced, in the small one."""
+    """``every(count, few)``: all numbers below ``count`` in the whole suite, ``few`` of them,
+    evenly spaced, in the small one.
+    """
     whole = request.config.getoption("--faults", default=False)
 
     def chosen(count, few, most=10**9):
@@ -65,16 +70,23 @@ def every(request):
 def pytest_sessionfinish(session):
     tally, config = session.config.stash[tallies], session.config
     if hasattr(config, "workeroutput"):  # one of several processes: the first one writes
-        config.workeroutput["tally"] = [[*key, tally.tried[key], tally.lost[key]] for key in tally.tried]
+        config.workeroutput["tally"] = [
+            [*key, tally.tried[key], tally.lost[key]] for key in tally.tried
+        ]
     elif config.getoption("--faults", default=False) and tally.tried:
         page = Path(config.rootpath) / "docs" / "reliability.md"
         page.parent.mkdir(exist_ok=True)
         new = [
-            f"| {promise} | `{test}` | {tally.tried[promise, test]:,} | {tally.lost[promise, test]:,} |"
+            (
+                f"| {promise} | `{test}` | {tally.tried[promise, test]:,} | "
+                f"{tally.lost[promise, test]:,} |"
+            )
             for promise, test in tally.tried
         ]
         ran = {test for _, test in tally.tried}
-        page.write_text(HEAD + "\n".join(sorted([*new, *_others(page, ran)])) + "\n", encoding="utf-8")
+        page.write_text(
+            HEAD + "\n".join(sorted([*new, *_others(page, ran)])) + "\n", encoding="utf-8"
+        )
 
 
 @pytest.hookimpl(optionalhook=True)

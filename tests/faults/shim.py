@@ -1,4 +1,6 @@
-"""Fails or kills a process at the n-th call that changes a file below a folder: opening for writing, writing, syncing, renaming."""
+"""Fails or kills a process at the n-th call that changes a file below a folder: opening for
+writing, writing, syncing, renaming.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ CALLS = ("fsync", "replace", "rename", "link", "unlink", "remove", "mkdir", "rmd
 
 
 class Shim:
-    """Armed in a process of its own, for good. ``at`` is the call it strikes at; without it calls are only counted.
+    """Armed in a process of its own, for good. ``at`` is the call it strikes at; without it calls
+    are only counted.
 
-    A ``short`` write puts half of its bytes on the disk before the disk is full; it strikes at writes alone.
+    A ``short`` write puts half of its bytes on the disk before the disk is full; it strikes at
+    writes alone.
     """
 
     def __init__(self, folder: Path, kind: str = "", at: int = -1) -> None:
@@ -24,7 +28,9 @@ class Shim:
 
     def arm(self) -> Shim:
         opened = io.open
-        builtins.open = io.open = lambda file, mode="r", *rest, **named: self._opened(opened, file, mode, *rest, **named)
+        builtins.open = io.open = lambda file, mode="r", *rest, **named: self._opened(
+            opened, file, mode, *rest, **named
+        )
         for name in CALLS:
             setattr(os, name, self._watched(getattr(os, name), name))
         return self
@@ -38,15 +44,22 @@ class Shim:
 
     def _watched(self, really, name):
         def call(*arguments, **named):
-            places = [Path(f"/proc/self/fd/{arguments[0]}").readlink() if name == "fsync" else one for one in arguments[:2]]
-            if named.get("dir_fd") is None and any(isinstance(one, str | os.PathLike) and self._below(one) for one in places):
+            places = [
+                Path(f"/proc/self/fd/{arguments[0]}").readlink() if name == "fsync" else one
+                for one in arguments[:2]
+            ]
+            if named.get("dir_fd") is None and any(
+                isinstance(one, str | os.PathLike) and self._below(one) for one in places
+            ):
                 self._strike(places[0])
             return really(*arguments, **named)
 
         return call
 
     def _below(self, place) -> bool:
-        return isinstance(place, str | os.PathLike) and str(Path(place).absolute()).startswith(self.folder)
+        return isinstance(place, str | os.PathLike) and str(Path(place).absolute()).startswith(
+            self.folder
+        )
 
     def _strike(self, place, write=None) -> None:
         number, self.calls = self.calls, self.calls + 1
@@ -67,7 +80,9 @@ class Written:
         self._file, self._shim, self._place = file, shim, place
 
     def write(self, data):
-        self._shim._strike(self._place, lambda: (self._file.write(data[: len(data) // 2]), self._file.flush()))
+        self._shim._strike(
+            self._place, lambda: (self._file.write(data[: len(data) // 2]), self._file.flush())
+        )
         return self._file.write(data)
 
     def __getattr__(self, name):

@@ -1,4 +1,6 @@
-"""Flipped bits in pages and tables, and folders of strangers: named, set aside or mended; nothing outside the folder is touched."""
+"""Flipped bits in pages and tables, and folders of strangers: named, set aside or mended;
+nothing outside the folder is touched.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,10 @@ def flip(path, drawn):
 @pytest.mark.parametrize("file", FILES)
 def test_a_flipped_bit_in_a_page(file, page, done, tmp_path, every, tally):
     drawn, wrong = random.Random(file), []
-    before = {name: (done / name).read_bytes() for name in ("study.toml", "environment.json", "components.json")}
+    before = {
+        name: (done / name).read_bytes()
+        for name in ("study.toml", "environment.json", "components.json")
+    }
     pilots = json.loads((done / "calibration.json").read_text())["pilots"]
     for _ in every(20, 3):
         folder = tmp_path / "flipped"
@@ -60,7 +65,11 @@ def test_a_flipped_bit_in_a_page(file, page, done, tmp_path, every, tally):
         after = Store(folder)
         same = all((folder / name).read_bytes() == content for name, content in before.items())
         same &= after.page("calibration")["pilots"] == pilots and after.problems() == []
-        if tally(FOUND, lost=not found) | tally(MENDED, lost=not same) | tally(KEPT, lost=numbers(folder) != numbers(done)):
+        if (
+            tally(FOUND, lost=not found)
+            | tally(MENDED, lost=not same)
+            | tally(KEPT, lost=numbers(folder) != numbers(done))
+        ):
             wrong.append((found, after.problems()))
     assert not wrong, wrong[:3]
 
@@ -71,7 +80,9 @@ def test_a_flipped_bit_in_a_table(table, page, done, tmp_path, every, tally):
     drawn, wrong = random.Random(table), []
     if table == "throughput":
         done = shutil.copytree(done, tmp_path / "timed")
-        Store(done).add_throughput([{"workload": "cosh", "block": 0, "seconds": 0.1, "valid": True, "created": "now"}])
+        Store(done).add_throughput(
+            [{"workload": "cosh", "block": 0, "seconds": 0.1, "valid": True, "created": "now"}]
+        )
     for number in every(50, 2):
         folder = tmp_path / "flipped"
         shutil.rmtree(folder, ignore_errors=True)
@@ -86,7 +97,7 @@ def test_a_flipped_bit_in_a_table(table, page, done, tmp_path, every, tally):
     assert not wrong, wrong[:3]
 
 
-# ---------------------------------------------------------------------------------------------------------- folders of strangers
+# ----------------------------------------------------------------------------- folders of strangers
 
 
 def the(folder, table):
@@ -99,11 +110,19 @@ def recommitted(folder, **changes):
     rows = pq.read_table(path)
     metadata = dict(rows.schema.metadata) | changes.pop("metadata", {})
     path.unlink()
-    return write_table(folder / "cells", "cells", "select-0001", rows, {key: metadata[key] for key in (COMMITS, CONTEXT)})
+    return write_table(
+        folder / "cells",
+        "cells",
+        "select-0001",
+        rows,
+        {key: metadata[key] for key in (COMMITS, CONTEXT)},
+    )
 
 
 def naming(table, name):
-    return lambda folder, _: recommitted(folder, metadata={COMMITS: json.dumps({table: name}).encode()})
+    return lambda folder, _: recommitted(
+        folder, metadata={COMMITS: json.dumps({table: name}).encode()}
+    )
 
 
 def of_context(**changes):
@@ -132,16 +151,23 @@ def old_page(text):
     def plant(folder, home):
         (folder / "pages.json").unlink()
         file = "study.toml" if text.startswith("use") else "plan.json"
-        (folder / file).write_text(text + (folder / file).read_text() if file == "study.toml" else text)
+        (folder / file).write_text(
+            text + (folder / file).read_text() if file == "study.toml" else text
+        )
 
     return plant
 
 
 PLANTS = {
-    "a curve among the cells": lambda folder, _: shutil.copy(the(folder, "curves"), folder / "cells"),
-    "a curve among the timings": lambda folder, _: shutil.copy(the(folder, "curves"), folder / "throughput"),
+    "a curve among the cells": lambda folder, _: shutil.copy(
+        the(folder, "curves"), folder / "cells"
+    ),
+    "a curve among the timings": lambda folder, _: shutil.copy(
+        the(folder, "curves"), folder / "throughput"
+    ),
     "a copy of a commit": lambda folder, _: shutil.copy(
-        the(folder, "cells"), folder / "cells" / f"copy-{the(folder, 'cells').name.rpartition('-')[2]}"
+        the(folder, "cells"),
+        folder / "cells" / f"copy-{the(folder, 'cells').name.rpartition('-')[2]}",
     ),
     "a shard of another study": of_context(study="another"),
     "a newer format": of_context(schema="3.0"),
@@ -154,12 +180,26 @@ PLANTS = {
     "a commit of a table that is none": naming("cells", "x.parquet"),
     "a dangling link": linked("cells/a-000000000000.parquet", "nothing"),
     "a link to a file of the user": linked("curves/a-000000000000.parquet", "photo.png"),
-    "a link to itself": linked("curves/a-000000000000.parquet", "../faults/curves/a-000000000000.parquet"),
-    "a pipe among the cells": lambda folder, _: os.mkfifo(folder / "cells" / "a-000000000000.parquet"),
-    "a pipe among the curves": lambda folder, _: os.mkfifo(folder / "curves" / "a-000000000000.parquet"),
-    "a pipe as a page": lambda folder, _: ((folder / "plan.json").unlink(), os.mkfifo(folder / "plan.json")),
-    "a pipe as the claim": lambda folder, _: ((folder / ".claim").unlink(missing_ok=True), os.mkfifo(folder / ".claim")),
-    "a folder among the cells": lambda folder, _: (folder / "cells" / "a-000000000000.parquet").mkdir(),
+    "a link to itself": linked(
+        "curves/a-000000000000.parquet", "../faults/curves/a-000000000000.parquet"
+    ),
+    "a pipe among the cells": lambda folder, _: os.mkfifo(
+        folder / "cells" / "a-000000000000.parquet"
+    ),
+    "a pipe among the curves": lambda folder, _: os.mkfifo(
+        folder / "curves" / "a-000000000000.parquet"
+    ),
+    "a pipe as a page": lambda folder, _: (
+        (folder / "plan.json").unlink(),
+        os.mkfifo(folder / "plan.json"),
+    ),
+    "a pipe as the claim": lambda folder, _: (
+        (folder / ".claim").unlink(missing_ok=True),
+        os.mkfifo(folder / ".claim"),
+    ),
+    "a folder among the cells": lambda folder, _: (
+        folder / "cells" / "a-000000000000.parquet"
+    ).mkdir(),
     "a folder that looks unfinished": lambda folder, _: (folder / "cells" / ".writing-x").mkdir(),
     "a table that is a link": linked("events", "pictures"),
     "a page that is a link": linked("environment.json", "photo.png"),
@@ -175,7 +215,11 @@ PLANTS = {
 
 
 def outside(home):
-    return {str(path.relative_to(home)): path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(home)): path.read_bytes()
+        for path in sorted(home.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("plant", PLANTS)
@@ -200,12 +244,19 @@ def test_a_strangers_folder(plant, page, done, tmp_path, tally):
         ("verify", folder),
     ):
         code, said = command(*arguments)
-        if tally(SENTENCE, lost=not told_well(code, said)) | tally(ELSEWHERE, lost=outside(home) != before):
+        if tally(SENTENCE, lost=not told_well(code, said)) | tally(
+            ELSEWHERE, lost=outside(home) != before
+        ):
             wrong.append((arguments[0], code, said[-600:]))
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before_ours)
     assert not wrong, wrong
-    refused = ("a newer format", "a table that is a link", "a pipe as the claim", "a claim that is a link")
+    refused = (
+        "a newer format",
+        "a table that is a link",
+        "a pipe as the claim",
+        "a claim that is a link",
+    )
     assert (code == 0) or plant in refused, said
 
 
@@ -214,7 +265,9 @@ def _late(*_):
 
 
 def test_a_folder_from_before_the_hashes_says_what_is_lost(page, done, tmp_path, tally):
-    """A page of it that is damaged cannot be rebuilt from commits that say nothing: it is told, and the run goes on."""
+    """A page of it that is damaged cannot be rebuilt from commits that say nothing: it is told,
+    and the run goes on.
+    """
     folder = tmp_path / "faults"
     shutil.copytree(done, folder)
     path = the(folder, "cells")
@@ -224,7 +277,9 @@ def test_a_folder_from_before_the_hashes_says_what_is_lost(page, done, tmp_path,
     write_table(folder / "cells", "cells", "select-0001", rows, {COMMITS: commits})
     (folder / "pages.json").unlink()
     (folder / "environment.json").write_text("{")
-    code, said = command("run", page, "--out", folder, "--engine", "loop", "--workers", "1", "--no-throughput")
+    code, said = command(
+        "run", page, "--out", folder, "--engine", "loop", "--workers", "1", "--no-throughput"
+    )
     assert code == 0, said
     assert "environment.json is no JSON" in said
     assert "is lost" in said

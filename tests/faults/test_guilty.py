@@ -1,4 +1,6 @@
-"""A cell that raises, ends or stops its worker, fills the memory, prints, forks or patches torch: its neighbours do not notice."""
+"""A cell that raises, ends or stops its worker, fills the memory, prints, forks or patches
+torch: its neighbours do not notice.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ def widen(grads): torch.set_default_dtype(torch.float64)
 def patch(grads): torch.cosh = torch.Tensor.cosh = torch.sinh
 def move(grads): os.chdir("/")
 
-ACTS = dict(stop=stop, kill=kill, end=end, crash=crash, refuse=refuse, fill=fill, talk=talk, fork=fork, widen=widen)
-ACTS |= dict(patch=patch, move=move)
+ACTS = dict(stop=stop, kill=kill, end=end, crash=crash, refuse=refuse, fill=fill, talk=talk)
+ACTS |= dict(fork=fork, widen=widen, patch=patch, move=move)
 
 @clip("guilty")
 class Guilty:
@@ -61,7 +63,17 @@ def studied(folder, act):
     page = PAGE.replace("report = 1", "report = 0").replace("select = 1", "select = 2")
     (folder / "faults.toml").write_text('use = ["guilty.py"]\n' + page + guilty)
     limit = ("--limit", "4") if act == "stop" else ()
-    arguments = ("run", folder / "faults.toml", "--out", folder / "out", "--workers", "2", "--no-throughput", "--engine", "loop")
+    arguments = (
+        "run",
+        folder / "faults.toml",
+        "--out",
+        folder / "out",
+        "--workers",
+        "2",
+        "--no-throughput",
+        "--engine",
+        "loop",
+    )
     code, said = command(*arguments, *limit)
     return folder / "out", code, said
 

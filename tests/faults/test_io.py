@@ -1,4 +1,6 @@
-"""Every call that changes a file fails, or the process dies at it: through run, resume, --anew, report, throughput and packing."""
+"""Every call that changes a file fails, or the process dies at it: through run, resume, --anew,
+report, throughput and packing.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ REPORT = "a report is the old one or the new one, whole"
 
 
 def command(*arguments, shim=None):
-    """``clipbench ARGUMENTS`` in a fork of this process: its exit code, −9 if it was killed, and what it said."""
+    """``clipbench ARGUMENTS`` in a fork of this process: its exit code, −9 if it was killed, and
+    what it said.
+    """
     heard, told = os.pipe()
     child = os.fork()
     if not child:
@@ -48,7 +52,8 @@ def command(*arguments, shim=None):
         os.dup2(told, 1)
         os.dup2(told, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        forkserver._forkserver.ensure_running = int  # it runs, but a fork may not wait for its parent's children
+        # it runs, but a fork may not wait for its parent's children
+        forkserver._forkserver.ensure_running = int
         code = 70
         try:
             if shim is not None:
@@ -116,16 +121,30 @@ def done(page, engine, tmp_path_factory):
 
 def run(page, engine, folder, *more, shim=None):
     return command(
-        "run", page, "--out", folder, "--engine", engine, "--workers", "1", "--no-throughput", *more, shim=shim
-    )  # fmt: skip
+        "run",
+        page,
+        "--out",
+        folder,
+        "--engine",
+        engine,
+        "--workers",
+        "1",
+        "--no-throughput",
+        *more,
+        shim=shim,
+    )
 
 
 def at_each(every, calls, few):
-    """Kind and number of every fault to try: kills at sixty calls, the other kinds at ten; `test_a_shard` tries more."""
+    """Kind and number of every fault to try: kills at sixty calls, the other kinds at ten;
+    `test_a_shard` tries more.
+    """
     return [
         (kind, at)
         for kind in KINDS
-        for at in every(calls, few if kind == "kill" else max(1, few // 2), 60 if kind == "kill" else 10)
+        for at in every(
+            calls, few if kind == "kill" else max(1, few // 2), 60 if kind == "kill" else 10
+        )
     ]
 
 
@@ -134,15 +153,30 @@ def told_well(code, said):
 
 
 def finished(page, engine, folder, reference):
-    """Whether the next run of the study ends well, with the numbers of one that was never disturbed."""
+    """Whether the next run of the study ends well, with the numbers of one that was never
+    disturbed.
+    """
     code, said = run(page, engine, folder)
     store = Store(folder)
-    return code == 0 and not store.problems() and not store.missing() and numbers(folder) == numbers(reference), said
+    return code == 0 and not store.problems() and not store.missing() and numbers(
+        folder
+    ) == numbers(reference), said
 
 
 def test_a_run_that_fails_or_dies_at_any_call(page, engine, done, tmp_path, every, tally):
     folder = tmp_path / "faults"
-    calls = count("run", page, "--out", folder, "--engine", engine, "--workers", "1", "--no-throughput", folder=folder)
+    calls = count(
+        "run",
+        page,
+        "--out",
+        folder,
+        "--engine",
+        engine,
+        "--workers",
+        "1",
+        "--no-throughput",
+        folder=folder,
+    )
     wrong = []
     for kind, at in at_each(every, calls, 3):
         shutil.rmtree(folder)
@@ -162,14 +196,27 @@ class Dying(Shim):
 
 
 def test_a_resumed_run_that_fails_or_dies_at_any_call(page, engine, done, tmp_path, every, tally):
-    """One that was killed between its phases goes on: what it had stored is there whatever happens."""
+    """One that was killed between its phases goes on: what it had stored is there whatever
+    happens.
+    """
     half, folder = tmp_path / "half", tmp_path / "faults"
     code, said = run(page, engine, half, shim=Dying(half))
     assert code == -signal.SIGKILL, said
     before, wrong = numbers(half), []
     assert before
     shutil.copytree(half, folder)
-    calls = count("run", page, "--out", folder, "--engine", engine, "--workers", "1", "--no-throughput", folder=folder)
+    calls = count(
+        "run",
+        page,
+        "--out",
+        folder,
+        "--engine",
+        engine,
+        "--workers",
+        "1",
+        "--no-throughput",
+        folder=folder,
+    )
     for kind, at in at_each(every, calls, 3):
         shutil.rmtree(folder)
         shutil.copytree(half, folder)
@@ -177,19 +224,29 @@ def test_a_resumed_run_that_fails_or_dies_at_any_call(page, engine, done, tmp_pa
         now = numbers(folder)
         lost = any(now.get(cell) != row for cell, row in before.items())
         well, again = finished(page, engine, folder, done)
-        if tally(SENTENCE, lost=not told_well(code, said)) | tally(KEPT, lost=lost) | tally(WHOLE, lost=not well):
+        if (
+            tally(SENTENCE, lost=not told_well(code, said))
+            | tally(KEPT, lost=lost)
+            | tally(WHOLE, lost=not well)
+        ):
             wrong.append((kind, at, code, lost, said[-300:], again[-300:]))
     assert not wrong, wrong[:3]
 
 
 def test_anew_that_fails_or_dies_at_any_call(page, engine, done, tmp_path, every, tally):
-    """The calls before the first cell: the old results are renamed, and the pages of the new ones written."""
+    """The calls before the first cell: the old results are renamed, and the pages of the new
+    ones written.
+    """
     before, wrong = numbers(done), []
     for kind, at in [(kind, at) for kind in KINDS for at in every(40, 2, 40)]:
         folder = tmp_path / f"{kind}-{at}" / "faults"
         shutil.copytree(done, folder)
         code, said = run(page, engine, folder, "--anew", shim=Shim(folder.parent, kind, at))
-        places = [one for one in (folder.with_name("faults.old-1"), folder) if (one / "study.toml").is_file()]
+        places = [
+            one
+            for one in (folder.with_name("faults.old-1"), folder)
+            if (one / "study.toml").is_file()
+        ]
         lost = not any(numbers(one) == before for one in places)
         if tally(SENTENCE, lost=not told_well(code, said)) | tally(OLD, lost=lost):
             wrong.append((kind, at, code, said[-300:]))
@@ -203,13 +260,16 @@ def contents_of(done):
     source = Store(done)
     frames = {table: source.read(table) for table in TABLES}
     rows = {  # a NaN stays one: it is not nothing
-        table: frame.astype(object).where(frame.notna(), None).to_dict("records") for table, frame in frames.items()
+        table: frame.astype(object).where(frame.notna(), None).to_dict("records")
+        for table, frame in frames.items()
     }
     return rows, {name: source.page(name) for name in PAGES}
 
 
 def in_two_shards(done, page, folder):
-    """A store of what ``done`` holds, in the two shards that its run committed before it packed them."""
+    """A store of what ``done`` holds, in the two shards that its run committed before it packed
+    them.
+    """
     rows, pages = contents_of(done)
     store = Store.create(folder, "faults", page.read_text())
     for name, content in pages.items():
@@ -217,12 +277,19 @@ def in_two_shards(done, page, folder):
     with store.claim():
         for shard, role in enumerate(("select", "report")):
             mine = {row["cell"] for row in rows["cells"] if row["role"] == role}
-            store.commit(f"{role}-{shard:04d}", {table: [row for row in rows[table] if row["cell"] in mine] for table in TABLES})
+            store.commit(
+                f"{role}-{shard:04d}",
+                {table: [row for row in rows[table] if row["cell"] in mine] for table in TABLES},
+            )
     return store
 
 
-def test_a_shard_its_pages_and_its_packing_at_every_call(page, done, engine, tmp_path, every, tally):
-    """Without a process for each: what is committed is whole, whatever the call, and the next sweep leaves nothing over."""
+def test_a_shard_its_pages_and_its_packing_at_every_call(
+    page, done, engine, tmp_path, every, tally
+):
+    """Without a process for each: what is committed is whole, whatever the call, and the next
+    sweep leaves nothing over.
+    """
     if engine == "batched":
         pytest.skip("the store does not know the engine")
     before, wrong = numbers(done), []
@@ -243,7 +310,10 @@ def test_a_shard_its_pages_and_its_packing_at_every_call(page, done, engine, tmp
             committed = numbers(folder) if (folder / "study.toml").is_file() else {}
             filled(folder)
             lost = any(before[cell] != row for cell, row in committed.items())
-            well = numbers(folder) == before and Store(folder).problems() == Store(folder).missing() == []
+            well = (
+                numbers(folder) == before
+                and Store(folder).problems() == Store(folder).missing() == []
+            )
             if tally(KEPT, lost=lost) | tally(WHOLE, lost=not well):
                 wrong.append((kind, at, Store(folder).problems()[:2]))
     assert not wrong, wrong[:3]
@@ -269,19 +339,27 @@ def in_a_fork(function, folder, shim):
 
 
 def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_a_report_that_fails_or_dies_at_any_call(done, engine, tmp_path, every, tally, monkeypatch):
     """What `report` puts in the place of an older one, without the drawing of both for each."""
     if engine == "batched":
         pytest.skip("a report does not know the engine")
-    monkeypatch.setattr(frames, "render", lambda *_, **__: ('<svg width="9pt" height="9pt"></svg>', b""))
+    monkeypatch.setattr(
+        frames, "render", lambda *_, **__: ('<svg width="9pt" height="9pt"></svg>', b"")
+    )
     folder, wrong = shutil.copytree(done, tmp_path / "faults"), []
     both = []
     for formats in ("md,svg", "md,csv,svg"):
         assert command("report", folder, "--format", formats)[0] == 0
-        both.append({name: content for name, content in contents(folder / "report").items() if name != LIST})
+        both.append(
+            {name: content for name, content in contents(folder / "report").items() if name != LIST}
+        )
     old, new = both
     calls = in_a_fork(lambda place: replace(place, new), folder / "report", Shim(folder))
     assert calls > len(new)
@@ -290,15 +368,21 @@ def test_a_report_that_fails_or_dies_at_any_call(done, engine, tmp_path, every, 
         in_a_fork(lambda place: replace(place, new), folder / "report", Shim(folder, kind, at))
         left = contents(folder / "report") if (folder / "report").is_dir() else None
         replace(folder / "report", new)
-        whole = left is None or {name: content for name, content in left.items() if name != LIST} in (old, new)
-        after = {name: content for name, content in contents(folder / "report").items() if name != LIST}
+        whole = left is None or {
+            name: content for name, content in left.items() if name != LIST
+        } in (old, new)
+        after = {
+            name: content for name, content in contents(folder / "report").items() if name != LIST
+        }
         if tally(REPORT, lost=not whole or after != new):
             wrong.append((kind, at))
     assert not wrong, wrong[:3]
 
 
 @pytest.mark.parametrize("what", ["pack", "throughput"])
-def test_packing_and_timing_that_fail_or_die_at_any_call(what, page, engine, done, tmp_path, every, tally):
+def test_packing_and_timing_that_fail_or_die_at_any_call(
+    what, page, engine, done, tmp_path, every, tally
+):
     if engine == "batched":
         pytest.skip("neither knows the engine")
     folder, before, start = tmp_path / "faults", numbers(done), tmp_path / "start"
@@ -313,13 +397,21 @@ def test_packing_and_timing_that_fail_or_die_at_any_call(what, page, engine, don
     )
     shutil.copytree(start, folder)
     calls, wrong = count(*arguments, folder=folder), []
-    for kind, at in at_each(every, calls, 2) if what == "pack" else [(kind, at) for kind in KINDS for at in every(calls, 1, 6)]:
+    for kind, at in (
+        at_each(every, calls, 2)
+        if what == "pack"
+        else [(kind, at) for kind in KINDS for at in every(calls, 1, 6)]
+    ):
         shutil.rmtree(folder)
         shutil.copytree(start, folder)
         code, said = command(*arguments, shim=Shim(folder, kind, at))
         lost = numbers(folder) != before
         again = command(*arguments)
         well = again[0] == 0 and not Store(folder).problems() and numbers(folder) == before
-        if tally(SENTENCE, lost=not told_well(code, said)) | tally(KEPT, lost=lost) | tally(WHOLE, lost=not well):
+        if (
+            tally(SENTENCE, lost=not told_well(code, said))
+            | tally(KEPT, lost=lost)
+            | tally(WHOLE, lost=not well)
+        ):
             wrong.append((kind, at, code, lost, said[-300:], again, Store(folder).problems()[:2]))
     assert not wrong, wrong[:3]

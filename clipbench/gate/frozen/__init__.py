@@ -5,8 +5,9 @@ another way gets a reference of its own, under a new name. Nothing else of clipb
 that no change of ours can reach in here. `loop` holds the step, the clips, the rules and the
 batches of one model, `fused` the step of fused kernels, `lanes` the step of many models at once.
 
-Each function of these modules is a factory: it returns work to be timed, a function without arguments. Where nothing else is said,
-sizes are those of ``wdbc``: an MLP 30–64–64–2, 6,274 parameters in 6 tensors, batches of 32.
+Each function of these modules is a factory: it returns work to be timed, a function without
+arguments. Where nothing else is said, sizes are those of ``wdbc``: an MLP 30–64–64–2, 6,274
+parameters in 6 tensors, batches of 32.
 """
 
 from __future__ import annotations

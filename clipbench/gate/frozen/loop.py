@@ -18,7 +18,10 @@ def _drawn(seed: int = 0) -> torch.Generator:
 
 def _batches() -> list[tuple[Tensor, Tensor]]:
     draw = _drawn()
-    return [(torch.randn(BATCH, 30, generator=draw), torch.randint(2, (BATCH,), generator=draw)) for _ in range(BATCHES)]
+    return [
+        (torch.randn(BATCH, 30, generator=draw), torch.randint(2, (BATCH,), generator=draw))
+        for _ in range(BATCHES)
+    ]
 
 
 def _mlp() -> nn.Sequential:
@@ -67,7 +70,9 @@ def step() -> Work:
 
 
 def measured_step() -> Work:
-    """A step as above, with inner products of its gradient, of the clipped one, of both, and of the update."""
+    """A step as above, with inner products of its gradient, of the clipped one, of both, and of
+    the update.
+    """
     module, batches = _mlp(), cycle(_batches())
     params = list(module.parameters())
     optimizer = torch.optim.SGD(params, lr=1e-3, momentum=0.9, weight_decay=0.0)
@@ -84,12 +89,20 @@ def measured_step() -> Work:
         torch.cat([param.grad.reshape(-1) for param in params if param.grad is not None], out=raw)
         nn.utils.clip_grad_norm_(params, 1.0, 2.0)
         optimizer.step()
-        torch.cat([param.grad.reshape(-1) for param in params if param.grad is not None], out=clipped)
+        torch.cat(
+            [param.grad.reshape(-1) for param in params if param.grad is not None], out=clipped
+        )
         changed = torch.count_nonzero(torch.ne(raw, clipped, out=differs))
         torch.cat([param.detach().reshape(-1) for param in params], out=after)
         update = before.sub_(after)
         found = (
-            *(loss.detach(), torch.dot(raw, raw), torch.dot(raw, zeros), torch.dot(clipped, clipped), torch.dot(raw, clipped)),
+            *(
+                loss.detach(),
+                torch.dot(raw, raw),
+                torch.dot(raw, zeros),
+                torch.dot(clipped, clipped),
+                torch.dot(raw, clipped),
+            ),
             *(changed, torch.dot(update, update), torch.dot(update, zeros)),
         )
         before, after = after, before
@@ -117,7 +130,9 @@ def value_rule() -> Work:
     def like(number: Any, tree: dict[str, Tensor]) -> Any:
         return number.to(next(iter(tree.values())).dtype) if isinstance(number, Tensor) else number
 
-    def rule(grads: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def rule(
+        grads: dict[str, Tensor], state: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         limit = like(0.1, grads)
         return _leaf_by_leaf(lambda grad: torch.clamp(grad, -limit, limit), grads), state
 
@@ -129,12 +144,16 @@ def norm_rule() -> Work:
     grads = _gradients()
 
     def norm(tree: dict[str, Tensor]) -> Tensor:
-        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(leaf, 2.0) for leaf in tree.values()]), 2.0)
+        return torch.linalg.vector_norm(
+            torch.stack([torch.linalg.vector_norm(leaf, 2.0) for leaf in tree.values()]), 2.0
+        )
 
     def scaled(tree: dict[str, Tensor], factor: Tensor) -> dict[str, Tensor]:
         return {name: leaf * factor for name, leaf in tree.items()}
 
-    def rule(grads: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def rule(
+        grads: dict[str, Tensor], state: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return scaled(grads, torch.clamp(1.0 / (norm(grads) + 1e-6), max=1.0)), state
 
     return lambda: rule(grads, {})
@@ -151,10 +170,14 @@ def adam_rule() -> Work:
         "power2": one,
     }
 
-    def decayed(grads: dict[str, Tensor], params: dict[str, Tensor], weight_decay: float) -> dict[str, Tensor]:
+    def decayed(
+        grads: dict[str, Tensor], params: dict[str, Tensor], weight_decay: float
+    ) -> dict[str, Tensor]:
         return _leaf_by_leaf(lambda g, p: g + weight_decay * p, grads, params)
 
-    def rule(grads: dict[str, Tensor], state: dict[str, Any], beta1: float, beta2: float, eps: float) -> tuple[Any, dict[str, Any]]:
+    def rule(
+        grads: dict[str, Tensor], state: dict[str, Any], beta1: float, beta2: float, eps: float
+    ) -> tuple[Any, dict[str, Any]]:
         power1, power2 = state["power1"] * beta1, state["power2"] * beta2
         mean = _leaf_by_leaf(lambda m, g: beta1 * m + (1 - beta1) * g, state["mean"], grads)
         square = _leaf_by_leaf(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["square"], grads)
@@ -179,7 +202,10 @@ def feed() -> Work:
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         stream = _drawn()
-        epochs = [torch.randperm(len(inputs), generator=stream)[: per_epoch * BATCH] for _ in range(-(-FED // per_epoch))]
+        epochs = [
+            torch.randperm(len(inputs), generator=stream)[: per_epoch * BATCH]
+            for _ in range(-(-FED // per_epoch))
+        ]
         index = torch.cat(epochs).reshape(-1, BATCH)[:FED]
         for some in index.split(16):
             yield from zip(inputs[some].unbind(), targets[some].unbind(), strict=True)
