@@ -126,12 +126,10 @@ def test_there_are_as_many_cells_as_the_product_of_the_axes(
     lrs, thresholds, seeds, widths, batches, optimizers, chosen
 ):
     """And all of them are different."""
+    wide, large = [8 + n for n in range(widths)], [16 + n for n in range(batches)]
     text = f"""
 run = {{ steps = 5, lr = {[0.1 * (n + 1) for n in range(lrs)]}, seeds = {{ select = {seeds} }} }}
-workload = [{{
-  name = "wdbc", width = {[8 + n for n in range(widths)]},
-  batch = {[16 + n for n in range(batches)]}
-}}]
+workload = [{{ name = "wdbc", width = {wide}, batch = {large} }}]
 optimizer = [{", ".join(f'{{ name = "{name}" }}' for name in optimizers[:chosen])}]
 clip = [{{ name = "none" }}, {{ name = "value", max_value = {[n + 1 for n in range(thresholds)]} }}]
 """
