@@ -400,7 +400,7 @@ def table(found, missing, footer):
                 for pair, alone in pairs
             ]
             extra.append(
-                f"two workers against one: "
+                "two workers against one: "
                 f"{spread(count, median(gains), min(gains), max(gains))}, {name}"
             )
         for one, bound in (("recording", 1.5), ("recording, compiled", 1.1)):

@@ -68,8 +68,7 @@ def main(name: str, workloads: list[str]) -> None:
                 targets[arm.arm] = mine.loc[mine["step"] == early, "value"].median()
                 sys.stdout.write(
                     f"  {problem}, batch {batch}: {arm.arm} at lr {arm.lr:g} ends at "
-                    f"{ends[arm.arm]:.4g}, "
-                    f"{targets[arm.arm]:.4g} at 75 %\n"
+                    f"{ends[arm.arm]:.4g}, {targets[arm.arm]:.4g} at 75 %\n"
                 )
             best = min(ends, key=ends.__getitem__)
             sys.stdout.write(

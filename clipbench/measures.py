@@ -173,8 +173,7 @@ MEASURES = (
         "gradient",
         (
             "2-norm of the raw gradient; inf where finite elements overflow it in their "
-            "precision, NaN "
-            "where an element is not finite"
+            "precision, NaN where an element is not finite"
         ),
         (square(RAW), peak(RAW)),
         _grad_norm,
@@ -193,9 +192,8 @@ MEASURES = (
         "cosine",
         "ratio",
         (
-            "cosine between what the clip was handed and what it returned; 1 for zero, NaN "
-            "where only "
-            "that is zero"
+            "cosine between what the clip was handed and what it returned; 1 for zero, NaN where "
+            "only that is zero"
         ),
         (*_COMPARED, inner(HANDED, CLIPPED)),
         _cosine,

@@ -215,8 +215,7 @@ CELLS = (
         "ratio",
         (
             "largest loss of the last half of the steps over the median there, both above the "
-            "optimum "
-            "where it is known"
+            "optimum where it is known"
         ),
         later=True,
     ),
@@ -266,9 +265,8 @@ EVALS = (
         FLOAT,
         "",
         (
-            "its standard error over the examples of the split; null but for what outcomes "
-            "are judged "
-            "by, on validation"
+            "its standard error over the examples of the split; null but for what outcomes are "
+            "judged by, on validation"
         ),
         later=True,
     ),
@@ -352,9 +350,8 @@ THROUGHPUT = (
         FLOAT,
         "s",
         (
-            "what moving floor_bytes takes at the rate of an add_ (CPU) or a copy (CUDA) of "
-            "as much "
-            "memory in the same round"
+            "what moving floor_bytes takes at the rate of an add_ (CPU) or a copy (CUDA) of as "
+            "much memory in the same round"
         ),
         later=True,
     ),

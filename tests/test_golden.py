@@ -106,9 +106,8 @@ def differences(case, stored):
     step, names = moved[0], ", ".join(document[kind]["name"] for kind in registry.KINDS)
     sentence = (
         f"{case}: from step {step} on the losses moved ({stored['losses'][step]!r} became "
-        f"{found[step]!r}). Undo the change, or "
-        f"raise `version` of the component whose mathematics changed ({names}) and run `python "
-        f"tests/test_golden.py`."
+        f"{found[step]!r}). Undo the change, or raise `version` of the component whose "
+        f"mathematics changed ({names}) and run `python tests/test_golden.py`."
     )
     return [sentence]
 

@@ -178,9 +178,8 @@ def test_an_axis_is_not_extended_beyond_the_range_of_its_threshold(tmp_path):
     """The more of the gradient the better, at so small an lr; but there is no share above 1."""
     (tmp_path / "share.py").write_text(
         "from clipbench import Unit, clip, trees\n\n\n@clip('share')\nclass Share:\n    share: "
-        "Unit = 1.0\n\n"
-        "    def update(self, grads, state, params):\n        return trees.scale(grads, "
-        "self.share), state\n"
+        "Unit = 1.0\n\n    def update(self, grads, state, params):\n        return "
+        "trees.scale(grads, self.share), state\n"
     )
     page = PAGE.replace(
         'name = "norm"\nrelative = [0.1, 0.3]', 'name = "share"\nshare = [0.2, 0.5]'

@@ -201,8 +201,7 @@ CLAIMS = (
         MENON,
         (
             "clipping the loss's slope by the score, the huberised loss, does not mend wrong "
-            "labels; "
-            "the partially huberised loss does"
+            "labels; the partially huberised loss does"
         ),
         "huberised at most .65, partially at least .98",
         ACCURACY,

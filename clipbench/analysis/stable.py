@@ -106,17 +106,15 @@ def effective(ranges: pd.DataFrame, arms_table: pd.DataFrame) -> pd.DataFrame:
 def notes(arms_table: pd.DataFrame) -> list[str]:
     """What a reader of learning rates must know of the optimizers compared."""
     told = [
-        f"Momentum with μ = {value:g} moves by lr/(1 − μ) = {1 / (1 - value):.3g} × lr a step in a "
-        f"steady direction, so that its "
-        "learning rates sit lower than those of plain SGD by about that factor; its ranges are "
-        "drawn against lr/(1 − μ) as well."
+        f"Momentum with μ = {value:g} moves by lr/(1 − μ) = {1 / (1 - value):.3g} × lr a step in "
+        "a steady direction, so that its learning rates sit lower than those of plain SGD by "
+        "about that factor; its ranges are drawn against lr/(1 − μ) as well."
         for value in sorted(arms_table["momentum"].dropna().unique())
     ]
     told += [
-        f"RMSprop has no bias correction: its running mean of squares starts at zero, so that with "
-        f"α = {value:g} its first step "
-        f"is 1/√(1 − α) = {1 / math.sqrt(1 - value):.3g} times lr for every weight. "
-        "Clipping before that division cannot shorten it."
+        "RMSprop has no bias correction: its running mean of squares starts at zero, so that "
+        f"with α = {value:g} its first step is 1/√(1 − α) = {1 / math.sqrt(1 - value):.3g} times "
+        "lr for every weight. Clipping before that division cannot shorten it."
         for value in sorted(arms_table["alpha"].dropna().unique())
     ]
     return told

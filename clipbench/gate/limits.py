@@ -138,8 +138,7 @@ def _parse(text: str, where: str, folder: Path, baselines: Path) -> Limits:
             if not all(getattr(bench, setting).rpartition(":")):
                 raise UsageError(
                     f'{where}: `{setting}` of "{bench.name}" is {getattr(bench, setting)!r}, and '
-                    f'must be "package.module:function" '
-                    'or "file.py:function".'
+                    'must be "package.module:function" or "file.py:function".'
                 )
     # A study's page beside this page is found from every working folder.
     studies = {

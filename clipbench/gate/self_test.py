@@ -172,8 +172,7 @@ def text(rates: Rates) -> str:
     """For a terminal: a line each, and whether the gate is as good as it must be."""
     lines = [
         f"{_kind(rate):<44} {rate.alarms:>4} of {rate.checks:<4} {rate.share:7.2%}  "
-        f"[{rate.low:.2%}, {rate.high:.2%}]"
-        f"  {rate.inconclusive} inconclusive"
+        f"[{rate.low:.2%}, {rate.high:.2%}]  {rate.inconclusive} inconclusive"
         for rate in rates.rates
     ]
     end = (
@@ -191,8 +190,7 @@ def markdown(rates: Rates, environment: dict[str, Any]) -> str:
     """The rates as a table, with the machine below."""
     rows = [
         f"| {_kind(rate)} | {rate.alarms} of {rate.checks} | {rate.share:.2%} | {rate.low:.2%} to "
-        f"{rate.high:.2%} "
-        f"| {rate.inconclusive} | "
+        f"{rate.high:.2%} | {rate.inconclusive} | "
         f"{'–' if rate.least_ratio is None else f'{rate.least_ratio:.3f}'} |"
         for rate in rates.rates
     ]

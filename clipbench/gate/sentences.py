@@ -49,8 +49,7 @@ SENTENCES = {
         f"{{folder}}: the baseline has another schema, or is damaged ({{error}}); {_ANEW}"
     ),
     Reason.DAMAGED: f"{{folder}}: {{files}} files of the baseline are damaged, {{file}} first, "
-    f"which {{error}}; "
-    f"restore them, or {_ANEW}",
+    f"which {{error}}; restore them, or {_ANEW}",
     Reason.OTHER_STUDY: (
         f'{{folder}}: the baseline is of the study "{{there}}", not "{{here}}"; {_ANEW}'
     ),

@@ -68,18 +68,16 @@ def told(evidence: Evidence) -> list[Text | List]:
         return [
             Text(
                 "**Nothing is chosen here.** This study reports on no fresh seeds: it shows what "
-                "every setting did, and has no "
-                "tuned methods to compare."
+                "every setting did, and has no tuned methods to compare."
             )
         ]
     if not evidence.drawn["ended"].isin([*Outcome]).any():
         return [
             Text(
                 "**No answer yet.** The report phase, which runs each method's chosen setting on "
-                "fresh seeds, has no "
-                "finished cell in this "
-                "folder. What the selection phase showed is below; it chose the settings, so that "
-                "its numbers flatter every method."
+                "fresh seeds, has no finished cell in this folder. What the selection phase "
+                "showed is below; it chose the settings, so that its numbers flatter every "
+                "method."
             )
         ]
     pairs = headline_pairs(evidence.arms, evidence.methods)
@@ -233,8 +231,7 @@ def _verdict(  # noqa: PLR0911 - a sentence for every case
     if ending == "unconfirmed":
         return (
             f"{name}: {unit} {shown} at equal budget ({kind}n = {n}), which does not outlast "
-            f"Holm's correction for the number of "
-            f"comparisons made here (p = {row['holm']:.2g})."
+            f"Holm's correction for the number of comparisons made here (p = {row['holm']:.2g})."
         )
     if interval.sign > 0:
         return (

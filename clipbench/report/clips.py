@@ -40,13 +40,10 @@ def section(evidence: Evidence) -> Section:
     parts: list[Part] = [
         Text(
             "The same clips on the other optimizers, each against the same optimizer without a "
-            "clip, on the same report "
-            "seeds. The last column is the "
-            f"p value of the difference at all settings after Holm's correction over the declared "
-            f"family, "
-            f"{{norm, value}} × optimizer × workload "
-            f"({plural(int(claimed['p'].notna().sum()), 'comparison')}); thresholds "
-            f"are tuned, not tested."
+            "clip, on the same report seeds. The last column is the p value of the difference at "
+            "all settings after Holm's correction over the declared family, {norm, value} × "
+            f"optimizer × workload ({plural(int(claimed['p'].notna().sum()), 'comparison')}); "
+            "thresholds are tuned, not tested."
         )
     ]
     for task in evidence.tasks:

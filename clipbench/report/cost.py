@@ -36,11 +36,9 @@ def section(evidence: Evidence) -> Section:
         parts.append(
             Text(
                 "Time of the real torch step, measured apart from the training runs with nothing "
-                "else running: every clip's "
-                "block beside one of the same optimizer "
-                "without a clip. The ratio is the median over the pairs of blocks with its "
-                "order-statistic interval; quantiles "
-                "are over blocks."
+                "else running: every clip's block beside one of the same optimizer without a "
+                "clip. The ratio is the median over the pairs of blocks with its order-statistic "
+                "interval; quantiles are over blocks."
             )
         )
     keys = [*TASK, "environment"]

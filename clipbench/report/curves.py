@@ -38,13 +38,10 @@ def section(evidence: Evidence) -> Section:
         cells = evidence.cells[evidence.cells["cell"].isin(set(mine["cell"]))]
         figure = draw(mine, arms, chosen, label, line, evidence.footer(cells))
         caption = (
-            f"{evidence.labels[task]}: {label} of every report seed (thin) at each method's chosen "
-            f"setting, and their median "
-            f"(thick; a diverged seed "
-            f"counts as infinite). A cross marks where a run diverged; the dotted line is the loss "
-            f"of the best constant "
-            f"prediction. "
-            f"Each point is the median of a stretch of steps."
+            f"{evidence.labels[task]}: {label} of every report seed (thin) at each method's "
+            "chosen setting, and their median (thick; a diverged seed counts as infinite). A "
+            "cross marks where a run diverged; the dotted line is the loss of the best constant "
+            "prediction. Each point is the median of a stretch of steps."
         )
         parts += headed(
             evidence,

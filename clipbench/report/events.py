@@ -18,10 +18,8 @@ def section(evidence: Evidence) -> Section:
     counted = event_counts(recorded, evidence.cells)
     parts: list[Part] = [
         Text(
-            "Cells of both phases, by how they ended, and how many of them met each kind of event "
-            "at least once. A diverged "
-            "cell is never dropped, "
-            "filled in or run again."
+            "Cells of both phases, by how they ended, and how many of them met each kind of "
+            "event at least once. A diverged cell is never dropped, filled in or run again."
         )
     ]
     kinds = [kind for kind in Kind if counted[kind].sum()]

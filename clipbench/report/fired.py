@@ -23,10 +23,9 @@ def section(evidence: Evidence) -> Section:
         figure = draw(mine, arms, evidence.footer(cells))
         caption = (
             f"{evidence.labels[task]}: share of steps in which the clip altered at least one "
-            f"element, by threshold: the "
-            f"median over learning rates and selection "
-            f"seeds; the band is the whole range. At 0 the clip does nothing, at 1 it sets the "
-            f"length of every step."
+            "element, by threshold: the median over learning rates and selection seeds; the band "
+            "is the whole range. At 0 the clip does nothing, at 1 it sets the length of every "
+            "step."
         )
         table = Table(
             evidence.name("tables", "fired", evidence.labels[task]),

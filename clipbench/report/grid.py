@@ -37,12 +37,10 @@ def section(evidence: Evidence) -> Section:
         )
         caption = (
             f"{evidence.labels[task]}: {measure} after the last step, on selection seeds, over "
-            f"learning rate × threshold (× is a "
-            f"multiple of the median size of the "
-            f"raw gradient). D, C, S, F: seeds that diverged, collapsed, stalled, failed, with "
-            f"their number unless all did; "
-            f"?: seeds that ran but have no value. {_grey(shares)} "
-            f"The red frame is the setting that was chosen, by validation loss."
+            "learning rate × threshold (× is a multiple of the median size of the raw gradient). "
+            "D, C, S, F: seeds that diverged, collapsed, stalled, failed, with their number "
+            f"unless all did; ?: seeds that ran but have no value. {_grey(shares)} The red frame "
+            "is the setting that was chosen, by validation loss."
         )
         table = Table(
             evidence.name("tables", "grid", evidence.labels[task]),

@@ -51,25 +51,18 @@ def section(evidence: Evidence) -> Section:
         )
     parts: list[Part] = [
         Text(
-            "Each method's setting was chosen on the selection seeds and run again on fresh report "
-            "seeds; what follows is "
-            "from those alone. "
-            "**Equal budget** asks what each method reaches when it may try only as many settings "
-            "as the method with the "
-            "fewest: a clip has a "
-            "threshold to tune, and must not win by five times as many tries. **All settings** "
-            "lets each method use its "
-            "whole grid. "
-            "**Untuned** is one fixed learning rate and threshold. Intervals are 95 %."
+            "Each method's setting was chosen on the selection seeds and run again on fresh "
+            "report seeds; what follows is from those alone. **Equal budget** asks what each "
+            "method reaches when it may try only as many settings as the method with the fewest: "
+            "a clip has a threshold to tune, and must not win by five times as many tries. **All "
+            "settings** lets each method use its whole grid. **Untuned** is one fixed learning "
+            "rate and threshold. Intervals are 95 %."
         ),
         Text(
             "A run ends in one of four ways. **Diverged**: a value stopped being finite, or the "
-            "loss blew up and stayed "
-            "there. **Collapsed**: finite, but back at the "
-            "loss of a constant prediction after having left it, which is how most runs of small "
-            "networks fail. **Stalled**: "
-            "still at that loss, too slow. "
-            "**Learned**: none of these."
+            "loss blew up and stayed there. **Collapsed**: finite, but back at the loss of a "
+            "constant prediction after having left it, which is how most runs of small networks "
+            "fail. **Stalled**: still at that loss, too slow. **Learned**: none of these."
         ),
     ]
     panels = [
@@ -87,10 +80,9 @@ def section(evidence: Evidence) -> Section:
     with_clip = results.merge(evidence.arms, on=ARM)
     figure = draw(with_clip, drawn, panels, methods, evidence.footer(cells))
     caption = (
-        "The named methods on report seeds: the mean, or the success rate, with its 95 % interval, "
-        "and every seed as a faint "
-        "dot. Where a seed "
-        "diverged the mark is the median, with that seed as the worst possible outcome."
+        "The named methods on report seeds: the mean, or the success rate, with its 95 % "
+        "interval, and every seed as a faint dot. Where a seed diverged the mark is the median, "
+        "with that seed as the worst possible outcome."
     )
     if BASELINE in methods:
         caption += " The dashed line is plain SGD at equal budget."

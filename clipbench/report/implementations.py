@@ -49,18 +49,14 @@ def subsection(evidence: Evidence) -> list[Part]:
         Heading("Which implementation to use"),
         Text(
             "The same clip and step, written in different ways: `origin` is a loop by hand, "
-            "`torch` what torch does where "
-            "nothing is asked, `loop` and `foreach` its functions tensor by tensor and all at "
-            "once, `fused` the optimizer's "
-            "fused step, which takes a norm clip as `grad_scale`, `fast` a call of "
-            "`clipbench.fast`, `fast-compiled` the same by "
-            "kernels of its own, `flat` torch's default over one flat tensor, and `compiled` one "
-            "program over it. All leave the "
-            "same weights. Blocks ran side by side in a shuffled order; ratios are medians of "
-            "those of a round, with their "
+            "`torch` what torch does where nothing is asked, `loop` and `foreach` its functions "
+            "tensor by tensor and all at once, `fused` the optimizer's fused step, which takes a "
+            "norm clip as `grad_scale`, `fast` a call of `clipbench.fast`, `fast-compiled` the "
+            "same by kernels of its own, `flat` torch's default over one flat tensor, and "
+            "`compiled` one program over it. All leave the same weights. Blocks ran side by side "
+            "in a shuffled order; ratios are medians of those of a round, with their "
             "order-statistic intervals. The floor is the least that must be read and written, at "
-            "the rate of a sum (on CUDA a "
-            "copy) over as much memory in the same round."
+            "the rate of a sum (on CUDA a copy) over as much memory in the same round."
         ),
     ]
     for values, timings in table.groupby(MACHINE, dropna=False, sort=True):

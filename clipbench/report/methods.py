@@ -29,71 +29,59 @@ def section(evidence: Evidence) -> Section:
     untuned = protocol.get("untuned")
     items = [
         (
-            f"**Two phases.** Every setting of the grid runs on selection seeds; the setting with "
-            f"the best validation loss (over "
-            f"a run's evaluations, mean over seeds; "
-            f"an unstable or failed seed counts as ∞) is chosen, and among those within one "
-            f"standard error of it the one with the "
-            f"best neighbours on the grid. "
-            f"The choice then runs on fresh report seeds, and is judged on the test split after "
-            f"the last step. Here: {seeds}."
+            "**Two phases.** Every setting of the grid runs on selection seeds; the setting with "
+            "the best validation loss (over a run's evaluations, mean over seeds; an unstable or "
+            "failed seed counts as ∞) is chosen, and among those within one standard error of it "
+            "the one with the best neighbours on the grid. The choice then runs on fresh report "
+            f"seeds, and is judged on the test split after the last step. Here: {seeds}."
         ),
         (
             "**Same luck.** Initial weights, batch order, noise and data splits depend on the "
-            "workload and the seed only, so "
-            "that every method meets the same, and differences are paired "
-            "seed by seed."
+            "workload and the seed only, so that every method meets the same, and differences "
+            "are paired seed by seed."
         ),
         (
-            "**Equal budget.** With k the number of settings of the smallest arm, each report seed "
-            "runs the setting that the "
-            "best of k settings drawn at random from the arm's grid would have been "
-            "(by selection score; the draws follow a fixed low-discrepancy sequence), so that the "
-            "mean estimates the expected "
-            "result of tuning with k tries. Its interval includes the luck of that draw."
+            "**Equal budget.** With k the number of settings of the smallest arm, each report "
+            "seed runs the setting that the best of k settings drawn at random from the arm's "
+            "grid would have been (by selection score; the draws follow a fixed low-discrepancy "
+            "sequence), so that the mean estimates the expected result of tuning with k tries. "
+            "Its interval includes the luck of that draw."
         ),
     ]
     if untuned:
         items.append(
             f"**Untuned.** Learning rate {short(untuned['lr'])} and, where there is a clip, "
-            f"threshold "
-            f"{short(untuned['threshold'])}, whatever the workload."
+            f"threshold {short(untuned['threshold'])}, whatever the workload."
         )
     items += [
         (
             "**Chosen at an edge.** A choice at the end of its axis extends that axis by two "
-            "half-decades, once; a choice still "
-            "named as lying at an edge may be bettered beyond it."
+            "half-decades, once; a choice still named as lying at an edge may be bettered beyond "
+            "it."
         ),
         (
-            f"**Never fired.** A clip that altered fewer than {percent(selection.FIRED)} of steps, "
-            f"and less than one step a run, "
-            f"is reported as doing nothing; a "
-            f"difference then is one of learning rates, not of clipping."
+            f"**Never fired.** A clip that altered fewer than {percent(selection.FIRED)} of "
+            "steps, and less than one step a run, is reported as doing nothing; a difference "
+            "then is one of learning rates, not of clipping."
         ),
         (
             "**Intervals.** Means have Student's t interval over seeds. Where a seed diverged it "
-            "has no value: the result is "
-            "then the median with such seeds as the worst possible outcome, and the "
-            "order-statistic interval. All-or-nothing outcomes are success rates with Wilson's "
-            "interval, their differences with "
-            "Newcombe's. Seeds that failed or are missing, or have no metric "
-            "though they did not diverge, are unknown: "
-            "no interval is given then, nor where all seeds are alike: without a spread there is "
-            "nothing to infer from, and the "
-            "difference is not testable. The intervals of differences are not corrected for their "
-            "number; the p values of the "
-            "declared family are (Holm)."
+            "has no value: the result is then the median with such seeds as the worst possible "
+            "outcome, and the order-statistic interval. All-or-nothing outcomes are success "
+            "rates with Wilson's interval, their differences with Newcombe's. Seeds that failed "
+            "or are missing, or have no metric though they did not diverge, are unknown: no "
+            "interval is given then, nor where all seeds are alike: without a spread there is "
+            "nothing to infer from, and the difference is not testable. The intervals of "
+            "differences are not corrected for their number; the p values of the declared family "
+            "are (Holm)."
         ),
         (
-            "**∞ steps to target** means that fewer than half of the seeds ever met the workload's "
-            "target validation loss; in "
-            "brackets, how many did."
+            "**∞ steps to target** means that fewer than half of the seeds ever met the "
+            "workload's target validation loss; in brackets, how many did."
         ),
         (
             f"**Limits.** {_limit(n)} t intervals are too narrow for skewed data. A learning rate "
-            f"called stable was so on the "
-            f"selection seeds only."
+            "called stable was so on the selection seeds only."
         ),
     ]
     return Section(

@@ -49,8 +49,7 @@ def section(evidence: Evidence) -> Section:
         items.append(
             Text(
                 f"**Mixed**: the {one['role']} cells of {label} come from more than one "
-                f"{one['column']}: {values}. Read their "
-                f"comparison with care."
+                f"{one['column']}: {values}. Read their comparison with care."
             )
         )
     for arm, mine in valueless(evidence.drawn, evidence.components).groupby(ARM, sort=True):
@@ -61,8 +60,8 @@ def section(evidence: Evidence) -> Section:
         items.append(
             Text(
                 f"**No value**: {runs} did not diverge and yet ended without a usable metric: "
-                f"{named}. What they would have "
-                "reached is unknown, so that nothing is concluded where they take part."
+                f"{named}. What they would have reached is unknown, so that nothing is concluded "
+                "where they take part."
             )
         )
     parts: list[Part] = (

@@ -18,8 +18,7 @@ def section(evidence: Evidence) -> Section:
     parts: list[Part] = [
         Text(
             f"`clipbench report results/{store.name}` drew this page from the folder's files "
-            f"alone, wherever they lie; the same "
-            f"files give the same bytes."
+            "alone, wherever they lie; the same files give the same bytes."
         )
     ]
     if evidence.environment.get("curves") == "report":
@@ -33,10 +32,9 @@ def section(evidence: Evidence) -> Section:
         parts.append(
             Text(
                 f"**Rules {rules.max()}.** Outcomes were judged by the training loss of the last "
-                f"steps. Today's rules, {RULES}, "
-                f"look at what the model can do: an accurate model that is too sure of itself has "
-                f"learned. The "
-                f"next `clipbench run` judges by them, and trains every cell anew."
+                f"steps. Today's rules, {RULES}, look at what the model can do: an accurate model "
+                "that is too sure of itself has learned. The next `clipbench run` judges by "
+                "them, and trains every cell anew."
             )
         )
     used = evidence.cells["environment"].value_counts()

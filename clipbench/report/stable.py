@@ -24,12 +24,10 @@ def section(evidence: Evidence) -> Section:
     if ranges.empty:
         return Section("stable", "Stable learning rates", [])
     words = (
-        "A learning rate is stable for a method where every selection seed learned: none diverged, "
-        "collapsed or stalled. For "
-        "a clip the range is given twice: with "
-        "the best threshold at each learning rate, and with the one threshold whose range is "
-        "widest, which is what a user "
-        "who fixes a threshold gets."
+        "A learning rate is stable for a method where every selection seed learned: none "
+        "diverged, collapsed or stalled. For a clip the range is given twice: with the best "
+        "threshold at each learning rate, and with the one threshold whose range is widest, "
+        "which is what a user who fixes a threshold gets."
     )
     parts: list[Part] = [Text(words)]
     told = notes(evidence.arms)

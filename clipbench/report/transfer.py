@@ -38,18 +38,15 @@ def section(evidence: Evidence) -> Section:
     parts: list[Part] = [
         Text(
             "A threshold that was chosen under one condition is used under another, and compared "
-            "with the one chosen there. As a "
-            "**number** it stays what it is; as a **multiple** of the median size of the pilot's "
-            "gradient it is another number "
-            "there. Between tasks, which differ in the workload's settings or the batch size, each "
-            "threshold has the learning "
-            "rate that suits it best; between learning rates everything else stays. All choices "
-            "for a seed are made on the "
-            "other selection seeds, so that no threshold is judged by the runs that chose it. A "
-            "loss is the best validation loss "
+            "with the one chosen there. As a **number** it stays what it is; as a **multiple** "
+            "of the median size of the pilot's gradient it is another number there. Between "
+            "tasks, which differ in the workload's settings or the batch size, each threshold "
+            "has the learning rate that suits it best; between learning rates everything else "
+            "stays. All choices for a seed are made on the other selection seeds, so that no "
+            "threshold is judged by the runs that chose it. A loss is the best validation loss "
             "of a run, and infinite where the run was unstable. Intervals are 95 %; the seeds "
-            "share most of their choices, and "
-            "the arms most of their problems, so that they are narrow rather than wide."
+            "share most of their choices, and the arms most of their problems, so that they are "
+            "narrow rather than wide."
         ),
         _bases_table(evidence, compared),
     ]
@@ -86,11 +83,9 @@ def _bases_table(evidence: Evidence, compared: pd.DataFrame) -> Table:
     head += ["unstable as a number", "unstable as a multiple", "the multiple loses less by"]
     caption = (
         "Number against multiple. Lost: validation loss with the carried threshold, above that "
-        "with the one chosen where it is "
-        "used, in the median of the pairs of conditions that both have and of the seeds. Unstable: "
-        "carries whose run was "
-        "unstable where the one with its own threshold was not. The last column is paired, seed "
-        "by seed."
+        "with the one chosen where it is used, in the median of the pairs of conditions that "
+        "both have and of the seeds. Unstable: carries whose run was unstable where the one with "
+        "its own threshold was not. The last column is paired, seed by seed."
     )
     return Table(evidence.name("tables", "transfer"), caption, head, rows, compared, words=3)
 
@@ -123,13 +118,11 @@ def _pairs_table(evidence: Evidence, workload: str, compared: pd.DataFrame) -> T
         "loses",
     ]
     caption = (
-        f"{workload}: every pair of tasks. Thresholds are those chosen most often, a multiple with "
-        f"×; the same: on how many seeds. "
-        "Unstable: seeds whose run was, with the carried threshold and with the one chosen there. "
-        "Loses: validation loss above "
-        "that of the threshold chosen there, a paired mean, or median where a run was unstable; "
-        "below zero the "
-        "carried one is better."
+        f"{workload}: every pair of tasks. Thresholds are those chosen most often, a multiple "
+        "with ×; the same: on how many seeds. Unstable: seeds whose run was, with the carried "
+        "threshold and with the one chosen there. Loses: validation loss above that of the "
+        "threshold chosen there, a paired mean, or median where a run was unstable; below zero "
+        "the carried one is better."
     )
     return Table(
         evidence.name("tables", "transfer", workload), caption, head, rows, compared, words=4

@@ -195,7 +195,7 @@ def set_old_aside(folder: Path) -> Path | None:
     except OSError as error:
         raise UsageError(
             f"{folder}: this folder cannot be renamed to {target.name} ({error.strerror}), and "
-            f"nothing in it was touched; "
-            "move its content yourself, or choose another folder with --out."
+            "nothing in it was touched; move its content yourself, or choose another folder with "
+            "--out."
         ) from None
     return target
