@@ -19,6 +19,7 @@ from clipbench.analysis.cost import cost
 from clipbench.analysis.implementations import DEFAULT
 from clipbench.analysis.outcomes import draws, results
 from clipbench.report.words import census
+from clipbench.schema import RULES
 from clipbench.store import Store
 from clipbench.task import TASK, Task, labels
 
@@ -64,6 +65,11 @@ class Evidence:
         return any(
             count["report"] for count in self.plan.get("protocol", {}).get("seeds", {}).values()
         )
+
+    @property
+    def rules(self) -> int:
+        """By which rules the outcomes were judged; today's if there is no cell yet."""
+        return int(self.cells["rules"].fillna(1).max()) if len(self.cells) else RULES
 
     @property
     def costs(self) -> pd.DataFrame:

@@ -58,12 +58,7 @@ def section(evidence: Evidence) -> Section:
             "settings** lets each method use its whole grid. **Untuned** is one fixed learning "
             "rate and threshold. Intervals are 95 %."
         ),
-        Text(
-            "A run ends in one of four ways. **Diverged**: a value stopped being finite, or the "
-            "loss blew up and stayed there. **Collapsed**: finite, but back at the loss of a "
-            "constant prediction after having left it, which is how most runs of small networks "
-            "fail. **Stalled**: still at that loss, too slow. **Learned**: none of these."
-        ),
+        Text(f"A run ends in one of four ways. {_endings(evidence.rules)}"),
     ]
     panels = [
         {
@@ -91,6 +86,18 @@ def section(evidence: Evidence) -> Section:
     for task in evidence.tasks:
         parts += headed(evidence, task, [_table(evidence, task, compared)])
     return Section("headline", "The five methods", parts)
+
+
+def _endings(rules: int) -> str:
+    """What the outcomes mean, by the rules that judged them."""
+    if rules == 1:
+        return (
+            "**Diverged**: a value stopped being finite, or the loss blew up and stayed there. "
+            "**Collapsed**: finite, but back at the loss of a constant prediction after having "
+            "left it, which is how most runs of small networks fail. **Stalled**: still at that "
+            "loss, too slow. **Learned**: none of these."
+        )
+    return " ".join(f"**{word.capitalize()}**: {word.meaning}." for word in Outcome)
 
 
 def _table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> Table:

@@ -28,11 +28,11 @@ def section(evidence: Evidence) -> Section:
                 "maps need no others."
             )
         )
-    if len(rules := evidence.cells["rules"].fillna(1)) and rules.max() < RULES:
+    if evidence.rules < RULES:
         parts.append(
             Text(
-                f"**Rules {rules.max()}.** Outcomes were judged by the training loss of the last "
-                f"steps. Today's rules, {RULES}, look at what the model can do: an accurate model "
+                f"**Rules {evidence.rules}.** Outcomes were judged by the training loss of the "
+                f"last steps. Today's rules, {RULES}, look at what the model can do: an accurate model "
                 "that is too sure of itself has learned. The next `clipbench run` judges by "
                 "them, and trains every cell anew."
             )
