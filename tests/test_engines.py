@@ -999,8 +999,7 @@ EMPTY = [
     ("norm", {"max_norm": 0.5, "norm_type": "inf", "on": "example"}),
     ("layer", {"max_norm": 0.5, "norm_type": "inf", "on": "update"}),
     ("value", {"max_value": 0.5}),
-    ("block-rms", {"max_rms": 0.5}),
-    *((name, {}) for name in CLIPS if name not in ("none", "norm", "layer", "value", "block-rms")),
+    *(one for one in CLIPS.items() if one[0] not in ("none", "norm", "layer", "value")),
 ]
 
 

@@ -17,6 +17,7 @@ from packaging.version import Version
 import clipbench
 from clipbench import protocol, schema, study, task, vocabulary
 from clipbench.analysis.outcomes import Note
+from clipbench.cli import cli
 
 IMPORTED_AS = {"scikit-learn": "sklearn"}
 
@@ -173,6 +174,11 @@ def test_contributing_lists_what_a_new_clip_owes_and_nothing_else(checkout):
         "tests/test_clips.py",
         *listed,
     }
+
+
+def test_the_readme_names_every_command(checkout):
+    text = (checkout / "README.md").read_text(encoding="utf-8")
+    assert [name for name in cli.commands if f"clipbench {name}" not in text] == []
 
 
 def test_words_defines_what_rows_and_phases_are_called(checkout):

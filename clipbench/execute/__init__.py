@@ -6,27 +6,50 @@ is `local`, worker processes of this machine. The supervisor's side alone writes
 """
 
 from clipbench.execute.archive import SHARD_CELLS, cell_row, curve_columns
-from clipbench.execute.executor import Call, Executor, Setting, Used
+from clipbench.execute.executor import (
+    Broken,
+    Call,
+    Died,
+    Done,
+    Executor,
+    Left,
+    Portion,
+    Raised,
+    Returned,
+    Setting,
+    Used,
+)
 from clipbench.execute.local import Local, context
 from clipbench.execute.machine import cores, environment, key_of
 from clipbench.execute.shards import IN_HAND, Shard, has_user_component, pack
 from clipbench.execute.supervisor import LIMIT, SLACK, Bug, call, calls, run
-from clipbench.execute.worker import prepare
+from clipbench.execute.worker import answers, carried_out, prepare
+from clipbench.execute.world import World
 
 __all__ = [
     "IN_HAND",
     "LIMIT",
     "SHARD_CELLS",
     "SLACK",
+    "Broken",
     "Bug",
     "Call",
+    "Died",
+    "Done",
     "Executor",
+    "Left",
     "Local",
+    "Portion",
+    "Raised",
+    "Returned",
     "Setting",
     "Shard",
     "Used",
+    "World",
+    "answers",
     "call",
     "calls",
+    "carried_out",
     "cell_row",
     "context",
     "cores",

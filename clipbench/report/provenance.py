@@ -32,8 +32,8 @@ def section(evidence: Evidence) -> Section:
         parts.append(
             Text(
                 f"**Rules {evidence.rules}.** Outcomes were judged by the training loss of the "
-                f"last steps. Today's rules, {RULES}, look at what the model can do: an accurate model "
-                "that is too sure of itself has learned. The next `clipbench run` judges by "
+                f"last steps. Today's rules, {RULES}, look at what the model can do: an accurate "
+                "model that is too sure of itself has learned. The next `clipbench run` judges by "
                 "them, and trains every cell anew."
             )
         )

@@ -87,7 +87,7 @@ def _written_for(name: str, raw: Mapping[str, Any], first: Any) -> str:
     table: Any = raw
     for step in first["loc"][:-1]:
         table = table[step]
-    close = [word for word in table if nearest(word, [name])]
+    close = [word for word in table if word not in HOMES and nearest(word, [name])]
     return f" Did you mean it by `{close[0]}`?" if close else ""
 
 
