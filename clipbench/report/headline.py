@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from clipbench.analysis.headline import headline_pairs
@@ -26,6 +28,30 @@ from clipbench.schema import Outcome, Reading, Status
 from clipbench.selection import BASELINE
 from clipbench.task import ARM, Task
 
+INTRODUCTION = (
+    Text(
+        "Each method's setting was chosen on the selection seeds and run again on fresh report "
+        "seeds; what follows is "
+        "from those alone. "
+        "**Equal budget** asks what each method reaches when it may try only as many settings "
+        "as the method with the "
+        "fewest: a clip has a "
+        "threshold to tune, and must not win by five times as many tries. **All settings** "
+        "lets each method use its "
+        "whole grid. "
+        "**Untuned** is one fixed learning rate and threshold. Intervals are 95 %."
+    ),
+    Text(
+        "A run ends in one of four ways. **Diverged**: a value stopped being finite, or the "
+        "loss blew up and stayed "
+        "there. **Collapsed**: finite, but back at the "
+        "loss of a constant prediction after having left it, which is how most runs of small "
+        "networks fail. **Stalled**: "
+        "still at that loss, too slow. "
+        "**Learned**: none of these."
+    ),
+)
+
 
 def section(evidence: Evidence) -> Section:
     """The named methods, at equal budget, at all settings and untuned."""
@@ -49,29 +75,7 @@ def section(evidence: Evidence) -> Section:
             "The five methods",
             [Text("The report phase has not run yet, so that there is nothing to compare.")],
         )
-    parts: list[Part] = [
-        Text(
-            "Each method's setting was chosen on the selection seeds and run again on fresh report "
-            "seeds; what follows is "
-            "from those alone. "
-            "**Equal budget** asks what each method reaches when it may try only as many settings "
-            "as the method with the "
-            "fewest: a clip has a "
-            "threshold to tune, and must not win by five times as many tries. **All settings** "
-            "lets each method use its "
-            "whole grid. "
-            "**Untuned** is one fixed learning rate and threshold. Intervals are 95 %."
-        ),
-        Text(
-            "A run ends in one of four ways. **Diverged**: a value stopped being finite, or the "
-            "loss blew up and stayed "
-            "there. **Collapsed**: finite, but back at the "
-            "loss of a constant prediction after having left it, which is how most runs of small "
-            "networks fail. **Stalled**: "
-            "still at that loss, too slow. "
-            "**Learned**: none of these."
-        ),
-    ]
+    parts: list[Part] = [*INTRODUCTION]
     panels = [
         {
             "task": task,
@@ -147,7 +151,22 @@ def _table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> Table:
         f"{evidence.labels[task]}: {metric_note(about)}, on report seeds. {gap_words} "
         f"{n_words(results, about)}"
     )
-    head = [
+    return Table(
+        evidence.name("tables", "headline", evidence.labels[task]),
+        caption,
+        _head(about, compared_here),
+        rows,
+        pd.DataFrame(frames),
+        words=2,
+    )
+
+
+def _no_pair(method: str) -> str:
+    return "baseline" if method == BASELINE else DASH
+
+
+def _head(about: dict[str, Any], compared_here: bool) -> list[str]:
+    return [
         "method",
         "reading",
         value_head(about),
@@ -158,15 +177,3 @@ def _table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> Table:
         "steps to target",
         "chosen setting",
     ]
-    return Table(
-        evidence.name("tables", "headline", evidence.labels[task]),
-        caption,
-        head,
-        rows,
-        pd.DataFrame(frames),
-        words=2,
-    )
-
-
-def _no_pair(method: str) -> str:
-    return "baseline" if method == BASELINE else DASH

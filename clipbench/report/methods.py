@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from clipbench import selection
@@ -26,7 +28,16 @@ def section(evidence: Evidence) -> Section:
         or "the seeds that are stored"
     )
     n = max((report for _, report in phases), default=0)
-    untuned = protocol.get("untuned")
+    items = [*_tuning(seeds, protocol.get("untuned")), *_reading(n)]
+    return Section(
+        "methods",
+        "How to read this",
+        [List([Text(item) for item in items]), *_workload_table(evidence)],
+    )
+
+
+def _tuning(seeds: str, untuned: dict[str, Any] | None) -> list[str]:
+    """How settings are chosen and compared."""
     items = [
         (
             f"**Two phases.** Every setting of the grid runs on selection seeds; the setting with "
@@ -59,7 +70,12 @@ def section(evidence: Evidence) -> Section:
             f"threshold "
             f"{short(untuned['threshold'])}, whatever the workload."
         )
-    items += [
+    return items
+
+
+def _reading(n: int) -> list[str]:
+    """What the words and numbers of the page mean."""
+    return [
         (
             "**Chosen at an edge.** A choice at the end of its axis extends that axis by two "
             "half-decades, once; a choice still "
@@ -96,11 +112,6 @@ def section(evidence: Evidence) -> Section:
             f"selection seeds only."
         ),
     ]
-    return Section(
-        "methods",
-        "How to read this",
-        [List([Text(item) for item in items]), *_workload_table(evidence)],
-    )
 
 
 def _limit(n: int) -> str:
