@@ -1,4 +1,5 @@
-"""The fences of the house: which module may import which, and where each library is allowed.
+"""The fences of the house: which module may import which, where each library is allowed, and how
+long a file and a function may be.
 
 A new module gets a row in ``MAY_IMPORT``. The checker reads sources and runs nothing; planted
 violations show that it sees.
@@ -507,6 +508,42 @@ def test_the_table_itself_permits_no_circle_and_no_way_to_torch():
     assert set(order) == set(rows)
     for name in FREE_OF_TORCH:
         assert rows[name] <= FREE_OF_TORCH, name
+
+
+MOST_LINES, MOST_OF_A_FUNCTION = 450, 60
+LONG_FOR_A_REASON = re.compile(r"# noqa: .*\bPLR0915\b.* - \w")  # ruff's name for a long function
+
+
+def too_long(known: Mapping[str, str]) -> list[str]:
+    """Files and functions with too many lines, one sentence each. Decorators are not counted: an
+    option of the command line is one.
+    """
+    found = []
+    for module, text in known.items():
+        lines = text.splitlines()
+        if len(lines) > MOST_LINES:
+            found.append(f"{module}: {len(lines)} lines")
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            count = node.end_lineno - node.lineno + 1
+            if count > MOST_OF_A_FUNCTION and not LONG_FOR_A_REASON.search(lines[node.lineno - 1]):
+                found.append(f"{module}:{node.lineno}: {node.name} has {count} lines")
+    return found
+
+
+def test_no_file_and_no_function_is_long():
+    assert not too_long(sources()), "\n".join(["", *too_long(sources())])
+
+
+def test_a_long_file_and_a_long_function_are_caught():
+    body = "    pass\n" * MOST_OF_A_FUNCTION
+    assert too_long({"cell": f"def f():\n{body}"}) == ["cell:1: f has 61 lines"]
+    assert too_long({"cell": f"class A:\n def f(self):\n{body}"}) == ["cell:2: f has 61 lines"]
+    assert too_long({"cell": f"def f():  # noqa: PLR0915\n{body}"}) == ["cell:1: f has 61 lines"]
+    assert too_long({"cell": f"def f():  # noqa: PLR0915 - one program\n{body}"}) == []
+    assert too_long({"cell": "\n" * (MOST_LINES + 1)}) == ["cell: 451 lines"]
+    assert too_long({"cell": "\n" * MOST_LINES}) == []
 
 
 # ----------------------------------------------------------------------------- the checker is awake

@@ -17,7 +17,7 @@ from pages import study_page
 from running import called
 
 from clipbench import execute, protocol, registry, selection, study
-from clipbench.engines import Job, Record, stacked
+from clipbench.engines import Job, Record, structure
 from clipbench.engines.rates import Choice, versioned
 from clipbench.errors import UsageError
 from clipbench.execute import Local, Setting
@@ -562,7 +562,8 @@ def fated(tmp_path_factory):
         (folder / "fate").write_text(fate)
         arms = [versioned(job) for job in jobs(asked)]
         choices = {
-            stacked.shape(cell): Choice("batched", lanes=count, arms=arms) for cell in asked.cells()
+            structure.shape(cell): Choice("batched", lanes=count, arms=arms)
+            for cell in asked.cells()
         }
         ended = []
         number = len(list(folder.glob("out*")))

@@ -23,6 +23,7 @@ from clipbench import cell, gate, registry, study
 from clipbench import cli as cli_
 from clipbench.errors import UsageError
 from clipbench.gate import (
+    comparison,
     current,
     decision,
     frozen,
@@ -1033,11 +1034,11 @@ def run_of(changes=None, seeds=12, processor="a processor"):
         }
         cells[f"{seed:016x}"] = row | (changes(seed) if changes else {})
     environments = {"e": {"processor": processor, "libraries": {"torch": "2.0"}}}
-    return learning.Run(cells, environments, {"workloads": {"wdbc": {"higher_is_better": True}}})
+    return comparison.Run(cells, environments, {"workloads": {"wdbc": {"higher_is_better": True}}})
 
 
 def compared(changes, **where):
-    return learning.compare("x", run_of(), run_of(changes, **where), 0.01)
+    return comparison.compare("x", run_of(), run_of(changes, **where), 0.01)
 
 
 ELSEWHERE = dict(processor="another")  # where the same bits are not asked for
@@ -1067,7 +1068,7 @@ def test_most_seeds_that_moved_with_no_version_raised_are_a_regression_though_th
 def test_cells_chosen_by_the_same_numbers_are_the_same():
     now = run_of()
     assert (
-        learning.compare(
+        comparison.compare(
             "x", run_of(), replace(now, cells=dict(list(now.cells.items())[2:])), 0.01
         ).verdict
         == verdict.REGRESSION
@@ -1120,7 +1121,7 @@ def few(changes, version=1, outcome="learned", seeds=5, **where):
         run_of(lambda seed, c=c: settings | c(seed), seeds=seeds, **w)
         for c, w in ((lambda _: {}, {}), (changes, where))
     )
-    return learning.compare("x", before, now, 0.01)
+    return comparison.compare("x", before, now, 0.01)
 
 
 def halved(seed):
@@ -1217,7 +1218,7 @@ def test_the_packaged_study_meets_every_clip_and_has_the_seeds_for_all_its_tests
     for one in cells:
         settings.setdefault((one.problem, one.arm, one.lr), set()).add(one.seed)
     fewest = min(len(seeds) for seeds in settings.values())
-    assert learning.least_p(fewest) * 4 * len(settings) < learning.LEVEL
+    assert comparison.least_p(fewest) * 4 * len(settings) < comparison.LEVEL
 
 
 def test_the_committed_rates_reach_what_they_must(checkout):

@@ -38,7 +38,7 @@ from clipbench import (
 from clipbench.cell import Part
 from clipbench.engines import Job, lanes, program
 from clipbench.engines.program import GRAIN, NoLanes
-from clipbench.engines.stacked import Structure
+from clipbench.engines.structure import Structure, arranged
 from clipbench.measures import CHANGED, GRAD_NORM, LOSS
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
@@ -582,7 +582,7 @@ GRAINS = st.dictionaries(st.sampled_from([None, *KINDS]), st.sampled_from([1, GR
     fewest=st.integers(1, 40),
 )
 def test_lanes_are_arranged_by_structure_and_padded_to_what_each_wants(structures, grain, fewest):
-    order = lanes.arranged(structures, grain, fewest)
+    order = arranged(structures, grain, fewest)
     assert set(order) == set(range(len(structures)))
     assert len(order) >= max(fewest, lanes.FEWEST_LANES)
     assert len(order) % grain.get(None, 1) == 0
@@ -601,13 +601,13 @@ def test_lanes_are_arranged_by_structure_and_padded_to_what_each_wants(structure
 
 @pytest.mark.parametrize(("cells", "expected"), [(1, 2), (2, 2), (5, 5)])
 def test_no_lane_is_added_where_none_is_wanted(cells, expected):
-    assert len(lanes.arranged(KINDS[:1] * cells, {})) == expected
+    assert len(arranged(KINDS[:1] * cells, {})) == expected
 
 
 @pytest.mark.parametrize(("cells", "expected"), [(1, 32), (32, 32), (33, 64)])
 def test_whole_registers_of_lanes_where_they_are_wanted(cells, expected):
-    assert len(lanes.arranged(KINDS[:1] * cells, {None: GRAIN})) == expected
-    assert len(lanes.arranged(KINDS[:1] * cells, {KINDS[0]: GRAIN})) == expected
+    assert len(arranged(KINDS[:1] * cells, {None: GRAIN})) == expected
+    assert len(arranged(KINDS[:1] * cells, {KINDS[0]: GRAIN})) == expected
 
 
 def test_a_clip_with_an_exponential_has_whole_registers_to_itself():

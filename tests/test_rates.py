@@ -18,7 +18,7 @@ from torch import nn
 
 from clipbench import clips, execute, metrics, optimizers, workload, workloads
 from clipbench.cell import Part
-from clipbench.engines import Job, lanes, rates, stacked
+from clipbench.engines import Job, lanes, rates, structure
 from clipbench.engines.rates import BATCHED, LADDER, LOOP, Choice
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
@@ -150,7 +150,7 @@ def test_lanes_that_fill_up_must_fit_the_memory_too(timed):
 
 def test_every_measurement_is_of_one_structure_and_of_three_seeds():
     found = rates._copies([job(SMALL, "adam", NORM)], 8)
-    assert len({stacked.Structure.of(one) for one in found}) == 1
+    assert len({structure.Structure.of(one) for one in found}) == 1
     assert [one.cell.seed for one in found] == [0, 1, 2, 0, 1, 2, 0, 1]
 
 

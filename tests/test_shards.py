@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_engines import cell, record
 
 from clipbench import clips, optimizers, workloads
-from clipbench.engines import Job, lanes, stacked
+from clipbench.engines import Job, lanes, structure
 from clipbench.engines.rates import BATCHED, LOOP, Choice, versioned
 from clipbench.execute import IN_HAND, Shard, pack
 from clipbench.execute.shards import WORTH
@@ -53,7 +53,7 @@ def compiled(count):
 
 
 def packed(given, choice, workers=2):
-    return pack(given, {stacked.shape(given[0].cell): choice} if choice else {}, workers)
+    return pack(given, {structure.shape(given[0].cell): choice} if choice else {}, workers)
 
 
 def ids(shards):
@@ -82,14 +82,14 @@ CHOICES = st.one_of(
 def test_every_job_is_in_one_shard_whatever_was_chosen(count, workers, choice, other):
     """Of two workloads, one of them twice with other steps: cells of three shapes."""
     asked = [*jobs(count), *jobs(count // 2, steps=40), *jobs(count // 3, problem="cosh")]
-    choices = {stacked.shape(asked[0].cell): choice, stacked.shape(asked[-1].cell): other}
+    choices = {structure.shape(asked[0].cell): choice, structure.shape(asked[-1].cell): other}
     shards = pack(
         asked, {shape: found for shape, found in choices.items() if found is not None}, workers
     )
     assert ids(shards) == sorted(one.cell.id for one in asked)
     for shard in shards:
         assert shard.jobs
-        assert len({stacked.shape(one.cell) for one in shard.jobs}) == 1
+        assert len({structure.shape(one.cell) for one in shard.jobs}) == 1
         if shard.engine == LOOP:
             assert len(shard.jobs) <= IN_HAND
             assert not shard.compiled
@@ -172,7 +172,7 @@ def test_lanes_of_one_structure_and_of_equal_rates_are_next_to_each_other():
         for seed, lr, arm in product(range(3), (0.1, 0.01), ARMS)
     ]
     (shard,) = packed(asked, batched(64), workers=1)
-    found = [stacked.Structure.of(one) for one in shard.jobs]
+    found = [structure.Structure.of(one) for one in shard.jobs]
     assert sum(before != after for before, after in pairwise(found)) == len(ARMS) - 1
     assert [(one.cell.lr, one.cell.seed) for one in shard.jobs] == sorted(
         product((0.01, 0.1), range(3))
@@ -194,7 +194,7 @@ def test_compiled_lanes_are_of_one_structure_and_always_as_many():
     assert {(shard.engine, shard.compiled, shard.fewest, len(shard.jobs)) for shard in shards} == {
         (BATCHED, True, 6, 4)
     }
-    assert all(len({stacked.Structure.of(one) for one in shard.jobs}) == 1 for shard in shards)
+    assert all(len({structure.Structure.of(one) for one in shard.jobs}) == 1 for shard in shards)
 
 
 @pytest.mark.parametrize("cells", [1, 7, 17])
@@ -223,7 +223,7 @@ def test_a_shard_knows_how_long_a_cell_should_take():
 
 def test_the_longest_shards_come_first():
     asked = [*jobs(8, steps=10), *jobs(16, steps=100), *jobs(4, problem="cosh", steps=40)]
-    choices = {stacked.shape(one.cell): batched(8) for one in asked}
+    choices = {structure.shape(one.cell): batched(8) for one in asked}
     predicted = [shard.seconds * len(shard.jobs) for shard in pack(asked, choices, 1)]
     assert predicted == sorted(predicted, reverse=True)
     assert predicted[0] > predicted[-1]

@@ -22,7 +22,7 @@ import torch
 from test_execute import gone, jobs, new_store, outcomes, supervise, text_of
 
 from clipbench import registry, study
-from clipbench.engines import stacked
+from clipbench.engines import structure
 from clipbench.engines.rates import Choice, versioned
 from clipbench.execute.world import World
 
@@ -401,7 +401,7 @@ def test_lanes_beside_a_guilty_cell_have_the_bits_they_have_without_it(tmp_path)
         asked = study.parse("tiny", text, tmp_path / name)
         arms = [versioned(job) for job in jobs(asked)]
         choices = {
-            stacked.shape(cell): Choice("batched", lanes=8, arms=arms) for cell in asked.cells()
+            structure.shape(cell): Choice("batched", lanes=8, arms=arms) for cell in asked.cells()
         }
         stores[name] = supervise(
             asked, new_store(tmp_path / name / "out"), choices=choices, workers=1

@@ -11,6 +11,20 @@ from clipbench.analysis.cells import plain, table_of
 TIMED = ["problem", "optimizer", "batch", "device", "dtype", "environment", "implementation"]
 
 
+MEASURES = [
+    "blocks",
+    "invalid",
+    "ratio",
+    "low",
+    "high",
+    "step_5",
+    "step_50",
+    "step_95",
+    "samples_per_second",
+    "peak_bytes",
+]
+
+
 def cost(throughput: pd.DataFrame) -> pd.DataFrame:
     """A row per method: the median ratio, over blocks, of its step time to that of the unclipped
     block beside it.
@@ -62,16 +76,4 @@ def cost(throughput: pd.DataFrame) -> pd.DataFrame:
                 "peak_bytes": float(here["peak_bytes"].median()) if len(here) else np.nan,
             }
         )
-    measures = [
-        "blocks",
-        "invalid",
-        "ratio",
-        "low",
-        "high",
-        "step_5",
-        "step_50",
-        "step_95",
-        "samples_per_second",
-        "peak_bytes",
-    ]
-    return table_of(rows, [*timed, *measures])
+    return table_of(rows, [*timed, *MEASURES])

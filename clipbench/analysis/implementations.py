@@ -4,6 +4,9 @@ the quickest.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -61,22 +64,13 @@ def implementations(throughput: pd.DataFrame) -> pd.DataFrame:
     for values, blocks in frame.groupby(METHOD, dropna=False, sort=True):
         method = dict(zip(METHOD, values, strict=True))
         here = blocks[blocks["usable"]]
-        taken = {
-            "ratio": here["each"] / here["unclipped"],
-            "relative": here["each"] / here["default"],
-        }
-        taken["share"] = here["floor_seconds"] / here["each"]
-        if method["clip"] == "none":
-            taken["ratio"] = taken["ratio"].iloc[:0]
-        if method["implementation"] == DEFAULT:
-            taken["relative"] = taken["relative"].iloc[:0]
         row = {
             **method,
             "size": _size(blocks.iloc[0]),
             "blocks": len(here),
             "invalid": len(blocks) - len(here),
         }
-        for name, ratios in taken.items():
+        for name, ratios in _ratios(method, here).items():
             interval = statistics.median_interval(ratios.dropna())
             row |= {
                 name: interval.estimate,
@@ -163,3 +157,17 @@ def _size(row: pd.Series) -> str:
         if row["workload"] is None
         else f"{row['problem']} ({int(row['parameters']):,})"
     )
+
+
+def _ratios(method: Mapping[str, Any], here: pd.DataFrame) -> dict[str, pd.Series[float]]:
+    """The ratios of a method in each round; empty for the ratio of a thing to itself."""
+    taken = {
+        "ratio": here["each"] / here["unclipped"],
+        "relative": here["each"] / here["default"],
+    }
+    taken["share"] = here["floor_seconds"] / here["each"]
+    if method["clip"] == "none":
+        taken["ratio"] = taken["ratio"].iloc[:0]
+    if method["implementation"] == DEFAULT:
+        taken["relative"] = taken["relative"].iloc[:0]
+    return taken

@@ -134,28 +134,13 @@ def _on(seed: int, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
         for source, target in itertools.permutations(groups, 2):
             taken, own = best[source], best[target]
             if (*target, taken) in lr:
-                yield row(
-                    family,
-                    "task",
-                    source,
-                    target,
-                    (lr[*target, taken], lr[*target, own]),
-                    taken,
-                    own,
-                )
+                lrs = lr[*target, taken], lr[*target, own]
+                yield row(family, "task", source, target, lrs, taken, own)
         for group in groups:
-            for source, target in itertools.permutations(
-                sorted(condition for condition in best_at if condition[:-1] == group), 2
-            ):
-                yield row(
-                    family,
-                    "lr",
-                    source,
-                    target,
-                    (target[-1], target[-1]),
-                    best_at[source],
-                    best_at[target],
-                )
+            conditions = sorted(condition for condition in best_at if condition[:-1] == group)
+            for source, target in itertools.permutations(conditions, 2):
+                lrs, taken, own = (target[-1], target[-1]), best_at[source], best_at[target]
+                yield row(family, "lr", source, target, lrs, taken, own)
 
 
 def _chosen(scores: pd.DataFrame) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from clipbench.cell import Cell, Part
 from clipbench.conformance.findings import Fault, distance
 from clipbench.conformance.settings import examples
 from clipbench.conformance.workloads import BATCH
-from clipbench.engines import Components, Job, Trainer, rates, stacked
+from clipbench.engines import Components, Job, Trainer, rates, structure
 from clipbench.engines.lanes import Lanes
 from clipbench.engines.program import NoLanes
 
@@ -162,7 +162,7 @@ def _arms(cls: type[Any]) -> list[Job]:
     if elements >= LARGE:
         pairs = pairs[:: len(pairs) // 2][:2]
     jobs = [_job(cls, optimizer, *clip) for optimizer, clip in pairs]
-    return sorted(jobs, key=lambda job: repr(stacked.Structure.of(job)))
+    return sorted(jobs, key=lambda job: repr(structure.Structure.of(job)))
 
 
 def _settings(rule: Any) -> Iterator[dict[str, Any]]:

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipbench import registry, trees
+from clipbench.conformance import steps
 from clipbench.conformance.findings import (
     TOLERANCE,
     Fault,
@@ -25,15 +26,6 @@ from clipbench.conformance.findings import (
 from clipbench.conformance.settings import candidates, examples
 from clipbench.trees import Tree
 
-# A convolution, a vector, a matrix and a scalar: the shapes a clip per unit or per tensor has to
-# tell apart.
-SHAPES: dict[str, tuple[int, ...]] = {
-    "conv.weight": (4, 2, 3, 3),
-    "conv.bias": (4,),
-    "head.weight": (3, 5),
-    "scale": (),
-}
-SIZES = (1.0, 30.0, 1e-3, 1.0, 3e3, 0.1)  # of the gradients, step by step
 DTYPES = (torch.float32, torch.float64)
 STEPS = 50
 LR = 0.01
@@ -41,83 +33,15 @@ OVERFLOWING = 1e20  # a gradient of this size is finite in float32, and its norm
 WARM, PROBES = 30, 10  # gradients before one that is out of range, and pairs after it
 
 
-def _tree(stream: str, dtype: torch.dtype, size: float = 1.0, lanes: tuple[int, ...] = ()) -> Tree:
-    draw = trees.generator("conformance", 0, stream)
-    return {
-        name: (size * torch.randn((*lanes, *shape), generator=draw, dtype=torch.float64)).to(dtype)
-        for name, shape in SHAPES.items()
-    }
-
-
-def _start(component: Any, params: Tree) -> Any:
-    return component.init(params) if hasattr(component, "init") else {}
-
-
-def _update(component: Any, grads: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
-    returned = component.update(grads, state, params)
-    if not (isinstance(returned, tuple) and len(returned) == 2):
-        raise Fault(f"update returned {word(returned)}, not a pair of a tree and a state")
-    result, state = returned
-    if not isinstance(result, dict) or result.keys() != SHAPES.keys():
-        raise Fault(f"update returned {word(result)}, not a tree of the parameters' names")
-    _leaves(result, "update")
-    return result, state
-
-
-def _leaves(value: Any, path: str) -> dict[str, Tensor]:
-    """Path → tensor of nested dictionaries, lists and tuples."""
-    if isinstance(value, Tensor):
-        return {path: value}
-    if not isinstance(value, dict | list | tuple):
-        raise Fault(f"{path} is a {type(value).__name__}, not a tensor")
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {
-        at: leaf for key, item in items for at, leaf in _leaves(item, f"{path}[{key!r}]").items()
-    }
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copy(item) for item in value)
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def _lane(tree: Tree, lane: int) -> Tree:
-    return {name: leaf[lane].clone() for name, leaf in tree.items()}
-
-
-def _parameters(stream: str) -> dict[str, nn.Parameter]:
-    return {name: nn.Parameter(leaf) for name, leaf in _tree(stream, torch.float64).items()}
-
-
-def _walk(
-    cls: type[Any],
-    settings: Mapping[str, Any],
-    dtype: torch.dtype,
-    sizes: tuple[float, ...] = SIZES,
-) -> Iterator[tuple[Tree, Tree, Any]]:
-    """``grads, result, state`` of some steps, the state threaded; before them ``{}, {}`` and the
-    first state.
-    """
-    component, params = cls(**settings), _tree("params", dtype)
-    state = _start(component, _copy(params))
-    yield {}, {}, state
-    for step, size in enumerate(sizes):
-        grads = _tree(f"grads {step}", dtype, size)
-        result, state = _update(component, _copy(grads), state, _copy(params))
-        yield grads, result, state
-
-
 def shapes_kept(cls: type[Any]) -> None:
     """Result and state keep names, shapes and dtypes, in float32 and float64."""
     for settings, dtype in itertools.product(examples(cls), DTYPES):
         with under(settings):
             first: dict[str, tuple[Any, ...]] = {}
-            for grads, result, state in _walk(cls, settings, dtype):
+            for grads, result, state in steps.walk(cls, settings, dtype):
                 kept = {
-                    name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(state, "state").items()
+                    name: (leaf.shape, leaf.dtype)
+                    for name, leaf in steps.leaves(state, "state").items()
                 }
                 first = first or kept
                 for what, came, wanted in (
@@ -143,7 +67,9 @@ def never_lengthens(cls: type[Any]) -> str | None:
         return "it may, and says so"
     for settings in examples(cls):
         with under(settings):
-            for grads, result, _ in itertools.islice(_walk(cls, settings, torch.float64), 1, None):
+            for grads, result, _ in itertools.islice(
+                steps.walk(cls, settings, torch.float64), 1, None
+            ):
                 before, after = float(trees.norm(grads)), float(trees.norm(result))
                 if not after <= before * (1 + TOLERANCE):
                     raise Fault(f"a gradient of norm {before:.6g} left with {after:.6g}")
@@ -156,7 +82,7 @@ def _answers(
     """What some gradients, handed one after the other, come back as; and the state after them."""
     answers = []
     for grads in gradients:
-        result, state = _update(component, _copy(grads), state, _copy(params))
+        result, state = steps.update(component, steps.copy(grads), state, steps.copy(params))
         answers.append(result)
     return answers, state
 
@@ -165,15 +91,19 @@ def _grows(component: Any, params: Tree) -> bool:
     """Whether the state changes its form with a step, which `shapes_kept` tells; after thirty
     steps it could be of any size.
     """
-    state = _start(component, _copy(params))
-    _, after = _update(component, _tree("grads 0", torch.float32), state, _copy(params))
-    forms = [{at: leaf.shape for at, leaf in _leaves(one, "").items()} for one in (state, after)]
+    state = steps.start(component, steps.copy(params))
+    _, after = steps.update(
+        component, steps.tree("grads 0", torch.float32), state, steps.copy(params)
+    )
+    forms = [
+        {at: leaf.shape for at, leaf in steps.leaves(one, "").items()} for one in (state, after)
+    ]
     return forms[0] != forms[1]
 
 
 def _with_one(value: float) -> Tree:
     """A gradient in float32 with one element that is not finite."""
-    grads = _tree("grads broken", torch.float32)
+    grads = steps.tree("grads broken", torch.float32)
     grads["conv.bias"][1] = value
     return grads
 
@@ -185,12 +115,14 @@ def signs_kept(cls: type[Any]) -> str | None:
     zeroed = False
     for settings in examples(cls):
         with under(settings):
-            component, params = cls(**settings), _tree("params", torch.float32)
+            component, params = cls(**settings), steps.tree("params", torch.float32)
             gradients = [
-                _tree(f"grads {step}", torch.float32, size)
-                for step, size in enumerate((*SIZES, OVERFLOWING, *SIZES))
+                steps.tree(f"grads {step}", torch.float32, size)
+                for step, size in enumerate((*steps.SIZES, OVERFLOWING, *steps.SIZES))
             ]
-            answers, _ = _answers(component, _start(component, _copy(params)), gradients, params)
+            answers, _ = _answers(
+                component, steps.start(component, steps.copy(params)), gradients, params
+            )
             for grads, result in zip(gradients, answers, strict=True):
                 turned = [
                     name
@@ -202,7 +134,7 @@ def signs_kept(cls: type[Any]) -> str | None:
                         f"{turned[0]} came back with signs turned from a gradient whose norm is "
                         f"{_size(grads)}"
                     )
-            zeroed |= not any(leaf.any() for leaf in answers[len(SIZES)].values())
+            zeroed |= not any(leaf.any() for leaf in answers[len(steps.SIZES)].values())
     return (
         "a finite gradient whose norm overflows comes back as zeros, as from torch's norm clip"
         if zeroed
@@ -214,25 +146,27 @@ def clips_again(cls: type[Any]) -> None:
     """A gradient that overflows, or is not finite, does not stay in the clip's memory:
     afterwards it clips as it would have.
     """
-    before = [_tree(f"grads {step}", torch.float32) for step in range(WARM)]
+    before = [steps.tree(f"grads {step}", torch.float32) for step in range(WARM)]
     after = [
-        _tree(f"grads after {step}", torch.float32, size)
+        steps.tree(f"grads after {step}", torch.float32, size)
         for step, size in enumerate((1.0, 1e3) * PROBES)
     ]
     spoilers = {
-        "overflows": _tree("grads overflowing", torch.float32, OVERFLOWING),
+        "overflows": steps.tree("grads overflowing", torch.float32, OVERFLOWING),
         "is infinite": _with_one(math.inf),
         "is NaN": _with_one(math.nan),
     }
     for settings in examples(cls):
         with under(settings):
-            component, params = cls(**settings), _tree("params", torch.float32)
+            component, params = cls(**settings), steps.tree("params", torch.float32)
             if _grows(component, params):
                 continue
-            _, state = _answers(component, _start(component, _copy(params)), before, params)
-            wanted, _ = _answers(component, _copy(state), after, params)
+            _, state = _answers(
+                component, steps.start(component, steps.copy(params)), before, params
+            )
+            wanted, _ = _answers(component, steps.copy(state), after, params)
             for what, spoiler in spoilers.items():
-                answers, _ = _answers(component, _copy(state), [spoiler, *after], params)
+                answers, _ = _answers(component, steps.copy(state), [spoiler, *after], params)
                 if fault := _spoiled_by(after, wanted, answers[1:]):
                     raise Fault(f"after a gradient that {what} {fault}")
 
@@ -270,16 +204,16 @@ def divergence_shown(cls: type[Any]) -> str | None:
     cut = False
     for settings, value in itertools.product(examples(cls), (math.nan, math.inf, -math.inf)):
         with under(settings):
-            component, params = cls(**settings), _tree("params", torch.float32)
+            component, params = cls(**settings), steps.tree("params", torch.float32)
             warm = (
                 []
                 if _grows(component, params)
-                else [_tree(f"grads {step}", torch.float32) for step in range(WARM)]
+                else [steps.tree(f"grads {step}", torch.float32) for step in range(WARM)]
             )
             for earlier in ([], warm):
                 answers, _ = _answers(
                     component,
-                    _start(component, _copy(params)),
+                    steps.start(component, steps.copy(params)),
                     [*earlier, _with_one(value)],
                     params,
                 )
@@ -308,7 +242,7 @@ def zero_stays_zero(cls: type[Any]) -> None:
     for settings in examples(cls):
         with under(settings):
             for grads, result, _ in itertools.islice(
-                _walk(cls, settings, torch.float64, (0.0, 0.0, 1.0, 0.0)), 1, None
+                steps.walk(cls, settings, torch.float64, (0.0, 0.0, 1.0, 0.0)), 1, None
             ):
                 for name, leaf in result.items():
                     if not leaf.isfinite().all():
@@ -321,7 +255,7 @@ def finite_on_zero(cls: type[Any]) -> None:
     """A zero gradient gives a finite direction, first or after others."""
     for settings in examples(cls):
         with under(settings):
-            for _, result, _ in _walk(cls, settings, torch.float64, (0.0, 0.0, 1.0, 0.0)):
+            for _, result, _ in steps.walk(cls, settings, torch.float64, (0.0, 0.0, 1.0, 0.0)):
                 for name, leaf in result.items():
                     if not leaf.isfinite().all():
                         raise Fault(f"the direction of {name} is not finite")
@@ -331,7 +265,7 @@ def draws_nothing(cls: type[Any]) -> None:
     """``init`` and ``update`` draw from no global random state."""
     for settings in examples(cls):
         with under(settings), no_draw():
-            for _ in _walk(cls, settings, torch.float64):
+            for _ in steps.walk(cls, settings, torch.float64):
                 pass
 
 
@@ -339,23 +273,25 @@ def changes_nothing_in_place(cls: type[Any]) -> None:
     """``init`` and ``update`` leave gradients, state and parameters as they were."""
     for settings in examples(cls):
         with under(settings):
-            component, params = cls(**settings), _tree("params", torch.float64)
-            handed = {"params": _copy(params)}
-            state = _start(component, handed["params"])
+            component, params = cls(**settings), steps.tree("params", torch.float64)
+            handed = {"params": steps.copy(params)}
+            state = steps.start(component, handed["params"])
             _compare_inputs(handed, {"params": params}, "init")
-            for step, size in enumerate(SIZES):
+            for step, size in enumerate(steps.SIZES):
                 handed = {
-                    "grads": _tree(f"grads {step}", torch.float64, size),
+                    "grads": steps.tree(f"grads {step}", torch.float64, size),
                     "state": state,
                     "params": params,
                 }
-                before = _copy(handed)
-                _, state = _update(component, handed["grads"], handed["state"], handed["params"])
+                before = steps.copy(handed)
+                _, state = steps.update(
+                    component, handed["grads"], handed["state"], handed["params"]
+                )
                 _compare_inputs(handed, before, "update")
 
 
 def _compare_inputs(handed: Mapping[str, Any], before: Mapping[str, Any], hook: str) -> None:
-    now, then = _leaves(dict(handed), hook), _leaves(dict(before), hook)
+    now, then = steps.leaves(dict(handed), hook), steps.leaves(dict(before), hook)
     for path in now | then:
         if path not in now or path not in then or distance(now[path], then[path]) > 0:
             raise Fault(f"{path.replace(hook, f'{hook} changed its ', 1)}")
@@ -385,7 +321,7 @@ def lanes_agree(cls: type[Any]) -> None:
         ]
 
         def start(settings: dict[str, Tensor], params: Tree, fixed: dict[str, Any] = fixed) -> Any:
-            return _start(cls(**fixed, **settings), params)
+            return steps.start(cls(**fixed, **settings), params)
 
         def update(
             settings: dict[str, Tensor],
@@ -394,27 +330,28 @@ def lanes_agree(cls: type[Any]) -> None:
             params: Tree,
             fixed: dict[str, Any] = fixed,
         ) -> Any:
-            return _update(cls(**fixed, **settings), grads, state, params)
+            return steps.update(cls(**fixed, **settings), grads, state, params)
 
         with under(fixed), no_fallback():
-            params = _tree("params", torch.float64, lanes=(count,))
+            params = steps.tree("params", torch.float64, lanes=(count,))
             states = [
-                _start(component, _lane(params, lane)) for lane, component in enumerate(plain)
+                steps.start(component, steps.lane(params, lane))
+                for lane, component in enumerate(plain)
             ]
-            together = torch.vmap(start, randomness="different")(stacked, _copy(params))
-            for step, size in enumerate(SIZES):
-                grads = _tree(f"grads {step}", torch.float64, size, (count,))
+            together = torch.vmap(start, randomness="different")(stacked, steps.copy(params))
+            for step, size in enumerate(steps.SIZES):
+                grads = steps.tree(f"grads {step}", torch.float64, size, (count,))
                 result, together = torch.vmap(update, randomness="different")(
-                    stacked, _copy(grads), together, _copy(params)
+                    stacked, steps.copy(grads), together, steps.copy(params)
                 )
+                joined = steps.leaves({"grads": result, "state": together}, "")
                 for lane, component in enumerate(plain):
-                    alone, states[lane] = _update(
-                        component, _lane(grads, lane), states[lane], _lane(params, lane)
+                    alone, states[lane] = steps.update(
+                        component, steps.lane(grads, lane), states[lane], steps.lane(params, lane)
                     )
-                    for path, leaf in _leaves({"grads": alone, "state": states[lane]}, "").items():
-                        apart = distance(
-                            _leaves({"grads": result, "state": together}, "")[path][lane], leaf
-                        )
+                    single = steps.leaves({"grads": alone, "state": states[lane]}, "")
+                    for path, leaf in single.items():
+                        apart = distance(joined[path][lane], leaf)
                         if apart > TOLERANCE:
                             own = {name: values[lane] for name, values in lanes.items()}
                             raise Fault(
@@ -426,12 +363,12 @@ def flat_agrees(cls: type[Any]) -> None:
     """One that says ``flat`` treats all elements alike, however they are divided into tensors."""
     for settings in examples(cls) if cls.flat else []:
         with under(settings):
-            component, params = cls(**settings), _tree("params", torch.float64)
+            component, params = cls(**settings), steps.tree("params", torch.float64)
             whole = {"": trees.flatten(params)}
-            state, other = _start(component, params), _start(component, whole)
-            for step, size in enumerate(SIZES):
-                grads = _tree(f"grads {step}", torch.float64, size)
-                named, state = _update(component, grads, state, params)
+            state, other = steps.start(component, params), steps.start(component, whole)
+            for step, size in enumerate(steps.SIZES):
+                grads = steps.tree(f"grads {step}", torch.float64, size)
+                named, state = steps.update(component, grads, state, params)
                 joined, other = component.update({"": trees.flatten(grads)}, other, whole)
                 if (apart := distance(joined[""], trees.flatten(named))) > TOLERANCE:
                     raise Fault(f"step {step}: {apart:.2g} from what it does to named tensors")
@@ -439,15 +376,15 @@ def flat_agrees(cls: type[Any]) -> None:
 
 def in_place_equals_update(cls: type[Any]) -> None:
     """``clip_`` leaves in ``.grad`` what the first ``update`` returns."""
-    for settings, (step, size) in itertools.product(examples(cls), enumerate(SIZES)):
+    for settings, (step, size) in itertools.product(examples(cls), enumerate(steps.SIZES)):
         with under(settings):
-            component, params = cls(**settings), _parameters("params")
-            grads = _tree(f"grads {step}", torch.float64, size)
+            component, params = cls(**settings), steps.parameters("params")
+            grads = steps.tree(f"grads {step}", torch.float64, size)
             for name, param in params.items():
                 param.grad = grads[name].clone()
             component.clip_(list(params.values()))
             weights = {name: param.detach().clone() for name, param in params.items()}
-            clipped, _ = _update(component, grads, _start(component, weights), weights)
+            clipped, _ = steps.update(component, grads, steps.start(component, weights), weights)
             for name, param in params.items():
                 apart = math.inf if param.grad is None else distance(param.grad, clipped[name])
                 if apart > TOLERANCE:
@@ -456,9 +393,9 @@ def in_place_equals_update(cls: type[Any]) -> None:
 
 def size_is_a_number(cls: type[Any]) -> None:
     """``size`` is a positive, finite scalar."""
-    for settings, size in itertools.product(examples(cls), SIZES):
+    for settings, size in itertools.product(examples(cls), steps.SIZES):
         with under(settings):
-            value = cls(**settings).size(_tree("grads", torch.float64, size))
+            value = cls(**settings).size(steps.tree("grads", torch.float64, size))
             if not isinstance(value, Tensor) or value.shape != ():
                 came = (
                     f"a tensor of shape {tuple(value.shape)}"
@@ -476,18 +413,18 @@ def torch_equals_update(cls: type[Any]) -> str | None:
         return "it has no update, so it runs in the loop only"
     for settings in examples(cls):
         with under(settings):
-            component, stepped = cls(**settings), _parameters("params")
+            component, stepped = cls(**settings), steps.parameters("params")
             params = {name: param.detach().clone() for name, param in stepped.items()}
             optimizer, state = (
                 component.torch(list(stepped.values()), LR),
-                _start(component, _copy(params)),
+                steps.start(component, steps.copy(params)),
             )
             for step in range(STEPS):
-                grads = _tree(f"grads {step}", torch.float64)
+                grads = steps.tree(f"grads {step}", torch.float64)
                 for name, param in stepped.items():
                     param.grad = grads[name].clone()
                 optimizer.step()
-                direction, state = _update(component, grads, state, params)
+                direction, state = steps.update(component, grads, state, params)
                 params = trees.map(lambda param, along: param - LR * along, params, direction)
                 apart = max(
                     distance(param.detach(), params[name]) for name, param in stepped.items()

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -28,28 +27,18 @@ from clipbench import events, feed, lr_schedules, measures, metrics, registry, s
 from clipbench.engines import program, shares
 from clipbench.engines.program import FEWEST_LANES, Nested, NoLanes, flat
 from clipbench.engines.record import CHUNK, Job, Record, conclude, graded, stops
-from clipbench.engines.stacked import Lane, Pass, Structure, programs
+from clipbench.engines.stacked import programs
+from clipbench.engines.structure import Lane, Pass, Segment, Structure, arranged
 from clipbench.events import Evaluation
 
 EAGER, COMPILED = "batched", "batched, compiled"
 WARM_UP = 3  # steps on CUDA before one is recorded: libraries make room for themselves in the first
 
 
-@dataclass
-class Segment:
-    """The lanes ``begin`` to ``end``, which share a structure."""
-
-    structure: Structure
-    begin: int
-    end: int
-    lane: Lane  # of all of them
-    course: Tensor | None  # the lr of every lane at every step, where any has a schedule
-
-
 class Lanes:
     """Some cells in training, a lane each.
 
-    :param jobs: cells of one `stacked.shape`, those of one structure next to each other; at least
+    :param jobs: cells of one `structure.shape`, those of one structure next to each other; at least
         `FEWEST_LANES`.
     """
 
@@ -357,7 +346,7 @@ class Lanes:
 
 
 def run(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST_LANES) -> list[Record]:
-    """Train cells of one `stacked.shape` as lanes; their records, in the order of ``jobs``.
+    """Train cells of one `structure.shape` as lanes; their records, in the order of ``jobs``.
 
     :param fewest: how many lanes there are at least; a lane too many repeats another.
     :raises NoLanes: the workload, or a rule, cannot have lanes.
@@ -402,31 +391,6 @@ def begin(
     if order != (again := arranged(structures, grain, fewest)):
         return Lanes([jobs[number] for number in again], compiled), again
     return together, order
-
-
-def arranged(
-    structures: Sequence[Structure],
-    grain: Mapping[Structure | None, int],
-    fewest: int = FEWEST_LANES,
-) -> list[int]:
-    """Lanes for cells of these structures, by the cells' numbers: one structure after the other,
-    some cells repeated.
-
-    :param grain: the number of lanes of which each structure, and the model (None), wants a
-        multiple; 1 if it is not named.
-    """
-
-    def rank(number: int) -> tuple[int, str]:
-        # those that want none come last, and fill up the whole
-        return -grain.get(structures[number], 1), repr(structures[number])
-
-    order: list[int] = []
-    for _, group in groupby(sorted(range(len(structures)), key=rank), key=rank):
-        mine = list(group)
-        order += mine + mine[-1:] * (-len(mine) % grain.get(structures[mine[0]], 1))
-    total = max(len(order), fewest, FEWEST_LANES)
-    total += -total % grain.get(None, 1)
-    return order + order[-1:] * (total - len(order))
 
 
 def _train(records: Sequence[Record], lanes: Lanes, cells: Sequence[int]) -> None:

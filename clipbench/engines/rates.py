@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from clipbench import feed, trees
-from clipbench.engines import lanes, stacked
+from clipbench.engines import lanes, stacked, structure
 from clipbench.engines.loop import Trainer, evaluate
 from clipbench.engines.program import FEWEST_LANES, NoLanes, flat, peak_bytes, trace
 from clipbench.engines.record import CHUNK, Components, Job
@@ -74,7 +74,7 @@ def _rung(count: int, compiled: bool = False) -> str:
 
 
 def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "auto") -> Choice:
-    """The choice for some jobs of one `stacked.shape`.
+    """The choice for some jobs of one `structure.shape`.
 
     :param jobs: one of every arm at least.
     :param memory: bytes that lanes may take.
@@ -107,7 +107,7 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
     if choice.lanes and 1 / CLOSE < best / choice.rates[LOOP] < CLOSE:
         _settle(choice, able[0], _copies(able, choice.lanes))
         best = choice.rates[_rung(choice.lanes)]
-    structures = len({stacked.Structure.of(job) for job in able})
+    structures = len({structure.Structure.of(job) for job in able})
     compiling_pays = cell_steps * best * PAYS > COMPILING * structures
     if compiling_pays and best < choice.rates[LOOP] and able[0].cell.device == "cpu":
         _try_compiling(choice, able, structures, cell_steps, fits)
@@ -220,7 +220,7 @@ def lane_bytes(jobs: Sequence[Job]) -> int:
     programs; of these arms the most.
     """
     return max(
-        _lane_bytes(job) for job in {stacked.Structure.of(job): job for job in jobs}.values()
+        _lane_bytes(job) for job in {structure.Structure.of(job): job for job in jobs}.values()
     )
 
 

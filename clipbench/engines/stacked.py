@@ -1,5 +1,5 @@
-"""What lanes are made of: a module as a function of one flat vector of weights, and an optimizer
-and a clip of their plain numbers.
+"""The programs of lanes: a module as a function of one flat vector of weights, and the update of a
+structure as a function of its lanes' numbers.
 
 Traced for some number of lanes, each becomes a program; `Programs` remembers those of one workload.
 """
@@ -8,167 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from clipbench import feed, registry, step, trees
-from clipbench.cell import Cell
+from clipbench import feed, step, trees
 from clipbench.engines import program
 from clipbench.engines.program import Nested, NoLanes
-from clipbench.engines.record import Job
+from clipbench.engines.structure import PLAIN, Lane, Pass, Structure
 from clipbench.measures import REMEMBERED
 from clipbench.trees import Tree
-from clipbench.vocabulary import EXAMPLE, GRADIENT, UPDATE
-
-
-def shape(cell: Cell) -> tuple[Any, ...]:
-    """What cells must share to be lanes of one program."""
-    workload = cell.workload
-    settings = tuple(sorted(workload.settings.items()))
-    shared = (
-        workload.name,
-        workload.version,
-        settings,
-        cell.batch,
-        cell.steps,
-        cell.evaluations,
-        cell.device,
-        cell.dtype,
-    )
-    return (*shared, EXAMPLE) if cell.on == EXAMPLE else shared
-
-
-@dataclass(frozen=True)
-class Pass:
-    """How the gradient of a batch is taken: under autocast, in how many parts, or of every
-    example by itself.
-    """
-
-    mixed: bool = False
-    parts: int = 1
-    examples: bool = False
-
-    @classmethod
-    def of(cls, cell: Cell) -> Pass:
-        return cls(cell.dtype == feed.MIXED, cell.accumulate, cell.on == EXAMPLE)
-
-
-@dataclass(frozen=True)
-class Structure:
-    """An optimizer and a clip without their plain numbers: lanes of one structure share one
-    update.
-    """
-
-    optimizer: str
-    optimizer_settings: tuple[tuple[str, Any], ...]
-    clip: str
-    clip_settings: tuple[tuple[str, Any], ...]
-    versions: tuple[int | str, ...]  # of both: a program is not that of an edited file
-    on: str = GRADIENT
-
-    @classmethod
-    def of(cls, job: Job) -> Structure:
-        """The structure of one cell.
-
-        :raises NoLanes: one of its components has no pure rule.
-        """
-        fixed = []
-        for kind, name, settings in _components(job):
-            component = registry.find(kind, name)
-            if not hasattr(component, "update"):
-                raise NoLanes(
-                    f'{kind} "{name}" has no pure rule, which lanes need, and runs in the loop only'
-                )
-            floats = registry.lane_fields(component)
-            fixed.append(
-                (
-                    name,
-                    tuple(
-                        sorted(
-                            (word, value) for word, value in settings.items() if word not in floats
-                        )
-                    ),
-                )
-            )
-        (optimizer, rest), (clip, others) = fixed
-        versions = tuple(registry.find(kind, name).version for kind, name, _ in _components(job))
-        return cls(optimizer, rest, clip, others, versions, job.cell.on)
-
-    @property
-    def label(self) -> str:
-        """``momentum + norm``, ``momentum + norm on update``."""
-        return f"{self.optimizer} + {self.clip}" + (f" on {self.on}" if self.on != GRADIENT else "")
-
-    def numbers(self, job: Job) -> dict[str, list[float]]:
-        """The plain numbers of one cell, of its optimizer and its clip, in the order of their
-        fields.
-        """
-        values: dict[str, list[float]] = {}
-        for kind, name, settings in _components(job):
-            component = registry.find(kind, name)
-            fields = registry.lane_fields(component)
-            values[kind] = [
-                float(settings[field] if field in settings else getattr(component, field))
-                for field in fields
-            ]
-        return values
-
-    def components(
-        self, optimizer_numbers: Iterable[Any], clip_numbers: Iterable[Any]
-    ) -> tuple[Any, Any]:
-        """Optimizer and clip with these numbers, which may be tensors."""
-        built = []
-        for kind, name, fixed, numbers in (
-            ("optimizer", self.optimizer, self.optimizer_settings, optimizer_numbers),
-            ("clip", self.clip, self.clip_settings, clip_numbers),
-        ):
-            component = registry.find(kind, name)  # type: ignore[arg-type]
-            built.append(
-                component(
-                    **dict(fixed),
-                    **dict(zip(registry.lane_fields(component), numbers, strict=True)),
-                )
-            )
-        return built[0], built[1]
-
-
-class Lane(NamedTuple):
-    """The optimizer and the clip of a lane; of many lanes of one structure, every tensor's first
-    dimension is the lane.
-    """
-
-    lr: Tensor
-    optimizer: tuple[Tensor, ...]
-    """The optimizer's plain numbers, in the order of its fields."""
-    clip: tuple[Tensor, ...]
-    """The clip's plain numbers."""
-    state: tuple[Tensor, ...]
-    """What both remember: the leaves of their states."""
-    memory: tuple[Tensor, ...] = ()
-    """What measures remember: the vectors `measures.REMEMBERED` of the step before."""
-
-    @property
-    def remembered(self) -> tuple[Tensor, ...]:
-        """All that a step leaves for the next."""
-        return (*self.state, *self.memory)
-
-
-def _components(job: Job) -> tuple[tuple[registry.Kind, str, dict[str, Any]], ...]:
-    """Optimizer and clip, each as its kind, its name and its settings."""
-    cell = job.cell
-    return (
-        ("optimizer", cell.optimizer.name, cell.optimizer.own),
-        ("clip", cell.clip.name, dict(job.clip_settings)),
-    )
-
-
-# ------------------------------------------------------------------------------------- the programs
+from clipbench.vocabulary import EXAMPLE, UPDATE
 
 
 class Model:
@@ -176,7 +30,7 @@ class Model:
     tensors that are not trained.
     """
 
-    def __init__(self, workload: Any, dtype: torch.dtype, device: str, how: Pass = Pass()) -> None:
+    def __init__(self, workload: Any, dtype: torch.dtype, device: str, how: Pass = PLAIN) -> None:
         self.workload, self.how = workload, how
         self.weighs = hasattr(workload, "weight")
         if reason := feed.sparse_at_first(workload):
@@ -301,7 +155,7 @@ class Programs:
     """
 
     def __init__(
-        self, workload: Any, dtype: torch.dtype, device: str, compiled: bool, how: Pass = Pass()
+        self, workload: Any, dtype: torch.dtype, device: str, compiled: bool, how: Pass = PLAIN
     ) -> None:
         self.model = _model(workload, dtype, device, how)
         self.what = f'workload "{workload.name}"'
@@ -514,7 +368,7 @@ def _memory(tensor: Tensor) -> int:
 
 @lru_cache(maxsize=16)
 def programs(
-    workload: Any, dtype: torch.dtype, device: str, compiled: bool, how: Pass = Pass()
+    workload: Any, dtype: torch.dtype, device: str, compiled: bool, how: Pass = PLAIN
 ) -> Programs:
     """The programs of this process."""
     return Programs(workload, dtype, device, compiled, how)

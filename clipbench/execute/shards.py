@@ -12,7 +12,7 @@ from typing import Any
 
 from clipbench import engines
 from clipbench.cell import Cell
-from clipbench.engines import Job, Record, lanes, program, stacked
+from clipbench.engines import Job, Record, lanes, program, structure
 from clipbench.engines.rates import BATCHED, LOOP, Choice, versioned
 
 IN_HAND = 4  # cells of a shard for the loop: enough to hide the pipe, few enough to end together
@@ -32,7 +32,7 @@ def has_user_component(cell: Cell) -> bool:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some cells of one `stacked.shape`, and how they are run.
+    """Some cells of one `structure.shape`, and how they are run.
 
     ``seconds`` are predicted for a cell, 0 if unknown; ``again`` says that a worker was already
     killed while it ran this.
@@ -72,13 +72,13 @@ def pack(
 ) -> list[Shard]:
     """All jobs in shards, the longest first, so that the workers end together.
 
-    :param choices: how the cells of a `stacked.shape` are run; in the loop if nothing is said.
+    :param choices: how the cells of a `structure.shape` are run; in the loop if nothing is said.
     :param lasting: seconds that a shard for the loop should last, as far as its cells' time is
         known.
     """
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
-        groups.setdefault(stacked.shape(job.cell), []).append(job)
+        groups.setdefault(structure.shape(job.cell), []).append(job)
     shards: list[Shard] = []
     for shape, members in groups.items():
         choice = choices.get(shape) or Choice(LOOP)
@@ -111,7 +111,7 @@ def _for_lanes(jobs: Sequence[Job], choice: Choice, workers: int) -> list[Shard]
     ordered = sorted(
         jobs,
         key=lambda job: (
-            repr(stacked.Structure.of(job)),
+            repr(structure.Structure.of(job)),
             job.cell.lr,
             job.threshold or 0.0,
             job.cell.seed,
@@ -126,7 +126,7 @@ def _for_lanes(jobs: Sequence[Job], choice: Choice, workers: int) -> list[Shard]
     # missing: a run that goes on after an interruption gives the same bits.
     return [
         Shard(jobs_of_shard, BATCHED, compiled=True, fewest=choice.lanes, seconds=seconds)
-        for _, group in groupby(ordered, key=stacked.Structure.of)
+        for _, group in groupby(ordered, key=structure.Structure.of)
         for jobs_of_shard in _split(list(group), choice.lanes, 1)
     ]
 

@@ -66,7 +66,7 @@ def run(  # noqa: PLR0913 - what a run may be told
 ) -> None:
     """Run every job and commit its record.
 
-    :param choices: how the cells of each `stacked.shape` are run; in the loop if nothing is said.
+    :param choices: how the cells of each `structure.shape` are run; in the loop if nothing is said.
     :param limit: seconds a shard may take; worked out from the rates if not given.
     :param on_note: is called with a sentence, once for each kind, on what cells changed in their
         process.

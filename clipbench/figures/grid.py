@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -88,24 +89,34 @@ def draw(
     for axes in grid[-1]:
         axes.set_xlabel("learning rate")
     if len(valued) or shares:
-        ends = "min" if higher_is_better else "max"
-        extend = "neither" if shares else ends
-        scale = figure.colorbar(
-            ScalarMappable(norm=norm, cmap=paint),
-            ax=grid,
-            shrink=0.7,
-            pad=0.02,
-            aspect=28,
-            extend=extend,
-        )
-        scale.set_label(label)
-        scale.outline.set_visible(False)
-        if scale.solids is not None:
-            scale.solids.set_edgecolor("face")
-        scale.ax.yaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: number(float(f"{value:.3g}")))
-        )
-        scale.ax.yaxis.set_minor_locator(NullLocator())
+        extend = "neither" if shares else "min" if higher_is_better else "max"
+        _colour_bar(figure, grid, ScalarMappable(norm=norm, cmap=paint), label, extend)
+    _legend(figure, settings, shares)
+    return figure
+
+
+def _colour_bar(
+    figure: Figure, grid: Any, colours: ScalarMappable, label: str, extend: str
+) -> None:
+    scale = figure.colorbar(
+        colours,
+        ax=grid,
+        shrink=0.7,
+        pad=0.02,
+        aspect=28,
+        extend=extend,
+    )
+    scale.set_label(label)
+    scale.outline.set_visible(False)
+    if scale.solids is not None:
+        scale.solids.set_edgecolor("face")
+    scale.ax.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: number(float(f"{value:.3g}")))
+    )
+    scale.ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _legend(figure: Figure, settings: pd.DataFrame, shares: bool) -> None:
     handles = [
         Patch(
             facecolor="#d9d9d9"
@@ -122,7 +133,6 @@ def draw(
     figure.legend(
         handles=handles, loc="outside upper left", ncols=6, handlelength=2.2, handleheight=1.4
     )
-    return figure
 
 
 def _norm(values: pd.Series[float], higher_is_better: bool) -> Normalize:
@@ -166,37 +176,12 @@ def _panel(
             if spoiled:
                 marks.append((column, height, spoiled, int(cell["seeds"])))
     edges_x, edges_y = np.arange(len(lrs) + 1) - 0.5, np.arange(len(levels) + 1) - 0.5
+    known = np.ma.masked_invalid(values)
     axes.pcolormesh(
-        edges_x,
-        edges_y,
-        np.ma.masked_invalid(values),
-        cmap=paint,
-        norm=norm,
-        edgecolors="white",
-        linewidth=0.6,
+        edges_x, edges_y, known, cmap=paint, norm=norm, edgecolors="white", linewidth=0.6
     )
     for column, height, spoiled, seeds in marks:
-        worst = next(iter(spoiled))
-        blank = np.isnan(values[height, column])
-        dark = blank or sum(paint(norm(values[height, column]))[:3]) > 1.5
-        axes.add_patch(
-            Rectangle(
-                (column - 0.48, height - 0.47),
-                0.96,
-                0.94,
-                facecolor="#d9d9d9" if blank else "none",
-                edgecolor="#8a8a8a" if dark else "#b5b5b5",
-                hatch=HATCHES[worst],
-                lw=0,
-            )
-        )
-        text = " ".join(
-            f"{LETTERS[name]}{count if count < seeds else ''}" for name, count in spoiled.items()
-        )
-        box = {"boxstyle": "square,pad=0.15", "facecolor": "#ffffffd8", "edgecolor": "none"}
-        axes.text(
-            column, height, text, ha="center", va="center", fontsize=6, color="black", bbox=box
-        )
+        _mark(axes, (column, height), spoiled, seeds, _colour(values[height, column], norm, paint))
     for choice in pick.to_dict("records"):
         threshold = Threshold.of(choice)
         if (
@@ -226,6 +211,36 @@ def _panel(
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def _colour(value: float, norm: Normalize, paint: Any) -> Any:
+    """The colour of a value; None if it has none."""
+    return None if np.isnan(value) else paint(norm(value))
+
+
+def _mark(
+    axes: Axes, place: tuple[int, int], spoiled: Mapping[str, int], seeds: int, colour: Any
+) -> None:
+    """The letters and the hatch of a cell with spoiled seeds."""
+    worst = next(iter(spoiled))
+    column, height = place
+    dark = colour is None or sum(colour[:3]) > 1.5
+    axes.add_patch(
+        Rectangle(
+            (column - 0.48, height - 0.47),
+            0.96,
+            0.94,
+            facecolor="#d9d9d9" if colour is None else "none",
+            edgecolor="#8a8a8a" if dark else "#b5b5b5",
+            hatch=HATCHES[worst],
+            lw=0,
+        )
+    )
+    text = " ".join(
+        f"{LETTERS[name]}{count if count < seeds else ''}" for name, count in spoiled.items()
+    )
+    box = {"boxstyle": "square,pad=0.15", "facecolor": "#ffffffd8", "edgecolor": "none"}
+    axes.text(column, height, text, ha="center", va="center", fontsize=6, color="black", bbox=box)
 
 
 def _tick(threshold: Threshold) -> str:

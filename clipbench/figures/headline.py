@@ -103,69 +103,12 @@ def _panel(
             result, y = one.iloc[0], row + offset
             mine = seeds[(seeds["arm"] == arm) & (seeds["reading"] == reading)]
             if not panel["success"]:
-                inside = mine["value"].between(low, high)
-                axes.plot(
-                    mine["value"][inside],
-                    np.full(inside.sum(), y),
-                    "o",
-                    ms=2.4,
-                    mew=0,
-                    color=tints[arm],
-                    alpha=0.35,
-                )
-                for edge, beyond, glyph in (
-                    (low, mine["value"] < low, "<"),
-                    (high, mine["value"] > high, ">"),
-                ):
-                    if beyond.any():
-                        axes.plot(
-                            [edge],
-                            [y],
-                            glyph,
-                            ms=5,
-                            mfc="white",
-                            mec=tints[arm],
-                            clip_on=False,
-                            zorder=5,
-                        )
-                        shift = (6, -2.2) if glyph == "<" else (-6, -2.2)
-                        side = "left" if glyph == "<" else "right"
-                        axes.annotate(
-                            f"{beyond.sum()}",
-                            (edge, y),
-                            shift,
-                            textcoords="offset points",
-                            fontsize=6,
-                            ha=side,
-                        )
+                _seeds(axes, mine["value"], y, (low, high), tints[arm])
             lost = int((mine["ended"] == Outcome.DIVERGED).sum())
             if lost:
-                axes.plot([worst], [y], "x", ms=5, color=INK, clip_on=False, zorder=5)
-                shift = (5, -2.2) if panel["higher_is_better"] else (-5, -2.2)
-                side = "left" if panel["higher_is_better"] else "right"
-                axes.annotate(
-                    f"{lost} of {len(mine)}",
-                    (worst, y),
-                    shift,
-                    textcoords="offset points",
-                    fontsize=6,
-                    ha=side,
-                )
+                _lost(axes, f"{lost} of {len(mine)}", (worst, y), panel["higher_is_better"])
             if np.isfinite(result["estimate"]):
-                bounds = np.clip([result["low"], result["high"]], low, high)
-                if not np.isnan(bounds).any():
-                    axes.plot(bounds, [y, y], "-", color=tints[arm], lw=1.6, solid_capstyle="butt")
-                face = "white" if reading == Reading.UNTUNED else tints[arm]
-                axes.plot(
-                    [result["estimate"]],
-                    [y],
-                    READING_MARKERS[reading],
-                    ms=5.5,
-                    color=tints[arm],
-                    mfc=face,
-                    mew=1.1,
-                    zorder=4,
-                )
+                _estimate(axes, result, y, (low, high), tints[arm])
     baseline = here[(here["arm"] == methods.get(BASELINE)) & (here["reading"] == Reading.EQUAL)][
         "estimate"
     ]
@@ -184,6 +127,81 @@ def _panel(
     axes.set_title(panel["title"])
     axes.set_xlabel(panel["label"])
     return used
+
+
+def _seeds(
+    axes: Axes, values: pd.Series[float], y: float, span: tuple[float, float], tint: Any
+) -> None:
+    """A faint dot for every seed, and at each end of the axis the number of those beyond it."""
+    low, high = span
+    inside = values.between(low, high)
+    axes.plot(
+        values[inside],
+        np.full(inside.sum(), y),
+        "o",
+        ms=2.4,
+        mew=0,
+        color=tint,
+        alpha=0.35,
+    )
+    for edge, beyond, glyph in (
+        (low, values < low, "<"),
+        (high, values > high, ">"),
+    ):
+        if beyond.any():
+            axes.plot(
+                [edge],
+                [y],
+                glyph,
+                ms=5,
+                mfc="white",
+                mec=tint,
+                clip_on=False,
+                zorder=5,
+            )
+            shift = (6, -2.2) if glyph == "<" else (-6, -2.2)
+            side = "left" if glyph == "<" else "right"
+            axes.annotate(
+                f"{beyond.sum()}",
+                (edge, y),
+                shift,
+                textcoords="offset points",
+                fontsize=6,
+                ha=side,
+            )
+
+
+def _lost(axes: Axes, words: str, place: tuple[float, float], higher_is_better: bool) -> None:
+    """The number of diverged seeds, at the worse end of the axis."""
+    axes.plot([place[0]], [place[1]], "x", ms=5, color=INK, clip_on=False, zorder=5)
+    shift = (5, -2.2) if higher_is_better else (-5, -2.2)
+    side = "left" if higher_is_better else "right"
+    axes.annotate(
+        words,
+        place,
+        shift,
+        textcoords="offset points",
+        fontsize=6,
+        ha=side,
+    )
+
+
+def _estimate(axes: Axes, result: Any, y: float, span: tuple[float, float], tint: Any) -> None:
+    """A result and its interval."""
+    bounds = np.clip([result["low"], result["high"]], *span)
+    if not np.isnan(bounds).any():
+        axes.plot(bounds, [y, y], "-", color=tint, lw=1.6, solid_capstyle="butt")
+    face = "white" if result["reading"] == Reading.UNTUNED else tint
+    axes.plot(
+        [result["estimate"]],
+        [y],
+        READING_MARKERS[result["reading"]],
+        ms=5.5,
+        color=tint,
+        mfc=face,
+        mew=1.1,
+        zorder=4,
+    )
 
 
 def _within_fences(values: pd.Series[float], estimates: pd.Series[float]) -> pd.Series[float]:

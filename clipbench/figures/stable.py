@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -35,58 +36,7 @@ def draw(ranges: pd.DataFrame, arms: pd.DataFrame, steady: pd.DataFrame, footer:
     for row, arm in enumerate(ordered):
         for one in ranges[ranges["arm"] == arm["arm"]].to_dict("records"):
             tried |= set(one["tried"])
-            outer = one["basis"] == "best threshold"
-            if one["basis"] != "one threshold":
-                axes.plot(
-                    one["tried"],
-                    [row] * len(one["tried"]),
-                    "|",
-                    ms=5,
-                    mew=0.7,
-                    color="#bdbdbd",
-                    zorder=1,
-                )
-                axes.plot(
-                    one["lrs"],
-                    [row] * len(one["lrs"]),
-                    "o",
-                    ms=3.2,
-                    mew=0.5,
-                    mfc="white",
-                    mec=INK,
-                    zorder=5,
-                )
-            if math.isnan(one["low"]):
-                if one["basis"] != "one threshold":
-                    axes.text(
-                        min(one["tried"]),
-                        row - 0.32,
-                        "none stable",
-                        fontsize=6,
-                        color="#777777",
-                        va="center",
-                    )
-                continue
-            height = 0.56 if outer or one["basis"] == "no clip" else 0.24
-            low, high = one["low"] / 1.12, one["high"] * 1.12
-            alpha = 0.4 if outer else 1.0
-            axes.barh(
-                row,
-                high - low,
-                left=low,
-                height=height,
-                color=tints[arm["arm"]],
-                alpha=alpha,
-                lw=0,
-                zorder=2 if outer else 3,
-            )
-            if one["above"] and one["basis"] != "one threshold":
-                axes.annotate(
-                    "",
-                    (high * 1.35, row),
-                    (high, row),
-                    arrowprops={"arrowstyle": "->", "color": INK, "lw": 0.9},
-                )
+            _range(axes, row, one, tints[arm["arm"]])
     for one in steady.to_dict("records"):
         y = [arm["arm"] for arm in ordered].index(one["arm"]) + 0.4
         if not math.isnan(one["low"]):
@@ -119,6 +69,62 @@ def draw(ranges: pd.DataFrame, arms: pd.DataFrame, steady: pd.DataFrame, footer:
         handles.append(Line2D([], [], marker="|", color=INK, lw=0.9, ms=4, label="as lr/(1 − μ)"))
     figure.legend(handles=handles, loc="outside upper left", ncols=5, columnspacing=1.2)
     return figure
+
+
+def _range(axes: Axes, row: int, one: Mapping[str, Any], tint: Any) -> None:
+    """The bar of the stable learning rates, and a mark at each that was tried."""
+    outer = one["basis"] == "best threshold"
+    if one["basis"] != "one threshold":
+        axes.plot(
+            one["tried"],
+            [row] * len(one["tried"]),
+            "|",
+            ms=5,
+            mew=0.7,
+            color="#bdbdbd",
+            zorder=1,
+        )
+        axes.plot(
+            one["lrs"],
+            [row] * len(one["lrs"]),
+            "o",
+            ms=3.2,
+            mew=0.5,
+            mfc="white",
+            mec=INK,
+            zorder=5,
+        )
+    if math.isnan(one["low"]):
+        if one["basis"] != "one threshold":
+            axes.text(
+                min(one["tried"]),
+                row - 0.32,
+                "none stable",
+                fontsize=6,
+                color="#777777",
+                va="center",
+            )
+        return
+    height = 0.56 if outer or one["basis"] == "no clip" else 0.24
+    low, high = one["low"] / 1.12, one["high"] * 1.12
+    alpha = 0.4 if outer else 1.0
+    axes.barh(
+        row,
+        high - low,
+        left=low,
+        height=height,
+        color=tint,
+        alpha=alpha,
+        lw=0,
+        zorder=2 if outer else 3,
+    )
+    if one["above"] and one["basis"] != "one threshold":
+        axes.annotate(
+            "",
+            (high * 1.35, row),
+            (high, row),
+            arrowprops={"arrowstyle": "->", "color": INK, "lw": 0.9},
+        )
 
 
 def _tried_axis(axes: Axes, tried: set[float]) -> None:

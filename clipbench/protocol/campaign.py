@@ -86,7 +86,7 @@ class Campaign:
     watcher: Watcher
     counts: Counts = field(default_factory=Counts)
     pilots: dict[str, dict[str, float]] = field(default_factory=dict)
-    choices: dict[Any, Choice] = field(default_factory=dict)  # by `stacked.shape`
+    choices: dict[Any, Choice] = field(default_factory=dict)  # by `structure.shape`
     # arm → cells that failed by no fault of their settings
     lost: dict[tuple[Any, ...], int] = field(default_factory=dict)
     told: set[tuple[Any, ...]] = field(default_factory=set)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from clipbench import execute
-from clipbench.engines import Job, program, rates, stacked
+from clipbench.engines import Job, program, rates, structure
 from clipbench.engines.rates import BATCHED, LOOP, Choice
 from clipbench.errors import UsageError
 from clipbench.execute import Call, Executor, Setting
@@ -60,7 +60,7 @@ def choose(campaign: Campaign) -> None:
         campaign.store.write_page("calibration", page)
     for task, jobs in tasks.items():
         choice = new[task] if task in new else Choice(**page["engines"][task])
-        campaign.choices[stacked.shape(jobs[0].cell)] = used(choice, asked)
+        campaign.choices[structure.shape(jobs[0].cell)] = used(choice, asked)
 
 
 def missing(known: Mapping[str, Any], tasks: Mapping[str, Sequence[Job]], engine: str) -> list[str]:

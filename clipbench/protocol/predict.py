@@ -56,15 +56,8 @@ def predict(
         )
     rows = []
     for task, cells in tasks.items():
-        arms = {cell.arm for cell in cells}
-        untuned = {*headline(asked.templates).values(), *study.document.untuned.arms}
         seeds = study.seeds(cells[0].workload.name)
-        report = sum(2 + (arm in untuned) for arm in arms) * seeds.report
-        extended = (
-            sum(_settings_beyond([cell for cell in cells if cell.arm == arm]) for arm in arms)
-            * seeds.select
-        )
-        extended *= bool(study.document.run.extend and seeds.report)
+        report, extended = _at_most(study, asked, cells)
         have, unreported = 0, report
         if stored is not None and len(stored):
             ids = {replace(cell, seed=seed).id for cell in cells for seed in range(seeds.select)}
@@ -80,15 +73,33 @@ def predict(
                 "stored": have,
                 "extended": extended,
                 "report": report,
-                "engine": f"{choice.lanes} lanes{', compiled' if choice.compiled else ''}"
-                if choice.engine == BATCHED
-                else LOOP,
+                "engine": _engine_in_words(choice),
                 "step_seconds": step_seconds,
                 "seconds": step_seconds * missing * cells[0].steps,
                 "at_most": step_seconds * (missing + extended) * cells[0].steps,
             }
         )
     return rows
+
+
+def _engine_in_words(choice: Choice) -> str:
+    if choice.engine != BATCHED:
+        return LOOP
+    return f"{choice.lanes} lanes{', compiled' if choice.compiled else ''}"
+
+
+def _at_most(study: Study, asked: Plan, cells: Sequence[Cell]) -> tuple[int, int]:
+    """How many cells a task has at most in the report, and beyond its axes."""
+    arms = {cell.arm for cell in cells}
+    untuned = {*headline(asked.templates).values(), *study.document.untuned.arms}
+    seeds = study.seeds(cells[0].workload.name)
+    report = sum(2 + (arm in untuned) for arm in arms) * seeds.report
+    extended = (
+        sum(_settings_beyond([cell for cell in cells if cell.arm == arm]) for arm in arms)
+        * seeds.select
+    )
+    extended *= bool(study.document.run.extend and seeds.report)
+    return report, extended
 
 
 def _choices(

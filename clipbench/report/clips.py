@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -65,11 +66,7 @@ def _table(
     arms = evidence.of(evidence.arms, task)
     places, digits = decimals(results["estimate"]), gap_places(gaps)
     order = ordered(arms[arms["arm"].isin([*mine["arm"], *mine["baseline"]])])
-    untuned = {
-        row["arm"]: row for row in results[results["reading"] == Reading.UNTUNED].to_dict("records")
-    }
-    if not any(arm in untuned for arm in mine["arm"]):
-        untuned = {}
+    untuned = _untuned(results, mine)
     rows, frames = [], []
     for arm in order:
         matches = results[(results["arm"] == arm) & (results["reading"] == Reading.ALL)]
@@ -100,14 +97,31 @@ def _table(
                 p_value(float(holm.iloc[0])) if len(holm) else DASH,
             ]
         )
-        frames.append(
-            {
-                **row,
-                **prefixed(by_reading.get("all")),
-                "holm": float(holm.iloc[0]) if len(holm) else math.nan,
-            }
-        )
-    head = [
+        p = float(holm.iloc[0]) if len(holm) else math.nan
+        frames.append({**row, **prefixed(by_reading.get("all")), "holm": p})
+    caption = (
+        f"{evidence.labels[task]}: {metric_note(about)}, on report seeds. Gains are paired "
+        f"differences from the same optimizer without a clip. {n_words(results, about)}"
+    )
+    return Table(
+        evidence.name("tables", "clips", evidence.labels[task]),
+        caption,
+        _head(about, bool(untuned)),
+        rows,
+        pd.DataFrame(frames),
+    )
+
+
+def _untuned(results: pd.DataFrame, mine: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The untuned results by arm; none if no clipped arm has one."""
+    found = {
+        row["arm"]: row for row in results[results["reading"] == Reading.UNTUNED].to_dict("records")
+    }
+    return found if any(arm in found for arm in mine["arm"]) else {}
+
+
+def _head(about: dict[str, Any], untuned: bool) -> list[str]:
+    return [
         "arm",
         f"{value_head(about)}, all settings",
         *(["untuned"] if untuned else []),
@@ -116,17 +130,7 @@ def _table(
         "n",
         *END_HEAD,
         "steps clipped",
+        "steps to target",
+        "chosen setting",
+        "p (Holm)",
     ]
-    head += ["steps to target", "chosen setting", "p (Holm)"]
-    caption = f"{evidence.labels[task]}: {metric_note(about)}, on report seeds. "
-    caption += (
-        f"Gains are paired differences from the same optimizer without a clip. "
-        f"{n_words(results, about)}"
-    )
-    return Table(
-        evidence.name("tables", "clips", evidence.labels[task]),
-        caption,
-        head,
-        rows,
-        pd.DataFrame(frames),
-    )

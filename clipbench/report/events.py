@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from clipbench.analysis.events import event_counts, events
 from clipbench.figures.style import setting
 from clipbench.report.evidence import Evidence
@@ -22,6 +24,15 @@ def section(evidence: Evidence) -> Section:
             "event at least once. A diverged cell is never dropped, filled in or run again."
         )
     ]
+    parts.append(_outcomes(evidence, counted))
+    if recorded.empty:
+        parts.append(Text("No event was recorded."))
+        return Section("events", "Divergence and other events", parts)
+    parts.append(_events(evidence, recorded))
+    return Section("events", "Divergence and other events", parts)
+
+
+def _outcomes(evidence: Evidence, counted: pd.DataFrame) -> Table:
     kinds = [kind for kind in Kind if counted[kind].sum()]
     rows = [
         [
@@ -40,19 +51,17 @@ def section(evidence: Evidence) -> Section:
         "failed",
         *(kind.replace("_", " ") for kind in kinds),
     ]
-    parts.append(
-        Table(
-            evidence.name("tables", "outcomes"),
-            "How the cells ended.",
-            head,
-            rows,
-            counted,
-            words=2,
-        )
+    return Table(
+        evidence.name("tables", "outcomes"),
+        "How the cells ended.",
+        head,
+        rows,
+        counted,
+        words=2,
     )
-    if recorded.empty:
-        parts.append(Text("No event was recorded."))
-        return Section("events", "Divergence and other events", parts)
+
+
+def _events(evidence: Evidence, recorded: pd.DataFrame) -> Table:
     rows = [
         [
             row["kind"].replace("_", " "),
@@ -82,5 +91,4 @@ def section(evidence: Evidence) -> Section:
         f"The first {min(LISTED, len(recorded))} of {plural(len(recorded), 'event')}, worst "
         f"kinds first; the CSV holds all."
     )
-    parts.append(Table(evidence.name("tables", "events"), caption, head, rows, recorded, words=9))
-    return Section("events", "Divergence and other events", parts)
+    return Table(evidence.name("tables", "events"), caption, head, rows, recorded, words=9)

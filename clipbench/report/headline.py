@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from clipbench.analysis.headline import headline_pairs
@@ -25,6 +27,14 @@ from clipbench.report.words import DASH, decimals, gap_places, metric_note, perc
 from clipbench.schema import Outcome, Reading, Status
 from clipbench.selection import BASELINE
 from clipbench.task import ARM, Task
+
+READINGS = (
+    "Each method's setting was chosen on the selection seeds and run again on fresh report seeds; "
+    "what follows is from those alone. **Equal budget** asks what each method reaches when it may "
+    "try only as many settings as the method with the fewest: a clip has a threshold to tune, and "
+    "must not win by five times as many tries. **All settings** lets each method use its whole "
+    "grid. **Untuned** is one fixed learning rate and threshold. Intervals are 95 %."
+)
 
 
 def section(evidence: Evidence) -> Section:
@@ -50,14 +60,7 @@ def section(evidence: Evidence) -> Section:
             [Text("The report phase has not run yet, so that there is nothing to compare.")],
         )
     parts: list[Part] = [
-        Text(
-            "Each method's setting was chosen on the selection seeds and run again on fresh "
-            "report seeds; what follows is from those alone. **Equal budget** asks what each "
-            "method reaches when it may try only as many settings as the method with the fewest: "
-            "a clip has a threshold to tune, and must not win by five times as many tries. **All "
-            "settings** lets each method use its whole grid. **Untuned** is one fixed learning "
-            "rate and threshold. Intervals are 95 %."
-        ),
+        Text(READINGS),
         Text(f"A run ends in one of four ways. {_endings(evidence.rules)}"),
     ]
     panels = [
@@ -146,7 +149,22 @@ def _table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> Table:
         f"{evidence.labels[task]}: {metric_note(about)}, on report seeds. {gap_words} "
         f"{n_words(results, about)}"
     )
-    head = [
+    return Table(
+        evidence.name("tables", "headline", evidence.labels[task]),
+        caption,
+        _head(about, compared_here),
+        rows,
+        pd.DataFrame(frames),
+        words=2,
+    )
+
+
+def _no_pair(method: str) -> str:
+    return "baseline" if method == BASELINE else DASH
+
+
+def _head(about: dict[str, Any], compared_here: bool) -> list[str]:
+    return [
         "method",
         "reading",
         value_head(about),
@@ -157,15 +175,3 @@ def _table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> Table:
         "steps to target",
         "chosen setting",
     ]
-    return Table(
-        evidence.name("tables", "headline", evidence.labels[task]),
-        caption,
-        head,
-        rows,
-        pd.DataFrame(frames),
-        words=2,
-    )
-
-
-def _no_pair(method: str) -> str:
-    return "baseline" if method == BASELINE else DASH

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from clipbench import selection
@@ -26,7 +28,16 @@ def section(evidence: Evidence) -> Section:
         or "the seeds that are stored"
     )
     n = max((report for _, report in phases), default=0)
-    untuned = protocol.get("untuned")
+    items = [*_tuning(seeds, protocol.get("untuned")), *_reading(n)]
+    return Section(
+        "methods",
+        "How to read this",
+        [List([Text(item) for item in items]), *_workload_table(evidence)],
+    )
+
+
+def _tuning(seeds: str, untuned: dict[str, Any] | None) -> list[str]:
+    """How settings are chosen and compared."""
     items = [
         (
             "**Two phases.** Every setting of the grid runs on selection seeds; the setting with "
@@ -53,7 +64,12 @@ def section(evidence: Evidence) -> Section:
             f"**Untuned.** Learning rate {short(untuned['lr'])} and, where there is a clip, "
             f"threshold {short(untuned['threshold'])}, whatever the workload."
         )
-    items += [
+    return items
+
+
+def _reading(n: int) -> list[str]:
+    """What the words and numbers of the page mean."""
+    return [
         (
             "**Chosen at an edge.** A choice at the end of its axis extends that axis by two "
             "half-decades, once; a choice still named as lying at an edge may be bettered beyond "
@@ -84,11 +100,6 @@ def section(evidence: Evidence) -> Section:
             "called stable was so on the selection seeds only."
         ),
     ]
-    return Section(
-        "methods",
-        "How to read this",
-        [List([Text(item) for item in items]), *_workload_table(evidence)],
-    )
 
 
 def _limit(n: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from clipbench.analysis.missing import failures, mixtures, valueless
 from clipbench.figures.style import setting
 from clipbench.report.evidence import Evidence
@@ -41,6 +43,19 @@ def section(evidence: Evidence) -> Section:
         Text(f"Damaged file left out: {name} {damage}.")
         for name, damage in sorted(evidence.store.bad.items())
     ]
+    items += _doubtful(evidence)
+    parts: list[Part] = (
+        [List(items)] if items else [Text("Everything the study asks for is stored, and compared.")]
+    )
+    lost = failures(evidence.cells)
+    if len(lost):
+        parts.append(_failed(evidence, lost))
+    return Section("missing", "What was not run, or is not compared", parts)
+
+
+def _doubtful(evidence: Evidence) -> list[Text]:
+    """Cells that differ in more than their settings, and report runs without a value."""
+    items = []
     for one in mixtures(evidence.cells):
         values = listed(
             [f"{value} ({plural(count, 'cell')})" for value, count in one["values"].items()]
@@ -64,34 +79,30 @@ def section(evidence: Evidence) -> Section:
                 "where they take part."
             )
         )
-    parts: list[Part] = (
-        [List(items)] if items else [Text("Everything the study asks for is stored, and compared.")]
-    )
-    lost = failures(evidence.cells)
-    if len(lost):
-        rows = [
-            [
-                evidence.labels[Task.of(row)],
-                f"{row['arm']}, {setting(row)}",
-                f"{row['role']} {row['seed']}",
-                str(row["attempt"]),
-                str(row["reason"] or "no reason was recorded"),
-                row["cell"],
-            ]
-            for row in lost.head(LISTED).to_dict("records")
+    return items
+
+
+def _failed(evidence: Evidence, lost: pd.DataFrame) -> Table:
+    rows = [
+        [
+            evidence.labels[Task.of(row)],
+            f"{row['arm']}, {setting(row)}",
+            f"{row['role']} {row['seed']}",
+            str(row["attempt"]),
+            str(row["reason"] or "no reason was recorded"),
+            row["cell"],
         ]
-        caption = (
-            f"{plural(len(lost), 'failed cell')} (the first {min(LISTED, len(lost))}); the "
-            f"next run tries them again."
-        )
-        parts.append(
-            Table(
-                evidence.name("tables", "failed"),
-                caption,
-                ["workload", "arm and setting", "seed", "attempt", "reason", "cell"],
-                rows,
-                lost,
-                words=6,
-            )
-        )
-    return Section("missing", "What was not run, or is not compared", parts)
+        for row in lost.head(LISTED).to_dict("records")
+    ]
+    caption = (
+        f"{plural(len(lost), 'failed cell')} (the first {min(LISTED, len(lost))}); the "
+        f"next run tries them again."
+    )
+    return Table(
+        evidence.name("tables", "failed"),
+        caption,
+        ["workload", "arm and setting", "seed", "attempt", "reason", "cell"],
+        rows,
+        lost,
+        words=6,
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from clipbench.report.evidence import Evidence, flat
@@ -37,34 +39,8 @@ def section(evidence: Evidence) -> Section:
                 "them, and trains every cell anew."
             )
         )
-    used = evidence.cells["environment"].value_counts()
-    fields = sorted({name for entry in environments.values() for name in entry})
     if environments:
-        rows = [
-            [
-                key,
-                f"{int(used.get(key, 0)):,}",
-                *(str(environments[key].get(name, "")) for name in fields),
-            ]
-            for key in sorted(environments)
-        ]
-        frame = pd.DataFrame(
-            [{"environment": key, **environments[key]} for key in sorted(environments)]
-        )
-        turned = [
-            [name, *(row[index] for row in rows)]
-            for index, name in enumerate(["environment", "cells", *fields])
-        ]
-        parts.append(
-            Table(
-                evidence.name("tables", "environments"),
-                "Where the cells were made.",
-                ["", *[""] * len(rows)],
-                turned,
-                frame,
-                words=1 + len(rows),
-            )
-        )
+        parts.append(_environments(evidence, environments))
     versions = [
         f"{entry['name']} {entry['version']}"
         for kind in ("workloads", "optimizers")
@@ -77,3 +53,31 @@ def section(evidence: Evidence) -> Section:
         parts.append(Text(f"Versions of the mathematics: {', '.join(sorted(set(versions)))}."))
     parts.append(Text(store.study, kind="code"))
     return Section("provenance", "Provenance", parts)
+
+
+def _environments(evidence: Evidence, environments: dict[str, dict[str, Any]]) -> Table:
+    used = evidence.cells["environment"].value_counts()
+    fields = sorted({name for entry in environments.values() for name in entry})
+    rows = [
+        [
+            key,
+            f"{int(used.get(key, 0)):,}",
+            *(str(environments[key].get(name, "")) for name in fields),
+        ]
+        for key in sorted(environments)
+    ]
+    frame = pd.DataFrame(
+        [{"environment": key, **environments[key]} for key in sorted(environments)]
+    )
+    turned = [
+        [name, *(row[index] for row in rows)]
+        for index, name in enumerate(["environment", "cells", *fields])
+    ]
+    return Table(
+        evidence.name("tables", "environments"),
+        "Where the cells were made.",
+        ["", *[""] * len(rows)],
+        turned,
+        frame,
+        words=1 + len(rows),
+    )
