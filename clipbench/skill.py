@@ -168,7 +168,8 @@ def _spans(training: Sequence[float] | np.ndarray) -> tuple[list[float], list[fl
     errors.
     """
     spans = np.array_split(np.asarray(training, dtype=float), min(SPANS, len(training)))
-    errors = [float(span.std() / math.sqrt(len(span))) for span in spans]
+    with np.errstate(invalid="ignore", over="ignore"):  # a curve may end with an infinite loss
+        errors = [float(span.std() / math.sqrt(len(span))) for span in spans]
     return [float(training[0]), *(float(np.median(span)) for span in spans)], [0.0, *errors]
 
 

@@ -185,6 +185,7 @@ def test_where_evaluations_have_no_value_from_the_start_on_the_training_loss_dec
     assert judge(ABOUT, blind, 2.3 + noisy).outcome == Outcome.STALLED
     assert judge(ABOUT, blind, np.r_[2.3, 0.5 + noisy, 2.3 + noisy]).outcome == Outcome.COLLAPSED
     assert judge(ABOUT, blind).outcome == Outcome.STALLED
+    assert judge(ABOUT, blind, [2.3, 50.0, math.inf]).outcome == Outcome.STALLED
     assert (
         judge(ABOUT, run([0.1, *[math.nan] * 19], [2.31] * 20), 0.1 + noisy).outcome
         == Outcome.STALLED

@@ -325,11 +325,9 @@ def _recorded(
     rules, evaluations = events.rules_from(document["events"]), _evaluations(tables["evals"])
     dtype = "float64" if row.dtype == "float64" else "float32"
     derived = events.derive(rows, reference, optimum, unbounded, rules, dtype)
-    judged = (
-        skill.judge(about, evaluations, rows[:, measures.LOSS])
-        if row.rules == schema.RULES
-        else None
-    )
+    judged = None
+    if row.rules == schema.RULES and evaluations:  # without any, that is told already
+        judged = skill.judge(about, evaluations, rows[:, measures.LOSS])
     derived = events.ordered(
         [*derived, *events.evaluated(evaluations), *(judged.events if judged else ())]
     )
