@@ -702,6 +702,18 @@ WORKLOADS = {
         "target = 0.1",
         "optimum = 2.0",
     ),
+    "what chance has, and not the target": (
+        "reference_loss declared",
+        "of `chance` and `target_metric` one is there without the other",
+        "target = 0.1",
+        "chance = 0.5",
+    ),
+    "a target that chance meets": (
+        "reference_loss declared",
+        "`target_metric` is 0.5, and must be a better",
+        "target = 0.1",
+        "chance, target_metric = 0.5, 0.5",
+    ),
     "a target in words": (
         "reference_loss declared",
         "`target` is 'low', and must be a number",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipbench import feed, trees
+from clipbench import feed, metrics, trees
 from clipbench.conformance.findings import Fault, distance, no_draw
 from clipbench.conformance.settings import examples
 from clipbench.engines import shares
@@ -163,12 +163,15 @@ def metric_is_a_number(cls: type[Any]) -> str:
 
 
 def reference_declared(cls: type[Any]) -> str | None:
-    """``reference_loss`` is declared, and lies above the least that the loss can be."""
+    """``reference_loss`` is declared, and lies above the least that the loss can be; ``chance`` and
+    ``target_metric`` are both there or neither, and a model that meets the target has more.
+    """
     workload = _built(cls)
     if not hasattr(workload, "reference_loss"):
         raise Fault("there is no `reference_loss`, the loss of the best constant prediction")
     losses = {
-        name: getattr(workload, name, None) for name in ("reference_loss", "optimum", "target")
+        name: getattr(workload, name, None)
+        for name in ("reference_loss", "optimum", "target", "chance", "target_metric")
     }
     for name, value in losses.items():
         if value is not None and (
@@ -177,6 +180,7 @@ def reference_declared(cls: type[Any]) -> str | None:
             or not math.isfinite(value)
         ):
             raise Fault(f"`{name}` is {value!r}, and must be a number or None")
+    _check_scale(workload, losses["chance"], losses["target_metric"])
     reference, floor = losses["reference_loss"], losses["optimum"] or 0.0
     if reference is None:
         return "none: it is compared with its own first loss"
@@ -186,6 +190,19 @@ def reference_declared(cls: type[Any]) -> str | None:
             f"loss can be"
         )
     return None
+
+
+def _check_scale(workload: Any, chance: float | None, target: float | None) -> None:
+    """:raises Fault: runs could not be judged by the metric between these two."""
+    if (chance is None) != (target is None):
+        raise Fault("of `chance` and `target_metric` one is there without the other")
+    if chance is None or target is None:
+        return
+    name = metrics.name_of(workload.metric)
+    if not (target > chance if metrics.direction(workload.metric) else target < chance):
+        raise Fault(
+            f"`target_metric` is {target:g}, and must be a better {name} than {chance:g}, `chance`"
+        )
 
 
 def draws_nothing(cls: type[Any]) -> None:
