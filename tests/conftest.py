@@ -43,6 +43,15 @@ def whole(request):
     return request.config.getoption("--whole")
 
 
+@pytest.fixture
+def costly(whole):
+    """For a test that takes longer than its claim is worth at every change: `tox -e whole` runs it,
+    once a week and before a release.
+    """
+    if not whole:
+        pytest.skip("costly: only with --whole")
+
+
 @pytest.fixture(autouse=True)
 def _process_unchanged():
     """Fail a test that draws from a global generator, or that leaves torch set up differently

@@ -107,6 +107,7 @@ def test_targets_prints_the_target_of_every_workload(program, monkeypatch, tmp_p
     assert "cosh, batch 32: target " in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("costly")
 def test_every_bench_runs(checkout):
     """One round each, without the two largest models, in a process of its own: benches set up
     torch for themselves.

@@ -631,6 +631,7 @@ def test_throughput_times_again_beside_what_is_stored(done, tmp_path):
     assert Store(copy).problems() == []
 
 
+@pytest.mark.usefixtures("costly")
 def test_throughput_fills_a_new_folder_from_which_run_and_report_go_on(written, tmp_path):
     """In a process of its own, with the compiled program among what is timed; nothing but
     sentences comes out.

@@ -236,6 +236,7 @@ def test_in_lanes_it_takes_the_loops_steps(here, network):
         np.testing.assert_allclose(rows[:, lane, LOSS], trainer.meter.rows()[:, LOSS], rtol=1e-10)
 
 
+@pytest.mark.usefixtures("costly")
 def test_resnet18_runs_in_the_loop_and_says_why_not_in_lanes(here):
     one = job("sgd", 0.01, steps=2, **here(network="resnet18"))
     with pytest.raises(NoLanes, match="changes its buffers while it trains"):
