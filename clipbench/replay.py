@@ -86,7 +86,7 @@ def replay(store: Store, cell: str, engine: str | None = None, use: Sequence[Pat
     )
     if differences:
         return Finding(False, f"{what} differs: {'; '.join(differences)}. Asked for was {wanted}.")
-    return Finding(True, f"{what} matches: {_what_matches(pairs)}. Asked for was {wanted}.")
+    return Finding(True, f"{what} matches: {_what_matches(row, pairs)}. Asked for was {wanted}.")
 
 
 def _row(store: Store, cell: str) -> dict[str, Any]:
@@ -287,11 +287,13 @@ def _is_stored(curve: Any, name: str) -> bool:
     return name in curve and not (name in later and curve[name].isna().all())
 
 
-def _what_matches(pairs: Sequence[Pair]) -> str:
+def _what_matches(row: dict[str, Any], pairs: Sequence[Pair]) -> str:
     kept = next((len(stored) for what, stored, _ in pairs if what.startswith(CURVE)), 0)
     curve = (
         f"the {kept} steps of its curve"
         if kept
         else "its first and last loss (the curve was not kept)"
     )
-    return f"{curve}, its validation losses, its status and its outcome"
+    if row["rules"] == schema.RULES:
+        return f"{curve}, its validation losses, its status and its outcome"
+    return f"{curve}, its validation losses and its status (other rules judged its outcome)"

@@ -107,6 +107,21 @@ def test_a_column_that_came_later_breaks_no_older_row(stores, gone, monkeypatch)
     assert found.sentence.endswith("Asked for was the same bits.")
 
 
+@pytest.mark.parametrize("rules", [schema.RULES, None], ids=["today's rules", "older rules"])
+def test_an_outcome_is_compared_only_if_the_same_rules_judged_it(stores, monkeypatch, rules):
+    whole = Store.read
+
+    def otherwise(store, table):
+        rows = whole(store, table)
+        return rows.assign(outcome="collapsed", rules=rules) if table == "cells" else rows
+
+    monkeypatch.setattr(Store, "read", otherwise)
+    found = replay.replay(stores["loop"], a_clipped_cell(stores["loop"]))
+    assert found.matches == (rules is None)
+    assert ("outcome was collapsed" in found.sentence) == (rules is not None)
+    assert ("(other rules judged its outcome)" in found.sentence) == (rules is None)
+
+
 def test_a_row_that_came_about_otherwise_does_not_match(stores, tmp_path):
     """The curve of one learning rate under the name of another."""
     registry.load_packaged()
