@@ -4,13 +4,15 @@ quarters of its steps.
 ``python benchmarks/targets.py quick wdbc digits temporal-order cosh`` runs the unclipped arms of
 the study ``quick``. For each workload and batch size it prints the median, over 20 report seeds, of
 the validation loss at 75 % of the steps, for the arm that is best at the end. The numbers go into
-the workloads' ``target``.
+the workloads' ``target``; the metric of those runs where they first meet it, printed below, goes
+into ``target_metric``.
 """
 
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 from clipbench import protocol, selection, study
 from clipbench.schema import Reading, Role
@@ -52,7 +54,7 @@ def main(name: str, workloads: list[str]) -> None:
         ].drop_duplicates()
         losses = evals[(evals["split"] == "validation") & (evals["metric"] == "loss")]
         for (problem, batch), arms in chosen.groupby(["problem", "batch"]):
-            ends, targets = {}, {}
+            ends, targets, reports = {}, {}, {}
             for arm in arms.itertuples():
                 runs = cells[
                     (cells["role"] == Role.REPORT)
@@ -61,6 +63,7 @@ def main(name: str, workloads: list[str]) -> None:
                     & (cells["arm"] == arm.arm)
                     & (cells["lr"] == arm.lr)
                 ]
+                reports[arm.arm] = set(runs["cell"])
                 mine = losses[losses["cell"].isin(runs["cell"])]
                 last = mine["step"].max()
                 early = mine["step"].unique()[abs(mine["step"].unique() - 0.75 * last).argmin()]
@@ -74,6 +77,26 @@ def main(name: str, workloads: list[str]) -> None:
             sys.stdout.write(
                 f"{problem}, batch {batch}: target {targets[best]:.6g} ({best}, {SEEDS} seeds)\n"
             )
+            mine = evals[evals["cell"].isin(reports[best]) & (evals["split"] == "validation")]
+            metric = cells.loc[cells["problem"] == problem, "metric"].iloc[0]
+            met = at_target(mine, metric, targets[best])
+            if met:
+                sys.stdout.write(
+                    f"{problem}, batch {batch}: target_metric {median(met):.4g} "
+                    f"({len(met)} seeds met the target)\n"
+                )
+
+
+def at_target(evals, metric: str, target: float) -> list[float]:
+    """The metric of each run at its first evaluation whose loss meets the target."""
+    found = []
+    for _, run in evals.sort_values("step").groupby("cell"):
+        losses = run[run["metric"] == "loss"].set_index("step")["value"]
+        met = losses.index[losses <= target]
+        if len(met):
+            there = run[(run["metric"] == metric) & (run["step"] == met[0])]
+            found.append(float(there["value"].iloc[0]))
+    return found
 
 
 if __name__ == "__main__":

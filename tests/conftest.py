@@ -46,7 +46,7 @@ def whole(request):
 @pytest.fixture
 def costly(whole):
     """For a test that takes longer than its claim is worth at every change: `tox -e whole` runs it,
-    once a week and before a release.
+    and a workflow that once a week.
     """
     if not whole:
         pytest.skip("costly: only with --whole")

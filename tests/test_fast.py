@@ -833,7 +833,7 @@ def test_of_sparse_gradients_comes_whatever_the_pair_makes_of_them(clip):
         layer(torch.tensor([[0, 1, 1]])).sum().backward()
         try:
             go(optimizer, clip, 0.5)
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # what it says is compared with the pair's below
             said = str(error).partition(" with arguments")[0]
         else:
             said = "nothing"

@@ -79,18 +79,20 @@ def frames(tmp_path_factory):
     }
 
 
+PANEL = {
+    "task": ("digits", 32, "cpu", "float32"),
+    "title": "digits",
+    "label": "accuracy",
+    "success": False,
+    "higher_is_better": True,
+}
+
+
 def draw(name: str, frames) -> Figure:
-    panel = {
-        "task": ("digits", 32, "cpu", "float32"),
-        "title": "digits",
-        "label": "accuracy",
-        "success": False,
-        "higher_is_better": True,
-    }
     methods = {"plain SGD": "sgd", "momentum": "momentum", "norm clip": "sgd + norm"}
     f = frames
     return {
-        "headline": lambda: draw_headline(f["results"], f["drawn"], [panel], methods, "foot"),
+        "headline": lambda: draw_headline(f["results"], f["drawn"], [PANEL], methods, "foot"),
         "curves": lambda: draw_curves(f["curves"], f["arms"], f["chosen"], "loss", 2.3, "foot"),
         "grid": lambda: draw_grid(f["grid"], f["arms"], f["chosen"], "accuracy", True, "foot"),
         "stable": lambda: draw_stable(f["stable"], f["arms"], f["steady"], "foot"),
@@ -242,16 +244,9 @@ def test_the_median_of_two_diverged_of_three_ends_where_the_second_did():
 
 
 def test_without_plain_sgd_there_is_no_line_of_it(frames):
-    panel = {
-        "task": ("digits", 32, "cpu", "float32"),
-        "title": "",
-        "label": "",
-        "success": False,
-        "higher_is_better": True,
-    }
 
     def dashed(methods: dict[str, str]) -> int:
-        axes = draw_headline(frames["results"], frames["drawn"], [panel], methods, "").axes[0]
+        axes = draw_headline(frames["results"], frames["drawn"], [PANEL], methods, "").axes[0]
         return sum(line.get_linestyle() == "--" for line in axes.lines)
 
     assert dashed({"plain SGD": "momentum", "norm clip": "sgd + norm"}) == 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -112,11 +112,11 @@ def graded(
         metrics.name_of(metric): metric
         for metric in (workload.metric, *getattr(workload, "other_metrics", ()))
     }
-    judged = skill.Scale.of(about(workload)) if split == "validation" else None
+    judged = scale(workload) if split == "validation" else None
     return [
         Evaluation(
             *(updates, split, name, float(metric(outputs, targets))),
-            error=_error(workload, metric, outputs, targets)
+            error=_error(judged, metric, outputs, targets)
             if judged and judged.metric == name
             else None,
         )
@@ -128,11 +128,17 @@ def _mean_loss(workload: Any, outputs: Tensor, targets: Tensor) -> float:
     return float(feed.loss_of(workload, outputs, targets).mean())
 
 
-def _error(workload: Any, metric: metrics.Metric, outputs: Tensor, targets: Tensor) -> float:
+@lru_cache(maxsize=64)
+def scale(workload: Any) -> skill.Scale | None:
+    """What a workload's runs are judged by; kept, for it is asked at every evaluation of every
+    lane, and a workload may have to calculate its reference.
+    """
+    return skill.Scale.of(about(workload))
+
+
+def _error(judged: skill.Scale, metric: metrics.Metric, outputs: Tensor, targets: Tensor) -> float:
     """The standard error of a value over a split; of a function 0, for it has no examples."""
-    return (
-        0.0 if workload.reference_loss is None else metrics.standard_error(metric, outputs, targets)
-    )
+    return 0.0 if judged.chance is None else metrics.standard_error(metric, outputs, targets)
 
 
 def about(workload: Any) -> dict[str, Any]:

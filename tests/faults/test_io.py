@@ -119,20 +119,14 @@ def done(page, engine, tmp_path_factory):
     return folder
 
 
+def filling(page, engine, folder):
+    """The arguments of a run by one worker, whose calls come in one order."""
+    where = ("--out", folder, "--engine", engine)
+    return "run", page, *where, "--workers", "1", "--no-throughput"
+
+
 def run(page, engine, folder, *more, shim=None):
-    return command(
-        "run",
-        page,
-        "--out",
-        folder,
-        "--engine",
-        engine,
-        "--workers",
-        "1",
-        "--no-throughput",
-        *more,
-        shim=shim,
-    )
+    return command(*filling(page, engine, folder), *more, shim=shim)
 
 
 def at_each(every, calls, few):
@@ -165,18 +159,7 @@ def finished(page, engine, folder, reference):
 
 def test_a_run_that_fails_or_dies_at_any_call(page, engine, done, tmp_path, every, tally):
     folder = tmp_path / "faults"
-    calls = count(
-        "run",
-        page,
-        "--out",
-        folder,
-        "--engine",
-        engine,
-        "--workers",
-        "1",
-        "--no-throughput",
-        folder=folder,
-    )
+    calls = count(*filling(page, engine, folder), folder=folder)
     wrong = []
     for kind, at in at_each(every, calls, 3):
         shutil.rmtree(folder)
@@ -205,18 +188,7 @@ def test_a_resumed_run_that_fails_or_dies_at_any_call(page, engine, done, tmp_pa
     before, wrong = numbers(half), []
     assert before
     shutil.copytree(half, folder)
-    calls = count(
-        "run",
-        page,
-        "--out",
-        folder,
-        "--engine",
-        engine,
-        "--workers",
-        "1",
-        "--no-throughput",
-        folder=folder,
-    )
+    calls = count(*filling(page, engine, folder), folder=folder)
     for kind, at in at_each(every, calls, 3):
         shutil.rmtree(folder)
         shutil.copytree(half, folder)
