@@ -21,6 +21,7 @@ from clipbench.errors import UsageError
 
 Batch = tuple[Tensor, Tensor]
 EVALUATED = 256  # examples of a split that is sampled
+KEPT_BYTES = 2**29  # of splits that are held for another use: 38 seeds of origin
 AHEAD, AHEAD_BYTES = 16, 2**22  # batches looked up at once, at most
 MIXED = "bfloat16-mixed"  # weights, update and loss in float32, the model's products under autocast
 DTYPES = {"float32": torch.float32, "float64": torch.float64, MIXED: torch.float32}
@@ -65,7 +66,34 @@ def model(
     return module
 
 
-@lru_cache(maxsize=12)  # the seeds of one arm; of origin 14 MB each
+class _Held:
+    """Splits by what they were drawn from; those not used for longest go if all take more than
+    `KEPT_BYTES`, for a study may have any number of seeds.
+    """
+
+    def __init__(self) -> None:
+        self.splits: dict[Any, dict[str, Batch]] = {}
+        self.bytes = 0
+
+    def get(self, key: Any, draw: Callable[[], dict[str, Batch]]) -> dict[str, Batch]:
+        """The splits of this key, drawn if they are not held; the latest stand last."""
+        found = self.splits.pop(key, None)
+        if found is None:
+            found = draw()
+            self.bytes += _bytes(found)
+        self.splits[key] = found
+        while self.bytes > KEPT_BYTES and len(self.splits) > 1:
+            self.bytes -= _bytes(self.splits.pop(next(iter(self.splits))))
+        return found
+
+
+def _bytes(drawn: Mapping[str, Batch]) -> int:
+    return sum(tensor.nbytes for pair in drawn.values() for tensor in pair)
+
+
+_held = _Held()
+
+
 def splits(
     workload: Any, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> dict[str, Batch]:
@@ -75,6 +103,11 @@ def splits(
     draws the split of each seed. A workload that only samples is evaluated on one sampled batch per
     split.
     """
+    key = (workload, seed, dtype, device)
+    return _held.get(key, lambda: _drawn(*key))
+
+
+def _drawn(workload: Any, seed: int, dtype: torch.dtype, device: str) -> dict[str, Batch]:
     if not hasattr(workload, "data"):
         names = ("validation", "test")
         drawn = {

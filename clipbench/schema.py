@@ -14,8 +14,9 @@ from clipbench.errors import one_of
 from clipbench.measures import MEASURES
 
 VERSION = "2.0"  # of the store's format; a reader refuses a higher major number
-# counts the rules by which outcomes are judged: rows of older ones are kept, and not compared
-RULES = 2
+# counts the rules by which runs are judged and graded: rows of older ones are kept, and not
+# compared. 2: outcomes by the validation metric; 3: test is evaluated at every evaluation
+RULES = 3
 
 
 class Term(StrEnum):
@@ -195,6 +196,35 @@ CELLS = (
         "best validation loss over the evaluations: what selection judges by",
     ),
     Column(
+        "validation_metric",
+        FLOAT,
+        "",
+        (
+            "what outcomes are judged by, the metric or the loss, on validation after the last "
+            "step; null where a run ended before it"
+        ),
+        later=True,
+    ),
+    Column(
+        "best_step",
+        INT,
+        "updates",
+        (
+            "updates before the best checkpoint, by the same value on validation; of equals that "
+            "of the lower loss, then the later; before the event if the run diverged; null for a "
+            "function"
+        ),
+        later=True,
+    ),
+    Column("best_validation", FLOAT, "", "that value at the best checkpoint", later=True),
+    Column(
+        "best_metric",
+        FLOAT,
+        "metric",
+        "the metric on the test split at the best checkpoint; null where it was not finite",
+        later=True,
+    ),
+    Column(
         "steps_to_target",
         INT,
         "steps",
@@ -230,7 +260,7 @@ CELLS = (
         "rules",
         INT,
         "",
-        "the rules by which the outcome was judged, counted from 1; null in rows of rules 1",
+        "the rules by which the run was judged and graded, counted from 1; null in rows of rules 1",
         later=True,
     ),
     Column(
@@ -257,7 +287,7 @@ CURVES = (
 EVALS = (
     Column("cell", TEXT, "", "the cell's identity"),
     Column("step", INT, "updates", "updates made before the evaluation: 0 is the untrained model"),
-    Column("split", TEXT, "", "validation, or test (after the last step only)"),
+    Column("split", TEXT, "", "validation, or test (before the last step the metric alone)"),
     Column("metric", TEXT, "", "loss, or a metric's name"),
     Column("value", FLOAT, "", "its value over the whole split"),
     Column(

@@ -4,13 +4,14 @@ writes them and for verify.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from clipbench import events, measures
 from clipbench.events import Evaluation
+from clipbench.skill import LOSS, Scale
 
 
 def of_curve(rows: np.ndarray) -> dict[str, Any]:
@@ -32,21 +33,64 @@ def of_curve(rows: np.ndarray) -> dict[str, Any]:
 
 
 def of_evaluations(
-    evaluations: Iterable[Evaluation], metric: str | None, target: float | None
+    evaluations: Sequence[Evaluation],
+    metric: str | None,
+    about: Mapping[str, Any],
+    steps: int,
+    diverged_at: int | None = None,
 ) -> dict[str, Any]:
-    """The columns that evaluations give: what is not finite counts for none."""
-    validation: list[tuple[int, float]] = []
-    test: list[float] = []
-    for step, split, name, value, *_ in evaluations:
-        if (split, name) == ("validation", "loss"):
-            validation.append((step, value))
-        elif (split, name) == ("test", metric) and np.isfinite(value):
-            test.append(value)
-    finite = [value for _, value in validation if np.isfinite(value)]
+    """The columns that evaluations give: what is not finite counts for none.
+
+    :param metric: the workload's, by which test is graded.
+    :param about: the workload, as the page of components tells of it.
+    :param steps: how many the run was asked for.
+    :param diverged_at: the step at which it diverged.
+    """
+    validation, test = _curve(evaluations, "validation", LOSS), _curve(evaluations, "test", metric)
+    finite = [value for value in validation.values() if np.isfinite(value)]
+    last = test.get(steps, np.nan)
     return {
-        "metric_value": test[-1] if test else None,
+        "metric_value": last if np.isfinite(last) else None,
         "validation_value": min(finite) if finite else None,
-        "steps_to_target": steps_to_target(validation, target),
+        "steps_to_target": steps_to_target(validation.items(), about.get("target")),
+        **_grades(evaluations, test, about, steps, diverged_at),
+    }
+
+
+def _curve(evaluations: Iterable[Evaluation], split: str, metric: str | None) -> dict[int, float]:
+    """Updates → value of one metric on one split."""
+    return {one.step: one.value for one in evaluations if one[1:3] == (split, metric)}
+
+
+def _grades(
+    evaluations: Sequence[Evaluation],
+    test: Mapping[int, float],
+    about: Mapping[str, Any],
+    steps: int,
+    diverged_at: int | None,
+) -> dict[str, Any]:
+    """The columns of the best checkpoint and of the last one, by the graded metric on validation.
+
+    The best one of equals has the lower loss, or is the later. That of a run that diverged lies
+    before the event. A function, whose value is its loss, has no checkpoint to choose.
+    """
+    scale = Scale.of(about)
+    graded = _curve(evaluations, "validation", scale.metric) if scale else {}
+    graded = {step: value for step, value in graded.items() if np.isfinite(value)}
+    losses = _curve(evaluations, "validation", LOSS)
+    sign = 1 if scale and scale.higher_is_better else -1
+    before = [step for step in graded if diverged_at is None or step <= diverged_at]
+    best = (
+        max(before, key=lambda step: (sign * graded[step], -losses.get(step, np.inf), step))
+        if before and about.get("reference_loss") is not None
+        else None
+    )
+    reached = np.nan if best is None else test.get(best, np.nan)
+    return {
+        "validation_metric": graded.get(steps),
+        "best_step": best,
+        "best_validation": None if best is None else graded[best],
+        "best_metric": reached if np.isfinite(reached) else None,
     }
 
 

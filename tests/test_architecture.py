@@ -67,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # the memory, and what fills it
     "skill": {"events", "schema"},
-    "summary": {"measures", "schema", "events"},
+    "summary": {"measures", "schema", "events", "skill"},
     "store": {
         "errors",
         "vocabulary",

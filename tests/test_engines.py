@@ -31,6 +31,7 @@ from clipbench import (
     optimizer,
     optimizers,
     registry,
+    summary,
     trees,
     workload,
     workloads,
@@ -202,12 +203,9 @@ def test_data_that_spoil_an_evaluation_do_not_spoil_the_verdict(split, value, mo
     one = cell("wdbc", "momentum", steps=60)
     for made in (run(Job(one, {})), *lanes.run([Job(one, {})])):
         assert made.verdict == sound.verdict
-        assert made.steps_to_target is None or split == "test"
         event = next(event for event in made.events if event.kind == "nonfinite_evaluation")
-        assert (event.step, event.detail) == (
-            0 if split == "validation" else 60,
-            f"loss on the {split} split is not finite",
-        )
+        name = {"validation": "loss", "test": "roc_auc"}[split]
+        assert (event.step, event.detail) == (0, f"{name} on the {split} split is not finite")
 
 
 def test_a_batch_taken_in_parts_has_the_gradient_of_the_whole(monkeypatch):
@@ -550,7 +548,8 @@ def test_a_run_that_blows_up_and_stays_finite_runs_to_its_end(quadratic):
 def test_a_diverged_run_has_no_evaluation_after_it(quadratic):
     made = record("quadratic", lr=3.0, steps=190)
     assert {step for step, *_ in made.evaluations} == {0, 10, 20, 30, 40, 50, 60}
-    assert {split for _, split, *_ in made.evaluations} == {"validation"}
+    columns = summary.of_evaluations(made.evaluations, made.metric, made.about, 190, 64)
+    assert columns["metric_value"] is columns["validation_metric"] is None
 
 
 @pytest.mark.parametrize("evaluations", [1, 3, 20])
@@ -724,12 +723,19 @@ class TouchySquare(HalfSquare):
 def test_evaluations_are_first_last_and_as_many_as_were_asked_for(
     quadratic, steps, evaluations, at
 ):
-    """The untrained model, then at most so many, evenly spread; the test split at the last
-    alone.
+    """The untrained model, then at most so many, evenly spread; on test the metric alone before
+    the last step.
     """
     made = record("quadratic", lr=0.5, steps=steps, evaluations=evaluations)
-    seen = [(one.step, one.split) for one in made.evaluations if one.metric == "loss"]
-    assert seen == [*((step, "validation") for step in at), (steps, "test")]
+    seen = {
+        split: {
+            name: [one.step for one in made.evaluations if one[1:3] == (split, name)]
+            for name in ("loss", made.metric)
+        }
+        for split in ("validation", "test")
+    }
+    assert seen["validation"] == {"loss": at, made.metric: at}
+    assert seen["test"] == {"loss": [steps], made.metric: at}
 
 
 def test_how_often_one_evaluates_changes_no_step():
@@ -787,14 +793,8 @@ def test_a_model_is_evaluated_as_one_evaluates_and_trained_as_one_trains():
             return (output.flatten() - target).square().mean()
 
     record("watched", steps=4, batch=2, evaluations=3)
-    assert modes == [
-        (False, 3),
-        *[(True, 2)] * 2,
-        (False, 3),
-        *[(True, 2)] * 2,
-        (False, 3),
-        (False, 3),
-    ]
+    evaluated, trained = [(False, 3)] * 2, [(True, 2)] * 2  # validation and test
+    assert modes == [*evaluated, *trained, *evaluated, *trained, *evaluated]
 
 
 def test_chance_inside_a_model_belongs_to_the_seed_and_not_to_the_worker():
@@ -826,6 +826,11 @@ def test_chance_inside_a_model_belongs_to_the_seed_and_not_to_the_worker():
     assert losses("dropping", "sgd", lr=0.1, batch=8, seed=1) != first
 
 
+def reached(made):
+    """The steps to the target of a run of eight."""
+    return summary.of_evaluations(made.evaluations, made.metric, made.about, 8)["steps_to_target"]
+
+
 @pytest.mark.parametrize(
     ("evaluations", "steps_to_target"), [(9, 2), (5, 2), (3, 4), (2, 8), (1, 8)]
 )
@@ -836,12 +841,12 @@ def test_steps_to_target_are_the_updates_before_the_first_evaluation_that_met_it
     finds it later.
     """
     made = record(("quadratic", {"start": 2.0}), lr=0.5, steps=8, evaluations=evaluations)
-    assert made.steps_to_target == steps_to_target
+    assert reached(made) == steps_to_target
 
 
 def test_a_target_never_met_is_none_and_one_met_at_the_start_takes_no_step(quadratic):
-    assert record(("quadratic", {"start": 2.0}), lr=1e-6, steps=8).steps_to_target is None
-    assert record(("quadratic", {"start": 0.5}), lr=1e-6, steps=8).steps_to_target == 0
+    assert reached(record(("quadratic", {"start": 2.0}), lr=1e-6, steps=8)) is None
+    assert reached(record(("quadratic", {"start": 0.5}), lr=1e-6, steps=8)) == 0
 
 
 # --------------------------------------------------------------------------------------- thresholds

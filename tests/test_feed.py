@@ -217,3 +217,21 @@ def test_a_complex_model_is_refused_by_name(kind, dtype):
     words = f'workload "spectral": `filter` is complex .{str(dtype).removeprefix("torch.")}.'
     with pytest.raises(UsageError, match=words):
         feed.model(Spectral(), 0)
+
+
+def test_splits_are_held_by_their_bytes_and_the_latest_stay(monkeypatch):
+    """Two of the three fit: the third drives out the one not used for longest."""
+    work = registry.build("workload", "digits", {})
+    drawn = []
+    whole = feed._drawn
+    monkeypatch.setattr(feed, "_held", feed._Held())
+    monkeypatch.setattr(feed, "_drawn", lambda *key: drawn.append(key[1]) or whole(*key))
+    size = feed._bytes(feed.splits(work, 0))
+    monkeypatch.setattr(feed, "KEPT_BYTES", 2 * size)
+    for seed in (1, 0, 2, 0, 1):
+        feed.splits(work, seed)
+    assert drawn == [0, 1, 2, 1]
+    monkeypatch.setattr(feed, "KEPT_BYTES", 1)
+    feed.splits(work, 5)
+    assert list(feed._held.splits) == [(work, 5, torch.float32, "cpu")]
+    assert feed._held.bytes == size

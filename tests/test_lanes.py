@@ -66,7 +66,6 @@ def bits(made):
         repr(made.evaluations),
         repr(made.events),
         made.verdict,
-        made.steps_to_target,
     )
 
 
@@ -82,7 +81,7 @@ def agree(made, alone):
         (event.step, event.kind) for event in alone.events
     ]
     assert replace(made.verdict, reason=None) == replace(alone.verdict, reason=None)
-    known = ("job", "threshold", "metric", "steps_to_target", "failure", "threads")
+    known = ("job", "threshold", "metric", "about", "failure", "threads")
     assert [getattr(made, name) for name in known] == [getattr(alone, name) for name in known]
 
 
@@ -442,7 +441,7 @@ def test_lanes_that_have_all_ended_are_recorded():
     made = lanes.run([job("wdbc", lr=1e38, seed=seed) for seed in range(3)])
     assert [found.verdict.status for found in made] == ["diverged"] * 3
     assert all(0 < len(found.rows) < 12 for found in made)
-    assert all({one.split for one in found.evaluations} == {"validation"} for found in made)
+    assert all({one.step for one in found.evaluations} == {0} for found in made)
 
 
 def test_a_state_that_is_the_same_in_every_lane_survives_the_end_of_one():

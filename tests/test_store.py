@@ -20,6 +20,7 @@ from pages import study_page
 from clipbench import measures, schema, store, summary
 from clipbench.cell import Cell, Part
 from clipbench.errors import UsageError
+from clipbench.events import Evaluation
 from clipbench.store import Store
 
 PAGE = study_page("cosh", clips={"norm": {"max_norm": 1.0}}, steps=3, lr=0.1)
@@ -79,7 +80,9 @@ def row_of(seed, /, **changes):
         "metric": "log10_gap",
         **summary.of_curve(curve_of(STEPS)),
     }
-    row |= summary.of_evaluations([(STEPS, "validation", "loss", 0.5)], "log10_gap", None)
+    row |= summary.of_evaluations(
+        [Evaluation(STEPS, "validation", "loss", 0.5)], "log10_gap", {}, STEPS
+    )
     return row | changes
 
 

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from clipbench import events, feed, lr_schedules, measures, metrics, registry, step
 from clipbench.engines import program, shares
 from clipbench.engines.program import FEWEST_LANES, Nested, NoLanes, flat
-from clipbench.engines.record import CHUNK, Job, Record, conclude, graded, stops
+from clipbench.engines.record import CHUNK, SPLITS, Job, Record, conclude, graded, stops
 from clipbench.engines.stacked import programs
 from clipbench.engines.structure import Lane, Pass, Segment, Structure, arranged
 from clipbench.events import Evaluation
@@ -311,13 +311,12 @@ class Lanes:
         self._forget()
 
     @torch.no_grad()
-    def evaluate(
-        self, lanes: Iterable[int], updates: int, names: tuple[str, ...]
-    ) -> dict[int, list[Evaluation]]:
+    def evaluate(self, lanes: Iterable[int], updates: int) -> dict[int, list[Evaluation]]:
         """Loss and metrics of some lanes over whole splits: lane → evaluations."""
         splits = [feed.splits(self.workload, seed, self.dtype, self.device) for seed in self.seeds]
         evaluations: dict[int, list[Evaluation]] = {lane: [] for lane in lanes}
-        for split in names:
+        last = updates == self.jobs[0].cell.steps
+        for split in SPLITS:
             data = [splits[seed][split] for seed in self.seed_index.tolist()]
             # Seeds may draw splits of different sizes: lanes of one size go together.
             sizes: dict[Any, list[int]] = {}
@@ -331,7 +330,7 @@ class Lanes:
                 for lane, output in zip(group, outputs, strict=False):
                     if lane in evaluations:
                         evaluations[lane] += graded(
-                            self.workload, output, data[lane][1], updates, split
+                            self.workload, output, data[lane][1], updates, split, last
                         )
         return evaluations
 
@@ -402,12 +401,12 @@ def _train(records: Sequence[Record], lanes: Lanes, cells: Sequence[int]) -> Non
     # of every record that has not ended
     lane_of = {number: cells.index(number) for number in range(len(records))}
 
-    def note(updates: int, *splits: str) -> None:
-        evaluations = lanes.evaluate(lane_of.values(), updates, splits)
+    def note(updates: int) -> None:
+        evaluations = lanes.evaluate(lane_of.values(), updates)
         for number, lane in lane_of.items():
             records[number].evaluations += evaluations[lane]
 
-    note(0, "validation")
+    note(0)
     done = 0
     for stop in stops(cell):
         for _ in range(done, stop):
@@ -424,7 +423,7 @@ def _train(records: Sequence[Record], lanes: Lanes, cells: Sequence[int]) -> Non
         lane_of = {number: lane for number, lane in lane_of.items() if not ended[number].any()}
         if not lane_of:
             break
-        note(done, *(("validation", "test") if done == cell.steps else ("validation",)))
+        note(done)
         live = list(lane_of)
         again = arranged(
             [lanes.structures[lane_of[number]] for number in live], lanes.programs.grain

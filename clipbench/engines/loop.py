@@ -16,7 +16,16 @@ from torch.utils import _pytree as pytree
 from clipbench import events, feed, lr_schedules, metrics, optimizers, trees
 from clipbench.cell import Cell
 from clipbench.engines import shares
-from clipbench.engines.record import CHUNK, Components, Job, Record, conclude, graded, stops
+from clipbench.engines.record import (
+    CHUNK,
+    SPLITS,
+    Components,
+    Job,
+    Record,
+    conclude,
+    graded,
+    stops,
+)
 from clipbench.errors import UsageError
 from clipbench.events import Evaluation
 from clipbench.step import Meter, Unmeasured
@@ -44,7 +53,7 @@ def _loop(record: Record, components: Components) -> None:
     record.metric = metrics.name_of(workload.metric)
     trainer = Trainer(components, cell)
     batches = feed.batches(workload, cell.seed, cell.batch, cell.steps, trainer.dtype, cell.device)
-    record.evaluations += evaluate(workload, trainer.module, cell, 0, ("validation",))
+    record.evaluations += evaluate(workload, trainer.module, cell, 0)
     done, blocks = 0, []
     for stop in stops(cell):
         raised = None
@@ -61,8 +70,7 @@ def _loop(record: Record, components: Components) -> None:
         if ended.any():
             break
         done = stop
-        final = ("validation", "test") if done == cell.steps else ("validation",)
-        record.evaluations += evaluate(workload, trainer.module, cell, done, final)
+        record.evaluations += evaluate(workload, trainer.module, cell, done)
     record.rows = np.concatenate(blocks)
     conclude(record, workload)
 
@@ -343,16 +351,14 @@ def _unshared_state(state: Any, weights: trees.Tree) -> Any:
 
 
 @torch.no_grad()
-def evaluate(
-    workload: Any, module: nn.Module, cell: Cell, updates: int, names: tuple[str, ...]
-) -> list[Evaluation]:
+def evaluate(workload: Any, module: nn.Module, cell: Cell, updates: int) -> list[Evaluation]:
     """Loss and metrics of ``module`` over whole splits."""
     splits = feed.splits(workload, cell.seed, feed.DTYPES[cell.dtype], cell.device)
     evaluations: list[Evaluation] = []
     module.eval()
-    for split in names:
+    for split in SPLITS:
         inputs, targets = splits[split]
         outputs = torch.cat([torch.atleast_1d(module(chunk)) for chunk in inputs.split(CHUNK)])
-        evaluations += graded(workload, outputs, targets, updates, split)
+        evaluations += graded(workload, outputs, targets, updates, split, updates == cell.steps)
     module.train()
     return evaluations

@@ -16,7 +16,7 @@ from clipbench import feed, trees
 from clipbench.engines import lanes, stacked, structure
 from clipbench.engines.loop import Trainer, evaluate
 from clipbench.engines.program import FEWEST_LANES, NoLanes, flat, peak_bytes, trace
-from clipbench.engines.record import CHUNK, Components, Job
+from clipbench.engines.record import CHUNK, SPLITS, Components, Job
 
 LOOP, BATCHED = "loop", "batched"
 MEMORY = 2 * 10**9  # bytes a worker may fill with lanes
@@ -193,7 +193,7 @@ def _loop(job: Job) -> float:
         )
         return _spread(
             lambda: trainer.step(*next(batches)),
-            lambda: evaluate(components.workload, trainer.module, long, 0, ("validation",)),
+            lambda: evaluate(components.workload, trainer.module, long, 0),
             job,
         )
 
@@ -209,9 +209,7 @@ def _lanes(jobs: Sequence[Job], *, compiled: bool) -> tuple[float, int]:
         if jobs[0].cell.device == "cuda":
             torch.cuda.synchronize()
 
-    seconds = _spread(
-        step, lambda: together.evaluate(range(len(jobs)), 0, ("validation",)), jobs[0]
-    )
+    seconds = _spread(step, lambda: together.evaluate(range(len(jobs)), 0), jobs[0])
     return seconds / len(jobs), len(together.jobs)
 
 
@@ -233,7 +231,7 @@ def _lane_bytes(job: Job) -> int:
     grads = together.model.like_gradient(weights, inputs)
     update = programs.update(segment.structure, weights, grads, segment.lane)
     splits = feed.splits(together.workload, job.cell.seed, together.dtype, together.device)
-    most = max((splits[name][0][:CHUNK] for name in ("validation", "test")), key=len)
+    most = max((splits[name][0][:CHUNK] for name in SPLITS), key=len)
     seen = torch.stack([most] * FEWEST_LANES)
     evaluation = (
         weights.nbytes

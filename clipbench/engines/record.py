@@ -19,6 +19,7 @@ from clipbench.engines.failures import Fault, said
 from clipbench.events import Evaluation, Event, Verdict
 
 CHUNK = 512  # examples evaluated at once
+SPLITS = ("validation", "test")  # what a run is evaluated on
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Record:
     failure: str | None = None
     fault: Fault | None = None
     metric: str | None = None
-    steps_to_target: int | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
     peak_ratio: float | None = None
     engine: str = "loop"
     threads: int = 1
@@ -104,14 +105,18 @@ def stops(cell: Cell) -> list[int]:
 
 @torch.no_grad()
 def graded(
-    workload: Any, outputs: Tensor, targets: Tensor, updates: int, split: str
+    workload: Any, outputs: Tensor, targets: Tensor, updates: int, split: str, last: bool
 ) -> list[Evaluation]:
-    """Loss and metrics of a model's outputs over a whole split."""
-    named: dict[str, metrics.Metric] = {skill.LOSS: partial(_mean_loss, workload)}
-    named |= {
-        metrics.name_of(metric): metric
-        for metric in (workload.metric, *getattr(workload, "other_metrics", ()))
-    }
+    """Loss and metrics of a model's outputs over a whole split; on test before the ``last`` step
+    the metric alone, which is all that grades a checkpoint.
+    """
+    named: dict[str, metrics.Metric] = {metrics.name_of(workload.metric): workload.metric}
+    if last or split == "validation":
+        named = {
+            skill.LOSS: partial(_mean_loss, workload),
+            **named,
+            **{metrics.name_of(one): one for one in getattr(workload, "other_metrics", ())},
+        }
     judged = scale(workload) if split == "validation" else None
     return [
         Evaluation(
@@ -156,12 +161,12 @@ def about(workload: Any) -> dict[str, Any]:
 
 
 def conclude(record: Record, workload: Any) -> None:
-    """Add events, verdict, peak ratio and steps to target to the record of a run whose curve and
-    evaluations are complete.
+    """Add events, verdict, peak ratio and what is to be known of the workload to the record of a
+    run whose curve and evaluations are complete.
     """
     rules = events.rules_from(record.job.cell.events)
     record.rows = summary.as_stored(record.rows, record.job.cell.dtype)
-    told = about(workload)
+    told = record.about = about(workload)
     dtype = str(feed.DTYPES[record.job.cell.dtype]).removeprefix("torch.")
     judged = skill.judge(told, record.evaluations, record.rows[:, measures.LOSS])
     derived = events.derive(
@@ -172,9 +177,3 @@ def conclude(record: Record, workload: Any) -> None:
     )
     record.verdict = events.judge(record.events, judged.outcome)
     record.peak_ratio = events.peak_ratio(record.rows, told["optimum"])
-    losses = [
-        (one.step, one.value)
-        for one in record.evaluations
-        if (one.split, one.metric) == ("validation", skill.LOSS)
-    ]
-    record.steps_to_target = summary.steps_to_target(losses, told["target"])

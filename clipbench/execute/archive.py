@@ -82,7 +82,10 @@ class Archive:
 def cell_row(record: Record, worker: int, environment: str, attempt: int) -> dict[str, Any]:
     """One row of the ``cells`` table."""
     cell, verdict, rows = record.job.cell, record.verdict, record.rows
-    evaluated = summary.of_evaluations(record.evaluations, record.metric, None)
+    diverged_at = verdict.diverged_at if verdict else None
+    evaluated = summary.of_evaluations(
+        record.evaluations, record.metric, record.about, cell.steps, diverged_at
+    )
     return {
         "cell": cell.id,
         "workload": cell.workload.name,
@@ -103,11 +106,10 @@ def cell_row(record: Record, worker: int, environment: str, attempt: int) -> dic
         "status": verdict.status if verdict else Status.FAILED,
         "outcome": verdict.outcome if verdict else None,
         "reason": verdict.reason if verdict else record.failure,
-        "diverged_at": verdict.diverged_at if verdict else None,
+        "diverged_at": diverged_at,
         **summary.of_curve(rows),
         "metric": record.metric,
         **evaluated,
-        "steps_to_target": record.steps_to_target,
         "peak_ratio": record.peak_ratio,
         "rules": RULES,
         "seconds": record.seconds,

@@ -231,7 +231,7 @@ def _broken(row: Any, context: _Context, tables: Mapping[str, Columns | None]) -
     if row.status == Status.DIVERGED and row.diverged_at is None:
         yield "it diverged, and nothing says at which step"
     about = context.components.get("workloads", {}).get(row.problem, {})
-    yield from _evaluated(row, tables["evals"], about)
+    yield from _evaluated(row, document["steps"], tables["evals"], about)
     yield from _recorded(row, document, tables, about, context)
 
 
@@ -277,16 +277,17 @@ def _pilot(row: Any, document: Mapping[str, Any]) -> str:
     )
 
 
-def _evaluated(row: Any, evals: Columns | None, about: Mapping[str, Any]) -> Iterator[str]:
+def _evaluated(
+    row: Any, steps: int, evals: Columns | None, about: Mapping[str, Any]
+) -> Iterator[str]:
     if evals is None:
         yield "no evaluation is stored"
         return
     evaluations = _evaluations(evals)
     if len({one[:3] for one in evaluations}) < len(evaluations):
         yield "an evaluation is stored twice"
-    yield from _differing(
-        row, summary.of_evaluations(evaluations, row.metric, about.get("target")), "its evaluations"
-    )
+    columns = summary.of_evaluations(evaluations, row.metric, about, steps, row.diverged_at)
+    yield from _differing(row, columns, "its evaluations")
     losses = np.array([one.value for one in evaluations if one.metric == skill.LOSS], dtype=float)
     yield from _too_good(losses, about, "an evaluation")
 
@@ -326,7 +327,7 @@ def _recorded(
     dtype = "float64" if row.dtype == "float64" else "float32"
     derived = events.derive(rows, reference, optimum, unbounded, rules, dtype)
     judged = None
-    if row.rules == schema.RULES and evaluations:  # without any, that is told already
+    if (row.rules or 1) > 1 and evaluations:  # without any, that is told already
         judged = skill.judge(about, evaluations, rows[:, measures.LOSS])
     derived = events.ordered(
         [*derived, *events.evaluated(evaluations), *(judged.events if judged else ())]
