@@ -10,7 +10,16 @@ from typing import Any
 
 from clipbench import registry
 from clipbench.schema import Role
-from clipbench.vocabulary import ACCUMULATE, DEFAULTS, KEPT, ON, RELATIVE, SCHEDULE
+from clipbench.vocabulary import (
+    ACCUMULATE,
+    DEFAULTS,
+    KEPT,
+    OF_PILOT,
+    ON,
+    PERCENTILE,
+    RELATIVE,
+    SCHEDULE,
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,11 @@ class Part:
     @property
     def own(self) -> dict[str, Any]:
         """The settings that the component is built with."""
-        return {name: value for name, value in self.settings.items() if name not in KEPT}
+        return {
+            name: value
+            for name, value in self.settings.items()
+            if name not in KEPT or name == self.threshold
+        }
 
     @property
     def label(self) -> str:
@@ -41,7 +54,7 @@ class Part:
         others = [
             f"{name}={plain(value)}"
             for name, value in sorted(self.settings.items())
-            if name not in (RELATIVE, self.threshold)
+            if name not in (*OF_PILOT, self.threshold)
         ]
         return f"{self.name}({', '.join(others)})" if others else self.name
 
@@ -136,27 +149,26 @@ class Cell:
         return self.clip.settings.get(RELATIVE)
 
     @property
-    def given_threshold(self) -> float | None:
-        """The threshold as the study gave it, a number or a multiple; None for a clip without
-        one.
-        """
-        return (
-            self.relative
-            if self.relative is not None
-            else self.clip.settings.get(str(self.clip.threshold))
-        )
+    def percentile(self) -> float | None:
+        """The threshold as a percentile of the pilot's sizes, if the study gave it so."""
+        return None if self.clip.threshold == PERCENTILE else self.clip.settings.get(PERCENTILE)
 
-    def clip_settings(self, median_size: float | None = None) -> dict[str, Any]:
-        """The clip's settings with a relative threshold resolved: ``relative × median_size`` to
-        three digits.
+    @property
+    def needs_pilot(self) -> bool:
+        """Whether the study gave the threshold in the pilot's terms."""
+        return self.relative is not None or self.percentile is not None
+
+    def clip_settings(self, size: float | None = None) -> dict[str, Any]:
+        """The clip's settings with the threshold as a number, to three digits.
+
+        :param size: of the pilot's gradients, their median or the percentile that the study gave.
         """
         settings = self.clip.own
-        if self.relative is not None:
-            if median_size is None or self.clip.threshold is None:
-                raise ValueError(
-                    f"a relative threshold of {self.clip.name} needs the pilot's median size"
-                )
-            settings[self.clip.threshold] = float(f"{self.relative * median_size:.3g}")
+        if self.needs_pilot:
+            if size is None or self.clip.threshold is None:
+                raise ValueError(f"the threshold of {self.clip.name} needs the pilot's sizes")
+            multiple = 1.0 if self.relative is None else self.relative
+            settings[self.clip.threshold] = float(f"{multiple * size:.3g}")
         return settings
 
 

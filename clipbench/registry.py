@@ -33,7 +33,7 @@ Positive = Annotated[float, Field(gt=0, description="positive number")]
 Finite = vocabulary.Finite
 NonNegative = Annotated[float, Field(ge=0, description="number of at least 0")]
 Unit = Annotated[float, Field(ge=0, le=1, description="number from 0 to 1")]
-Percent = Annotated[float, Field(ge=0, le=100, description="number from 0 to 100")]
+Percent = vocabulary.Percent
 # The share of a running average that stays from one step to the next: at 1 it would never learn of
 # a gradient.
 Decay = Annotated[float, Field(ge=0, lt=1, description="number from 0 up to, but not including, 1")]
@@ -94,8 +94,10 @@ def _decorator(kind: Kind, name: str) -> Callable[[C], C]:
                 f'@{kind}("{name}"): a name is lower-case words and digits joined by hyphens, such '
                 f'as "my-{kind}".'
             )
-        for field in inspect.get_annotations(cls):
-            if field in vocabulary.RESERVED:
+        for place, field in enumerate(inspect.get_annotations(cls)):
+            # a threshold that is a percentile is no word of a study: such a clip has no size
+            own = (kind, place, field) == ("clip", 0, vocabulary.PERCENTILE)
+            if field in vocabulary.RESERVED and not own:
                 raise UsageError(
                     f'@{kind}("{name}"): a setting cannot be called `{field}`, which means '
                     f"something else in a study."

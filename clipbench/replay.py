@@ -177,7 +177,7 @@ def _job(asked: Cell, row: dict[str, Any], store: Store) -> Job:
             )
     registry.ready(asked.workload.name, asked.workload.own)
     settings = asked.clip.own
-    if asked.relative is not None:
+    if asked.needs_pilot:
         settings[str(asked.clip.threshold)] = float(row["threshold"])
     return Job(asked, settings)
 

@@ -144,6 +144,13 @@ CELLS = (
         "median raw size",
         "the multiple of the pilot's median size the study gave; null for a plain number",
     ),
+    Column(
+        "percentile",
+        FLOAT,
+        "",
+        "the percentile of the pilot's sizes the study gave; null for a plain number or a multiple",
+        later=True,
+    ),
     Column("lr", FLOAT, "", "learning rate"),
     Column("seed", INT, "", "selection seeds count from 0, report seeds from 1000"),
     Column("role", TEXT, "", f"{one_of([*Role])}: which phase of the protocol asked for the cell"),

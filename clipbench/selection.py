@@ -18,6 +18,7 @@ import pandas as pd
 
 from clipbench.schema import UNSTABLE, Reading, Role, Status
 from clipbench.task import ARM, TASK, THRESHOLD, Threshold
+from clipbench.vocabulary import PERCENTILE
 
 POINT = ["lr", *THRESHOLD]
 FIRST_REPORT_SEED = 1000
@@ -167,17 +168,26 @@ def extend(scores: pd.DataFrame) -> pd.DataFrame:
     """New settings for arms whose choice lies at an edge of the study's own axes: two half-decades
     beyond it, once.
 
-    Columns: ``ARM``, ``lr``, ``threshold`` and ``relative``; of the last two, the one that the
-    study does not use is NaN.
+    The axis of thresholds is that of the choice: of numbers, multiples or percentiles, and beyond
+    a percentile nothing is tried.
+
+    Columns: ``ARM`` and ``POINT``; what the study does not use is NaN.
     """
     base = scores[~scores["extended"]]
     new = []
     for choice in choose(base).to_dict("records"):
-        rows = base[_of_same_arm(base, choice)].to_dict("records")
-        threshold_column = "relative" if Threshold.of(choice).is_relative else "threshold"
+        word = Threshold.of(choice).word
+        rows = [
+            row
+            for row in base[_of_same_arm(base, choice)].to_dict("records")
+            if Threshold.of(row).word == word
+        ]
+        threshold_column = word or "threshold"
         lrs, points = _axis(rows, "lr"), _axis(rows, threshold_column)
-        for edge in filter(None, choice["edge"].split(", ")):
+        for edge in edges(choice, rows):
             axis, _, end = edge.partition(" ")
+            if axis == "threshold" and word == PERCENTILE:
+                continue
             values = lrs if axis == "lr" else points
             outermost, factor = (
                 (values[0], 1 / HALF_DECADE) if end == "low" else (values[-1], HALF_DECADE)

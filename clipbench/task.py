@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from clipbench.cell import Cell
+from clipbench.vocabulary import PERCENTILE, RELATIVE
 
 
 class Task(NamedTuple):
@@ -67,24 +68,25 @@ def labels(tasks: Iterable[Task]) -> dict[Task, str]:
 
 class Threshold(NamedTuple):
     """A clip's threshold: ``value`` in the clip's own unit, ``relative`` as a multiple of the
-    pilot's median size.
+    pilot's median size, ``percentile`` as one of the pilot's sizes.
 
-    NaN stands for what is not known: both of a run without a clip, ``relative`` if the study gave a
-    number, ``value`` of a multiple that no pilot has resolved.
+    NaN stands for what is not known: all of a run without a clip, ``relative`` and ``percentile``
+    if the study gave a number, ``value`` of one that no pilot has resolved.
     """
 
     value: float = math.nan
     relative: float = math.nan
+    percentile: float = math.nan
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Threshold:
-        """The threshold of a row with columns ``threshold`` and ``relative``."""
-        return cls(float(row["threshold"]), float(row["relative"]))
+        """The threshold of a row with the columns `THRESHOLD`."""
+        return cls(*(float(row[name]) for name in THRESHOLD))
 
     @property
     def absent(self) -> bool:
         """Whether there is none: no clip, or one without settings."""
-        return math.isnan(self.value) and math.isnan(self.relative)
+        return all(map(math.isnan, self))
 
     @property
     def is_relative(self) -> bool:
@@ -92,12 +94,22 @@ class Threshold(NamedTuple):
         return not math.isnan(self.relative)
 
     @property
-    def given(self) -> float:
-        """The number that the study gave: the multiple if it gave one, the value otherwise."""
-        return self.relative if self.is_relative else self.value
+    def is_percentile(self) -> bool:
+        """Whether the study gave a percentile."""
+        return not math.isnan(self.percentile)
 
     @property
-    def key(self) -> tuple[float, float]:
+    def word(self) -> str | None:
+        """The word of the study by which it was given; None if it was a plain number."""
+        return RELATIVE if self.is_relative else PERCENTILE if self.is_percentile else None
+
+    @property
+    def given(self) -> float:
+        """The number that the study gave: a multiple, a percentile, or the value."""
+        return getattr(self, self.word or "value")
+
+    @property
+    def key(self) -> tuple[float, float, float]:
         """What equal thresholds share, and what sorts them: none first, then by size. A NaN is
         not equal to itself.
         """
@@ -105,11 +117,11 @@ class Threshold(NamedTuple):
 
     @property
     def columns(self) -> dict[str, float]:
-        """Its two columns of a row."""
-        return {"threshold": self.value, "relative": self.relative}
+        """Its columns of a row."""
+        return dict(zip(THRESHOLD, self, strict=True))
 
 
-THRESHOLD = [*Threshold().columns]
+THRESHOLD = ["threshold", *Threshold._fields[1:]]  # the columns of one
 
 
 def axis_label(setting: str | None, *, relative: bool) -> str:

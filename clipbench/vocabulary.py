@@ -17,6 +17,7 @@ from pydantic import Field
 from clipbench.errors import one_of
 
 Finite = Annotated[float, Field(gt=0, allow_inf_nan=False, description="positive, finite number")]
+Percent = Annotated[float, Field(ge=0, le=100, description="number from 0 to 100")]
 Count = Annotated[int, Field(ge=1, description="whole number of at least 1")]
 
 Kind = Literal["workload", "optimizer", "clip"]
@@ -24,8 +25,12 @@ KINDS: tuple[Kind, ...] = ("workload", "optimizer", "clip")
 
 # Words that are kept among a component's settings, left out at their default: so labels and
 # identities know them, and a component is built without them.
-RELATIVE, ON, SCHEDULE, ACCUMULATE = "relative", "on", "schedule", "accumulate"
-KEPT = (RELATIVE, ON, SCHEDULE, ACCUMULATE)
+RELATIVE, PERCENTILE, ON = "relative", "percentile", "on"
+SCHEDULE, ACCUMULATE = "schedule", "accumulate"
+KEPT = (RELATIVE, PERCENTILE, ON, SCHEDULE, ACCUMULATE)
+# Words that give a threshold in the pilot's terms, and what they give. A clip may call its own
+# threshold a percentile.
+OF_PILOT = {RELATIVE: "multiple", PERCENTILE: "percentile"}
 GRADIENT, UPDATE, EXAMPLE = "gradient", "update", "example"  # what a clip is applied to
 CONSTANT = "constant"  # the schedule that changes nothing
 
@@ -111,6 +116,12 @@ WORDS = (
     Word("extend", bool, "true or false", {"run": True}),
     Word("events", dict[str, float], "a table of numbers", {"run": {}}),
     Word(RELATIVE, _RATES, "a positive number, or a list of them", {"clip": None}),
+    Word(
+        PERCENTILE,
+        Percent | list[Percent],
+        "a number from 0 to 100, or a list of them",
+        {"clip": None},
+    ),
     Word(
         ON,
         _ON | list[_ON],

@@ -211,6 +211,7 @@ def rows(one: Cell, kind: str | None = None, **overrides: Any) -> dict[str, list
         "clip": one.clip.name,
         "threshold": threshold,
         "relative": one.relative,
+        "percentile": one.percentile,
         "lr": one.lr,
         "seed": one.seed,
         "role": one.role,

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schema": {"errors", "measures"},
     "events": {"measures", "schema"},
     "cell": {"vocabulary", "registry", "schema"},
-    "task": {"cell"},
+    "task": {"vocabulary", "cell"},
     "tolerance": set(),
     "lr_schedules": {"errors", "vocabulary", "registry"},
     "study": {"errors", "vocabulary", "registry", "schema", "events", "cell", "lr_schedules"},
@@ -82,7 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "execute": {*MEMORY, "measures", "registry", "events", "study", "engines"},
     # the sight
     "statistics": set(),
-    "selection": {"schema", "cell", "task", "store", "statistics"},
+    "selection": {"vocabulary", "schema", "cell", "task", "store", "statistics"},
     "analysis": {"schema", "cell", "task", "store", "statistics", "selection"},
     "figures": {"schema", "task", "statistics", "selection", "analysis"},
     "report": {*MEMORY, "task", "statistics", "selection", "analysis", "figures"},

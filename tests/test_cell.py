@@ -193,7 +193,7 @@ def test_resolving_a_threshold_leaves_the_identity_alone():
 
 
 def test_a_relative_threshold_without_a_size_is_an_error():
-    with pytest.raises(ValueError, match="needs the pilot's median size"):
+    with pytest.raises(ValueError, match="needs the pilot's sizes"):
         replace(CELL, clip=Part("norm", 1, {"relative": 0.3}, "max_norm")).clip_settings()
 
 

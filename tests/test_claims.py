@@ -49,6 +49,7 @@ def row(  # noqa: PLR0913 - a column or a setting each
         "clip": clip,
         "threshold": threshold,
         "relative": math.nan,
+        "percentile": math.nan,
         "lr": lr,
         "metric_value": metric,
         "outcome": "learned",

@@ -34,7 +34,7 @@ from clipbench.figures.headline import _within_fences as fenced
 from clipbench.figures.headline import draw as draw_headline
 from clipbench.figures.implementations import draw as draw_implementations
 from clipbench.figures.stable import draw as draw_stable
-from clipbench.task import ARM
+from clipbench.task import ARM, THRESHOLD
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -269,6 +269,7 @@ def test_heat_map_cells_are_told_apart_by_letter_and_hatch_and_not_by_colour_alo
         "arm": "sgd",
         "threshold": math.nan,
         "relative": math.nan,
+        "percentile": math.nan,
     }
     none = dict.fromkeys(("learned", "stalled", "collapsed", "diverged", "failed", "no_value"), 0)
     kinds = list(none)
@@ -298,7 +299,7 @@ def test_heat_map_cells_are_told_apart_by_letter_and_hatch_and_not_by_colour_alo
             }
         ]
     )
-    chosen = pd.DataFrame(columns=["arm", "lr", "threshold", "relative"])
+    chosen = pd.DataFrame(columns=["arm", "lr", *THRESHOLD])
     figure = draw_grid(
         pd.DataFrame(rows).assign(statistic="mean"), arms, chosen, "accuracy", True, ""
     )

@@ -18,6 +18,7 @@ from strangers import EMA
 from clipbench import execute, protocol, registry, selection, store, study
 from clipbench.errors import UsageError
 from clipbench.store import Store
+from clipbench.task import Threshold
 
 PAGE = study_page(
     "cosh",
@@ -150,8 +151,8 @@ def test_report_cells_are_the_choices_on_seeds_of_their_own(whole):
     assert len(chosen) == 2
     for choice in chosen.to_dict("records"):
         mine = report[(report["arm"] == choice["arm"]) & (report["lr"] == choice["lr"])]
-        if choice["arm"] != "sgd":
-            mine = mine[mine["relative"] == choice["relative"]]
+        if (word := Threshold.of(choice).word) is not None:
+            mine = mine[mine[word] == choice[word]]
         assert set(mine["seed"]) == {1000, 1001}
 
 
@@ -203,6 +204,28 @@ def test_relative_thresholds_are_resolved_with_the_stored_pilot(whole):
     assert all(row.threshold == float(f"{row.relative * size:.3g}") for row in clipped.itertuples())
     assert all(f'"relative":{row.relative}' in row.settings for row in clipped.itertuples())
     assert cells.loc[cells["arm"] == "sgd", "threshold"].isna().all()
+
+
+def test_percentiles_are_those_of_the_pilot_and_nothing_is_tried_beyond_them(tmp_path):
+    page = study_page(
+        "cosh",
+        clips={"value": {"percentile": [50, 90]}},
+        steps=4,
+        batch=8,
+        lr=[0.01, 0.1],
+        report=1,
+    )
+    counts, done = carried_out(page, tmp_path / "tiny")
+    sizes = done.page("calibration")["pilots"][PILOT]
+    cells = done.read("cells")
+    assert set(zip(cells["percentile"], cells["threshold"], strict=True)) >= {
+        (p, sizes[f"value, version 1, percentile {p:g}"]) for p in (50.0, 90.0)
+    }
+    selected = cells[cells["role"] == "select"]
+    assert selected["threshold"].nunique() == 2
+    assert set(selected.loc[selected["extended"], "lr"]) in ({0.003, 0.001}, {0.3, 1.0})
+    assert counts.failed == 0
+    assert done.problems() == []
 
 
 def test_the_environment_names_the_machine_and_no_person(whole):

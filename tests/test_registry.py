@@ -122,12 +122,15 @@ def test_a_name_is_lower_case_words_joined_by_hyphens(name):
 
 @pytest.mark.parametrize("field", vocabulary.RESERVED)
 def test_a_setting_may_not_take_a_word_of_the_study(field):
+    """But the threshold of a clip, its first setting, may be a percentile."""
     for kind in (workload, optimizer, clip):
         with pytest.raises(
             UsageError,
             match=rf'@{kind.__name__}\("mine"\): a setting cannot be called `{field}`, which means',
         ):
-            kind("mine")(type("Any", (), {"__annotations__": {field: float}}))
+            kind("mine")(type("Any", (), {"__annotations__": {"limit": float, field: float}}))
+    mine = type("Any", (), {"__annotations__": {"percentile": float}})
+    assert registry.threshold_field(clip("mine")(mine)) == "percentile"
 
 
 def test_every_word_that_stands_in_run_or_beside_settings_is_one_that_no_setting_may_take():
@@ -137,7 +140,7 @@ def test_every_word_that_stands_in_run_or_beside_settings_is_one_that_no_setting
         if {*word.homes} & {"run", "workload", "optimizer", "clip"}
     }
     assert (
-        {"workloads", "engine", "name", "torch", "relative", "on"}
+        {"workloads", "engine", "name", "torch", "relative", "percentile", "on"}
         <= beside
         == set(vocabulary.RESERVED)
     )

@@ -22,6 +22,7 @@ def scores(rows, arm="sgd + norm", **others) -> pd.DataFrame:
     """A frame as ``score`` makes it, from (lr, threshold, score) and optional columns."""
     blank = {
         "relative": NAN,
+        "percentile": NAN,
         "error": 0.0,
         "seeds": 3,
         "unstable": 0,

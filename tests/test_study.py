@@ -277,6 +277,21 @@ def test_a_relative_threshold_stays_relative_in_the_cell():
     assert cell.clip == Part("norm", 1, {"norm_type": "inf", "relative": 3.0}, "max_norm")
 
 
+def test_a_percentile_stays_a_percentile_in_the_cell_and_a_clip_may_call_its_threshold_one():
+    [cell] = cells(PAGE.replace("max_norm = 1.0", "percentile = 90"), clip="norm")
+    assert cell.clip == Part("norm", 1, {"percentile": 90.0}, "max_norm")
+    assert (cell.percentile, cell.arm, cell.clip.own) == (90.0, "sgd + norm", {})
+    assert cell.clip_settings(0.1234) == {"max_norm": 0.123}
+    own = PAGE.replace('name = "norm"\nmax_norm = 1.0', 'name = "quantile"\npercentile = 20')
+    [cell] = cells(own, clip="quantile")
+    assert cell.clip == Part("quantile", 1, {"percentile": 20.0}, "percentile")
+    assert (cell.percentile, cell.arm, cell.clip.own) == (
+        None,
+        "sgd + quantile",
+        {"percentile": 20.0},
+    )
+
+
 def test_schedules_parts_of_a_batch_and_what_is_clipped_are_axes_and_left_out_at_their_defaults():
     """So that old cells keep their identities, and every label says what differs."""
     plain = cells(PAGE, clip="norm")
@@ -581,6 +596,25 @@ CASES = {
         "second [[clip]]",
         "`relative` is inf",
         "positive number",
+    ),
+    "a percentile above 100": (
+        "max_norm = 1.0",
+        "percentile = 101",
+        "second [[clip]]",
+        "`percentile` is 101",
+        "from 0 to 100",
+    ),
+    "a percentile and a multiple": (
+        "max_norm = 1.0",
+        "percentile = 90\nrelative = 1",
+        "second [[clip]]",
+        "give `relative` or `percentile`; for both make two tables",
+    ),
+    "a percentile and a number": (
+        "max_norm = 1.0",
+        "percentile = 90\nmax_norm = 1.0",
+        "second [[clip]]",
+        "give `percentile` or `max_norm`, not both",
     ),
     "a relative threshold in words": (
         "max_norm = 1.0",

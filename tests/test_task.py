@@ -57,21 +57,21 @@ def test_a_label_says_of_a_task_only_what_differs(others, expected):
     assert len(set(found.values())) == len(set(tasks))
 
 
-def test_a_threshold_is_a_number_or_a_multiple_or_neither():
-    number, multiple, none = (
-        Threshold.of({"threshold": threshold, "relative": relative})
-        for threshold, relative in ((0.12, np.nan), (0.12, 0.3), (np.nan, np.nan))
-    )
-    assert [(one.given, one.is_relative, one.absent) for one in (number, multiple)] == [
-        (0.12, False, False),
-        (0.3, True, False),
-    ]
-    assert none.absent
-    assert math.isnan(none.given)
-    assert (
-        Threshold(**dict(zip(("value", "relative"), multiple.columns.values(), strict=True)))
-        == multiple
-    )
+@pytest.mark.parametrize(
+    ("threshold", "given", "word", "absent"),
+    [
+        (Threshold(0.12), 0.12, None, False),
+        (Threshold(0.12, relative=0.3), 0.3, "relative", False),
+        (Threshold(0.12, percentile=90.0), 90.0, "percentile", False),
+        (Threshold(math.nan, percentile=0.0), 0.0, "percentile", False),
+        (Threshold(), math.nan, None, True),
+    ],
+    ids=["number", "multiple", "percentile", "unresolved", "none"],
+)
+def test_a_threshold_is_a_number_a_multiple_a_percentile_or_none(threshold, given, word, absent):
+    np.testing.assert_equal(threshold.given, given)
+    assert (threshold.word, threshold.absent) == (word, absent)
+    assert Threshold.of(threshold.columns).key == threshold.key
 
 
 def test_equal_thresholds_share_a_key_though_a_nan_equals_nothing_and_none_comes_first():

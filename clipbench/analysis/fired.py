@@ -6,7 +6,7 @@ import pandas as pd
 
 from clipbench.analysis.cells import plain
 from clipbench.schema import Role
-from clipbench.task import ARM, THRESHOLD, Threshold
+from clipbench.task import ARM, THRESHOLD
 
 
 def fired(cells: pd.DataFrame) -> pd.DataFrame:
@@ -17,4 +17,8 @@ def fired(cells: pd.DataFrame) -> pd.DataFrame:
     frame = frame[frame["clipped_fraction"].notna()]
     table = frame.groupby([*ARM, *THRESHOLD], dropna=False, sort=True)["clipped_fraction"]
     shares = table.agg(cells="size", median="median", low="min", high="max").reset_index()
-    return shares.assign(place=[Threshold.of(row).given for row in shares.to_dict("records")])
+    # A percentile stands where it lies among the multiples, if there are any.
+    shares["unit"] = shares["threshold"] / shares["relative"]
+    unit = shares.groupby(ARM)["unit"].transform("median").fillna(1.0)
+    place = shares["relative"].fillna(shares["threshold"] / unit)
+    return shares.drop(columns="unit").assign(place=place)

@@ -58,14 +58,13 @@ def draws(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
     diverged run, and for any other run without a metric.
     """
     asked = _report_draws(cells, protocol)
-    keys = [*ARM, "seed", "lr", "relative", "absolute"]
+    keys = [*ARM, "seed", "lr", "relative", "percentile", "absolute"]
     runs = plain(cells[cells["role"] == Role.REPORT])
-    # A relative threshold identifies the setting by itself: a cell that failed early has no
-    # resolved one.
+    # A multiple or a percentile identifies the setting by itself: a cell that failed early has no
+    # resolved threshold.
     for frame in (asked, runs):
-        frame["absolute"] = np.where(frame["relative"].isna(), frame["threshold"], np.nan).astype(
-            float
-        )
+        plain_number = frame["relative"].isna() & frame["percentile"].isna()
+        frame["absolute"] = frame["threshold"].where(plain_number).astype(float)
     taken = [
         *(
             "cell",
@@ -145,6 +144,7 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
                 "lr": one["lr"],
                 "threshold": one["threshold"],
                 "relative": one["relative"],
+                "percentile": one["percentile"],
                 "settings": len(points),
                 "budget": int(seeds["budget"].iloc[0]),
                 "edge": (seeds["edge"].iloc[0] or "") if key["reading"] == Reading.ALL else "",

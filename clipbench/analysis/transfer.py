@@ -64,7 +64,7 @@ def _grid(cells: pd.DataFrame) -> pd.DataFrame:
     """
     own = (
         (cells["role"] == Role.SELECT) & ~cells["extended"].astype(bool) & (cells["clip"] != "none")
-    )
+    ) & cells["percentile"].isna()
     frame = plain(cells[own])
     relative, value = frame["relative"].notna(), frame["validation_value"].astype(float)
     spoiled = frame["outcome"].isin(UNSTABLE) | ~np.isfinite(value)

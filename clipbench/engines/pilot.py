@@ -20,6 +20,7 @@ from clipbench.errors import UsageError
 PILOT_SEED = 2_000_000
 PILOT_STEPS = 100
 PILOT_LR = 1e-3
+MEDIAN = 50.0  # the percentile
 # from 1, up or down: up to here the 1e-8 that Adam adds is less than a thousandth of the size
 FAR = 2.0**12
 
@@ -67,14 +68,19 @@ class Gauge:
         return float(clip.size(trees.scale(wide, 1 / self.unit))) * self.unit
 
 
-def pilot(cell: Cell, clips: Mapping[str, Any]) -> dict[str, float]:
-    """The median size of the raw gradient over 100 Adam steps at lr 1e-3, to three digits, as each
-    of ``clips`` measures size.
+def pilot(
+    cell: Cell, clips: Mapping[str, Any], percentiles: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """The size of the raw gradient over 100 Adam steps at lr 1e-3, to three digits, as each of
+    ``clips`` measures size.
 
     :param cell: any cell of the workload, batch, device and dtype in question.
-    :returns: label of the clip → median size.
-    :raises UsageError: a median is zero or not finite.
+    :param percentiles: which percentile of its sizes each clip is given, 0 to 100, with linear
+        interpolation between two of them; the median if not given.
+    :returns: label of the clip → size.
+    :raises UsageError: a size is zero or not finite.
     """
+    percentiles = percentiles or {}
     gauge = Gauge(clips)
     adam = Cell(
         cell.workload,
@@ -94,11 +100,14 @@ def pilot(cell: Cell, clips: Mapping[str, Any]) -> dict[str, float]:
             workload, PILOT_SEED, cell.batch, PILOT_STEPS, trainer.dtype, cell.device
         ):
             trainer.step(*batch)
-    medians = {label: float(np.median(sizes)) for label, sizes in gauge.sizes.items()}
-    unfit = [label for label, size in medians.items() if not (math.isfinite(size) and size > 0)]
+    wanted = {
+        label: float(np.percentile(sizes, percentiles.get(label, MEDIAN)))
+        for label, sizes in gauge.sizes.items()
+    }
+    unfit = [label for label, size in wanted.items() if not (math.isfinite(size) and size > 0)]
     if unfit:
         raise UsageError(
-            f'the pilot of "{cell.problem}" met gradients of size {medians[unfit[0]]:g}; give '
+            f'the pilot of "{cell.problem}" met gradients of size {wanted[unfit[0]]:g}; give '
             f"{unfit[0]} a plain number."
         )
-    return {label: float(f"{size:.3g}") for label, size in medians.items()}
+    return {label: float(f"{size:.3g}") for label, size in wanted.items()}

@@ -93,6 +93,7 @@ def cell_row(record: Record, worker: int, environment: str, attempt: int) -> dic
         "clip": cell.clip.name,
         "threshold": record.threshold,
         "relative": cell.relative,
+        "percentile": cell.percentile,
         "lr": cell.lr,
         "seed": cell.seed,
         "role": cell.role,

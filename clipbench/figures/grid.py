@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from clipbench.figures.style import blank, number, order, styled
+from clipbench.figures.style import blank, given, number, order, styled
 from clipbench.schema import Outcome, Status
 from clipbench.task import Threshold, axis_label
 
@@ -244,6 +244,4 @@ def _mark(
 
 
 def _tick(threshold: Threshold) -> str:
-    return (
-        "no clip" if threshold.absent else f"{number(threshold.given)}{'×' * threshold.is_relative}"
-    )
+    return "no clip" if threshold.absent else given(threshold)

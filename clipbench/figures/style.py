@@ -134,8 +134,14 @@ def setting(row: Mapping[str, Any]) -> str:
     words = [f"lr {number(row['lr'])}"]
     threshold = Threshold.of(row)
     if not threshold.absent:
-        words.append(f"clip {number(threshold.given)}{'×' * threshold.is_relative}")
+        words.append(f"clip {given(threshold)}")
     return ", ".join(words)
+
+
+def given(threshold: Threshold) -> str:
+    """``0.3×``, ``p90`` or ``0.01``: a threshold as the study gave it."""
+    before, after = "p" * threshold.is_percentile, "×" * threshold.is_relative
+    return f"{before}{number(threshold.given)}{after}"
 
 
 def order(labels: Iterable[str]) -> list[str]:

@@ -52,7 +52,7 @@ Row = dict[str, Any]
 LEVEL = 0.05  # of the whole family
 FEWEST_PAIRS = 6  # pairs that differ: fewer cannot reach the level, however much they agree
 FIRED = 0.01  # the least difference that counts in the share of steps in which a clip fires
-SETTING = (*ARM, "relative", "lr")  # what the seeds of one test share
+SETTING = (*ARM, "relative", "percentile", "lr")  # what the seeds of one test share
 NUMBERS = (
     *(
         "threshold",

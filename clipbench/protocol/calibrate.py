@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from clipbench import engines, execute, registry
 from clipbench.cell import Cell
+from clipbench.engines.pilot import MEDIAN
 from clipbench.execute import Call
 from clipbench.protocol.campaign import Campaign
 from clipbench.protocol.plans import gauge_key, pilot_key
 from clipbench.task import Task
 
-# key → registered name and settings other than the threshold
-Clips = dict[str, tuple[str, dict[str, Any]]]
+# key → registered name, settings other than the threshold, and which percentile of its size
+Clips = dict[str, tuple[str, dict[str, Any], float]]
 
 
 def calibrate(campaign: Campaign) -> None:
@@ -44,21 +44,22 @@ def calibrate(campaign: Campaign) -> None:
 
 
 def _gauges(campaign: Campaign) -> dict[str, tuple[Cell, Clips]]:
-    """Pilot → a cell of its task, and the clips with a relative threshold."""
+    """Pilot → a cell of its task, and the clips whose threshold it gives."""
     gauges: dict[str, tuple[Cell, Clips]] = {}
     for cell in campaign.plan.cells:
-        if cell.relative is not None:
+        if cell.needs_pilot:
             gauges.setdefault(pilot_key(cell), (cell, {}))[1][gauge_key(cell)] = (
                 cell.clip.name,
                 cell.clip.own,
+                MEDIAN if cell.percentile is None else cell.percentile,
             )
     return gauges
 
 
-def _pilot(cell: Cell, clips: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, float]:
+def _pilot(cell: Cell, clips: Clips) -> dict[str, float]:
     """A pilot in its worker: the clips are built there, with a threshold that nothing reads."""
     built = {}
-    for label, (name, settings) in clips.items():
+    for key, (name, settings, _) in clips.items():
         threshold = registry.threshold_field(registry.find("clip", name))
-        built[label] = registry.build("clip", name, {**settings, str(threshold): 1.0})
-    return engines.pilot(cell, built)
+        built[key] = registry.build("clip", name, {**settings, str(threshold): 1.0})
+    return engines.pilot(cell, built, {key: wanted for key, (*_, wanted) in clips.items()})

@@ -20,9 +20,10 @@ from clipbench.protocol.plans import Plan, finished, gauge_key, headline, pilot_
 from clipbench.protocol.watcher import Watcher
 from clipbench.schema import Outcome, Status
 from clipbench.store import CURVES, Store
-from clipbench.study import Study, part
+from clipbench.study import Study
+from clipbench.study.component import part
 from clipbench.task import Threshold, arm_of
-from clipbench.vocabulary import RELATIVE
+from clipbench.vocabulary import OF_PILOT
 
 PHASES = ("select", "extend", "report")
 
@@ -103,7 +104,7 @@ class Campaign:
 
     def job(self, cell: Cell) -> Job:
         """The cell with its threshold as a number."""
-        size = self.pilots[pilot_key(cell)][gauge_key(cell)] if cell.relative is not None else None
+        size = self.pilots[pilot_key(cell)][gauge_key(cell)] if cell.needs_pilot else None
         return Job(cell, cell.clip_settings(size))
 
     def at(self, row: Mapping[str, Any]) -> Cell:
@@ -117,10 +118,10 @@ class Campaign:
             others = {
                 name: value
                 for name, value in clip.settings.items()
-                if name not in (RELATIVE, clip.threshold)
+                if name not in (*OF_PILOT, clip.threshold)
             }
             threshold = Threshold.of(row)
-            resolved = {RELATIVE if threshold.is_relative else clip.threshold: threshold.given}
+            resolved = {threshold.word or clip.threshold: threshold.given}
             clip = part(
                 "clip", registry.find("clip", clip.name), {**others, **resolved}, self.study.where
             )

@@ -76,10 +76,11 @@ def by_example(cell: Cell) -> str:
 
 
 def gauge_key(cell: Cell) -> str:
-    """The key of a clip's median size within a pilot: another version of the clip may measure
-    size otherwise.
+    """The key of a clip's size within a pilot, the median if no percentile is given: another
+    version of the clip may measure size otherwise.
     """
-    return f"{cell.clip.label}, version {cell.clip.version}"
+    percentile = "" if cell.percentile is None else f", percentile {cell.percentile:g}"
+    return f"{cell.clip.label}, version {cell.clip.version}{percentile}"
 
 
 def plan(study: Study, device: str = "study") -> Plan:

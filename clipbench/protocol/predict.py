@@ -138,6 +138,6 @@ def _settings_beyond(cells: Sequence[Cell]) -> int:
     """How many settings `selection.extend` may add to those of one arm: two at an end of each
     axis that has an end.
     """
-    thresholds = {cell.given_threshold for cell in cells}
+    thresholds = {str(cell.clip.settings) for cell in cells if cell.percentile is None}
     sides = [len({cell.lr for cell in cells}), len(thresholds)]
     return math.prod(side + 2 * (side > 1) for side in sides) - len(cells)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipbench.figures.style import number
+from clipbench.figures.style import given, number
 from clipbench.schema import Outcome, Status
 from clipbench.statistics import Interval
 from clipbench.task import Threshold
@@ -66,10 +66,10 @@ def short(value: float) -> str:
 
 
 def threshold_words(threshold: Threshold) -> str:
-    """``0.12``, or ``0.12 (0.3×)`` if the study gave the threshold as a multiple."""
-    return short(threshold.value) + (
-        f" ({short(threshold.relative)}×)" if threshold.is_relative else ""
-    )
+    """``0.12``, or ``0.12 (0.3×)``, ``0.12 (p90)`` if the study gave the threshold as a multiple or
+    a percentile.
+    """
+    return short(threshold.value) + (f" ({given(threshold)})" if threshold.word else "")
 
 
 def percent(value: float) -> str:

@@ -27,7 +27,7 @@ from clipbench.store.files import TEMPORARY, damage_of
 from clipbench.store.pages import PAGES, keeps_curve, merged
 from clipbench.store.reading import Contents, Reader, winners
 from clipbench.task import ARM, TASK
-from clipbench.vocabulary import ACCUMULATE, DEFAULTS, RELATIVE
+from clipbench.vocabulary import ACCUMULATE, DEFAULTS, PERCENTILE, RELATIVE
 
 CLOSE = 1e-6  # relative: older columns were worked out before their curve was rounded to float32
 LATER = {column.name for column in schema.CELLS if column.later}  # of older rows they are null
@@ -248,6 +248,8 @@ def _columns(row: Any, document: Mapping[str, Any], context: _Context) -> Iterat
     label = (row.arm or "").partition(" + ")[2] or "none"
     first = context.components.get("clips", {}).get(label, {}).get("threshold")
     clip = Part(**document["clip"], threshold=first)
+    percentile = None if first == PERCENTILE else clip.settings.get(PERCENTILE)
+    wanted["percentile"] = percentile
     wanted["arm"] = parts["optimizer"].label + (f" + {clip.label}" if clip.name != "none" else "")
     if first in clip.settings:
         wanted["threshold"] = clip.settings[first]
@@ -258,16 +260,21 @@ def _columns(row: Any, document: Mapping[str, Any], context: _Context) -> Iterat
         yield f"its role {row.role!r} is none"
     if row.steps is not None and row.steps > document["steps"]:
         yield f"it has {row.steps} steps of {document['steps']}"
+    if row.relative is None and percentile is None:
+        return
+    told = "" if percentile is None else f", percentile {percentile:g}"
     size = context.pilots.get(_pilot(row, document), {}).get(
-        f"{label}, version {document['clip']['version']}"
+        f"{label}, version {document['clip']['version']}{told}"
     )
-    if row.relative is not None and size is not None and row.status != Status.FAILED:
-        resolved = float(f"{row.relative * size:.3g}")
-        if not _same(row.threshold, resolved):
-            yield (
-                f"its threshold is {row.threshold!r}, and {row.relative:g} times the pilot's "
-                f"{size:g} is {resolved:g}"
-            )
+    if size is None or row.status == Status.FAILED:
+        return
+    multiple = 1.0 if row.relative is None else row.relative
+    resolved = float(f"{multiple * size:.3g}")
+    if not _same(row.threshold, resolved):
+        yield (
+            f"its threshold is {row.threshold!r}, and {multiple:g} times the pilot's "
+            f"{size:g} is {resolved:g}"
+        )
 
 
 def _pilot(row: Any, document: Mapping[str, Any]) -> str:
@@ -384,6 +391,7 @@ def _between(cells: pd.DataFrame) -> list[str]:
     names = [
         *ARM,
         "relative",
+        "percentile",
         "lr",
         "threshold",
         "seed",
@@ -397,22 +405,28 @@ def _between(cells: pd.DataFrame) -> list[str]:
     ):
         if row.status == Status.FAILED:
             continue
-        arm = (*row[: len(ARM)], row.relative, _versions(row.settings))
+        arm = (*row[: len(ARM)], row.relative, row.percentile, _versions(row.settings))
         roles.setdefault((*arm, row.lr, row.threshold, row.seed), set()).add(row.role)
-        if row.relative is not None:
+        if row.relative is not None or row.percentile is not None:
             thresholds.setdefault((*arm, row.environment), set()).add(row.threshold)
     problems = [
-        f"{key[4]} at lr {key[7]:g}: seed {key[-1]} is used to select and to report"
+        f"{key[4]} at lr {key[-3]:g}: seed {key[-1]} is used to select and to report"
         for key, used in roles.items()
         if len(used) > 1
     ]
     for key, several in thresholds.items():
         if len(several) > 1:
             told = ", ".join(f"{value:g}" for value in sorted(several))
-            problems.append(
-                f"{key[4]}: {key[5]:g} times the pilot's size has several thresholds, {told}"
-            )
+            problems.append(f"{key[4]}: {_of_pilot(*key[5:7])} has several thresholds, {told}")
     return problems
+
+
+def _of_pilot(relative: float | None, percentile: float | None) -> str:
+    return (
+        f"{relative:g} times the pilot's size"
+        if relative is not None
+        else f"percentile {percentile:g} of the pilot's sizes"
+    )
 
 
 def _versions(settings: str) -> str:

@@ -18,16 +18,14 @@ from clipbench import lr_schedules, registry
 from clipbench.cell import Cell, Part
 from clipbench.errors import UsageError, nearest
 from clipbench.events import Rules
+from clipbench.study.component import part, refuse_unfit
 from clipbench.study.page import Document, Page, Seeds, Table
 from clipbench.study.sentences import ordinal, sentence
 from clipbench.vocabulary import (
     ACCUMULATE,
     DEFAULTS,
-    EXAMPLE,
-    GRADIENT,
-    KEPT,
+    OF_PILOT,
     ON,
-    RELATIVE,
     RESERVED,
     SCHEDULE,
     UPDATE,
@@ -262,55 +260,16 @@ class Study:
             _refuse_unknown(
                 table.word("workloads") or (), self.document.workload, f"{where}: `workloads`"
             )
-            kept = {word: said for word in (RELATIVE, ON) if (said := table.word(word)) is not None}
-            if RELATIVE in kept and not hasattr(cls, "size"):
-                raise UsageError(
-                    f'{where}: "{table.name}" has no size that `relative` could be a multiple of; '
-                    f"give its setting a number."
-                )
+            kept = {
+                word: said for word in (*OF_PILOT, ON) if (said := table.word(word)) is not None
+            }
+            refuse_unfit(cls, kept, where)
             axes = {
                 name: _axis(value, f"{where}: `{name}`")
                 for name, value in (table.settings | kept).items()
             }
             for point in product(*axes.values()):
                 yield table, part(kind, cls, dict(zip(axes, point, strict=True)), where)
-
-
-def part(kind: registry.Kind, cls: Any, settings: Mapping[str, Any], where: str) -> Part:
-    """One component with validated settings; words of the study among them stay as the study
-    wrote them.
-    """
-    threshold = registry.threshold_field(cls) if kind == "clip" else None
-    words = {name: value for name, value in settings.items() if name in KEPT}
-    others = {name: value for name, value in settings.items() if name not in KEPT}
-    on = words.get(ON, DEFAULTS[ON])
-    if on == GRADIENT:
-        words.pop(ON, None)
-    elif threshold is None:
-        raise UsageError(
-            f'{where}: "{cls.name}" changes nothing, so `on = "{on}"` would; leave it out.'
-        )
-    elif RELATIVE in words:
-        raise UsageError(
-            f"{where}: `relative` is a multiple of the size of a batch's gradient; with `on = "
-            f'"{on}"` give `{threshold}`.'
-        )
-    elif on == EXAMPLE and hasattr(cls, "init"):
-        raise UsageError(
-            f'{where}: "{cls.name}" remembers from step to step, which the gradient of one '
-            f"example cannot."
-        )
-    if RELATIVE not in words:
-        return Part(
-            cls.name, cls.version, {**registry.validated(cls, others, where), **words}, threshold
-        )
-    if threshold is None or threshold in settings:
-        raise UsageError(f"{where}: give `relative` or `{threshold}`, not both.")
-    clean = registry.validated(cls, {**others, threshold: 1.0}, where)
-    clean.pop(threshold, None)
-    return Part(
-        cls.name, cls.version, {**clean, **words, RELATIVE: float(words[RELATIVE])}, threshold
-    )
 
 
 def _with(component: Part, word: str, value: Any) -> Part:

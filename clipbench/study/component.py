@@ -1,0 +1,67 @@
+"""A component of a cell, from the settings that a study gives it, with what is wrong about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from clipbench import registry
+from clipbench.cell import Part
+from clipbench.errors import UsageError
+from clipbench.vocabulary import DEFAULTS, EXAMPLE, GRADIENT, KEPT, OF_PILOT, ON
+
+
+def part(kind: registry.Kind, cls: Any, settings: Mapping[str, Any], where: str) -> Part:
+    """One component with validated settings; words of the study among them stay as the study
+    wrote them.
+    """
+    threshold = registry.threshold_field(cls) if kind == "clip" else None
+    words = {name: value for name, value in settings.items() if name in KEPT and name != threshold}
+    others = {name: value for name, value in settings.items() if name not in words}
+    of_pilot = next((word for word in OF_PILOT if word in words), None)
+    on = words.get(ON, DEFAULTS[ON])
+    if on == GRADIENT:
+        words.pop(ON, None)
+    elif threshold is None:
+        raise UsageError(
+            f'{where}: "{cls.name}" changes nothing, so `on = "{on}"` would; leave it out.'
+        )
+    elif of_pilot is not None:
+        raise UsageError(
+            f"{where}: `{of_pilot}` is a {OF_PILOT[of_pilot]} of the size of a batch's gradient; "
+            f'with `on = "{on}"` give `{threshold}`.'
+        )
+    elif on == EXAMPLE and hasattr(cls, "init"):
+        raise UsageError(
+            f'{where}: "{cls.name}" remembers from step to step, which the gradient of one '
+            f"example cannot."
+        )
+    if of_pilot is None:
+        return Part(
+            cls.name, cls.version, {**registry.validated(cls, others, where), **words}, threshold
+        )
+    if threshold is None or threshold in settings:
+        raise UsageError(f"{where}: give `{of_pilot}` or `{threshold}`, not both.")
+    clean = registry.validated(cls, {**others, threshold: 1.0}, where)
+    clean.pop(threshold, None)
+    return Part(
+        cls.name, cls.version, {**clean, **words, of_pilot: float(words[of_pilot])}, threshold
+    )
+
+
+def refuse_unfit(cls: Any, words: Iterable[str], where: str) -> None:
+    """Refuse words that give a threshold in the pilot's terms to a clip that cannot have it so.
+
+    :raises UsageError: the clip has no size; or two such words stand in one table.
+    """
+    given = [word for word in OF_PILOT if word in words and word != registry.threshold_field(cls)]
+    for word in given:
+        if not hasattr(cls, "size"):
+            raise UsageError(
+                f'{where}: "{cls.name}" has no size that `{word}` could be a {OF_PILOT[word]} of; '
+                f"give its setting a number."
+            )
+    if len(given) > 1:
+        raise UsageError(
+            f"{where}: give `relative` or `percentile`; for both make two tables of the clip."
+        )
