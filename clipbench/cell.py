@@ -154,6 +154,17 @@ class Cell:
         return None if self.clip.threshold == PERCENTILE else self.clip.settings.get(PERCENTILE)
 
     @property
+    def number(self) -> float | None:
+        """The threshold as a plain number, the clip's default if the study gave none; None without
+        a threshold, or if the pilot has to say it.
+        """
+        name = self.clip.threshold
+        if name is None or self.needs_pilot:
+            return None
+        default = getattr(registry.find("clip", self.clip.name), name)
+        return float(self.clip.settings.get(name, default))
+
+    @property
     def needs_pilot(self) -> bool:
         """Whether the study gave the threshold in the pilot's terms."""
         return self.relative is not None or self.percentile is not None

@@ -66,8 +66,26 @@ class Reading(Term):
     """Which of an arm's settings its report seeds stand for."""
 
     ALL = "all", "the best of all its settings"
-    EQUAL = "equal", "the best of as many settings as the arm with the fewest has"
     UNTUNED = "untuned", "one fixed learning rate and threshold, whatever the workload"
+
+
+class Verdict(Term):
+    """What a comparison says of a clip, at the same number of tries as without it."""
+
+    BETTER = "better, by what matters", "its interval lies beyond the margin"
+    PERHAPS_BETTER = (
+        "better, size uncertain",
+        "its interval lies above zero, and not beyond the margin",
+    )
+    SAME = "no difference that matters", "its interval lies inside the margin"
+    PERHAPS_WORSE = (
+        "worse, size uncertain",
+        "its interval lies below zero, and not beyond the margin",
+    )
+    WORSE = "worse, by what matters", "its interval lies beyond the margin, below"
+    UNDECIDED = "undecided", "its interval says none of these"
+    NEVER_FIRED = "never fired", "the clip altered next to no gradient: it is the same as none"
+    INCOMPLETE = "incomplete", "a seed failed, is missing or has no value"
 
 
 class Kind(Term):

@@ -1,5 +1,5 @@
-"""The protocol's choices, from the cells of the selection phase: which setting represents an arm,
-and at which budget.
+"""The protocol's choices: which setting represents an arm, and which settings are compared at the
+same number of tries.
 
 An *arm* is an optimizer with a clip; a *setting* of it is a pair of learning rate and threshold.
 Everything here is a function of stored rows, so that a resumed run, a report and a reader with
@@ -8,7 +8,6 @@ pandas all come to the same choice.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from clipbench.cell import Cell
 from clipbench.schema import UNSTABLE, Reading, Role, Status
-from clipbench.task import ARM, TASK, THRESHOLD, Threshold
+from clipbench.task import ARM, TASK, THRESHOLD, Task, Threshold
 from clipbench.vocabulary import PERCENTILE
 
 POINT = ["lr", *THRESHOLD]
@@ -31,7 +31,6 @@ METHODS = {
     "norm clip": "sgd + norm",
 }
 FIRED = 0.01  # a clip that fired in a smaller share of steps is the same as none
-GOLDEN = (math.sqrt(5) - 1) / 2
 HALF_DECADE = math.sqrt(10)
 
 
@@ -228,82 +227,65 @@ def readings(
     """The setting of each arm under each reading on each report seed: a row per arm, reading and
     seed.
 
-    ``all``: the arm's choice. ``equal``: the choice at the budget of the smallest arm, k settings:
-    each seed draws, by a low-discrepancy sequence, which setting the best of k random ones would
-    have been, so that the mean over the seeds estimates the expected best of k. ``untuned``: one
-    fixed lr and threshold for all workloads, for the named ``arms``.
+    ``all``: the arm's choice. ``untuned``: one fixed lr and threshold for all workloads, for the
+    named ``arms``.
 
-    Columns: ``ARM``, ``reading``, ``seed``, ``lr``, ``threshold``, ``relative``, ``budget``
-    (settings tried).
+    Columns: ``ARM``, ``reading``, ``seed``, ``POINT``, ``budget`` (settings tried).
     """
     rows = []
-    chosen = choose(scores)
-    for task, arms_of_task in chosen.groupby(TASK, sort=True):
-        budget = int(arms_of_task["settings"].min())
-        for choice in arms_of_task.to_dict("records"):
-            group = {name: choice[name] for name in ARM}
-            settings = ranked(scores[_of_same_arm(scores, choice)], choice)
-            for number in range(seeds[task[0]]):
-                seed = FIRST_REPORT_SEED + number
-                drawn = settings[best_of(budget, len(settings), lottery(group, number))]
-                rows.append(
-                    {
-                        **group,
-                        "reading": Reading.ALL,
-                        "seed": seed,
-                        **_point(choice),
-                        "budget": len(settings),
-                    }
-                )
-                rows.append(
-                    {
-                        **group,
-                        "reading": Reading.EQUAL,
-                        "seed": seed,
-                        **_point(drawn),
-                        "budget": budget,
-                    }
-                )
-                if untuned and (arms is None or choice["arm"] in arms):
-                    threshold = (
-                        Threshold()
-                        if Threshold.of(choice).absent
-                        else Threshold(untuned["threshold"])
-                    )
-                    point = {"lr": untuned["lr"], **threshold.columns}
-                    rows.append(
-                        {**group, "reading": Reading.UNTUNED, "seed": seed, **point, "budget": 0}
-                    )
+    for choice in choose(scores).to_dict("records"):
+        group = {name: choice[name] for name in ARM}
+        point = {name: choice[name] for name in POINT}
+        wanted = [(Reading.ALL, point, int(choice["settings"]))]
+        if untuned and (arms is None or choice["arm"] in arms):
+            fixed = Threshold() if Threshold.of(choice).absent else Threshold(untuned["threshold"])
+            wanted.append((Reading.UNTUNED, {"lr": untuned["lr"], **fixed.columns}, 0))
+        rows += [
+            {**group, "reading": reading, "seed": FIRST_REPORT_SEED + number, **at, "budget": tried}
+            for number in range(seeds[choice["problem"]])
+            for reading, at, tried in wanted
+        ]
     return pd.DataFrame(rows, columns=[*ARM, "reading", "seed", *POINT, "budget"])
 
 
-def ranked(settings: pd.DataFrame, choice: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """An arm's settings, its choice first, then by score."""
-    rows = sorted(settings.to_dict("records"), key=_rank)
-    first = [row for row in rows if _key(row) == _key(choice)]
-    return first + [row for row in rows if _key(row) != _key(choice)]
+def settings(cells: Iterable[Cell]) -> pd.DataFrame:
+    """The settings of some cells before they have run, as `same_tries` takes them."""
+    rows = [
+        {
+            **Task.of(cell)._asdict(),
+            "arm": cell.arm,
+            "lr": cell.lr,
+            **dict(zip(THRESHOLD, (cell.number, cell.relative, cell.percentile), strict=True)),
+        }
+        for cell in cells
+    ]
+    frame = pd.DataFrame(rows, columns=[*ARM, *POINT])
+    return frame.astype(dict.fromkeys(POINT, float)).assign(extended=False)
 
 
-def best_of(budget: int, settings: int, draw: float) -> int:
-    """The rank (0 is best) of the best of ``budget`` settings drawn without replacement from
-    ``settings``, at quantile ``draw``.
+def same_tries(settings: pd.DataFrame, percentile: float) -> pd.DataFrame:
+    """The settings that are compared at the same number of tries: of every arm the study's own
+    learning rates, and of a clip one threshold, fixed before anything has run.
 
-    ``P(rank = i) = C(settings − 1 − i, budget − 1) / C(settings, budget)``.
+    It is the given percentile of the pilot's sizes, or the only one that the study has. An arm
+    without such a threshold has no part, nor has a task in which no clip has one.
+
+    :param settings: a row per setting or cell, with ``ARM``, ``POINT`` and ``extended``.
     """
-    total, reached = math.comb(settings, budget), 0
-    for rank in range(settings - budget + 1):
-        reached += math.comb(settings - 1 - rank, budget - 1)
-        if draw * total < reached:
-            return rank
-    return settings - budget
-
-
-def lottery(group: Mapping[str, Any], number: int) -> float:
-    """The ``number``-th point of a golden-ratio sequence in [0, 1); every arm has its own start,
-    and the sequence has no end.
-    """
-    digest = hashlib.sha256("\0".join(str(group[name]) for name in ARM).encode()).digest()
-    return (int.from_bytes(digest[:6], "big") / 2**48 + number * GOLDEN) % 1.0
+    own = settings[~settings["extended"].astype(bool)].sort_values([*ARM, *POINT])
+    own = own.assign(setting=[Threshold.of(row).setting for row in own.to_dict("records")])
+    own = own.drop_duplicates([*ARM, "lr", "setting"])
+    parts, clipped = [own[:0]], set()
+    for arm, rows in own.groupby(ARM, sort=True):
+        fixed = rows
+        if len(set(rows["setting"])) > 1:
+            fixed = rows[[one == (PERCENTILE, percentile) for one in rows["setting"]]]
+        if fixed[THRESHOLD].notna().any(axis=None):
+            clipped.add(arm[: len(TASK)])
+        parts.append(fixed)
+    found = pd.concat(parts)
+    met = [task in clipped for task in found[TASK].itertuples(index=False, name=None)]
+    return found.loc[met, [*ARM, *POINT]].reset_index(drop=True)
 
 
 def _of_same_arm(frame: pd.DataFrame, row: Mapping[str, Any]) -> pd.Series:
@@ -311,11 +293,3 @@ def _of_same_arm(frame: pd.DataFrame, row: Mapping[str, Any]) -> pd.Series:
     for name in ARM:
         mask &= frame[name] == row[name]
     return mask
-
-
-def _key(row: Mapping[str, Any]) -> tuple[float, ...]:
-    return (row["lr"], Threshold.of(row).key[0])
-
-
-def _point(row: Mapping[str, Any]) -> dict[str, float]:
-    return {name: row[name] for name in POINT}

@@ -109,6 +109,13 @@ class Threshold(NamedTuple):
         return getattr(self, self.word or "value")
 
     @property
+    def setting(self) -> tuple[str, float]:
+        """The word and the number that the study gave, which tell settings apart: a cell that
+        failed early may have no value. Equal ones are equal; that of no clip is its own.
+        """
+        return ("none", 0.0) if self.absent else (self.word or "value", self.given)
+
+    @property
     def key(self) -> tuple[float, float, float]:
         """What equal thresholds share, and what sorts them: none first, then by size. A NaN is
         not equal to itself.

@@ -41,6 +41,7 @@ PAGE = "page"  # the home of words above all tables
 PLACES = {
     PAGE: "the top of the page, before its first table",
     "run": "[run]",
+    "protocol": "[protocol]",
     "untuned": "[untuned]",
     "seeds": "the table `seeds`",
     "workload": "a [[workload]]",
@@ -75,6 +76,7 @@ WORDS = (
     Word("title", str, "text", {PAGE: ""}),
     Word("use", list[str], "a list of file names", {PAGE: []}),
     Word("run", TABLE, "a table with at least `steps`", {PAGE: REQUIRED}),
+    Word("protocol", TABLE, "a table with `grade` or `percentile`", {PAGE: {}}),
     Word("untuned", TABLE, "a table with `lr` and `threshold`", {PAGE: {}}),
     Word("workload", TABLES, "at least one [[workload]] table", {PAGE: REQUIRED}),
     Word("optimizer", TABLES, "at least one [[optimizer]] table", {PAGE: REQUIRED}),
@@ -137,6 +139,9 @@ WORDS = (
     # a table of seeds: how many each phase runs
     Word("select", Count, _COUNT, {"seeds": 3}),
     Word("report", Annotated[int, Field(ge=0)], "a whole number of at least 0", {"seeds": 10}),
+    # How runs are graded and compared: what is read of them, and no part of what they are.
+    Word("grade", Literal["best", "last"], '"best" or "last"', {"protocol": "best"}),
+    Word(PERCENTILE, Percent, "a number from 0 to 100", {"protocol": 90.0}),
     # The row nobody tuned: one lr and one threshold for every workload; run for the headline's
     # methods and the `arms` named here.
     Word("lr", Finite, "a positive number", {"untuned": 0.01}),

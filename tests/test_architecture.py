@@ -83,9 +83,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the sight
     "statistics": set(),
     "selection": {"vocabulary", "schema", "cell", "task", "store", "statistics"},
-    "analysis": {"schema", "cell", "task", "store", "statistics", "selection"},
+    "tuning": {"statistics"},
+    "verdicts": {"schema"},
+    "comparisons": {"task", "verdicts"},
+    "analysis": {
+        "schema",
+        "cell",
+        "task",
+        "store",
+        "statistics",
+        "selection",
+        "skill",
+        "tuning",
+        "verdicts",
+        "comparisons",
+    },
     "figures": {"schema", "task", "statistics", "selection", "analysis"},
-    "report": {*MEMORY, "task", "statistics", "selection", "analysis", "figures"},
+    "report": {*MEMORY, "task", "statistics", "selection", "verdicts", "analysis", "figures"},
     # what stands beside
     "fast": {"errors"},
     "throughput": {
@@ -125,6 +139,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "study",
         "statistics",
         "selection",
+        "tuning",
+        "comparisons",
         "feed",
         "engines",
         "execute",
@@ -169,6 +185,8 @@ NOTHING_BUT = {
     "events": {"numpy"},
     "summary": {"numpy"},
     "statistics": {"numpy", "scipy"},
+    "tuning": {"numpy", "scipy"},
+    "verdicts": {"numpy", "scipy"},
 }  # of all libraries
 FREE_OF_TORCH = {
     "errors",
@@ -187,6 +205,9 @@ FREE_OF_TORCH = {
     "store",
     "statistics",
     "selection",
+    "tuning",
+    "verdicts",
+    "comparisons",
     "analysis",
     "figures",
     "report",

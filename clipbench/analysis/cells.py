@@ -16,6 +16,7 @@ import pandas as pd
 from clipbench import selection
 from clipbench.cell import Part
 from clipbench.schema import Outcome, Status
+from clipbench.skill import LOSS, Scale
 from clipbench.store import Store
 from clipbench.task import ARM, TASK
 
@@ -47,6 +48,9 @@ DEFAULTS: dict[str, Any] = {
     "target": None,
     "reference_loss": None,
     "deterministic": False,
+    "chance": None,
+    "target_metric": None,
+    "margin": None,
 }
 
 Components = Mapping[str, Any]
@@ -118,8 +122,12 @@ def _why_not_compared(document: Mapping[str, Any], components: Components) -> st
 
 
 def workload(components: Components, problem: str) -> dict[str, Any]:
-    """What the store's components page says of a problem, with neutral words if it says nothing."""
-    return {**DEFAULTS, **components.get("workloads", {}).get(problem, {})}
+    """What the store's components page says of a problem, with neutral words if it says nothing,
+    and whether its runs are ``judged_by_metric`` or by their loss.
+    """
+    about = {**DEFAULTS, **components.get("workloads", {}).get(problem, {})}
+    scale = Scale.of(about)
+    return {**about, "judged_by_metric": scale is not None and scale.metric != LOSS}
 
 
 def arms(cells: pd.DataFrame, components: Components) -> pd.DataFrame:

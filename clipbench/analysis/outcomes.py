@@ -35,7 +35,6 @@ class Note(Term):
 
 READING_LABELS = {
     Reading.ALL: "all settings",
-    Reading.EQUAL: "equal budget",
     Reading.UNTUNED: "untuned",
 }
 

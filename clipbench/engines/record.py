@@ -34,15 +34,8 @@ class Job:
         """The clip's first setting, or its default if none is given; None for a clip without
         settings.
         """
-        cls = registry.find("clip", self.cell.clip.name)
-        name = registry.threshold_field(cls)
-        return (
-            None
-            if name is None
-            else float(
-                self.clip_settings[name] if name in self.clip_settings else getattr(cls, name)
-            )
-        )
+        name = str(self.cell.clip.threshold)
+        return float(self.clip_settings[name]) if name in self.clip_settings else self.cell.number
 
 
 @dataclass
@@ -156,6 +149,7 @@ def about(workload: Any) -> dict[str, Any]:
         "target": getattr(workload, "target", None),
         "reference_loss": workload.reference_loss,
         "optimum": getattr(workload, "optimum", None),
+        "margin": getattr(workload, "margin", None),
         "unbounded": bool(getattr(workload, "unbounded", False)),
     }
 

@@ -17,6 +17,7 @@ from clipbench.execute import Executor, Setting
 from clipbench.protocol import pages
 from clipbench.protocol.failures import Failures, Reason
 from clipbench.protocol.plans import Plan, finished, gauge_key, headline, pilot_key, runnable
+from clipbench.protocol.preregister import preregister
 from clipbench.protocol.watcher import Watcher
 from clipbench.schema import Outcome, Status
 from clipbench.store import CURVES, Store
@@ -210,8 +211,10 @@ def _write_pages(study: Study, store: Store, plan: Plan, device: str, curves: st
     methods = headline(plan.cells)
     untuned["arms"] = [*methods.values(), *untuned["arms"]]
     plan_page = store.page("plan")
-    plan_page["protocol"] = {"seeds": problems, "untuned": untuned, "headline": methods}
+    graded = study.document.protocol.model_dump()
+    plan_page["protocol"] = {"seeds": problems, "untuned": untuned, "headline": methods, **graded}
     plan_page["phases"] = list(PHASES)
     plan_page["not_run"] = plan.not_run
     store.write_page("plan", plan_page)
+    preregister(store, plan.cells, plan_page["protocol"])
     return environment_key

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from clipbench import execute
+from clipbench import execute, selection
 from clipbench.cell import Cell
 from clipbench.engines import Job, rates
 from clipbench.engines.rates import BATCHED, LOOP, Choice
@@ -93,7 +93,8 @@ def _at_most(study: Study, asked: Plan, cells: Sequence[Cell]) -> tuple[int, int
     arms = {cell.arm for cell in cells}
     untuned = {*headline(asked.templates).values(), *study.document.untuned.arms}
     seeds = study.seeds(cells[0].workload.name)
-    report = sum(2 + (arm in untuned) for arm in arms) * seeds.report
+    same = selection.same_tries(selection.settings(cells), study.document.protocol.percentile)
+    report = (sum(1 + (arm in untuned) for arm in arms) + len(same)) * seeds.report
     extended = (
         sum(_settings_beyond([cell for cell in cells if cell.arm == arm]) for arm in arms)
         * seeds.select

@@ -1,4 +1,6 @@
-"""The report phase: the chosen settings on fresh seeds."""
+"""The report phase: on fresh seeds the chosen settings, and all those that are compared at the same
+number of tries.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,17 @@ def report(campaign: Campaign) -> None:
     """Train every arm at the settings of every reading."""
     protocol = campaign.store.page("plan")["protocol"]
     seeds = {problem: count["report"] for problem, count in protocol["seeds"].items()}
-    rows = selection.readings(
-        scores(campaign), seeds, protocol["untuned"], protocol["untuned"]["arms"]
-    )
-    cells = (
+    scored = scores(campaign)
+    rows = selection.readings(scored, seeds, protocol["untuned"], protocol["untuned"]["arms"])
+    cells = [
         replace(campaign.at(row), seed=int(row["seed"]), role=Role.REPORT)
         for row in rows.to_dict("records")
-    )
+    ]
+    for row in selection.same_tries(scored, protocol["percentile"]).to_dict("records"):
+        one = campaign.at(row)
+        first = selection.FIRST_REPORT_SEED
+        cells += [
+            replace(one, seed=seed, role=Role.REPORT)
+            for seed in range(first, first + seeds[one.problem])
+        ]
     campaign.train("report", list({cell.id: cell for cell in cells}.values()))

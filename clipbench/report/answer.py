@@ -10,11 +10,9 @@ import numpy as np
 import pandas as pd
 
 from clipbench import selection
-from clipbench.analysis.clips import claims
-from clipbench.analysis.headline import headline_pairs
-from clipbench.analysis.outcomes import Note, compare
 from clipbench.analysis.stable import stable
 from clipbench.report.evidence import Evidence
+from clipbench.report.headline import without_stopping
 from clipbench.report.outcomes import estimate
 from clipbench.report.parts import List, Text
 from clipbench.report.words import (
@@ -25,34 +23,28 @@ from clipbench.report.words import (
     gap_places,
     interval_of,
     listed,
-    metric_note,
     metric_words,
     percent,
-    plural,
-    seeds_note,
     short,
     signed,
 )
-from clipbench.schema import Outcome, Reading
+from clipbench.schema import Reading, Verdict
 from clipbench.selection import BASELINE
-from clipbench.statistics import Interval, holm
+from clipbench.statistics import Interval
 from clipbench.task import Task
 
 CLIPS = ("value clip", "norm clip")
-FEWEST_SEEDS = 5  # report seeds for a claim in words
-LEVEL = 0.05  # of Holm's correction, over all the comparisons that the answer makes
-ENDINGS = {
-    "better": "was better on",
-    "worse": "was worse on",
-    "unconfirmed": "made a difference that does not outlast the number of comparisons on",
-    "same": "made no difference that could be seen on",
-    "identical": "had plain SGD's own result on every seed of",
-    "alike": "moved every seed by the same amount, from which nothing can be inferred, on",
-    Note.NEVER_FIRED: "never fired, as chosen, on",
-    Note.INCOMPLETE: "has seeds missing or failed on",
-    Note.NO_VALUE: "has runs with no value on",
-    "too few": "ran on too few seeds to claim anything on",
+SAID = {
+    Verdict.BETTER: "is **better, by what matters**, on",
+    Verdict.PERHAPS_BETTER: "is **better**, by how much is uncertain, on",
+    Verdict.SAME: "makes **no difference that matters** on",
+    Verdict.PERHAPS_WORSE: "is **worse**, by how much is uncertain, on",
+    Verdict.WORSE: "is **worse, by what matters**, on",
+    Verdict.UNDECIDED: "is undecided on",
+    Verdict.NEVER_FIRED: "never fired on",
+    Verdict.INCOMPLETE: "lacks runs on",
 }
+MEANING = {str(one): one.meaning for one in Verdict}
 
 
 def told(evidence: Evidence) -> list[Text | List]:
@@ -64,116 +56,61 @@ def told(evidence: Evidence) -> list[Text | List]:
                 "fills this folder."
             )
         ]
-    if not evidence.reports:
+    gaps = evidence.gaps
+    if gaps.empty or not (gaps["n"] > 0).any():
         return [
             Text(
-                "**Nothing is chosen here.** This study reports on no fresh seeds: it shows what "
-                "every setting did, and has no tuned methods to compare."
-            )
+                "**No verdict.** Nothing in this folder compares a clip with its optimizer at the "
+                "same number of tries; why, the next section says."
+            ),
+            *_asked(evidence),
         ]
-    if not evidence.drawn["ended"].isin([*Outcome]).any():
-        return [
-            Text(
-                "**No answer yet.** The report phase, which runs each method's chosen setting on "
-                "fresh seeds, has no finished cell in this folder. What the selection phase "
-                "showed is below; it chose the settings, so that its numbers flatter every "
-                "method."
-            )
-        ]
-    pairs = headline_pairs(evidence.arms, evidence.methods)
-    compared = _with_holm(compare(evidence.drawn, pairs, evidence.components), evidence)
     ranges, costs = stable(evidence.cells), evidence.costs
-    claimed = claims(evidence.drawn, evidence.arms, evidence.components)
-    items = [
-        Text(_task_answer(evidence, task, compared, ranges, costs, claimed))
-        for task in evidence.tasks
-    ]
+    items = [Text(_task_answer(evidence, task, ranges, costs)) for task in evidence.tasks]
     brackets = Text(
-        "In brackets: 95 % intervals. n: report seeds, each run by both methods. Stable: every "
-        "selection seed learned."
+        "In brackets: 95 % intervals; the verdicts hold for all comparisons of a family together. "
+        "n: seeds. Stable: every selection seed learned."
     )
-    return [*_summary(evidence, compared), List([item for item in items if item.words]), brackets]
+    return [*_summary(evidence), List([item for item in items if item.words]), brackets]
 
 
-def _with_holm(compared: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
-    """The comparisons with ``holm``: the corrected p of those told in words, clips with plain
-    SGD at equal budget; else NaN.
-    """
-    clips = compared["arm"].isin(
-        [evidence.methods[clip] for clip in CLIPS if clip in evidence.methods]
-    )
-    said = (clips & (compared["reading"] == Reading.EQUAL)).to_numpy(dtype=bool)
-    corrected = np.full(len(compared), np.nan)
-    corrected[said] = holm(compared["p"].to_numpy(dtype=float)[said])
-    return compared.assign(holm=corrected)
+def _asked(evidence: Evidence) -> list[Text | List]:
+    return [
+        Text(f"**{evidence.labels[task]}**: {' '.join(said)}")
+        for task in evidence.tasks
+        if (said := _asked_sentences(evidence, task))
+    ]
 
 
-def _summary(evidence: Evidence, compared: pd.DataFrame) -> list[Text]:
-    """How often each clip won, lost, or made no difference that could be seen."""
-    rows = compared[compared["reading"] == Reading.EQUAL]
+def _summary(evidence: Evidence) -> list[Text | List]:
+    """What each clip did on each optimizer, over all workloads."""
     sentences = []
-    for clip in CLIPS:
-        rows_of_arm = rows[rows["arm"] == evidence.methods.get(clip)].to_dict("records")
-        if not rows_of_arm:
-            continue
-        ends: dict[str, list[str]] = {}
-        for row in rows_of_arm:
-            ends.setdefault(_ending(row), []).append(evidence.labels[Task.of(row)])
-        words = [f"{ENDINGS[end]} {listed(ends[end])}" for end in ENDINGS if end in ends]
-        sentences.append(f"**{clip.capitalize()}ping** {', '.join(words)}.")
-    if not sentences and BASELINE not in evidence.methods:
-        return [
-            Text(
-                "This study has no plain SGD without a clip, so that nothing is compared with "
-                "it here."
-            )
-        ]
+    labelled = evidence.gaps.merge(evidence.arms, on=["problem", "batch", "device", "dtype", "arm"])
+    for (optimizer, clip), rows in labelled.groupby(["optimizer_label", "clip_label"], sort=True):
+        name = f"{str(clip).capitalize()} clipping on {evidence.short(str(optimizer))}"
+        places: dict[str, list[str]] = {}
+        for row in rows.to_dict("records"):
+            places.setdefault(row["verdict"], []).append(evidence.labels[Task.of(row)])
+        said = [f"{words} {listed(places[one])}" for one, words in SAID.items() if one in places]
+        sentences.append(f"{name} {'; '.join(said)}.")
     if not sentences:
         return []
-    return [Text("Against plain SGD, at equal tuning budget: " + " ".join(sentences))]
+    return [
+        Text("Against the same optimizer without a clip, at the same number of tries:"),
+        List([Text(sentence) for sentence in sentences]),
+    ]
 
 
-def _ending(row: Row) -> str:
-    interval = interval_of(row)
-    if row["note"]:
-        return str(row["note"])
-    if row["n"] < FEWEST_SEEDS or (not interval.bounded and row["statistic"] != "mean"):
-        return "too few"
-    if not interval.bounded:
-        return "alike" if interval.estimate else "identical"
-    if interval.sign and not row["holm"] < LEVEL:
-        return "unconfirmed"
-    return {1: "better", -1: "worse", 0: "same"}[interval.sign]
-
-
-def _task_answer(
-    evidence: Evidence,
-    task: Task,
-    compared: pd.DataFrame,
-    ranges: pd.DataFrame,
-    costs: pd.DataFrame,
-    claimed: pd.DataFrame,
-) -> str:
+def _task_answer(evidence: Evidence, task: Task, ranges: pd.DataFrame, costs: pd.DataFrame) -> str:
     about, methods = evidence.about(task), evidence.methods
-    sentences = []
-    rows = evidence.of(compared, task)
+    rows = evidence.of(evidence.gaps, task)
     places = gap_places(rows)
-    for clip in CLIPS:
-        readings = {
-            row["reading"]: row for row in rows[rows["arm"] == methods.get(clip)].to_dict("records")
-        }
-        if Reading.EQUAL in readings:
-            sentences.append(_verdict(clip, readings[Reading.EQUAL], about, places))
-        if (
-            Reading.ALL in readings
-            and not readings[Reading.ALL]["note"]
-            and interval_of(readings[Reading.ALL]).bounded
-        ):
-            whole = interval_of(readings[Reading.ALL])
-            sentences.append(
-                f"With all its settings: {signed(whole.estimate, places)} "
-                f"{between(whole, places, sign=True)}."
-            )
+    sentences = [_reached(evidence, task)]
+    sentences += [
+        _verdict({**row, "arm": evidence.short(row["arm"])}, places)
+        for row in rows.to_dict("records")
+    ]
+    sentences.append(_other_optimizers(evidence, task))
     if BASELINE in methods:
         sentences += [
             _range_sentence(clip, evidence.of(ranges, task), methods)
@@ -181,70 +118,49 @@ def _task_answer(
             if clip in methods
         ]
     sentences.append(_cost_sentence(evidence, task, costs))
-    sentences.append(_claims_sentence(evidence.of(claimed, task)))
     sentences += _asked_sentences(evidence, task)
     words = " ".join(filter(None, sentences))
-    return f"**{evidence.labels[task]}**: {metric_note(about)}. {words}" if words else ""
+    better = "higher" if about["higher_is_better"] else "lower"
+    judged = f"{metric_words(about)}, {better} is better"
+    return f"**{evidence.labels[task]}** ({judged}). {words}" if words else ""
 
 
-def _verdict(  # noqa: PLR0911 - a sentence for every case
-    clip: str, row: Row, about: Row, places: int
-) -> str:
-    """One comparison at equal budget, in words that the interval supports."""
-    name, n = clip.capitalize(), int(row["n"])
-    if row["note"] == Note.NEVER_FIRED:
-        return (
-            f"**{name}**, as chosen, never fired (under {percent(selection.FIRED)} of steps): "
-            f"the same as plain SGD."
-        )
-    if row["note"] == Note.INCOMPLETE:
-        return f"{name}: seeds failed or are missing, so nothing is concluded."
-    if row["note"] == Note.NO_VALUE:
-        return f"{name}: some runs ended with no value of the metric, so nothing is concluded."
-    interval = interval_of(row)
-    # The paired difference counts improvement as positive, whatever the metric's direction.
-    unit = (
-        "improvement in success rate"
-        if about["success"] is not None
-        else f"improvement in {metric_words(about)}"
-    )
-    shown = f"{signed(interval.estimate, places)} {between(interval, places, sign=True)}".strip()
-    ending, seeds = _ending(row), seeds_note(n, about)
-    if ending == "too few":
-        why = (
-            seeds
-            if about["deterministic"] and n == 1
-            else f"too few seeds to claim anything ({seeds})"
-        )
-        return f"{name}: {why}; {unit} {shown}."
-    if ending == "identical":
-        return (
-            f"{name}: the same {metric_words(about)} as plain SGD on every seed, at equal "
-            f"budget ({seeds})."
-        )
-    if ending == "alike":
-        return (
-            f"{name}: {unit} {shown} on every seed alike ({seeds}), from which nothing can be "
-            f"inferred."
-        )
-    kind = "median, diverged seeds as the worst; " if row["statistic"] == "median" else ""
-    if ending == "unconfirmed":
-        return (
-            f"{name}: {unit} {shown} at equal budget ({kind}n = {n}), which does not outlast "
-            f"Holm's correction for the number of comparisons made here (p = {row['holm']:.2g})."
-        )
-    if interval.sign > 0:
-        return (
-            f"**{name} is better than plain SGD** at equal budget: {unit} {shown} ({kind}n = {n})."
-        )
-    if interval.sign < 0:
-        return (
-            f"**{name} is worse than plain SGD** at equal budget: {unit} {shown} ({kind}n = {n})."
-        )
-    return (
-        f"{name}: no difference from plain SGD seen at equal budget, {unit} {shown} "
-        f"({kind}n = {n})."
-    )
+def _reached(evidence: Evidence, task: Task) -> str:
+    """What plain SGD is expected to reach."""
+    levels, arm = evidence.of(evidence.levels, task), evidence.methods.get(BASELINE)
+    mine = levels[(levels["arm"] == arm) & (levels["grade"] == evidence.grade)]
+    if mine.empty or math.isnan(mine["estimate"].iloc[0]):
+        return ""
+    row = mine.iloc[0].to_dict()
+    places = decimals(levels["estimate"].dropna())
+    shown = f"{fixed(row['estimate'], places)} {between(interval_of(row), places)}".strip()
+    return f"Plain SGD reaches {shown}."
+
+
+def _verdict(row: Row, places: int) -> str:
+    """One comparison, in the words of its verdict."""
+    name, n = str(row["arm"]), f"n = {row['n']}"
+    if row["verdict"] in (Verdict.NEVER_FIRED, Verdict.INCOMPLETE):
+        return f"{name}: {row['verdict']} ({MEANING[row['verdict']]})."
+    bounds = Interval(row["difference"], row["low"], row["high"])
+    shown = f"{signed(row['difference'], places)} {between(bounds, places, sign=True)}".strip()
+    return f"{name}: {shown}, {row['verdict']}{without_stopping(row)} ({n})."
+
+
+def _other_optimizers(evidence: Evidence, task: Task) -> str:
+    """Whether another optimizer without a clip does better than plain SGD."""
+    rivals = evidence.of(evidence.rivals, task)
+    ahead = rivals[rivals["low"] > 0].sort_values("difference", ascending=False)
+    if rivals.empty:
+        return ""
+    if ahead.empty:
+        return "No other optimizer is ahead of plain SGD without a clip."
+    places = gap_places(rivals)
+    words = [
+        f"{evidence.short(row['arm'])} {signed(row['difference'], places)}"
+        for row in ahead.to_dict("records")
+    ]
+    return f"Without a clip, other optimizers are ahead of plain SGD: {listed(words)}."
 
 
 def _range_sentence(  # noqa: PLR0911 - a sentence for every case
@@ -307,25 +223,6 @@ def _cost_sentence(evidence: Evidence, task: tuple[Any, ...], costs: pd.DataFram
         where = f" ({evidence.machine(str(environment))})" if several else ""
         sentences.append(f"A step costs {listed(said)} clipping{where}.")
     return " ".join(sentences)
-
-
-def _claims_sentence(claimed: pd.DataFrame) -> str:
-    others = claimed[(claimed["baseline"] != "sgd") & ~(claimed["n"] < FEWEST_SEEDS)]
-    if others.empty:
-        return ""
-    held = others[(others["holm"] < 0.05) & (others["estimate"] != 0)]
-    better, worse = int((held["estimate"] > 0).sum()), int((held["estimate"] < 0).sum())
-    names = listed(sorted(set(others["baseline"])))
-    if not better and not worse:
-        return (
-            f"On {names}, none of {plural(len(others), 'comparison')} between clipped and "
-            f"unclipped survives Holm's correction."
-        )
-    total = plural(len(others), "comparison")
-    return (
-        f"On {names}, clipping gains in {better} and loses in {worse} of {total} after Holm's "
-        f"correction."
-    )
 
 
 def _asked_sentences(evidence: Evidence, task: tuple[Any, ...]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from clipbench import selection
+from clipbench.analysis import headline
 from clipbench.analysis.cells import arms, counts, current, of_task, workload
 from clipbench.analysis.cost import cost
 from clipbench.analysis.implementations import DEFAULT
@@ -22,6 +23,8 @@ from clipbench.report.words import census
 from clipbench.schema import RULES
 from clipbench.store import Store
 from clipbench.task import TASK, Task, labels
+
+SCHEDULE = re.compile(r"\bschedule=([\w-]+(?:\([^()]*\))?)")  # in a label
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class Evidence:
     tasks: Sequence[Task]
     labels: Mapping[Task, str]
     choices: pd.DataFrame
+    levels: pd.DataFrame
+    gaps: pd.DataFrame
+    rivals: pd.DataFrame
     throughput: pd.DataFrame
     png: bool = True  # whether figures are wanted as PNG
     names: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -60,6 +66,22 @@ class Evidence:
         return {name: arm for name, arm in known.items() if arm in held}
 
     @property
+    def schedule(self) -> str | None:
+        """The schedule of the learning rate that all optimizers of the study share; None if they
+        differ or have none.
+        """
+        met = {tuple(SCHEDULE.findall(label)) for label in self.arms["optimizer_label"]}
+        shared = met.pop() if len(met) == 1 else ()
+        return shared[0] if shared else None
+
+    def short(self, arm: str) -> str:
+        """An arm's name without the schedule that all of them share."""
+        if self.schedule is None:
+            return arm
+        word = f"schedule={self.schedule}"
+        return re.sub(rf"\({re.escape(word)}\)|, {re.escape(word)}|{re.escape(word)}, ", "", arm)
+
+    @property
     def reports(self) -> bool:
         """Whether the study asks for any fresh seed to report on."""
         return any(
@@ -70,6 +92,11 @@ class Evidence:
     def rules(self) -> int:
         """By which rules the outcomes were judged; today's if there is no cell yet."""
         return int(self.cells["rules"].fillna(1).max()) if len(self.cells) else RULES
+
+    @property
+    def grade(self) -> str:
+        """By which checkpoint runs are graded first: ``best`` or ``last``."""
+        return str(self.plan.get("protocol", {}).get("grade", "best"))
 
     @property
     def costs(self) -> pd.DataFrame:
@@ -123,6 +150,12 @@ def read(store: Store, *, png: bool = True) -> Evidence:
     protocol = plan.get("protocol", {})
     drawn = draws(cells, protocol)
     timed = store.read("throughput")
+    compared = arms(cells, components)
+    found = headline.axes(
+        cells, components, protocol, headline.starts(store.read("evals"), cells, components)
+    )
+    grade = str(protocol.get("grade", "best"))
+    methods = protocol.get("headline", {})
     tasks = sorted({Task(*row) for row in cells[TASK].drop_duplicates().itertuples(index=False)})
     return Evidence(
         store=store,
@@ -131,12 +164,15 @@ def read(store: Store, *, png: bool = True) -> Evidence:
         components=components,
         plan=plan,
         environment=store.page("environment"),
-        arms=arms(cells, components),
+        arms=compared,
         drawn=drawn,
         results=results(drawn, components),
         tasks=tasks,
         labels=labels(tasks),
         choices=selection.choose(selection.score(cells)),
+        levels=headline.levels(found, components),
+        gaps=headline.gaps(found, compared, components, grade),
+        rivals=headline.rivals(found, methods, compared, components, grade),
         throughput=timed,
         png=png,
     )

@@ -1,177 +1,289 @@
-"""The section on the named methods: at equal budget, at all settings and untuned."""
+"""The section on the methods at the same number of tries: what each reaches, and the verdicts on
+clips.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
 
-from clipbench.analysis.headline import headline_pairs
-from clipbench.analysis.outcomes import READING_LABELS, compare
+from clipbench.analysis.headline import FEWEST, GRADES
 from clipbench.figures.headline import draw
+from clipbench.figures.style import arm_colours, ordered
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import headed, picture, report_cells
-from clipbench.report.outcomes import (
-    END_HEAD,
-    difference,
-    ends,
-    estimate,
-    n_words,
-    prefixed,
-    setting,
-    target,
-    value_head,
+from clipbench.report.frames import headed, picture
+from clipbench.report.parts import List, Part, Section, Table, Text
+from clipbench.report.words import (
+    DASH,
+    Row,
+    between,
+    decimals,
+    fixed,
+    gap_places,
+    interval_of,
+    listed,
+    metric_words,
+    percent,
+    plural,
+    short,
+    signed,
 )
-from clipbench.report.parts import Part, Section, Table, Text
-from clipbench.report.words import DASH, decimals, gap_places, metric_note, percent
-from clipbench.schema import Outcome, Reading, Status
-from clipbench.selection import BASELINE
-from clipbench.task import ARM, Task
+from clipbench.schema import RULES, Outcome, Verdict
+from clipbench.selection import POINT
+from clipbench.statistics import Interval
+from clipbench.task import Task, Threshold
+from clipbench.verdicts import LEVEL
 
-READINGS = (
-    "Each method's setting was chosen on the selection seeds and run again on fresh report seeds; "
-    "what follows is from those alone. **Equal budget** asks what each method reaches when it may "
-    "try only as many settings as the method with the fewest: a clip has a threshold to tune, and "
-    "must not win by five times as many tries. **All settings** lets each method use its whole "
-    "grid. **Untuned** is one fixed learning rate and threshold. Intervals are 95 %."
+TITLE = "The methods at the same number of tries"
+NEEDED = 3  # the rules that first graded a run by its best checkpoint
+
+HOW = (
+    "Each method tries the learning rates of its optimizer and nothing else. A clip has one "
+    "threshold, {threshold}, fixed before anything had run; so no method wins by more tries. The "
+    "estimate is the expected result of somebody who chooses the learning rate on three seeds, by "
+    "the mean on validation, and trains once more: the mean over all sets of three seeds, and "
+    "over all seeds outside the set, on test. Intervals are those of the jackknife that leaves "
+    "one seed out, from both roles."
+)
+VERDICTS = (
+    "A verdict needs a margin δ inside which no difference matters; each workload names its own. "
+    "The words hold for all comparisons of a family together, with the error of the family that "
+    "the table names. At ½ δ and 2 δ: what the verdict would be."
 )
 
 
 def section(evidence: Evidence) -> Section:
-    """The named methods, at equal budget, at all settings and untuned."""
-    methods, results = evidence.methods, evidence.results
-    shown = results[results["arm"].isin(methods.values())]
-    if not evidence.reports:
-        return Section(
-            "headline",
-            "The five methods",
-            [Text("This study reports on no fresh seeds, and chooses no settings.")],
-        )
-    if not methods:
-        return Section(
-            "headline",
-            "The five methods",
-            [Text("This study has none of them: what it compares is below.")],
-        )
-    if shown.empty or not evidence.drawn["ended"].isin([*Outcome, Status.FAILED]).any():
-        return Section(
-            "headline",
-            "The five methods",
-            [Text("The report phase has not run yet, so that there is nothing to compare.")],
-        )
+    """The methods at the same number of tries."""
+    reason = _nothing(evidence)
+    if reason:
+        return Section("headline", TITLE, [Text(reason)] if len(evidence.cells) else [])
+    gaps = evidence.gaps
     parts: list[Part] = [
-        Text(READINGS),
-        Text(f"A run ends in one of four ways. {_endings(evidence.rules)}"),
+        Text(HOW.format(threshold=_fixed(evidence))),
+        Text(
+            "Graded by the **best checkpoint**, that of the best validation value, and beside it "
+            "at the **last step**. A run that diverged has its best checkpoint before the event, "
+            "and counts as chance at the last step."
+            if evidence.grade == "best"
+            else "Graded at the **last step**, at which a run that diverged counts as chance."
+        ),
     ]
-    panels = [
-        {
-            "task": task,
-            "title": evidence.labels[task],
-            "label": metric_note(evidence.about(task)),
-            "success": evidence.about(task)["success"] is not None,
-            "higher_is_better": evidence.about(task)["higher_is_better"],
-        }
-        for task in evidence.tasks
-    ]
-    drawn = evidence.drawn[evidence.drawn["arm"].isin(methods.values())]
-    cells = report_cells(evidence, drawn)
-    with_clip = results.merge(evidence.arms, on=ARM)
-    figure = draw(with_clip, drawn, panels, methods, evidence.footer(cells))
-    caption = (
-        "The named methods on report seeds: the mean, or the success rate, with its 95 % "
-        "interval, and every seed as a faint dot. Where a seed diverged the mark is the median, "
-        "with that seed as the worst possible outcome."
-    )
-    if BASELINE in methods:
-        caption += " The dashed line is plain SGD at equal budget."
-    parts.append(picture(evidence, figure, caption, cells, "headline"))
-    compared = compare(evidence.drawn, headline_pairs(evidence.arms, methods), evidence.components)
-    for task in evidence.tasks:
-        parts += headed(evidence, task, [_table(evidence, task, compared)])
-    return Section("headline", "The five methods", parts)
-
-
-def _endings(rules: int) -> str:
-    """What the outcomes mean, by the rules that judged them."""
-    if rules == 1:
-        return (
-            "**Diverged**: a value stopped being finite, or the loss blew up and stayed there. "
-            "**Collapsed**: finite, but back at the loss of a constant prediction after having "
-            "left it, which is how most runs of small networks fail. **Stalled**: still at that "
-            "loss, too slow. **Learned**: none of these."
+    if evidence.schedule:
+        parts.append(Text(f"All learning rates follow the schedule `{evidence.schedule}`."))
+    if len(gaps):
+        parts += [Text(VERDICTS), List([Text(one) for one in _families(evidence, gaps)])]
+        panels = [
+            {
+                "task": task,
+                "title": evidence.labels[task],
+                "label": f"improvement in {metric_words(evidence.about(task))} by the clip",
+            }
+            for task in evidence.tasks
+            if len(evidence.of(gaps, task))
+        ]
+        cells = evidence.cells
+        named = gaps.assign(label=[evidence.short(arm) for arm in gaps["arm"]])
+        figure = draw(named, panels, arm_colours(evidence.arms), evidence.footer(cells))
+        caption = (
+            "Each clip against the same optimizer without it: the difference between what both "
+            "are expected to reach, positive where the clip is better. Thick: 95 %; thin: what "
+            "holds for all of a family together; the band is the margin."
         )
+        parts.append(picture(evidence, figure, caption, cells, "headline"))
+    parts.append(Text(f"A run ends in one of four ways. {_endings()}"))
+    for task in evidence.tasks:
+        if len(evidence.of(evidence.levels, task)):
+            parts += headed(evidence, task, _tables(evidence, task))
+    return Section("headline", TITLE, parts)
+
+
+def _nothing(evidence: Evidence) -> str:
+    """Why there is nothing to compare; empty if there is."""
+    if evidence.rules < NEEDED:
+        return (
+            f"The cells of this folder are of rules {evidence.rules}: they were not graded by "
+            f"their best checkpoint, and no threshold was fixed in advance. Today's rules, "
+            f"{RULES}, compare methods at the same number of tries; the next `clipbench run` does."
+        )
+    if evidence.levels.empty:
+        return (
+            "No clip of this study has a threshold that was fixed in advance: one alone, or "
+            "`percentile` as [protocol] names it. So nothing is compared at the same number of "
+            "tries."
+        )
+    if not (evidence.levels["n"] > 0).any():
+        return (
+            "No seed has finished the whole axis of learning rates yet, so that there is nothing "
+            "to compare."
+        )
+    return ""
+
+
+def _fixed(evidence: Evidence) -> str:
+    """What the thresholds of the compared clips are."""
+    rows = evidence.levels[evidence.levels["threshold"].notna()].to_dict("records")
+    words = {Threshold.of(row).word for row in rows}
+    percentile = evidence.plan.get("protocol", {}).get("percentile", 90.0)
+    told = {
+        "percentile": f"the {short(percentile)}th percentile of the sizes in a short pilot run",
+        "relative": "a multiple of the median size in a short pilot run",
+        None: "a number that the study gives",
+    }
+    return listed([told[word] for word in told if word in words]) or "given by the study"
+
+
+def _families(evidence: Evidence, gaps: pd.DataFrame) -> list[str]:
+    return [
+        f"**{evidence.short(str(name))}**: {plural(len(rows), 'comparison')}, error "
+        + (
+            percent(LEVEL)
+            if rows["level"].iloc[0] == LEVEL
+            else f"{100 * rows['level'].iloc[0]:g} %, for it is one of the two first questions"
+        )
+        for name, rows in gaps.groupby("family", sort=True)
+    ]
+
+
+def _endings() -> str:
     return " ".join(f"**{word.capitalize()}**: {word.meaning}." for word in Outcome)
 
 
-def _table(evidence: Evidence, task: Task, compared: pd.DataFrame) -> Table:
-    about, methods = evidence.about(task), evidence.methods
-    results, gaps = evidence.of(evidence.results, task), evidence.of(compared, task)
-    results = results[results["arm"].isin(methods.values())]
-    places, digits = decimals(results["estimate"]), gap_places(gaps)
-    compared_here = bool((results["arm"] == methods.get(BASELINE)).any())
-    rows, frames = [], []
-    for method, arm in methods.items():
-        first = True
-        for reading in (Reading.EQUAL, Reading.ALL, Reading.UNTUNED):
-            matches = results[(results["arm"] == arm) & (results["reading"] == reading)]
-            if matches.empty:
-                continue
-            row = matches.iloc[0].to_dict()
-            gap = gaps[(gaps["arm"] == arm) & (gaps["reading"] == reading)]
-            against = gap.iloc[0].to_dict() if len(gap) else None
-            rows.append(
-                [
-                    method if first else "",
-                    READING_LABELS[reading],
-                    estimate(row, places, about),
-                    *(
-                        [difference(against, digits, about) if against else _no_pair(method)]
-                        if compared_here
-                        else []
-                    ),
-                    *ends(row),
-                    percent(row["clipped_fraction"]) if "clip" in method else DASH,
-                    target(row),
-                    setting(row),
-                ]
-            )
-            frames.append({"method": method, **row, **prefixed(against)})
-            first = False
-    gap_words = (
-        (
-            "The difference is paired, seed by seed, and positive where the method is better than "
-            "plain SGD."
+def _tables(evidence: Evidence, task: Task) -> list[Part]:
+    return [_levels(evidence, task), *([_gaps(evidence, task)] if len(_of(evidence, task)) else [])]
+
+
+def _of(evidence: Evidence, task: Task) -> pd.DataFrame:
+    return evidence.of(evidence.gaps, task)
+
+
+def _levels(evidence: Evidence, task: Task) -> Table:
+    """What each method reaches."""
+    about, mine = evidence.about(task), evidence.of(evidence.levels, task)
+    rivals = evidence.of(evidence.rivals, task)
+    arms = evidence.of(evidence.arms, task)
+    places, digits = decimals(mine["estimate"].dropna()), gap_places(rivals)
+    success = about["success"] is not None
+    rows = []
+    for arm in ordered(arms[arms["arm"].isin(mine["arm"])]):
+        by_grade = {row["grade"]: row for row in mine[mine["arm"] == arm].to_dict("records")}
+        main: dict[str, Any] = by_grade.get(evidence.grade) or by_grade["last"]
+        whole = int(main["n"] + main["lacking"])
+        rival = rivals[rivals["arm"] == arm].to_dict("records")
+        rows.append(
+            [
+                evidence.short(arm),
+                *(_level(by_grade.get(grade), places) for grade in GRADES),
+                *([percent(main["succeeded"])] if success else []),
+                _difference(rival[0], digits) if rival else DASH,
+                f"{main['n']:.0f}" + f" of {whole}" * (main["lacking"] > 0),
+                str(int(main["tries"])),
+                _setting(main),
+                percent(main["fired"]) if not Threshold.of(main).absent else DASH,
+            ]
         )
-        if compared_here
-        else "Plain SGD is not among these arms, so that there is no difference from it to give."
-    )
+    head = [
+        "method",
+        *(f"{metric_words(about)}, {words}" for words in GRADES.values()),
+        *(["succeeded"] if success else []),
+        "better than plain SGD by",
+        "seeds",
+        "tries",
+        "chosen most often",
+        "steps clipped",
+    ]
     caption = (
-        f"{evidence.labels[task]}: {metric_note(about)}, on report seeds. {gap_words} "
-        f"{n_words(results, about)}"
+        f"{evidence.labels[task]}: what tuning on three seeds is expected to reach "
+        f"({metric_words(about)}, {'higher' if about['higher_is_better'] else 'lower'} is better). "
+        "Intervals are 95 %."
     )
     return Table(
-        evidence.name("tables", "headline", evidence.labels[task]),
+        evidence.name("tables", "headline", evidence.labels[task]), caption, head, rows, mine
+    )
+
+
+def _level(row: dict[str, Any] | None, places: int) -> str:
+    if row is None or math.isnan(row["estimate"]):
+        return DASH
+    return f"{fixed(row['estimate'], places)} {between(interval_of(row), places)}".strip()
+
+
+def _setting(row: dict[str, Any]) -> str:
+    if math.isnan(row["lr"]):
+        return DASH
+    words = f"lr {short(row[POINT[0]])} in {percent(row['share'])}"
+    threshold = Threshold.of(row)
+    return words if threshold.absent else f"{words}, threshold {short(threshold.value)}"
+
+
+def _difference(row: dict[str, Any], digits: int) -> str:
+    bounds = Interval(row["difference"], row["low"], row["high"])
+    return f"{signed(row['difference'], digits)} {between(bounds, digits, sign=True)}".strip()
+
+
+def _gaps(evidence: Evidence, task: Task) -> Table:
+    """The verdicts on clips."""
+    about, mine = evidence.about(task), _of(evidence, task)
+    digits = gap_places(mine)
+    rows = []
+    for row in mine.to_dict("records"):
+        family = Interval(row["difference"], row["family_low"], row["family_high"])
+        last = Interval(row["last"], row["last_low"], row["last_high"])
+        rows.append(
+            [
+                evidence.short(row["arm"]),
+                str(row["verdict"]) + without_stopping(row),
+                _difference(row, digits),
+                between(family, digits, sign=True) or DASH,
+                f"{signed(row['last'], digits)} {between(last, digits, sign=True)}".strip(),
+                fixed(row["smallest"], digits),
+                str(row["at_half"]),
+                str(row["at_double"]),
+                _needed(row),
+            ]
+        )
+    head = [
+        "clip",
+        "verdict",
+        "difference [95 %]",
+        "[family]",
+        "at the last step",
+        "smallest margin",
+        "at ½ δ",
+        "at 2 δ",
+        "seeds to decide",
+    ]
+    margin = mine["margin"].max()
+    told = (
+        f"δ = {short(margin)} {metric_words(about)}"
+        if margin > 0
+        else "the workload names no margin, so that no difference can be called too small to matter"
+    )
+    caption = (
+        f"{evidence.labels[task]}: each clip against the same optimizer without it, positive where "
+        f"the clip is better; {told}. Smallest margin: that at which “no difference” would hold. "
+        f"Seeds to decide: with a power of 80 %, if there is no difference, or one of 2 δ."
+    )
+    return Table(
+        evidence.name("tables", "verdicts", evidence.labels[task]),
         caption,
-        _head(about, compared_here),
+        head,
         rows,
-        pd.DataFrame(frames),
+        mine,
         words=2,
     )
 
 
-def _no_pair(method: str) -> str:
-    return "baseline" if method == BASELINE else DASH
+def without_stopping(row: Row) -> str:
+    """A clip may only prevent what an early stop prevents as well."""
+    better = row["verdict"] in (Verdict.BETTER, Verdict.PERHAPS_BETTER)
+    if row["grade"] == "last" or better or not row["last_low"] > 0:
+        return ""
+    return "; better only without early stopping"
 
 
-def _head(about: dict[str, Any], compared_here: bool) -> list[str]:
-    return [
-        "method",
-        "reading",
-        value_head(about),
-        *(["better than plain SGD by"] if compared_here else []),
-        "n",
-        *END_HEAD,
-        "steps clipped",
-        "steps to target",
-        "chosen setting",
-    ]
+def _needed(row: dict[str, Any]) -> str:
+    if row["verdict"] != Verdict.UNDECIDED or math.isnan(row["needed"]):
+        return f"≥ {FEWEST}" if row["n"] < FEWEST else DASH
+    return short(row["needed"]) if math.isinf(row["needed"]) else f"{row['needed']:,.0f}"

@@ -21,7 +21,7 @@ from clipbench.schema import Role, Status
 from clipbench.store.commits import refuse_newer
 from clipbench.store.files import Damaged, content, replace_text, set_aside
 
-PAGES = ("environment", "components", "calibration", "plan")
+PAGES = ("environment", "components", "calibration", "plan", "preregistered")
 STUDY, LIST = "study.toml", "pages.json"
 CURVES = ("all", "report", "none")  # whose curves a folder keeps, most first
 # Of each page, the keys whose values others rely on: what they are, and what they hold.
@@ -35,6 +35,7 @@ SHAPES: dict[str, dict[str, tuple[type, type]]] = {
         "protocol": (dict, object),
         "not_run": (list, dict),
     },
+    "preregistered": {"versions": (list, dict)},
 }
 
 

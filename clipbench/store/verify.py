@@ -50,7 +50,9 @@ def problems(store: Contents) -> list[str]:
 
 def missing(store: Contents) -> list[str]:
     """What the study asks for and the folder lacks, a sentence each."""
-    sentences = [f"{name}.json is not written yet" for name in PAGES if not store.page(name)]
+    # folders from before there was a preregistration have none
+    wanted = [name for name in PAGES if name != "preregistered"]
+    sentences = [f"{name}.json is not written yet" for name in wanted if not store.page(name)]
     cells, plan = store.read("cells"), store.page("plan")
     stored = set(cells.loc[cells["status"] != Status.FAILED, "cell"])
     sentences += [

@@ -69,12 +69,14 @@ def _field(word: Word, table: str, tables: dict[str, type[Page]]) -> tuple[Any, 
 
 
 Seeds = _model("seeds", Page)
+Protocol = _model("protocol", Page)
 Untuned = _model("untuned", Page)
 Run = _model("run", Page, seeds=Seeds)
 Document = _model(
     PAGE,
     Page,
     run=Run,
+    protocol=Protocol,
     untuned=Untuned,
     **{kind: _model(kind, Table, seeds=Seeds) for kind in KINDS},
 )

@@ -68,7 +68,7 @@ def _place(where: str, path: tuple[int | str, ...]) -> Place:
         if isinstance(step, int):
             where = f"{where}, {ordinal(step)} [[{name}]]"
             continue
-        if name in ("run", "untuned") and table == PAGE:
+        if name in ("run", "protocol", "untuned") and table == PAGE:
             where = f"{where}, [{name}]"
         elif name == "seeds":
             where = f"{where} seeds"

@@ -1,0 +1,94 @@
+"""Array → array: what somebody reaches who tunes a learning rate on a few seeds, and how sure one
+can be of it.
+
+Nothing here is drawn at random: all choices that a few of the seeds could lead to are made.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from clipbench.statistics import CONFIDENCE, Interval
+
+TUNED_ON = 3  # seeds on which a setting is chosen
+TIE = 1e-12  # means of the same values in another order differ by less
+Array = NDArray[np.float64]
+
+
+class Tuned(NamedTuple):
+    """What tuning reaches: the ``estimate``, what it is ``without`` each seed in turn, and the
+    share of the choices that fall on each setting.
+    """
+
+    estimate: float
+    without: Array
+    chosen: Array
+
+
+def expected(validation: Array, test: Array, tuned_on: int = TUNED_ON) -> Tuned:
+    r"""The expected result of somebody who tunes on ``tuned_on`` seeds and trains once more on
+    another: the mean over all sets of so many seeds, and over all seeds outside the set.
+
+    .. math:: \theta = \operatorname{mean}_{T} \operatorname{mean}_{s \notin T}
+              \text{test}_s(\arg\max_c \textstyle\sum_{t \in T} \text{validation}_t(c))
+
+    Of settings that tie the mean counts. With no more seeds than ``tuned_on``, one fewer than
+    there are choose; a single seed chooses and is judged, for there is nothing else.
+
+    :param validation: settings × seeds, higher is better.
+    :param test: the same, of what is reported.
+    """
+    seeds = validation.shape[1]
+    if seeds == 1:
+        share = _shares(validation)
+        return Tuned(float((share @ test)[0, 0]), np.empty(0), share[0])
+    size = min(tuned_on, seeds - 1)
+    sets = np.array(list(itertools.combinations(range(seeds), size)))
+    inside = np.zeros((len(sets), seeds), dtype=bool)
+    np.put_along_axis(inside, sets, values=True, axis=1)
+    share = _shares(validation[:, sets].mean(axis=2))
+    reached = np.where(inside, 0.0, share @ test)  # sets × seeds
+    total = reached.sum(axis=1)
+    estimate = float(total.mean() / (seeds - size))
+    if seeds - 1 <= size:
+        return Tuned(estimate, np.empty(0), share.mean(axis=0))
+    # Without a seed: neither its sets, nor its result.
+    left = np.where(inside, 0.0, total[:, None] - reached).sum(axis=0)
+    without = left / (~inside).sum(axis=0) / (seeds - 1 - size)
+    return Tuned(estimate, without, share.mean(axis=0))
+
+
+def _shares(scores: Array) -> Array:
+    """Settings × sets → sets × settings: 1 at the best setting of each set, shared if some tie."""
+    best = scores.max(axis=0)
+    tied = scores >= best - TIE * np.maximum(1.0, np.abs(best))
+    return (tied / tied.sum(axis=0)).T
+
+
+def standard_error(without: Array) -> float:
+    r"""The jackknife's standard error of an estimate, from its values without each seed in turn.
+
+    .. math:: \sqrt{\tfrac{n - 1}{n} \sum_{i=1}^n (\theta_{-i} - \bar\theta)^2}
+
+    NaN if there are fewer than two.
+
+    **Source**: Tukey 1958; Efron & Tibshirani 1993, chapter 11.
+    """
+    n = len(without)
+    return math.sqrt((n - 1) * float(without.var())) if n > 1 else math.nan
+
+
+def interval(estimate: float, error: float, seeds: int, confidence: float = CONFIDENCE) -> Interval:
+    """Student's t interval with ``seeds`` − 1 degrees of freedom; no bounds if the error is zero
+    or unknown.
+    """
+    if not error > 0:
+        return Interval(estimate, math.nan, math.nan)
+    half = float(stats.t.ppf((1 + confidence) / 2, seeds - 1)) * error
+    return Interval(estimate, estimate - half, estimate + half)
