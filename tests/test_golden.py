@@ -53,6 +53,7 @@ CASES = {
     "heavy-tails, sgd + norm": ("heavy-tails", "sgd", ("norm", {"max_norm": 10.0}), 1e-3, STEPS),
     "label-noise, sgd": ("label-noise", "sgd", ("none", {}), 1.0, STEPS),
     "phantom, nesterov + norm": ("phantom", "nesterov", ("norm", {"max_norm": 1.0}), 0.03, FEW),
+    "lesions, momentum + norm": ("lesions", "momentum", ("norm", {"max_norm": 0.5}), 0.03, FEW),
     "text, adam + norm": ("text", "adam", ("norm", {"max_norm": 0.3}), 0.01, STEPS),
     "tissue, adam": ("tissue", "adam", ("none", {}), 0.003, FEW),
     "origin, momentum + value": ("origin", "momentum", ("value", {"max_value": 0.01}), 0.01, FEW),

@@ -211,6 +211,15 @@ def test_dice_of_classes_is_the_mean_f1_score_without_the_background():
     assert metrics.dice(logits, truth) == pytest.approx(expected, abs=1e-14)
 
 
+def test_dice_gives_a_pixel_of_equal_logits_to_the_first_class():
+    """As argmax does: whole logits of a few values tie often."""
+    generator = torch.Generator().manual_seed(8)
+    logits = torch.randint(2, (40, 3, 5, 5), generator=generator).double()
+    sure = torch.nn.functional.one_hot(logits.argmax(1), 3).movedim(-1, 1).double()
+    truth = torch.randint(3, (40, 5, 5), generator=generator)
+    assert metrics.dice(logits, truth) == metrics.dice(sure, truth)
+
+
 def test_dice_of_two_empty_regions_is_one():
     assert (
         metrics.dice(torch.full((2, 1, 3, 3), -1.0), torch.zeros(2, 3, 3, dtype=torch.long)) == 1.0

@@ -45,21 +45,24 @@ def volumes():
 # ----------------------------------------------------------------------------------------- the loss
 
 
+@pytest.mark.parametrize("batch_dice", [True, False])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_loss_is_monais_dice_and_cross_entropy_over_the_whole_batch(classes):
+def test_the_loss_is_monais_dice_and_cross_entropy_over_the_batch_or_by_image(classes, batch_dice):
     from monai.losses import DiceCELoss
 
     logits = torch.randn(4, classes, 6, 5, generator=draw(1), dtype=torch.float64)
     labels = torch.randint(classes, (4, 6, 5), generator=draw(2))
-    peer = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-    found = segmentation.dice_and_cross_entropy(logits, labels)
+    peer = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=batch_dice)
+    found = segmentation.dice_and_cross_entropy(logits, labels, batch_dice)
     assert found.item() == pytest.approx(peer(logits, labels.unsqueeze(1)).item(), rel=1e-12)
 
 
-def test_a_sure_and_right_prediction_costs_nothing_even_where_a_class_is_absent():
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_a_sure_and_right_prediction_costs_nothing_even_where_a_class_is_absent(batch_dice):
     labels = torch.tensor([[[0, 1], [1, 0]], [[0, 0], [0, 0]]])
     sure = 60 * nn.functional.one_hot(labels, 3).movedim(-1, 1).double()
-    assert segmentation.dice_and_cross_entropy(sure, labels).item() == pytest.approx(0, abs=1e-12)
+    found = segmentation.dice_and_cross_entropy(sure, labels, batch_dice)
+    assert found.item() == pytest.approx(0, abs=1e-12)
 
 
 def test_an_image_without_lesion_gives_no_gradient_of_the_size_of_a_guard():
@@ -73,6 +76,24 @@ def test_an_image_without_lesion_gives_no_gradient_of_the_size_of_a_guard():
     logits.requires_grad_()
     segmentation.dice_and_cross_entropy(logits, labels).backward()
     assert logits.grad[1].norm() < 1e-2
+
+
+def test_by_image_the_slope_of_an_empty_images_dice_is_steep_in_p_and_below_a_quarter_in_z():
+    """Over all sizes of Σp: the sum of its slopes in the logits is largest where Σp = ε, and there
+    close to a quarter.
+    """
+    labels = torch.zeros(1, 8, 8, dtype=torch.long)
+    sums = {}
+    for lesion in torch.linspace(-30, 0, 301, dtype=torch.float64):
+        logits = torch.zeros(1, 2, 8, 8, dtype=torch.float64)
+        logits[:, 1] = lesion
+        logits.requires_grad_()
+        dice = segmentation.dice_and_cross_entropy(logits, labels, batch_dice=False)
+        (dice - nn.functional.cross_entropy(logits, labels)).backward()
+        sums[logits.softmax(1)[:, 1].sum().item()] = logits.grad[:, 1].sum().item()
+    steepest = max(sums, key=sums.__getitem__)
+    assert 0.249 < sums[steepest] < 0.25
+    assert steepest == pytest.approx(segmentation.SMOOTH, rel=0.1)
 
 
 # ------------------------------------------------------------------------------------------ phantom
@@ -177,10 +198,86 @@ def test_the_u_net_sees_the_whole_phantom_and_has_few_weights():
     assert feed.model(built("phantom", width=3), 0).top[0].weight.shape == (3, 1, 3, 3)
 
 
+# ------------------------------------------------------------------------------------------ lesions
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 48])
+def test_a_third_of_the_patches_are_empty_and_at_nnunets_batch_never_both(batch):
+    """Of any batch the whole number below or above a third, so often that the mean is a third."""
+    generator = draw(20)
+    batches = [built("lesions").sample(generator, batch)[1] for _ in range(300)]
+    empty = np.array([int((masks.sum((1, 2)) == 0).sum()) for masks in batches])
+    assert set(empty) <= {math.floor(batch / 3), math.ceil(batch / 3)}
+    assert abs(empty.mean() - batch / 3) < 4 * 0.5 / math.sqrt(300)
+
+
+def test_the_share_of_empty_patches_can_be_none_half_or_all():
+    for share, empty in ((0.0, 0), (0.5, 8), (1.0, 16)):
+        masks = built("lesions", empty=share).sample(draw(21), 16)[1]
+        assert int((masks.sum((1, 2)) == 0).sum()) == empty
+
+
+def test_an_empty_patch_is_drawn_like_the_others_but_for_its_lesion():
+    """Its texture and noise are those that it would have with a lesion."""
+    with_lesions, masks = built("lesions", empty=0.0).sample(draw(22), 9)
+    images, left = built("lesions").sample(draw(22), 9)
+    assert torch.equal(left[3:], masks[3:])
+    assert torch.equal(images[3:], with_lesions[3:])
+    assert not left[:3].any()
+    outside = masks[:3].unsqueeze(1) == 0
+    assert torch.equal(images[:3][outside], with_lesions[:3][outside])
+    assert (images[:3] < with_lesions[:3])[~outside].all()
+
+
+def test_chance_is_the_dice_of_the_best_constant_mask():
+    """Found among masks of the most frequent pixels; nothing at all is best, as a third is
+    empty, and a mask only if hardly any are.
+    """
+    for share in (1 / 3, 0.02):
+        work = built("lesions", empty=share)
+        masks = work.sample(draw(23), 6000)[1]
+        order = masks.double().mean(0).flatten().argsort(descending=True)
+        found = []
+        for size in range(0, 257, 4):
+            constant = torch.zeros(256, dtype=torch.float64)
+            constant[order[:size]] = 1
+            logits = (constant - 0.5).view(1, 1, 16, 16).expand(len(masks), 1, 16, 16)
+            found.append(metrics.dice(logits, masks))
+        assert max(found) == pytest.approx(work.chance, abs=0.005)
+        assert (found[0] == max(found)) == (share == 1 / 3)
+
+
+@pytest.mark.parametrize("empty", [0.0, 1 / 3])
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_lesions_reference_is_the_loss_of_the_best_single_probability(batch_dice, empty):
+    work = built("lesions", batch_dice=batch_dice, empty=empty)
+    labels = work.sample(draw(24), 3000)[1]
+
+    def loss(logit):
+        constant = torch.tensor([0.0, logit], dtype=torch.float64).view(1, 2, 1, 1)
+        return work.loss(constant.expand(len(labels), 2, 16, 16), labels).item()
+
+    assert minimize_scalar(loss, bounds=(-8, 8), method="bounded").fun == pytest.approx(
+        work.reference_loss, rel=2e-3
+    )
+
+
+def test_lesions_draw_new_patches_at_every_step_and_evaluate_on_48_others():
+    work = built("lesions")
+    first, second = (inputs for inputs, _ in feed.batches(work, 0, 2, 2))
+    assert not torch.equal(first, second)
+    splits = feed.splits(work, 0)
+    for inputs, targets in splits.values():
+        assert inputs.shape == (48, 1, 16, 16)
+        assert int((targets.sum((1, 2)) == 0).sum()) == 16
+    assert not torch.equal(splits["validation"][0], splits["test"][0])
+    assert not torch.equal(splits["test"][0], feed.splits(work, 1)["test"][0])
+
+
 # -------------------------------------------------------------------------------------------- lanes
 
 
-@pytest.mark.parametrize("name", ["phantom", "tissue"])
+@pytest.mark.parametrize("name", ["phantom", "lesions", "tissue"])
 def test_lanes_have_the_gradients_that_the_loop_has(name):
     """Traced for two lanes of two seeds, in float64; and no operation asks for more of them."""
     work = built(name, width=4)

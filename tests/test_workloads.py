@@ -23,6 +23,7 @@ NAMES = [
     "digits",
     "origin",
     "phantom",
+    "lesions",
     "temporal-order",
     "text",
     "cosh",
