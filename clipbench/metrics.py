@@ -200,6 +200,32 @@ def _of_examples(values: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor
     return lambda output, target: of_mean(values(output, target))
 
 
+def _nats(output: Tensor, target: Tensor) -> Tensor:
+    """The cross entropy of each example, N."""
+    each = torch.nn.functional.cross_entropy(
+        output.double().flatten(0, -2), target.flatten(), reduction="none"
+    )
+    return each.reshape(len(output), -1).mean(1)
+
+
+@_metric(higher_is_better=False, standard_error=_of_examples(_nats))
+def log_loss(output: Tensor, target: Tensor) -> float:
+    r"""How much probability the labels are given: the mean cross entropy.
+
+    .. math:: -\frac{1}{N} \sum_i \log \text{softmax}(z_i)_{y_i}
+
+    In nats, at least 0, lower is better. A model that is sure and wrong pays for it, however well
+    it ranks.
+
+    :param output: logits of N×…×C.
+    :param target: labels of N×…, 0 to C − 1.
+
+    >>> round(log_loss(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0])), 4)
+    0.6931
+    """
+    return _nats(output, target).mean().item()
+
+
 def _hits(output: Tensor, target: Tensor) -> Tensor:
     """The share of each example that is right, N."""
     return (output.argmax(-1) == target).double().reshape(len(output), -1).mean(1)
@@ -272,10 +298,7 @@ def dice(output: Tensor, target: Tensor) -> float:
 
 def _lengths(output: Tensor, target: Tensor) -> Tensor:
     """The bits a character of each example, N."""
-    nats = torch.nn.functional.cross_entropy(
-        output.double().flatten(0, -2), target.flatten(), reduction="none"
-    )
-    return nats.reshape(len(output), -1).mean(1) / math.log(2)
+    return _nats(output, target) / math.log(2)
 
 
 @_metric(higher_is_better=False, standard_error=_of_examples(_lengths))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from clipbench.statistics import CONFIDENCE, Interval
 
@@ -90,5 +90,5 @@ def interval(estimate: float, error: float, seeds: int, confidence: float = CONF
     """
     if not error > 0:
         return Interval(estimate, math.nan, math.nan)
-    half = float(stats.t.ppf((1 + confidence) / 2, seeds - 1)) * error
+    half = float(special.stdtrit(seeds - 1, (1 + confidence) / 2)) * error
     return Interval(estimate, estimate - half, estimate + half)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from clipbench.schema import Verdict
 
@@ -67,9 +67,16 @@ def _p_values(one: Comparison) -> tuple[float, float]:
     """Two-sided p of "no difference", and of "a difference beyond the margin, either way"."""
     if not one.error > 0:
         return math.inf, math.inf
-    different = 2 * stats.t.sf(abs(one.difference) / one.error, one.seeds - 1)
-    inside = 2 * stats.t.sf((one.margin - abs(one.difference)) / one.error, one.seeds - 1)
-    return float(different), math.inf if math.isnan(inside) else float(inside)
+    different = _two_sided(abs(one.difference), one)
+    inside = _two_sided(one.margin - abs(one.difference), one)
+    return different, math.inf if math.isnan(inside) else inside
+
+
+def _two_sided(distance: float, one: Comparison) -> float:
+    """p of a bound of the interval that lies ``distance`` from the difference; above 1 if the
+    difference is on the wrong side of it.
+    """
+    return 2 * float(special.stdtr(one.seeds - 1, -distance / one.error))
 
 
 def _verdict(one: Comparison, answers: set[int], level: float) -> Verdict:
@@ -77,7 +84,7 @@ def _verdict(one: Comparison, answers: set[int], level: float) -> Verdict:
         return Verdict.SAME
     if DIFFERENT not in answers:
         return Verdict.UNDECIDED
-    beyond = 2 * stats.t.sf((abs(one.difference) - one.margin) / one.error, one.seeds - 1) <= level
+    beyond = _two_sided(abs(one.difference) - one.margin, one) <= level
     if one.difference > 0:
         return Verdict.BETTER if beyond else Verdict.PERHAPS_BETTER
     return Verdict.WORSE if beyond else Verdict.PERHAPS_WORSE
@@ -89,23 +96,25 @@ def smallest_margin(one: Comparison, level: float) -> float:
     """
     if not one.error > 0:
         return math.nan
-    half = float(stats.t.ppf(1 - level / 2, one.seeds - 1)) * one.error
-    return abs(one.difference) + half
+    return abs(one.difference) + float(special.stdtrit(one.seeds - 1, 1 - level / 2)) * one.error
 
 
 def seeds_needed(one: Comparison, level: float) -> float:
     r"""The number of seeds that would decide, with a power of 80 %, if there is no difference at
     all, or one of twice the margin: never at the difference that was seen.
 
-    .. math:: n \ge s^2 (t_{1 - \alpha / 2} + t_{.8})^2 / \delta^2
+    .. math:: n \ge s^2 (t_{1 - \alpha / 2} + t_{.9})^2 / \delta^2
 
-    Both planned differences lie δ from what they must be told from. NaN without an error or a
+    Both planned differences lie δ from what they must be told from; .9, for of no difference two
+    bounds must be told from it, with a chance of .1 each of failing. NaN without an error or a
     margin; ∞ if it is more than anybody trains.
     """
     if not (one.error > 0 and one.margin > 0):
         return math.nan
     ratio = one.seeds * (one.error / one.margin) ** 2
     numbers = np.unique(np.geomspace(3, MANY, 2000).round().astype(int))
-    quantiles = stats.t.ppf(1 - level / 2, numbers - 1) + stats.t.ppf(POWER, numbers - 1)
+    quantiles = special.stdtrit(numbers - 1, 1 - level / 2) + special.stdtrit(
+        numbers - 1, (1 + POWER) / 2
+    )
     enough = numbers >= ratio * quantiles**2
     return float(numbers[np.argmax(enough)]) if enough.any() else math.inf

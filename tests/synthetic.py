@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "cores": 2,
     "clipbench": "0.1.0",
 }
+PERCENTILE = 90.0
 RELATIVE = (0.01, 0.1, 0.3, 1.0, 3.0)
 LRS = {
     "sgd": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
@@ -43,6 +44,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         "size": 0.5,
         "steps": 60,
         "best": 0.985,
+        "chance": 0.5,
     },
     "digits": {
         "metric": "accuracy",
@@ -52,6 +54,8 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         "size": 0.3,
         "steps": 60,
         "best": 0.93,
+        "chance": 0.1,
+        "margin": 0.02,
     },
     "temporal-order": {
         "metric": "accuracy",
@@ -62,6 +66,8 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         "steps": 80,
         "best": 1.0,
         "success": 0.99,
+        "chance": 0.25,
+        "margin": 0.1,
     },
     "cosh": {
         "metric": "gap",
@@ -93,6 +99,11 @@ def components(
                 "reference_loss": WORKLOADS[problem]["reference_loss"],
                 "optimum": WORKLOADS[problem]["optimum"],
                 "success": WORKLOADS[problem].get("success"),
+                "margin": WORKLOADS[problem].get("margin"),
+                "chance": WORKLOADS[problem].get("chance"),
+                "target_metric": WORKLOADS[problem]["best"]
+                if "chance" in WORKLOADS[problem]
+                else None,
             }
             for problem in problems
         },
@@ -119,6 +130,7 @@ def cell(
     lr: float,
     seed: int,
     relative: float | None = None,
+    percentile: float | None = None,
     **others: Any,
 ) -> Cell:
     """A cell with its identity; ``threshold=`` gives an absolute threshold."""
@@ -128,6 +140,8 @@ def cell(
         if field is None
         else {"relative": relative}
         if relative is not None
+        else {"percentile": percentile}
+        if percentile is not None
         else {field: others.pop("threshold", 1.0)}
     )
     others.pop("threshold", None)
@@ -204,6 +218,9 @@ def rows(one: Cell, kind: str | None = None, **overrides: Any) -> dict[str, list
     )
     finite = kind != "diverged"
     validation = float(np.min(loss) * (1 + noise)) if finite else None
+    # a run that diverged had got half as far; validation is another sample than test
+    reached = float(metric if finite else best / 2)
+    seen = reached + float(np.random.default_rng(int(one.id, 16)).normal(0, 0.01))
     row = {
         "cell": one.id,
         "workload": one.workload.name,
@@ -234,6 +251,10 @@ def rows(one: Cell, kind: str | None = None, **overrides: Any) -> dict[str, list
         "metric": problem["metric"],
         "metric_value": float(metric) if finite else None,
         "validation_value": validation,
+        "validation_metric": seen if finite else None,
+        "best_step": steps - 1,
+        "best_validation": seen + 0.001,
+        "best_metric": reached,
         "steps_to_target": int(one.steps * random.uniform(0.2, 0.6)) if kind == "learned" else None,
         "clipped_fraction": fraction,
         "grad_norm_median": float(np.median(norm)),
@@ -305,6 +326,10 @@ def failed(one: Cell, reason: str = "out of memory") -> dict[str, list[dict[str,
         "best_loss",
         "metric_value",
         "validation_value",
+        "validation_metric",
+        "best_step",
+        "best_validation",
+        "best_metric",
         "steps_to_target",
         "clipped_fraction",
         "grad_norm_median",
@@ -423,6 +448,7 @@ def build(  # noqa: PLR0913, PLR0917
     optimizers: Sequence[str] = ("sgd", "momentum", "rmsprop"),
     clips: Sequence[str] = ("none", "value", "norm"),
     relative: Sequence[float] = RELATIVE,
+    percentile: float | None = None,
     select: int = 3,
     report: int = 10,
     untuned: Mapping[str, Any] | None = None,
@@ -452,14 +478,17 @@ def build(  # noqa: PLR0913, PLR0917
         "calibration", {problem: {"2": WORKLOADS[problem]["size"]} for problem in problems}
     )
 
+    thresholds = [(multiple, None) for multiple in relative]
+    thresholds += [(None, percentile)] if percentile is not None else []
+
     def grid(seeds: range) -> list[Cell]:
         return [
-            cell(problem, optimizer, clip, lr, seed, multiple, **variant)
+            cell(problem, optimizer, clip, lr, seed, multiple, share, **variant)
             for variant in variants
             for problem in problems
             for optimizer in optimizers
             for clip in clips
-            for multiple in ([None] if clip == "none" else relative)
+            for multiple, share in ([(None, None)] if clip == "none" else thresholds)
             for lr in LRS[optimizer]
             for seed in seeds
         ]
@@ -480,16 +509,23 @@ def build(  # noqa: PLR0913, PLR0917
         )
         parts: dict[str, Any] = {}
         kinds = {one.arm: (one.optimizer.name, one.clip.name) for one in grid(range(1))}
-        for row in wanted.to_dict("records"):
+        same = selection.same_tries(scores, PERCENTILE)
+        fresh = range(selection.FIRST_REPORT_SEED, selection.FIRST_REPORT_SEED + report)
+        rows_wanted = wanted.to_dict("records") + [
+            {**row, "seed": seed} for row in same.to_dict("records") for seed in fresh
+        ]
+        for row in rows_wanted:
             optimizer, clip = kinds[row["arm"]]
-            multiple = None if math.isnan(row["relative"]) else row["relative"]
+            given = [
+                None if math.isnan(row[name]) else row[name] for name in ("relative", "percentile")
+            ]
             place = {
                 "batch": row["batch"],
                 "device": row["device"],
                 "dtype": row["dtype"],
                 "threshold": row["threshold"],
             }
-            one = cell(row["problem"], optimizer, clip, row["lr"], row["seed"], multiple, **place)
+            one = cell(row["problem"], optimizer, clip, row["lr"], row["seed"], *given, **place)
             parts.setdefault(one.id, made(one))
         commit(store, "report", list(parts.values()))
         asked["report"] = list(parts)
@@ -497,6 +533,8 @@ def build(  # noqa: PLR0913, PLR0917
         "seeds": {problem: {"select": select, "report": report} for problem in problems},
         "untuned": dict(untuned) if untuned else None,
         "headline": METHODS,
+        "grade": "best",
+        "percentile": PERCENTILE,
     }
     not_run = [{"device": "cuda", "cells": 300, "reason": "no CUDA device here"}]
     store.write_page("plan", {"cells": asked, "protocol": protocol, "not_run": not_run})

@@ -20,7 +20,6 @@ from clipbench.analysis.curves import curves
 from clipbench.analysis.events import event_counts, events
 from clipbench.analysis.fired import fired
 from clipbench.analysis.grid import grid
-from clipbench.analysis.headline import headline_pairs
 from clipbench.analysis.implementations import implementations, quickest
 from clipbench.analysis.missing import mixtures, valueless
 from clipbench.analysis.outcomes import COUNTS, compare, draws, results
@@ -233,11 +232,11 @@ def test_all_or_nothing_workloads_are_success_rates_with_wilsons_interval(tmp_pa
         return learned(1.0 if cell.seed % 2 or cell.clip.threshold else 0.5)(cell)
 
     store = build(tmp_path / "s", problems=("temporal-order",), change=change)
-    _, components, protocol, drawn, result = read(store)
+    _, components, _, drawn, result = read(store)
     row = one(result, "sgd")
     assert (row["statistic"], row["successes"], row["estimate"]) == ("share", 5, 0.5)
     assert row["low"] == pytest.approx(0.2366, abs=1e-4)
-    pairs = headline_pairs(arms(current(store)[0], components), protocol["headline"])
+    pairs = clip_pairs(arms(current(store)[0], components))
     gap = one(compare(drawn, pairs, components), "sgd + norm")
     assert gap["estimate"] == 0.5
     assert gap["p"] == pytest.approx(0.0625)
@@ -270,7 +269,7 @@ def test_two_settings_that_resolve_to_the_same_number_are_not_mixed_up(tmp_path)
         change=learned(0.9),
     )
     _, _, _, drawn, result = read(store)
-    assert len(drawn) == 10 * (3 * 3)
+    assert len(drawn) == 10 * (2 * 3)
     assert drawn["cell"].notna().all()
     assert set(result["n"]) == {10}
 
@@ -305,11 +304,8 @@ def shifted(gain: float):
 
 def test_pairing_takes_the_luck_of_the_seed_out(tmp_path):
     store = build(tmp_path / "s", change=shifted(0.01))
-    cells, components, protocol, drawn, result = read(store)
-    gap = one(
-        compare(drawn, headline_pairs(arms(cells, components), protocol["headline"]), components),
-        "sgd + norm",
-    )
+    cells, components, _, drawn, result = read(store)
+    gap = one(compare(drawn, clip_pairs(arms(cells, components)), components), "sgd + norm")
     assert gap["low"] > 0.007
     assert gap["high"] < 0.013
     assert one(result, "sgd")["high"] - one(result, "sgd")["low"] > 0.03
@@ -384,17 +380,6 @@ def test_a_difference_with_a_diverged_seed_is_a_median(tmp_path):
     gap = one(compare(drawn, clip_pairs(arms(cells, components)), components), "sgd + norm")
     assert gap["statistic"] == "median"
     assert gap["high"] >= 0
-
-
-def test_a_headline_without_plain_sgd_has_no_pairs(tmp_path):
-    """Momentum, the next in order, must not stand in under its name."""
-    store = build(tmp_path / "s", optimizers=("momentum", "rmsprop"), report=2)
-    cells, components, protocol, *_ = read(store)
-    compared = arms(cells, components)
-    others = {name: arm for name, arm in protocol["headline"].items() if name != "plain SGD"}
-    assert headline_pairs(compared, protocol["headline"]).empty
-    assert headline_pairs(compared, others).empty
-    assert headline_pairs(compared, {}).empty
 
 
 def test_methods_come_in_the_order_people_name_them_though_json_sorts_them():

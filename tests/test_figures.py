@@ -20,6 +20,8 @@ from clipbench.analysis.cost import cost
 from clipbench.analysis.curves import curves
 from clipbench.analysis.fired import fired
 from clipbench.analysis.grid import grid
+from clipbench.analysis.headline import axes as axes_of
+from clipbench.analysis.headline import gaps
 from clipbench.analysis.implementations import implementations
 from clipbench.analysis.outcomes import draws, results
 from clipbench.analysis.stable import effective, stable
@@ -30,7 +32,6 @@ from clipbench.figures.curves import _panel as curve_panel
 from clipbench.figures.curves import draw as draw_curves
 from clipbench.figures.fired import draw as draw_fired
 from clipbench.figures.grid import draw as draw_grid
-from clipbench.figures.headline import _within_fences as fenced
 from clipbench.figures.headline import draw as draw_headline
 from clipbench.figures.implementations import draw as draw_implementations
 from clipbench.figures.stable import draw as draw_stable
@@ -75,24 +76,26 @@ def frames(tmp_path_factory):
         "fired": fired(cells),
         "cost": cost(store.read("throughput")),
         "implementations": implementations(store.read("throughput")),
+        "gaps": differences(store, cells, compared),
         "curves": curves(store.read("curves"), drawn, components),
     }
 
 
-PANEL = {
-    "task": ("digits", 32, "cpu", "float32"),
-    "title": "digits",
-    "label": "accuracy",
-    "success": False,
-    "higher_is_better": True,
-}
+PANEL = {"task": ("digits", 32, "cpu", "float32"), "title": "digits", "label": "accuracy"}
+
+
+def differences(store, cells, compared) -> pd.DataFrame:
+    """The rows of the headline's figure; what is compared is a clip of one threshold."""
+    own = cells[cells["relative"].isna() | (cells["relative"] == 1.0)]
+    components, protocol = store.page("components"), store.page("plan")["protocol"]
+    table = gaps(axes_of(own, components, protocol, {}), compared, components, "best")
+    return table.assign(label=table["arm"])
 
 
 def draw(name: str, frames) -> Figure:
-    methods = {"plain SGD": "sgd", "momentum": "momentum", "norm clip": "sgd + norm"}
     f = frames
     return {
-        "headline": lambda: draw_headline(f["results"], f["drawn"], [PANEL], methods, "foot"),
+        "headline": lambda: draw_headline(f["gaps"], [PANEL], style.arm_colours(f["arms"]), "foot"),
         "curves": lambda: draw_curves(f["curves"], f["arms"], f["chosen"], "loss", 2.3, "foot"),
         "grid": lambda: draw_grid(f["grid"], f["arms"], f["chosen"], "accuracy", True, "foot"),
         "stable": lambda: draw_stable(f["stable"], f["arms"], f["steady"], "foot"),
@@ -208,11 +211,16 @@ def test_an_arm_has_its_clips_colour_or_its_optimizers(frames):
     assert tints["momentum + norm"] == tints["sgd + norm"] == style.CLIPS["norm"]
 
 
-def test_a_diverged_seed_is_marked_where_it_has_no_value(frames):
+def test_a_difference_lies_beside_its_margin_and_within_its_intervals(frames):
+    """A band from −δ to δ, a row an arm, and what does not fit is an arrow at the edge."""
     axes = draw("headline", frames).axes[0]
-    notes = [text.get_text() for text in axes.texts]
-    assert "1 of 3" in notes
-    assert any(line.get_marker() == "x" for line in axes.lines)
+    (band,) = [patch for patch in axes.patches if patch.get_width() > 0]
+    assert (band.get_x(), band.get_width()) == (-0.02, 0.04)
+    assert [text.get_text() for text in axes.get_yticklabels()] == list(frames["gaps"]["arm"])
+    far = frames["gaps"].assign(difference=[50.0, *frames["gaps"]["difference"][1:]], low=math.nan)
+    axes = draw_headline(far, [PANEL], style.arm_colours(frames["arms"]), "").axes[0]
+    (arrow,) = [line for line in axes.lines if line.get_marker() == ">"]
+    assert arrow.get_xdata()[0] < axes.get_xlim()[1] < 50
 
 
 def test_a_diverged_curve_ends_in_a_cross_and_every_seed_has_its_line(frames):
@@ -241,23 +249,6 @@ def test_the_median_of_two_diverged_of_three_ends_where_the_second_did():
         line for line in axes.lines if line.get_linewidth() == 1.5 and line.get_marker() == "None"
     ]
     assert max(middle.get_xdata()) == 39
-
-
-def test_without_plain_sgd_there_is_no_line_of_it(frames):
-
-    def dashed(methods: dict[str, str]) -> int:
-        axes = draw_headline(frames["results"], frames["drawn"], [PANEL], methods, "").axes[0]
-        return sum(line.get_linestyle() == "--" for line in axes.lines)
-
-    assert dashed({"plain SGD": "momentum", "norm clip": "sgd + norm"}) == 1
-    assert dashed({"momentum": "momentum", "norm clip": "sgd + norm"}) == 0
-
-
-def test_seeds_far_outside_are_marked_at_the_edge_with_their_number():
-    values = pd.Series([0.9 + 0.001 * number for number in range(40)] + [0.1])
-    inside = fenced(values, pd.Series([0.92]))
-    assert inside.min() == pytest.approx(0.9)
-    assert len(inside) == 40
 
 
 def test_heat_map_cells_are_told_apart_by_letter_and_hatch_and_not_by_colour_alone():

@@ -16,6 +16,7 @@ GUARDED = [
     metrics.roc_auc,
     metrics.mean_auc,
     metrics.accuracy,
+    metrics.log_loss,
     metrics.dice,
     metrics.bits,
     metrics.log10_gap,
@@ -168,6 +169,14 @@ def test_accuracy_is_scikit_learns():
     )
 
 
+def test_log_loss_is_scikit_learns():
+    logits = 5 * torch.randn(40, 3, generator=draw(4))
+    labels = torch.randint(3, (40,), generator=draw(5))
+    assert metrics.log_loss(logits, labels) == pytest.approx(
+        log_loss(labels, logits.double().softmax(1), labels=[0, 1, 2]), abs=1e-12
+    )
+
+
 def test_accuracy_counts_every_place_of_a_sequence():
     logits, labels = (
         torch.randn(20, 15, 5, generator=draw(8)),
@@ -273,6 +282,7 @@ def test_directions_are_as_the_field_has_them():
         "roc_auc": True,
         "mean_auc": True,
         "accuracy": True,
+        "log_loss": False,
         "dice": True,
         "bits": False,
         "log10_gap": False,
@@ -306,6 +316,7 @@ def drawn(kind, examples, seed):
 
 ERRORS = {
     "accuracy": metrics.accuracy,
+    "log_loss": metrics.log_loss,
     "roc_auc": metrics.roc_auc,
     "dice": metrics.dice,
     "bits": metrics.bits,

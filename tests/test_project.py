@@ -133,7 +133,11 @@ def test_the_study_that_readme_shows_is_one(tmp_path):
 
 
 def test_readme_names_the_tables_in_which_a_word_may_stand(readme):
-    places = {"`[run]`": "run", **{kind: kind for kind in vocabulary.KINDS}}
+    places = {
+        "`[run]`": "run",
+        "`[protocol]`": "protocol",
+        **{kind: kind for kind in vocabulary.KINDS},
+    }
     found = {}
     [table] = re.findall(r"^\| word \| table \|.+?\n\n", readme, flags=re.MULTILINE | re.DOTALL)
     for words, tables in re.findall(r"^\| (`[^|]+`) \| ([^|]+) \|", table, flags=re.MULTILINE):
@@ -203,7 +207,7 @@ def test_words_lists_the_words_of_the_tables_with_their_meanings(checkout):
         "role": schema.Role,
         "reading": schema.Reading,
     }
-    enums |= {"kind": schema.Kind, "note": Note}
+    enums |= {"verdict": schema.Verdict, "kind": schema.Kind, "note": Note}
     wanted = [
         (column, word, word.meaning[0].upper() + word.meaning[1:])
         for column, words in enums.items()

@@ -17,6 +17,7 @@ from strangers import EMA
 
 from clipbench import execute, protocol, registry, selection, store, study
 from clipbench.errors import UsageError
+from clipbench.protocol.preregister import preregister
 from clipbench.store import Store
 from clipbench.task import Threshold
 
@@ -156,6 +157,28 @@ def test_report_cells_are_the_choices_on_seeds_of_their_own(whole):
         assert set(mine["seed"]) == {1000, 1001}
 
 
+def test_what_a_study_commits_itself_to_is_written_before_it_reports_and_a_change_is_kept(copy):
+    """With the number of report cells that were stored by then."""
+    [first] = copy.page("preregistered")["versions"]
+    assert first["report_cells"] == 0
+    assert first["margins"] == {"cosh": 0.5}
+    assert first["families"] == {
+        "clips on sgd, functions": {
+            "level": 0.05,
+            "pairs": ["cosh, batch 8, cpu, float32: sgd + norm against sgd"],
+        }
+    }
+    cells = study.parse("tiny", PAGE, copy.folder).cells()
+    protocol = copy.page("plan")["protocol"]
+    preregister(copy, cells, protocol)
+    assert copy.page("preregistered")["versions"] == [first]
+    preregister(copy, cells, {**protocol, "percentile": 80.0})
+    kept, second = copy.page("preregistered")["versions"]
+    assert kept == first
+    assert second["hash"] != first["hash"]
+    assert second["report_cells"] == (copy.read("cells")["role"] == "report").sum() > 0
+
+
 def test_the_untuned_row_is_run_beside_the_choices(whole):
     cells = whole.read("cells")
     report = cells[(cells["role"] == "report") & (cells["lr"] == 0.01)]
@@ -226,6 +249,9 @@ def test_percentiles_are_those_of_the_pilot_and_nothing_is_tried_beyond_them(tmp
     assert set(selected.loc[selected["extended"], "lr"]) in ({0.003, 0.001}, {0.3, 1.0})
     assert counts.failed == 0
     assert done.problems() == []
+    # the fixed threshold runs along the whole axis on the report seed as well
+    fresh = cells[(cells["role"] == "report") & (cells["percentile"] == 90)]
+    assert set(fresh["lr"]) >= {0.01, 0.1}
 
 
 def test_the_environment_names_the_machine_and_no_person(whole):

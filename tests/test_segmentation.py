@@ -16,7 +16,7 @@ from torch import nn
 from clipbench import feed, metrics, registry
 from clipbench.engines import program, stacked
 from clipbench.errors import UsageError
-from clipbench.workloads import segmentation
+from clipbench.workloads import segmentation, tissue
 
 
 def built(name, **fields):
@@ -310,12 +310,12 @@ def test_lanes_have_the_gradients_that_the_loop_has(name):
 def test_tissues_labels_are_the_largest_of_the_templates_maps(volumes):
     """Voxel by voxel, found again in the volumes; and what was cut off has no tissue."""
     t1, grey, white = volumes
-    images, labels = segmentation._slices()
-    tissue = (np.maximum(grey, white) > 1 - grey - white) * np.where(white > grey, 2, 1)
-    enough = np.minimum(*((tissue == label).sum((0, 1)) for label in (1, 2))) >= 200
-    assert enough.sum() == segmentation.SLICES
+    images, labels = tissue._slices()
+    labelled = (np.maximum(grey, white) > 1 - grey - white) * np.where(white > grey, 2, 1)
+    enough = np.minimum(*((labelled == label).sum((0, 1)) for label in (1, 2))) >= 200
+    assert enough.sum() == tissue.SLICES
     assert np.diff(np.flatnonzero(enough)).max() == 1
-    found = np.moveaxis(tissue[9:89, 11:107, enough], 2, 0)
+    found = np.moveaxis(labelled[9:89, 11:107, enough], 2, 0)
     second, first = np.sort([1 - grey - white, grey, white], axis=0)[1:]
     clear = np.moveaxis((first - second > 1e-3)[9:89, 11:107, enough], 2, 0)
     assert clear.mean() > 0.998
@@ -323,11 +323,11 @@ def test_tissues_labels_are_the_largest_of_the_templates_maps(volumes):
     np.testing.assert_allclose(
         images[:, 0].numpy(), np.moveaxis(t1[9:89, 11:107, enough], 2, 0), atol=1e-6
     )
-    assert (tissue[..., enough] > 0).sum() == (found > 0).sum()
+    assert (labelled[..., enough] > 0).sum() == (found > 0).sum()
 
 
 def test_white_matter_is_brighter_than_grey_and_grey_brighter_than_the_rest():
-    images, labels = segmentation._slices()
+    images, labels = tissue._slices()
     rest, grey, white = (images.squeeze(1)[labels == label].median().item() for label in range(3))
     assert rest < grey < white
 
@@ -338,10 +338,7 @@ def test_tissues_template_is_symmetric_so_that_a_flip_would_be_no_augmentation(v
 
 
 def test_what_is_evaluated_is_two_slices_or_more_from_what_trains():
-    rows = {
-        split: index.tolist()
-        for split, index in segmentation.positions(segmentation.SLICES).items()
-    }
+    rows = {split: index.tolist() for split, index in tissue.positions(tissue.SLICES).items()}
     assert {split: len(index) for split, index in rows.items()} == {
         "train": 36,
         "validation": 8,
@@ -355,10 +352,10 @@ def test_what_is_evaluated_is_two_slices_or_more_from_what_trains():
 
 def test_tissue_trains_on_training_slices_only(monkeypatch):
     """With every other slice spoilt, the batches are the same to the bit."""
-    work, (images, labels) = built("tissue"), segmentation._slices()
+    work, (images, labels) = built("tissue"), tissue._slices()
     before = work.sample(draw(10), 64)
     spoilt = torch.full_like(images, math.nan)
-    train = segmentation.positions(segmentation.SLICES)["train"]
+    train = tissue.positions(tissue.SLICES)["train"]
     spoilt[train] = images[train]
     monkeypatch.setattr(segmentation, "_slices", lambda: (spoilt, labels))
     assert torch.equal(work.sample(draw(10), 64)[0], before[0])
@@ -368,7 +365,7 @@ def test_augmentation_moves_image_and_labels_alike(monkeypatch):
     """With the labels' outline as the image, the two still agree, as they do not where one is a
     voxel off.
     """
-    _, labels = segmentation._slices()
+    _, labels = tissue._slices()
     monkeypatch.setattr(
         segmentation, "_slices", lambda: ((labels > 0).float().unsqueeze(1), labels)
     )
@@ -383,9 +380,9 @@ def test_augmentation_stays_within_what_it_says():
     """The middle of the brain moves by four voxels at most, its size changes by a fifth of its
     area, its brightness by a fifth.
     """
-    work, (images, labels) = built("tissue", noise=0.0), segmentation._slices()
+    work, (images, labels) = built("tissue", noise=0.0), tissue._slices()
     drawn, moved = work.sample(draw(12), 200)
-    train = segmentation.positions(segmentation.SLICES)["train"]
+    train = tissue.positions(tissue.SLICES)["train"]
     areas, found = (labels[train] > 0).sum((1, 2)).double(), (moved > 0).sum((1, 2)).double()
     assert found.min() > areas.min() * 0.8
     assert found.max() < areas.max() * 1.25
@@ -407,7 +404,7 @@ def test_the_seed_draws_tissues_batches_and_not_its_split():
 
 
 def test_tissues_reference_is_the_loss_of_the_best_constant_prediction():
-    work, (_, labels) = built("tissue"), segmentation._slices()
+    work, (_, labels) = built("tissue"), tissue._slices()
 
     def loss(logits):
         constant = (
@@ -444,22 +441,22 @@ def test_the_template_comes_without_a_network_and_is_read_once(monkeypatch):
 
     monkeypatch.setattr(socket, "socket", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
-    segmentation._slices.cache_clear()
-    assert segmentation._slices() is segmentation._slices()
+    tissue._slices.cache_clear()
+    assert tissue._slices() is tissue._slices()
 
 
 @pytest.mark.parametrize(
     ("module", "hook"), [("nilearn", "data"), ("monai.networks.nets.unet", "model")]
 )
 def test_tissue_without_its_extra_says_what_to_install(monkeypatch, module, hook):
-    segmentation._slices.cache_clear()
+    tissue._slices.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
         UsageError,
         match=rf'workload "tissue": {module} is not installed; `pip install clipbench\[medical\]`',
     ):
         getattr(built("tissue"), hook)()
-    segmentation._slices.cache_clear()
+    tissue._slices.cache_clear()
 
 
 def test_the_workloads_are_imported_without_the_extra():

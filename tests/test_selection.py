@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -276,53 +275,12 @@ def test_half_decades_are_written_as_people_write_them(value, snapped):
 # ----------------------------------------------------------------------------------------- readings
 
 
-@pytest.mark.parametrize(("settings", "budget"), [(1, 1), (5, 1), (6, 3), (7, 5), (5, 5), (8, 2)])
-def test_the_best_of_k_is_what_every_draw_of_k_settings_gives(settings, budget):
-    wanted = Counter(min(draw) for draw in itertools.combinations(range(settings), budget))
-    total = math.comb(settings, budget)
-    steps = 20 * total
-    found = Counter(
-        selection.best_of(budget, settings, (number + 0.5) / steps) for number in range(steps)
-    )
-    assert {rank: count / steps for rank, count in found.items()} == pytest.approx(
-        {rank: count / total for rank, count in wanted.items()}
-    )
-
-
-def test_probabilities_of_the_best_of_k_sum_to_one_up_to_the_last_draw():
-    for settings in range(1, 40):
-        for budget in range(1, settings + 1):
-            total = sum(
-                math.comb(settings - 1 - rank, budget - 1) for rank in range(settings - budget + 1)
-            )
-            assert total == math.comb(settings, budget)
-            assert selection.best_of(budget, settings, 1 - 2**-53) <= settings - budget
-            assert selection.best_of(budget, settings, 0.0) == 0
-
-
-def test_with_the_whole_budget_every_seed_draws_the_choice():
+def test_every_report_seed_runs_the_choice():
     frame = scores([(lr, NAN, abs(math.log10(lr / 0.1))) for lr in (0.01, 0.1, 1.0)], arm="sgd")
     table = selection.readings(frame, {"digits": 10}, None)
-    for reading in ("all", "equal"):
-        mine = table[table["reading"] == reading]
-        assert set(mine["lr"]) == {0.1}
-        assert mine["seed"].tolist() == list(range(1000, 1010))
-
-
-def test_the_smallest_arm_sets_the_budget_and_only_larger_arms_draw():
-    small = scores([(lr, NAN, lr) for lr in (0.1, 0.3)], arm="sgd")
-    large = scores(
-        [(lr, threshold, lr * threshold) for lr in (0.1, 0.3) for threshold in (1.0, 2.0, 3.0)],
-        arm="sgd + norm",
-    )
-    table = selection.readings(pd.concat([small, large]), {"digits": 200}, None)
-    equal = table[table["reading"] == "equal"]
-    assert set(equal["budget"]) == {2}
-    assert equal[equal["arm"] == "sgd"]["lr"].unique().tolist() == [0.1]
-    mean = (equal["lr"] * equal["threshold"])[equal["arm"] == "sgd + norm"].mean()
-    values = sorted(large["score"])
-    wanted = np.mean([min(pair) for pair in itertools.combinations(values, 2)])
-    assert mean == pytest.approx(wanted, abs=0.01)
+    assert set(table["reading"]) == {"all"}
+    assert set(table["lr"]) == {0.1}
+    assert table["seed"].tolist() == list(range(1000, 1010))
 
 
 def test_more_report_seeds_keep_what_was_drawn():
@@ -358,13 +316,47 @@ def test_untuned_is_one_setting_for_the_named_arms_with_a_threshold_only_where_t
     assert set(untuned.loc["sgd + norm", "threshold"]) == {1.0}
 
 
-def test_the_lottery_starts_elsewhere_for_every_arm_and_fills_the_interval_evenly():
-    starts = {selection.lottery({**PLACE, "arm": arm}, 0) for arm in ("sgd", "sgd + norm", "adam")}
-    assert len(starts) == 3
-    points = sorted(selection.lottery({**PLACE, "arm": "sgd"}, number) for number in range(10))
-    gaps = np.diff([*points, points[0] + 1])
-    assert all(0 <= point < 1 for point in points)
-    assert gaps.max() < 0.2
+def of(word, *values, arm="sgd + norm", lrs=(0.1, 0.3), **others):
+    """Settings of an arm whose thresholds are given by a word of the study."""
+    pairs = [(lr, value) for lr in lrs for value in values]
+    frame = scores([(lr, 0.01 * value, 1.0) for lr, value in pairs], arm=arm, **others)
+    return frame if word is None else frame.assign(**{word: [value for _, value in pairs]})
+
+
+SAME = {
+    "the percentile among multiples": (
+        [of("relative", 0.1, 1.0), of("percentile", 50.0, 90.0)],
+        [("sgd", None), ("sgd + norm", 90.0)],
+    ),
+    "the only number": ([of(None, 5.0)], [("sgd", None), ("sgd + norm", None)]),
+    "the only multiple": ([of("relative", 0.3)], [("sgd", None), ("sgd + norm", None)]),
+    "several, and none fixed": ([of("relative", 0.1, 1.0)], []),
+    "another percentile, alone": (
+        [of("percentile", 50.0)],
+        [("sgd", None), ("sgd + norm", 50.0)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("clipped", "wanted"), SAME.values(), ids=SAME)
+def test_at_the_same_number_of_tries_a_clip_has_one_threshold_fixed_in_advance(clipped, wanted):
+    """And all arms their own learning rates: what was tried beyond an edge has no part."""
+    plain_sgd = scores([(lr, NAN, 1.0) for lr in (0.1, 0.3)], arm="sgd")
+    beyond = scores([(1.0, NAN, 1.0)], arm="sgd", extended=True)
+    elsewhere = scores([(0.1, NAN, 1.0)], arm="sgd", problem="wdbc")  # a task without a clip
+    found = selection.same_tries(pd.concat([plain_sgd, beyond, elsewhere, *clipped]), 90.0)
+    assert [
+        (arm, None if math.isnan(percentile) else percentile)
+        for arm, percentile in zip(found["arm"], found["percentile"], strict=True)
+    ] == [one for one in wanted for _ in range(2)]
+    assert set(found["problem"]) <= {"digits"}
+    assert found["lr"].tolist() == [0.1, 0.3] * (len(found) // 2)
+
+
+def test_a_cell_without_a_resolved_threshold_is_of_the_same_setting():
+    frame = of("percentile", 90.0)
+    failed = frame.assign(threshold=NAN)
+    assert len(selection.same_tries(pd.concat([failed, frame]), 90.0)) == 2
 
 
 def test_an_empty_store_has_no_choices():

@@ -118,6 +118,20 @@ def test_the_reference_is_the_loss_of_the_best_constant_prediction(name):
     assert work.loss(constant, labels).item() == pytest.approx(work.reference_loss, rel=2e-3)
 
 
+def test_wdbc_may_be_graded_by_its_log_loss_instead_of_its_ranking():
+    """The data, the model and the loss stay: a run is the same, and is judged otherwise."""
+    ranked, certain = built("wdbc"), built("wdbc", graded="log_loss")
+    assert (ranked.metric, certain.metric) == (metrics.roc_auc, metrics.log_loss)
+    assert metrics.roc_auc in certain.other_metrics
+    assert (certain.chance, certain.target_metric) == (ranked.reference_loss, ranked.target)
+    inputs, labels = feed.splits(certain, 0)["test"]
+    assert torch.equal(inputs, feed.splits(ranked, 0)["test"][0])
+    output = feed.model(certain, 0)(inputs).detach()
+    assert certain.metric(output, labels) == pytest.approx(
+        certain.loss(output, labels).item(), rel=1e-6
+    )
+
+
 @pytest.mark.parametrize("name", ["digits", "origin", "temporal-order", "text"])
 def test_an_untrained_network_is_at_chance(name):
     """Its loss starts near the reference: the rules on outcomes compare like with like."""

@@ -40,23 +40,22 @@ def _tuning(seeds: str, untuned: dict[str, Any] | None) -> list[str]:
     """How settings are chosen and compared."""
     items = [
         (
-            "**Two phases.** Every setting of the grid runs on selection seeds; the setting with "
-            "the best validation loss (over a run's evaluations, mean over seeds; an unstable or "
-            "failed seed counts as ∞) is chosen, and among those within one standard error of it "
-            "the one with the best neighbours on the grid. The choice then runs on fresh report "
-            f"seeds, and is judged on the test split after the last step. Here: {seeds}."
+            "**The same number of tries.** The headline's settings (every learning rate of an "
+            "optimizer, and of a clip one threshold fixed in advance) run on all seeds. No seed "
+            "that chooses a setting is one that judges it, and no setting was chosen on the cells "
+            f"that are compared. Here: {seeds}."
+        ),
+        (
+            "**Tuned thresholds.** Every other setting of the grid runs on selection seeds; the "
+            "setting with the best validation loss (over a run's evaluations, mean over seeds; an "
+            "unstable or failed seed counts as ∞) is chosen, and among those within one standard "
+            "error of it the one with the best neighbours on the grid. The choice then runs on "
+            "report seeds, and is judged on the test split after the last step."
         ),
         (
             "**Same luck.** Initial weights, batch order, noise and data splits depend on the "
             "workload and the seed only, so that every method meets the same, and differences "
             "are paired seed by seed."
-        ),
-        (
-            "**Equal budget.** With k the number of settings of the smallest arm, each report "
-            "seed runs the setting that the best of k settings drawn at random from the arm's "
-            "grid would have been (by selection score; the draws follow a fixed low-discrepancy "
-            "sequence), so that the mean estimates the expected result of tuning with k tries. "
-            "Its interval includes the luck of that draw."
         ),
     ]
     if untuned:
@@ -81,15 +80,15 @@ def _reading(n: int) -> list[str]:
             "then is one of learning rates, not of clipping."
         ),
         (
-            "**Intervals.** Means have Student's t interval over seeds. Where a seed diverged it "
-            "has no value: the result is then the median with such seeds as the worst possible "
-            "outcome, and the order-statistic interval. All-or-nothing outcomes are success "
-            "rates with Wilson's interval, their differences with Newcombe's. Seeds that failed "
-            "or are missing, or have no metric though they did not diverge, are unknown: no "
-            "interval is given then, nor where all seeds are alike: without a spread there is "
-            "nothing to infer from, and the difference is not testable. The intervals of "
-            "differences are not corrected for their number; the p values of the declared family "
-            "are (Holm)."
+            "**Intervals** of the headline are those of a jackknife over seeds. Elsewhere means "
+            "have Student's t interval over seeds. Where a seed diverged it has no value: the "
+            "result is then the median with such seeds as the worst possible outcome, and the "
+            "order-statistic interval. All-or-nothing outcomes are success rates with Wilson's "
+            "interval, their differences with Newcombe's. Seeds that failed or are missing, or "
+            "have no metric though they did not diverge, are unknown: no interval is given then, "
+            "nor where all seeds are alike: without a spread there is nothing to infer from, and "
+            "the difference is not testable. Where seeds redraw the splits of one data set, an "
+            "interval of a level is one over splits of that data set."
         ),
         (
             "**∞ steps to target** means that fewer than half of the seeds ever met the "

@@ -10,6 +10,13 @@ from clipbench.report.evidence import Evidence, flat
 from clipbench.report.parts import Part, Section, Table, Text
 from clipbench.schema import RULES
 
+OLDER = {
+    1: "Outcomes were judged by the training loss of the last steps, and not, as today, by what "
+    "the model can do: an accurate model that is too sure of itself has learned.",
+    2: "Test was evaluated after the last step alone, so that no run can be graded by its best "
+    "checkpoint.",
+}
+
 
 def section(evidence: Evidence) -> Section:
     """Where the numbers come from."""
@@ -33,12 +40,13 @@ def section(evidence: Evidence) -> Section:
     if evidence.rules < RULES:
         parts.append(
             Text(
-                f"**Rules {evidence.rules}.** Outcomes were judged by the training loss of the "
-                f"last steps. Today's rules, {RULES}, look at what the model can do: an accurate "
-                "model that is too sure of itself has learned. The next `clipbench run` judges by "
-                "them, and trains every cell anew."
+                f"**Rules {evidence.rules}.** {OLDER[evidence.rules]} The next `clipbench run` "
+                f"judges by today's rules, {RULES}, and trains every cell anew."
             )
         )
+    versions_said = evidence.store.page("preregistered").get("versions", [])
+    if versions_said:
+        parts.append(Text(_preregistered(versions_said)))
     if environments:
         parts.append(_environments(evidence, environments))
     versions = [
@@ -53,6 +61,25 @@ def section(evidence: Evidence) -> Section:
         parts.append(Text(f"Versions of the mathematics: {', '.join(sorted(set(versions)))}."))
     parts.append(Text(store.study, kind="code"))
     return Section("provenance", "Provenance", parts)
+
+
+def _preregistered(versions: list[dict[str, Any]]) -> str:
+    """What was fixed before the first report cell, and what was changed later."""
+    first, *later = versions
+    before = (
+        "before the first report cell"
+        if not first["report_cells"]
+        else f"after {first['report_cells']:,} report cells"
+    )
+    told = (
+        f"**Committed in advance.** Margins, families, thresholds, seeds and grade are in "
+        f"`preregistered.json`, written {before}: version `{first['hash']}`."
+    )
+    for version in later:
+        told += (
+            f" Changed after {version['report_cells']:,} report cells: version `{version['hash']}`."
+        )
+    return told
 
 
 def _environments(evidence: Evidence, environments: dict[str, dict[str, Any]]) -> Table:

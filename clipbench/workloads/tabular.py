@@ -31,23 +31,40 @@ class Wdbc:
     An MLP 30–w–w–2 with ReLU learns it by cross entropy; inputs are N×30.
 
     :param width: w, the units of each hidden layer, at least 1.
+    :param graded: by which metric. The ROC AUC of almost every model is above .99 here, and hardly
+        tells two of them apart; the log loss does.
 
     **Source**: Street, Wolberg & Mangasarian 1993; CC BY 4.0, doi:10.24432/C5DW2B.
     """
 
     width: Count = 64
+    graded: Literal["roc_auc", "log_loss"] = "roc_auc"
 
-    metric = metrics.roc_auc
-    other_metrics = (metrics.accuracy,)
-    chance = 0.5
     target = 0.093
-    target_metric = 0.996
+    margin = 0.01  # one of 114 cases; a quarter of what Adam gains over SGD is less
     reference_loss = -sum(n * math.log(n / (MALIGNANT + BENIGN)) for n in (MALIGNANT, BENIGN)) / (
         MALIGNANT + BENIGN
     )
     version = 1
     step_seconds = 3.1e-4
     lanes = True
+
+    @property
+    def metric(self) -> metrics.Metric:
+        return metrics.roc_auc if self.graded == "roc_auc" else metrics.log_loss
+
+    @property
+    def other_metrics(self) -> tuple[metrics.Metric, ...]:
+        ranking = () if self.graded == "roc_auc" else (metrics.roc_auc,)
+        return (*ranking, metrics.accuracy)
+
+    @property
+    def chance(self) -> float:
+        return 0.5 if self.graded == "roc_auc" else self.reference_loss
+
+    @property
+    def target_metric(self) -> float:
+        return 0.996 if self.graded == "roc_auc" else self.target
 
     def data(self, generator: Generator) -> dict[str, tuple[Tensor, Tensor]]:
         features, labels = _breast_cancer()
