@@ -148,7 +148,11 @@ def order(labels: Iterable[str]) -> list[str]:
     """Known names first, in the order of the survey; user-defined ones by name."""
     known = [*OPTIMIZERS, *CLIPS]
     return sorted(
-        set(labels), key=lambda label: (known.index(label) if label in known else len(known), label)
+        set(labels),
+        key=lambda label: (
+            known.index(name) if (name := label.partition("(")[0]) in known else len(known),
+            label,
+        ),
     )
 
 

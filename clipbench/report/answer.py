@@ -86,7 +86,7 @@ def _summary(evidence: Evidence) -> list[Text | List]:
     """What each clip did on each optimizer, over all workloads."""
     sentences = []
     labelled = evidence.gaps.merge(evidence.arms, on=["problem", "batch", "device", "dtype", "arm"])
-    for (optimizer, clip), rows in labelled.groupby(["optimizer_label", "clip_label"], sort=True):
+    for (optimizer, clip), rows in labelled.groupby(["optimizer_label", "clip_label"], sort=False):
         name = f"{str(clip).capitalize()} clipping on {evidence.short(str(optimizer))}"
         places: dict[str, list[str]] = {}
         for row in rows.to_dict("records"):
@@ -106,10 +106,10 @@ def _task_answer(evidence: Evidence, task: Task, ranges: pd.DataFrame, costs: pd
     rows = evidence.of(evidence.gaps, task)
     places = gap_places(rows)
     sentences = [_reached(evidence, task)]
-    sentences += [
-        _verdict({**row, "arm": evidence.short(row["arm"])}, places)
-        for row in rows.to_dict("records")
-    ]
+    told = [{**row, "arm": evidence.short(row["arm"])} for row in rows.to_dict("records")]
+    sentences += [_verdict(row, places) for row in told if not _is_open(row)]
+    open_still = [row["arm"] for row in told if _is_open(row)]
+    sentences.append(f"Undecided: {listed(open_still)}." if open_still else "")
     sentences.append(_other_optimizers(evidence, task))
     if BASELINE in methods:
         sentences += [
@@ -123,6 +123,11 @@ def _task_answer(evidence: Evidence, task: Task, ranges: pd.DataFrame, costs: pd
     better = "higher" if about["higher_is_better"] else "lower"
     judged = f"{metric_words(about)}, {better} is better"
     return f"**{evidence.labels[task]}** ({judged}). {words}" if words else ""
+
+
+def _is_open(row: Row) -> bool:
+    """Whether nothing can be said of a comparison."""
+    return bool(row["verdict"] == Verdict.UNDECIDED and not without_stopping(row))
 
 
 def _reached(evidence: Evidence, task: Task) -> str:

@@ -19,6 +19,7 @@ from clipbench.analysis.cells import arms, counts, current, of_task, workload
 from clipbench.analysis.cost import cost
 from clipbench.analysis.implementations import DEFAULT
 from clipbench.analysis.outcomes import draws, results
+from clipbench.figures.style import ordered
 from clipbench.report.words import census
 from clipbench.schema import RULES
 from clipbench.store import Store
@@ -171,11 +172,17 @@ def read(store: Store, *, png: bool = True) -> Evidence:
         labels=labels(tasks),
         choices=selection.choose(selection.score(cells)),
         levels=headline.levels(found, components),
-        gaps=headline.gaps(found, compared, components, grade),
+        gaps=_in_order(headline.gaps(found, compared, components, grade), compared),
         rivals=headline.rivals(found, methods, compared, components, grade),
         throughput=timed,
         png=png,
     )
+
+
+def _in_order(gaps: pd.DataFrame, arms_table: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons as arms are shown everywhere: by optimizer, in the order people know."""
+    rank = {arm: number for number, arm in enumerate(ordered(arms_table))}
+    return gaps.sort_values("arm", key=lambda names: names.map(rank), kind="stable")
 
 
 def flat(entry: Mapping[str, Any]) -> dict[str, Any]:
