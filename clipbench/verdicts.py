@@ -94,18 +94,20 @@ def smallest_margin(one: Comparison, level: float) -> float:
 
 
 def seeds_needed(one: Comparison, level: float) -> float:
-    r"""The number of seeds that would decide, with a power of 80 %, if there is no difference at
-    all, or one of twice the margin: never at the difference that was seen.
+    r"""The number of seeds that would decide, with a power of 80 % at least, if there is no
+    difference at all, or one of twice the margin: never at the difference that was seen.
 
-    .. math:: n \ge s^2 (t_{1 - \alpha / 2} + t_{.8})^2 / \delta^2
+    .. math:: n \ge s^2 (t_{1 - \alpha / 2} + t_{.9})^2 / \delta^2
 
-    Both planned differences lie δ from what they must be told from. NaN without an error or a
-    margin; ∞ if it is more than anybody trains.
+    Both planned differences lie δ from what they must be told from: twice the margin from one side
+    of it, zero from both, for which t of .8 gives a power of 60 % only. NaN without an error or
+    a margin; ∞ if it is more than anybody trains.
     """
     if not (one.error > 0 and one.margin > 0):
         return math.nan
     ratio = one.seeds * (one.error / one.margin) ** 2
     numbers = np.unique(np.geomspace(3, MANY, 2000).round().astype(int))
-    quantiles = stats.t.ppf(1 - level / 2, numbers - 1) + stats.t.ppf(POWER, numbers - 1)
+    each_side = (1 + POWER) / 2
+    quantiles = stats.t.ppf(1 - level / 2, numbers - 1) + stats.t.ppf(each_side, numbers - 1)
     enough = numbers >= ratio * quantiles**2
     return float(numbers[np.argmax(enough)]) if enough.any() else math.inf
