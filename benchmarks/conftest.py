@@ -44,7 +44,16 @@ class Ratio:
 
 
 # programs of their own, looked into for doctests
-collect_ignore = ["engines.py", "jax_peer.py", "targets.py", "timing.py"]
+collect_ignore = [
+    "engines.py",
+    "families.py",
+    "intervals.py",
+    "jax_peer.py",
+    "laws.py",
+    "targets.py",
+    "timing.py",
+    "verdicts.py",
+]
 ratios = pytest.StashKey[list[Ratio]]()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from clipbench.statistics import CONFIDENCE, Interval
+from clipbench.statistics import CONFIDENCE, Interval, alike
 
 TUNED_ON = 3  # seeds on which a setting is chosen
 TIE = 1e-12  # means of the same values in another order differ by less
@@ -76,11 +76,13 @@ def standard_error(without: Array) -> float:
 
     .. math:: \sqrt{\tfrac{n - 1}{n} \sum_{i=1}^n (\theta_{-i} - \bar\theta)^2}
 
-    NaN if there are fewer than two.
+    0 if they differ by rounding alone; NaN if there are fewer than two.
 
     **Source**: Tukey 1958; Efron & Tibshirani 1993, chapter 11.
     """
     n = len(without)
+    if n > 1 and alike(without):
+        return 0.0
     return math.sqrt((n - 1) * float(without.var())) if n > 1 else math.nan
 
 

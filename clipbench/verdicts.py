@@ -100,8 +100,8 @@ def smallest_margin(one: Comparison, level: float) -> float:
 
 
 def seeds_needed(one: Comparison, level: float) -> float:
-    r"""The number of seeds that would decide, with a power of 80 %, if there is no difference at
-    all, or one of twice the margin: never at the difference that was seen.
+    r"""The number of seeds that would decide, with a power of 80 % at least, if there is no
+    difference at all, or one of twice the margin: never at the difference that was seen.
 
     .. math:: n \ge s^2 (t_{1 - \alpha / 2} + t_{.9})^2 / \delta^2
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-LINK = re.compile(r'\[(?P<shown>[^\]]+)\]\((?P<file>results/[^\s)]+\.csv) "(?P<title>[^"]+)"\)')
+LINK = re.compile(r'\[(?P<shown>[^\[\]]+)\]\((?P<file>results/[^\s)]+\.csv) "(?P<title>[^"]+)"\)')
 DECIMAL = re.compile(r"(?<![\w.])[+−-]?\d*\.\d+(?!\w)")
 PAGES = ["README.md", "docs/words.md", "docs/reliability.md"]
 

@@ -273,9 +273,10 @@ def rivals(
     """A row per task and unclipped optimizer: its difference from plain SGD, positive if it is
     better, with a 95 % interval. No verdict: the question is about clips.
     """
-    rows = []
-    for row in arms_table[arms_table["partner"].isna()].to_dict("records"):
-        task, baseline = Task.of(row), methods.get(BASELINE)
+    rows, baseline = [], methods.get(BASELINE)
+    held = baseline in set(arms_table["arm"])
+    for row in arms_table[arms_table["partner"].isna() & held].to_dict("records"):
+        task = Task.of(row)
         if row["arm"] == baseline or not any((task, row["arm"], one) in found for one in GRADES):
             continue
         pair = _Pair.of(found, components, task, row["arm"], str(baseline), grade)

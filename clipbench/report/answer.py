@@ -28,7 +28,7 @@ from clipbench.report.words import (
     short,
     signed,
 )
-from clipbench.schema import Reading, Verdict
+from clipbench.schema import Outcome, Reading, Verdict
 from clipbench.selection import BASELINE
 from clipbench.statistics import Interval
 from clipbench.task import Task
@@ -57,6 +57,22 @@ def told(evidence: Evidence) -> list[Text | List]:
             )
         ]
     gaps = evidence.gaps
+    compared = not gaps.empty and bool((gaps["verdict"] != Verdict.INCOMPLETE).any())
+    if not evidence.reports and not compared:
+        return [
+            Text(
+                "**Nothing is chosen here.** This study reports on no fresh seeds: it shows what "
+                "every setting did, and has no tuned methods to compare."
+            )
+        ]
+    if evidence.reports and not evidence.drawn["ended"].isin([*Outcome]).any():
+        return [
+            Text(
+                "**No answer yet.** The report phase, which runs each method's settings on fresh "
+                "seeds, has no finished cell in this folder. What the selection phase showed is "
+                "below; it chose settings, so that its numbers flatter every method."
+            )
+        ]
     if gaps.empty or not (gaps["n"] > 0).any():
         return [
             Text(

@@ -84,8 +84,9 @@ def section(evidence: Evidence) -> Section:
             if len(evidence.of(gaps, task))
         ]
         cells = evidence.cells
-        named = gaps.assign(label=[evidence.short(arm) for arm in gaps["arm"]])
-        figure = draw(named, panels, arm_colours(evidence.arms), evidence.footer(cells))
+        figure = draw(
+            _labelled(evidence, gaps), panels, arm_colours(evidence.arms), evidence.footer(cells)
+        )
         caption = (
             "Each clip against the same optimizer without it: the difference between what both "
             "are expected to reach, positive where the clip is better. Thick: 95 %; thin: what "
@@ -199,8 +200,17 @@ def _levels(evidence: Evidence, task: Task) -> Table:
         "Intervals are 95 %."
     )
     return Table(
-        evidence.name("tables", "headline", evidence.labels[task]), caption, head, rows, mine
+        evidence.name("tables", "headline", evidence.labels[task]),
+        caption,
+        head,
+        rows,
+        _labelled(evidence, mine),
     )
+
+
+def _labelled(evidence: Evidence, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the name by which the page calls their arm."""
+    return rows.assign(label=[evidence.short(arm) for arm in rows["arm"]])
 
 
 def _level(row: dict[str, Any] | None, places: int) -> str:
@@ -270,7 +280,7 @@ def _gaps(evidence: Evidence, task: Task) -> Table:
         caption,
         head,
         rows,
-        mine,
+        _labelled(evidence, mine),
         words=2,
     )
 

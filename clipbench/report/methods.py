@@ -95,8 +95,9 @@ def _reading(n: int) -> list[str]:
             "workload's target validation loss; in brackets, how many did."
         ),
         (
-            f"**Limits.** {_limit(n)} t intervals are too narrow for skewed data. A learning rate "
-            "called stable was so on the selection seeds only."
+            f"**Limits.** {_limit(n)} If a method loses one run in twenty, twenty seeds show no "
+            "such run in one case of three, and then no interval and no verdict knows of it. A learning "
+            "rate called stable was so on the selection seeds only."
         ),
     ]
 
