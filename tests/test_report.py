@@ -867,3 +867,20 @@ def test_a_paragraph_marks_what_is_strong_and_what_is_code_and_escapes_the_rest(
         ("code", "d"),
         ("", " <e> 2 ** 3 `f"),
     ]
+
+
+@pytest.mark.usefixtures("sketched")
+def test_what_limits_the_conclusions_is_read_from_the_store(tmp_path):
+    """The longest run, the ends of axes that were chosen, the machines, and what was not run."""
+
+    def change(one: Cell):  # the smaller the learning rate the better
+        parts = gaining(0.0, 0.001)(one)["cells"][0]
+        names = ("metric_value", "best_metric", "validation_metric", "best_validation")
+        return synthetic.rows(one, "learned", **{name: parts[name] for name in names})
+
+    text = page(synthetic.build(tmp_path / "threats", **MATRIX, change=change))
+    section = text.partition('id="threats"')[2].partition("</section>")[0]
+    assert "No run is longer than 60 steps." in section
+    assert "sgd on digits (0.01 in 100 %)" in section
+    assert "1 environment: environment e1" in section
+    assert "300 cells on cuda" in section

@@ -96,8 +96,8 @@ def _reading(n: int) -> list[str]:
         ),
         (
             f"**Limits.** {_limit(n)} If a method loses one run in twenty, twenty seeds show no "
-            "such run in one case of three, and then no interval and no verdict knows of it. A learning "
-            "rate called stable was so on the selection seeds only."
+            "such run in one case of three, and then no interval and no verdict knows of it. A "
+            "learning rate called stable was so on the selection seeds only."
         ),
     ]
 

@@ -20,6 +20,7 @@ from clipbench.report import (
     provenance,
     published,
     stable,
+    threats,
     transfer,
 )
 from clipbench.report.evidence import Evidence
@@ -38,6 +39,7 @@ SECTIONS = (
     cost,
     events,
     missing,
+    threats,
     methods,
     provenance,
 )
