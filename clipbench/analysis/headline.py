@@ -20,7 +20,7 @@ import pandas as pd
 from clipbench import selection, tuning, verdicts
 from clipbench.analysis.cells import Components, plain, table_of, workload
 from clipbench.comparisons import Family, families
-from clipbench.schema import Role, Status, Verdict
+from clipbench.schema import Outcome, Role, Status, Verdict
 from clipbench.selection import BASELINE, FIRST_REPORT_SEED, POINT
 from clipbench.skill import LOSS
 from clipbench.task import ARM, THRESHOLD, Task, Threshold
@@ -34,7 +34,8 @@ FEWEST = tuning.TUNED_ON + 2  # seeds for an interval: those tuned on, one left 
 class Axis:
     """The runs of one arm along its learning rates, graded one way; settings × seeds.
 
-    ``test`` and ``validation`` are signed so that higher is better; NaN where nothing is known.
+    ``test`` and ``validation`` are signed so that higher is better; ``lost`` is 1 where a run did
+    not learn. NaN where nothing is known.
     """
 
     points: pd.DataFrame
@@ -43,6 +44,7 @@ class Axis:
     test: np.ndarray
     succeeded: np.ndarray
     fired: np.ndarray
+    lost: np.ndarray
 
     @property
     def known(self) -> np.ndarray:
@@ -91,7 +93,8 @@ def _axis(
 ) -> Axis:
     shape = (len(points), len(seeds))
     table = {
-        name: np.full(shape, math.nan) for name in ("validation", "test", "succeeded", "fired")
+        name: np.full(shape, math.nan)
+        for name in ("validation", "test", "succeeded", "fired", "lost")
     }
     row_of = {_point(row): number for number, row in enumerate(points.to_dict("records"))}
     column_of = {seed: number for number, seed in enumerate(seeds)}
@@ -104,6 +107,7 @@ def _axis(
         table["validation"][place] = validation * (better if by_metric else -1)
         table["test"][place] = test * better
         table["fired"][place] = row["clipped_fraction"]
+        table["lost"][place] = row["outcome"] != Outcome.LEARNED
         if about["success"] is not None:
             table["succeeded"][place] = better * test >= better * about["success"]
     return Axis(points, seeds, **table)

@@ -15,6 +15,7 @@ from clipbench.report.evidence import Evidence
 from clipbench.report.headline import without_stopping
 from clipbench.report.outcomes import estimate
 from clipbench.report.parts import List, Text
+from clipbench.report.robust import shift
 from clipbench.report.words import (
     Row,
     between,
@@ -127,7 +128,8 @@ def _task_answer(evidence: Evidence, task: Task, ranges: pd.DataFrame, costs: pd
     open_still = [row["arm"] for row in told if _is_open(row)]
     sentences.append(f"Undecided: {listed(open_still)}." if open_still else "")
     sentences.append(_other_optimizers(evidence, task))
-    if BASELINE in methods:
+    sentences.append(_survived(evidence, task))
+    if BASELINE in methods and not len(evidence.of(evidence.robust, task)):
         sentences += [
             _range_sentence(clip, evidence.of(ranges, task), methods)
             for clip in CLIPS
@@ -182,6 +184,18 @@ def _other_optimizers(evidence: Evidence, task: Task) -> str:
         for row in ahead.to_dict("records")
     ]
     return f"Without a clip, other optimizers are ahead of plain SGD: {listed(words)}."
+
+
+def _survived(evidence: Evidence, task: Task) -> str:
+    """How far clips move the learning rate at which half of the seeds are lost."""
+    rows = evidence.of(evidence.robust, task)
+    moved = rows[(rows["low"] > 0) | (rows["high"] < 0)].to_dict("records")
+    if rows.empty:
+        return ""
+    if not moved:
+        return "No clip moves the learning rate at which half of the seeds are lost, for sure."
+    words = [f"{evidence.short(row['arm'])} by {shift(row)} decades" for row in moved]
+    return f"The learning rate at which half of the seeds are lost is moved: {listed(words)}."
 
 
 def _range_sentence(  # noqa: PLR0911 - a sentence for every case

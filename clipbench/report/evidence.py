@@ -19,6 +19,7 @@ from clipbench.analysis.cells import arms, counts, current, of_task, workload
 from clipbench.analysis.cost import cost
 from clipbench.analysis.implementations import DEFAULT
 from clipbench.analysis.outcomes import draws, results
+from clipbench.analysis.robust import robust
 from clipbench.figures.style import ordered
 from clipbench.report.words import census
 from clipbench.schema import RULES
@@ -47,6 +48,7 @@ class Evidence:
     levels: pd.DataFrame
     gaps: pd.DataFrame
     rivals: pd.DataFrame
+    robust: pd.DataFrame
     throughput: pd.DataFrame
     png: bool = True  # whether figures are wanted as PNG
     names: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -174,6 +176,7 @@ def read(store: Store, *, png: bool = True) -> Evidence:
         levels=headline.levels(found, components),
         gaps=_in_order(headline.gaps(found, compared, components, grade), compared),
         rivals=headline.rivals(found, methods, compared, components, grade),
+        robust=_in_order(robust(found, compared, components), compared),
         throughput=timed,
         png=png,
     )

@@ -19,6 +19,7 @@ from clipbench.report import (
     missing,
     provenance,
     published,
+    robust,
     stable,
     threats,
     transfer,
@@ -30,6 +31,7 @@ from clipbench.report.words import census
 SECTIONS = (
     published,
     headline,
+    robust,
     stable,
     clips,
     transfer,
