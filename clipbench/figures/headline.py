@@ -13,6 +13,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import CARETLEFTBASE as LEFT
+from matplotlib.markers import CARETRIGHTBASE as RIGHT
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -20,7 +22,7 @@ from clipbench.analysis.cells import of_task
 from clipbench.figures.style import FAINT, INK, blank, number, styled
 
 BAND = "#e4ebf3"  # of the margin
-REACH = 6.0  # margins and intervals that the axis shows at most, from zero
+REACH = 6.0  # margins and middling bounds that the axis shows at most, from zero
 
 
 @styled
@@ -72,6 +74,10 @@ def _panel(
             if not math.isnan(low):
                 ends = np.clip([low, high], -reach, reach)
                 axes.plot(ends, [place, place], "-", color=tint, lw=width, solid_capstyle="butt")
+                for end, on, caret in ((low, low < -reach, LEFT), (high, high > reach, RIGHT)):
+                    if on:  # it goes on beyond the axis
+                        edge = math.copysign(reach, end)
+                        axes.plot([edge], [place], marker=caret, ms=4, color=tint, clip_on=False)
         _mark(axes, row["difference"], place, reach, "o", tint, filled=True)
         _mark(axes, row["last"], place, reach, "D", tint, filled=False)
     axes.set_yticks(range(len(rows)), list(rows["label"]))

@@ -90,7 +90,8 @@ def section(evidence: Evidence) -> Section:
         caption = (
             "Each clip against the same optimizer without it: the difference between what both "
             "are expected to reach, positive where the clip is better. Thick: 95 %; thin: what "
-            "holds for all of a family together; the band is the margin."
+            "holds for all of a family together; an arrow: it goes on beyond the axis. The band is "
+            "the margin."
         )
         parts.append(picture(evidence, figure, caption, cells, "headline"))
     parts.append(Text(f"A run ends in one of four ways. {_endings()}"))
