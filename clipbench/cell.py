@@ -161,8 +161,10 @@ class Cell:
         name = self.clip.threshold
         if name is None or self.needs_pilot:
             return None
-        default = getattr(registry.find("clip", self.clip.name), name)
-        return float(self.clip.settings.get(name, default))
+        given = self.clip.settings.get(name)
+        return float(
+            getattr(registry.find("clip", self.clip.name), name) if given is None else given
+        )
 
     @property
     def needs_pilot(self) -> bool:

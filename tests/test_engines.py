@@ -414,7 +414,7 @@ def test_every_step_of_every_workload_is_recorded(name, dtype):
     assert {one.split for one in made.evaluations} == {"validation", "test"}
     assert (made.threshold, made.metric) == (
         0.1,
-        metrics.name_of(registry.find("workload", name).metric),
+        metrics.name_of(registry.build("workload", name, {}).metric),
     )
 
 

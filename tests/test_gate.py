@@ -41,6 +41,7 @@ from clipbench.gate.limits import Bench, Machine
 from clipbench.gate.sampling import Broken, Failure, Measurement
 from clipbench.gate.sentences import sentence, why
 from clipbench.gate.verdict import Finding, Reason
+from clipbench.schema import RULES
 from clipbench.store import Store
 
 HERE = Machine("a processor", "2.0")
@@ -951,7 +952,7 @@ def spoil_rules(folder):
                 table.column_names.index("rules"), "rules", pa.nulls(len(table), pa.int64())
             ),
         )
-    return "judged by rules 1 (now 2)"
+    return f"judged by rules 1 (now {RULES})"
 
 
 SPOILED = [
@@ -1018,6 +1019,7 @@ def run_of(changes=None, seeds=12, processor="a processor"):
             ),
             **dict(
                 threshold=None,
+                percentile=None,
                 initial_loss=0.7,
                 final_loss=0.1,
                 best_loss=0.1,

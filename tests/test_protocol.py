@@ -159,6 +159,7 @@ def test_report_cells_are_the_choices_on_seeds_of_their_own(whole):
 
 def test_what_a_study_commits_itself_to_is_written_before_it_reports_and_a_change_is_kept(copy):
     """With the number of report cells that were stored by then."""
+    copy = Store(copy)
     [first] = copy.page("preregistered")["versions"]
     assert first["report_cells"] == 0
     assert first["margins"] == {"cosh": 0.5}

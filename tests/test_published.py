@@ -95,12 +95,18 @@ def at_the_end(record):
         for one in record.evaluations
         if (one.split, one.metric) == ("test", record.metric)
     ]
-    return found[0] if found else math.nan
+    return found[-1] if ended(record) else math.nan
+
+
+def ended(record):
+    """Whether it came to its last step, and was evaluated there."""
+    return record.evaluations[-1].step == record.job.cell.steps
 
 
 def succeeded(records):
     """How many meet their workload's criterion of success."""
-    workload = registry.find("workload", records[0].job.cell.workload.name)
+    cell = records[0].job.cell
+    workload = registry.build("workload", cell.workload.name, cell.workload.own)
     sign = 1 if metrics.direction(workload.metric) else -1
     return sum(sign * at_the_end(record) >= sign * workload.success for record in records)
 

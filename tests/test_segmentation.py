@@ -357,7 +357,7 @@ def test_tissue_trains_on_training_slices_only(monkeypatch):
     spoilt = torch.full_like(images, math.nan)
     train = tissue.positions(tissue.SLICES)["train"]
     spoilt[train] = images[train]
-    monkeypatch.setattr(segmentation, "_slices", lambda: (spoilt, labels))
+    monkeypatch.setattr(tissue, "_slices", lambda: (spoilt, labels))
     assert torch.equal(work.sample(draw(10), 64)[0], before[0])
 
 
@@ -366,9 +366,7 @@ def test_augmentation_moves_image_and_labels_alike(monkeypatch):
     voxel off.
     """
     _, labels = tissue._slices()
-    monkeypatch.setattr(
-        segmentation, "_slices", lambda: ((labels > 0).float().unsqueeze(1), labels)
-    )
+    monkeypatch.setattr(tissue, "_slices", lambda: ((labels > 0).float().unsqueeze(1), labels))
     images, moved = built("tissue", noise=0.0).sample(draw(11), 32)
     outline = (images / images.amax((2, 3), keepdim=True) > 0.5).squeeze(1)
     assert (outline == (moved > 0)).float().mean() > 0.99

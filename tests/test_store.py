@@ -134,6 +134,7 @@ def settle(folder, name="tiny", curves="all", seeds=(0, 1)):
     )
     new.write_page("calibration", {"pilots": {}})
     new.write_page("plan", {"cells": {"select": [cell_of(seed).id for seed in seeds]}})
+    new.write_page("preregistered", {"versions": []})
     return new
 
 
