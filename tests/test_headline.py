@@ -189,6 +189,58 @@ def test_a_clip_that_altered_no_gradient_never_fired(tmp_path):
     assert said["sgd + value"] != Verdict.NEVER_FIRED
 
 
+def tuned_on_three(validation, test, seeds):
+    """The same in loops over arrays: every set of three seeds, judged on all seeds outside."""
+    values = []
+    for three in itertools.combinations(seeds, 3):
+        means = validation[:, three].mean(axis=1)
+        best = np.isclose(means, means.max(), rtol=1e-12, atol=0)
+        rest = [seed for seed in seeds if seed not in three]
+        values.append(test[best][:, rest].mean())
+    return float(np.mean(values))
+
+
+def test_every_headline_number_of_quick_is_recomputed_from_its_raw_rows(checkout):
+    """Every level and difference of the committed tables, and the error of one pair a workload."""
+    folder = checkout / "results" / "quick"
+    raw = pd.read_parquet(folder / "cells")
+    fixed = raw[raw["percentile"].notna() | (raw["clip"] == "none")]
+    reports = sorted((folder / "report" / "tables").glob("verdicts-*.csv"))
+    assert len(reports) == 4
+    for path in reports:
+        levels = pd.read_csv(path.with_name(path.name.replace("verdicts", "headline")))
+        gaps = pd.read_csv(path)
+        sign = -1 if gaps["problem"].iloc[0].startswith("wdbc") else 1  # its log loss
+        mine = fixed[fixed["problem"] == gaps["problem"].iloc[0]]
+        sides = {}
+        for arm, runs in mine.groupby("arm"):
+            tried = runs.loc[runs["role"] == "select", "lr"].unique()
+            axis = runs[runs["lr"].isin(tried)].set_index(["lr", "seed"]).sort_index()
+            sides[arm] = [
+                sign * axis[name].to_numpy(dtype=float).reshape(len(tried), -1)
+                for name in ("best_validation", "best_metric")
+            ]
+            assert sides[arm][0].shape == (6, 20)
+        whole = {arm: tuned_on_three(*pair, range(20)) for arm, pair in sides.items()}
+        best = levels[levels["grade"] == "best"].set_index("arm")["estimate"]
+        assert {arm: sign * value for arm, value in whole.items()} == pytest.approx(best.to_dict())
+        for row in gaps.to_dict("records"):
+            assert row["difference"] == pytest.approx(
+                whole[row["arm"]] - whole[row["partner"]], abs=1e-9
+            )
+        row = gaps.iloc[1]
+        left = [
+            np.subtract(
+                *(
+                    tuned_on_three(*sides[row[side]], [at for at in range(20) if at != gone])
+                    for side in ("arm", "partner")
+                )
+            )
+            for gone in range(20)
+        ]
+        assert row["error"] == pytest.approx(math.sqrt(19 * np.var(left)), rel=1e-6)
+
+
 # ----------------------------------------------------------------------------------------- families
 
 
