@@ -59,7 +59,7 @@ class Role(Term):
     """Which phase of the protocol asked for a cell."""
 
     SELECT = "select", "its settings are compared, to choose one of each arm"
-    REPORT = "report", "a chosen setting is run again on a fresh seed"
+    REPORT = "report", "a setting that was chosen, or is compared, is run on a fresh seed"
 
 
 class Reading(Term):

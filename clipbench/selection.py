@@ -230,22 +230,22 @@ def readings(
     ``all``: the arm's choice. ``untuned``: one fixed lr and threshold for all workloads, for the
     named ``arms``.
 
-    Columns: ``ARM``, ``reading``, ``seed``, ``POINT``, ``budget`` (settings tried).
+    Columns: ``ARM``, ``reading``, ``seed``, ``POINT``.
     """
     rows = []
     for choice in choose(scores).to_dict("records"):
         group = {name: choice[name] for name in ARM}
         point = {name: choice[name] for name in POINT}
-        wanted = [(Reading.ALL, point, int(choice["settings"]))]
+        wanted = [(Reading.ALL, point)]
         if untuned and (arms is None or choice["arm"] in arms):
             fixed = Threshold() if Threshold.of(choice).absent else Threshold(untuned["threshold"])
-            wanted.append((Reading.UNTUNED, {"lr": untuned["lr"], **fixed.columns}, 0))
+            wanted.append((Reading.UNTUNED, {"lr": untuned["lr"], **fixed.columns}))
         rows += [
-            {**group, "reading": reading, "seed": FIRST_REPORT_SEED + number, **at, "budget": tried}
+            {**group, "reading": reading, "seed": FIRST_REPORT_SEED + number, **at}
             for number in range(seeds[choice["problem"]])
-            for reading, at, tried in wanted
+            for reading, at in wanted
         ]
-    return pd.DataFrame(rows, columns=[*ARM, "reading", "seed", *POINT, "budget"])
+    return pd.DataFrame(rows, columns=[*ARM, "reading", "seed", *POINT])
 
 
 def settings(cells: Iterable[Cell]) -> pd.DataFrame:

@@ -52,7 +52,7 @@ def of_evaluations(
     return {
         "metric_value": last if np.isfinite(last) else None,
         "validation_value": min(finite) if finite else None,
-        "steps_to_target": steps_to_target(validation.items(), about.get("target")),
+        "steps_to_target": _steps_to_target(validation.items(), about.get("target")),
         **_grades(evaluations, test, about, steps, diverged_at),
     }
 
@@ -94,7 +94,7 @@ def _grades(
     }
 
 
-def steps_to_target(validation: Iterable[tuple[int, float]], target: float | None) -> int | None:
+def _steps_to_target(validation: Iterable[tuple[int, float]], target: float | None) -> int | None:
     """The updates before the first validation loss ``(updates, value)`` that meets the target;
     None if none does.
     """

@@ -9,10 +9,9 @@ import pandas as pd
 from clipbench import statistics
 from clipbench.analysis.cells import Components
 from clipbench.analysis.outcomes import compare
+from clipbench.comparisons import CLAIMED
 from clipbench.schema import Reading
 from clipbench.task import ARM
-
-CLAIMED = ("norm", "value")
 
 
 def clip_pairs(arms_table: pd.DataFrame) -> pd.DataFrame:

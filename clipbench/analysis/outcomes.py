@@ -33,12 +33,6 @@ class Note(Term):
     NO_VALUE = "no value", "every seed ran, and one has no metric"
 
 
-READING_LABELS = {
-    Reading.ALL: "all settings",
-    Reading.UNTUNED: "untuned",
-}
-
-
 def selection_runs(cells: pd.DataFrame) -> pd.DataFrame:
     """The selection cells with ``ended``: an outcome, or ``failed``."""
     frame = plain(cells[cells["role"] == Role.SELECT])
@@ -126,8 +120,7 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
         fired = seeds["clipped_fraction"].astype(float)
         target = seeds["steps_to_target"].astype(float)
         known = ~seeds["ended"].isin(UNKNOWN)
-        points = seeds.drop_duplicates(POINT)
-        one = points.iloc[0] if len(points) == 1 else dict.fromkeys(POINT, math.nan)
+        one = seeds.iloc[0]  # all seeds of a reading have one setting
         rows.append(
             {
                 **key,
@@ -144,8 +137,6 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
                 "threshold": one["threshold"],
                 "relative": one["relative"],
                 "percentile": one["percentile"],
-                "settings": len(points),
-                "budget": int(seeds["budget"].iloc[0]),
                 "edge": (seeds["edge"].iloc[0] or "") if key["reading"] == Reading.ALL else "",
                 "no_value": int(without_value(seeds, about).sum()),
                 "steps_to_target": statistics.median_interval(
@@ -167,7 +158,7 @@ def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:
         "clipped_fraction",
         "never_fired",
     ]
-    columns += [*POINT, "settings", "budget", "edge", "no_value", "steps_to_target", "reached"]
+    columns += [*POINT, "edge", "no_value", "steps_to_target", "reached"]
     return table_of(rows, columns)
 
 

@@ -94,9 +94,7 @@ def target(row: Row) -> str:
 
 
 def setting(row: Row) -> str:
-    """The setting behind a result, or how many settings the seeds drew."""
-    if row["settings"] > 1:
-        return f"{int(row['settings'])} settings, best of {int(row['budget'])}"
+    """The setting behind a result."""
     words = [f"lr {short(row['lr'])}"]
     if not (threshold := Threshold.of(row)).absent:
         words.append(f"threshold {threshold_words(threshold)}")
