@@ -196,7 +196,14 @@ def batches(
     index = order(len(inputs), batch, steps, stream, workload.name).to(device)
     # Some batches at a time: looking one up costs a small model as much as a layer.
     for some in index.split(max(1, min(AHEAD, AHEAD_BYTES // max(1, inputs[0].nbytes * batch)))):
-        yield from zip(inputs[some].unbind(), targets[some].unbind(), strict=True)
+        yield from zip(_rows(inputs, some), _rows(targets, some), strict=True)
+
+
+def _rows(split: Tensor, some: Tensor) -> tuple[Tensor, ...]:
+    """The batches with these numbers of examples, of shape ``(batches, batch)``: the same as
+    ``split[some]``, in half of its time.
+    """
+    return split.index_select(0, some.flatten()).unflatten(0, some.shape).unbind()
 
 
 def _sampler(workload: Any, stream: torch.Generator, batch: int) -> Callable[[], Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any
@@ -200,14 +201,19 @@ def feed() -> Work:
     inputs, targets = torch.randn(341, 30, generator=draw), torch.randint(2, (341,), generator=draw)
     per_epoch = len(inputs) // BATCH
 
+    def rows(split: Tensor, some: Tensor) -> tuple[Tensor, ...]:
+        return split.index_select(0, some.flatten()).unflatten(0, some.shape).unbind()
+
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        stream = _drawn()
+        # The seed of a named stream, too: without it the reference does 1 % less than ours.
+        seed = int.from_bytes(hashlib.sha256(b"frozen\x000\x00batches").digest()[:8], "big") >> 1
+        stream = _drawn(seed)
         epochs = [
             torch.randperm(len(inputs), generator=stream)[: per_epoch * BATCH]
             for _ in range(-(-FED // per_epoch))
         ]
         index = torch.cat(epochs).reshape(-1, BATCH)[:FED]
         for some in index.split(16):
-            yield from zip(inputs[some].unbind(), targets[some].unbind(), strict=True)
+            yield from zip(rows(inputs, some), rows(targets, some), strict=True)
 
     return lambda: list(batches())[-1][0][0, 0]
