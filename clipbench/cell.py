@@ -78,6 +78,7 @@ class Cell:
     dtype: str = "float32"
     evaluations: int = 20
     events: Mapping[str, float] = field(default_factory=dict)
+    replica: int = 0
     role: str = field(default=Role.SELECT, compare=False)
     extended: bool = field(default=False, compare=False)
 
@@ -98,6 +99,8 @@ class Cell:
             "evaluations": self.evaluations,
             "events": dict(self.events),
         }
+        if self.replica:
+            document["replica"] = self.replica
         return document
 
     @property

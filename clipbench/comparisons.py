@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from clipbench.task import TASK, Task
+from clipbench.task import TASK, Task, schedule_of
 from clipbench.verdicts import LEVEL
 
 CLAIMED = ("value", "norm")  # the clips that the question is about
@@ -25,18 +25,23 @@ class Family(NamedTuple):
 
 
 def families(
-    clipped: Iterable[Mapping[str, Any]], functions: Iterable[str], optimizers: Iterable[str]
+    clipped: Iterable[Mapping[str, Any]],
+    functions: Iterable[str],
+    optimizers: Iterable[str],
+    schedule: str | None,
 ) -> list[Family]:
     """The families of a study, by name.
 
     Value and norm clipping on one optimizer are a family, over all the study's workloads; other
     clips on it are another. Functions, which have no data, are families of their own. If a study
-    has both of the first questions, each has half of the level.
+    has both of the first questions, each has half of the level; they are about the headline's
+    schedule.
 
     :param clipped: rows of arms with a clip: the columns `TASK`, ``arm``, ``optimizer`` (its
         registered name), ``optimizer_label``, ``clip``, and ``partner``, the arm without it.
     :param functions: the problems that are functions.
     :param optimizers: the registered names of all optimizers of the study.
+    :param schedule: the headline's; None if all arms are of it.
     """
     functions, both = set(functions), set(FIRST) <= set(optimizers)
     found: dict[str, tuple[float, list[tuple[Task, str, str]]]] = {}
@@ -49,7 +54,12 @@ def families(
         )
         if row["problem"] in functions:
             name += ", functions"
-        shared = both and first and row["optimizer"] in FIRST and row["problem"] not in functions
+        asked_first = first and row["optimizer"] in FIRST and row["problem"] not in functions
+        shared = (
+            both
+            and asked_first
+            and (schedule is None or schedule_of(str(row["optimizer_label"])) == schedule)
+        )
         level = LEVEL / 2 if shared else LEVEL
         pair = (Task(*(row[column] for column in TASK)), row["arm"], row["partner"])
         found.setdefault(name, (level, []))[1].append(pair)

@@ -24,6 +24,7 @@ EVALUATED = 256  # examples of a split that is sampled
 KEPT_BYTES = 2**29  # of splits that are held for another use: 38 seeds of origin
 AHEAD, AHEAD_BYTES = 16, 2**22  # batches looked up at once, at most
 MIXED = "bfloat16-mixed"  # weights, update and loss in float32, the model's products under autocast
+DISTURBED = 1e-7  # relative, of the weights of a replica: the last digit of a float32
 DTYPES = {"float32": torch.float32, "float64": torch.float64, MIXED: torch.float32}
 
 
@@ -33,6 +34,7 @@ def model(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     mixed: bool = False,
+    replica: int = 0,
 ) -> nn.Module:
     """The workload's module with the seed's weights: drawn in float32 on the CPU, the same on every
     processor, then moved.
@@ -41,6 +43,8 @@ def model(
     seed)`` is handed the seed as well.
 
     :param mixed: whether it computes under autocast to bfloat16, and returns float32.
+    :param replica: other than 0, the weights differ in their last digits (`DISTURBED`), as rounding
+        on another processor would make them differ after a step.
     :raises UsageError: a parameter or a buffer is complex: in ``dtype`` it would be another model.
     """
     arguments = {"seed": seed} if _takes(workload.model, "seed") else {}
@@ -54,6 +58,8 @@ def model(
                 "numbers are trained here; keep real and imaginary part as two, such as "
                 "`torch.view_as_real` makes of it"
             )
+    if replica:
+        _disturb(module, trees.generator(workload.name, seed, f"replica {replica}"))
     module = module.to(device=device, dtype=dtype)
     if mixed:
         plain = module.forward
@@ -64,6 +70,14 @@ def model(
 
         module.forward = forward
     return module
+
+
+@torch.no_grad()
+def _disturb(module: nn.Module, stream: torch.Generator) -> None:
+    """Multiply every weight by a normal number around 1."""
+    for param in module.parameters():
+        noise = torch.randn(param.shape, generator=stream, dtype=torch.float64)
+        param.copy_((param.double() * (1 + DISTURBED * noise)).to(param.dtype))
 
 
 class _Held:

@@ -221,25 +221,25 @@ def snap(value: float) -> float:
 def readings(
     scores: pd.DataFrame,
     seeds: Mapping[str, int],
-    untuned: Mapping[str, float] | None,
+    untuned: Mapping[str, Any] | None,
     arms: Iterable[str] | None = None,
 ) -> pd.DataFrame:
     """The setting of each arm under each reading on each report seed: a row per arm, reading and
     seed.
 
-    ``all``: the arm's choice. ``untuned``: one fixed lr and threshold for all workloads, for the
-    named ``arms``.
+    ``all``: the arm's choice. ``untuned``: a fixed lr and threshold for all workloads, for the
+    named ``arms``: each arm's own of ``untuned["points"]``, or one for all.
 
     Columns: ``ARM``, ``reading``, ``seed``, ``POINT``.
     """
     rows = []
     for choice in choose(scores).to_dict("records"):
         group = {name: choice[name] for name in ARM}
-        point = {name: choice[name] for name in POINT}
-        wanted = [(Reading.ALL, point)]
+        wanted = [(Reading.ALL, {name: choice[name] for name in POINT})]
         if untuned and (arms is None or choice["arm"] in arms):
-            fixed = Threshold() if Threshold.of(choice).absent else Threshold(untuned["threshold"])
-            wanted.append((Reading.UNTUNED, {"lr": untuned["lr"], **fixed.columns}))
+            point = untuned.get("points", {}).get(choice["arm"], untuned)
+            fixed = Threshold() if Threshold.of(choice).absent else Threshold(point["threshold"])
+            wanted.append((Reading.UNTUNED, {"lr": point["lr"], **fixed.columns}))
         rows += [
             {**group, "reading": reading, "seed": FIRST_REPORT_SEED + number, **at}
             for number in range(seeds[choice["problem"]])
@@ -286,6 +286,18 @@ def same_tries(settings: pd.DataFrame, percentile: float) -> pd.DataFrame:
     found = pd.concat(parts)
     met = [task in clipped for task in found[TASK].itertuples(index=False, name=None)]
     return found.loc[met, [*ARM, *POINT]].reset_index(drop=True)
+
+
+def several(settings: pd.DataFrame) -> pd.DataFrame:
+    """The study's own settings of the arms that have several thresholds: what tuning one could
+    choose from.
+
+    :param settings: as `same_tries` takes them.
+    """
+    own = settings[~settings["extended"].astype(bool)].sort_values([*ARM, *POINT])
+    own = own.assign(setting=[Threshold.of(row).setting for row in own.to_dict("records")])
+    many = own.groupby(ARM)["setting"].transform("nunique") > 1
+    return own[many].drop_duplicates([*ARM, "lr", "setting"])[[*ARM, *POINT]]
 
 
 def _of_same_arm(frame: pd.DataFrame, row: Mapping[str, Any]) -> pd.Series:

@@ -8,11 +8,12 @@ of frames, and not of torch.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from clipbench.cell import Cell
-from clipbench.vocabulary import PERCENTILE, RELATIVE
+from clipbench.vocabulary import CONSTANT, PERCENTILE, RELATIVE, SCHEDULE
 
 
 class Task(NamedTuple):
@@ -64,6 +65,15 @@ def labels(tasks: Iterable[Task]) -> dict[Task, str]:
     return {
         task: ", ".join([task.words[0], *(task.words[index] for index in varied)]) for task in tasks
     }
+
+
+def schedule_of(label: str) -> str:
+    """The schedule that the label of an optimizer or arm names; ``constant`` if it names none."""
+    named = _SCHEDULE.search(label)
+    return named[1] if named else CONSTANT
+
+
+_SCHEDULE = re.compile(rf"\b{SCHEDULE}=([\w-]+(?:\([^()]*\))?)")
 
 
 class Threshold(NamedTuple):

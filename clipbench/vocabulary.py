@@ -70,6 +70,8 @@ _DEVICE = Literal["cpu", "cuda"]
 _DTYPE = Literal["float32", "float64", "bfloat16-mixed"]
 _ON: Any = Literal[GRADIENT, UPDATE, EXAMPLE]
 _RATES = Finite | list[Finite]
+_GIVEN = Finite | dict[str, Finite]
+_NONE, _NONES = Annotated[int, Field(ge=0)], "a whole number of at least 0"
 _COUNT, _COUNTS = "a whole number of at least 1", "a whole number of at least 1, or a list of them"
 
 WORDS = (
@@ -115,6 +117,8 @@ WORDS = (
         "engine", Literal["auto", "loop", "batched"], '"auto", "loop" or "batched"', {"run": "auto"}
     ),
     Word("evaluations", Count, _COUNT, {"run": 20}),
+    # The same study once more, from weights that differ in their last digits.
+    Word("replica", _NONE, _NONES, {"run": 0}),
     Word("extend", bool, "true or false", {"run": True}),
     Word("events", dict[str, float], "a table of numbers", {"run": {}}),
     Word(RELATIVE, _RATES, "a positive number, or a list of them", {"clip": None}),
@@ -136,16 +140,24 @@ WORDS = (
         "a list of names of the study's workloads",
         {"optimizer": None, "clip": None},
     ),
+    Word(
+        "optimizers",
+        Annotated[list[str], Field(min_length=1)],
+        "a list of names of the study's optimizers",
+        {"clip": None},
+    ),
     # a table of seeds: how many each phase runs
     Word("select", Count, _COUNT, {"seeds": 3}),
-    Word("report", Annotated[int, Field(ge=0)], "a whole number of at least 0", {"seeds": 10}),
+    Word("report", _NONE, _NONES, {"seeds": 10}),
     # How runs are graded and compared: what is read of them, and no part of what they are.
     Word("grade", Literal["best", "last"], '"best" or "last"', {"protocol": "best"}),
     Word(PERCENTILE, Percent, "a number from 0 to 100", {"protocol": 90.0}),
+    # Report seeds on which clips of several thresholds run all of them, for the budget curve.
+    Word("budget", _NONE, _NONES, {"protocol": 0}),
     # The row nobody tuned: one lr and one threshold for every workload; run for the headline's
     # methods and the `arms` named here.
-    Word("lr", Finite, "a positive number", {"untuned": 0.01}),
-    Word("threshold", Finite, "a positive number", {"untuned": 1.0}),
+    Word("lr", _GIVEN, "a positive number, or a table of them by optimizer", {"untuned": 0.01}),
+    Word("threshold", _GIVEN, "a positive number, or a table of them by clip", {"untuned": 1.0}),
     Word("arms", list[str], 'a list of arms such as "momentum + value"', {"untuned": []}),
 )
 

@@ -201,15 +201,20 @@ def _expected(axis: Axis, known: np.ndarray, values: np.ndarray) -> float:
     return tuning.expected(axis.validation[:, known], values[:, known]).estimate
 
 
-def declared(arms_table: pd.DataFrame, components: Components) -> list[Family]:
-    """The families of comparisons that a study has declared."""
+def declared(
+    arms_table: pd.DataFrame, components: Components, schedule: str | None
+) -> list[Family]:
+    """The families of comparisons that a study has declared.
+
+    :param schedule: the headline's; None if all arms are of it.
+    """
     functions = [
         problem
         for problem in set(arms_table["problem"])
         if workload(components, problem)["reference_loss"] is None
     ]
     clipped = arms_table[arms_table["partner"].notna()]
-    return families(clipped.to_dict("records"), functions, set(arms_table["optimizer"]))
+    return families(clipped.to_dict("records"), functions, set(arms_table["optimizer"]), schedule)
 
 
 def gaps(
@@ -217,6 +222,7 @@ def gaps(
     arms_table: pd.DataFrame,
     components: Components,
     grade: str,
+    schedule: str | None = None,
 ) -> pd.DataFrame:
     """A row per clip and task: its difference from the same optimizer without it, positive if the
     clip is better, and the verdict of its family.
@@ -227,7 +233,7 @@ def gaps(
     that would decide. ``last`` is the difference at the last step, with its own bounds.
     """
     rows = []
-    for family in declared(arms_table, components):
+    for family in declared(arms_table, components, schedule):
         pairs = [
             _Pair.of(found, components, task, arm, partner, grade)
             for task, arm, partner in family.pairs

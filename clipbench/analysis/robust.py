@@ -35,7 +35,7 @@ def robust(
     the clip.
     """
     rows = []
-    for family in declared(arms_table, components):
+    for family in declared(arms_table, components, None):
         for task, arm, partner in family.pairs:
             sides = [found.get((task, one, "last")) for one in (arm, partner)]
             if sides[0] is None or sides[1] is None:

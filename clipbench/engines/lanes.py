@@ -58,7 +58,9 @@ class Lanes:
             for seed in self.seeds
         ]
         modules = [
-            feed.model(self.workload, seed, self.dtype, self.device, self.model.how.mixed)
+            feed.model(
+                self.workload, seed, self.dtype, self.device, self.model.how.mixed, cell.replica
+            )
             for seed in self.seeds
         ]
         self.seed_index = self._seed_indices()

@@ -87,7 +87,12 @@ class Trainer:
         shares.refuse(self.workload, cell)
         self.dtype = feed.DTYPES[cell.dtype]
         self.module = feed.model(
-            self.workload, cell.seed, self.dtype, cell.device, mixed=cell.dtype == feed.MIXED
+            self.workload,
+            cell.seed,
+            self.dtype,
+            cell.device,
+            mixed=cell.dtype == feed.MIXED,
+            replica=cell.replica,
         )
         named = {
             name: param for name, param in self.module.named_parameters() if param.requires_grad

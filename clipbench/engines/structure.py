@@ -31,6 +31,7 @@ def shape(cell: Cell) -> tuple[Any, ...]:
         cell.evaluations,
         cell.device,
         cell.dtype,
+        cell.replica,
     )
     return (*shared, EXAMPLE) if cell.on == EXAMPLE else shared
 

@@ -16,7 +16,16 @@ from clipbench.engines.rates import Choice
 from clipbench.execute import Executor, Setting
 from clipbench.protocol import pages
 from clipbench.protocol.failures import Failures, Reason
-from clipbench.protocol.plans import Plan, finished, gauge_key, headline, pilot_key, runnable
+from clipbench.protocol.plans import (
+    Plan,
+    finished,
+    gauge_key,
+    headline,
+    pilot_key,
+    runnable,
+    schedule,
+    untuned,
+)
 from clipbench.protocol.preregister import preregister
 from clipbench.protocol.watcher import Watcher
 from clipbench.schema import Outcome, Status
@@ -207,12 +216,14 @@ def _write_pages(study: Study, store: Store, plan: Plan, device: str, curves: st
     store.write_page("environment", page)
     store.write_page("components", pages.components(plan.cells))
     problems = {cell.problem: study.seeds(cell.workload.name).model_dump() for cell in plan.cells}
-    untuned = study.document.untuned.model_dump()
-    methods = headline(plan.cells)
-    untuned["arms"] = [*methods.values(), *untuned["arms"]]
     plan_page = store.page("plan")
-    graded = study.document.protocol.model_dump()
-    plan_page["protocol"] = {"seeds": problems, "untuned": untuned, "headline": methods, **graded}
+    plan_page["protocol"] = {
+        "seeds": problems,
+        "untuned": untuned(study.document.untuned, plan.templates),
+        "headline": headline(plan.templates),
+        "schedule": schedule(plan.templates),
+        **study.document.protocol.model_dump(),
+    }
     plan_page["phases"] = list(PHASES)
     plan_page["not_run"] = plan.not_run
     store.write_page("plan", plan_page)

@@ -4,6 +4,7 @@ pilots and choices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -43,21 +44,57 @@ class Plan:
         return self.seeds[template.workload.name]
 
 
-def headline(cells: Sequence[Cell]) -> dict[str, str]:
-    """Method → arm. If all optimizers of a study have one and the same schedule, the methods are
-    the arms with that schedule.
+def schedule(cells: Sequence[Cell]) -> str:
+    """The schedule of the headline: the first that all optimizers of a study have, and none if they
+    share none.
     """
-    schedules = {cell.schedule for cell in cells}
-    if len(schedules) > 1 or schedules <= {lr_schedules.CONSTANT}:
+    of: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        of.setdefault(cell.optimizer.name, {})[cell.schedule] = None
+    shared = [one for one in next(iter(of.values())) if all(one in met for met in of.values())]
+    return shared[0] if shared else lr_schedules.CONSTANT
+
+
+def headline(cells: Sequence[Cell]) -> dict[str, str]:
+    """Method → arm, with the `schedule` of the headline."""
+    shared = schedule(cells)
+    if shared == lr_schedules.CONSTANT:
         return METHODS
     arms = {
-        (cell.optimizer.name, cell.clip.label): cell.arm for cell in cells if not cell.optimizer.own
+        (cell.optimizer.name, cell.clip.label): cell.arm
+        for cell in cells
+        if cell.schedule == shared and not cell.optimizer.own
     }
     arm_of = {}
     for method, arm in METHODS.items():
         optimizer, _, clip = arm.partition(" + ")
         arm_of[method] = arms.get((optimizer, clip or "none"), arm)
     return arm_of
+
+
+def untuned(document: Any, cells: Sequence[Cell]) -> dict[str, Any]:
+    """What the page says of settings that nobody tuned, and which ``arms`` run at them: the methods
+    and those named. If it gives tables by name, their arms of the headline's schedule run, each at
+    its own of the ``points``.
+    """
+    said = document.model_dump()
+    lrs, thresholds = said["lr"], said["threshold"]
+    if not isinstance(lrs, dict) and not isinstance(thresholds, dict):
+        return {**said, "arms": [*headline(cells).values(), *said["arms"]]}
+    shared, points = schedule(cells), {}
+    for cell in cells:
+        lr = _named(lrs, cell.optimizer.name)
+        threshold = math.nan if cell.clip.name == "none" else _named(thresholds, cell.clip.name)
+        meant = cell.schedule == shared or cell.arm in said["arms"]
+        if meant and lr is not None and threshold is not None:
+            points[cell.arm] = {"lr": lr} | (
+                {} if math.isnan(threshold) else {"threshold": threshold}
+            )
+    return {**said, "arms": list(points), "points": points}
+
+
+def _named(given: float | dict[str, float], name: str) -> float | None:
+    return given.get(name) if isinstance(given, dict) else given
 
 
 def pilot_key(cell: Cell) -> str:

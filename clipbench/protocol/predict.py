@@ -14,7 +14,7 @@ from clipbench.engines.rates import BATCHED, LOOP, Choice
 from clipbench.errors import UsageError
 from clipbench.execute import Local, Setting, cores
 from clipbench.protocol.choose import Asked, measured, missing, used
-from clipbench.protocol.plans import Plan, by_example, choice_key, finished, headline
+from clipbench.protocol.plans import Plan, by_example, choice_key, finished, untuned
 from clipbench.store import Store
 from clipbench.study import Study
 from clipbench.task import Task
@@ -91,10 +91,13 @@ def _engine_in_words(choice: Choice) -> str:
 def _at_most(study: Study, asked: Plan, cells: Sequence[Cell]) -> tuple[int, int]:
     """How many cells a task has at most in the report, and beyond its axes."""
     arms = {cell.arm for cell in cells}
-    untuned = {*headline(asked.templates).values(), *study.document.untuned.arms}
+    at_defaults = set(untuned(study.document.untuned, asked.templates)["arms"])
     seeds = study.seeds(cells[0].workload.name)
     same = selection.same_tries(selection.settings(cells), study.document.protocol.percentile)
-    report = (sum(1 + (arm in untuned) for arm in arms) + len(same)) * seeds.report
+    report = (sum(1 + (arm in at_defaults) for arm in arms) + len(same)) * seeds.report
+    report += len(selection.several(selection.settings(cells))) * min(
+        seeds.report, study.document.protocol.budget
+    )
     extended = (
         sum(_settings_beyond([cell for cell in cells if cell.arm == arm]) for arm in arms)
         * seeds.select

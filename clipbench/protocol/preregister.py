@@ -37,7 +37,12 @@ def _commitments(
 ) -> dict[str, Any]:
     workloads = components["workloads"]
     functions = [name for name, about in workloads.items() if about["reference_loss"] is None]
-    declared = families(_clipped(cells), functions, {cell.optimizer.name for cell in cells})
+    declared = families(
+        _clipped(cells),
+        functions,
+        {cell.optimizer.name for cell in cells},
+        protocol["schedule"],
+    )
     return {
         "rules": RULES,
         "grade": protocol["grade"],

@@ -1,9 +1,10 @@
-"""The report phase: on fresh seeds the chosen settings, and all those that are compared at the same
-number of tries.
+"""The report phase: on fresh seeds the chosen settings, all those that are compared at the same
+number of tries, and on some of the seeds those among which a threshold is tuned.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from clipbench import selection
@@ -22,11 +23,15 @@ def report(campaign: Campaign) -> None:
         replace(campaign.at(row), seed=int(row["seed"]), role=Role.REPORT)
         for row in rows.to_dict("records")
     ]
-    for row in selection.same_tries(scored, protocol["percentile"]).to_dict("records"):
-        one = campaign.at(row)
-        first = selection.FIRST_REPORT_SEED
-        cells += [
-            replace(one, seed=seed, role=Role.REPORT)
-            for seed in range(first, first + seeds[one.problem])
-        ]
+    first = selection.FIRST_REPORT_SEED
+    for settings, most in (
+        (selection.same_tries(scored, protocol["percentile"]), math.inf),
+        (selection.several(scored), protocol["budget"]),
+    ):
+        for row in settings.to_dict("records"):
+            one = campaign.at(row)
+            cells += [
+                replace(one, seed=seed, role=Role.REPORT)
+                for seed in range(first, first + int(min(seeds[one.problem], most)))
+            ]
     campaign.train("report", list({cell.id: cell for cell in cells}.values()))

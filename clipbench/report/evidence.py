@@ -24,9 +24,8 @@ from clipbench.figures.style import ordered
 from clipbench.report.words import census
 from clipbench.schema import RULES
 from clipbench.store import Store
-from clipbench.task import TASK, Task, labels
-
-SCHEDULE = re.compile(r"\bschedule=([\w-]+(?:\([^()]*\))?)")  # in a label
+from clipbench.task import TASK, Task, labels, schedule_of
+from clipbench.vocabulary import CONSTANT, SCHEDULE
 
 
 @dataclass(frozen=True)
@@ -69,20 +68,29 @@ class Evidence:
         return {name: arm for name, arm in known.items() if arm in held}
 
     @property
+    def schedules(self) -> set[str]:
+        """The schedules of the learning rate that the study's optimizers have."""
+        return set(map(schedule_of, self.arms["optimizer_label"]))
+
+    @property
     def schedule(self) -> str | None:
-        """The schedule of the learning rate that all optimizers of the study share; None if they
-        differ or have none.
+        """The schedule of the headline; None if it is constant, or if the study has several and
+        names none.
         """
-        met = {tuple(SCHEDULE.findall(label)) for label in self.arms["optimizer_label"]}
-        shared = met.pop() if len(met) == 1 else ()
-        return shared[0] if shared else None
+        met = self.schedules
+        named = self.plan.get("protocol", {}).get("schedule")
+        found = named if named in met else met.pop() if len(met) == 1 else CONSTANT
+        return None if found == CONSTANT else found
 
     def short(self, arm: str) -> str:
-        """An arm's name without the schedule that all of them share."""
+        """An arm's name without the headline's schedule; of another, a constant one is named."""
         if self.schedule is None:
             return arm
-        word = f"schedule={self.schedule}"
-        return re.sub(rf"\({re.escape(word)}\)|, {re.escape(word)}|{re.escape(word)}, ", "", arm)
+        if schedule_of(arm) == CONSTANT:
+            optimizer, plus, clip = arm.partition(" + ")
+            return f"{optimizer} at constant lr{plus}{clip}"
+        word = re.escape(f"{SCHEDULE}={self.schedule}")
+        return re.sub(rf"\({word}\)|, {word}(?!\()|{word}, ", "", arm)
 
     @property
     def reports(self) -> bool:
@@ -174,7 +182,9 @@ def read(store: Store, *, png: bool = True) -> Evidence:
         labels=labels(tasks),
         choices=selection.choose(selection.score(cells)),
         levels=headline.levels(found, components),
-        gaps=_in_order(headline.gaps(found, compared, components, grade), compared),
+        gaps=_in_order(
+            headline.gaps(found, compared, components, grade, protocol.get("schedule")), compared
+        ),
         rivals=headline.rivals(found, methods, compared, components, grade),
         robust=_in_order(robust(found, compared, components), compared),
         throughput=timed,

@@ -71,7 +71,12 @@ def section(evidence: Evidence) -> Section:
         ),
     ]
     if evidence.schedule:
-        parts.append(Text(f"All learning rates follow the schedule `{evidence.schedule}`."))
+        which = (
+            "All learning rates follow"
+            if len(evidence.schedules) == 1
+            else "Learning rates follow, if nothing else is said,"
+        )
+        parts.append(Text(f"{which} the schedule `{evidence.schedule}`."))
     if len(gaps):
         parts += [Text(VERDICTS), List([Text(one) for one in _families(evidence, gaps)])]
         panels = [

@@ -59,11 +59,29 @@ def _tuning(seeds: str, untuned: dict[str, Any] | None) -> list[str]:
         ),
     ]
     if untuned:
-        items.append(
-            f"**Untuned.** Learning rate {short(untuned['lr'])} and, where there is a clip, "
-            f"threshold {short(untuned['threshold'])}, whatever the workload."
-        )
+        items.append(_untuned(untuned))
     return items
+
+
+def _untuned(untuned: dict[str, Any]) -> str:
+    """The settings that nobody tuned."""
+    if "points" not in untuned:
+        return (
+            f"**Untuned.** Learning rate {short(untuned['lr'])} and, if there is a clip, threshold "
+            f"{short(untuned['threshold'])}, whatever the workload."
+        )
+    told = [
+        f"{name} {short(given)}" if isinstance(untuned[kind], dict) else f"all {short(given)}"
+        for kind in ("lr", "threshold")
+        for name, given in (
+            untuned[kind].items() if isinstance(untuned[kind], dict) else [("", untuned[kind])]
+        )
+    ]
+    count = len(untuned["lr"]) if isinstance(untuned["lr"], dict) else 1
+    return (
+        f"**Untuned (defaults).** Learning rates as they are documented ({listed(told[:count])}) "
+        f"and thresholds that people take ({listed(told[count:])}), whatever the workload."
+    )
 
 
 def _reading(n: int) -> list[str]:

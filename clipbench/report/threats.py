@@ -117,7 +117,9 @@ def _machines(evidence: Evidence) -> str:
 
 def _untried(evidence: Evidence) -> str:
     schedules = (
-        f"the schedule {evidence.schedule} alone" if evidence.schedule else "the schedules named"
+        f"the schedule {evidence.schedule} alone"
+        if evidence.schedule and len(evidence.schedules) == 1
+        else "the schedules named"
     )
     absent = evidence.plan.get("not_run", [])
     missing = [f"{plural(int(one['cells']), 'cell')} on {one['device']}" for one in absent]

@@ -137,7 +137,7 @@ class Study:
         optimizers = list(self._components("optimizer", self.document.optimizer))
         clips = list(self._components("clip", self.document.clip))
         for (w, workload), (o, optimizer), (c, clip) in product(workloads, optimizers, clips):
-            if not (o.meets(w.name) and c.meets(w.name)):
+            if not (o.meets(w.name) and c.meets(w.name) and c.clips(o.name)):
                 continue
             steps = c.steps or o.steps or w.steps or run.steps
             size = next(one for one in (c.batch, o.batch, w.batch, run.batch) if one is not None)
@@ -179,6 +179,7 @@ class Study:
                     dtype,
                     run.evaluations,
                     events,
+                    run.replica,
                 )
 
     def _schedules(self, w: Table, o: Table) -> list[str]:
@@ -259,6 +260,9 @@ class Study:
             )
             _refuse_unknown(
                 table.word("workloads") or (), self.document.workload, f"{where}: `workloads`"
+            )
+            _refuse_unknown(
+                table.word("optimizers") or (), self.document.optimizer, f"{where}: `optimizers`"
             )
             kept = {
                 word: said for word in (*OF_PILOT, ON) if (said := table.word(word)) is not None

@@ -41,6 +41,10 @@ class Table(Page):
         """Whether an optimizer's or clip's table is for the workload of that name."""
         return self.workloads is None or workload in self.workloads
 
+    def clips(self, optimizer: str) -> bool:
+        """Whether a clip's table is for the optimizer of that name."""
+        return self.optimizers is None or optimizer in self.optimizers
+
     @property
     def settings(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
