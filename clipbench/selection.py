@@ -18,7 +18,7 @@ import pandas as pd
 from clipbench.cell import Cell
 from clipbench.schema import UNSTABLE, Reading, Role, Status
 from clipbench.task import ARM, TASK, THRESHOLD, Task, Threshold
-from clipbench.vocabulary import PERCENTILE
+from clipbench.vocabulary import PERCENTILE, RELATIVE
 
 POINT = ["lr", *THRESHOLD]
 FIRST_REPORT_SEED = 1000
@@ -263,7 +263,9 @@ def settings(cells: Iterable[Cell]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(POINT, float)).assign(extended=False)
 
 
-def same_tries(settings: pd.DataFrame, percentile: float) -> pd.DataFrame:
+def same_tries(
+    settings: pd.DataFrame, percentile: float, multiple: float | None = None
+) -> pd.DataFrame:
     """The settings that are compared at the same number of tries: of every arm the study's own
     learning rates, and of a clip one threshold, fixed before anything has run.
 
@@ -271,7 +273,9 @@ def same_tries(settings: pd.DataFrame, percentile: float) -> pd.DataFrame:
     without such a threshold has no part, nor has a task in which no clip has one.
 
     :param settings: a row per setting or cell, with ``ARM``, ``POINT`` and ``extended``.
+    :param multiple: if given, this multiple of the pilot's median size in place of the percentile.
     """
+    wanted = (PERCENTILE, percentile) if multiple is None else (RELATIVE, multiple)
     own = settings[~settings["extended"].astype(bool)].sort_values([*ARM, *POINT])
     own = own.assign(setting=[Threshold.of(row).setting for row in own.to_dict("records")])
     own = own.drop_duplicates([*ARM, "lr", "setting"])
@@ -279,7 +283,7 @@ def same_tries(settings: pd.DataFrame, percentile: float) -> pd.DataFrame:
     for arm, rows in own.groupby(ARM, sort=True):
         fixed = rows
         if len(set(rows["setting"])) > 1:
-            fixed = rows[[one == (PERCENTILE, percentile) for one in rows["setting"]]]
+            fixed = rows[[one == wanted for one in rows["setting"]]]
         if fixed[THRESHOLD].notna().any(axis=None):
             clipped.add(arm[: len(TASK)])
         parts.append(fixed)

@@ -94,3 +94,27 @@ def interval(estimate: float, error: float, seeds: int, confidence: float = CONF
         return Interval(estimate, math.nan, math.nan)
     half = float(special.stdtrit(seeds - 1, (1 + confidence) / 2)) * error
     return Interval(estimate, estimate - half, estimate + half)
+
+
+def budget_curve(scores: Array, values: Array) -> Array:
+    r"""The expected result of somebody who tries ``k`` of the settings, drawn without putting back,
+    and takes the best of them: a row per k from 1 on, a column per seed.
+
+    .. math:: E(k) = \sum_{r=1}^{N-k+1} \frac{\binom{N-r}{k-1}}{\binom{N}{k}} \bar v(r)
+
+    where r ranks the settings by ``scores``, and v is what they are worth on other seeds. Settings
+    of equal scores are worth their mean.
+
+    :param scores: of each setting, higher is better, from the seeds that choose.
+    :param values: settings × seeds, from seeds that judge.
+
+    **Source**: Dodge, Gururangan, Card, Schwartz & Smith 2019, there with putting back.
+    """
+    settings = len(scores)
+    _, tied = np.unique(scores, return_inverse=True)
+    members = tied[:, None] == tied
+    worth = (members @ values) / members.sum(axis=1)[:, None]
+    ranked = worth[np.argsort(-scores, kind="stable")]
+    ranks, tries = np.arange(1, settings + 1), np.arange(1, settings + 1)[:, None]
+    weights = special.comb(settings - ranks, tries - 1) / special.comb(settings, tries)
+    return weights @ ranked

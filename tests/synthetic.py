@@ -456,6 +456,7 @@ def build(  # noqa: PLR0913, PLR0917
     change: Callable[[Cell], dict[str, list[dict[str, Any]]] | None] = lambda _: None,
     with_throughput: bool = True,
     variants: Sequence[Mapping[str, Any]] = ({},),
+    budget: int = 0,
 ) -> Store:
     """A finished study.
 
@@ -514,6 +515,11 @@ def build(  # noqa: PLR0913, PLR0917
         rows_wanted = wanted.to_dict("records") + [
             {**row, "seed": seed} for row in same.to_dict("records") for seed in fresh
         ]
+        rows_wanted += [
+            {**row, "seed": seed}
+            for row in selection.several(scores).to_dict("records")
+            for seed in fresh[:budget]
+        ]
         for row in rows_wanted:
             optimizer, clip = kinds[row["arm"]]
             given = [
@@ -535,6 +541,7 @@ def build(  # noqa: PLR0913, PLR0917
         "headline": METHODS,
         "grade": "best",
         "percentile": PERCENTILE,
+        "budget": budget,
     }
     not_run = [{"device": "cuda", "cells": 300, "reason": "no CUDA device here"}]
     store.write_page("plan", {"cells": asked, "protocol": protocol, "not_run": not_run})

@@ -99,7 +99,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "comparisons",
     },
     "figures": {"schema", "task", "statistics", "selection", "analysis"},
-    "report": {*MEMORY, "task", "statistics", "selection", "verdicts", "analysis", "figures"},
+    "report": {
+        *MEMORY,
+        "vocabulary",
+        "task",
+        "statistics",
+        "selection",
+        "verdicts",
+        "analysis",
+        "figures",
+    },
     # what stands beside
     "fast": {"errors"},
     "throughput": {

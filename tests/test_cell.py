@@ -43,6 +43,7 @@ OTHERS = {
     "dtype": "float64",
     "evaluations": 19,
     "events": {"spike": 4.0},
+    "replica": 1,
 }
 
 

@@ -235,3 +235,17 @@ def test_splits_are_held_by_their_bytes_and_the_latest_stay(monkeypatch):
     feed.splits(work, 5)
     assert list(feed._held.splits) == [(work, 5, torch.float32, "cpu")]
     assert feed._held.bytes == size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_weights_of_a_replica_differ_in_their_last_digits_only(dtype):
+    work = built("digits")
+    plain, once, again, other = (
+        nn.utils.parameters_to_vector(feed.model(work, 3, dtype, replica=number).parameters())
+        for number in (0, 1, 1, 2)
+    )
+    moved = (once / plain - 1).nan_to_num().abs()
+    assert 3e-8 < moved.mean() < 2e-7
+    assert moved.max() < 1e-6
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)

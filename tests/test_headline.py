@@ -264,11 +264,35 @@ def test_value_and_norm_on_one_optimizer_are_a_family_over_all_workloads():
     ]
     found = {
         family.name: (family.level, len(family.pairs))
-        for family in comparisons.families(rows, ["cosh"], {"sgd", "momentum", "adamw"})
+        for family in comparisons.families(rows, ["cosh"], {"sgd", "momentum", "adamw"}, None)
     }
     assert found["clips on sgd"] == found["clips on adamw"] == (0.025, 4)
     assert found["clips on momentum"] == (0.05, 4)
     assert found["clips on sgd, functions"] == (0.05, 2)
     assert found["other clips on sgd"] == (0.05, 2)
-    alone = comparisons.families(rows, ["cosh"], {"sgd", "momentum"})
+    alone = comparisons.families(rows, ["cosh"], {"sgd", "momentum"}, None)
     assert {family.level for family in alone} == {0.05}
+
+
+def test_the_first_questions_are_about_the_schedule_of_the_headline():
+    """Another schedule is a family of its own, with the whole error."""
+    falling = "cosine(warm_up=0.05)"
+    rows = [
+        row(optimizer, clip, schedule=schedule)
+        for optimizer in ("sgd", "adamw")
+        for clip in ("value", "norm")
+        for schedule in ("", f"(schedule={falling})", "(schedule=cosine)")
+    ]
+    levels = {
+        family.name: family.level
+        for family in comparisons.families(rows, [], {"sgd", "adamw"}, falling)
+    }
+    assert levels == {
+        f"clips on {optimizer}{schedule}": level
+        for optimizer in ("sgd", "adamw")
+        for schedule, level in (
+            ("", 0.05),
+            (f"(schedule={falling})", 0.025),
+            ("(schedule=cosine)", 0.05),
+        )
+    }

@@ -158,6 +158,15 @@ def test_lanes_of_different_schedules_are_one_structure_and_agree_with_the_loop(
         agree(found, engines.run(one))
 
 
+def test_lanes_of_a_replica_have_the_weights_that_the_loop_has():
+    made = [job(seed=seed, replica=1, dtype="float64") for seed in (0, 1)]
+    found = lanes.run(made)
+    for lane, one in zip(found, made, strict=True):
+        agree(lane, engines.run(one))
+    plain = engines.run(job(seed=0, dtype="float64"))
+    assert found[0].rows[0, LOSS] != plain.rows[0, LOSS]
+
+
 def test_lanes_take_a_batch_in_parts_as_the_loop_does():
     asked = [job(("wdbc", {"accumulate": 4}), rule, dtype="float64") for rule in ("sgd", "adam")]
     for found, one in zip(lanes.run(asked), asked, strict=True):

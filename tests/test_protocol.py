@@ -17,6 +17,7 @@ from strangers import EMA
 
 from clipbench import execute, protocol, registry, selection, store, study
 from clipbench.errors import UsageError
+from clipbench.protocol import plans
 from clipbench.protocol.preregister import preregister
 from clipbench.store import Store
 from clipbench.task import Threshold
@@ -542,8 +543,8 @@ def test_an_edge_of_an_edited_study_is_extended_beyond_its_new_end(whole, copy):
 
 
 def test_one_schedule_for_all_is_no_reason_to_have_no_headline():
-    """Its methods are the arms with the schedule; where schedules are compared, those without
-    one.
+    """Its methods are the arms with the schedule; if there are several, with the first that all
+    optimizers share.
     """
     page = """
 run = {{ steps = 5, lr = 0.1, schedule = {schedule} }}
@@ -558,13 +559,53 @@ clip = [
         schedule: protocol.headline(
             study.parse("page", page.format(schedule=schedule), Path()).cells()
         )
-        for schedule in ('"step"', '["step", "constant"]', '"constant"')
+        for schedule in ('"step"', '["step", "constant"]', '["constant", "step"]', '"constant"')
     }
-    assert found.pop('"step"') == {
-        "plain SGD": "sgd(schedule=step)",
-        "momentum": "momentum",
-        "RMSprop": "rmsprop(schedule=step)",
-        "value clip": "sgd + value",
-        "norm clip": "sgd(schedule=step) + norm",
-    }
+    assert (
+        found.pop('"step"')
+        == found.pop('["step", "constant"]')
+        == {
+            "plain SGD": "sgd(schedule=step)",
+            "momentum": "momentum",
+            "RMSprop": "rmsprop(schedule=step)",
+            "value clip": "sgd + value",
+            "norm clip": "sgd(schedule=step) + norm",
+        }
+    )
     assert all(methods == selection.METHODS for methods in found.values())
+
+
+def test_the_schedule_of_the_headline_is_one_that_every_optimizer_has():
+    page = """
+run = { steps = 5, lr = 0.1, schedule = ["step", "cosine"] }
+workload = [{ name = "wdbc" }]
+optimizer = [
+  { name = "sgd" }, { name = "sgd", schedule = "warm-up" },
+  { name = "rmsprop", schedule = "cosine" }
+]
+clip = [{ name = "none" }]
+"""
+    assert plans.schedule(study.parse("page", page, Path()).cells()) == "cosine"
+    none = page.replace('"rmsprop", schedule = "cosine"', '"rmsprop", schedule = "polynomial"')
+    assert plans.schedule(study.parse("page", none, Path()).cells()) == "constant"
+
+
+def test_defaults_by_name_are_for_the_arms_of_the_headline_that_they_name():
+    page = """
+run = { steps = 5, lr = 0.1, schedule = ["step", "constant"] }
+untuned = { lr = { sgd = 0.01, adam = 0.001 }, threshold = { norm = 1.0 } }
+workload = [{ name = "wdbc" }]
+optimizer = [{ name = "sgd" }, { name = "adam" }, { name = "rmsprop" }]
+clip = [
+  { name = "none" }, { name = "norm", max_norm = [0.1, 2.0] }, { name = "value", max_value = 0.1 }
+]
+"""
+    parsed = study.parse("page", page, Path())
+    said = plans.untuned(parsed.document.untuned, parsed.cells())
+    assert said["points"] == {
+        "sgd(schedule=step)": {"lr": 0.01},
+        "sgd(schedule=step) + norm": {"lr": 0.01, "threshold": 1.0},
+        "adam(schedule=step)": {"lr": 0.001},
+        "adam(schedule=step) + norm": {"lr": 0.001, "threshold": 1.0},
+    }
+    assert said["arms"] == list(said["points"])

@@ -227,6 +227,28 @@ def test_an_optimizer_or_clip_may_be_for_some_workloads_only():
     assert {cell.id for cell in cells(text)} < whole  # the word is no part of a cell's identity
 
 
+def test_a_clip_may_be_for_some_optimizers_only():
+    text = with_line('"norm"', 'optimizers = ["adam"]', PAGE + '[[optimizer]]\nname = "adam"\n')
+    assert {cell.arm for cell in cells(text)} == {"sgd", "adam", "adam + norm"}
+    without = text.replace('optimizers = ["adam"]', "")
+    assert {cell.id for cell in cells(text)} < {cell.id for cell in cells(without)}
+
+
+def test_a_replica_is_the_same_study_with_other_identities():
+    plain = study.parse("page", PAGE, Path())
+    again = study.replica(plain, 2)
+    assert [replace(cell, replica=0).id for cell in again.cells()] == [
+        cell.id for cell in plain.cells()
+    ]
+    assert {cell.replica for cell in again.cells()} == {2}
+    with pytest.raises(UsageError, match="it stands there"):
+        study.replica(again, 3)
+    dotted = PAGE.replace("[run]\nsteps = 10\nlr", "run.steps = 10\nrun.lr")
+    inline = study.parse("page", dotted.replace("seeds =", "run.seeds ="), Path())
+    with pytest.raises(UsageError, match="there is no such line"):
+        study.replica(inline, 3)
+
+
 def test_a_workload_has_steps_of_its_own():
     text = with_line('"wdbc"', "steps = 20") + '[[workload]]\nname = "digits"\n'
     assert {(cell.workload.name, cell.steps) for cell in cells(text)} == {
@@ -734,7 +756,7 @@ CASES = {
         "[untuned]\nlr = -1\n[run]",
         "[untuned]",
         "`lr` is -1",
-        "be a positive number.",
+        "be a positive number, or a table of them by optimizer.",
     ),
     # the other words
     "no steps": ("steps = 10", "", "[run]", "`steps` is missing", "whole number of at least 1"),
@@ -1010,6 +1032,13 @@ CASES = {
         '"wdcb"',
         "Did you mean wdbc?",
     ),
+    "an optimizer not run": (
+        '"norm"',
+        '"norm"\noptimizers = ["sdg"]',
+        "second [[clip]]",
+        '"sdg"',
+        "Did you mean sgd?",
+    ),
     "workloads that are no list": (
         '"norm"',
         '"norm"\nworkloads = "wdbc"',
@@ -1165,7 +1194,7 @@ def test_a_value_that_does_not_fit_is_told_what_is_wanted(table, word):
 def test_a_word_in_a_wrong_table_is_told_where_it_belongs(table):
     """But for a slip of the pen, and in a component's table for a word that may be a setting."""
     for name, homes in vocabulary.HOMES.items():
-        slip = (table, name) == (vocabulary.PAGE, "workloads")
+        slip = table == vocabulary.PAGE and name in ("workloads", "optimizers")
         if table in homes or slip or (table in registry.KINDS and name not in vocabulary.RESERVED):
             continue
         message = told(with_word(table, name, 1))

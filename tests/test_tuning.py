@@ -88,3 +88,26 @@ def test_order_of_seeds_and_settings_does_not_matter():
     assert second.estimate == pytest.approx(first.estimate)
     np.testing.assert_allclose(second.without, first.without[seeds])
     np.testing.assert_allclose(second.chosen, first.chosen[rows])
+
+
+# ------------------------------------------------------------------------------------------ budgets
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), number=st.integers(1, 5), whole=st.booleans())
+def test_a_budget_curve_is_the_mean_over_all_sets_of_so_many_settings(seed, number, whole):
+    """Of settings that tie on validation each wins as often: in all orders the first is taken."""
+    draw = np.random.default_rng(seed)
+    scores, values = draw.normal(size=number), draw.normal(size=(number, 3))
+    if whole:
+        scores = np.round(scores)
+    curve = tuning.budget_curve(scores, values)
+    orders = list(itertools.permutations(range(number)))
+    for tries in range(1, number + 1):
+        met = [values[max(order[:tries], key=lambda at: scores[at])] for order in orders]
+        np.testing.assert_allclose(curve[tries - 1], np.mean(met, axis=0), atol=1e-12)
+
+
+def test_one_try_is_the_mean_of_all_and_all_tries_are_the_best_on_validation():
+    scores, values = np.array([0.2, 0.9, 0.5]), np.array([[1.0], [2.0], [6.0]])
+    assert tuning.budget_curve(scores, values).ravel() == pytest.approx([3.0, (2 * 2 + 6) / 3, 2.0])

@@ -35,7 +35,7 @@ class Axis:
     """The runs of one arm along its learning rates, graded one way; settings × seeds.
 
     ``test`` and ``validation`` are signed so that higher is better; ``lost`` is 1 where a run did
-    not learn. NaN where nothing is known.
+    not learn, and ``diverged`` where it diverged. NaN where nothing is known.
     """
 
     points: pd.DataFrame
@@ -45,6 +45,7 @@ class Axis:
     succeeded: np.ndarray
     fired: np.ndarray
     lost: np.ndarray
+    diverged: np.ndarray
 
     @property
     def known(self) -> np.ndarray:
@@ -57,15 +58,18 @@ def axes(
     components: Components,
     protocol: Mapping[str, Any],
     starts: Mapping[str, tuple[float, float]],
+    multiple: float | None = None,
 ) -> dict[tuple[Task, str, str], Axis]:
     """(task, arm, grade) → its runs, of all arms that are compared at the same number of tries.
 
     :param starts: cell → what its untrained model had, on validation and on test.
+    :param multiple: if given, clips have this multiple of the pilot's median size as threshold, in
+        place of the percentile.
     """
     frame = plain(cells)
     # What was chosen beyond an axis is reported on, and is no try of everybody's.
     selected = frame[frame["role"] == Role.SELECT]
-    settings = selection.same_tries(selected, float(protocol.get("percentile", 90.0)))
+    settings = selection.same_tries(selected, float(protocol.get("percentile", 90.0)), multiple)
     found = {}
     for values, points in settings.groupby(ARM, sort=True):
         task, arm = Task(*values[:-1]), str(values[-1])
@@ -79,11 +83,11 @@ def axes(
         for grade in GRADES:
             if grade == "best" and about["reference_loss"] is None:
                 continue
-            found[task, arm, grade] = _axis(mine, points, seeds, about, grade, starts)
+            found[task, arm, grade] = along(mine, points, seeds, about, grade, starts)
     return found
 
 
-def _axis(
+def along(
     runs: pd.DataFrame,
     points: pd.DataFrame,
     seeds: Sequence[int],
@@ -91,10 +95,11 @@ def _axis(
     grade: str,
     starts: Mapping[str, tuple[float, float]],
 ) -> Axis:
+    """The runs of one arm on these seeds, at these settings (rows with `POINT`), graded so."""
     shape = (len(points), len(seeds))
     table = {
         name: np.full(shape, math.nan)
-        for name in ("validation", "test", "succeeded", "fired", "lost")
+        for name in ("validation", "test", "succeeded", "fired", "lost", "diverged")
     }
     row_of = {_point(row): number for number, row in enumerate(points.to_dict("records"))}
     column_of = {seed: number for number, seed in enumerate(seeds)}
@@ -108,6 +113,7 @@ def _axis(
         table["test"][place] = test * better
         table["fired"][place] = row["clipped_fraction"]
         table["lost"][place] = row["outcome"] != Outcome.LEARNED
+        table["diverged"][place] = row["status"] == Status.DIVERGED
         if about["success"] is not None:
             table["succeeded"][place] = better * test >= better * about["success"]
     return Axis(points, seeds, **table)
@@ -320,10 +326,10 @@ class _Pair:
         shown = grade if (task, arm, grade) in found else "last"
         sides = [found.get((task, one, shown)) for one in (arm, partner)]
         row = {**task._asdict(), "arm": arm, "partner": partner, "grade": shown, "margin": margin}
-        last = _difference([found.get((task, one, "last")) for one in (arm, partner)])
+        last = gap_of([found.get((task, one, "last")) for one in (arm, partner)])
         bounds = tuning.interval(*last)
         row |= {"last": last[0], "last_low": bounds.low, "last_high": bounds.high}
-        difference, error, seeds = _difference(sides)
+        difference, error, seeds = gap_of(sides)
         row |= {"n": seeds, "difference": difference, "error": error}
         one = Comparison(difference, error, seeds, margin)
         untold = one._replace(error=math.nan)
@@ -340,7 +346,7 @@ class _Pair:
         return self.note or verdict
 
 
-def _difference(sides: Sequence[Axis | None]) -> tuple[float, float, int]:
+def gap_of(sides: Sequence[Axis | None]) -> tuple[float, float, int]:
     """Arm minus partner over the seeds that both know, its standard error, and the number of
     seeds.
     """

@@ -213,6 +213,15 @@ def _open(folder: Path, page: Study) -> Store | None:
     "--anew", is_flag=True, help="Start from nothing; the old folder is renamed, not deleted."
 )
 @click.option("--no-throughput", is_flag=True, help="Leave out the timing of the methods.")
+@click.option(
+    "--replica",
+    type=click.IntRange(1),
+    default=None,
+    help=(
+        "Run the study once more, from weights that differ in their last digits, into a folder "
+        "in its own."
+    ),
+)
 @partial(
     command,
     kept="every cell that ended is kept, and `run` goes on from there",
@@ -229,16 +238,21 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     curves: str,
     anew: bool,
     no_throughput: bool,
+    replica: int | None,
 ) -> None:
     """Run what is missing of a study; a second run says that everything is stored."""
     from clipbench import protocol
+    from clipbench import study as study_
     from clipbench.store import Store, set_old_aside
-    from clipbench.study import read
 
-    page = read(study)
+    page = study_.read(study)
     # whatever is wrong with the page is said before a folder is touched
     protocol.runnable(page, device or "study")
     folder = out or _own_folder(study, page, anew)
+    if replica is not None:
+        if _open(folder, page) is None:
+            raise UsageError(f"{folder}: there is no study to repeat; run it without --replica.")
+        page, folder = study_.replica(page, replica), folder / f"replica-{replica}"
     if anew and (old := _open(folder, page)) is not None:
         with old.claim():
             renamed = set_old_aside(folder)

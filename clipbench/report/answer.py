@@ -262,6 +262,8 @@ def _cost_sentence(evidence: Evidence, task: tuple[Any, ...], costs: pd.DataFram
 
 def _asked_sentences(evidence: Evidence, task: tuple[Any, ...]) -> list[str]:
     """The results of the untuned arms that the study's page names, a sentence each."""
+    if evidence.defaults:  # they stand in the table of clips
+        return []
     about, results = evidence.about(task), evidence.of(evidence.results, task)
     asked = results[
         (results["reading"] == Reading.UNTUNED) & ~results["arm"].isin([*evidence.methods.values()])

@@ -77,7 +77,7 @@ def _table(
         holm = tested.loc[tested["arm"] == arm, "holm"]
         rows.append(
             [
-                arm,
+                evidence.short(arm),
                 estimate(row, places, about),
                 *(
                     [estimate(untuned[arm], places, about) if arm in untuned else DASH]
@@ -103,7 +103,7 @@ def _table(
     return Table(
         evidence.name("tables", "clips", evidence.labels[task]),
         caption,
-        _head(about, bool(untuned)),
+        _head(about, ("defaults" if evidence.defaults else "untuned") if untuned else ""),
         rows,
         pd.DataFrame(frames),
     )
@@ -117,11 +117,11 @@ def _untuned(results: pd.DataFrame, mine: pd.DataFrame) -> dict[str, dict[str, A
     return found if any(arm in found for arm in mine["arm"]) else {}
 
 
-def _head(about: dict[str, Any], untuned: bool) -> list[str]:
+def _head(about: dict[str, Any], untuned: str) -> list[str]:
     return [
         "arm",
         f"{value_head(about)}, all settings",
-        *(["untuned"] if untuned else []),
+        *([untuned] if untuned else []),
         "gain, all settings",
         "n",
         *END_HEAD,

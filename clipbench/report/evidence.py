@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from clipbench import selection
-from clipbench.analysis import headline
+from clipbench.analysis import budget, headline
 from clipbench.analysis.cells import arms, counts, current, of_task, workload
 from clipbench.analysis.cost import cost
 from clipbench.analysis.implementations import DEFAULT
@@ -48,6 +48,9 @@ class Evidence:
     gaps: pd.DataFrame
     rivals: pd.DataFrame
     robust: pd.DataFrame
+    budget: pd.DataFrame
+    at_median: pd.DataFrame
+    replicas: Mapping[int, pd.DataFrame]  # number → its gaps
     throughput: pd.DataFrame
     png: bool = True  # whether figures are wanted as PNG
     names: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -91,6 +94,16 @@ class Evidence:
             return f"{optimizer} at constant lr{plus}{clip}"
         word = re.escape(f"{SCHEDULE}={self.schedule}")
         return re.sub(rf"\({word}\)|, {word}(?!\()|{word}, ", "", arm)
+
+    def of_headline(self, arm: str) -> bool:
+        """Whether an arm has the headline's schedule, or the study names none."""
+        named = self.plan.get("protocol", {}).get("schedule")
+        return named is None or schedule_of(arm) == named
+
+    @property
+    def defaults(self) -> bool:
+        """Whether the settings that nobody tuned are given by name, as defaults are."""
+        return "points" in (self.plan.get("protocol", {}).get("untuned") or {})
 
     @property
     def reports(self) -> bool:
@@ -162,9 +175,8 @@ def read(store: Store, *, png: bool = True) -> Evidence:
     drawn = draws(cells, protocol)
     timed = store.read("throughput")
     compared = arms(cells, components)
-    found = headline.axes(
-        cells, components, protocol, headline.starts(store.read("evals"), cells, components)
-    )
+    starts = headline.starts(store.read("evals"), cells, components)
+    found = headline.axes(cells, components, protocol, starts)
     grade = str(protocol.get("grade", "best"))
     methods = protocol.get("headline", {})
     tasks = sorted({Task(*row) for row in cells[TASK].drop_duplicates().itertuples(index=False)})
@@ -187,6 +199,11 @@ def read(store: Store, *, png: bool = True) -> Evidence:
         ),
         rivals=headline.rivals(found, methods, compared, components, grade),
         robust=_in_order(robust(found, compared, components), compared),
+        budget=_in_order(budget.curves(cells, compared, components, protocol, starts), compared),
+        at_median=budget.at_median(cells, compared, components, protocol, starts),
+        replicas={
+            number: read(Store(folder), png=False).gaps for number, folder in store.replicas.items()
+        },
         throughput=timed,
         png=png,
     )

@@ -29,6 +29,7 @@ from clipbench.report.words import (
     plural,
     short,
     signed,
+    signed_gap,
 )
 from clipbench.schema import RULES, Outcome, Verdict
 from clipbench.selection import POINT
@@ -183,7 +184,7 @@ def _levels(evidence: Evidence, task: Task) -> Table:
                 evidence.short(arm),
                 *(_level(by_grade.get(grade), places) for grade in GRADES),
                 *([percent(main["succeeded"])] if success else []),
-                _difference(rival[0], digits) if rival else DASH,
+                signed_gap(rival[0], digits) if rival else DASH,
                 f"{main['n']:.0f}" + f" of {whole}" * (main["lacking"] > 0),
                 str(int(main["tries"])),
                 _setting(main),
@@ -233,11 +234,6 @@ def _setting(row: dict[str, Any]) -> str:
     return words if threshold.absent else f"{words}, threshold {short(threshold.value)}"
 
 
-def _difference(row: dict[str, Any], digits: int) -> str:
-    bounds = Interval(row["difference"], row["low"], row["high"])
-    return f"{signed(row['difference'], digits)} {between(bounds, digits, sign=True)}".strip()
-
-
 def _gaps(evidence: Evidence, task: Task) -> Table:
     """The verdicts on clips."""
     about, mine = evidence.about(task), _of(evidence, task)
@@ -250,7 +246,7 @@ def _gaps(evidence: Evidence, task: Task) -> Table:
             [
                 evidence.short(row["arm"]),
                 str(row["verdict"]) + without_stopping(row),
-                _difference(row, digits),
+                signed_gap(row, digits),
                 between(family, digits, sign=True) or DASH,
                 f"{signed(row['last'], digits)} {between(last, digits, sign=True)}".strip(),
                 fixed(row["smallest"], digits),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from clipbench.analysis.cells import counts
 from clipbench.report import (
+    budget,
     clips,
     cost,
     curves,
@@ -19,6 +20,7 @@ from clipbench.report import (
     missing,
     provenance,
     published,
+    replicas,
     robust,
     stable,
     threats,
@@ -31,7 +33,9 @@ from clipbench.report.words import census
 SECTIONS = (
     published,
     headline,
+    budget,
     robust,
+    replicas,
     stable,
     clips,
     transfer,

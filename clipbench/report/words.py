@@ -87,6 +87,12 @@ def between(interval: Interval, places: int, sign: bool = False) -> str:
     )
 
 
+def signed_gap(row: Row, places: int) -> str:
+    """``+.012 [+.004, +.020]``: a row's difference with its interval."""
+    bounds = Interval(row["difference"], row["low"], row["high"])
+    return f"{signed(bounds.estimate, places)} {between(bounds, places, sign=True)}".strip()
+
+
 def seconds(value: float) -> str:
     """A duration in the unit that suits it."""
     if not math.isfinite(value):

@@ -169,6 +169,16 @@ class Contents:
         )
 
     @property
+    def replicas(self) -> dict[int, Path]:
+        """Number → folder of the study's replicas, which lie in its own folder."""
+        found = {}
+        for folder in sorted(self.folder.glob("replica-*")):
+            number = folder.name.removeprefix("replica-")
+            if number.isdecimal() and (folder / STUDY).is_file():
+                found[int(number)] = folder
+        return found
+
+    @property
     def format(self) -> str:
         """The oldest format of the folder's commits: some rows were measured and judged by its
         rules.

@@ -326,6 +326,20 @@ def _axis(value: Any, what: str) -> list[Any]:
     return values
 
 
+def replica(study: Study, number: int) -> Study:
+    """The same study once more, from weights that differ in their last digits.
+
+    :raises UsageError: its page has no line ``[run]`` to write the number under, or has one.
+    """
+    text = re.sub(r"(?m)^(\[run\][^\n]*)$", rf"\1\nreplica = {number}", study.text, count=1)
+    if "replica" in study.document.run.model_fields_set or text == study.text:
+        raise UsageError(
+            f"{study.where}: --replica writes `replica` under the line [run]; "
+            f"{'it stands there' if text != study.text else 'there is no such line'}."
+        )
+    return parse(study.name, text, study.folder)
+
+
 # -------------------------------------------------------------------------------------- finding one
 
 

@@ -1,0 +1,44 @@
+"""A study beside its replica: how far the estimates moved, and whether a verdict turned."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from clipbench.schema import Verdict
+from clipbench.statistics import CONFIDENCE
+from clipbench.task import ARM
+
+SIDES = {
+    Verdict.BETTER: "better",
+    Verdict.PERHAPS_BETTER: "better",
+    Verdict.WORSE: "worse",
+    Verdict.PERHAPS_WORSE: "worse",
+    Verdict.SAME: "same",
+}
+
+
+def beside(gaps: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+    """A row per comparison that both have: ``difference``, ``error``, ``margin`` and ``verdict``,
+    those of the replica with ``_again``.
+
+    ``moved`` is how far the difference moved, ``allowed`` how far two such estimates may lie apart,
+    at 95 %, if they were independent; they share seeds, and so should lie closer. ``turned`` says
+    that the verdicts contradict each other: better against worse, or either against no difference
+    that matters.
+    """
+    columns = [*ARM, "difference", "error", "n", "margin", "verdict"]
+    both = gaps[columns].merge(
+        again[[*ARM, "difference", "error", "verdict"]], on=ARM, suffixes=("", "_again")
+    )
+    moved = (both["difference_again"] - both["difference"]).astype(float)
+    error = np.hypot(both["error"].astype(float), both["error_again"].astype(float))
+    quantile = special.stdtrit(2 * (both["n"].astype(float) - 1), (1 + CONFIDENCE) / 2)
+    sides = [both[name].map(_side) for name in ("verdict", "verdict_again")]
+    turned = sides[0].notna() & sides[1].notna() & (sides[0] != sides[1])
+    return both.assign(moved=moved, allowed=quantile * error, turned=turned)
+
+
+def _side(verdict: str) -> str | None:
+    return next((side for known, side in SIDES.items() if str(known) == str(verdict)), None)

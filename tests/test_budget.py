@@ -1,0 +1,105 @@
+"""What a tuned threshold is worth: against loops over stored rows, and by hand."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+
+from clipbench.analysis import budget
+from clipbench.analysis.cells import arms, current
+from clipbench.report import evidence
+
+
+@pytest.mark.parametrize(
+    ("differences", "tries"),
+    [
+        ((-1.0, -0.5, 0.1, 0.2), 3),
+        ((0.3, -0.1, 0.1), 3),  # ahead, behind, and ahead for good
+        ((0.1, 0.2), 1),
+        ((0.1, 0.2, 0.0), math.nan),  # with all of them it is not ahead
+        ((), math.nan),
+    ],
+)
+def test_a_clip_is_ahead_from_the_try_after_the_last_one_behind(differences, tries):
+    rows = {"tries": range(1, len(differences) + 1), "difference": differences}
+    found = budget.ahead(pd.DataFrame(rows).sample(frac=1, random_state=0))
+    assert found == pytest.approx(tries, nan_ok=True)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Two clips of two thresholds; one setting of the norm clip diverges on every seed."""
+
+    def change(one):
+        hot = one.clip.name == "norm" and one.lr == 3.0
+        return synthetic.rows(one, "diverged" if hot else "learned")
+
+    return synthetic.build(
+        tmp_path_factory.mktemp("budget") / "s",
+        optimizers=("sgd",),
+        relative=(0.1, 1.0),
+        percentile=synthetic.PERCENTILE,
+        report=5,
+        budget=4,
+        change=change,
+        with_throughput=False,
+    )
+
+
+def found_in(store, question):
+    cells, _ = current(store)
+    components, protocol = store.page("components"), store.page("plan")["protocol"]
+    return question(cells, arms(cells, components), components, protocol, {})
+
+
+def test_it_is_what_loops_over_all_sets_of_settings_give(store):
+    """Chosen on selection seeds by the graded metric, judged on report seeds; chance if
+    diverged.
+    """
+    found = found_in(store, budget.curves)
+    assert set(found["arm"]) == {"sgd + value", "sgd + norm"}
+    assert set(found["tries"]) == set(range(1, 19))
+    assert set(found["n"]) == {4}
+    rows = current(store)[0].to_dict("records")
+
+    def point(row):
+        return row["lr"], str(row["relative"]), str(row["percentile"])
+
+    def worth(row, column):
+        return 0.1 if row["status"] == "diverged" else row[column]
+
+    def settings(arm):
+        mine = [row for row in rows if row["arm"] == arm]
+        for one in sorted(set(map(point, mine))):
+            at = [row for row in mine if point(row) == one]
+            judged = [worth(row, "best_metric") for row in at if 1000 <= row["seed"] < 1004]
+            chosen = [worth(row, "best_validation") for row in at if row["seed"] < 3]
+            assert (len(judged), len(chosen)) == (4, 3)
+            yield np.mean(chosen), np.mean(judged)
+
+    def expected(arm, tries):
+        known = list(settings(arm))
+        sets = itertools.combinations(known, min(tries, len(known)))
+        return np.mean([max(some)[1] for some in sets])
+
+    for arm, tries in [("sgd + norm", 1), *itertools.product(["sgd + value"], (1, 2, 6, 17))]:
+        [row] = found[(found["arm"] == arm) & (found["tries"] == tries)].to_dict("records")
+        assert row["estimate"] == pytest.approx(expected(arm, tries))
+        assert row["without"] == pytest.approx(expected("sgd", tries))
+        assert row["difference"] == pytest.approx(row["estimate"] - row["without"])
+
+
+def test_the_median_as_a_threshold_is_compared_on_the_seeds_that_ran_it(store):
+    found = found_in(store, budget.at_median)
+    assert dict(zip(found["arm"], found["n"], strict=True)) == {"sgd + norm": 7, "sgd + value": 7}
+    assert (found["low"] < found["difference"]).all()
+
+
+def test_a_study_without_a_budget_says_nothing_of_it(tmp_path):
+    store = synthetic.build(tmp_path / "s", optimizers=("sgd",), report=4, with_throughput=False)
+    seen = evidence.read(store, png=False)
+    assert seen.budget.empty
+    assert seen.at_median.empty
