@@ -69,19 +69,15 @@ def rows():
 
 
 def test_every_ordered_pair_of_conditions_is_there_for_every_basis_and_seed(rows):
-    tasks = only(rows, kind="task")
-    assert len(tasks) == 3 * 2 * len(transfer.BASES) * 3
-    assert not tasks.duplicated([*transfer.PAIR, "seed"]).any()
-    assert tasks["source_lr"].isna().all()
-    assert tasks["lr"].isna().all()
+    assert len(rows) == 3 * 2 * len(transfer.BASES) * 3
+    assert not rows.duplicated([*transfer.PAIR, "seed"]).any()
 
 
 def test_a_multiple_carries_where_what_matters_is_the_gradients_size(rows):
     """The planted truth: the best threshold is the pilot's median, so that the multiple is 1
     everywhere and the number is not.
     """
-    tasks = only(rows, kind="task")
-    relative, absolute = (only(tasks, basis=basis) for basis in ("relative", "absolute"))
+    relative, absolute = (only(rows, basis=basis) for basis in ("relative", "absolute"))
     assert (relative["carried"] == 1.0).all()
     assert (relative["loss"] == relative["own_loss"]).all()
     expected = [
@@ -102,7 +98,7 @@ def _condition(row, problem, batch):
 
 def test_a_number_carries_where_the_gradients_size_does_not_matter():
     """The other planted truth: the best threshold is .3 under every condition."""
-    tasks = only(transfer.carried(study(lambda _, *rest: bowl(0.3, *rest))), kind="task")
+    tasks = transfer.carried(study(lambda _, *rest: bowl(0.3, *rest)))
     gaps = tasks.assign(gap=tasks["loss"] - tasks["own_loss"]).groupby("basis")["gap"].max()
     assert gaps["absolute"] == 0
     assert gaps["relative"] > 0.4
@@ -119,7 +115,6 @@ def test_a_carried_threshold_has_the_lr_that_suits_it_where_it_is_used():
 
     tasks = only(
         transfer.carried(study(loss)),
-        kind="task",
         basis="absolute",
         source="digits(width=4)",
         source_batch=16,
@@ -127,27 +122,6 @@ def test_a_carried_threshold_has_the_lr_that_suits_it_where_it_is_used():
     strict = only(tasks, problem="digits(width=16)", seed=0).iloc[0]
     assert (strict["carried"], strict["own"]) == (0.1, 1.0)
     assert strict["loss"] == pytest.approx(2.0)  # a decade too strict, and at its own lr
-
-
-def test_between_learning_rates_the_threshold_chosen_at_the_one_is_used_at_the_other():
-    """At lr .1 the strictest is best, at .01 the loosest: a carried one loses what lies between,
-    whatever the basis.
-    """
-
-    def loss(size, threshold, lr, basis):
-        return 1 + abs(math.log10(threshold / size) - (-0.5 if lr == 0.1 else 0.5))
-
-    found = only(
-        transfer.carried(study(loss, conditions={(4, 16): 0.3})),
-        kind="lr",
-        basis="absolute",
-        seed=1,
-    )
-    there, back = (only(found, source_lr=lr).iloc[0] for lr in (0.01, 0.1))
-    assert (there["lr"], there["carried"], there["own"]) == (0.1, 1.0, 0.1)
-    assert (back["lr"], back["carried"], back["own"]) == (0.01, 0.1, 1.0)
-    for row in (there, back):
-        assert row["loss"] - row["own_loss"] == pytest.approx(1.0, abs=0.05)
 
 
 # --------------------------------------------------------------- a seed judges no choice of its own
@@ -163,7 +137,6 @@ def test_a_seed_has_no_part_in_the_choices_it_judges():
 
     tasks = only(
         transfer.carried(study(lambda _, *rest: bowl(1.0, *rest), spoil=spoil)),
-        kind="task",
         basis="absolute",
         seed=2,
     )
@@ -262,9 +235,7 @@ def test_a_choice_that_the_other_condition_did_not_try_is_left_out():
         & (frame["threshold"] == 1.0)
         & frame["relative"].isna()
     )
-    tasks = only(
-        transfer.carried(frame[~gone]), kind="task", basis="absolute", source="digits(width=16)"
-    )
+    tasks = only(transfer.carried(frame[~gone]), basis="absolute", source="digits(width=16)")
     assert set(tasks["batch"]) == {64}
 
 
@@ -275,9 +246,7 @@ def test_conditions_of_other_devices_and_workloads_are_not_paired():
         frame.assign(workload="wdbc", problem="wdbc"),
         frame.assign(dtype="float64"),
     ]
-    assert only(
-        transfer.carried(pd.concat([frame, *elsewhere], ignore_index=True)), kind="task"
-    ).empty
+    assert only(transfer.carried(pd.concat([frame, *elsewhere], ignore_index=True))).empty
 
 
 # ---------------------------------------------------------------------------------------- summaries
@@ -288,7 +257,6 @@ def test_a_pairs_row_counts_the_seeds_and_gives_their_mean_with_its_interval():
     rows = transfer.carried(study())
     one = only(
         rows,
-        kind="task",
         basis="absolute",
         source="digits(width=4)",
         source_batch=16,
@@ -317,7 +285,7 @@ def test_absolute_against_relative_is_paired_by_seed_and_positive_where_the_mult
     """
     noisy = rows.assign(loss=rows["loss"] + 0.001 * rows["seed"] * (rows["basis"] == "absolute"))
     found = transfer.bases(noisy)
-    row = only(found, kind="task").iloc[0]
+    row = found.iloc[0]
     assert (row["n"], row["pairs"], row["carries"], row["relative"]) == (3, 6, 18, 0.0)
     assert row["absolute"] == pytest.approx(0.5, abs=0.03)
     assert 0 < row["low"] < row["estimate"] < row["high"]
@@ -326,8 +294,8 @@ def test_absolute_against_relative_is_paired_by_seed_and_positive_where_the_mult
 
 def test_pairs_that_one_basis_lacks_do_not_count_for_the_other(rows):
     """Else the mean of other pairs would stand against it."""
-    lost = only(rows, kind="task", basis="relative", source="digits(width=16)").index
-    assert only(transfer.bases(rows.drop(lost)), kind="task")["pairs"].item() == 4
+    lost = only(rows, basis="relative", source="digits(width=16)").index
+    assert transfer.bases(rows.drop(lost))["pairs"].item() == 4
 
 
 # -------------------------------------------------------------------------------------- the section
@@ -359,9 +327,9 @@ def test_a_study_that_does_not_ask_has_no_section(evidence):
 
 def test_the_section_sets_the_number_against_the_multiple(evidence):
     _, both, pairs = asked(evidence, study()).parts
-    tasks = next(row for row in both.rows if row[2] == "width, batch size")
-    assert tasks[:4] == ["digits", "sgd + norm", "width, batch size", "6 pairs × 3"]
-    lost = dict(zip(both.head, tasks, strict=True))
+    [row] = both.rows
+    assert row[:3] == ["digits", "sgd + norm", "6 pairs × 3"]
+    lost = dict(zip(both.head, row, strict=True))
     assert float(lost["lost as a number"]) > 0.4
     assert float(lost["lost as a multiple"]) == 0
     assert len(pairs.rows) == len(pairs.data) == 3 * 2 * 2

@@ -1,9 +1,10 @@
 """Whether a threshold chosen under one condition holds under another: as a number, and as a
 multiple of the pilot's gradient.
 
-A condition is a task (a workload's settings and a batch size), or one learning rate of a task.
-Everything is of the selection phase, on the grid that the study itself asks for, so that two
-conditions have the same thresholds.
+A condition is a task: a workload's settings and a batch size. Everything is of the selection phase,
+on the grid that the study itself asks for, so that two conditions have the same thresholds. Between
+learning rates nothing is compared: the pilot knows none of them, so that a multiple is one and the
+same number at all of them.
 
 The settings compared on a seed are chosen without it, under both conditions: a threshold chosen as
 the best on some seeds looks better on these than it is, and everything else worse.
@@ -28,7 +29,7 @@ from clipbench.task import ARM
 BASES = ("absolute", "relative")
 # an arm on whatever task of a workload: within it a threshold is carried
 FAMILY = ["workload", "device", "dtype", "arm"]
-PAIR = [*FAMILY, "basis", "kind", "source", "source_batch", "source_lr", "problem", "batch", "lr"]
+PAIR = [*FAMILY, "basis", "source", "source_batch", "problem", "batch"]
 PROBLEM, BATCH = ARM.index("problem"), ARM.index("batch")
 FEWEST_THRESHOLDS = 2  # thresholds from which to choose
 
@@ -39,12 +40,11 @@ def carried(cells: pd.DataFrame) -> pd.DataFrame:
     """A row per pair of conditions and seed: the loss, under one condition, of the threshold chosen
     under the other.
 
-    Columns: ``FAMILY``; ``basis`` (``absolute`` or ``relative``); ``kind`` of the pair (``task`` or
-    ``lr``); where the threshold was chosen, ``source`` (a problem), ``source_batch`` and
-    ``source_lr``; where it is used, ``problem``, ``batch`` and ``lr`` (no lr if the conditions are
-    tasks: there each threshold has the lr that suits it best, so that it alone is carried);
+    Columns: ``FAMILY``; ``basis`` (``absolute`` or ``relative``); where the threshold was chosen,
+    ``source`` (a problem) and ``source_batch``; where it is used, ``problem`` and ``batch``;
     ``seed``; ``carried`` and ``own``, the two thresholds as the study wrote them; ``loss`` and
     ``own_loss``, their best validation loss on the seed: ∞ of an unstable run, NaN of a failed one.
+    Each threshold has the learning rate that suits it best there, so that it alone is carried.
 
     Only arms with several thresholds of both bases are here; a choice that the other condition did
     not try is left out.
@@ -86,61 +86,35 @@ def _on(seed: int, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
     scores, here = selection.score(frame[frame["seed"] != seed]), frame[frame["seed"] == seed]
     loss = {_key(row, "lr", "threshold"): row["loss"] for row in here.to_dict("records")}
     best = {_key(row): row["threshold"] for row in _chosen(scores)}
-    best_at = {
-        _key(row, "lr"): row["threshold"] for _, one in scores.groupby("lr") for row in _chosen(one)
-    }
     lr = {
         _key(row, "threshold"): row["lr"]
         for _, one in scores.groupby("threshold")
         for row in _chosen(one)
     }
 
-    def row(
-        family: Key,
-        kind: str,
-        source: Key,
-        target: Key,
-        lrs: tuple[float, float],
-        taken: float,
-        own: float,
-    ) -> dict[str, Any]:
-        """``lrs`` are those of the carried and of the target's own threshold."""
-        columns = dict(zip(FAMILY, family, strict=True)) | {
-            "basis": frame["basis"].iloc[0],
-            "kind": kind,
-        }
-        columns |= {
-            "source": source[PROBLEM],
-            "source_batch": source[BATCH],
-            "problem": target[PROBLEM],
-            "batch": target[BATCH],
-        }
-        losses = [
-            loss.get((*target[: len(ARM)], *pair), math.nan)
-            for pair in zip(lrs, (taken, own), strict=True)
-        ]
-        conditions = {
-            "source_lr": (*source, math.nan)[len(ARM)],
-            "lr": (*target, math.nan)[len(ARM)],
-        }
-        return (
-            columns
-            | conditions
-            | {"seed": seed, "carried": taken, "own": own, "loss": losses[0], "own_loss": losses[1]}
-        )
-
     for family, tasks in here.drop_duplicates(ARM).groupby(FAMILY, sort=True):
         groups = [group for group in _groups(tasks) if group in best]
         for source, target in itertools.permutations(groups, 2):
             taken, own = best[source], best[target]
-            if (*target, taken) in lr:
-                lrs = lr[*target, taken], lr[*target, own]
-                yield row(family, "task", source, target, lrs, taken, own)
-        for group in groups:
-            conditions = sorted(condition for condition in best_at if condition[:-1] == group)
-            for source, target in itertools.permutations(conditions, 2):
-                lrs, taken, own = (target[-1], target[-1]), best_at[source], best_at[target]
-                yield row(family, "lr", source, target, lrs, taken, own)
+            if (*target, taken) not in lr:
+                continue
+            losses = [
+                loss.get((*target, lr[*target, threshold], threshold), math.nan)
+                for threshold in (taken, own)
+            ]
+            yield {
+                **dict(zip(FAMILY, family, strict=True)),
+                "basis": frame["basis"].iloc[0],
+                "source": source[PROBLEM],
+                "source_batch": source[BATCH],
+                "problem": target[PROBLEM],
+                "batch": target[BATCH],
+                "seed": seed,
+                "carried": taken,
+                "own": own,
+                "loss": losses[0],
+                "own_loss": losses[1],
+            }
 
 
 def _chosen(scores: pd.DataFrame) -> list[dict[str, Any]]:
@@ -155,9 +129,9 @@ def _key(row: Mapping[str, Any], *more: str) -> Key:
     return tuple(row[name] for name in (*ARM, *more))
 
 
-def pairs(rows: pd.DataFrame, kind: str = "task") -> pd.DataFrame:
-    """A row per pair of conditions of one ``kind``: what the carried threshold loses, its mean over
-    the seeds with its interval.
+def pairs(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row per pair of conditions: what the carried threshold loses, its mean over the seeds with
+    its interval.
 
     ``statistic`` is ``mean``, ``median`` if a seed was unstable (it counts as ∞), or ``incomplete``
     if one has no value: no interval then. ``carried`` and ``own`` are the thresholds most often
@@ -165,7 +139,7 @@ def pairs(rows: pd.DataFrame, kind: str = "task") -> pd.DataFrame:
     choices share all seeds but two, so that intervals are narrow rather than wide.
     """
     summaries = []
-    for pair, seeds in rows[rows["kind"] == kind].groupby(PAIR, dropna=False, sort=True):
+    for pair, seeds in rows.groupby(PAIR, sort=True):
         gaps = statistics.differences(seeds["loss"], seeds["own_loss"])
         summaries.append(
             {
@@ -217,7 +191,7 @@ def _estimate_of(gaps: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
 
 
 def bases(rows: pd.DataFrame) -> pd.DataFrame:
-    """Absolute against relative: a row per workload, arm and kind of pair.
+    """Absolute against relative: a row per workload and arm.
 
     For each seed the median of what the carried threshold loses is taken over all pairs that both
     bases have; ``absolute`` and ``relative`` are the medians of these over the seeds. ``unstable``
@@ -231,18 +205,17 @@ def bases(rows: pd.DataFrame) -> pd.DataFrame:
     )
     sides = {basis: rows[rows["basis"] == basis] for basis in BASES}
     columns = [*keyed, "seed", "gap", "spoiled"]
-    # lr is NaN of tasks: pandas merges a NaN with a NaN.
     both = sides["absolute"][columns].merge(
         sides["relative"][columns], on=[*keyed, "seed"], suffixes=("_absolute", "_relative")
     )
     summaries = []
-    for family, group in both.groupby([*FAMILY, "kind"], sort=True):
+    for family, group in both.groupby(FAMILY, sort=True):
         seeds = group.groupby("seed")[["gap_absolute", "gap_relative"]].agg(_median)
         absolute, relative = (seeds[f"gap_{basis}"].to_numpy(dtype=float) for basis in BASES)
         gaps = statistics.differences(absolute, relative)
         summaries.append(
             {
-                **dict(zip([*FAMILY, "kind"], family, strict=True)),
+                **dict(zip(FAMILY, family, strict=True)),
                 "n": len(seeds),
                 "pairs": len(group.drop_duplicates(keyed)),
                 "carries": len(group),
@@ -266,7 +239,7 @@ def bases(rows: pd.DataFrame) -> pd.DataFrame:
         "low",
         "high",
     ]
-    return table_of(summaries, [*FAMILY, "kind", *columns])
+    return table_of(summaries, [*FAMILY, *columns])
 
 
 def _median(values: ArrayLike) -> float:

@@ -23,7 +23,6 @@ from clipbench.report.words import (
 )
 
 BASIS_WORDS = {"absolute": "number", "relative": "multiple"}
-KIND_WORDS = {"task": "width, batch size", "lr": "learning rate"}
 
 
 def section(evidence: Evidence) -> Section:
@@ -39,14 +38,13 @@ def section(evidence: Evidence) -> Section:
         Text(
             "A threshold that was chosen under one condition is used under another, and compared "
             "with the one chosen there. As a **number** it stays what it is; as a **multiple** "
-            "of the median size of the pilot's gradient it is another number there. Between "
-            "tasks, which differ in the workload's settings or the batch size, each threshold "
-            "has the learning rate that suits it best; between learning rates everything else "
-            "stays. All choices for a seed are made on the other selection seeds, so that no "
-            "threshold is judged by the runs that chose it. A loss is the best validation loss "
-            "of a run, and infinite where the run was unstable. Intervals are 95 %; the seeds "
-            "share most of their choices, and the arms most of their problems, so that they are "
-            "narrow rather than wide."
+            "of the median size of the pilot's gradient it is another number there. Conditions "
+            "differ in the workload's settings or the batch size, and each threshold has the "
+            "learning rate that suits it best. All choices for a seed are made on the other "
+            "selection seeds, so that no threshold is judged by the runs that chose it. A loss is "
+            "the best validation loss of a run, and infinite if the run was unstable. Intervals "
+            "are 95 %; the seeds share most of their choices, and the arms most of their problems, "
+            "so that they are narrow rather than wide."
         ),
         _bases_table(evidence, compared),
     ]
@@ -63,7 +61,6 @@ def _bases_table(evidence: Evidence, compared: pd.DataFrame) -> Table:
         [
             str(row["workload"]),
             str(row["arm"]),
-            KIND_WORDS[row["kind"]],
             f"{plural(int(row['pairs']), 'pair')} × {int(row['n'])}",
             *(fixed(row[basis], places) for basis in BASIS_WORDS),
             _share(row["unstable"], row["carries"]),
@@ -75,7 +72,6 @@ def _bases_table(evidence: Evidence, compared: pd.DataFrame) -> Table:
     head = [
         "workload",
         "arm",
-        "carried to another",
         "conditions × seeds",
         "lost as a number",
         "lost as a multiple",
@@ -87,7 +83,7 @@ def _bases_table(evidence: Evidence, compared: pd.DataFrame) -> Table:
         "both have and of the seeds. Unstable: carries whose run was unstable where the one with "
         "its own threshold was not. The last column is paired, seed by seed."
     )
-    return Table(evidence.name("tables", "transfer"), caption, head, rows, compared, words=3)
+    return Table(evidence.name("tables", "transfer"), caption, head, rows, compared, words=2)
 
 
 def _pairs_table(evidence: Evidence, workload: str, compared: pd.DataFrame) -> Table:
