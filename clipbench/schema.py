@@ -66,7 +66,7 @@ class Reading(Term):
     """Which of an arm's settings its report seeds stand for."""
 
     ALL = "all", "the best of all its settings"
-    UNTUNED = "untuned", "one fixed learning rate and threshold, whatever the workload"
+    UNTUNED = "untuned", "a fixed learning rate and threshold, whatever the workload"
 
 
 class Verdict(Term):
