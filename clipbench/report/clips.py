@@ -9,7 +9,6 @@ import pandas as pd
 
 from clipbench.analysis.clips import claims, clip_pairs
 from clipbench.analysis.outcomes import compare
-from clipbench.figures.style import ordered
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import headed
 from clipbench.report.outcomes import (
@@ -65,7 +64,7 @@ def _table(
     gaps, tested = evidence.of(compared, task), evidence.of(claimed, task)
     arms = evidence.of(evidence.arms, task)
     places, digits = decimals(results["estimate"]), gap_places(gaps)
-    order = ordered(arms[arms["arm"].isin([*mine["arm"], *mine["baseline"]])])
+    order = evidence.ordered(arms[arms["arm"].isin([*mine["arm"], *mine["baseline"]])])
     untuned = _untuned(results, mine)
     rows, frames = [], []
     for arm in order:

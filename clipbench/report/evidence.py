@@ -71,6 +71,12 @@ class Evidence:
         return {name: arm for name, arm in known.items() if arm in held}
 
     @property
+    def named(self) -> str | None:
+        """The schedule of the headline, as the store's plan names it; older plans name none."""
+        found = self.plan.get("protocol", {}).get("schedule")
+        return None if found is None else str(found)
+
+    @property
     def schedules(self) -> set[str]:
         """The schedules of the learning rate that the study's optimizers have."""
         return set(map(schedule_of, self.arms["optimizer_label"]))
@@ -81,7 +87,7 @@ class Evidence:
         names none.
         """
         met = self.schedules
-        named = self.plan.get("protocol", {}).get("schedule")
+        named = self.named
         found = named if named in met else met.pop() if len(met) == 1 else CONSTANT
         return None if found == CONSTANT else found
 
@@ -97,8 +103,11 @@ class Evidence:
 
     def of_headline(self, arm: str) -> bool:
         """Whether an arm has the headline's schedule, or the study names none."""
-        named = self.plan.get("protocol", {}).get("schedule")
-        return named is None or schedule_of(arm) == named
+        return self.named is None or schedule_of(arm) == self.named
+
+    def ordered(self, arms_table: pd.DataFrame) -> list[str]:
+        """The arms as they are shown everywhere."""
+        return _order(arms_table, self.named)
 
     @property
     def defaults(self) -> bool:
@@ -178,7 +187,7 @@ def read(store: Store, *, png: bool = True) -> Evidence:
     starts = headline.starts(store.read("evals"), cells, components)
     found = headline.axes(cells, components, protocol, starts)
     grade = str(protocol.get("grade", "best"))
-    methods = protocol.get("headline", {})
+    methods, named = protocol.get("headline", {}), protocol.get("schedule")
     tasks = sorted({Task(*row) for row in cells[TASK].drop_duplicates().itertuples(index=False)})
     return Evidence(
         store=store,
@@ -194,12 +203,12 @@ def read(store: Store, *, png: bool = True) -> Evidence:
         labels=labels(tasks),
         choices=selection.choose(selection.score(cells)),
         levels=headline.levels(found, components),
-        gaps=_in_order(
-            headline.gaps(found, compared, components, grade, protocol.get("schedule")), compared
-        ),
+        gaps=_in_order(headline.gaps(found, compared, components, grade, named), compared, named),
         rivals=headline.rivals(found, methods, compared, components, grade),
-        robust=_in_order(robust(found, compared, components), compared),
-        budget=_in_order(budget.curves(cells, compared, components, protocol, starts), compared),
+        robust=_in_order(robust(found, compared, components), compared, named),
+        budget=_in_order(
+            budget.curves(cells, compared, components, protocol, starts), compared, named
+        ),
         at_median=budget.at_median(cells, compared, components, protocol, starts),
         replicas={
             number: read(Store(folder), png=False).gaps for number, folder in store.replicas.items()
@@ -209,10 +218,17 @@ def read(store: Store, *, png: bool = True) -> Evidence:
     )
 
 
-def _in_order(gaps: pd.DataFrame, arms_table: pd.DataFrame) -> pd.DataFrame:
-    """The comparisons as arms are shown everywhere: by optimizer, in the order people know."""
-    rank = {arm: number for number, arm in enumerate(ordered(arms_table))}
-    return gaps.sort_values("arm", key=lambda names: names.map(rank), kind="stable")
+def _in_order(rows: pd.DataFrame, arms_table: pd.DataFrame, named: str | None) -> pd.DataFrame:
+    """The rows as arms are shown everywhere."""
+    rank = {arm: number for number, arm in enumerate(_order(arms_table, named))}
+    return rows.sort_values("arm", key=lambda names: names.map(rank), kind="stable")
+
+
+def _order(arms_table: pd.DataFrame, named: str | None) -> list[str]:
+    """The arms by optimizer, in the order people know, those of the headline's schedule first."""
+    return sorted(
+        ordered(arms_table), key=lambda arm: named is not None and schedule_of(arm) != named
+    )
 
 
 def flat(entry: Mapping[str, Any]) -> dict[str, Any]:

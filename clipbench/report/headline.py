@@ -11,7 +11,7 @@ import pandas as pd
 
 from clipbench.analysis.headline import FEWEST, GRADES
 from clipbench.figures.headline import draw
-from clipbench.figures.style import arm_colours, ordered
+from clipbench.figures.style import arm_colours
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import headed, picture
 from clipbench.report.parts import List, Part, Section, Table, Text
@@ -174,7 +174,7 @@ def _levels(evidence: Evidence, task: Task) -> Table:
     places, digits = decimals(mine["estimate"].dropna()), gap_places(rivals)
     success = about["success"] is not None
     rows = []
-    for arm in ordered(arms[arms["arm"].isin(mine["arm"])]):
+    for arm in evidence.ordered(arms[arms["arm"].isin(mine["arm"])]):
         by_grade = {row["grade"]: row for row in mine[mine["arm"] == arm].to_dict("records")}
         main: dict[str, Any] = by_grade.get(evidence.grade) or by_grade["last"]
         whole = int(main["n"] + main["lacking"])
