@@ -27,6 +27,7 @@ from clipbench.analysis.outcomes import draws, results
 from clipbench.analysis.stable import effective, stable
 from clipbench.cell import Cell
 from clipbench.figures import style
+from clipbench.figures.budget import draw as draw_budget
 from clipbench.figures.cost import draw as draw_cost
 from clipbench.figures.curves import _panel as curve_panel
 from clipbench.figures.curves import draw as draw_curves
@@ -35,7 +36,7 @@ from clipbench.figures.grid import draw as draw_grid
 from clipbench.figures.headline import draw as draw_headline
 from clipbench.figures.implementations import draw as draw_implementations
 from clipbench.figures.stable import draw as draw_stable
-from clipbench.task import ARM, THRESHOLD
+from clipbench.task import ARM, TASK, THRESHOLD
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -78,6 +79,7 @@ def frames(tmp_path_factory):
         "implementations": implementations(store.read("throughput")),
         "gaps": differences(store, cells, compared),
         "curves": curves(store.read("curves"), drawn, components),
+        "budget": tuned(),
     }
 
 
@@ -92,9 +94,39 @@ def differences(store, cells, compared) -> pd.DataFrame:
     return table.assign(label=table["arm"])
 
 
+def tuned() -> pd.DataFrame:
+    """Two curves of what a tuned threshold is worth, of one optimizer."""
+    rows = [
+        {
+            **dict(zip(TASK, PANEL["task"], strict=True)),
+            "arm": arm,
+            "partner": "sgd",
+            "tries": tries,
+            "estimate": 0.9 + worth * tries,
+            "without": 0.9 + 0.01 * min(tries, 3),
+            "label": arm,
+        }
+        for arm, worth in (("sgd + norm", 0.004), ("sgd + ema", 0.005))
+        for tries in range(1, 9)
+    ]
+    return pd.DataFrame(rows)
+
+
 def draw(name: str, frames) -> Figure:
     f = frames
     return {
+        "budget": lambda: draw_budget(
+            [
+                {
+                    "rows": f["budget"],
+                    "title": "digits, sgd",
+                    "label": "accuracy",
+                    "without": "sgd, no clip",
+                }
+            ],
+            style.arm_colours(f["arms"]),
+            "foot",
+        ),
         "headline": lambda: draw_headline(f["gaps"], [PANEL], style.arm_colours(f["arms"]), "foot"),
         "curves": lambda: draw_curves(f["curves"], f["arms"], f["chosen"], "loss", 2.3, "foot"),
         "grid": lambda: draw_grid(f["grid"], f["arms"], f["chosen"], "accuracy", True, "foot"),
@@ -105,7 +137,7 @@ def draw(name: str, frames) -> Figure:
     }[name]()
 
 
-KINDS = ("headline", "curves", "grid", "stable", "fired", "cost", "implementations")
+KINDS = ("budget", "headline", "curves", "grid", "stable", "fired", "cost", "implementations")
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -134,7 +166,7 @@ def test_a_name_that_looks_like_mathematics_is_a_name(frames, name):
     hostile = {}
     for key, frame in frames.items():
         renamed = frame.copy()
-        for column in ("arm", "clip", "clip_label", "optimizer_label", "partner"):
+        for column in ("arm", "clip", "clip_label", "optimizer_label", "partner", "label"):
             if column in frame:
                 renamed[column] = (
                     frame[column]
