@@ -95,8 +95,8 @@ def choose(scores: pd.DataFrame) -> pd.DataFrame:
     """The setting of every arm: within one standard error of the best score, the one with the best
     neighbours on the grid.
 
-    Adds to the chosen rows of ``score``: ``edge``, the axes at whose end the choice lies (``lr
-    low``, ``threshold high``, …), and ``settings``, how many the arm tried.
+    Adds ``edge`` to the chosen rows of ``score``: the axes at whose end the choice lies (``lr
+    low``, ``threshold high``, …).
     """
     chosen = []
     for _, arm in scores.groupby(ARM, sort=True):
@@ -109,8 +109,8 @@ def choose(scores: pd.DataFrame) -> pd.DataFrame:
             else [best]
         )
         pick = min(near, key=lambda row: (*_neighbourhood(row, rows), *_rank(row)))
-        chosen.append({**pick, "edge": ", ".join(edges(pick, rows)), "settings": len(rows)})
-    return pd.DataFrame(chosen, columns=[*scores.columns, "edge", "settings"])
+        chosen.append({**pick, "edge": ", ".join(edges(pick, rows))})
+    return pd.DataFrame(chosen, columns=[*scores.columns, "edge"])
 
 
 def _rank(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
