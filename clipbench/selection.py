@@ -17,7 +17,7 @@ import pandas as pd
 
 from clipbench.cell import Cell
 from clipbench.schema import UNSTABLE, Reading, Role, Status
-from clipbench.task import ARM, TASK, THRESHOLD, Task, Threshold
+from clipbench.task import ARM, TASK, THRESHOLD, Task, Threshold, arm_of
 from clipbench.vocabulary import PERCENTILE, RELATIVE
 
 POINT = ["lr", *THRESHOLD]
@@ -31,6 +31,8 @@ METHODS = {
     "norm clip": "sgd + norm",
 }
 FIRED = 0.01  # a clip that fired in a smaller share of steps is the same as none
+MOST = 0.5  # the share of steps above which a clip fires in most of them
+PROPORTIONAL = ("sgd", "momentum", "nesterov")  # optimizers whose steps are as long as the gradient
 HALF_DECADE = math.sqrt(10)
 
 
@@ -59,7 +61,8 @@ def score(cells: pd.DataFrame) -> pd.DataFrame:
     unstable or failed.
 
     Columns: ``ARM``, ``POINT``, ``score``, ``error`` (standard error), ``seeds``, ``unstable``,
-    ``finite`` (mean over the stable seeds), ``clipped_fraction``, ``extended``.
+    ``finite`` (mean over the stable seeds), ``clipped_fraction``, ``kept`` (mean of the runs'
+    medians), ``extended``.
     """
     frame = cells[cells["role"] == Role.SELECT]
     value = frame["validation_value"].to_numpy(dtype=float, na_value=np.nan)
@@ -74,6 +77,7 @@ def score(cells: pd.DataFrame) -> pd.DataFrame:
             "kept": np.where(spoiled, np.nan, value),
             "unstable": spoiled,
             "clipped_fraction": frame["clipped_fraction"].to_numpy(dtype=float, na_value=np.nan),
+            "share": frame["kept_median"].to_numpy(dtype=float, na_value=np.nan),
             "extended": frame["extended"].to_numpy(dtype=bool),
         }
     )
@@ -85,6 +89,7 @@ def score(cells: pd.DataFrame) -> pd.DataFrame:
         seeds=("value", "size"),
         unstable=("unstable", "sum"),
         clipped_fraction=("clipped_fraction", "mean"),
+        kept=("share", "mean"),
         extended=("extended", "any"),
     ).reset_index()
     table["error"] = (table.pop("deviation") / np.sqrt(table["seeds"])).fillna(0.0)
@@ -302,6 +307,32 @@ def several(settings: pd.DataFrame) -> pd.DataFrame:
     own = own.assign(setting=[Threshold.of(row).setting for row in own.to_dict("records")])
     many = own.groupby(ARM)["setting"].transform("nunique") > 1
     return own[many].drop_duplicates([*ARM, "lr", "setting"])[[*ARM, *POINT]]
+
+
+def lowered(
+    scores: pd.DataFrame, unclipped: Mapping[tuple[Any, ...], tuple[str, str]]
+) -> pd.DataFrame:
+    """The learning rate that stands for a clip which fires in most steps: that of its choice, times
+    the share of the gradient that the clip left. An optimizer whose steps are as long as the
+    gradient does nearly the same with it, without a clip.
+
+    Columns: ``ARM`` (of the clip), ``partner`` (the arm without it), ``lr`` to two digits.
+
+    :param unclipped: `arm_of` a clipped arm → its optimizer's registered name, and its partner.
+    """
+    rows = []
+    for choice in choose(scores).to_dict("records"):
+        optimizer, partner = unclipped.get(arm_of(choice), ("", ""))
+        lr = choice["lr"] * choice["kept"]
+        if optimizer in PROPORTIONAL and choice["clipped_fraction"] > MOST and lr > 0:
+            rows.append(
+                {
+                    **{name: choice[name] for name in ARM},
+                    "partner": partner,
+                    "lr": float(f"{lr:.2g}"),
+                }
+            )
+    return pd.DataFrame(rows, columns=[*ARM, "partner", "lr"])
 
 
 def _of_same_arm(frame: pd.DataFrame, row: Mapping[str, Any]) -> pd.Series:

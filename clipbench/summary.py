@@ -18,18 +18,23 @@ def of_curve(rows: np.ndarray) -> dict[str, Any]:
     """The columns that a curve (steps × measures) gives; without steps all but ``steps`` are
     None.
     """
-    losses, norms, some = rows[:, measures.LOSS], rows[:, measures.GRAD_NORM], len(rows) > 0
+    losses, some = rows[:, measures.LOSS], len(rows) > 0
     return {
         "steps": len(rows),
         "initial_loss": float(losses[0]) if some else None,
         "final_loss": float(losses[-1]) if some else None,
         "best_loss": float(np.fmin.reduce(losses)) if some else None,
         "clipped_fraction": float((rows[:, measures.CHANGED] > 0).mean()) if some else None,
-        "grad_norm_median": float(np.nanmedian(norms))
-        if some and not np.isnan(norms).all()
-        else None,
+        "grad_norm_median": _median(rows[:, measures.GRAD_NORM]),
+        "kept_median": _median(rows[:, measures.KEPT]),
+        "cosine_median": _median(rows[:, measures.COSINE]),
         "stationary_at": events.stationary_at(rows),
     }
+
+
+def _median(values: np.ndarray) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else None
 
 
 def of_evaluations(

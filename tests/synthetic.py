@@ -258,6 +258,8 @@ def rows(one: Cell, kind: str | None = None, **overrides: Any) -> dict[str, list
         "steps_to_target": int(one.steps * random.uniform(0.2, 0.6)) if kind == "learned" else None,
         "clipped_fraction": fraction,
         "grad_norm_median": float(np.median(norm)),
+        "kept_median": float(np.median(kept)),
+        "cosine_median": 1.0,
         "seconds": 0.1,
         "settings": one.canonical,
         "attempt": 1,
@@ -333,6 +335,8 @@ def failed(one: Cell, reason: str = "out of memory") -> dict[str, list[dict[str,
         "steps_to_target",
         "clipped_fraction",
         "grad_norm_median",
+        "kept_median",
+        "cosine_median",
     )
     return {
         "cells": [{**row, **dict.fromkeys(blank), "steps": 0}],

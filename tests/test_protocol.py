@@ -16,9 +16,11 @@ from running import called
 from strangers import EMA
 
 from clipbench import execute, protocol, registry, selection, store, study
+from clipbench.analysis.clips import against_lower_lr
 from clipbench.errors import UsageError
 from clipbench.protocol import plans
 from clipbench.protocol.preregister import preregister
+from clipbench.report import evidence
 from clipbench.store import Store
 from clipbench.task import Threshold
 
@@ -185,6 +187,42 @@ def test_the_untuned_row_is_run_beside_the_choices(whole):
     cells = whole.read("cells")
     report = cells[(cells["role"] == "report") & (cells["lr"] == 0.01)]
     assert set(report.loc[report["arm"] == "sgd + norm", "threshold"]) >= {1.0}
+
+
+def test_a_clip_that_fires_in_most_steps_is_set_against_a_lower_lr_without_it(tmp_path):
+    """The lower lr is the clip's, times the share of the gradient that it left: by hand from the
+    rows. It is run on the report seeds, and the difference is theirs.
+    """
+    text = study_page(
+        "cosh",
+        clips={"none": {}, "norm": {"max_norm": 0.5}},
+        steps=20,
+        evaluations=2,
+        lr=[0.1, 0.3],
+        select=2,
+        report=4,
+        extend=False,
+    )
+    _, done = carried_out(text, tmp_path / "tiny")
+    seen = evidence.read(done, png=False)
+    cells = done.read("cells")
+    [lr] = set(seen.choices.loc[seen.choices["arm"] == "sgd + norm", "lr"])
+    chosen = cells[(cells["arm"] == "sgd + norm") & (cells["lr"] == lr)]
+    kept = chosen.loc[chosen["role"] == "select", "kept_median"].astype(float).mean()
+    assert 0 < kept < 0.1
+    lower = float(f"{lr * kept:.2g}")
+    ran = cells[(cells["arm"] == "sgd") & (cells["lr"] == lower)]
+    assert sorted(ran["seed"]) == [1000, 1001, 1002, 1003]
+    [row] = against_lower_lr(seen.drawn, seen.lowered, seen.components).to_dict("records")
+    value = {
+        name: rows.set_index("seed")["metric_value"]
+        for name, rows in (("it", ran), ("clip", chosen))
+    }
+    gain = (
+        (value["it"] - value["clip"].loc[ran["seed"]]).astype(float).mean()
+    )  # a gap: less is better
+    assert (row["arm"], row["lr"], row["n"]) == ("sgd + norm", lower, 4)
+    assert row["estimate"] == pytest.approx(gain)
 
 
 def test_an_edge_is_extended_by_two_half_decades_once_and_flagged(whole):

@@ -25,6 +25,7 @@ def scores(rows, arm="sgd + norm", **others) -> pd.DataFrame:
         "error": 0.0,
         "seeds": 3,
         "unstable": 0,
+        "kept": 1.0,
         "clipped_fraction": 0.5,
         "extended": False,
     }
@@ -363,3 +364,27 @@ def test_an_empty_store_has_no_choices():
     assert selection.choose(empty).empty
     assert selection.extend(empty).empty
     assert selection.readings(empty, {}, None).empty
+
+
+# -------------------------------------------------------------------------------------- a lower lr
+
+
+def test_a_clip_that_fires_in_most_steps_stands_for_a_lower_lr_if_steps_are_as_long_as_gradients():
+    def at(arm, fired, kept):
+        return scores([(0.3, 1.0, 0.5)], arm=arm, clipped_fraction=fired, kept=kept)
+
+    rows = pd.concat(
+        [
+            at("sgd + norm", 0.9, 0.123),
+            at("sgd + value", 0.5, 0.5),  # it fires in half of the steps, which is not most
+            at("adam + norm", 1.0, 0.1),
+            at("momentum + norm", 1.0, NAN),  # of an older row nothing is known
+        ]
+    )
+    unclipped = {
+        (*PLACE.values(), arm): (arm.partition(" + ")[0], arm.partition(" + ")[0])
+        for arm in rows["arm"]
+    }
+    [row] = selection.lowered(rows, unclipped).to_dict("records")
+    assert (row["arm"], row["partner"], row["lr"]) == ("sgd + norm", "sgd", 0.037)
+    assert selection.lowered(rows, {}).empty

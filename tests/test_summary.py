@@ -4,9 +4,10 @@ worth.
 
 import math
 
+import numpy as np
 import pytest
 
-from clipbench import summary
+from clipbench import measures, summary
 from clipbench.events import Evaluation
 
 ABOUT = {
@@ -88,3 +89,13 @@ def test_a_function_has_no_checkpoint_to_choose():
     columns = of(about=FUNCTION)
     assert columns["best_step"] is columns["best_metric"] is columns["best_validation"] is None
     assert columns["validation_metric"] == 0.6
+
+
+def test_what_a_clip_left_is_a_median_over_the_steps_that_are_known():
+    rows = np.full((5, len(measures.COLUMNS)), 2.0)
+    rows[:, measures.KEPT] = [0.1, math.nan, 0.3, 0.2, 1.0]
+    rows[:, measures.COSINE] = math.nan
+    columns = summary.of_curve(rows)
+    assert columns["kept_median"] == pytest.approx(0.25)
+    assert columns["cosine_median"] is None
+    assert summary.of_curve(rows[:0])["kept_median"] is None

@@ -18,7 +18,7 @@ from clipbench.analysis.cells import Components, plain, table_of, workload
 from clipbench.schema import Outcome, Reading, Role, Status, Term
 from clipbench.selection import FIRED, POINT
 from clipbench.statistics import Interval
-from clipbench.task import ARM, TASK
+from clipbench.task import ARM, TASK, Threshold, arm_of
 
 MISSING = "missing"  # what is wanted and was not run
 UNKNOWN = (Status.FAILED, MISSING)
@@ -50,7 +50,28 @@ def draws(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
     ``ended`` is an outcome, ``failed`` or ``missing``; ``value`` is NaN for the last two, for a
     diverged run, and for any other run without a metric.
     """
-    asked = _report_draws(cells, protocol)
+    return _ended(_report_draws(cells, protocol), cells)
+
+
+def lower_lr(cells: pd.DataFrame, arms_table: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
+    """Rows like `draws`: for each clip that fires in most steps its optimizer without it, at the
+    learning rate of `selection.lowered`, on the report seeds of the clip. ``arm`` is the clip's,
+    and ``partner`` the arm that ran.
+    """
+    unclipped = {
+        arm_of(row): (row["optimizer"], row["partner"])
+        for row in arms_table[arms_table["partner"].notna()].to_dict("records")
+    }
+    chosen = drawn[drawn["reading"] == Reading.ALL][[*ARM, "seed"]]
+    asked = selection.lowered(selection.score(cells), unclipped).merge(chosen, on=ARM)
+    asked = asked.assign(**{"reading": str(Reading.ALL), "edge": "", **Threshold().columns})
+    ran = asked.rename(columns={"arm": "clipped", "partner": "arm"})
+    ended = _ended(ran.astype({"batch": np.int64, "seed": np.int64}), cells)
+    return ended.rename(columns={"arm": "partner", "clipped": "arm"})
+
+
+def _ended(asked: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """The asked runs with how they ended; those that are not stored are ``missing``."""
     keys = [*ARM, "seed", "lr", "relative", "percentile", "absolute"]
     runs = plain(cells[cells["role"] == Role.REPORT])
     # A multiple or a percentile identifies the setting by itself: a cell that failed early has no

@@ -95,6 +95,12 @@ def _at_most(study: Study, asked: Plan, cells: Sequence[Cell]) -> tuple[int, int
     seeds = study.seeds(cells[0].workload.name)
     same = selection.same_tries(selection.settings(cells), study.document.protocol.percentile)
     report = (sum(1 + (arm in at_defaults) for arm in arms) + len(same)) * seeds.report
+    proportional = {
+        cell.arm
+        for cell in cells
+        if cell.clip.name != "none" and cell.optimizer.name in selection.PROPORTIONAL
+    }
+    report += len(proportional) * seeds.report
     report += len(selection.several(selection.settings(cells))) * min(
         seeds.report, study.document.protocol.budget
     )

@@ -11,6 +11,7 @@ from clipbench import selection
 from clipbench.protocol.campaign import Campaign
 from clipbench.protocol.select import scores
 from clipbench.schema import Role
+from clipbench.task import Threshold
 
 
 def report(campaign: Campaign) -> None:
@@ -34,4 +35,15 @@ def report(campaign: Campaign) -> None:
                 replace(one, seed=seed, role=Role.REPORT)
                 for seed in range(first, first + int(min(seeds[one.problem], most)))
             ]
+    unclipped = {
+        arm: (cell.optimizer.name, cell.optimizer.label)
+        for arm, cell in campaign.templates.items()
+        if cell.clip.name != "none" and (*arm[:-1], cell.optimizer.label) in campaign.templates
+    }
+    for row in selection.lowered(scored, unclipped).to_dict("records"):
+        one = campaign.at({**row, "arm": row["partner"], **Threshold().columns})
+        cells += [
+            replace(one, seed=seed, role=Role.REPORT)
+            for seed in range(first, first + seeds[one.problem])
+        ]
     campaign.train("report", list({cell.id: cell for cell in cells}.values()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from clipbench.analysis.clips import claims, clip_pairs
+from clipbench.analysis.clips import against_lower_lr, claims, clip_pairs
 from clipbench.analysis.outcomes import compare
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import headed
@@ -23,9 +23,26 @@ from clipbench.report.outcomes import (
     value_head,
 )
 from clipbench.report.parts import Part, Section, Table, Text
-from clipbench.report.words import DASH, decimals, gap_places, metric_note, p_value, percent, plural
+from clipbench.report.words import (
+    DASH,
+    decimals,
+    gap_places,
+    metric_note,
+    p_value,
+    percent,
+    plural,
+    short,
+)
 from clipbench.schema import Outcome, Reading, Status
 from clipbench.task import Task
+
+LOWER = (
+    "A clip that fires in most steps mostly makes steps shorter. For plain SGD and momentum the "
+    "table sets it against the same optimizer without a clip, at its learning rate times the share "
+    "of the gradient that it left in the median (“lower lr, no clip”): what is gained over that "
+    "is more than a lower learning rate gives. Adam and RMSprop divide by the gradient's size, so "
+    "that a factor changes nothing but their eps."
+)
 
 
 def section(evidence: Evidence) -> Section:
@@ -36,6 +53,7 @@ def section(evidence: Evidence) -> Section:
         return Section("clips", title, [])
     compared = compare(evidence.drawn, pairs, evidence.components)
     claimed = claims(evidence.drawn, evidence.arms, evidence.components)
+    lower = against_lower_lr(evidence.drawn, evidence.lowered, evidence.components)
     parts: list[Part] = [
         Text(
             "The setting of each arm that was best on the selection seeds, its threshold tuned as "
@@ -44,12 +62,15 @@ def section(evidence: Evidence) -> Section:
             "column is the p value of the difference after Holm's correction over {norm, value} × "
             f"optimizer × workload ({plural(int(claimed['p'].notna().sum()), 'comparison')}); "
             "thresholds are tuned, not tested."
-        )
+        ),
+        *([Text(LOWER)] if len(lower) else []),
     ]
     for task in evidence.tasks:
         mine = evidence.of(others, task)
         if len(mine):
-            parts += headed(evidence, task, [_table(evidence, task, mine, compared, claimed)])
+            parts += headed(
+                evidence, task, [_table(evidence, task, mine, compared, claimed, lower)]
+            )
     return Section("clips", title, parts)
 
 
@@ -59,13 +80,14 @@ def _table(
     mine: pd.DataFrame,
     compared: pd.DataFrame,
     claimed: pd.DataFrame,
+    lower: pd.DataFrame,
 ) -> Table:
     about, results = evidence.about(task), evidence.of(evidence.results, task)
     gaps, tested = evidence.of(compared, task), evidence.of(claimed, task)
     arms = evidence.of(evidence.arms, task)
     places, digits = decimals(results["estimate"]), gap_places(gaps)
     order = evidence.ordered(arms[arms["arm"].isin([*mine["arm"], *mine["baseline"]])])
-    untuned = _untuned(results, mine)
+    untuned, instead = _untuned(results, mine), evidence.of(lower, task)
     rows, frames = [], []
     for arm in order:
         matches = results[(results["arm"] == arm) & (results["reading"] == Reading.ALL)]
@@ -86,6 +108,7 @@ def _table(
                 difference(by_reading[Reading.ALL], digits, about)
                 if Reading.ALL in by_reading
                 else "unclipped",
+                *([_instead(instead, arm, digits, about)] if len(instead) else []),
                 *ends(row),
                 percent(row["clipped_fraction"]) if arm in set(mine["arm"]) else DASH,
                 target(row),
@@ -102,7 +125,11 @@ def _table(
     return Table(
         evidence.name("tables", "clips", evidence.labels[task]),
         caption,
-        _head(about, ("defaults" if evidence.defaults else "untuned") if untuned else ""),
+        _head(
+            about,
+            ("defaults" if evidence.defaults else "untuned") if untuned else "",
+            lower=len(instead) > 0,
+        ),
         rows,
         pd.DataFrame(frames),
     )
@@ -116,12 +143,19 @@ def _untuned(results: pd.DataFrame, mine: pd.DataFrame) -> dict[str, dict[str, A
     return found if any(arm in found for arm in mine["arm"]) else {}
 
 
-def _head(about: dict[str, Any], untuned: str) -> list[str]:
+def _instead(lower: pd.DataFrame, arm: str, digits: int, about: dict[str, Any]) -> str:
+    """The clip against a lower learning rate without it."""
+    rows = lower[lower["arm"] == arm].to_dict("records")
+    return f"lr {short(rows[0]['lr'])}: {difference(rows[0], digits, about)}" if rows else DASH
+
+
+def _head(about: dict[str, Any], untuned: str, *, lower: bool) -> list[str]:
     return [
         "arm",
         f"{value_head(about)}, all settings",
         *([untuned] if untuned else []),
         "gain, all settings",
+        *(["gain over a lower lr, no clip"] if lower else []),
         "n",
         *END_HEAD,
         "steps clipped",

@@ -18,7 +18,7 @@ from clipbench.analysis import budget, headline
 from clipbench.analysis.cells import arms, counts, current, of_task, workload
 from clipbench.analysis.cost import cost
 from clipbench.analysis.implementations import DEFAULT
-from clipbench.analysis.outcomes import draws, results
+from clipbench.analysis.outcomes import draws, lower_lr, results
 from clipbench.analysis.robust import robust
 from clipbench.figures.style import ordered
 from clipbench.report.words import census
@@ -40,6 +40,7 @@ class Evidence:
     environment: Mapping[str, Any]
     arms: pd.DataFrame
     drawn: pd.DataFrame
+    lowered: pd.DataFrame  # like ``drawn``: clips' optimizers at a lower learning rate
     results: pd.DataFrame
     tasks: Sequence[Task]
     labels: Mapping[Task, str]
@@ -198,6 +199,7 @@ def read(store: Store, *, png: bool = True) -> Evidence:
         environment=store.page("environment"),
         arms=compared,
         drawn=drawn,
+        lowered=lower_lr(cells, compared, drawn),
         results=results(drawn, components),
         tasks=tasks,
         labels=labels(tasks),

@@ -9,7 +9,6 @@ import pandas as pd
 from clipbench.analysis.grid import grid
 from clipbench.analysis.stable import effective, notes, stable
 from clipbench.figures.stable import draw
-from clipbench.figures.style import ordered
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import headed, picture
 from clipbench.report.parts import List, Part, Section, Table, Text
@@ -69,13 +68,13 @@ def section(evidence: Evidence) -> Section:
 
 def _table(evidence: Evidence, task: Task, mine: pd.DataFrame, arms: pd.DataFrame) -> Table:
     rows = []
-    for arm in ordered(arms):
+    for arm in evidence.ordered(arms):
         for one in mine[mine["arm"] == arm].to_dict("records"):
             threshold = "" if (of := Threshold.of(one)).absent else f" of {threshold_words(of)}"
             low, high = short(one["low"]), short(one["high"])
             rows.append(
                 [
-                    arm,
+                    evidence.short(arm),
                     one["basis"] + threshold,
                     DASH if math.isnan(one["low"]) else f"{'≤ ' if one['below'] else ''}{low}",
                     DASH if math.isnan(one["high"]) else f"{'≥ ' if one['above'] else ''}{high}",
