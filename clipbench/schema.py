@@ -264,20 +264,8 @@ CELLS = (
     Column(
         "grad_norm_median", FLOAT, "gradient", "median over the steps of the raw gradient's 2-norm"
     ),
-    Column(
-        "kept_median",
-        FLOAT,
-        "ratio",
-        "median over the steps of the share of its length that the clip left the gradient",
-        later=True,
-    ),
-    Column(
-        "cosine_median",
-        FLOAT,
-        "",
-        "median over the steps of the cosine of the angle by which the clip turned the gradient",
-        later=True,
-    ),
+    Column("kept_median", FLOAT, "ratio", "median over the steps of `kept`", later=True),
+    Column("cosine_median", FLOAT, "", "median over the steps of `cosine`", later=True),
     Column(
         "peak_ratio",
         FLOAT,

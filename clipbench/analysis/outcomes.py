@@ -66,7 +66,8 @@ def lower_lr(cells: pd.DataFrame, arms_table: pd.DataFrame, drawn: pd.DataFrame)
     asked = selection.lowered(selection.score(cells), unclipped).merge(chosen, on=ARM)
     asked = asked.assign(**{"reading": str(Reading.ALL), "edge": "", **Threshold().columns})
     ran = asked.rename(columns={"arm": "clipped", "partner": "arm"})
-    ended = _ended(ran.astype({"batch": np.int64, "seed": np.int64}), cells)
+    types = {"batch": np.int64, "seed": np.int64, **dict.fromkeys(POINT, float)}
+    ended = _ended(ran.astype(types), cells)
     return ended.rename(columns={"arm": "partner", "clipped": "arm"})
 
 
