@@ -5,6 +5,8 @@ the same luck.
 from __future__ import annotations
 
 import hashlib
+import importlib
+import pkgutil
 import random
 import sys
 from dataclasses import replace
@@ -110,3 +112,20 @@ def data_folder(tmp_path_factory, monkeypatch):
     )
     monkeypatch.setenv("CLIPBENCH_DATA", str(folder))
     return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """A report's figures are not made, for what is claimed of its words and tables: whether they
+    can be made of unusual studies is claimed elsewhere, and it takes most of the time.
+    """
+    from clipbench import report
+    from clipbench.report import frames
+
+    for section in pkgutil.iter_modules(report.__path__):
+        module = importlib.import_module(f"clipbench.report.{section.name}")
+        for name, drawing in vars(module).copy().items():
+            ours = getattr(drawing, "__module__", "").startswith("clipbench.figures.")
+            if ours and hasattr(drawing, "__wrapped__"):
+                monkeypatch.setattr(module, name, lambda *_, **__: None)
+    monkeypatch.setattr(frames, "render", lambda *_, **__: ('<svg width="9pt" height="9pt"/>', b""))

@@ -184,9 +184,10 @@ def rows(one: Cell, kind: str | None = None, **overrides: Any) -> dict[str, list
     """The rows of one finished cell for every table; ``kind`` fixes its outcome, ``overrides``
     columns of its ``cells`` row.
     """
+    name = one.id  # worked out anew whenever it is asked for
     problem, threshold = WORKLOADS[one.workload.name], resolved(one)
     kind = kind or outcome(one, threshold)
-    random = np.random.default_rng([int(one.id[:8], 16), 2])
+    random = np.random.default_rng([int(name[:8], 16), 2])
     steps = one.steps if kind != "diverged" else max(2, int(one.steps * random.uniform(0.1, 0.9)))
     step, floor = np.arange(steps), problem["optimum"] or 0.0
     rate = {"learned": 8.0, "stalled": 0.6, "collapsed": 3.0, "diverged": -4.0}[
@@ -220,9 +221,9 @@ def rows(one: Cell, kind: str | None = None, **overrides: Any) -> dict[str, list
     validation = float(np.min(loss) * (1 + noise)) if finite else None
     # a run that diverged had got half as far; validation is another sample than test
     reached = float(metric if finite else best / 2)
-    seen = reached + float(np.random.default_rng(int(one.id, 16)).normal(0, 0.01))
+    seen = reached + float(np.random.default_rng(int(name, 16)).normal(0, 0.01))
     row = {
-        "cell": one.id,
+        "cell": name,
         "workload": one.workload.name,
         "optimizer": one.optimizer.name,
         "clip": one.clip.name,
@@ -271,7 +272,7 @@ def rows(one: Cell, kind: str | None = None, **overrides: Any) -> dict[str, list
     }
     curves = [
         {
-            "cell": one.id,
+            "cell": name,
             "step": int(i),
             "loss": float(loss[i]),
             "grad_norm": float(norm[i]),
@@ -284,7 +285,7 @@ def rows(one: Cell, kind: str | None = None, **overrides: Any) -> dict[str, list
     ]
     evals = [
         {
-            "cell": one.id,
+            "cell": name,
             "step": steps,
             "split": "validation",
             "metric": "loss",
@@ -295,7 +296,7 @@ def rows(one: Cell, kind: str | None = None, **overrides: Any) -> dict[str, list
     if not finite:
         events = [
             {
-                "cell": one.id,
+                "cell": name,
                 "step": steps - 1,
                 "kind": "nonfinite_loss",
                 "value": float("inf"),
@@ -305,7 +306,7 @@ def rows(one: Cell, kind: str | None = None, **overrides: Any) -> dict[str, list
     elif kind == "collapsed":
         events = [
             {
-                "cell": one.id,
+                "cell": name,
                 "step": steps // 2,
                 "kind": "blow_up",
                 "value": 50.0,

@@ -19,6 +19,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import sets
+import warm
 from click.testing import CliRunner
 
 from clipbench import cli, datasets
@@ -113,10 +114,7 @@ def test_looking_creates_nothing(tmp_path):
     }
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     for command, code in ((["list"], 0), (["data", "list"], 0), (["conform", "medmnist"], 2)):
-        call = [sys.executable, "-m", "clipbench", *command]
-        done = subprocess.run(
-            call, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        done = warm.run("-m", "clipbench", *command, env=environment, cwd=tmp_path)
         assert done.returncode == code, done.stderr
     assert (
         "pneumoniamnist is not there; `clipbench data fetch pneumoniamnist` fetches it"

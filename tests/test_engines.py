@@ -423,11 +423,11 @@ def test_every_step_of_every_workload_is_recorded(name, dtype):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_method_has_other_weights_or_data(name):
-    """At a learning rate too small to move a weight, ten losses in a row are the same bits,
+    """At a learning rate too small to move a weight, four losses in a row are the same bits,
     whatever the optimizer and clip.
     """
     points = product(BY_HAND, [(method, settings) for method, (settings, _) in CLIPPED.items()])
-    found = {tuple(losses(name, rule, method, lr=1e-30, steps=10)) for rule, method in points}
+    found = {tuple(losses(name, rule, method, lr=1e-30, steps=4)) for rule, method in points}
     assert len(found) == 1
     assert name == "cosh" or len({*found.pop()}) > 1  # cosh's noise is on its gradient alone
 
@@ -438,7 +438,7 @@ def test_another_seed_is_other_luck():
 
 def digest(name):
     """A cell's curve and evaluations, down to the bit."""
-    steps, batch = (3, 8) if name == "origin" else (40, 20)
+    steps, batch = (3, 8) if name == "origin" else (10, 20)
     made = record(
         name, "adam", ("norm", {"max_norm": 0.1}), lr=0.01, steps=steps, batch=batch, evaluations=2
     )
@@ -1015,10 +1015,15 @@ EMPTY = [
 ]
 
 
-@pytest.mark.parametrize("clip", EMPTY, ids=str)
-@pytest.mark.parametrize("rule", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    ("rule", "clip"),
+    [*(("sgd", one) for one in EMPTY), ("adam", EMPTY[0]), ("adam", EMPTY[6])],
+    ids=str,
+)
 def test_a_parameter_of_no_elements_adds_nothing(given, rule, clip):
-    """In both engines the run is that without it."""
+    """In both engines the run is that without it. An optimizer sees a clip's result and no more:
+    one with a state is run with two of the clips.
+    """
     made = []
     for empty in (True, False):
         one = cell((given, {"empty": empty}), rule, clip, steps=3, batch=8)

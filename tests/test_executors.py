@@ -17,7 +17,7 @@ from clipbench.store import Store
 PAGE = study_page(
     ["cosh", "wdbc"],
     ["sgd", "momentum"],
-    {"none": {}, "norm": {"relative": [0.3, 1.0]}},
+    {"none": {}, "norm": {"relative": 0.3}},
     title="executors",
     steps=6,
     batch=16,
@@ -108,9 +108,7 @@ def test_calls_come_with_their_keys(executor):
 def test_what_is_left_when_a_run_is_stopped_is_nothing_of_the_executors(executor, tmp_path):
     """A disk that is full ends the run at once; the executor holds no work of it any more."""
     registry.load_packaged()
-    asked = study.parse(
-        "executors", PAGE.replace("relative = [0.3, 1.0]", "max_norm = [0.3, 1.0]"), tmp_path
-    )
+    asked = study.parse("executors", PAGE.replace("relative = 0.3", "max_norm = 0.3"), tmp_path)
     store = Store.create(tmp_path / "out", asked.name, asked.text)
 
     def full(_):

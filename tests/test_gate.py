@@ -6,15 +6,18 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import warm
 from click.testing import CliRunner
 from pages import study_page
 
@@ -56,10 +59,7 @@ def process(*args, cwd, tree=None):
         [str(tree or Path(clipbench.__file__).parents[1]), *filter(None, sys.path)]
     )
     environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "clipbench", *map(str, args)]
-    return subprocess.run(
-        command, env=environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=300
-    )
+    return warm.run("-m", "clipbench", *map(str, args), env=environment, cwd=cwd)
 
 
 def decided(*args, **where):
@@ -296,6 +296,21 @@ def files(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Processes that measure are forks of this one, for what is told of a benchmark: that a process
+    is new matters to the numbers alone.
+    """
+    monkeypatch.setattr(
+        sampling, "multiprocessing", SimpleNamespace(get_context=lambda _: get_context("fork"))
+    )
+    with warnings.catch_warnings():
+        # newer Pythons warn of threads, of which this process has those of pytest-xdist
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@pytest.mark.usefixtures("forked")
 def test_what_can_be_wrong_with_a_benchmark_is_told_and_the_others_are_measured(files):
     names = ("ours", "nan", "vanished", "dies", "raises", "number", "late", "later", "reference")
     sides = [(name, f"mine.py:{name}", "reference") for name in names]
@@ -325,6 +340,7 @@ def test_what_can_be_wrong_with_a_benchmark_is_told_and_the_others_are_measured(
     assert (long.fault, "2 ms is the most" in why(long)) == ("machine", True)
 
 
+@pytest.mark.usefixtures("forked")
 def test_files_beside_the_page_import_each_other(files, tmp_path):
     shutil.copy(files / "mine.py", tmp_path / "signum_of_mine.py")
     (tmp_path / "both.py").write_text("from signum_of_mine import ours, reference\n")
@@ -368,6 +384,7 @@ def test_what_a_benchmark_may_do(tmp_path):
     assert len(done.stdout.splitlines()) == 1 + len(works)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_package_that_raises_as_it_is_imported_is_told_as_whose_it_is(files, tmp_path):
     (tmp_path / "broken_of_mine.py").write_text("raise ValueError('no package')\n")
     shutil.copy(files / "mine.py", tmp_path)
@@ -656,6 +673,7 @@ WRONG = {
 }
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("case", WRONG)
 def test_a_page_that_is_wrong_is_refused_in_one_sentence(page, case):
     text, fragments = WRONG[case]
@@ -675,7 +693,9 @@ FAILS = {
 }
 
 
-def test_a_reference_that_fails_is_the_pages_fault(page):
+@pytest.mark.usefixtures("forked")
+def test_a_reference_that_fails_is_the_pages_fault(page, monkeypatch):
+    monkeypatch.setattr(sampling, "MOST_ROUNDS", sampling.ROUNDS)  # no samples are looked at
     path = page(bench("x").replace(":reference", ":late"))
     asked = [Measurement(Bench(name, "mine.py:ours", f"mine.py:{name}")) for name in FAILS]
     found = sampling.measure(asked, path.parent)

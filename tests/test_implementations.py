@@ -3,7 +3,6 @@ counted of them is right.
 """
 
 import shutil
-import subprocess
 import sys
 from itertools import pairwise
 from math import prod
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import warm
 from torch import nn
 
 from clipbench import optimizers, registry
@@ -153,15 +153,8 @@ except Unfit as unfit:
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
         "CXX": "none",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    assert done.stdout == "no C++ compiler was found\n"
+    done = warm.run("-c", code, env=environment)
+    assert done.stdout == "no C++ compiler was found\n", done.stderr
 
 
 def test_weights_and_gradients_become_views_of_one_tensor_each_and_keep_their_values():

@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import one_more
 import pyarrow as pa
 import pytest
+import warm
 from pages import study_page
 
 import clipbench
@@ -69,12 +68,11 @@ def said(tmp_path_factory):
     assert text.count(END_OF_TABLE) == 1
     table.write_text(text.replace(END_OF_TABLE, TURNED + END_OF_TABLE), encoding="utf-8")
     (folder / "page.toml").write_text(PAGE, encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
-    command = [sys.executable, one_more.__file__, str(folder), str(folder / "page.toml")]
+    places = [package.parent, Path(one_more.__file__).parent]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
+    asked = ("one_more", str(folder), str(folder / "page.toml"))
     # Workers import from where they begin.
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = warm.run("-m", *asked, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -3,8 +3,9 @@ come out, caveats kept.
 
 Each test trains cells of the study that its claim is about. Where a count is chaotic (unclipped
 runs over a cliff part by rounding alone) the gate is a range. Here a part of the seeds shows that
-the code still does what is claimed; all of them run under ``pytest -m published --whole``, and
-those that the report judges are stored in ``results/published``.
+the code still does what is claimed, one claim for each workload; all claims, on all seeds, run
+under ``pytest -m published --whole``, and those that the report judges are stored in
+``results/published``.
 """
 
 from __future__ import annotations
@@ -128,11 +129,10 @@ def test_most_starts_reach_the_foot_of_the_cliff_with_a_norm_clip_and_hardly_hal
     assert succeeded(clipped) >= 0.99 * len(clipped)
 
 
-def test_at_a_cliff_the_length_has_to_be_clipped_and_not_the_elements(cells, whole):
+@pytest.mark.usefixtures("costly")
+def test_at_a_cliff_the_length_has_to_be_clipped_and_not_the_elements(cells):
     """lr .5, threshold .1: norm is ahead of value by at least 60 points (400 and 1 of 400 seen)."""
-    norm, value = trained(
-        cells, "cliff", ("norm", 0.1, 0.5), ("value", 0.1, 0.5), every=1 if whole else SIXTH
-    )
+    norm, value = trained(cells, "cliff", ("norm", 0.1, 0.5), ("value", 0.1, 0.5))
     assert succeeded(norm) - succeeded(value) >= 0.6 * len(norm)
 
 
@@ -152,26 +152,23 @@ def test_the_steps_of_the_best_fixed_rate_and_of_a_norm_clip_are_known(
     cells, whole, radius, rate, best, clipped
 ):
     """Far out the clip is faster by two orders; near by, at R = 2, it loses. Within 1 %: there
-    is no randomness.
+    is no randomness. Without --whole the 8897 steps are not taken: after 2000 all still move.
     """
     rates = ("none", None, None if whole else rate)
-    free, [fast] = trained(
-        cells,
-        "cosh",
-        rates,
-        ("norm", 1.0, 0.5),
-        radius=radius,
-        steps=None if whole or rate else 2 * clipped,
-    )
-    assert min(map(steps_until_flat, free)) == pytest.approx(best, rel=0.01)
+    short = 2000 if rate else 2 * clipped
+    steps = None if whole else short
+    free, [fast] = trained(cells, "cosh", rates, ("norm", 1.0, 0.5), radius=radius, steps=steps)
+    known = best if whole or best <= short else math.inf
+    assert min(map(steps_until_flat, free)) == pytest.approx(known, rel=0.01)
     assert steps_until_flat(fast) == pytest.approx(clipped, rel=0.01)
 
 
-def test_no_finer_grid_of_rates_brings_plain_descent_near_the_clip(cells, whole):
+@pytest.mark.usefixtures("costly")
+def test_no_finer_grid_of_rates_brings_plain_descent_near_the_clip(cells):
     """At R = 10 the hottest rate that does not diverge, lr .0018, takes half the steps of the
     best power of two: still 80 times.
     """
-    rates = np.linspace(1.5e-3, 2.2e-3, 15).tolist() if whole else [1.8e-3, 2.2e-3]
+    rates = np.linspace(1.5e-3, 2.2e-3, 15).tolist()
     cell = next(
         cell
         for cell in cells
@@ -193,12 +190,9 @@ def spread(record):
     return half.max() / np.median(half)
 
 
-GIANT = (1,)  # the seed in whose last half one falls, of either law
-
-
 def test_under_normal_noise_a_clip_changes_nothing(cells, whole):
     """Of the same variance: no gradient is as long as 100."""
-    part = {} if whole else {"seeds": GIANT, "steps": 10_000}
+    part = {} if whole else {"seeds": (1,), "steps": 6000}
     free, clipped = trained(
         cells, "heavy-tails", ("none", None, 1e-3), ("norm", 100.0, 1e-3), **part, noise="normal"
     )
@@ -215,9 +209,9 @@ def test_under_heavy_tails_a_clip_cuts_the_peaks(cells, whole, noise):
     """
     if noise == "weibull" and not whole:
         pytest.skip("half a minute for what the other law shows: only with --whole")
-    seeds = None if whole else GIANT
+    part = {} if whole else {"seeds": (1,), "steps": 16_000}  # a giant falls at step 15,949
     free, clipped = trained(
-        cells, "heavy-tails", ("none", None, 1e-3), ("norm", 100.0, 1e-3), seeds=seeds, noise=noise
+        cells, "heavy-tails", ("none", None, 1e-3), ("norm", 100.0, 1e-3), **part, noise=noise
     )
     worst = max(map(spread, free))
     assert worst >= 4
@@ -250,6 +244,7 @@ def test_clipping_the_losss_slope_does_not_mend_wrong_labels_and_the_partial_los
     assert found["partially-huberised"].mean() >= 0.98
 
 
+@pytest.mark.usefixtures("costly")
 def test_a_small_bound_on_each_examples_gradient_is_no_huberised_loss_and_does_mend_wrong_labels(
     cells,
 ):

@@ -68,18 +68,17 @@ def test_the_other_engine_matches_within_a_tolerance_and_says_so(stores):
     assert "no more than a tolerance, because the row was made by loop" in found.sentence
 
 
-@pytest.mark.parametrize(
-    ("made_by", "engine"), [("loop", "batched"), ("batched", "loop"), ("batched", "batched")]
-)
-def test_a_mixed_cell_matches_in_either_engine(made_by, engine, tmp_path):
+@pytest.mark.parametrize("made_by", ["loop", "batched"])
+def test_a_mixed_cell_matches_in_either_engine(made_by, tmp_path):
     registry.load_packaged()
     text = PAGE.replace("float64", "bfloat16-mixed").replace("[0.01, 0.03]", "0.01")
     page = study.parse("tiny", text, tmp_path)
     store = Store.create(tmp_path / "tiny", page.name, page.text)
     with store.claim():
         protocol.run(page, store, protocol.Options(engine=made_by, throughput=False))
-    found = replay.replay(Store(store.folder), a_clipped_cell(store), engine=engine)
-    assert found.matches, found.sentence
+    for engine in ("loop", "batched") if made_by == "batched" else ("batched",):
+        found = replay.replay(Store(store.folder), a_clipped_cell(store), engine=engine)
+        assert found.matches, found.sentence
 
 
 def test_every_dtype_has_a_tolerance():

@@ -437,10 +437,14 @@ def test_a_shard_takes_as_many_writing_calls_as_are_broken_below(filled, monkeyp
 
 
 @pytest.mark.parametrize("at", range(WRITES))
-def test_a_write_that_fails_anywhere_loses_nothing_and_shows_no_half(filled, monkeypatch, at):
+def test_a_write_that_fails_anywhere_loses_nothing_and_shows_no_half(
+    filled, monkeypatch, at, whole
+):
     """Each of the twenty in its turn; the next run sweeps, writes the shard again, and all is
     well.
     """
+    if 5 <= at < 15 and not whole:
+        pytest.skip("costly: the tables between the first and the last are written like the first")
     before = {path: path.read_bytes() for path in filled.folder.rglob("*") if path.is_file()}
     with monkeypatch.context() as patch:
         Breaking(patch, at)

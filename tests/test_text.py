@@ -1,13 +1,14 @@
 """The workload on characters: its text, its windows and its transformer."""
 
 import math
-import subprocess
+import os
 import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+import warm
 from scipy import stats
 from torch import nn
 from torch.func import functional_call, grad
@@ -115,9 +116,8 @@ def test_a_python_without_the_topics_still_has_the_other_workloads():
         except UsageError as error:
             print(error)
     """
-    said = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
+    places = os.pathsep.join(filter(None, sys.path))
+    said = warm.run("-c", code, env={**os.environ, "PYTHONPATH": places}).stdout
     assert "the context is 32, and must be less than the 0 characters" in said
     assert "pydoc_data.topics" in said
 

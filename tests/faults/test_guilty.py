@@ -61,6 +61,7 @@ def studied(folder, act):
     (folder / "guilty.py").write_text(FILE)
     guilty = f'[[clip]]\nname = "guilty"\nact = "{act}"\n' if act else ""
     page = PAGE.replace("report = 1", "report = 0").replace("select = 1", "select = 2")
+    page = page.replace("lr = [0.01, 0.1]", "lr = 0.01")  # two guilty cells: each may stop for 8 s
     (folder / "faults.toml").write_text('use = ["guilty.py"]\n' + page + guilty)
     limit = ("--limit", "4") if act == "stop" else ()
     arguments = (
