@@ -194,8 +194,8 @@ def test_heavy_tails_are_judged_by_the_worst_seed_and_the_median_is_a_claim_of_i
     ]
     found = judged(rows).drop_duplicates("claim").set_index("claim")
     assert found["holds"].to_dict() == {
-        "Heavy tails, weibull, worst seed": worst,
-        "Heavy tails, weibull, median seed": median,
+        "Weibull tails, worst seed": worst,
+        "Weibull tails, median seed": median,
     }
     assert found["seen"].tolist() == [6.0, others]
     assert found["setting"].tolist() == [Setting.OURS, Setting.CHECK]
@@ -308,7 +308,7 @@ def test_a_figure_says_what_does_not_hold():
 
 
 # By the median seed, heavy tails do not do what they do by the worst: it stays, as such.
-DO_NOT_HOLD = {"Heavy tails, weibull, median seed", "Heavy tails, burr, median seed"}
+DO_NOT_HOLD = {"Weibull tails, median seed", "Burr tails, median seed"}
 
 
 def test_what_holds_in_the_committed_results_is_known_and_other_studies_are_asked_nothing():

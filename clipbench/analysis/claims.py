@@ -185,7 +185,7 @@ HEAVY_TAILS = (
     ),
     *(
         Claim(
-            f"Heavy tails, {tail}, {seed} seed",
+            f"{tail.capitalize()} tails, {seed} seed",
             f"{GORBUNOV}, a fifth of their steps",
             setting,
             says,
