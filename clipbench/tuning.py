@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from scipy import special
 from clipbench.statistics import CONFIDENCE, Interval, alike
 
 TUNED_ON = 3  # seeds on which a setting is chosen
+SETS = 2**17  # of seeds, looked at at once
 TIE = 1e-12  # means of the same values in another order differ by less
 Array = NDArray[np.float64]
 
@@ -49,19 +51,41 @@ def expected(validation: Array, test: Array, tuned_on: int = TUNED_ON) -> Tuned:
         share = _shares(validation)
         return Tuned(float((share @ test)[0, 0]), np.empty(0), share[0])
     size = min(tuned_on, seeds - 1)
-    sets = np.array(list(itertools.combinations(range(seeds), size)))
-    inside = np.zeros((len(sets), seeds), dtype=bool)
-    np.put_along_axis(inside, sets, values=True, axis=1)
-    share = _shares(validation[:, sets].mean(axis=2))
-    reached = np.where(inside, 0.0, share @ test)  # sets × seeds
-    total = reached.sum(axis=1)
-    estimate = float(total.mean() / (seeds - size))
+    everywhere = test.sum(axis=1)
+    if len(test) == 1:  # nothing to choose: every seed is outside as many sets as any other
+        without = (everywhere - test[0]) / (seeds - 1) if seeds - 1 > size else np.empty(0)
+        return Tuned(float(everywhere[0] / seeds), without, np.ones(1))
+    # over all sets, and over those that have each seed: how many, what they reach, what they choose
+    total, chosen = 0.0, np.zeros(len(test))
+    having, total_having, chosen_having = (
+        np.zeros(seeds),
+        np.zeros(seeds),
+        np.zeros((len(test), seeds)),
+    )
+    for sets in _sets(seeds, size):
+        share = _shares(validation[:, sets].mean(axis=2))  # sets × settings
+        outside = everywhere[:, None] - test[:, sets].sum(axis=2)  # settings × sets
+        reached = np.einsum("ts,st->t", share, outside)
+        total, chosen = total + reached.sum(), chosen + share.sum(axis=0)
+        for members in sets.T:
+            having += np.bincount(members, minlength=seeds)
+            total_having += np.bincount(members, reached, seeds)
+            chosen_having += [np.bincount(members, of_one, seeds) for of_one in share.T]
+    number = math.comb(seeds, size)
+    estimate = float(total / number / (seeds - size))
     if seeds - 1 <= size:
-        return Tuned(estimate, np.empty(0), share.mean(axis=0))
+        return Tuned(estimate, np.empty(0), chosen / number)
     # Without a seed: neither its sets, nor its result.
-    left = np.where(inside, 0.0, total[:, None] - reached).sum(axis=0)
-    without = left / (~inside).sum(axis=0) / (seeds - 1 - size)
-    return Tuned(estimate, without, share.mean(axis=0))
+    left = total - total_having - ((chosen[:, None] - chosen_having) * test).sum(axis=0)
+    without = left / (number - having) / (seeds - 1 - size)
+    return Tuned(estimate, without, chosen / number)
+
+
+def _sets(seeds: int, size: int) -> Iterator[NDArray[np.int64]]:
+    """All sets of so many seeds, some at a time, each a row: of 400 there are ten million."""
+    members = itertools.chain.from_iterable(itertools.combinations(range(seeds), size))
+    while len(some := np.fromiter(itertools.islice(members, SETS * size), dtype=np.int64)):
+        yield some.reshape(-1, size)
 
 
 def _shares(scores: Array) -> Array:

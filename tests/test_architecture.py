@@ -496,7 +496,8 @@ def test_every_fence_holds():
     assert not violations(sources()), "\n".join(["", *violations(sources())])
 
 
-SHARED = {"analysis.cells", "analysis.outcomes", "figures.style"}  # by several questions
+# by several questions; and the claims of one, as data
+SHARED = {"analysis.cells", "analysis.outcomes", "figures.style", "analysis.claims"}
 
 
 def test_a_question_has_one_name_for_its_table_its_figure_and_its_section():

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 
 from clipbench.analysis.cells import current
-from clipbench.analysis.published import CLAIMS, published
+from clipbench.analysis.claims import CLAIMS, Setting
+from clipbench.analysis.published import published
 from clipbench.figures.published import draw
+from clipbench.report.published import opening
 from clipbench.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,18 +129,156 @@ def test_a_claim_is_not_judged_on_the_runs_that_happen_to_be_there():
     assert not found["holds"].any()
 
 
-def test_steps_are_those_of_the_best_rate_and_never_is_infinite():
-    far = {"radius": 10.0, "noise": 0.0, "start": "even"}
-    shared = {"workload": "cosh", "steps": 10_000, "settings": far}
-    rows = [
-        row("none", math.nan, lr, -9.0, stationary_at=at, **shared)
-        for lr, at in ((0.1, math.nan), (1e-3, 8900.0), (1e-4, 9500.0))
+def steps_on_cosh(radius, free, clipped):
+    """A run at each of some rates, without and with the clip, by its steps; NaN for never."""
+    far = {"radius": radius, "noise": 0.0, "start": "even"}
+    return [
+        row(
+            clip,
+            threshold,
+            2.0**-place,
+            -9.0,
+            workload="cosh",
+            steps=10_000,
+            settings=far,
+            stationary_at=at,
+        )
+        for clip, threshold, counts in (("none", math.nan, free), ("norm", 1.0, clipped))
+        for place, at in enumerate(counts)
     ]
-    fast = row("norm", 1.0, 0.5, -9.0, stationary_at=59.0, **shared)
-    assert judged([*rows, fast])["seen"].tolist() == [8900.0, 59.0]
-    assert judged([*rows, fast])["holds"].all()
-    assert judged([rows[0], fast])["seen"].tolist() == [math.inf, 59.0]
-    assert not judged([rows[0], fast])["holds"].any()
+
+
+@pytest.mark.parametrize(
+    ("radius", "free", "clipped", "seen", "holds"),
+    [
+        (10.0, (math.nan, 500.0, 900.0), (70.0, 50.0), (500.0, 50.0), True),
+        (10.0, (math.nan, 500.0, 900.0), (70.0, 51.0), (500.0, 51.0), False),
+        (10.0, (math.nan, 500.0), (math.nan, math.nan), (500.0, math.inf), False),
+        (10.0, (math.nan, math.nan), (50.0, 70.0), (math.inf, 50.0), False),
+        (10.0, (math.nan, math.nan), (math.nan, math.nan), (math.inf, math.inf), False),
+        (2.0, (9.0, 4.0), (4.0, 18.0), (4.0, 4.0), True),
+        (2.0, (9.0, 4.0), (3.0, 18.0), (4.0, 3.0), False),
+    ],
+)
+def test_steps_are_those_of_the_best_rate_of_either_side_and_never_is_infinite(
+    radius, free, clipped, seen, holds
+):
+    """Far out the clip takes at most a tenth of the steps, near by it is not faster."""
+    found = judged(steps_on_cosh(radius, free, clipped))
+    assert found["seen"].tolist() == list(seen)
+    assert found["holds"].tolist() == [holds] * 2
+
+
+@pytest.mark.parametrize(
+    ("others", "worst", "median"), [(5.0, True, True), (3.9, True, False), (1.0, True, False)]
+)
+def test_heavy_tails_are_judged_by_the_worst_seed_and_the_median_is_a_claim_of_its_own(
+    others, worst, median
+):
+    """By the same bounds: unclipped at least 4, and twice the clipped. One seed of ten has 6."""
+    rows = [
+        row(
+            clip,
+            threshold,
+            1e-3,
+            -1.0,
+            workload="heavy-tails",
+            steps=20_000,
+            peak_ratio=peak,
+        )
+        for clip, threshold, peaks in (
+            ("none", math.nan, [6.0] + [others] * 9),
+            ("norm", 100.0, [1.9] * 10),
+        )
+        for peak in peaks
+    ]
+    found = judged(rows).drop_duplicates("claim").set_index("claim")
+    assert found["holds"].to_dict() == {
+        "Weibull tails, worst seed": worst,
+        "Weibull tails, median seed": median,
+    }
+    assert found["seen"].tolist() == [6.0, others]
+    assert found["setting"].tolist() == [Setting.OURS, Setting.CHECK]
+
+
+@pytest.mark.parametrize(
+    ("free", "clipped", "holds"),
+    [
+        (-16.0, math.log10(6.125), True),
+        (-3.0, math.log10(6.125), False),
+        (-16.0, math.log10(6.13), False),
+        (-16.0, None, False),
+    ],
+)
+def test_how_far_above_the_minimum_descent_ends_is_held_to_the_papers_number(free, clipped, holds):
+    shared = {"workload": "clipping-bias", "steps": 100, "batch": 3}
+    rows = [
+        row("none", math.nan, 0.5, free, **shared),
+        row("norm", 1.0, 0.5, clipped, beside={"on": "example"}, **shared),
+    ]
+    found = judged(rows)
+    assert found["holds"].tolist() == [holds] * 2
+    assert found["setting"].tolist() == [Setting.PAPER] * 2
+    assert found["seen"].iloc[1] == pytest.approx(math.inf if clipped is None else 10**clipped)
+
+
+def ends_along_signs(free, clipped):
+    """Four hundred runs a side on f = x/4, half of them .01 above these ends, half below."""
+    return [
+        row(
+            clip,
+            threshold,
+            0.0025,
+            math.log10(end + (0.01 if seed % 2 else -0.01)),
+            workload="sign-bias",
+            steps=100,
+        )
+        for clip, threshold, end in (
+            ("none", math.nan, free),
+            ("value", 0.5, clipped),
+            ("norm", 0.5, clipped),
+        )
+        for seed in range(400)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("free", "clipped", "holds"),
+    [
+        (0.25 - 1 / 64, 0.25 + 1 / 64, True),
+        (0.25 - 1 / 64, 0.25, False),
+        (0.25, 0.25 + 1 / 64, False),
+        (0.25 - 1 / 64 + 0.0020, 0.25 + 1 / 64 + 0.0004, True),  # 2.96 standard errors, either
+        (0.25 - 1 / 64 + 0.0021, 0.25 + 1 / 64, False),
+        (0.25 - 1 / 64, 0.25 + 1 / 64 - 0.00042, False),
+    ],
+)
+def test_the_mean_over_seeds_is_held_to_the_expectation_by_three_standard_errors(
+    free, clipped, holds
+):
+    """Of the known variance, not of the runs': by hand, 6.77e-4 unclipped and 1.353e-4 clipped."""
+    assert judged(ends_along_signs(free, clipped))["holds"].tolist() == [holds] * 3
+
+
+def test_the_page_counts_the_papers_own_settings_apart_from_ours():
+    words = opening(
+        judged([*cliff(60, 99), *steps_on_cosh(2.0, (9.0, 4.0), (3.0, 18.0))]).drop_duplicates(
+            "claim"
+        )
+    )
+    assert words.startswith(
+        "**1 of 2 claims** hold here: 1 of 1 of a paper's claims at a setting of ours and 0 of 1 "
+        "of our own checks."
+    )
+    words = opening(judged(cliff(60, 99)[:-1]).drop_duplicates("claim"))
+    assert words.startswith("**0 of 0 claims** hold here; 1 more lack runs, and are not judged. ")
+
+
+def test_every_claim_is_of_some_setting_and_at_least_three_are_the_papers_own():
+    settings = [claim.setting for claim in CLAIMS]
+    assert set(settings) == set(Setting)
+    assert settings.count(Setting.PAPER) >= 3
+    assert len({claim.what for claim in CLAIMS}) == len(CLAIMS)
 
 
 @pytest.mark.parametrize(
@@ -167,11 +307,17 @@ def test_a_figure_says_what_does_not_hold():
         assert [text.get_text() for text in axes.texts] == [f"{free / 100:g}", "1"]
 
 
-def test_all_claims_hold_in_the_committed_results_and_studies_of_other_settings_are_asked_none():
+# By the median seed, heavy tails do not do what they do by the worst: it stays, as such.
+DO_NOT_HOLD = {"Weibull tails, median seed", "Burr tails, median seed"}
+
+
+def test_what_holds_in_the_committed_results_is_known_and_other_studies_are_asked_nothing():
     """Every row of it; and not, say, temporal order at 800 steps."""
     for name, expected in (("published", len(CLAIMS)), ("quick", 0)):
         store = Store(ROOT / "results" / name)
         cells, _ = current(store)
         found = published(cells, store.page("components"))
         assert found["claim"].nunique() == expected
-        assert found["holds"].all()
+        assert set(found.loc[~found["holds"].astype(bool), "claim"]) == (
+            DO_NOT_HOLD if expected else set()
+        )

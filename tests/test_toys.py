@@ -1,5 +1,5 @@
-"""What the toy problems of published results promise: cliff, heavy-tails, label-noise, and cosh
-from an even start.
+"""What the toy problems of published results promise: cliff, heavy-tails, label-noise,
+clipping-bias, sign-bias, non-smooth, and cosh from an even start.
 """
 
 import math
@@ -292,3 +292,59 @@ def test_cosh_with_a_drawn_start_is_the_cell_it_was():
         Part("cosh", cls.version, settings), Part("sgd", 1), Part("none", 1), 0.01, 0, 150, 1
     )
     assert cell.id == Cell(Part("cosh", 1), Part("sgd", 1), Part("none", 1), 0.01, 0, 150, 1).id
+
+
+# ------------------------------------------------------------------------- clipping examples, signs
+
+
+@pytest.mark.parametrize(
+    ("examples", "numbers"), [("asymmetric", [-3, -3, 9]), ("symmetric", [-3, 3])]
+)
+def test_the_optimum_is_half_the_variance_of_the_numbers_at_their_mean(examples, numbers):
+    work = built("clipping-bias", examples=examples)
+    module = feed.model(work, 0, torch.float64)
+    inputs, targets = next(iter(feed.batches(work, 0, 32, 1, torch.float64)))
+    assert inputs.flatten().tolist() == numbers
+    with torch.no_grad():
+        module.x.fill_(np.mean(numbers))
+    loss = work.loss(module(inputs), targets)
+    loss.backward()
+    assert loss.item() == pytest.approx(np.var(numbers) / 2) == work.optimum
+    assert module.x.grad.item() == pytest.approx(0, abs=1e-15)
+
+
+def test_a_gradient_of_sign_bias_is_4_in_a_quarter_of_the_steps_and_else_minus_1():
+    """And its loss is x/4, whatever was drawn."""
+    work = built("sign-bias")
+    module = feed.model(work, 0, torch.float64)
+    with torch.no_grad():
+        module.x.fill_(0.3)
+    slopes = []
+    for noise, _ in feed.batches(work, 0, 1, 2000, torch.float64):
+        loss = module(noise)
+        assert loss.item() == 0.3 / 4
+        slopes.append(torch.autograd.grad(loss, module.x)[0].item())
+    assert set(slopes) == {4.0, -1.0}
+    assert stats.binomtest(slopes.count(4.0), 2000, 0.25).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("point", "slope"),
+    [
+        ((1.0, 1.0), (1.25, -0.75)),
+        ((0.5, 1.5), (-0.75, 1.25)),
+        ((1.5, 0.5), (1.25, -0.75)),
+        ((-1.5, -0.5), (-1.25, 0.75)),
+        ((-0.5, -1.5), (0.75, -1.25)),
+    ],
+)
+def test_a_gradient_of_the_non_smooth_function_has_opposite_signs_at_its_start_too(point, slope):
+    """At ε = 1/4: ±ε(1, 1) ± (1, −1)."""
+    module = feed.model(built("non-smooth", epsilon=0.25), 0, torch.float64)
+    assert module.x.tolist() == [1.0, 1.0]
+    with torch.no_grad():
+        module.x.copy_(torch.tensor(point))
+    value = module(torch.empty(1, 0))
+    value.backward()
+    assert value.item() == 0.25 * abs(sum(point)) + abs(point[0] - point[1])
+    assert module.x.grad.tolist() == list(slope)

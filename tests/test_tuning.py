@@ -54,6 +54,23 @@ def test_a_setting_that_is_best_on_every_seed_is_always_chosen_and_judged_by_its
     assert tuning.standard_error(tuned.without) == pytest.approx(stats.sem(test[1]))
 
 
+def test_the_sets_may_be_looked_at_some_at_a_time(monkeypatch):
+    """As of 400 seeds they have to be: there are ten million sets of three."""
+    validation, test = np.random.default_rng(3).normal(size=(2, 4, 9))
+    whole = tuning.expected(validation, test)
+    monkeypatch.setattr(tuning, "SETS", 5)
+    some = tuning.expected(validation, test)
+    for one, other in zip(whole, some, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def test_of_one_setting_the_result_is_its_mean_however_many_seeds_there_are():
+    test = np.random.default_rng(4).normal(size=(1, 400))
+    tuned = tuning.expected(test, test)
+    assert tuned.estimate == pytest.approx(test.mean())
+    assert tuning.standard_error(tuned.without) == pytest.approx(stats.sem(test[0]))
+
+
 def test_a_seed_that_chooses_is_not_judged():
     """One setting wins on a seed only if that seed is among those that choose."""
     validation = np.array([[100.0, 0, 0, 0, 0], [1.0, 1, 1, 1, 1]])

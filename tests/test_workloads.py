@@ -30,6 +30,9 @@ NAMES = [
     "cliff",
     "heavy-tails",
     "label-noise",
+    "clipping-bias",
+    "sign-bias",
+    "non-smooth",
 ]
 SPLIT = ["wdbc", "digits", "origin"]  # the seed draws which example is in which split
 KEYED = {"wdbc": load_breast_cancer, "digits": load_digits, "origin": load_digits}

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from clipbench.analysis.claims import GAP
 from clipbench.figures.style import CLIPS, FAINT, INK, blank, decades, number, styled
 
 COLUMNS = 3
@@ -35,12 +36,14 @@ def draw(rows: pd.DataFrame, footer: str) -> Figure:
 
 def _panel(axes: Axes, sides: list[dict[str, Any]]) -> None:
     finite = [side["seen"] for side in sides if math.isfinite(side["seen"])]
+    lows = [side["low"] for side in sides if math.isfinite(side["low"])]
     largest, smallest = (
-        max(finite, default=1.0),
+        max([*finite, *lows], default=1.0),
         min((value for value in finite if value > 0), default=1.0),
     )
     wide = largest / smallest >= WIDE and sides[0]["measure"].startswith(("steps", "worst"))
-    end = largest * 3 if wide else max(1.0, 1.12 * largest) if largest > 1 else 1.0
+    share = largest <= 1 and sides[0]["measure"] != GAP
+    end = largest * 3 if wide else 1.0 if share else 1.12 * largest
     start = smallest / 3 if wide else 0.0
     for y, side in enumerate(sides):
         if math.isnan(side["seen"]):

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from clipbench import metrics
-from clipbench.registry import Count, NonNegative, Positive, workload
+from clipbench.registry import Count, NonNegative, Positive, Unit, workload
 
 
 @workload("cosh")
@@ -229,3 +229,185 @@ class HalfSquare(nn.Module):
 
     def forward(self, noise: Tensor) -> Tensor:
         return 0.5 * self.x.square().sum() + (noise * (self.x - self.x.detach())).sum()
+
+
+@workload("clipping-bias")
+class ClippingBias:
+    r"""A test of what clipping each example's gradient does to the place where descent ends: the
+    clipped gradients of some examples may add up to zero away from the minimum.
+
+    .. math:: f(x) = \frac{1}{n} \sum_{i=1}^{n} \tfrac12 (x - a_i)^2, \qquad
+              \nabla f(x) = x - \bar a
+
+    The minimum is at the mean of the aᵢ; x begins at −3/2. With every example's gradient clipped at
+    c = 1 (``on = "example"``),
+
+    - ``asymmetric``, a = (−3, −3, 9): at the minimum, x = 1, the mean of the clipped gradients is
+      1/3; it is 0 at x = −5/2 alone, where descent ends;
+    - ``symmetric``, a = (−3, 3): the mean of the clipped gradients is 0 at every x in [−2, 2],
+      where descent stays as it begins.
+
+    A batch is all examples, whatever its size, so that the mean over it is the expectation over a
+    drawn example. An input is an aᵢ, N×1; the output is each example's ½(x − aᵢ)², N; the targets
+    are the optimum. There is no randomness: every seed is the same run.
+
+    :param examples: which aᵢ.
+
+    **Source**: Chen, Wu & Hong 2020, Examples 1 and 2.
+    """
+
+    examples: Literal["asymmetric", "symmetric"] = "asymmetric"
+
+    metric = metrics.log10_gap
+    reference_loss = None
+    version = 1
+    step_seconds = 1.9e-4
+    lanes = True
+
+    @property
+    def optimum(self) -> float:
+        """The least value of f: half the variance of the aᵢ."""
+        return 16.0 if self.examples == "asymmetric" else 4.5
+
+    @property
+    def target(self) -> float:
+        """A hundredth above the optimum: x within .15 of the minimum."""
+        return self.optimum + 0.01
+
+    def data(self) -> dict[str, tuple[Tensor, Tensor]]:
+        values = [-3.0, -3.0, 9.0] if self.examples == "asymmetric" else [-3.0, 3.0]
+        whole = torch.tensor(values).unsqueeze(1), torch.full((len(values),), self.optimum)
+        return {"validation": whole, "test": whole}
+
+    def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        return self.data()["test"]
+
+    def model(self) -> nn.Module:
+        return HalfSquaredDistance()
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return output.mean()
+
+
+class HalfSquaredDistance(nn.Module):
+    """Half the squared distance of the point ``x`` from each of N numbers, N×1: N values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.tensor(-1.5))
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return 0.5 * (self.x - numbers).square().flatten()
+
+
+@workload("sign-bias")
+class SignBias:
+    r"""A test of descent that sees the signs of noisy gradients alone, as under a value clip at a
+    small threshold: more of them may lead away from the minimum than towards it.
+
+    .. math:: f(x) = x / 4, \qquad \nabla f(x) = \begin{cases} 4 & \text{with probability } 1/4 \\
+              -1 & \text{else} \end{cases}
+
+    From x = 0. The gradient is 1/4 in expectation: a step at learning rate γ lowers f by γ/16. Its
+    sign is −1/2 in expectation: a step of length γ along it raises f by γ/8. A value clip at c ≤ 1
+    is c times the sign.
+
+    The paper has x in [−1, 1] only. The optimum here is the minimum there, −1/4; nothing is
+    projected, and f goes on to fall below x = −1. T steps at learning rate γ stay inside if 4γT ≤
+    1, whatever is drawn. The noise is on the gradient alone, as in ``cosh``: every recorded loss is
+    the true f. There is one gradient a step, whatever the batch. Evaluations are without noise. It
+    has no settings.
+
+    **Source**: Karimireddy, Rebjock, Stich & Jaggi 2019, Counterexample 1.
+    """
+
+    metric = metrics.log10_gap
+    optimum = -0.25
+    unbounded = True
+    target = -1 / 64  # what plain descent has in expectation when γT is 1/4
+    reference_loss = None
+    version = 1
+    step_seconds = 2.4e-4
+    lanes = True
+
+    def data(self) -> dict[str, tuple[Tensor, Tensor]]:
+        still = torch.zeros(1, 1), torch.tensor([self.optimum])
+        return {"validation": still, "test": still}
+
+    def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        rare = torch.rand(1, 1, generator=generator) < 0.25
+        return torch.where(rare, 4.0, -1.0) - 0.25, torch.tensor([self.optimum])
+
+    def model(self) -> nn.Module:
+        return Quarter()
+
+
+class Quarter(nn.Module):
+    """f = x/4 at the point ``x``, a scalar; an input of 1×1 is added to its gradient and leaves
+    its value alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.zeros(1))
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return 0.25 * self.x.sum() + (noise * (self.x - self.x.detach())).sum()
+
+
+@workload("non-smooth")
+class NonSmooth:
+    r"""A test of descent along the signs of a gradient without noise, as under a value clip at a
+    small threshold: it may go from side to side of a valley and not along it.
+
+    .. math:: f(x) = \varepsilon |x_1 + x_2| + |x_1 - x_2|
+
+    From x = (1, 1), where f is 2ε. As long as x₁ + x₂ > 0 the signs of the gradient are ±(1, −1): x
+    stays on the line x₁ + x₂ = 2, and f at 2ε or above. A value clip at c ≤ 1 − ε is c times these
+    signs. The minimum is 0, at 0.
+
+    If x₁ = x₂, as at the start, f has many subgradients; taken is that of x₁ − x₂, a limit of
+    gradients, whose signs are as said. (With the usual slope of 0 for |x₁ − x₂| they would be (1,
+    1).) The input is empty and a batch has no meaning. There is no randomness: every seed is the
+    same run.
+
+    :param epsilon: ε, above 0 and below 1.
+
+    **Source**: Karimireddy, Rebjock, Stich & Jaggi 2019, Counterexample 2.
+    """
+
+    epsilon: Unit = 0.5
+
+    metric = metrics.log10_gap
+    optimum = 0.0
+    reference_loss = None
+    version = 1
+    step_seconds = 2.4e-4
+    lanes = True
+
+    @property
+    def target(self) -> float:
+        """Half of the least that f is on the line x₁ + x₂ = 2."""
+        return self.epsilon
+
+    def data(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {split: (torch.empty(1, 0), torch.zeros(1)) for split in ("validation", "test")}
+
+    def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        return torch.empty(1, 0), torch.zeros(1)
+
+    def model(self) -> nn.Module:
+        return Valley(self.epsilon)
+
+
+class Valley(nn.Module):
+    """f = ε|x₁ + x₂| + |x₁ − x₂| at the point ``x``, a scalar; its input is not looked at."""
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.x, self.epsilon = nn.Parameter(torch.ones(2)), epsilon
+
+    def forward(self, _: Tensor) -> Tensor:
+        along, across = self.x.sum(), self.x[0] - self.x[1]
+        # not `across.abs()`, whose slope at 0 is 0
+        return self.epsilon * along.abs() + torch.where(across >= 0, across, -across)
