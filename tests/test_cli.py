@@ -552,7 +552,7 @@ def test_plan_runs_nothing_and_makes_no_folder(done, tmp_path, monkeypatch):
     result = clipbench("plan", page)
     assert (result.exit_code, result.stderr) == (0, "")
     assert "selection: 4 cells in about 1 shard; report settings: to be chosen." in result.stdout
-    assert "at most: 16 cells with extended axes and the report" in result.stdout
+    assert "at most: 17 cells with extended axes and the report" in result.stdout
     assert list(tmp_path.iterdir()) == []
     before = sorted(folder.rglob("*"))
     assert clipbench("plan", page, "--out", folder).exit_code == 0
