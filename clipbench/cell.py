@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from clipbench import registry
@@ -103,14 +104,14 @@ class Cell:
             document["replica"] = self.replica
         return document
 
-    @property
+    @cached_property
     def canonical(self) -> str:
         """The document as canonical JSON: sorted keys, no spaces, shortest floats."""
         return json.dumps(
             self.document(), sort_keys=True, separators=(",", ":"), ensure_ascii=False
         )
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The first 16 hex digits of SHA-256 over the canonical JSON."""
         return identity(self.canonical)

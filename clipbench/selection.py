@@ -224,7 +224,7 @@ def snap(value: float) -> float:
 
 
 def readings(
-    scores: pd.DataFrame,
+    choices: pd.DataFrame,
     seeds: Mapping[str, int],
     untuned: Mapping[str, Any] | None,
     arms: Iterable[str] | None = None,
@@ -236,9 +236,11 @@ def readings(
     named ``arms``: each arm's own of ``untuned["points"]``, or one for all.
 
     Columns: ``ARM``, ``reading``, ``seed``, ``POINT``.
+
+    :param choices: as `choose` makes them.
     """
     rows = []
-    for choice in choose(scores).to_dict("records"):
+    for choice in choices.to_dict("records"):
         group = {name: choice[name] for name in ARM}
         wanted = [(Reading.ALL, {name: choice[name] for name in POINT})]
         if untuned and (arms is None or choice["arm"] in arms):
@@ -310,7 +312,7 @@ def several(settings: pd.DataFrame) -> pd.DataFrame:
 
 
 def lowered(
-    scores: pd.DataFrame, unclipped: Mapping[tuple[Any, ...], tuple[str, str]]
+    choices: pd.DataFrame, unclipped: Mapping[tuple[Any, ...], tuple[str, str]]
 ) -> pd.DataFrame:
     """The learning rate that stands for a clip which fires in most steps: that of its choice, times
     the share of the gradient that the clip left. An optimizer whose steps are as long as the
@@ -318,10 +320,11 @@ def lowered(
 
     Columns: ``ARM`` (of the clip), ``partner`` (the arm without it), ``lr`` to two digits.
 
+    :param choices: as `choose` makes them.
     :param unclipped: `arm_of` a clipped arm → its optimizer's registered name, and its partner.
     """
     rows = []
-    for choice in choose(scores).to_dict("records"):
+    for choice in choices.to_dict("records"):
         optimizer, partner = unclipped.get(arm_of(choice), ("", ""))
         lr = choice["lr"] * choice["kept"]
         if optimizer in PROPORTIONAL and choice["clipped_fraction"] > MOST and lr > 0:

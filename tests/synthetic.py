@@ -508,7 +508,7 @@ def build(  # noqa: PLR0913, PLR0917
     if report:
         scores = selection.score(store.read("cells"))
         wanted = selection.readings(
-            scores,
+            selection.choose(scores),
             dict.fromkeys(problems, report),
             untuned,
             (untuned or {}).get("arms", METHODS.values()),

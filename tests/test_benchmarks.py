@@ -87,6 +87,7 @@ def test_engines_writes_its_page_and_says_what_is_missing(engines, monkeypatch, 
     }
 
 
+@pytest.mark.usefixtures("costly")
 def test_engines_hands_a_pair_of_processes_what_they_measure(engines):
     """Real processes, spawned, which wait for each other."""
     found = engines.workers("loop", engines.PROBLEMS["cosh"], 0.0)

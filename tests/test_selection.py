@@ -277,7 +277,7 @@ def test_half_decades_are_written_as_people_write_them(value, snapped):
 
 def test_every_report_seed_runs_the_choice():
     frame = scores([(lr, NAN, abs(math.log10(lr / 0.1))) for lr in (0.01, 0.1, 1.0)], arm="sgd")
-    table = selection.readings(frame, {"digits": 10}, None)
+    table = selection.readings(selection.choose(frame), {"digits": 10}, None)
     assert set(table["reading"]) == {"all"}
     assert set(table["lr"]) == {0.1}
     assert table["seed"].tolist() == list(range(1000, 1010))
@@ -291,7 +291,8 @@ def test_more_report_seeds_keep_what_was_drawn():
         ]
     )
     few, many = (
-        selection.readings(frame, {"digits": n}, {"lr": 0.01, "threshold": 1.0}) for n in (5, 12)
+        selection.readings(selection.choose(frame), {"digits": n}, {"lr": 0.01, "threshold": 1.0})
+        for n in (5, 12)
     )
     keys = ["arm", "reading", "seed"]
     kept = many[many["seed"] < 1005].sort_values(keys).reset_index(drop=True)
@@ -307,7 +308,10 @@ def test_untuned_is_one_setting_for_the_named_arms_with_a_threshold_only_where_t
         ]
     )
     table = selection.readings(
-        frame, {"digits": 2}, {"lr": 0.01, "threshold": 1.0}, ["sgd", "sgd + norm"]
+        selection.choose(frame),
+        {"digits": 2},
+        {"lr": 0.01, "threshold": 1.0},
+        ["sgd", "sgd + norm"],
     )
     untuned = table[table["reading"] == "untuned"].set_index("arm")
     assert set(untuned.index) == {"sgd", "sgd + norm"}
@@ -363,7 +367,7 @@ def test_an_empty_store_has_no_choices():
     empty = selection.score(cells([(0.1, 1000, 1.0, "learned")]))
     assert selection.choose(empty).empty
     assert selection.extend(empty).empty
-    assert selection.readings(empty, {}, None).empty
+    assert selection.readings(selection.choose(empty), {}, None).empty
 
 
 # -------------------------------------------------------------------------------------- a lower lr
@@ -385,6 +389,6 @@ def test_a_clip_that_fires_in_most_steps_stands_for_a_lower_lr_if_steps_are_as_l
         (*PLACE.values(), arm): (arm.partition(" + ")[0], arm.partition(" + ")[0])
         for arm in rows["arm"]
     }
-    [row] = selection.lowered(rows, unclipped).to_dict("records")
+    [row] = selection.lowered(selection.choose(rows), unclipped).to_dict("records")
     assert (row["arm"], row["partner"], row["lr"]) == ("sgd + norm", "sgd", 0.037)
-    assert selection.lowered(rows, {}).empty
+    assert selection.lowered(selection.choose(rows), {}).empty

@@ -39,6 +39,8 @@ def curves(
     clip; that has fewer settings, and stays where it is if all of them are tried. ``difference`` is
     positive if the clip is better, with a 95 % interval over the ``n`` report seeds.
     """
+    if not protocol.get("budget"):
+        return table_of([], COLUMNS)
     frame = plain(cells)
     own = frame[frame["role"] == Role.SELECT]
     partners = {
@@ -93,10 +95,13 @@ def at_median(
         problem: {**count, "report": min(int(count["report"]), int(protocol.get("budget", 0)))}
         for problem, count in protocol.get("seeds", {}).items()
     }
-    found = headline.axes(cells, components, {**protocol, "seeds": seeds}, starts, multiple=1.0)
+    found = (
+        headline.axes(cells, components, {**protocol, "seeds": seeds}, starts, multiple=1.0)
+        if protocol.get("budget")
+        else {}
+    )
     grade, rows = str(protocol.get("grade", "best")), []
-    clipped = arms_table[arms_table["partner"].notna() & bool(protocol.get("budget"))]
-    for row in clipped.to_dict("records"):
+    for row in arms_table[arms_table["partner"].notna()].to_dict("records"):
         task = Task.of(row)
         shown = grade if (task, row["arm"], grade) in found else "last"
         sides = [found.get((task, row[name], shown)) for name in ("arm", "partner")]

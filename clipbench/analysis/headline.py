@@ -27,6 +27,12 @@ from clipbench.task import ARM, THRESHOLD, Task, Threshold
 from clipbench.verdicts import Comparison
 
 GRADES = {"best": "best checkpoint", "last": "last step"}
+GRADED = [  # what is looked at of a run
+    *ARM,
+    *POINT,
+    *("cell", "seed", "status", "outcome", "clipped_fraction", "validation_metric"),
+    *("metric_value", "best_validation", "best_metric"),
+]
 FEWEST = tuning.TUNED_ON + 2  # seeds for an interval: those tuned on, one left out, one judged
 
 
@@ -70,11 +76,10 @@ def axes(
     # What was chosen beyond an axis is reported on, and is no try of everybody's.
     selected = frame[frame["role"] == Role.SELECT]
     settings = selection.same_tries(selected, float(protocol.get("percentile", 90.0)), multiple)
-    found = {}
+    found, runs = {}, dict(iter(frame[GRADED].groupby(ARM, sort=False)))
     for values, points in settings.groupby(ARM, sort=True):
         task, arm = Task(*values[:-1]), str(values[-1])
         about = workload(components, task.problem)
-        mine = frame[(frame[ARM] == pd.Series(dict(zip(ARM, values, strict=True)))).all(axis=1)]
         count = protocol.get("seeds", {}).get(task.problem, {})
         seeds = [
             *range(int(count.get("select", 0))),
@@ -83,7 +88,7 @@ def axes(
         for grade in GRADES:
             if grade == "best" and about["reference_loss"] is None:
                 continue
-            found[task, arm, grade] = along(mine, points, seeds, about, grade, starts)
+            found[task, arm, grade] = along(runs[values], points, seeds, about, grade, starts)
     return found
 
 
@@ -104,7 +109,7 @@ def along(
     row_of = {_point(row): number for number, row in enumerate(points.to_dict("records"))}
     column_of = {seed: number for number, seed in enumerate(seeds)}
     better, by_metric = 1 if about["higher_is_better"] else -1, about["judged_by_metric"]
-    for row in runs.to_dict("records"):
+    for row in runs[GRADED].to_dict("records"):
         place = row_of.get(_point(row)), column_of.get(row["seed"])
         if None in place or row["status"] == Status.FAILED:
             continue

@@ -53,7 +53,9 @@ def draws(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFrame:
     return _ended(_report_draws(cells, protocol), cells)
 
 
-def lower_lr(cells: pd.DataFrame, arms_table: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
+def lower_lr(
+    cells: pd.DataFrame, choices: pd.DataFrame, arms_table: pd.DataFrame, drawn: pd.DataFrame
+) -> pd.DataFrame:
     """Rows like `draws`: for each clip that fires in most steps its optimizer without it, at the
     learning rate of `selection.lowered`, on the report seeds of the clip. ``arm`` is the clip's,
     and ``partner`` the arm that ran.
@@ -63,7 +65,7 @@ def lower_lr(cells: pd.DataFrame, arms_table: pd.DataFrame, drawn: pd.DataFrame)
         for row in arms_table[arms_table["partner"].notna()].to_dict("records")
     }
     chosen = drawn[drawn["reading"] == Reading.ALL][[*ARM, "seed"]]
-    asked = selection.lowered(selection.score(cells), unclipped).merge(chosen, on=ARM)
+    asked = selection.lowered(choices, unclipped).merge(chosen, on=ARM)
     asked = asked.assign(**{"reading": str(Reading.ALL), "edge": "", **Threshold().columns})
     ran = asked.rename(columns={"arm": "clipped", "partner": "arm"})
     types = {"batch": np.int64, "seed": np.int64, **dict.fromkeys(POINT, float)}
@@ -115,14 +117,13 @@ def _report_draws(cells: pd.DataFrame, protocol: Mapping[str, Any]) -> pd.DataFr
         problem: int(phases["report"]) for problem, phases in protocol.get("seeds", {}).items()
     }
     headline = list(selection.methods(protocol.get("headline", {})).values())
-    scores = selection.score(cells)
+    choices = selection.choose(selection.score(cells))
     untuned = protocol.get("untuned")
     asked = selection.readings(
-        scores, seeds, untuned, untuned.get("arms", headline) if untuned else headline
+        choices, seeds, untuned, untuned.get("arms", headline) if untuned else headline
     )
     asked = asked.astype({"batch": np.int64, "seed": np.int64, **dict.fromkeys(POINT, float)})
-    edges = selection.choose(scores)[[*ARM, "edge"]]
-    return asked.merge(edges, on=ARM, how="left", sort=False)
+    return asked.merge(choices[[*ARM, "edge"]], on=ARM, how="left", sort=False)
 
 
 def results(drawn: pd.DataFrame, components: Components) -> pd.DataFrame:

@@ -19,7 +19,8 @@ def report(campaign: Campaign) -> None:
     protocol = campaign.store.page("plan")["protocol"]
     seeds = {problem: count["report"] for problem, count in protocol["seeds"].items()}
     scored = scores(campaign)
-    rows = selection.readings(scored, seeds, protocol["untuned"], protocol["untuned"]["arms"])
+    choices = selection.choose(scored)
+    rows = selection.readings(choices, seeds, protocol["untuned"], protocol["untuned"]["arms"])
     cells = [
         replace(campaign.at(row), seed=int(row["seed"]), role=Role.REPORT)
         for row in rows.to_dict("records")
@@ -40,7 +41,7 @@ def report(campaign: Campaign) -> None:
         for arm, cell in campaign.templates.items()
         if cell.clip.name != "none" and (*arm[:-1], cell.optimizer.label) in campaign.templates
     }
-    for row in selection.lowered(scored, unclipped).to_dict("records"):
+    for row in selection.lowered(choices, unclipped).to_dict("records"):
         one = campaign.at({**row, "arm": row["partner"], **Threshold().columns})
         cells += [
             replace(one, seed=seed, role=Role.REPORT)

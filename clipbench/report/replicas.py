@@ -37,12 +37,13 @@ def _told(number: int, both: pd.DataFrame) -> str:
     turned, alike = int(both["turned"].sum()), int((both["verdict"] == both["verdict_again"]).sum())
     known = both[both["allowed"].notna()]
     inside = int((known["moved"].abs() <= known["allowed"]).sum())
-    words = "no verdict turns" if not turned else f"**{plural(turned, 'verdict')} turn**"
+    turns = f"**{plural(turned, 'verdict')} turn{'s' * (turned == 1)}**"
+    words = turns if turned else "no verdict turns"
     return (
-        f"In replica {number}, of {plural(len(both), 'comparison')} {alike} have the same words, "
-        f"and {words} (better against worse, or either against no difference that matters). Of "
-        f"{len(known)} estimates with an error, {inside} moved by no more than 95 % of two "
-        "independent ones would."
+        f"In replica {number}, {alike} of {len(both)} comparisons have the same words, and {words} "
+        f"(better against worse, or either against no difference that matters). {inside} of "
+        f"{len(known)} estimates with an error moved by no more than 95 % of two independent ones "
+        "would."
     )
 
 
