@@ -350,7 +350,9 @@ def peak():
 
 
 @pytest.fixture(scope="module")
-def growths():
+def growths(whole):
+    if not whole:
+        pytest.skip("costly: a process for what the bound is checked against; only with --whole")
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(
@@ -364,7 +366,6 @@ def growths():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux tells it")
-@pytest.mark.usefixtures("costly")
 @pytest.mark.parametrize("problem", GROWING)
 def test_a_process_does_not_grow_by_more_than_the_bound_on_its_lanes(growths, problem):
     """A process of its own, as a worker is set up: what the allocator keeps counts, not only
