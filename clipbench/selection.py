@@ -299,16 +299,23 @@ def same_tries(
     return found.loc[met, [*ARM, *POINT]].reset_index(drop=True)
 
 
-def several(settings: pd.DataFrame) -> pd.DataFrame:
-    """The study's own settings of the arms that have several thresholds: what tuning one could
-    choose from.
+def several(
+    settings: pd.DataFrame, unclipped: Mapping[tuple[Any, ...], tuple[str, str]]
+) -> pd.DataFrame:
+    """The study's own settings of the arms that have several thresholds, what tuning one could
+    choose from, and of their partners.
 
     :param settings: as `same_tries` takes them.
+    :param unclipped: `arm_of` a clipped arm → its optimizer's registered name, and its partner.
     """
     own = settings[~settings["extended"].astype(bool)].sort_values([*ARM, *POINT])
     own = own.assign(setting=[Threshold.of(row).setting for row in own.to_dict("records")])
     many = own.groupby(ARM)["setting"].transform("nunique") > 1
-    return own[many].drop_duplicates([*ARM, "lr", "setting"])[[*ARM, *POINT]]
+    arms = [*own[ARM].itertuples(index=False, name=None)]
+    clipped = {arm for arm, has in zip(arms, many, strict=True) if has} & set(unclipped)
+    partners = {(*arm[:-1], unclipped[arm][1]) for arm in clipped}
+    wanted = many | np.array([arm in partners for arm in arms], dtype=bool)
+    return own[wanted].drop_duplicates([*ARM, "lr", "setting"])[[*ARM, *POINT]]
 
 
 def lowered(
@@ -327,7 +334,9 @@ def lowered(
     for choice in choices.to_dict("records"):
         optimizer, partner = unclipped.get(arm_of(choice), ("", ""))
         lr = choice["lr"] * choice["kept"]
-        if optimizer in PROPORTIONAL and choice["clipped_fraction"] > MOST and lr > 0:
+        fires = optimizer in PROPORTIONAL and choice["clipped_fraction"] > MOST
+        # A clip may lengthen gradients, and of an older row nothing is known.
+        if fires and lr > 0 and float(f"{lr:.2g}") < choice["lr"]:
             rows.append(
                 {
                     **{name: choice[name] for name in ARM},

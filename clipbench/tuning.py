@@ -135,8 +135,8 @@ def budget_curve(scores: Array, values: Array) -> Array:
     **Source**: Dodge, Gururangan, Card, Schwartz & Smith 2019, there with putting back.
     """
     settings = len(scores)
-    _, tied = np.unique(scores, return_inverse=True)
-    members = tied[:, None] == tied
+    near = TIE * np.maximum(1.0, np.abs(scores))
+    members = np.abs(scores[:, None] - scores) <= near[:, None]
     worth = (members @ values) / members.sum(axis=1)[:, None]
     ranked = worth[np.argsort(-scores, kind="stable")]
     ranks, tries = np.arange(1, settings + 1), np.arange(1, settings + 1)[:, None]

@@ -522,7 +522,7 @@ def build(  # noqa: PLR0913, PLR0917
         ]
         rows_wanted += [
             {**row, "seed": seed}
-            for row in selection.several(scores).to_dict("records")
+            for row in selection.several(scores, {}).to_dict("records")
             for seed in fresh[:budget]
         ]
         for row in rows_wanted:

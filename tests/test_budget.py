@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import synthetic
 
+from clipbench import tuning
 from clipbench.analysis import budget
 from clipbench.analysis.cells import arms, current
 from clipbench.report import evidence
@@ -31,11 +32,14 @@ def test_a_clip_is_ahead_from_the_try_after_the_last_one_behind(differences, tri
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Two clips of two thresholds; one setting of the norm clip diverges on every seed."""
+    """Two clips of three thresholds; one learning rate of the norm clip diverges on every seed,
+    with the best checkpoints before the event.
+    """
 
     def change(one):
         hot = one.clip.name == "norm" and one.lr == 3.0
-        return synthetic.rows(one, "diverged" if hot else "learned")
+        better = {"best_validation": 2.0, "best_metric": 2.0} if hot else {}
+        return synthetic.rows(one, "diverged" if hot else "learned", **better)
 
     return synthetic.build(
         tmp_path_factory.mktemp("budget") / "s",
@@ -85,7 +89,7 @@ def test_it_is_what_loops_over_all_sets_of_settings_give(store):
         sets = itertools.combinations(known, min(tries, len(known)))
         return np.mean([max(some)[1] for some in sets])
 
-    for arm, tries in [("sgd + norm", 1), *itertools.product(["sgd + value"], (1, 2, 6, 17))]:
+    for arm, tries in itertools.product(["sgd + norm", "sgd + value"], (1, 2, 6, 17)):
         [row] = found[(found["arm"] == arm) & (found["tries"] == tries)].to_dict("records")
         assert row["estimate"] == pytest.approx(expected(arm, tries))
         assert row["without"] == pytest.approx(expected("sgd", tries))
@@ -103,3 +107,54 @@ def test_a_study_without_a_budget_says_nothing_of_it(tmp_path):
     seen = evidence.read(store, png=False)
     assert seen.budget.empty
     assert seen.at_median.empty
+
+
+def made(folder, change=lambda _: None, **options):
+    """A store of one clip with two thresholds beside its optimizer."""
+    given = {"clips": ("none", "norm"), "relative": (0.1, 1.0), "report": 5, "budget": 4}
+    return synthetic.build(
+        folder,
+        optimizers=("sgd",),
+        change=change,
+        with_throughput=False,
+        **given | {"percentile": synthetic.PERCENTILE} | options,
+    )
+
+
+def test_less_is_better_if_the_workload_says_so(tmp_path):
+    """A gap: the clip's is a tenth of its optimizer's, whatever the setting."""
+
+    def change(one):
+        gap = (0.01 if one.clip.name == "norm" else 0.1) * (1 + 0.01 * (one.seed % 5))
+        return synthetic.rows(
+            one, "learned", metric_value=gap, best_metric=gap, validation_metric=gap,
+            best_validation=gap,
+        )  # fmt: skip
+
+    found = found_in(made(tmp_path / "s", change, problems=("cosh",)), budget.curves)
+    assert (found["estimate"] < found["without"]).all()
+    assert (found["difference"] > 0.08).all()
+    assert budget.ahead(found) == budget.ahead(found, "low") == 1.0
+
+
+def test_a_failed_run_takes_its_seed_out_and_a_seed_that_chooses_the_whole_curve(tmp_path):
+    def failing(seed):
+        def change(one):
+            failed = (one.clip.name, one.lr, one.seed) == ("none", 0.03, seed)
+            return synthetic.failed(one) if failed else None
+
+        return change
+
+    judged = found_in(made(tmp_path / "judges", failing(1002)), budget.curves)
+    assert set(judged["n"]) == {3}
+    assert found_in(made(tmp_path / "chooses", failing(1)), budget.curves).empty
+    # the same seeds, compared by pairs
+    assert set(found_in(made(tmp_path / "again", failing(1002)), budget.at_median)["n"]) == {6}
+
+
+def test_a_tie_that_rounding_breaks_is_a_tie():
+    """The means of the same three accuracies in three orders are not one float."""
+    scores = np.array([np.mean(one) for one in ((0.9, 0.8, 0.7), (0.7, 0.8, 0.9), (0.8, 0.9, 0.7))])
+    assert len(set(scores)) > 1
+    curve = tuning.budget_curve(scores, np.array([[1.0], [2.0], [6.0]]))
+    assert curve.ravel() == pytest.approx([3.0, 3.0, 3.0])

@@ -9,6 +9,7 @@ import synthetic
 from clipbench.analysis.replicas import beside
 from clipbench.report import evidence, replicas
 from clipbench.schema import Verdict
+from clipbench.store import Store
 from clipbench.task import Task
 
 TASK = Task("digits", 32, "cpu", "float32")._asdict()
@@ -78,10 +79,21 @@ def test_the_section_counts_what_moved_and_what_turned(tmp_path):
 
     store = study(tmp_path / "s", 0.05)
     assert replicas.section(evidence.read(store, png=False)).parts == []
-    study(tmp_path / "s" / "replica-2", -0.05)
-    seen = evidence.read(store, png=False)
-    [text, table] = replicas.section(seen).parts
+    again = study(tmp_path / "s" / "replica-2", -0.05)
+    [text] = replicas.section(evidence.read(store, png=False)).parts
+    assert "Replica 2 is left out: its page is not that of this study." in text.words
+    Store.create(again.folder, again.name, again.study.replace("[run]", "[run]\nreplica = 2"))
+    [text, table] = replicas.section(evidence.read(store, png=False)).parts
     assert "In replica 2, 0 of 1 comparisons have the same words" in text.words
-    assert "**1 verdict turns**" in text.words
+    assert "Of 1 that are decided in both **1 turns**" in text.words
     assert "0 of 1 estimates with an error moved by no more" in text.words
     assert table.rows[0][-1] == f"{Verdict.WORSE} (turned)"
+
+
+def test_a_replica_that_is_not_finished_agrees_with_nothing(tmp_path):
+    both = beside(
+        gaps(norm=(0.03, 0.01, "undecided")), gaps(norm=(math.nan, math.nan, "incomplete"))
+    )
+    said = replicas._told(1, both)
+    assert "0 of 0 comparisons have the same words, and 1 more lack runs." in said
+    assert "Of 0 that are decided in both none turns" in said

@@ -392,3 +392,13 @@ def test_a_clip_that_fires_in_most_steps_stands_for_a_lower_lr_if_steps_are_as_l
     [row] = selection.lowered(selection.choose(rows), unclipped).to_dict("records")
     assert (row["arm"], row["partner"], row["lr"]) == ("sgd + norm", "sgd", 0.037)
     assert selection.lowered(selection.choose(rows), {}).empty
+
+
+def test_what_a_threshold_is_tuned_among_has_its_optimizers_own_rates_beside_it():
+    """Whether or not one of the thresholds was fixed in advance."""
+    clipped = scores([(0.1, 1.0, 0.5), (0.1, 2.0, 0.5), (0.3, 1.0, 0.5)], arm="sgd + norm")
+    rows = pd.concat([clipped, scores([(0.1, NAN, 1.0), (0.3, NAN, 1.0)], arm="sgd"),
+                      scores([(0.1, NAN, 1.0)], arm="adam")])  # fmt: skip
+    place = tuple(PLACE.values())
+    found = selection.several(rows, {(*place, "sgd + norm"): ("sgd", "sgd")})
+    assert sorted(found["arm"]) == ["sgd", "sgd", "sgd + norm", "sgd + norm", "sgd + norm"]

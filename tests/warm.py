@@ -13,6 +13,8 @@ import importlib
 import json
 import os
 import runpy
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -35,6 +37,7 @@ LIBRARIES = (
     "click",
     "tqdm",
 )
+LIMIT = 600  # seconds for one command
 LENT = 6  # processes: a gate that confirms an alarm starts four
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a fork has one thread only
 
@@ -49,9 +52,21 @@ def run(*arguments, env, cwd=None, stderr=None):
         server = _server()
         server.stdin.write(json.dumps(asked) + "\n")
         server.stdin.flush()
-        code = int(server.stdout.readline())
+        code = _answer(server)
         said = [None if file == stderr else Path(file).read_text("utf-8") for file in files]
     return subprocess.CompletedProcess(arguments, code, *said)
+
+
+def _answer(server):
+    """The exit code; a command that hangs ends with its server, and the next one has another."""
+    ready, _, _ = select.select([server.stdout], [], [], LIMIT)
+    line = server.stdout.readline() if ready else ""
+    if not line:
+        _server.cache_clear()
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        raise AssertionError(f"no answer within {LIMIT} s, or the process is gone")
+    return int(line)
 
 
 @cache
@@ -63,6 +78,7 @@ def _server():
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # so that it can be ended with all of its forks
     )
     atexit.register(server.communicate)  # it ends with its input
     return server

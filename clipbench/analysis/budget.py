@@ -48,7 +48,7 @@ def curves(
         for row in arms_table[arms_table["partner"].notna()].to_dict("records")
     }
     rows = []
-    for values, points in selection.several(own).groupby(ARM, sort=True):
+    for values, points in selection.several(own, {}).groupby(ARM, sort=True):
         task, arm = Task(*values[:-1]), str(values[-1])
         partner = partners.get((task, arm))
         runs, about = of_task(frame, task), workload(components, task.problem)
@@ -61,6 +61,10 @@ def curves(
         if clipped is None or without is None:
             continue
         without = without[np.minimum(np.arange(len(clipped)), len(without) - 1)]
+        known = np.isfinite(clipped).all(axis=0) & np.isfinite(without).all(axis=0)
+        clipped, without = clipped[:, known], without[:, known]
+        if clipped.shape[1] < FEWEST:
+            continue
         sign = 1 if about["higher_is_better"] else -1
         for tries, (mine, other) in enumerate(zip(clipped, without, strict=True), start=1):
             gap = mean_interval(mine - other)
@@ -107,12 +111,13 @@ def at_median(
         sides = [found.get((task, row[name], shown)) for name in ("arm", "partner")]
         if sides[0] is None or not sides[0].points["relative"].eq(1.0).all():
             continue
-        gap = tuning.interval(*headline.gap_of(sides))
+        difference, error, both = headline.gap_of(sides)
+        gap = tuning.interval(difference, error, both)
         rows.append(
             {
                 **task._asdict(),
                 **{name: row[name] for name in ("arm", "partner")},
-                "n": len(sides[0].seeds),
+                "n": both,
                 "difference": gap.estimate,
                 "low": gap.low,
                 "high": gap.high,
@@ -129,7 +134,9 @@ def _curve(
     protocol: Mapping[str, Any],
     starts: Mapping[str, tuple[float, float]],
 ) -> np.ndarray | None:
-    """Tries × report seeds, higher is better; None if a run of any setting is not known."""
+    """Tries × report seeds, higher is better: NaN on seeds of which a run is not known. None if
+    one of the seeds that choose lacks a run.
+    """
     count = protocol.get("seeds", {}).get(task.problem, {})
     judges = min(int(protocol.get("budget", 0)), int(count.get("report", 0)))
     chooses = range(int(count.get("select", 0)))
@@ -145,17 +152,18 @@ def _curve(
     shown = graded.get(str(protocol.get("grade", "best")), last)
     validation = np.where(last.diverged == 1, last.validation, shown.validation)
     test = np.where(last.diverged == 1, last.test, shown.test)
-    if not (np.isfinite(validation).all() and np.isfinite(test).all()):
-        return None
     scores = validation[:, : len(chooses)].mean(axis=1)
+    if not np.isfinite(scores).all():
+        return None
     return tuning.budget_curve(scores, test[:, len(chooses) :])
 
 
-def ahead(curve: pd.DataFrame) -> float:
-    """The number of tries from which on a tuned clip is ahead of its optimizer without it, k*; NaN
-    if it is not with all of them.
+def ahead(curve: pd.DataFrame, column: str = "difference") -> float:
+    """The number of tries from which on a column stays above 0: with the difference that from which
+    a tuned clip is ahead, k*, and with ``low`` that from which it surely is. NaN if it is not with
+    all of them.
     """
-    behind = curve.sort_values("tries")["difference"].to_numpy() <= 0
+    behind = ~(curve.sort_values("tries")[column].to_numpy(dtype=float) > 0)
     if not len(behind) or behind[-1]:
         return math.nan
     return float(np.flatnonzero(behind).max() + 2) if behind.any() else 1.0

@@ -291,14 +291,15 @@ def rivals(
     components: Components,
     grade: str,
 ) -> pd.DataFrame:
-    """A row per task and unclipped optimizer: its difference from plain SGD, positive if it is
-    better, with a 95 % interval. No verdict: the question is about clips.
+    """A row per unclipped optimizer, in each task that plain SGD has as well: its difference from
+    that, positive if it is better, with a 95 % interval. No verdict: the question is about clips.
     """
     rows, baseline = [], methods.get(BASELINE)
-    held = baseline in set(arms_table["arm"])
-    for row in arms_table[arms_table["partner"].isna() & held].to_dict("records"):
+    for row in arms_table[arms_table["clip"] == "none"].to_dict("records"):
         task = Task.of(row)
-        if row["arm"] == baseline or not any((task, row["arm"], one) in found for one in GRADES):
+        if row["arm"] == baseline or not all(
+            any((task, arm, one) in found for one in GRADES) for arm in (row["arm"], baseline)
+        ):
             continue
         pair = _Pair.of(found, components, task, row["arm"], str(baseline), grade)
         one = pair.comparison

@@ -10,12 +10,12 @@ from clipbench.schema import Verdict
 from clipbench.statistics import CONFIDENCE
 from clipbench.task import ARM
 
-SIDES = {
-    Verdict.BETTER: "better",
-    Verdict.PERHAPS_BETTER: "better",
-    Verdict.WORSE: "worse",
-    Verdict.PERHAPS_WORSE: "worse",
-    Verdict.SAME: "same",
+WORDS = {  # of a verdict that decides → what it says
+    str(Verdict.BETTER): "better",
+    str(Verdict.PERHAPS_BETTER): "better",
+    str(Verdict.WORSE): "worse",
+    str(Verdict.PERHAPS_WORSE): "worse",
+    str(Verdict.SAME): "same",
 }
 
 
@@ -26,7 +26,7 @@ def beside(gaps: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     ``moved`` is how far the difference moved, ``allowed`` how far two such estimates may lie apart,
     at 95 %, if they were independent; they share seeds, and so should lie closer. ``turned`` says
     that the verdicts contradict each other: better against worse, or either against no difference
-    that matters.
+    that matters; ``decided`` that both say one of these.
     """
     columns = [*ARM, "difference", "error", "n", "margin", "verdict"]
     both = gaps[columns].merge(
@@ -35,10 +35,7 @@ def beside(gaps: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     moved = (both["difference_again"] - both["difference"]).astype(float)
     error = np.hypot(both["error"].astype(float), both["error_again"].astype(float))
     quantile = special.stdtrit(2 * (both["n"].astype(float) - 1), (1 + CONFIDENCE) / 2)
-    sides = [both[name].map(_side) for name in ("verdict", "verdict_again")]
-    turned = sides[0].notna() & sides[1].notna() & (sides[0] != sides[1])
-    return both.assign(moved=moved, allowed=quantile * error, turned=turned)
-
-
-def _side(verdict: str) -> str | None:
-    return next((side for known, side in SIDES.items() if str(known) == str(verdict)), None)
+    sides = [both[name].astype(str).map(WORDS) for name in ("verdict", "verdict_again")]
+    decided = sides[0].notna() & sides[1].notna()
+    turned = decided & (sides[0] != sides[1])
+    return both.assign(moved=moved, allowed=quantile * error, decided=decided, turned=turned)

@@ -218,8 +218,8 @@ def _open(folder: Path, page: Study) -> Store | None:
     type=click.IntRange(1),
     default=None,
     help=(
-        "Run the study once more, from weights that differ in their last digits, into a folder "
-        "in its own."
+        "Run a stored study once more, from weights that differ in their last digits, into the "
+        "folder replica-N inside its own; its report then tells whether the answers hold."
     ),
 )
 @partial(
@@ -248,11 +248,12 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     page = study_.read(study)
     # whatever is wrong with the page is said before a folder is touched
     protocol.runnable(page, device or "study")
-    folder = out or _own_folder(study, page, anew)
+    folder = shown = out or _own_folder(study, page, anew)
     if replica is not None:
         if _open(folder, page) is None:
             raise UsageError(f"{folder}: there is no study to repeat; run it without --replica.")
         page, folder = study_.replica(page, replica), folder / f"replica-{replica}"
+        no_throughput = True  # its report is that of the study, which has timings
     if anew and (old := _open(folder, page)) is not None:
         with old.claim():
             renamed = set_old_aside(folder)
@@ -277,7 +278,7 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
         click.echo(f"{counted(counts.timed, 'optimizer')} {were}, with every clip.")
     for entry in store.page("plan")["not_run"]:
         click.echo(_not_run(entry))
-    click.echo(f"`clipbench report {folder}` draws the figures and tables.")
+    click.echo(f"`clipbench report {shown}` draws the figures and tables.")
     _say_why(counts.reasons)
     if counts.failed:
         sys.exit(FINDING)
@@ -356,22 +357,28 @@ def verify(folder: Path) -> None:
     """
     from clipbench.store import Store
 
-    store = Store(folder)
-    problems = store.problems()
+    stores = [Store(folder)]
+    stores += [Store(replica) for replica in stores[0].replicas.values()]
+    problems = [
+        f"{store.folder.name}/ {sentence}" if store is not stores[0] else sentence
+        for store in stores
+        for sentence in store.problems()
+    ]
     for sentence in problems:
         click.echo(sentence)
     if problems:
         leave(f"{folder}: {len(problems)} broken promises.", FINDING)
-    missing = store.missing()
-    for sentence in [*missing, *(f"remark: {remark}" for remark in store.remarks())]:
-        click.echo(sentence)
-    unfinished = (
-        "; the study is not finished, and `clipbench run` goes on with it" if missing else ""
-    )
-    click.echo(
-        f"{folder}: {len(store.read('cells'))} cells, every file and every promise "
-        f"holds{unfinished}."
-    )
+    for store in stores:
+        missing = store.missing()
+        for sentence in [*missing, *(f"remark: {remark}" for remark in store.remarks())]:
+            click.echo(sentence)
+        unfinished = (
+            "; the study is not finished, and `clipbench run` goes on with it" if missing else ""
+        )
+        click.echo(
+            f"{store.folder}: {len(store.read('cells'))} cells, every file and every promise "
+            f"holds{unfinished}."
+        )
 
 
 @cli.command()

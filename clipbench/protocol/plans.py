@@ -18,7 +18,7 @@ from clipbench.errors import UsageError
 from clipbench.schema import RULES, Status
 from clipbench.selection import METHODS
 from clipbench.study import Study
-from clipbench.task import Task
+from clipbench.task import TASK, Task, arm_of
 from clipbench.vocabulary import EXAMPLE
 
 
@@ -44,21 +44,21 @@ class Plan:
         return self.seeds[template.workload.name]
 
 
-def schedule(cells: Sequence[Cell]) -> str:
-    """The schedule of the headline: the first that all optimizers of a study have, and none if they
-    share none.
+def schedule(cells: Sequence[Cell]) -> str | None:
+    """The schedule of the headline: the first that every optimizer has in every task; None if they
+    share none, so that all arms count alike.
     """
-    of: dict[str, dict[str, None]] = {}
+    of: dict[tuple[Any, ...], dict[str, None]] = {}
     for cell in cells:
-        of.setdefault(cell.optimizer.name, {})[cell.schedule] = None
+        of.setdefault((*Task.of(cell), cell.optimizer.name), {})[cell.schedule] = None
     shared = [one for one in next(iter(of.values())) if all(one in met for met in of.values())]
-    return shared[0] if shared else lr_schedules.CONSTANT
+    return shared[0] if shared else None
 
 
 def headline(cells: Sequence[Cell]) -> dict[str, str]:
     """Method → arm, with the `schedule` of the headline."""
     shared = schedule(cells)
-    if shared == lr_schedules.CONSTANT:
+    if shared in (None, lr_schedules.CONSTANT):
         return METHODS
     arms = {
         (cell.optimizer.name, cell.clip.label): cell.arm
@@ -85,7 +85,7 @@ def untuned(document: Any, cells: Sequence[Cell]) -> dict[str, Any]:
     for cell in cells:
         lr = _named(lrs, cell.optimizer.name)
         threshold = math.nan if cell.clip.name == "none" else _named(thresholds, cell.clip.name)
-        meant = cell.schedule == shared or cell.arm in said["arms"]
+        meant = shared in (None, cell.schedule) or cell.arm in said["arms"]
         if meant and lr is not None and threshold is not None:
             points[cell.arm] = {"lr": lr} | (
                 {} if math.isnan(threshold) else {"threshold": threshold}
@@ -95,6 +95,33 @@ def untuned(document: Any, cells: Sequence[Cell]) -> dict[str, Any]:
 
 def _named(given: float | dict[str, float], name: str) -> float | None:
     return given.get(name) if isinstance(given, dict) else given
+
+
+def clipped(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """A row per arm that has a clip and a partner without it, as `families` takes them."""
+    arms = {(Task.of(cell), cell.arm): cell for cell in cells}
+    unclipped = {
+        (task, cell.optimizer.label): arm
+        for (task, arm), cell in arms.items()
+        if cell.clip.name == "none"
+    }
+    return [
+        {
+            **dict(zip(TASK, task, strict=True)),
+            "arm": arm,
+            "optimizer": cell.optimizer.name,
+            "optimizer_label": cell.optimizer.label,
+            "clip": cell.clip.name,
+            "partner": unclipped[task, cell.optimizer.label],
+        }
+        for (task, arm), cell in arms.items()
+        if cell.clip.name != "none" and (task, cell.optimizer.label) in unclipped
+    ]
+
+
+def partners(cells: Sequence[Cell]) -> dict[tuple[Any, ...], tuple[str, str]]:
+    """`arm_of` a clipped arm → its optimizer's registered name, and the arm without the clip."""
+    return {arm_of(row): (row["optimizer"], row["partner"]) for row in clipped(cells)}
 
 
 def pilot_key(cell: Cell) -> str:

@@ -14,7 +14,7 @@ from clipbench.engines.rates import BATCHED, LOOP, Choice
 from clipbench.errors import UsageError
 from clipbench.execute import Local, Setting, cores
 from clipbench.protocol.choose import Asked, measured, missing, used
-from clipbench.protocol.plans import Plan, by_example, choice_key, finished, untuned
+from clipbench.protocol.plans import Plan, by_example, choice_key, finished, partners, untuned
 from clipbench.store import Store
 from clipbench.study import Study
 from clipbench.task import Task
@@ -101,7 +101,7 @@ def _at_most(study: Study, asked: Plan, cells: Sequence[Cell]) -> tuple[int, int
         if cell.clip.name != "none" and cell.optimizer.name in selection.PROPORTIONAL
     }
     report += len(proportional) * seeds.report
-    report += len(selection.several(selection.settings(cells))) * min(
+    report += len(selection.several(selection.settings(cells), partners(cells))) * min(
         seeds.report, study.document.protocol.budget
     )
     extended = (

@@ -12,9 +12,9 @@ from typing import Any
 from clipbench import tuning
 from clipbench.cell import Cell
 from clipbench.comparisons import families
+from clipbench.protocol.plans import clipped
 from clipbench.schema import RULES, Role
 from clipbench.store import Store
-from clipbench.task import TASK, Task
 
 
 def preregister(store: Store, cells: Sequence[Cell], protocol: Mapping[str, Any]) -> None:
@@ -38,7 +38,7 @@ def _commitments(
     workloads = components["workloads"]
     functions = [name for name, about in workloads.items() if about["reference_loss"] is None]
     declared = families(
-        _clipped(cells),
+        clipped(cells),
         functions,
         {cell.optimizer.name for cell in cells},
         protocol["schedule"],
@@ -58,25 +58,3 @@ def _commitments(
             for family in declared
         },
     }
-
-
-def _clipped(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """A row per arm that has a clip and a partner without it, as `families` takes them."""
-    arms = {(Task.of(cell), cell.arm): cell for cell in cells}
-    unclipped = {
-        (task, cell.optimizer.label): arm
-        for (task, arm), cell in arms.items()
-        if cell.clip.name == "none"
-    }
-    return [
-        {
-            **dict(zip(TASK, task, strict=True)),
-            "arm": arm,
-            "optimizer": cell.optimizer.name,
-            "optimizer_label": cell.optimizer.label,
-            "clip": cell.clip.name,
-            "partner": unclipped[task, cell.optimizer.label],
-        }
-        for (task, arm), cell in arms.items()
-        if cell.clip.name != "none" and (task, cell.optimizer.label) in unclipped
-    ]

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from clipbench import selection
 from clipbench.protocol.campaign import Campaign
+from clipbench.protocol.plans import partners
 from clipbench.protocol.select import scores
 from clipbench.schema import Role
 from clipbench.task import Threshold
@@ -25,10 +26,10 @@ def report(campaign: Campaign) -> None:
         replace(campaign.at(row), seed=int(row["seed"]), role=Role.REPORT)
         for row in rows.to_dict("records")
     ]
-    first = selection.FIRST_REPORT_SEED
+    first, unclipped = selection.FIRST_REPORT_SEED, partners(campaign.plan.templates)
     for settings, most in (
         (selection.same_tries(scored, protocol["percentile"]), math.inf),
-        (selection.several(scored), protocol["budget"]),
+        (selection.several(scored, unclipped), protocol["budget"]),
     ):
         for row in settings.to_dict("records"):
             one = campaign.at(row)
@@ -36,11 +37,6 @@ def report(campaign: Campaign) -> None:
                 replace(one, seed=seed, role=Role.REPORT)
                 for seed in range(first, first + int(min(seeds[one.problem], most)))
             ]
-    unclipped = {
-        arm: (cell.optimizer.name, cell.optimizer.label)
-        for arm, cell in campaign.templates.items()
-        if cell.clip.name != "none" and (*arm[:-1], cell.optimizer.label) in campaign.templates
-    }
     for row in selection.lowered(choices, unclipped).to_dict("records"):
         one = campaign.at({**row, "arm": row["partner"], **Threshold().columns})
         cells += [

@@ -171,19 +171,22 @@ def _verdict(row: Row, places: int) -> str:
 
 
 def _other_optimizers(evidence: Evidence, task: Task) -> str:
-    """Whether another optimizer without a clip does better than plain SGD."""
+    """Whether another optimizer or schedule without a clip does better than plain SGD."""
     rivals = evidence.of(evidence.rivals, task)
     ahead = rivals[rivals["low"] > 0].sort_values("difference", ascending=False)
-    if rivals.empty:
+    several = len(evidence.schedules) > 1
+    if not rivals["low"].notna().any():
         return ""
     if ahead.empty:
-        return "No other optimizer is ahead of plain SGD without a clip."
+        other = "optimizer or schedule" if several else "optimizer"
+        return f"No other {other} is ahead of plain SGD without a clip."
     places = gap_places(rivals)
     words = [
         f"{evidence.short(row['arm'])} {signed(row['difference'], places)}"
         for row in ahead.to_dict("records")
     ]
-    return f"Without a clip, other optimizers are ahead of plain SGD: {listed(words)}."
+    others = "other optimizers or schedules" if several else "other optimizers"
+    return f"Without a clip, {others} are ahead of plain SGD: {listed(words)}."
 
 
 def _survived(evidence: Evidence, task: Task) -> str:

@@ -12,7 +12,14 @@ from clipbench.figures.style import arm_colours
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import headed, picture
 from clipbench.report.parts import Part, Section, Table, Text
-from clipbench.report.words import DASH, decimals, fixed, gap_places, metric_words, signed_gap
+from clipbench.report.words import (
+    DASH,
+    decimals,
+    fixed,
+    gap_places,
+    metric_words,
+    signed_gap,
+)
 from clipbench.schema import Verdict
 from clipbench.task import Task
 
@@ -21,12 +28,14 @@ HOW = (
     "Here a clip has all the thresholds of the study, and so more settings than its optimizer has "
     "learning rates. Somebody tries some of them, drawn without putting back, and takes the best "
     "on validation. What is expected then is counted exactly, over all such draws. Settings are "
-    "ranked on selection seeds and judged on report seeds; a run that diverged counts as chance. "
-    "The optimizer without the clip stays where it is if all its learning rates are tried. From "
-    "the number of tries under “ahead from” on, the clip is ahead; then comes by how much if all "
-    "settings are tried, with a 95 % interval over report seeds. At the median: the difference at "
-    "the same number of tries, if the fixed threshold is the median size in the pilot. This table "
-    "carries no verdict: it tells what a verdict at the same number of tries leaves out."
+    "ranked on selection seeds and judged on report seeds. A run that diverged counts as chance, "
+    "here by its best checkpoint as well. The optimizer without the clip stays where it is if all "
+    "its learning rates are tried. From the number of tries under “ahead from” on, the clip is "
+    "ahead; then comes by how much if all settings are tried, with a 95 % interval over report "
+    "seeds, the ranking as it is. At the median: the difference at the same number of tries, if "
+    "the fixed threshold is the median size in the pilot. Beside the verdict: whether the clip is "
+    "surely ahead from some number of tries on though the verdict does not say so. No row is "
+    "corrected for the others."
 )
 
 
@@ -77,10 +86,10 @@ def _table(evidence: Evidence, task: Task) -> Table:
                 fixed(end["estimate"], places),
                 fixed(end["without"], places),
                 str(int(end["tries"])),
-                DASH if math.isnan(k) else f"{k:.0f} tries",
+                DASH if math.isnan(k) else _tries(k),
                 signed_gap(end, digits),
                 _at_median(evidence, task, str(arm), digits),
-                _words(evidence, task, str(arm), end["low"], k),
+                _words(evidence, task, str(arm), curve),
             ]
         )
     head = [
@@ -109,11 +118,16 @@ def _at_median(evidence: Evidence, task: Task, arm: str, digits: int) -> str:
     return f"{signed_gap(rows[0], digits)} (n = {rows[0]['n']})" if rows else DASH
 
 
-def _words(evidence: Evidence, task: Task, arm: str, low: float, k: float) -> str:
+def _words(evidence: Evidence, task: Task, arm: str, curve: pd.DataFrame) -> str:
     """What a tuned threshold adds to the verdict at the same number of tries."""
-    gaps = evidence.of(evidence.gaps, task)
-    verdicts = list(gaps.loc[gaps["arm"] == arm, "verdict"])
-    better = {Verdict.BETTER, Verdict.PERHAPS_BETTER}
-    if low > 0 and not better & set(verdicts):
-        return f"better only if the threshold is tuned ({k:.0f} tries)"
-    return DASH
+    gaps, k = evidence.of(evidence.gaps, task), ahead(curve, "low")
+    said = list(gaps.loc[gaps["arm"] == arm, "verdict"])
+    if math.isnan(k) or not said:
+        return DASH
+    if said[0] in (Verdict.SAME, Verdict.PERHAPS_WORSE, Verdict.WORSE):
+        return f"better only if the threshold is tuned ({_tries(k)})"
+    return f"ahead if it is tuned ({_tries(k)})" if said[0] == Verdict.UNDECIDED else DASH
+
+
+def _tries(number: float) -> str:
+    return "1 try" if number == 1 else f"{number:.0f} tries"

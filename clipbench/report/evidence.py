@@ -20,6 +20,7 @@ from clipbench.analysis.cost import cost
 from clipbench.analysis.implementations import DEFAULT
 from clipbench.analysis.outcomes import draws, lower_lr, results
 from clipbench.analysis.robust import robust
+from clipbench.errors import UsageError
 from clipbench.figures.style import ordered
 from clipbench.report.words import census
 from clipbench.schema import RULES
@@ -51,18 +52,21 @@ class Evidence:
     robust: pd.DataFrame
     budget: pd.DataFrame
     at_median: pd.DataFrame
-    replicas: Mapping[int, pd.DataFrame]  # number → its gaps
+    replicas: Mapping[int, pd.DataFrame | str]  # number → its gaps, or why they are not here
     throughput: pd.DataFrame
     png: bool = True  # whether figures are wanted as PNG
     names: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
-        """The study's title, or its name."""
+        """The study's title, or its name; a replica says that it is one."""
         try:
-            return str(tomllib.loads(self.store.study).get("title", self.store.name))
+            page = tomllib.loads(self.store.study)
         except tomllib.TOMLDecodeError:
             return self.store.name
+        number = page.get("run", {}).get("replica", 0)
+        title = str(page.get("title", self.store.name))
+        return f"{title} (replica {number})" if number else title
 
     @property
     def methods(self) -> dict[str, str]:
@@ -213,12 +217,22 @@ def read(store: Store, *, png: bool = True) -> Evidence:
             budget.curves(cells, compared, components, protocol, starts), compared, named
         ),
         at_median=budget.at_median(cells, compared, components, protocol, starts),
-        replicas={
-            number: read(Store(folder), png=False).gaps for number, folder in store.replicas.items()
-        },
+        replicas={number: _gaps_of(store, number) for number in store.replicas},
         throughput=timed,
         png=png,
     )
+
+
+def _gaps_of(store: Store, number: int) -> pd.DataFrame | str:
+    """The comparisons of a replica, or why it is none."""
+    try:
+        again, line = Store(store.replicas[number]), f"\nreplica = {number}\n"
+        if line not in again.study or again.study.replace(line, "\n", 1) != store.study:
+            return "its page is not that of this study"
+        gaps = read(again, png=False).gaps
+    except UsageError as wrong:
+        return str(wrong).removesuffix(".")
+    return f"{next(iter(again.bad))} is damaged" if again.bad else gaps
 
 
 def _in_order(rows: pd.DataFrame, arms_table: pd.DataFrame, named: str | None) -> pd.DataFrame:

@@ -79,8 +79,9 @@ def _untuned(untuned: dict[str, Any]) -> str:
     ]
     count = len(untuned["lr"]) if isinstance(untuned["lr"], dict) else 1
     return (
-        f"**Untuned (defaults).** Learning rates as they are documented ({listed(told[:count])}) "
-        f"and thresholds that people take ({listed(told[count:])}), whatever the workload."
+        "**Defaults.** Settings that nobody tuned, as the study's page gives them, whatever the "
+        f"workload: learning rates ({listed(told[:count])}) and thresholds "
+        f"({listed(told[count:])})."
     )
 
 

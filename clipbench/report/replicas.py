@@ -8,7 +8,8 @@ from clipbench.analysis.replicas import beside
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import headed
 from clipbench.report.parts import Part, Section, Table, Text
-from clipbench.report.words import fixed, gap_places, plural, signed
+from clipbench.report.words import fixed, gap_places, signed
+from clipbench.schema import Verdict
 from clipbench.task import Task
 
 TITLE = "The same study again"
@@ -23,27 +24,35 @@ def section(evidence: Evidence) -> Section:
     """Whether the answers hold for the replicas of the study that lie in its folder."""
     parts: list[Part] = []
     for number, gaps in sorted(evidence.replicas.items()):
-        both = beside(evidence.gaps, gaps)
-        if both.empty:
-            continue
-        parts.append(Text(f"{HOW} " * (not parts) + _told(number, both)))
-        for task in evidence.tasks:
+        both = beside(evidence.gaps, gaps) if isinstance(gaps, pd.DataFrame) else pd.DataFrame()
+        told = _told(number, both) if len(both) else _left_out(number, gaps)
+        parts.append(Text(f"{HOW} " * (not parts) + told))
+        for task in evidence.tasks if len(both) else ():
             if len(evidence.of(both, task)):
                 parts += headed(evidence, task, [_table(evidence, task, number, both)])
     return Section("replicas", TITLE, parts)
 
 
+def _left_out(number: int, gaps: pd.DataFrame | str) -> str:
+    why = gaps if isinstance(gaps, str) else "it has no comparison that this study has"
+    return f"Replica {number} is left out: {why}."
+
+
 def _told(number: int, both: pd.DataFrame) -> str:
-    turned, alike = int(both["turned"].sum()), int((both["verdict"] == both["verdict_again"]).sum())
+    whole = both[(both[["verdict", "verdict_again"]] != Verdict.INCOMPLETE).all(axis=1)]
+    turned = int(whole["turned"].sum())
+    alike = int((whole["verdict"] == whole["verdict_again"]).sum())
+    decided = int(whole["decided"].sum())
     known = both[both["allowed"].notna()]
     inside = int((known["moved"].abs() <= known["allowed"]).sum())
-    turns = f"**{plural(turned, 'verdict')} turn{'s' * (turned == 1)}**"
-    words = turns if turned else "no verdict turns"
+    lacking = len(both) - len(whole)
+    turns = f"**{turned} {'turns' if turned == 1 else 'turn'}**" if turned else "none turns"
     return (
-        f"In replica {number}, {alike} of {len(both)} comparisons have the same words, and {words} "
-        f"(better against worse, or either against no difference that matters). {inside} of "
-        f"{len(known)} estimates with an error moved by no more than 95 % of two independent ones "
-        "would."
+        f"In replica {number}, {alike} of {len(whole)} comparisons have the same words"
+        f"{f', and {lacking} more lack runs' if lacking else ''}. Of {decided} that are decided in "
+        f"both {turns} (better against worse, or either against no difference that matters). "
+        f"{inside} of {len(known)} estimates with an error moved by no more than 95 % of two "
+        "independent ones would."
     )
 
 

@@ -35,14 +35,15 @@ def _conditions(evidence: Evidence) -> Table:
     rows, frames = [], []
     for task in evidence.tasks:
         mine = evidence.of(evidence.cells, task)
+        grid = mine[mine["role"] == Role.SELECT]
         seeds = {role: mine.loc[mine["role"] == role, "seed"].nunique() for role in Role}
         entry = {
             **task._asdict(),
             "steps": int(mine["steps"].max()),
             "optimizers": mine["optimizer"].nunique(),
             "clips": mine.loc[mine["clip"] != "none", "clip"].nunique(),
-            "lowest_lr": float(mine["lr"].min()),
-            "highest_lr": float(mine["lr"].max()),
+            "lowest_lr": float(grid["lr"].min()),
+            "highest_lr": float(grid["lr"].max()),
             "select_seeds": seeds[Role.SELECT],
             "report_seeds": seeds[Role.REPORT],
         }

@@ -109,7 +109,21 @@ class Study:
                     f'{where}: no optimizer with a clip is for "{table.name}"; look at their '
                     f"`workloads`."
                 )
+        ran = {cell.optimizer.name for cell in templates.values()}
+        for number, table in enumerate(self.document.optimizer):
+            if table.name not in ran:
+                where = f"{self.where}, {ordinal(number)} [[optimizer]]"
+                raise UsageError(
+                    f'{where}: no clip is for "{table.name}" on its workloads; look at the clips\' '
+                    f"`optimizers`, and at `workloads`."
+                )
         arms = {cell.arm for cell in templates.values()}
+        untuned, where = self.document.untuned, f"{self.where}, [untuned]"
+        for given, tables, word in (
+            (untuned.lr, self.document.optimizer, "lr"),
+            (untuned.threshold, self.document.clip, "threshold"),
+        ):
+            _refuse_unknown(given if isinstance(given, dict) else (), tables, f"{where}: `{word}`")
         for arm in self.document.untuned.arms:
             if arm not in arms:
                 raise UsageError(
