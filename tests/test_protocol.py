@@ -625,7 +625,15 @@ clip = [{ name = "none" }]
 """
     assert plans.schedule(study.parse("page", page, Path()).cells()) == "cosine"
     none = page.replace('"rmsprop", schedule = "cosine"', '"rmsprop", schedule = "polynomial"')
-    assert plans.schedule(study.parse("page", none, Path()).cells()) == "constant"
+    assert plans.schedule(study.parse("page", none, Path()).cells()) is None
+    # one workload alone has it
+    other = page.replace('"wdbc"', '"wdbc", schedule = "step" }, { name = "digits"')
+    other = other.replace(', { name = "sgd", schedule = "warm-up" }', "").replace(
+        '"rmsprop", schedule = "cosine"', '"rmsprop"'
+    )
+    assert plans.schedule(study.parse("page", other, Path()).cells()) == "step"
+    apart = other.replace('schedule = ["step", "cosine"]', 'schedule = "cosine"')
+    assert plans.schedule(study.parse("page", apart, Path()).cells()) is None
 
 
 def test_defaults_by_name_are_for_the_arms_of_the_headline_that_they_name():
