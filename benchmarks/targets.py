@@ -48,7 +48,7 @@ def main(name: str, workloads: list[str]) -> None:
             protocol.run(page, store, protocol.Options(throughput=False))
         cells, evals = store.read("cells"), store.read("evals")
         seeds = dict.fromkeys(cells["problem"].unique(), SEEDS)
-        chosen = selection.readings(selection.score(cells), seeds, None)
+        chosen = selection.readings(selection.choose(selection.score(cells)), seeds, None)
         chosen = chosen[chosen["reading"] == Reading.ALL][
             ["problem", "batch", "arm", "lr"]
         ].drop_duplicates()
