@@ -195,8 +195,8 @@ def adam_rule() -> Work:
     return work
 
 
-def feed() -> Work:
-    """Batches of shuffled epochs, sixteen of them looked up at a time."""
+def selected_feed() -> Work:
+    """Batches of shuffled epochs, sixteen of them looked up at a time, by ``index_select``."""
     draw = _drawn()
     inputs, targets = torch.randn(341, 30, generator=draw), torch.randint(2, (341,), generator=draw)
     per_epoch = len(inputs) // BATCH
