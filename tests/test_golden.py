@@ -206,13 +206,11 @@ def losses_on(tmp_path_factory):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_first_losses_do_not_depend_on_the_processor(variant, losses_on, whole):
+def test_the_first_losses_do_not_depend_on_the_processor(variant, losses_on):
     """As far as one processor can be asked to act as another; a variant that is not in force
     here proves nothing.
     """
     processor = VARIANTS[variant]
-    if processor != "old" and not whole:
-        pytest.skip("costly: an old one is farthest from one thread of today's; only with --whole")
     told, found = losses_on(processor)
     if PROCESSORS[processor][variant] not in told:
         pytest.skip(f"{variant} is not in force on this processor")

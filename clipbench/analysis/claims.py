@@ -299,7 +299,20 @@ TEMPORAL_ORDER = (
 # What f − f* is at a point is arithmetic. torch's guard in the norm, 1e-6, moves it by less than
 # these shares of it: at the end of 100 steps at lr .5, x by 5e-8 and by 1.2e-5.
 ENDS, STAYS = 1e-6, 1e-4
-EACH = {"on": "example"}
+
+
+def _each_clipped(gap: float, share: float) -> Side:
+    """A side that ends at this gap, up to a share of it."""
+    return Side(
+        "norm 1 of each example, lr 0.5",
+        "norm",
+        1.0,
+        0.5,
+        clip_settings={"on": "example"},
+        low=gap * (1 - share),
+        high=gap * (1 + share),
+    )
+
 
 CLIPPING_BIAS = (
     Claim(
@@ -316,15 +329,7 @@ CLIPPING_BIAS = (
         1,
         (
             _sgd(0.5, high=1e-12),
-            Side(
-                "norm 1 of each example, lr 0.5",
-                "norm",
-                1.0,
-                0.5,
-                clip_settings=EACH,
-                low=6.125 * (1 - ENDS),
-                high=6.125 * (1 + ENDS),
-            ),
+            _each_clipped(6.125, ENDS),
         ),
     ),
     Claim(
@@ -340,15 +345,7 @@ CLIPPING_BIAS = (
         1,
         (
             _sgd(0.5, high=1e-12),
-            Side(
-                "norm 1 of each example, lr 0.5",
-                "norm",
-                1.0,
-                0.5,
-                clip_settings=EACH,
-                low=1.125 * (1 - STAYS),
-                high=1.125 * (1 + STAYS),
-            ),
+            _each_clipped(1.125, STAYS),
         ),
         {"examples": "symmetric"},
     ),
