@@ -5,7 +5,7 @@ it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,10 @@ class Gauge:
 
 
 def pilot(
-    cell: Cell, clips: Mapping[str, Any], percentiles: Mapping[str, float] | None = None
+    cell: Cell,
+    clips: Mapping[str, Any],
+    percentiles: Mapping[str, float] | None = None,
+    needed: Collection[str] | None = None,
 ) -> dict[str, float]:
     """The size of the raw gradient over 100 Adam steps at lr 1e-3, to three digits, as each of
     ``clips`` measures size.
@@ -77,8 +80,10 @@ def pilot(
     :param cell: any cell of the workload, batch, device and dtype in question.
     :param percentiles: which percentile of its sizes each clip is given, 0 to 100, with linear
         interpolation between two of them; the median if not given.
+    :param needed: labels without whose size a cell cannot run, all if not given; another size that
+        is zero or not finite is left out.
     :returns: label of the clip → size.
-    :raises UsageError: a size is zero or not finite.
+    :raises UsageError: a size that is needed is zero or not finite.
     """
     percentiles = percentiles or {}
     gauge = Gauge(clips)
@@ -105,9 +110,12 @@ def pilot(
         for label, sizes in gauge.sizes.items()
     }
     unfit = [label for label, size in wanted.items() if not (math.isfinite(size) and size > 0)]
-    if unfit:
-        raise UsageError(
-            f'the pilot of "{cell.problem}" met gradients of size {wanted[unfit[0]]:g}; give '
-            f"{unfit[0]} a plain number."
-        )
-    return {label: float(f"{size:.3g}") for label, size in wanted.items()}
+    for label in unfit:
+        if needed is None or label in needed:
+            raise UsageError(
+                f'the pilot of "{cell.problem}" met gradients of size {wanted[label]:g}; give '
+                f"{label} a plain number."
+            )
+    return {
+        label: float(f"{size:.3g}") for label, size in wanted.items() if label not in set(unfit)
+    }

@@ -12,8 +12,9 @@ from clipbench.protocol.campaign import Campaign
 from clipbench.protocol.plans import gauge_key, pilot_key
 from clipbench.task import Task
 
-# key → registered name, settings other than the threshold, and which percentile of its size
-Clips = dict[str, tuple[str, dict[str, Any], float]]
+# key → registered name, settings other than the threshold, which percentile of its size, and
+# whether a cell needs it
+Clips = dict[str, tuple[str, dict[str, Any], float, bool]]
 
 
 def calibrate(campaign: Campaign) -> None:
@@ -27,7 +28,8 @@ def calibrate(campaign: Campaign) -> None:
     wanted = {
         pilot: one
         for pilot, one in _gauges(campaign).items()
-        if set(one[1]) - set(campaign.pilots.get(pilot, {}))
+        if {key for key, (*_, needed) in one[1].items() if needed}
+        - set(campaign.pilots.get(pilot, {}))
     }
     campaign.watcher.phase("calibrate", len(wanted))
     # In a worker of one thread, as the cells are: the thread count changes bits.
@@ -44,22 +46,30 @@ def calibrate(campaign: Campaign) -> None:
 
 
 def _gauges(campaign: Campaign) -> dict[str, tuple[Cell, Clips]]:
-    """Pilot → a cell of its task, and the clips whose threshold it gives."""
+    """Pilot → a cell of its task, and the clips whose threshold it gives; of each the median as
+    well, so that a reader can tell a threshold as a multiple of it.
+    """
     gauges: dict[str, tuple[Cell, Clips]] = {}
     for cell in campaign.plan.cells:
         if cell.needs_pilot:
-            gauges.setdefault(pilot_key(cell), (cell, {}))[1][gauge_key(cell)] = (
-                cell.clip.name,
-                cell.clip.own,
-                MEDIAN if cell.percentile is None else cell.percentile,
-            )
+            clips = gauges.setdefault(pilot_key(cell), (cell, {}))[1]
+            for percentile in (None, cell.percentile):
+                key = gauge_key(cell, percentile)
+                needed = percentile == cell.percentile or (key in clips and clips[key][-1])
+                asked = MEDIAN if percentile is None else percentile
+                clips[key] = (cell.clip.name, cell.clip.own, asked, needed)
     return gauges
 
 
 def _pilot(cell: Cell, clips: Clips) -> dict[str, float]:
     """A pilot in its worker: the clips are built there, with a threshold that nothing reads."""
     built = {}
-    for key, (name, settings, _) in clips.items():
+    for key, (name, settings, *_) in clips.items():
         threshold = registry.threshold_field(registry.find("clip", name))
         built[key] = registry.build("clip", name, {**settings, str(threshold): 1.0})
-    return engines.pilot(cell, built, {key: wanted for key, (*_, wanted) in clips.items()})
+    return engines.pilot(
+        cell,
+        built,
+        {key: percentile for key, (_, _, percentile, _) in clips.items()},
+        {key for key, (*_, needed) in clips.items() if needed},
+    )

@@ -114,7 +114,11 @@ class Campaign:
 
     def job(self, cell: Cell) -> Job:
         """The cell with its threshold as a number."""
-        size = self.pilots[pilot_key(cell)][gauge_key(cell)] if cell.needs_pilot else None
+        size = (
+            self.pilots[pilot_key(cell)][gauge_key(cell, cell.percentile)]
+            if cell.needs_pilot
+            else None
+        )
         return Job(cell, cell.clip_settings(size))
 
     def at(self, row: Mapping[str, Any]) -> Cell:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from clipbench import metrics, registry
+from clipbench import feed, metrics, registry
 from clipbench.cell import Cell
 from clipbench.engines.record import about
 
@@ -20,6 +20,7 @@ def components(cells: Iterable[Cell]) -> dict[str, Any]:
                 **_component_entry(type(workload)),
                 "settings": dict(cell.workload.settings),
                 **about(workload),
+                "parameters": sum(one.numel() for one in feed.model(workload, 0).parameters()),
                 "other_metrics": {
                     metrics.name_of(one): metrics.direction(one)
                     for one in getattr(workload, "other_metrics", ())

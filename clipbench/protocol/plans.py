@@ -139,12 +139,12 @@ def by_example(cell: Cell) -> str:
     return ", by example" if cell.on == EXAMPLE else ""
 
 
-def gauge_key(cell: Cell) -> str:
-    """The key of a clip's size within a pilot, the median if no percentile is given: another
+def gauge_key(cell: Cell, percentile: float | None) -> str:
+    """The key of a clip's size within a pilot, of the median if no percentile is given: another
     version of the clip may measure size otherwise.
     """
-    percentile = "" if cell.percentile is None else f", percentile {cell.percentile:g}"
-    return f"{cell.clip.label}, version {cell.clip.version}{percentile}"
+    told = "" if percentile is None else f", percentile {percentile:g}"
+    return f"{cell.clip.label}, version {cell.clip.version}{told}"
 
 
 def plan(study: Study, device: str = "study") -> Plan:
