@@ -30,9 +30,11 @@ GRADES = {"best": "best checkpoint", "last": "last step"}
 GRADED = [  # what is looked at of a run
     *ARM,
     *POINT,
-    *("cell", "seed", "status", "outcome", "clipped_fraction", "validation_metric"),
+    *("cell", "seed", "status", "outcome", "validation_metric"),
     *("metric_value", "best_validation", "best_metric"),
+    *("clipped_fraction", "kept_median", "cosine_median"),
 ]
+TAKEN = {"fired": "clipped_fraction", "kept": "kept_median", "cosine": "cosine_median"}
 FEWEST = tuning.TUNED_ON + 2  # seeds for an interval: those tuned on, one left out, one judged
 
 
@@ -41,7 +43,8 @@ class Axis:
     """The runs of one arm along its learning rates, graded one way; settings × seeds.
 
     ``test`` and ``validation`` are signed so that higher is better; ``lost`` is 1 where a run did
-    not learn, and ``diverged`` where it diverged. NaN where nothing is known.
+    not learn, and ``diverged`` where it diverged; ``kept`` and ``cosine`` are medians over the
+    steps of a run. NaN where nothing is known.
     """
 
     points: pd.DataFrame
@@ -50,6 +53,8 @@ class Axis:
     test: np.ndarray
     succeeded: np.ndarray
     fired: np.ndarray
+    kept: np.ndarray
+    cosine: np.ndarray
     lost: np.ndarray
     diverged: np.ndarray
 
@@ -104,7 +109,7 @@ def along(
     shape = (len(points), len(seeds))
     table = {
         name: np.full(shape, math.nan)
-        for name in ("validation", "test", "succeeded", "fired", "lost", "diverged")
+        for name in ("validation", "test", "succeeded", *TAKEN, "lost", "diverged")
     }
     row_of = {_point(row): number for number, row in enumerate(points.to_dict("records"))}
     column_of = {seed: number for number, seed in enumerate(seeds)}
@@ -116,7 +121,8 @@ def along(
         validation, test = _grades(row, about, grade, starts)
         table["validation"][place] = validation * (better if by_metric else -1)
         table["test"][place] = test * better
-        table["fired"][place] = row["clipped_fraction"]
+        for name, column in TAKEN.items():
+            table[name][place] = row[column]
         table["lost"][place] = row["outcome"] != Outcome.LEARNED
         table["diverged"][place] = row["status"] == Status.DIVERGED
         if about["success"] is not None:
@@ -174,7 +180,9 @@ def levels(found: Mapping[tuple[Task, str, str], Axis], components: Components) 
 
     ``n`` counts the seeds on which all ``tries`` learning rates ran, ``lacking`` the others;
     ``lr`` is the setting that is chosen most often, in ``share`` of the choices; ``fired`` is the
-    share of steps that the clip altered, ``succeeded`` that of runs that met the criterion.
+    share of steps that the clip altered, ``kept`` and ``cosine`` what it left of the gradient in
+    the median step, ``succeeded`` the share of runs that met the criterion, ``lost`` of those that
+    did not learn; ``lost_all`` is that over the whole axis.
     """
     rows = []
     for (task, arm, grade), axis in found.items():
@@ -194,14 +202,19 @@ def levels(found: Mapping[tuple[Task, str, str], Axis], components: Components) 
             row |= {name: float(point[name]) for name in POINT}
             row |= {
                 "share": float(tuned.chosen[most]),
-                "fired": float(tuned.chosen @ axis.fired[:, known].mean(axis=1)),
+                **{
+                    name: float(tuned.chosen @ getattr(axis, name)[:, known].mean(axis=1))
+                    for name in TAKEN
+                },
                 "succeeded": _expected(axis, known, axis.succeeded)
                 if about["success"] is not None
                 else math.nan,
+                "lost": _expected(axis, known, axis.lost),
+                "lost_all": float(axis.lost[:, known].mean()),
             }
         rows.append(row)
     columns = [*ARM, "grade", "n", "lacking", "tries", "estimate", "low", "high"]
-    return table_of(rows, [*columns, *POINT, "share", "fired", "succeeded"])
+    return table_of(rows, [*columns, *POINT, "share", *TAKEN, "succeeded", "lost", "lost_all"])
 
 
 def _tuned(axis: Axis, known: np.ndarray) -> tuning.Tuned:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, ParamSpec
 
 import matplotlib as mpl
 import pandas as pd
@@ -77,6 +81,34 @@ STYLE: Any = {
     "path.simplify": True,
     "figure.constrained_layout.use": False,
 }
+
+
+class Look(NamedTuple):
+    """How figures look: on a page as wide as they need, with a footer; in a paper at most
+    ``width`` inches wide, without one, with embedded fonts.
+    """
+
+    width: float = math.inf
+    footer: bool = True
+    rc: Mapping[str, Any] = MappingProxyType({})
+
+
+TRUE_TYPE = {"pdf.fonttype": 42, "ps.fonttype": 42}  # what publishers ask for: no Type 3 fonts
+PAGE = Look()
+COLUMN, COLUMNS = (
+    Look(width, footer=False, rc=MappingProxyType(TRUE_TYPE)) for width in (3.4, 7.0)
+)
+_look: ContextVar[Look] = ContextVar("look", default=PAGE)
+
+
+@contextmanager
+def looking(look: Look) -> Iterator[None]:
+    """Draw and render figures with another look."""
+    token = _look.set(look)
+    try:
+        yield
+    finally:
+        _look.reset(token)
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -167,9 +199,12 @@ def ordered(arms: pd.DataFrame) -> list[str]:
 
 
 def blank(width: float, height: float, footer: str) -> Figure:
-    """An empty figure with its footer."""
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05))
-    figure.supxlabel(footer, x=0.008, ha="left", fontsize=6, color="#777777")
+    """An empty figure with its footer, of these inches; a paper's look bounds the width."""
+    look = _look.get()
+    engine = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05)
+    figure = Figure(figsize=(min(width, look.width), height), layout=engine)
+    if look.footer:
+        figure.supxlabel(footer, x=0.008, ha="left", fontsize=6, color="#777777")
     return figure
 
 
@@ -191,31 +226,33 @@ def decades(axes: Axes, axis: str = "y") -> None:
     one.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
 
 
-def render(figure: Figure, dpi: int = 150, *, png: bool = True) -> tuple[str, bytes]:
-    """The figure as SVG text and PNG: no date, no version, coordinates to a hundredth of a point.
+DPI = 150  # of a PNG
 
-    :param png: whether the PNG is wanted; it is empty if not.
+
+def render(figure: Figure, form: str) -> bytes:
+    """The figure as ``svg``, ``png`` or ``pdf``: no date, no version; of SVG, coordinates to a
+    hundredth of a point.
     """
-    vector, pixels = io.StringIO(), io.BytesIO()
-    with mpl.rc_context(STYLE):
-        # text is wider or narrower at another one: what is laid out must be what is drawn
-        figure.set_dpi(dpi)
+    drawn = io.BytesIO()
+    with mpl.rc_context({**STYLE, **_look.get().rc}):
+        # text is wider or narrower at another resolution: what is laid out must be what is drawn
+        figure.set_dpi(DPI)
         figure.draw_without_rendering()
-        # laid out once, for both; any engine would have each drawn twice
-        figure.set_layout_engine(None)
-        figure.savefig(
-            vector,
-            format="svg",
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-        )
-        if png:
-            figure.savefig(pixels, format="png", dpi=dpi, metadata={"Software": None})
-    text = vector.getvalue().replace(
-        "'DejaVu Sans', sans-serif", "'DejaVu Sans', Verdana, sans-serif"
-    )
-    return _slim(text), pixels.getvalue()
+        figure.set_layout_engine(None)  # laid out once; any engine would have it drawn again
+        figure.savefig(drawn, format=form, dpi=DPI, metadata=NOTHING_NOTED[form])
+    if form != "svg":
+        return drawn.getvalue()
+    text = drawn.getvalue().decode()
+    return _slim(
+        text.replace("'DejaVu Sans', sans-serif", "'DejaVu Sans', Verdana, sans-serif")
+    ).encode()
 
 
+NOTHING_NOTED: dict[str, dict[str, None]] = {
+    "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
+    "png": {"Software": None},
+    "pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")),
+}
 NAMELESS = re.compile(
     r' id="(?:text|line2d|patch|[xy]tick|axes|legend|QuadMesh|[A-Za-z]+Collection|'
     r'matplotlib\.axis)_\d+"'

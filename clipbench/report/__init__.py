@@ -1,5 +1,5 @@
-"""Store → HTML, Markdown, SVG, PNG and CSV. A pure function of the store: the same store gives the
-same bytes.
+"""Store → HTML, Markdown, LaTeX, CSV, SVG, PNG and PDF. A pure function of the store: the same
+store gives the same bytes.
 
 A file makes the section of one question, and has the name of the question's file in ``analysis/``
 and ``figures/``; the order of the page is in ``sections``. Nothing here draws: figures come from
@@ -9,73 +9,91 @@ and ``figures/``; the order of the page is in ``sections``. Nothing here draws: 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import jinja2
-
 from clipbench.errors import UsageError, nearest
-from clipbench.report import answer, sections
-from clipbench.report.evidence import read
+from clipbench.figures.style import COLUMN, COLUMNS, PAGE, looking
+from clipbench.report import answer, sections, viewer
+from clipbench.report.evidence import Evidence, read
 from clipbench.report.folder import replace
-from clipbench.report.parts import Picture, Section, Table
+from clipbench.report.parts import Part, Picture, Table, flattened
+from clipbench.report.prose import environment
 from clipbench.store import Store
 
 PAGES = ("html", "md")
-FORMATS = (*PAGES, "csv", "svg", "png")
+FIGURES = ("svg", "png", "pdf")
+FORMATS = (*PAGES, "csv", "tex", *FIGURES)
+USUAL = ("html", "md", "csv", "svg", "png")
+STYLES = {"page": PAGE, "paper": COLUMNS, "column": COLUMN}
 
 P = TypeVar("P", Picture, Table)
 
 
 def write(
-    store: Store, formats: Iterable[str] | None = None, folder: Path | None = None
+    store: Store,
+    formats: Iterable[str] | None = None,
+    folder: Path | None = None,
+    style: str = "page",
 ) -> list[Path]:
     """The files written, pages first: the report of ``store`` is rendered into ``folder``
     (``DIR/report``).
 
     :param formats: some of `FORMATS`; those that the folder's environment page names if not given,
-        all if it names none. If neither svg nor png is among them, figures are written as both.
-        That page may also name a size above which a figure or a table's CSV is left out; the pages
-        say so.
-    :raises UsageError: a format that is not one of `FORMATS`, or a folder that cannot be written.
+        `USUAL` if it names none. If no format of figures is among them, figures are written as SVG
+        and PNG. That page may also name a size above which a figure or a table's CSV is left out;
+        the pages say so.
+    :param style: one of `STYLES`: ``page``, or ``paper`` and ``column``, of figures without a
+        footer, with embedded fonts, as wide as two columns or one of a paper at most.
+    :raises UsageError: a format or a style that there is not, or a folder that cannot be written.
     """
     kept = {} if formats is not None else store.page("environment")
-    wanted, largest = (
-        _checked_formats(kept.get("formats", FORMATS) if formats is None else formats),
-        kept.get("largest", math.inf),
-    )
+    wanted = _checked(kept.get("formats", USUAL) if formats is None else formats, FORMATS, "format")
+    _checked([style], STYLES, "style")
     folder = folder or store.folder / "report"
-    kinds = [kind for kind in ("svg", "png") if kind in wanted] or ("svg", "png")
-    evidence = read(store, png="png" in kinds)
+    with looking(STYLES[style]):
+        files = _files(read(store), wanted, kept.get("largest", math.inf))
+    return replace(folder, files)
+
+
+def _files(evidence: Evidence, wanted: list[str], largest: float) -> dict[str, bytes]:
+    """Name → content, pages first."""
     opening, told = answer.told(evidence), sections.told(evidence)
+    parts = [*flattened(opening), *(part for one in told for part in flattened(one.parts))]
+    files = dict(_beside(parts, wanted))
+    left_out = {name for name, content in files.items() if len(content) > largest}
     page = {
         "title": evidence.title,
         "subtitle": sections.subtitle(evidence),
         "answer": opening,
         "sections": told,
         "csv": "csv" in wanted,
+        "left_out": left_out,
     }
-    files: dict[str, bytes] = {}
-    for picture in _parts_of_kind(told, Picture):
-        drawn = {"svg": picture.svg.encode(), "png": picture.png}
-        files |= {f"figures/{picture.name}.{kind}": drawn[kind] for kind in kinds}
-    for table in _parts_of_kind(told, Table):
+    pages = {}
+    if "html" in wanted:
+        pages["report.html"] = viewer.page(evidence, page).encode()
+    if "md" in wanted:
+        pages["report.md"] = render("report.md.j2", page).encode()
+    return pages | {name: content for name, content in files.items() if name not in left_out}
+
+
+def _beside(parts: Iterable[Part], wanted: list[str]) -> Iterator[tuple[str, bytes]]:
+    """The files beside the pages: figures and tables."""
+    parts = list(parts)
+    kinds = [kind for kind in FIGURES if kind in wanted] or ["svg", "png"]
+    for picture in _of_kind(parts, Picture):
+        for kind in kinds:
+            yield f"figures/{picture.name}.{kind}", picture.bytes(kind)
+    for table in _of_kind(parts, Table):
         if "csv" in wanted:
-            files[f"tables/{table.name}.csv"] = table.csv.encode()
+            yield f"tables/{table.name}.csv", table.csv.encode()
+        if "tex" in wanted and table.rows:
+            yield f"tables/{table.name}.tex", render("table.tex.j2", {"table": table}).encode()
         if {"md", "csv"} <= set(wanted) and table.rows:
-            files[f"tables/{table.name}.md"] = render(
-                "table.md.j2", {"table": table, "csv": False, "left_out": ()}
-            ).encode()
-    left_out = {name for name, content in files.items() if len(content) > largest}
-    pages = {
-        f"report.{name}": render(f"report.{name}.j2", page | {"left_out": left_out}).encode()
-        for name in PAGES
-        if name in wanted
-    }
-    return replace(
-        folder, pages | {name: content for name, content in files.items() if name not in left_out}
-    )
+            told = {"table": table, "csv": False, "left_out": ()}
+            yield f"tables/{table.name}.md", render("table.md.j2", told).encode()
 
 
 def formats_named(text: str) -> list[str]:
@@ -83,36 +101,25 @@ def formats_named(text: str) -> list[str]:
 
     :raises UsageError: one is not of `FORMATS`.
     """
-    return _checked_formats(name.strip() for name in text.split(",") if name.strip())
+    names = (name.strip() for name in text.split(",") if name.strip())
+    return _checked(names, FORMATS, "format")
 
 
-def _checked_formats(formats: Iterable[str]) -> list[str]:
-    wanted = list(dict.fromkeys(formats))
+def _checked(names: Iterable[str], known: Iterable[str], option: str) -> list[str]:
+    wanted, known = list(dict.fromkeys(names)), list(known)
     for name in wanted:
-        if name not in FORMATS:
+        if name not in known:
             raise UsageError(
-                f'--format: there is no format "{name}".{nearest(name, FORMATS)} There are: '
-                f"{', '.join(FORMATS)}."
+                f'--{option}: there is no {option} "{name}".{nearest(name, known)} There are: '
+                f"{', '.join(known)}."
             )
     return wanted
 
 
 def render(template: str, page: dict[str, object]) -> str:
     """One template; HTML is escaped, an undefined name is an error."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("clipbench"),
-        autoescape=template.endswith(".html.j2"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = lambda text: (
-        str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-    )
-    environment.filters["flat"] = lambda text: " ".join(str(text).split()).replace("<", "&lt;")
-    return environment.get_template(template).render(page)
+    return environment().get_template(template).render(page)
 
 
-def _parts_of_kind(told: Iterable[Section], kind: type[P]) -> list[P]:
-    return [piece for section in told for piece in section.parts if isinstance(piece, kind)]
+def _of_kind(parts: Iterable[Part], kind: type[P]) -> list[P]:
+    return [part for part in parts if isinstance(part, kind)]

@@ -1,292 +1,424 @@
-"""The answer to the reader's question "should I clip?", in words that the intervals support."""
+"""The answer to the reader's question "should I clip?", in sentences and one table, in words that
+the intervals support.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from clipbench import selection
-from clipbench.analysis.stable import stable
+from clipbench.analysis.clips import against_lower_lr
+from clipbench.analysis.form import norm_over_value
 from clipbench.report.evidence import Evidence
 from clipbench.report.headline import without_stopping
-from clipbench.report.outcomes import estimate
-from clipbench.report.parts import List, Text
-from clipbench.report.robust import shift
+from clipbench.report.parts import List, Part, Text, Verdicts
+from clipbench.report.prose import paragraphs
 from clipbench.report.words import (
+    DASH,
     Row,
     between,
     decimals,
     fixed,
     gap_places,
-    interval_of,
     listed,
     metric_words,
     percent,
     short,
     signed,
 )
-from clipbench.schema import Outcome, Reading, Verdict
-from clipbench.selection import BASELINE
+from clipbench.schema import Outcome, Verdict
 from clipbench.statistics import Interval
-from clipbench.task import Task
+from clipbench.task import Task, Threshold
 
-CLIPS = ("value clip", "norm clip")
-SAID = {
-    Verdict.BETTER: "is **better, by what matters**, on",
-    Verdict.PERHAPS_BETTER: "is **better**, by how much is uncertain, on",
-    Verdict.SAME: "makes **no difference that matters** on",
-    Verdict.PERHAPS_WORSE: "is **worse**, by how much is uncertain, on",
-    Verdict.WORSE: "is **worse, by what matters**, on",
-    Verdict.UNDECIDED: "is undecided on",
-    Verdict.NEVER_FIRED: "never fired on",
-    Verdict.INCOMPLETE: "lacks runs on",
+SHOWN = 8  # rows of the first table; the others are folded
+ADVISED = 5  # lines of advice at most
+SAFER = 0.05  # by which share of seeds a clip must lose fewer to be called safer
+SIGNS = {  # verdict → sign, and the class of its colour
+    str(Verdict.BETTER): ("▲", "better"),
+    str(Verdict.PERHAPS_BETTER): ("△", "better"),
+    str(Verdict.WORSE): ("▼", "worse"),
+    str(Verdict.PERHAPS_WORSE): ("▽", "worse"),
+    str(Verdict.SAME): ("=", "same"),
+    str(Verdict.UNDECIDED): ("?", "open"),
+    str(Verdict.NEVER_FIRED): ("○", "none"),
+    str(Verdict.INCOMPLETE): ("…", "none"),
 }
-MEANING = {str(one): one.meaning for one in Verdict}
+TORCH = {  # clip → the line of torch that does it
+    "norm": "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={})",
+    "value": "torch.nn.utils.clip_grad_value_(model.parameters(), clip_value={})",
+}
+HEAD = (
+    "problem",
+    "optimizer, clip",
+    "verdict",
+    "set",
+    "without → with",
+    "gain [95 %]",
+    "no difference at margins ≥",
+    "tries until ahead",
+    "range of lrs, decades [95 %]",
+    "seeds lost, without → with",
+    "steps fired; kept",
+    "step cost",
+    "instead",
+)
 
 
-def told(evidence: Evidence) -> list[Text | List]:
-    """The reader's question, answered from the numbers, task by task."""
+def told(evidence: Evidence) -> list[Part]:
+    """The reader's question, answered from the numbers: a sentence for each part of it, a table,
+    and what to do.
+    """
+    nothing = _nothing(evidence)
+    if nothing:
+        return paragraphs("nothing", why=nothing)
+    rows = evidence.answers.to_dict("records")
+    return [
+        *paragraphs("answer", **_numbers(evidence, rows)),
+        *_tables(evidence, rows),
+        *paragraphs("ran", tasks=_ran(evidence), **_conditions(evidence)),
+        *_advice(evidence, rows),
+    ]
+
+
+def _nothing(evidence: Evidence) -> str:
+    """Why there is no answer; empty if there is one."""
     if not len(evidence.cells):
-        return [
-            Text(
-                "**Nothing has been run yet.** No cell of this study is stored; `clipbench run` "
-                "fills this folder."
-            )
-        ]
-    gaps = evidence.gaps
-    compared = not gaps.empty and bool((gaps["verdict"] != Verdict.INCOMPLETE).any())
-    if not evidence.reports and not compared:
-        return [
-            Text(
-                "**Nothing is chosen here.** This study reports on no fresh seeds: it shows what "
-                "every setting did, and has no tuned methods to compare."
-            )
-        ]
-    if evidence.reports and not evidence.drawn["ended"].isin([*Outcome]).any():
-        return [
-            Text(
-                "**No answer yet.** The report phase, which runs each method's settings on fresh "
-                "seeds, has no finished cell in this folder. What the selection phase showed is "
-                "below; it chose settings, so that its numbers flatter every method."
-            )
-        ]
-    if gaps.empty or not (gaps["n"] > 0).any():
-        return [
-            Text(
-                "**No verdict.** Nothing in this folder compares a clip with its optimizer at the "
-                "same number of tries; why, the next section says."
-            ),
-            *_asked(evidence),
-        ]
-    ranges, costs = stable(evidence.cells), evidence.costs
-    items = [Text(_task_answer(evidence, task, ranges, costs)) for task in evidence.tasks]
-    brackets = Text(
-        "In brackets: 95 % intervals; the verdicts hold for all comparisons of a family together. "
-        "n: seeds. Stable: every selection seed learned."
-    )
-    return [*_summary(evidence), List([item for item in items if item.words]), brackets]
+        return "empty"
+    if evidence.answers.empty:
+        has_clips = evidence.arms["partner"].notna().any()
+        if not has_clips:
+            return "no clip"
+        return "no report" if not evidence.reports else "nothing compared"
+    if not (evidence.answers["n"] > 0).any():
+        ended = evidence.drawn["ended"].isin([*Outcome]).any()
+        return "nothing compared" if ended or not evidence.reports else "not yet"
+    return ""
 
 
-def _asked(evidence: Evidence) -> list[Text | List]:
-    return [
-        Text(f"**{evidence.labels[task]}**: {' '.join(said)}")
-        for task in evidence.tasks
-        if (said := _asked_sentences(evidence, task))
-    ]
+def _numbers(evidence: Evidence, rows: Sequence[Row]) -> dict[str, Any]:
+    """What the template of the answer names."""
+    by_verdict = {
+        verdict: [_named(evidence, row) for row in rows if row["verdict"] == verdict]
+        for verdict in Verdict
+    }
+    tuned = [row for row in rows if row["basis"] == "tuned"]
+    pairs = norm_over_value(evidence.axes, evidence.arms, evidence.grade)
+    rivals = [row for row in rows if row["instead"] and not math.isnan(row["instead_low"])]
+    leading = [row for row in rivals if row["instead_low"] > 0]
+    widest = max(leading, key=lambda row: row["instead_gain"] / _scale(row), default=None)
+    costs = sorted(100 * (row["cost"] - 1) for row in rows if not math.isnan(row["cost"]))
+    needed = [row["needed"] for row in rows if row["verdict"] == Verdict.UNDECIDED]
+    needed = [one for one in needed if math.isfinite(one)]
+    budget = [row for row in rows if not evidence.budget.empty]
+    counts = sorted({int(row["n"]) for row in rows if row["n"] > 0})
+    percentiles = {row["percentile"] for row in rows if not math.isnan(row["percentile"])}
+    return {
+        "better": by_verdict[Verdict.BETTER] + by_verdict[Verdict.PERHAPS_BETTER],
+        "worse": by_verdict[Verdict.WORSE] + by_verdict[Verdict.PERHAPS_WORSE],
+        "same": by_verdict[Verdict.SAME],
+        "never": by_verdict[Verdict.NEVER_FIRED],
+        "open": len(by_verdict[Verdict.UNDECIDED]),
+        "compared": len(rows),
+        "tuned": len(tuned),
+        "ahead": sum(row["low"] > 0 for row in tuned),
+        "behind": sum(row["high"] < 0 for row in tuned),
+        "pairs": len(pairs),
+        "norm_ahead": int((pairs["low"] > 0).sum()),
+        "value_ahead": int((pairs["high"] < 0).sum()),
+        "percentile": f"the {short(percentiles.pop())}th percentile of the sizes in a pilot run"
+        if len(percentiles) == 1
+        else "",
+        "budget": len(budget) and int(evidence.budget.groupby(["problem", "arm"]).ngroups),
+        "budget_ahead": sum(not math.isnan(row["tries_until"]) for row in rows),
+        "rivals": len(rivals),
+        "rivals_ahead": len(leading),
+        "rival": f"{_lead(evidence, widest)}" if widest else "",
+        "cheapest": fixed(costs[0], 0) if costs else "",
+        "dearest": fixed(costs[-1], 0) if costs else "",
+        "seeds": " to ".join(str(count) for count in {counts[0]: 0, counts[-1]: 0}),
+        "learned": _learned(evidence),
+        "needed": f"{min(needed):,.0f}" if needed else "",
+    }
 
 
-def _summary(evidence: Evidence) -> list[Text | List]:
-    """What each clip did on each optimizer, over all workloads."""
-    sentences = []
-    labelled = evidence.gaps.merge(evidence.arms, on=["problem", "batch", "device", "dtype", "arm"])
-    for (optimizer, clip), rows in labelled.groupby(["optimizer_label", "clip_label"], sort=False):
-        name = f"{str(clip).capitalize()} clipping on {evidence.short(str(optimizer))}"
-        places: dict[str, list[str]] = {}
-        for row in rows.to_dict("records"):
-            places.setdefault(row["verdict"], []).append(evidence.labels[Task.of(row)])
-        said = [f"{words} {listed(places[one])}" for one, words in SAID.items() if one in places]
-        sentences.append(f"{name} {'; '.join(said)}.")
-    if not sentences:
-        return []
-    return [
-        Text("Against the same optimizer without a clip, at the same number of tries:"),
-        List([Text(sentence) for sentence in sentences]),
-    ]
+def _learned(evidence: Evidence) -> str:
+    ended = evidence.cells["outcome"].eq(Outcome.LEARNED).sum()
+    return f"{percent(float(ended) / len(evidence.cells))} of all runs learned"
 
 
-def _task_answer(evidence: Evidence, task: Task, ranges: pd.DataFrame, costs: pd.DataFrame) -> str:
-    about, methods = evidence.about(task), evidence.methods
-    rows = evidence.of(evidence.gaps, task)
-    places = gap_places(rows)
-    sentences = [_reached(evidence, task)]
-    told = [{**row, "arm": evidence.short(row["arm"])} for row in rows.to_dict("records")]
-    sentences += [_verdict(row, places) for row in told if not _is_open(row)]
-    open_still = [row["arm"] for row in told if _is_open(row)]
-    sentences.append(f"Undecided: {listed(open_still)}." if open_still else "")
-    sentences.append(_other_optimizers(evidence, task))
-    sentences.append(_survived(evidence, task))
-    if BASELINE in methods and not len(evidence.of(evidence.robust, task)):
-        sentences += [
-            _range_sentence(clip, evidence.of(ranges, task), methods)
-            for clip in CLIPS
-            if clip in methods
-        ]
-    sentences.append(_cost_sentence(evidence, task, costs))
-    sentences += _asked_sentences(evidence, task)
-    words = " ".join(filter(None, sentences))
-    better = "higher" if about["higher_is_better"] else "lower"
-    judged = f"{metric_words(about)}, {better} is better"
-    return f"**{evidence.labels[task]}** ({judged}). {words}" if words else ""
+def _scale(row: Row) -> float:
+    """By what leads on different metrics are compared: the margin, if there is one."""
+    return row["margin"] if row["margin"] > 0 else 1.0
 
 
-def _is_open(row: Row) -> bool:
-    """Whether nothing can be said of a comparison."""
-    return bool(row["verdict"] == Verdict.UNDECIDED and not without_stopping(row))
+def _named(evidence: Evidence, row: Row) -> dict[str, str]:
+    """A comparison as a sentence names it."""
+    places = _places(evidence, Task.of(row))[1]
+    known = not math.isnan(row["difference"])
+    gain = signed(row["difference"], places) + without_stopping_of(evidence, row) if known else ""
+    return {
+        "arm": evidence.short(row["arm"]),
+        "label": evidence.labels[Task.of(row)],
+        "gain": gain,
+    }
 
 
-def _reached(evidence: Evidence, task: Task) -> str:
-    """What plain SGD is expected to reach."""
-    levels, arm = evidence.of(evidence.levels, task), evidence.methods.get(BASELINE)
-    mine = levels[(levels["arm"] == arm) & (levels["grade"] == evidence.grade)]
-    if mine.empty or math.isnan(mine["estimate"].iloc[0]):
-        return ""
-    row = mine.iloc[0].to_dict()
-    places = decimals(levels["estimate"].dropna())
-    shown = f"{fixed(row['estimate'], places)} {between(interval_of(row), places)}".strip()
-    return f"Plain SGD reaches {shown}."
+def without_stopping_of(evidence: Evidence, row: Row) -> str:
+    """Whether the clip of a row is better only without early stopping."""
+    gaps = evidence.of(evidence.gaps, Task.of(row))
+    mine = gaps[gaps["arm"] == row["arm"]].to_dict("records")
+    return without_stopping(mine[0]) if mine and row["basis"] == "same tries" else ""
 
 
-def _verdict(row: Row, places: int) -> str:
-    """One comparison, in the words of its verdict."""
-    name, n = str(row["arm"]), f"n = {row['n']}"
-    if row["verdict"] in (Verdict.NEVER_FIRED, Verdict.INCOMPLETE):
-        return f"{name}: {row['verdict']} ({MEANING[row['verdict']]})."
-    bounds = Interval(row["difference"], row["low"], row["high"])
-    shown = f"{signed(row['difference'], places)} {between(bounds, places, sign=True)}".strip()
-    return f"{name}: {shown}, {row['verdict']}{without_stopping(row)} ({n})."
-
-
-def _other_optimizers(evidence: Evidence, task: Task) -> str:
-    """Whether another optimizer or schedule without a clip does better than plain SGD."""
-    rivals = evidence.of(evidence.rivals, task)
-    ahead = rivals[rivals["low"] > 0].sort_values("difference", ascending=False)
-    several = len(evidence.schedules) > 1
-    if not rivals["low"].notna().any():
-        return ""
-    if ahead.empty:
-        other = "optimizer or schedule" if several else "optimizer"
-        return f"No other {other} is ahead of plain SGD without a clip."
-    places = gap_places(rivals)
-    words = [
-        f"{evidence.short(row['arm'])} {signed(row['difference'], places)}"
-        for row in ahead.to_dict("records")
-    ]
-    others = "other optimizers or schedules" if several else "other optimizers"
-    return f"Without a clip, {others} are ahead of plain SGD: {listed(words)}."
-
-
-def _survived(evidence: Evidence, task: Task) -> str:
-    """How far clips move the learning rate at which half of the seeds are lost."""
-    rows = evidence.of(evidence.robust, task)
-    moved = rows[(rows["low"] > 0) | (rows["high"] < 0)].to_dict("records")
-    if rows.empty:
-        return ""
-    if not moved:
-        return "No clip moves the learning rate at which half of the seeds are lost, for sure."
-    words = [f"{evidence.short(row['arm'])} by {shift(row)} decades" for row in moved]
-    return f"The learning rate at which half of the seeds are lost is moved: {listed(words)}."
-
-
-def _range_sentence(  # noqa: PLR0911 - a sentence for every case
-    clip: str, ranges: pd.DataFrame, methods: Mapping[str, str]
-) -> str:
-    base = ranges[(ranges["arm"] == methods[BASELINE]) & (ranges["basis"] == "no clip")]
-    best = ranges[(ranges["arm"] == methods[clip]) & (ranges["basis"] == "best threshold")]
-    if base.empty or best.empty:
-        return ""
-    before, after = base.iloc[0], best.iloc[0]
-    if math.isnan(before["high"]) and math.isnan(after["high"]):
-        return f"No learning rate was stable for plain SGD or with {clip}ping."
-    at_least = "at least " if after["above"] else ""
-    if math.isnan(before["high"]):
-        return (
-            f"{clip.capitalize()}ping makes learning rates up to "
-            f"{at_least}{short(after['high'])} stable, where plain SGD has none."
-        )
-    if math.isnan(after["high"]):
-        return (
-            f"With {clip}ping no learning rate was stable; plain SGD holds to "
-            f"{short(before['high'])}."
-        )
-    if before["above"] and after["high"] >= before["high"]:
-        return (
-            f"Plain SGD was stable up to the largest learning rate it was tried at, "
-            f"{short(before['high'])}, as was {clip}ping."
-        )
-    if after["high"] > before["high"]:
-        highs = f"{short(before['high'])} to {at_least}{short(after['high'])}"
-        return f"With {clip}ping the largest stable learning rate rises from {highs}."
-    if after["high"] < before["high"]:
-        return (
-            f"With {clip}ping the largest stable learning rate falls from "
-            f"{short(before['high'])} to {short(after['high'])}."
-        )
+def _lead(evidence: Evidence, row: Row) -> str:
+    places = _places(evidence, Task.of(row))[1]
+    metric = metric_words(evidence.about(Task.of(row)))
     return (
-        f"{clip.capitalize()}ping leaves the largest stable learning rate where it is "
-        f"({short(before['high'])})."
+        f"{evidence.short(row['instead'])} on {evidence.labels[Task.of(row)]}, by "
+        f"{fixed(row['instead_gain'], places)} {metric} over {evidence.short(row['arm'])}"
     )
 
 
-def _cost_sentence(evidence: Evidence, task: tuple[Any, ...], costs: pd.DataFrame) -> str:
-    several, rows = len(set(costs["environment"])) > 1, evidence.of(costs, task)
-    rows = rows[
-        (rows["optimizer"] == "sgd")
-        & rows["clip"].isin(["value", "norm"])
-        & np.isfinite(rows["ratio"])
-    ]
-    sentences = []
-    for environment, timed in rows.groupby("environment", dropna=False, sort=True):
-        said = [
-            (
-                f"×{fixed(row['ratio'], 2)} "
-                f"{between(Interval(row['ratio'], row['low'], row['high']), 2)}"
-            ).strip()
-            + f" with {row['clip']}"
-            for row in timed.to_dict("records")
-        ]
-        where = f" ({evidence.machine(str(environment))})" if several else ""
-        sentences.append(f"A step costs {listed(said)} clipping{where}.")
-    return " ".join(sentences)
+def _places(evidence: Evidence, task: Task) -> tuple[int, int]:
+    """Decimals for levels and for differences of a task."""
+    rows = evidence.of(evidence.answers, task)
+    return decimals([*rows["estimate"].dropna(), *rows["without"].dropna()]), gap_places(rows)
 
 
-def _asked_sentences(evidence: Evidence, task: tuple[Any, ...]) -> list[str]:
-    """The results of the untuned arms that the study's page names, a sentence each."""
-    if evidence.defaults:  # they stand in the table of clips
-        return []
-    about, results = evidence.about(task), evidence.of(evidence.results, task)
-    asked = results[
-        (results["reading"] == Reading.UNTUNED) & ~results["arm"].isin([*evidence.methods.values()])
+def _tables(evidence: Evidence, rows: Sequence[Row]) -> list[Part]:
+    """The rows that are seen first, and the others."""
+    name = evidence.name("tables", "answer")
+    built = [_row(evidence, row) for row in rows]
+    data = evidence.answers.assign(
+        label=[evidence.short(arm) for arm in evidence.answers["arm"]],
+        instead=[evidence.short(arm) if arm else "" for arm in evidence.answers["instead"]],
+    )
+    caption = (
+        "Each clip against the same optimizer without it; a gain is positive if the clip is "
+        "better. Grey: the margin inside which no difference matters."
+    )
+    return [
+        Verdicts(
+            name,
+            caption,
+            HEAD,
+            [row for row, _ in built],
+            data,
+            words=4,
+            marks=[marks | {"line": number} for number, (_, marks) in enumerate(built, start=1)],
+        )
     ]
-    places = decimals(results["estimate"])
-    sentences = []
-    for row in asked.to_dict("records"):
-        at = f"lr {short(row['lr'])}" + (
-            f" and threshold {short(row['threshold'])}" if row["threshold"] >= 0 else ""
+
+
+def _row(evidence: Evidence, row: Row) -> tuple[list[str], dict[str, Any]]:
+    task = Task.of(row)
+    about, (places, digits) = evidence.about(task), _places(evidence, Task.of(row))
+    sign, colour = SIGNS.get(row["verdict"], ("·", "none"))
+    bounds = Interval(row["difference"], row["low"], row["high"])
+    gain = f"{signed(row['difference'], digits)} {between(bounds, digits, sign=True)}".strip()
+    words = [
+        f"{evidence.labels[task]} ({_metric(about)}{_size(row)})",
+        evidence.short(row["arm"]),
+        _verdict(evidence, row),
+        _setting(row),
+        f"{fixed(row['without'], places)} → {fixed(row['estimate'], places)}",
+        f"{gain}, n = {row['n']}" if row["n"] else DASH,
+        fixed(row["smallest"], digits),
+        _until(evidence, row),
+        _interval(row, "shift", 2),
+        f"{percent(row['lost_without'])} → {percent(row['lost'])}",
+        percent(row["fired"]) + f"; {percent(row['kept'])}" * (not math.isnan(row["kept"])),
+        DASH if math.isnan(row["cost"]) else f"{signed(100 * (row['cost'] - 1), 0)} %",
+        _rival(evidence, row, digits),
+    ]
+    return words, {
+        "sign": sign,
+        "colour": colour,
+        "hover": _torch(evidence, row),
+        "strip": _strip(evidence, row),
+        "lead": row["instead_low"] > 0,
+    }
+
+
+def _metric(about: Row) -> str:
+    return f"{metric_words(about)} {'↑' if about['higher_is_better'] else '↓'}"
+
+
+def _size(row: Row) -> str:
+    return "" if math.isnan(row["parameters"]) else f", {row['parameters']:,.0f} parameters"
+
+
+def _verdict(evidence: Evidence, row: Row) -> str:
+    if row["basis"] == "same tries":
+        return row["verdict"] + without_stopping_of(evidence, row)
+    if row["verdict"]:
+        return str(row["verdict"])
+    side = "ahead" if row["low"] > 0 else "behind" if row["high"] < 0 else "open"
+    return f"no verdict: {side}, with {_tries(row)}"
+
+
+def _tries(row: Row) -> str:
+    return f"{short(row['tries'])} tries against {short(row['tries_without'])}"
+
+
+def _setting(row: Row) -> str:
+    """The settings that are chosen most often, without the clip and with it."""
+    if math.isnan(row["lr"]):
+        return DASH
+    threshold, before = Threshold.of(row), row["lr_without"]
+    lr = f"lr {short(row['lr'])}"
+    if not math.isnan(before) and before != row["lr"]:
+        lr = f"lr {short(before)} → {short(row['lr'])}"
+    if threshold.absent:
+        return lr
+    also = []
+    if not math.isnan(row["of_median"]):
+        also.append(f"{short(row['of_median'])} × median")
+    if threshold.is_percentile:
+        also.append(f"p{short(threshold.percentile)}")
+    return f"{lr}; at {short(threshold.value)}" + f" ({', '.join(also)})" * bool(also)
+
+
+def _until(evidence: Evidence, row: Row) -> str:
+    curves = evidence.of(evidence.budget, Task.of(row))
+    if not (curves["arm"] == row["arm"]).any():
+        return DASH
+    return "never" if math.isnan(row["tries_until"]) else f"{row['tries_until']:.0f}"
+
+
+def _interval(row: Row, name: str, places: int) -> str:
+    bounds = Interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+    return f"{signed(bounds.estimate, places)} {between(bounds, places, sign=True)}".strip()
+
+
+def _rival(evidence: Evidence, row: Row, digits: int) -> str:
+    if not row["instead"]:
+        return DASH
+    bounds = Interval(row["instead_gain"], row["instead_low"], row["instead_high"])
+    gain = f"{signed(bounds.estimate, digits)} {between(bounds, digits, sign=True)}".strip()
+    return f"{evidence.short(row['instead'])}: {gain}"
+
+
+def _torch(evidence: Evidence, row: Row) -> str:
+    """The line that does the same in a loop of one's own; empty if torch has none."""
+    clip = evidence.arms.loc[evidence.arms["arm"] == row["arm"], "clip_label"].iloc[0]
+    known = TORCH.get(clip, "")
+    return known.format(short(row["threshold"])) if known and row["threshold"] >= 0 else ""
+
+
+def _strip(evidence: Evidence, row: Row) -> dict[str, float] | None:
+    """A gain on an axis from 0 to 100, zero at 50, with its interval and the margin's band."""
+    mine = evidence.of(evidence.answers, Task.of(row))
+    if math.isnan(row["difference"]):
+        return None
+    margin = row["margin"] if row["margin"] > 0 else 0.0
+    bounds = mine[["low", "high", "difference"]].abs().to_numpy(dtype=float)
+    largest = pd.Series(bounds.max(axis=1)).median()
+    reach = max(1.2 * (largest if math.isfinite(largest) else 0.0), 1.5 * margin, 1e-12)
+
+    def at(value: float) -> float:
+        return round(50 + 50 * max(-1.0, min(1.0, value / reach)), 1)
+
+    low, high = (
+        row["difference"] if math.isnan(row[name]) else row[name] for name in ("low", "high")
+    )
+    return {
+        "at": at(row["difference"]),
+        "low": at(low),
+        "high": at(high),
+        "band": at(-margin),
+        "width": round(at(margin) - at(-margin), 1),
+    }
+
+
+def _ran(evidence: Evidence) -> list[dict[str, Any]]:
+    """What was run, task by task."""
+    told_of = []
+    for task in evidence.tasks:
+        cells, entry = evidence.of(evidence.cells, task), evidence.components["workloads"]
+        told_of.append(
+            {
+                "label": evidence.labels[task],
+                "steps": f"{int(cells['steps'].max()):,}" if cells["steps"].notna().any() else DASH,
+                "batch": task.batch,
+                "parameters": f"{entry.get(task.problem, {}).get('parameters', 0):,}",
+            }
         )
-        shown = (
-            f"**As the study sets it**, {row['arm']} at {at} has {metric_words(about)} "
-            f"{estimate(row, places, about)}"
-        )
-        if row["never_fired"]:
-            shown += (
-                f"; its clip never fired (under {percent(selection.FIRED)} of steps): the "
-                f"same as none"
-            )
-        elif row["clipped_fraction"] >= 0:
-            shown += f"; its clip fired in {percent(row['clipped_fraction'])} of steps"
-        sentences.append(f"{shown}.")
-    return sentences
+    return told_of
+
+
+def _conditions(evidence: Evidence) -> dict[str, str]:
+    devices = sorted({f"{task.device}, {task.dtype}" for task in evidence.tasks})
+    met = sorted(evidence.schedules, key=lambda one: one != (evidence.schedule or "constant"))
+    return {"devices": listed(devices), "schedules": listed([f"`{one}`" for one in met])}
+
+
+def _advice(evidence: Evidence, rows: Sequence[Row]) -> list[Text | List]:
+    """What to do, at most `ADVISED` lines, the firmest first."""
+    good = (Verdict.BETTER, Verdict.PERHAPS_BETTER)
+    bad = (Verdict.WORSE, Verdict.PERHAPS_WORSE)
+    open_rows = [row for row in rows if row["verdict"] == Verdict.UNDECIDED]
+    needed = [row["needed"] for row in open_rows if math.isfinite(row["needed"])]
+    lines = {
+        "clip": [
+            _named(evidence, row) | {"set": _setting(row)}
+            for row in rows
+            if row["verdict"] in good and not row["instead_low"] > 0
+        ],
+        "refrain": [_named(evidence, row) for row in rows if row["verdict"] in bad],
+        "rival": _changes(evidence, rows),
+        "lower": _lowered(evidence, rows),
+        "safe": [
+            _named(evidence, row)
+            | {"lost": percent(row["lost"]), "lost_without": percent(row["lost_without"])}
+            for row in rows
+            if row["lost_without"] - row["lost"] > SAFER
+            and row["verdict"] not in (*good, *bad)
+            and not row["instead_low"] > 0
+        ],
+    }
+    left = ADVISED - bool(open_rows)
+    for name, said in lines.items():
+        lines[name] = said[:left]
+        left -= len(lines[name])
+    return paragraphs(
+        "advice",
+        **lines,
+        open=len(open_rows),
+        needed=f"{min(needed):,.0f}" if needed else "",
+        seeds=max((int(row["n"]) for row in open_rows), default=0),
+    )
+
+
+def _changes(evidence: Evidence, rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """The tasks on which an arm without a clip is surely ahead of clips that are not better."""
+    ahead: dict[tuple[Task, str], list[str]] = {}
+    for row in rows:
+        if row["instead_low"] > 0:
+            ahead.setdefault((Task.of(row), row["instead"]), []).append(evidence.short(row["arm"]))
+    return [
+        {
+            "label": evidence.labels[task],
+            "instead": evidence.short(instead),
+            "arms": listed(arms),
+            "several": len(arms) > 1,
+        }
+        for (task, instead), arms in ahead.items()
+    ]
+
+
+def _lowered(evidence: Evidence, rows: Iterable[Row]) -> list[dict[str, str]]:
+    """The clips that a lower learning rate without one does not surely lose to."""
+    lower = against_lower_lr(evidence.drawn, evidence.lowered, evidence.components)
+    by_arm: Mapping[tuple[Any, ...], Row] = {
+        (*Task.of(one), one["arm"]): one for one in lower.to_dict("records")
+    }
+    said = []
+    for row in rows:
+        one = by_arm.get((*Task.of(row), row["arm"]))
+        if one and not one["low"] > 0 and not math.isnan(one["low"]):
+            said.append(_named(evidence, row) | {"lr": short(one["lr"])})
+    return said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pandas as pd
 
@@ -66,7 +67,7 @@ def _picture(evidence: Evidence, shown: pd.DataFrame) -> Part:
         for partner, rows in evidence.of(shown, task).groupby("partner", sort=True)
     ]
     cells = evidence.cells
-    figure = draw(panels, arm_colours(evidence.arms), evidence.footer(cells))
+    figure = partial(draw, panels, arm_colours(evidence.arms), evidence.footer(cells))
     caption = "What tuning is expected to reach, against the number of settings tried."
     return picture(evidence, figure, caption, cells, "budget")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from clipbench.analysis.curves import curves
 from clipbench.figures.curves import draw
 from clipbench.report.evidence import Evidence
@@ -36,7 +38,7 @@ def section(evidence: Evidence) -> Section:
         line = reference - (about["optimum"] or 0.0) if reference is not None else None
         chosen = evidence.of(evidence.choices, task)
         cells = evidence.cells[evidence.cells["cell"].isin(set(mine["cell"]))]
-        figure = draw(mine, arms, chosen, label, line, evidence.footer(cells))
+        figure = partial(draw, mine, arms, chosen, label, line, evidence.footer(cells))
         caption = (
             f"{evidence.labels[task]}: {label} of every report seed (thin) at each method's "
             "chosen setting, and their median (thick; a diverged seed counts as infinite). A "

@@ -15,17 +15,19 @@ import pandas as pd
 
 from clipbench import selection
 from clipbench.analysis import budget, headline
+from clipbench.analysis.answer import answers
 from clipbench.analysis.cells import arms, counts, current, of_task, workload
+from clipbench.analysis.clips import clip_pairs
 from clipbench.analysis.cost import cost
 from clipbench.analysis.implementations import DEFAULT
-from clipbench.analysis.outcomes import draws, lower_lr, results
+from clipbench.analysis.outcomes import compare, draws, lower_lr, results
 from clipbench.analysis.robust import robust
 from clipbench.errors import UsageError
 from clipbench.figures.style import ordered
 from clipbench.report.words import census
 from clipbench.schema import RULES
 from clipbench.store import Store
-from clipbench.task import TASK, Task, labels, schedule_of
+from clipbench.task import ARM, TASK, Task, labels, schedule_of
 from clipbench.vocabulary import CONSTANT, SCHEDULE
 
 
@@ -46,6 +48,7 @@ class Evidence:
     tasks: Sequence[Task]
     labels: Mapping[Task, str]
     choices: pd.DataFrame
+    axes: Mapping[tuple[Task, str, str], headline.Axis]
     levels: pd.DataFrame
     gaps: pd.DataFrame
     rivals: pd.DataFrame
@@ -54,7 +57,8 @@ class Evidence:
     at_median: pd.DataFrame
     replicas: Mapping[int, pd.DataFrame | str]  # number → its gaps, or why they are not here
     throughput: pd.DataFrame
-    png: bool = True  # whether figures are wanted as PNG
+    compared: pd.DataFrame  # the chosen settings of clips, each against its optimizer without one
+    answers: pd.DataFrame
     names: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property
@@ -139,8 +143,7 @@ class Evidence:
     @property
     def costs(self) -> pd.DataFrame:
         """What each clip costs in torch's default implementation."""
-        costs = cost(self.throughput)
-        return costs[costs["implementation"] == DEFAULT]
+        return _costs(self.throughput)
 
     def about(self, task: Sequence[Any]) -> dict[str, Any]:
         """What the components page says of the task's workload."""
@@ -178,49 +181,65 @@ class Evidence:
         return f"study {self.store.study_hash} · {census(counts(cells))}"
 
 
-def read(store: Store, *, png: bool = True) -> Evidence:
-    """The evidence in a store.
-
-    :param png: whether figures are wanted as PNG.
-    """
+def read(store: Store) -> Evidence:
+    """The evidence in a store."""
     cells, kept = current(store)
     components, plan = store.page("components"), store.page("plan")
     protocol = plan.get("protocol", {})
     drawn = draws(cells, protocol)
     timed = store.read("throughput")
     compared = arms(cells, components)
-    choices = selection.choose(selection.score(cells))
+    scores = selection.score(cells)
+    choices = selection.choose(scores)
     starts = headline.starts(store.read("evals"), cells, components)
     found = headline.axes(cells, components, protocol, starts)
     grade = str(protocol.get("grade", "best"))
     methods, named = protocol.get("headline", {}), protocol.get("schedule")
     tasks = sorted({Task(*row) for row in cells[TASK].drop_duplicates().itertuples(index=False)})
+    costs = _costs(timed)
+    frames = {
+        "arms": compared,
+        "results": results(drawn, components),
+        "levels": headline.levels(found, components),
+        "gaps": _in_order(
+            headline.gaps(found, compared, components, grade, named), compared, named
+        ),
+        "robust": _in_order(robust(found, compared, components), compared, named),
+        "budget": _in_order(
+            budget.curves(cells, compared, components, protocol, starts), compared, named
+        ),
+        "compared": _in_order(compare(drawn, clip_pairs(compared), components), compared, named),
+    }
+    beside = {
+        "tries": scores.groupby(ARM, sort=False).size().reset_index(name="tries"),
+        "costs": costs.assign(arm=costs["optimizer"] + " + " + costs["clip"]),
+    }
+    pilots = store.page("calibration").get("pilots", {})
     return Evidence(
+        **frames,
         store=store,
         cells=cells,
         kept=kept,
         components=components,
         plan=plan,
         environment=store.page("environment"),
-        arms=compared,
         drawn=drawn,
         lowered=lower_lr(cells, choices, compared, drawn),
-        results=results(drawn, components),
         tasks=tasks,
         labels=labels(tasks),
         choices=choices,
-        levels=headline.levels(found, components),
-        gaps=_in_order(headline.gaps(found, compared, components, grade, named), compared, named),
+        axes=found,
         rivals=headline.rivals(found, methods, compared, components, grade),
-        robust=_in_order(robust(found, compared, components), compared, named),
-        budget=_in_order(
-            budget.curves(cells, compared, components, protocol, starts), compared, named
-        ),
         at_median=budget.at_median(cells, compared, components, protocol, starts),
         replicas={number: _gaps_of(store, number) for number in store.replicas},
         throughput=timed,
-        png=png,
+        answers=answers(found, {**frames, **beside}, components, pilots),
     )
+
+
+def _costs(throughput: pd.DataFrame) -> pd.DataFrame:
+    costs = cost(throughput)
+    return costs[costs["implementation"] == DEFAULT]
 
 
 def _gaps_of(store: Store, number: int) -> pd.DataFrame | str:
@@ -229,7 +248,7 @@ def _gaps_of(store: Store, number: int) -> pd.DataFrame | str:
         again, line = Store(store.replicas[number]), f"\nreplica = {number}\n"
         if line not in again.study or again.study.replace(line, "\n", 1) != store.study:
             return "its page is not that of this study"
-        gaps = read(again, png=False).gaps
+        gaps = read(again).gaps
     except UsageError as wrong:
         return str(wrong).removesuffix(".")
     return f"{next(iter(again.bad))} is damaged" if again.bad else gaps

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from clipbench.analysis.fired import fired
 from clipbench.figures.fired import draw
 from clipbench.report.evidence import Evidence
@@ -20,7 +22,7 @@ def section(evidence: Evidence) -> Section:
             continue
         cells = evidence.of(evidence.cells, task)
         cells = cells[(cells["role"] == Role.SELECT) & (cells["clip"] != "none")]
-        figure = draw(mine, arms, evidence.footer(cells))
+        figure = partial(draw, mine, arms, evidence.footer(cells))
         caption = (
             f"{evidence.labels[task]}: share of steps in which the clip altered at least one "
             "element, by threshold: the median over learning rates and selection seeds; the band "

@@ -7,12 +7,12 @@ Shared by the sections. It knows none of them, and not how a figure is drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pandas as pd
 
 from clipbench.analysis.cells import counts
 from clipbench.figures import Figure
-from clipbench.figures.style import render
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import Heading, Part, Picture
 from clipbench.report.words import census
@@ -23,13 +23,11 @@ LISTED = 40  # rows of a long list on the page; its CSV has them all
 
 
 def picture(
-    evidence: Evidence, figure: Figure, caption: str, cells: pd.DataFrame, *name: str
+    evidence: Evidence, draw: Callable[[], Figure], caption: str, cells: pd.DataFrame, *name: str
 ) -> Picture:
     """A figure with its caption, which counts the cells it draws and how they ended."""
     counted = f"{caption} Drawn from {census(counts(cells))}; study {evidence.store.study_hash}."
-    return Picture(
-        evidence.name("figures", *name), counted, caption, *render(figure, png=evidence.png)
-    )
+    return Picture(evidence.name("figures", *name), counted, caption, draw)
 
 
 def timed_picture(
@@ -55,7 +53,7 @@ def timed_picture(
         evidence.name("figures", *name),
         full,
         caption,
-        *render(draw(timings, f"{study} · {blocks}"), png=evidence.png),
+        partial(draw, timings, f"{study} · {blocks}"),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from clipbench.analysis.grid import grid
 from clipbench.figures.grid import draw
 from clipbench.report.evidence import Evidence
@@ -27,7 +29,8 @@ def section(evidence: Evidence) -> Section:
         cells = cells[(cells["role"] == Role.SELECT) & cells["arm"].isin(arms["arm"])]
         shares = about["success"] is not None
         measure = metric_note(about) if shares else f"{metric_words(about)}, mean over seeds"
-        figure = draw(
+        figure = partial(
+            draw,
             mine,
             arms,
             evidence.of(evidence.choices, task),

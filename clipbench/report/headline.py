@@ -5,6 +5,7 @@ clips.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -90,8 +91,12 @@ def section(evidence: Evidence) -> Section:
             if len(evidence.of(gaps, task))
         ]
         cells = evidence.cells
-        figure = draw(
-            _labelled(evidence, gaps), panels, arm_colours(evidence.arms), evidence.footer(cells)
+        figure = partial(
+            draw,
+            _labelled(evidence, gaps),
+            panels,
+            arm_colours(evidence.arms),
+            evidence.footer(cells),
         )
         caption = (
             "Each clip against the same optimizer without it: the difference between what both "

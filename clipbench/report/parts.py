@@ -7,11 +7,15 @@ Shared by the sections. It knows none of them, and not what the numbers mean.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
+
+from clipbench.figures import Figure
+from clipbench.figures.style import render
 
 MARKED = re.compile(r"\*\*(?P<strong>.+?)\*\*|`(?P<code>[^`]+)`")
 FORMULA = ("=", "+", "-", "−", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
@@ -79,15 +83,33 @@ def _unread(cell: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class Verdicts(Table):
+    """The table of the answer: beside its words each row has marks, by which a page colours and
+    draws what the words say.
+    """
+
+    marks: Sequence[Mapping[str, Any]] = ()
+    kind: str = "verdicts"
+
+
+@dataclass(frozen=True)
 class Picture:
-    """A figure with its caption; ``svg`` and ``png`` are its bytes."""
+    """A figure with its caption; ``draw`` makes it when a page or a file needs its bytes."""
 
     name: str
     caption: str
     alt: str
-    svg: str
-    png: bytes
+    draw: Callable[[], Figure]
     kind: str = "picture"
+
+    @cached_property
+    def svg(self) -> str:
+        """The figure as SVG."""
+        return render(self.draw(), "svg").decode()
+
+    def bytes(self, form: str) -> bytes:
+        """The figure as ``svg``, ``png`` or ``pdf``."""
+        return self.svg.encode() if form == "svg" else render(self.draw(), form)
 
     @property
     def inlined(self) -> str:
@@ -117,12 +139,29 @@ class Heading:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """Parts that a page shows when a reader asks for them."""
+
+    words: str
+    parts: Sequence[Part]
+    kind: str = "fold"
+
+
+Part = Text | List | Table | Picture | Heading | Fold
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page with an anchor."""
 
     anchor: str
     title: str
-    parts: Sequence[Text | List | Table | Picture | Heading]
+    parts: Sequence[Part]
 
 
-Part = Text | List | Table | Picture | Heading
+def flattened(parts: Sequence[Part]) -> Iterator[Part]:
+    """All parts, those in folds as well, in their order."""
+    for part in parts:
+        yield part
+        if isinstance(part, Fold):
+            yield from flattened(part.parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 
 from clipbench.analysis.claims import Setting
@@ -21,7 +23,7 @@ def section(evidence: Evidence) -> Section:
         return Section("published", title, [])
     claims = rows.drop_duplicates("claim")
     cells = evidence.cells[evidence.cells["role"] == Role.SELECT]
-    figure = draw(rows, evidence.footer(cells))
+    figure = partial(draw, rows, evidence.footer(cells))
     caption = (
         "What was seen (bars, with their value), and where it must lie (grey); some claims ask "
         "for a relation between their bars instead. A share is of the seeds; steps are the "

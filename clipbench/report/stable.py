@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pandas as pd
 
@@ -38,7 +39,7 @@ def section(evidence: Evidence) -> Section:
             continue
         cells = evidence.of(evidence.cells, task)
         cells = cells[cells["role"] == Role.SELECT]
-        figure = draw(mine, arms, effective(mine, arms), evidence.footer(cells))
+        figure = partial(draw, mine, arms, effective(mine, arms), evidence.footer(cells))
         about, seeds = evidence.about(task), sorted(set(grid(cells, evidence.components)["seeds"]))
         every = (
             f"all {listed([str(count) for count in seeds])} selection seeds"

@@ -1,0 +1,161 @@
+"""The page: sections and answer as HTML, and in it the runs themselves, to look at one by one.
+
+The plotting library is Vega: its script ships inside a wheel (vl-convert-python), is the smallest
+of those that do (0.9 MB; Bokeh's has 1.3 MB, Plotly's 4.8 MB), draws SVG that a screen reader can
+read, and needs no `eval`, so that the page may forbid all scripts but its own two, by their hashes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import vl_convert
+
+from clipbench.analysis.cells import plain
+from clipbench.report.evidence import Evidence
+from clipbench.report.prose import environment
+from clipbench.report.words import metric_words, percent, short, threshold_words
+from clipbench.schema import Role, Status
+from clipbench.task import Task, Threshold
+
+BYTES = 2_000_000  # of points in one page
+BUCKETS = 16  # stretches of a curve, of each of which the extremes are kept
+MEASURES = ("loss", "grad_norm", "kept", "cosine", "changed", "update_norm")
+
+
+def page(evidence: Evidence, told: Mapping[str, Any]) -> str:
+    """The page as one HTML file that loads nothing.
+
+    :param told: what the template names beside the runs.
+    """
+    shown = runs(evidence)
+    scripts = [*([_library()] if shown["cells"] else []), _script("page.js")]
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            told,
+            runs=_data(shown) if shown["cells"] else "",
+            plot=_data(json.loads(_file("viewer.vl.json"))),
+            left=shown["left"],
+            scripts=scripts,
+            hashes=" ".join(map(_hash, scripts)),
+        )
+    )
+
+
+def runs(evidence: Evidence) -> dict[str, Any]:
+    """The runs whose curves are shown: those of report seeds, and those that diverged, each curve
+    thinned to its extremes, up to `BYTES`.
+
+    The first seed of every setting comes first, then what diverged, then the other seeds.
+    """
+    cells = plain(evidence.cells)
+    cells = cells[(cells["role"] == Role.REPORT) | (cells["status"] == Status.DIVERGED)]
+    if evidence.environment.get("curves") == "none" or cells.empty:
+        return {"cells": [], "left": 0}
+    ranked = cells.assign(
+        turn=cells.groupby(["problem", "arm"], sort=False)["seed"].rank(method="dense"),
+        diverged=cells["status"] == Status.DIVERGED,
+    )
+    ranked["turn"] = ranked["turn"].where((ranked["turn"] == 1) | ~ranked["diverged"], 1.5)
+    ranked = ranked.sort_values(["turn", "problem", "arm", "lr", "seed", "cell"], kind="stable")
+    events = dict(iter(plain(evidence.store.read("events")).groupby("cell", sort=False)))
+    curves = dict(iter(evidence.store.read("curves").groupby("cell", sort=False)))
+    shown, size = [], 0
+    for row in ranked.to_dict("records"):
+        curve = curves.get(row["cell"])
+        if curve is None or not len(curve):
+            continue
+        one = _run(evidence, row, curve, events.get(row["cell"]))
+        size += len(json.dumps(one, separators=(",", ":")))
+        if size > BYTES:
+            break
+        shown.append(one)
+    return {"cells": shown, "left": len(evidence.cells) - len(shown)}
+
+
+def _run(
+    evidence: Evidence, row: Mapping[str, Any], curve: pd.DataFrame, events: pd.DataFrame | None
+) -> dict[str, Any]:
+    task, threshold = Task.of(row), Threshold.of(row)
+    about = evidence.about(task)
+    values = {name: curve[name].to_numpy(dtype=float, na_value=np.nan) for name in MEASURES}
+    kept = _extremes(values["loss"], values["grad_norm"])
+    steps = curve["step"].to_numpy()[kept]
+    metric = row["metric_value"]
+    return {
+        "id": row["cell"],
+        "problem": evidence.labels[task],
+        "optimizer": evidence.short(str(row["arm"]).partition(" + ")[0]),
+        "clip": str(row["arm"]).partition(" + ")[2] or "none",
+        "at": "" if threshold.absent else threshold_words(threshold),
+        "lr": short(row["lr"]),
+        "seed": int(row["seed"]),
+        "ended": str(row["outcome"] or row["status"]),
+        "metric": "" if math.isnan(metric) else f"{metric_words(about)} {short(metric)}",
+        "fired": percent(row["clipped_fraction"]) if not threshold.absent else "",
+        "events": []
+        if events is None
+        else [[int(one.step), str(one.kind).replace("_", " ")] for one in events.itertuples()][:20],
+        "step": steps.tolist(),
+        **{name: [_rounded(value) for value in values[name][kept]] for name in MEASURES},
+    }
+
+
+def _extremes(*curves: np.ndarray) -> np.ndarray:
+    """The places of the first and the last point, and in each stretch of the least and the greatest
+    of every curve.
+    """
+    size = len(curves[0])
+    places = {0, size - 1}
+    for stretch in np.array_split(np.arange(size), min(BUCKETS, size)):
+        for curve in curves:
+            part = curve[stretch]
+            if np.isfinite(part).any():
+                places |= {int(stretch[np.nanargmin(part)]), int(stretch[np.nanargmax(part)])}
+    return np.array(sorted(places))
+
+
+def _rounded(value: float) -> float | None:
+    """Three digits; what is not finite has no place on an axis."""
+    return float(f"{value:.3g}") if math.isfinite(value) else None
+
+
+def _data(value: Any) -> str:
+    """JSON that may stand inside a script element."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
+
+
+@cache
+def _library() -> str:
+    """Vega, Vega-Lite and Vega-Embed, as vl-convert bundles them."""
+    return _inside(vl_convert.javascript_bundle())
+
+
+@cache
+def _script(name: str) -> str:
+    return _inside(_file(name))
+
+
+def _file(name: str) -> str:
+    return files("clipbench").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _inside(script: str) -> str:
+    """A script that may stand inside a script element: it must not end that."""
+    return script.replace("</script", "<\\/script")
+
+
+def _hash(script: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"'sha256-{digest}'"

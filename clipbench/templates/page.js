@@ -1,0 +1,150 @@
+"use strict";
+(() => {
+  const $ = (id) => document.getElementById(id);
+
+  // A table's rows, sorted by a column and filtered by words.
+  const NUMBER = /[-+]?(\d[\d,]*\.?\d*|\.\d+)(e[-+]?\d+)?/i;
+  const value = (cell) => {
+    const text = cell.textContent.replace(/−/g, "-").replace(/^[≤≥<>?△▲▽▼=○…·\s]+/, "");
+    const found = NUMBER.exec(text);
+    return found && found.index === 0 ? parseFloat(found[0].replace(/,/g, "")) : NaN;
+  };
+  const compare = (one, other) => {
+    const [a, b] = [value(one), value(other)];
+    if (!isNaN(a) && !isNaN(b)) return a - b;
+    if (isNaN(a) !== isNaN(b)) return isNaN(a) ? 1 : -1;
+    return one.textContent.localeCompare(other.textContent, "en");
+  };
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const body = table.tBodies[0];
+    [...table.tHead.rows[0].cells].forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const down = head.getAttribute("aria-sort") === "ascending";
+        for (const one of table.tHead.rows[0].cells) one.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        const rows = [...body.rows].sort((a, b) => compare(a.cells[column], b.cells[column]));
+        body.append(...(down ? rows.reverse() : rows));
+      });
+    });
+    if (body.rows.length > 10) {
+      const field = document.createElement("input");
+      field.type = "search";
+      field.placeholder = "filter rows";
+      field.setAttribute("aria-label", "Filter the rows of this table");
+      field.addEventListener("input", () => {
+        const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+        for (const row of body.rows) {
+          const text = row.textContent.toLowerCase();
+          row.hidden = !words.every((word) => text.includes(word));
+        }
+      });
+      table.closest(".scroll").before(field);
+    }
+  }
+
+  // A link to something inside a fold opens it.
+  const unfold = () => {
+    const name = decodeURIComponent(location.hash.slice(1));
+    const target = name && !name.includes("=") && $(name);
+    for (let one = target; one; one = one.parentElement) if (one.tagName === "DETAILS") one.open = true;
+    if (target) target.scrollIntoView();
+  };
+  addEventListener("hashchange", unfold);
+  unfold();
+
+  // The runs.
+  if (!$("runs")) return;
+  const runs = JSON.parse($("runs").textContent);
+  const KEYS = ["problem", "optimizer", "clip", "at", "lr", "seed"];
+  const fields = Object.fromEntries(KEYS.map((key) => [key, $(`run-${key}`)]));
+  const RATIOS = ["loss", "grad_norm", "kept", "cosine", "changed", "update_norm"];
+  let view = null;
+  let chosen = null;
+
+  const fits = (run, upTo) => KEYS.slice(0, upTo).every((key) => String(run[key]) === fields[key].value);
+  const fill = (from) => {
+    for (let place = from; place < KEYS.length; place++) {
+      const key = KEYS[place];
+      const before = fields[key].value;
+      const options = [...new Set(runs.filter((run) => fits(run, place)).map((run) => String(run[key])))];
+      if (key === "lr" || key === "seed") options.sort((a, b) => parseFloat(a) - parseFloat(b));
+      fields[key].replaceChildren(...options.map((one) => new Option(one || "–", one)));
+      if (options.includes(before)) fields[key].value = before;
+      fields[key].parentElement.hidden = options.length === 1 && options[0] === "";
+    }
+  };
+  const points = (run, name) =>
+    run.step.map((step, place) => {
+      const point = { step, run: name, clipped: run.clip !== "none" && name === "with the clip" };
+      for (const key of RATIOS) point[key] = run[key][place];
+      if (!(point.loss > 0)) point.loss = null;
+      if (!(point.grad_norm > 0)) point.grad_norm = null;
+      return point;
+    });
+  const partner = (run) =>
+    runs.find((one) => one.clip === "none" && ["problem", "optimizer", "lr", "seed"].every((key) => one[key] === run[key]));
+  const words = (run) => {
+    const first = run.loss.find((one) => one !== null);
+    const last = run.loss.filter((one) => one !== null).at(-1);
+    const told = [
+      `${run.problem}, ${run.optimizer}${run.clip === "none" ? "" : ` + ${run.clip} at ${run.at}`}, lr ${run.lr}, seed ${run.seed}: ${run.ended}`,
+      `training loss ${first} → ${last} in ${run.step.at(-1) + 1} steps`,
+    ];
+    if (run.metric) told.push(run.metric);
+    if (run.fired) told.push(`the clip fired in ${run.fired} of steps`);
+    if (run.events.length) told.push(`events: ${run.events.map(([step, kind]) => `${kind} at step ${step}`).join(", ")}`);
+    return `${told.join("; ")}.`;
+  };
+  const draw = () => {
+    chosen = runs.find((run) => fits(run, KEYS.length));
+    if (!chosen) return;
+    const other = chosen.clip === "none" ? null : partner(chosen);
+    const name = chosen.clip === "none" ? "without a clip" : "with the clip";
+    const rows = [...points(chosen, name), ...(other ? points(other, "without it") : [])];
+    $("run-words").textContent = words(chosen) + (other ? ` Without the clip: ${other.ended}.` : "");
+    $("run-replay").textContent = `clipbench replay DIR ${chosen.id}`;
+    $("run-link").href = `#run=${chosen.id}`;
+    if (!view) return;
+    const { changeset } = window.vega;
+    view.change("points", changeset().remove(() => true).insert(rows));
+    view.change("marks", changeset().remove(() => true).insert(chosen.events.map(([step, kind]) => ({ step, kind }))));
+    view.resize().runAsync();
+  };
+  const choose = (run) => {
+    KEYS.forEach((key, place) => {
+      fill(place);
+      fields[key].value = String(run[key]);
+    });
+    draw();
+  };
+  const fromLink = () => {
+    const [key, id] = location.hash.slice(1).split("=");
+    const run = key === "run" && runs.find((one) => one.id === id);
+    if (run) {
+      choose(run);
+      $("viewer").scrollIntoView();
+    }
+    return Boolean(run);
+  };
+  KEYS.forEach((key, place) =>
+    fields[key].addEventListener("change", () => {
+      fill(place + 1);
+      draw();
+      history.replaceState(null, "", `#run=${chosen.id}`);
+    }),
+  );
+  addEventListener("hashchange", fromLink);
+  fill(0);
+  if (!fromLink()) draw();
+  window
+    .vegaEmbed("#run-plot", JSON.parse($("plot").textContent), { ast: true, renderer: "svg", actions: false })
+    .then((made) => {
+      view = made.view;
+      draw();
+      $("run-plot").dataset.ready = "yes";
+    });
+})();
