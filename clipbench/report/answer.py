@@ -57,11 +57,11 @@ HEAD = (
     "set",
     "without → with",
     "gain [95 %]",
-    "no difference at margins ≥",
+    "same at margins ≥",
     "tries until ahead",
-    "range of lrs, decades [95 %]",
-    "seeds lost, without → with",
-    "steps fired; kept",
+    "lrs, decades [95 %]",
+    "seeds lost",
+    "fired; kept",
     "step cost",
     "instead",
 )
@@ -198,7 +198,8 @@ def _tables(evidence: Evidence, rows: Sequence[Row]) -> list[Part]:
     )
     caption = (
         "Each clip against the same optimizer without it; a gain is positive if the clip is "
-        "better. Grey: the margin inside which no difference matters."
+        "better. Grey: the margin inside which no difference matters. Lrs: how far the clip moves "
+        "the learning rate at which half of the seeds are lost."
     )
     return [
         Verdicts(
@@ -229,7 +230,7 @@ def _row(evidence: Evidence, row: Row) -> tuple[list[str], dict[str, Any]]:
         fixed(row["smallest"], digits),
         _until(evidence, row),
         _interval(row, "shift", 2),
-        f"{percent(row['lost_without'])} → {percent(row['lost'])}",
+        f"{percent(row['lost_without']).removesuffix(' %')} → {percent(row['lost'])}",
         percent(row["fired"]) + f"; {percent(row['kept'])}" * (not math.isnan(row["kept"])),
         DASH if math.isnan(row["cost"]) else f"{signed(100 * (row['cost'] - 1), 0)} %",
         _rival(evidence, row, digits),
@@ -291,6 +292,8 @@ def _until(evidence: Evidence, row: Row) -> str:
 
 def _interval(row: Row, name: str, places: int) -> str:
     bounds = Interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+    if bounds.low == bounds.high == 0:
+        return "0"
     return f"{signed(bounds.estimate, places)} {between(bounds, places, sign=True)}".strip()
 
 

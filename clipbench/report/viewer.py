@@ -44,7 +44,7 @@ def page(evidence: Evidence, told: Mapping[str, Any]) -> str:
         .get_template("report.html.j2")
         .render(
             told,
-            runs=_data(shown) if shown["cells"] else "",
+            runs=_data(shown["cells"]) if shown["cells"] else "",
             plot=_data(json.loads(_file("viewer.vl.json"))),
             left=shown["left"],
             scripts=scripts,

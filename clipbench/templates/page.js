@@ -62,7 +62,9 @@
   const KEYS = ["problem", "optimizer", "clip", "at", "lr", "seed"];
   const fields = Object.fromEntries(KEYS.map((key) => [key, $(`run-${key}`)]));
   const RATIOS = ["loss", "grad_norm", "kept", "cosine", "changed", "update_norm"];
-  let view = null;
+  const plot = JSON.parse($("plot").textContent);
+  const AXES = 90; // pixels beside a plot, for its axis
+  let shown = Promise.resolve(null);
   let chosen = null;
 
   const fits = (run, upTo) => KEYS.slice(0, upTo).every((key) => String(run[key]) === fields[key].value);
@@ -108,11 +110,19 @@
     $("run-words").textContent = words(chosen) + (other ? ` Without the clip: ${other.ended}.` : "");
     $("run-replay").textContent = `clipbench replay DIR ${chosen.id}`;
     $("run-link").href = `#run=${chosen.id}`;
-    if (!view) return;
-    const { changeset } = window.vega;
-    view.change("points", changeset().remove(() => true).insert(rows));
-    view.change("marks", changeset().remove(() => true).insert(chosen.events.map(([step, kind]) => ({ step, kind }))));
-    view.resize().runAsync();
+    shown = shown.then((before) => paint(rows, chosen).then((made) => (before?.finalize(), made)));
+  };
+  const paint = (rows, run) => {
+    const [loss, norm, left] = structuredClone(plot.vconcat);
+    if (!run.events.length) loss.layer.pop(); // an empty layer has no extent
+    const panels = run.clip === "none" ? [loss, norm] : [loss, norm, left];
+    const width = Math.max(200, $("run-plot").clientWidth - AXES);
+    const datasets = { points: rows, marks: run.events.map(([step, kind]) => ({ step, kind })) };
+    const spec = { ...plot, datasets, vconcat: panels.map((panel) => ({ ...panel, width })) };
+    return window.vegaEmbed("#run-plot", spec, { ast: true, renderer: "svg", actions: false }).then((made) => {
+      $("run-plot").dataset.run = run.id;
+      return made;
+    });
   };
   const choose = (run) => {
     KEYS.forEach((key, place) => {
@@ -140,11 +150,9 @@
   addEventListener("hashchange", fromLink);
   fill(0);
   if (!fromLink()) draw();
-  window
-    .vegaEmbed("#run-plot", JSON.parse($("plot").textContent), { ast: true, renderer: "svg", actions: false })
-    .then((made) => {
-      view = made.view;
-      draw();
-      $("run-plot").dataset.ready = "yes";
-    });
+  let waiting = 0;
+  addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(draw, 200);
+  });
 })();
