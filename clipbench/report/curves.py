@@ -23,7 +23,7 @@ def section(evidence: Evidence) -> Section:
             "Loss curves",
             [Text(f"{lacking} `clipbench run` with `--curves report` in a new folder draws them.")],
         )
-    recorded = evidence.store.read("curves")
+    recorded = evidence.curves
     lines = curves(recorded, evidence.drawn, evidence.components)
     parts: list[Part] = []
     for task in evidence.tasks:

@@ -16,7 +16,7 @@ from clipbench.task import Task
 
 def section(evidence: Evidence) -> Section:
     """How cells ended, and the events on the way."""
-    recorded = events(evidence.store.read("events"), evidence.cells)
+    recorded = events(evidence.events, evidence.cells)
     counted = event_counts(recorded, evidence.cells)
     parts: list[Part] = [
         Text(

@@ -9,6 +9,8 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources import files
 from typing import Any
 
 import pandas as pd
@@ -60,6 +62,27 @@ class Evidence:
     compared: pd.DataFrame  # the chosen settings of clips, each against its optimizer without one
     answers: pd.DataFrame
     names: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """Every recorded step; empty if this copy of the results keeps none."""
+        return self.store.read("curves")
+
+    @cached_property
+    def evals(self) -> pd.DataFrame:
+        """Every evaluation."""
+        return self.store.read("evals")
+
+    @cached_property
+    def events(self) -> pd.DataFrame:
+        """Every event."""
+        return self.store.read("events")
+
+    @property
+    def packaged(self) -> bool:
+        """Whether the study is one of the package's own."""
+        page = files("clipbench").joinpath("studies", f"{self.store.name}.toml")
+        return page.is_file()
 
     @property
     def title(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import pandas as pd
 
@@ -75,3 +76,30 @@ def drawable(evidence: Evidence, task: Task) -> pd.DataFrame:
     """The arms of one task; if a figure has no room for all of them, those of the named methods."""
     arms = evidence.of(evidence.arms, task)
     return arms if len(arms) <= MAX_ARMS else arms[arms["arm"].isin(evidence.methods.values())]
+
+
+def by_optimizer(
+    evidence: Evidence,
+    line_of: Callable[[Task, str], dict[str, Any] | None],
+    label_of: Callable[[Task], str],
+    **look: Any,
+) -> list[dict[str, Any]]:
+    """A panel for each task and optimizer of the headline's schedule that has a line of a clip.
+
+    :param line_of: what a panel draws of an arm; None if there is nothing.
+    :param label_of: what the panel of a task has upwards.
+    """
+    panels = []
+    for task in evidence.tasks:
+        arms = evidence.of(evidence.arms, task)
+        arms = arms[[evidence.of_headline(arm) for arm in arms["arm"]]]
+        for optimizer in dict.fromkeys(arms["optimizer_label"]):
+            lines = [
+                {**line, "clip": row["clip_label"]}
+                for row in arms[arms["optimizer_label"] == optimizer].to_dict("records")
+                if (line := line_of(task, row["arm"])) is not None
+            ]
+            if any(line["clip"] != "none" for line in lines):
+                title = f"{evidence.labels[task]}, {evidence.short(str(optimizer))}"
+                panels.append({"title": title, "y": label_of(task), "lines": lines, **look})
+    return panels

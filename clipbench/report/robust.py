@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from clipbench.figures.panels import draw
+from clipbench.report import stable
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import headed
-from clipbench.report.parts import Part, Section, Table, Text
+from clipbench.report.frames import by_optimizer, headed, picture
+from clipbench.report.parts import Fold, Part, Picture, Section, Table
+from clipbench.report.prose import paragraphs
 from clipbench.report.words import (
     Row,
     between,
@@ -18,15 +26,7 @@ from clipbench.report.words import (
 from clipbench.statistics import Interval
 from clipbench.task import Task
 
-HOW = (
-    "A clip may help less at the best learning rate than at one that is too hot. Both arms of a "
-    "pair ran on the same learning rates and seeds: the table gives the learning rate at which "
-    "half of the seeds are lost (they diverge, collapse or stall), between two of the axis, and "
-    "how far the clip moves it, in decades, with a 95 % interval over seeds drawn again. ≤ and ≥: "
-    "beyond the axis, whose end stands for it. The last columns tell what an ill-chosen learning "
-    "rate costs: how much less than the best one the whole axis reaches on average, at the last "
-    "step."
-)
+TITLE = "Does it widen the range of learning rates?"
 
 
 def section(evidence: Evidence) -> Section:
@@ -35,7 +35,41 @@ def section(evidence: Evidence) -> Section:
     for task in evidence.tasks:
         if len(evidence.of(evidence.robust, task)):
             parts += headed(evidence, task, [_table(evidence, task)])
-    return Section("robust", "How hot a learning rate may be", [Text(HOW), *parts] if parts else [])
+    more = stable.section(evidence).parts
+    folded = (
+        [Fold("The learning rates at which every selection seed learned", more)] if more else []
+    )
+    if not parts:
+        return Section("robust", TITLE, folded)
+    moved = evidence.robust
+    words = paragraphs(
+        "robust",
+        rows=len(moved),
+        up=int((moved["low"] > 0).sum()),
+        down=int((moved["high"] < 0).sum()),
+    )
+    return Section("robust", TITLE, [*words, *_picture(evidence), *parts, *folded])
+
+
+def _picture(evidence: Evidence) -> list[Picture]:
+    """The share of seeds that learn, along the learning rates."""
+
+    def line(task: Task, arm: str) -> dict[str, Any] | None:
+        axis = evidence.axes.get((task, arm, "last"))
+        if axis is None:
+            return None
+        shares = 1 - pd.DataFrame(axis.lost).mean(axis=1, skipna=True)
+        return {"x": [float(lr) for lr in axis.points["lr"]], "y": list(shares)}
+
+    panels = by_optimizer(evidence, line, lambda _: "seeds that learn", x="lr", log_x=True)
+    if not panels:
+        return []
+    caption = (
+        "The share of seeds that learn at each learning rate, with each clip and without: where a "
+        "line falls, runs diverge, collapse or stall."
+    )
+    figure = partial(draw, panels, evidence.footer(evidence.cells))
+    return [picture(evidence, figure, caption, evidence.cells, "robust")]
 
 
 def _table(evidence: Evidence, task: Task) -> Table:

@@ -69,8 +69,8 @@ def runs(evidence: Evidence) -> dict[str, Any]:
     )
     ranked["turn"] = ranked["turn"].where((ranked["turn"] == 1) | ~ranked["diverged"], 1.5)
     ranked = ranked.sort_values(["turn", "problem", "arm", "lr", "seed", "cell"], kind="stable")
-    events = dict(iter(plain(evidence.store.read("events")).groupby("cell", sort=False)))
-    curves = dict(iter(evidence.store.read("curves").groupby("cell", sort=False)))
+    events = dict(iter(plain(evidence.events).groupby("cell", sort=False)))
+    curves = dict(iter(evidence.curves.groupby("cell", sort=False)))
     shown, size = [], 0
     for row in ranked.to_dict("records"):
         curve = curves.get(row["cell"])

@@ -1,0 +1,82 @@
+"""Does clipping overfit less? What an early stop gains, with a clip and without."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from clipbench.analysis.overfit import stopping, validation
+from clipbench.figures.panels import draw
+from clipbench.report.evidence import Evidence
+from clipbench.report.frames import by_optimizer, picture, report_cells
+from clipbench.report.parts import Section, Table
+from clipbench.report.prose import paragraphs
+from clipbench.report.words import gap_places, metric_words, percent, signed
+from clipbench.task import Task
+
+TITLE = "Does it overfit less?"
+
+
+def section(evidence: Evidence) -> Section:
+    """Whether a clip replaces an early stop."""
+    pairs = stopping(
+        evidence.levels, evidence.gaps, evidence.components, evidence.cells, evidence.events
+    )
+    if pairs.empty:
+        return Section("overfit", TITLE, [])
+    curves = validation(evidence.evals, evidence.drawn)
+
+    def line(task: Task, arm: str) -> dict[str, Any] | None:
+        mine = evidence.of(curves, task)
+        mine = mine[mine["arm"] == arm]
+        return {"x": list(mine["step"]), "y": list(mine["value"])} if len(mine) else None
+
+    panels = by_optimizer(evidence, line, lambda _: "validation loss", x="step")
+    cells = report_cells(evidence, evidence.drawn)
+    caption = (
+        "The median validation loss of the report seeds at the setting that was chosen: where it "
+        "rises, the model overfits."
+    )
+    rows = []
+    for task in evidence.tasks:
+        mine, about = evidence.of(pairs, task), evidence.about(task)
+        places = gap_places(evidence.of(evidence.gaps, task))
+        rows += [
+            [
+                evidence.labels[task],
+                evidence.short(row["arm"]),
+                f"{signed(row['stopping_without'], places)} → {signed(row['stopping'], places)}",
+                metric_words(about),
+                f"{percent(row['overconfident_without'])} → {percent(row['overconfident'])}",
+                str(row["n"]),
+            ]
+            for row in mine.to_dict("records")
+        ]
+    head = ["problem", "clip", "an early stop gains", "metric", "overconfident runs", "seeds"]
+    data = pairs.assign(label=[evidence.short(arm) for arm in pairs["arm"]])
+    told = (
+        "What the best checkpoint has over the last step, on test, without the clip → with it; "
+        "and the share of runs whose validation loss ends above a constant prediction's."
+    )
+    less = (pairs["stopping"] < pairs["stopping_without"]).sum()
+    return Section(
+        "overfit",
+        TITLE,
+        [
+            *paragraphs("overfit", pairs=len(pairs), less=int(less), seeds=int(pairs["n"].max())),
+            *(
+                [
+                    picture(
+                        evidence,
+                        partial(draw, panels, evidence.footer(cells)),
+                        caption,
+                        cells,
+                        "overfit",
+                    )
+                ]
+                if panels
+                else []
+            ),
+            Table(evidence.name("tables", "overfit"), told, head, rows, data, words=2),
+        ],
+    )
