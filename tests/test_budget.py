@@ -104,7 +104,7 @@ def test_the_median_as_a_threshold_is_compared_on_the_seeds_that_ran_it(store):
 
 def test_a_study_without_a_budget_says_nothing_of_it(tmp_path):
     store = synthetic.build(tmp_path / "s", optimizers=("sgd",), report=4, with_throughput=False)
-    seen = evidence.read(store, png=False)
+    seen = evidence.read(store)
     assert seen.budget.empty
     assert seen.at_median.empty
 

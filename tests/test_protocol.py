@@ -204,7 +204,7 @@ def test_a_clip_that_fires_in_most_steps_is_set_against_a_lower_lr_without_it(tm
         extend=False,
     )
     _, done = carried_out(text, tmp_path / "tiny")
-    seen = evidence.read(done, png=False)
+    seen = evidence.read(done)
     cells = done.read("cells")
     [lr] = set(seen.choices.loc[seen.choices["arm"] == "sgd + norm", "lr"])
     chosen = cells[(cells["arm"] == "sgd + norm") & (cells["lr"] == lr)]

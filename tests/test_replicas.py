@@ -78,12 +78,12 @@ def test_the_section_counts_what_moved_and_what_turned(tmp_path):
         )
 
     store = study(tmp_path / "s", 0.05)
-    assert replicas.section(evidence.read(store, png=False)).parts == []
+    assert replicas.section(evidence.read(store)).parts == []
     again = study(tmp_path / "s" / "replica-2", -0.05)
-    [text] = replicas.section(evidence.read(store, png=False)).parts
+    [text] = replicas.section(evidence.read(store)).parts
     assert "Replica 2 is left out: its page is not that of this study." in text.words
     Store.create(again.folder, again.name, again.study.replace("[run]", "[run]\nreplica = 2"))
-    [text, table] = replicas.section(evidence.read(store, png=False)).parts
+    [text, table] = replicas.section(evidence.read(store)).parts
     assert "In replica 2, 0 of 1 comparisons have the same words" in text.words
     assert "Of 1 that are decided in both **1 turns**" in text.words
     assert "0 of 1 estimates with an error moved by no more" in text.words

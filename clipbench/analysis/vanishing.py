@@ -15,17 +15,23 @@ from clipbench.task import ARM, TASK
 COLUMNS = [*ARM, "partner", "n", "stalled_without", "stalled", "fewer", "low", "high", "ratio"]
 
 
-def stalled(cells: pd.DataFrame, arms_table: pd.DataFrame) -> pd.DataFrame:
+def stalled(cells: pd.DataFrame, arms_table: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
     """A row per clip and task, over all runs that its optimizer has at the same learning rate and
     seed without it: the share that stalled, how much smaller it is with the clip (``fewer``, with
     a 95 % interval over the ``n`` seeds), and ``ratio``, the median of the run's median gradient
     norm over that without the clip.
+
+    Only learning rates up to the one that is chosen without the clip count: at a hotter one a run
+    stalls because it was thrown off, and not because its gradient vanishes.
     """
     frame = plain(cells)[[*ARM, "lr", "seed", "outcome", "grad_norm_median"]]
     frame = frame.assign(stalled=(frame["outcome"] == Outcome.STALLED).astype(float))
     frame = frame[frame["outcome"].notna()]
     pairs = arms_table.loc[arms_table["partner"].notna(), [*ARM, "partner"]]
     mine = frame.merge(pairs, on=ARM)
+    best = choices[[*ARM, "lr"]].rename(columns={"arm": "partner", "lr": "best"})
+    mine = mine.merge(best, on=[*TASK, "partner"])
+    mine = mine[mine["lr"] <= mine["best"]]
     keys = [*TASK, "partner", "lr", "seed"]
     other = frame.rename(columns={"arm": "partner"}).drop_duplicates(keys)
     both = mine.merge(other, on=keys, suffixes=("", "_without"))

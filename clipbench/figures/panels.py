@@ -34,7 +34,7 @@ def draw(panels: Sequence[Mapping[str, Any]], footer: str) -> Figure:
     clips = list(dict.fromkeys(line["clip"] for panel in panels for line in panel["lines"]))
     clips.sort(key=lambda clip: (clip != NONE, clip))
     tints = colours([clip.partition("(")[0] for clip in clips], CLIPS)
-    looks = {
+    looks: dict[str, Any] = {
         clip: {"color": tints[clip.partition("(")[0]], "ls": DASHES[place % len(DASHES)]}
         for place, clip in enumerate(clips)
     }

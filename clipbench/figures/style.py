@@ -90,7 +90,7 @@ class Look(NamedTuple):
 
     width: float = math.inf
     footer: bool = True
-    rc: Mapping[str, Any] = MappingProxyType({})
+    rc: Any = MappingProxyType({})
 
 
 TRUE_TYPE = {"pdf.fonttype": 42, "ps.fonttype": 42}  # what publishers ask for: no Type 3 fonts

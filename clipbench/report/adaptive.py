@@ -7,7 +7,7 @@ from functools import partial
 from clipbench.figures.headline import draw
 from clipbench.figures.style import arm_colours
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import picture
+from clipbench.report.frames import foldable, picture
 from clipbench.report.parts import Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import gap_places, metric_words, percent, signed_gap
@@ -71,4 +71,4 @@ def section(evidence: Evidence) -> Section:
     head = ["problem", "clip", "verdict", "gain [95 %]", "metric", "seeds"]
     caption = "The clips on Adam, AdamW, RMSprop and their like, at the same number of tries."
     table = Table(evidence.name("tables", "adaptive"), caption, head, rows, labelled, words=3)
-    return Section("adaptive", TITLE, [*parts, *shown, table])
+    return Section("adaptive", TITLE, [*parts, *shown, foldable(table)])

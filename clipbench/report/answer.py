@@ -67,7 +67,7 @@ HEAD = (
 )
 
 
-def told(evidence: Evidence) -> list[Part]:
+def told(evidence: Evidence) -> Sequence[Part]:
     """The reader's question, answered from the numbers: a sentence for each part of it, a table,
     and what to do.
     """

@@ -52,7 +52,7 @@ def _exploding(evidence: Evidence) -> tuple[str, str]:
 
 
 def _vanishing(evidence: Evidence) -> tuple[str, str]:
-    pairs = stalled(evidence.cells, evidence.arms)
+    pairs = stalled(evidence.cells, evidence.arms, evidence.choices)
     fewer = int((pairs["low"] > 0).sum())
     told = f"surely fewer runs stall in {fewer} of {len(pairs)} rows; no clip lengthens a gradient"
     return told, _word(fewer, len(pairs))

@@ -24,7 +24,7 @@ from clipbench.report.words import (
 from clipbench.schema import Verdict
 from clipbench.task import Task
 
-TITLE = "What a tuned threshold is worth"
+TITLE = "Which threshold?"
 HOW = (
     "Here a clip has all the thresholds of the study, and so more settings than its optimizer has "
     "learning rates. Somebody tries some of them, drawn without putting back, and takes the best "

@@ -19,7 +19,7 @@ from clipbench.task import TASK, Task
 
 def section(evidence: Evidence) -> Section:
     """What a clip costs."""
-    title, costs, more = "What a clip costs", evidence.costs, subsection(evidence)
+    title, costs, more = "What does it cost?", evidence.costs, subsection(evidence)
     if costs.empty and not more:
         return Section(
             "cost",

@@ -4,6 +4,7 @@ divergence looks like.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pandas as pd
@@ -12,10 +13,10 @@ from clipbench.analysis.divergence import AROUND, anatomy, prevented
 from clipbench.figures.divergence import draw
 from clipbench.report import events
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import picture
+from clipbench.report.frames import foldable, picture
 from clipbench.report.parts import Fold, Part, Section, Table
 from clipbench.report.prose import paragraphs
-from clipbench.report.words import Row, percent
+from clipbench.report.words import Row, percent, signed
 from clipbench.task import Task
 
 TITLE = "Does clipping prevent divergence?"
@@ -45,11 +46,10 @@ def section(evidence: Evidence) -> Section:
         figure = partial(draw, panels, evidence.footer(cells))
         parts.append(picture(evidence, figure, caption, cells, "divergence"))
     if len(pairs):
-        parts.append(_table(evidence, pairs))
+        parts.append(foldable(_table(evidence, pairs)))
     more = events.section(evidence)
-    return Section(
-        "divergence", TITLE, [*parts, Fold("How all runs ended, and every event", more.parts)]
-    )
+    folded = Fold("How all runs ended, and every event", more.parts)
+    return Section("divergence", TITLE, [*parts, folded])
 
 
 def _told(pairs: pd.DataFrame) -> list[Part]:
@@ -92,7 +92,5 @@ def _table(evidence: Evidence, pairs: pd.DataFrame) -> Table:
 def points(row: Row, name: str) -> str:
     """A difference of shares, in percentage points with its interval."""
     values = [100 * row[one] for one in (name, "low", "high")]
-    shown = [
-        f"{value:+.0f}".replace("-", "−").replace("+0", "0").replace("−0", "0") for value in values
-    ]
-    return f"{shown[0]} [{shown[1]}, {shown[2]}]" if values[1] == values[1] else shown[0]
+    shown = [signed(value, 0) for value in values]
+    return shown[0] if math.isnan(values[1]) else f"{shown[0]} [{shown[1]}, {shown[2]}]"

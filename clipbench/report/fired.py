@@ -7,9 +7,15 @@ from functools import partial
 from clipbench.analysis.fired import fired
 from clipbench.figures.fired import draw
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import headed, picture
+from clipbench.report.frames import foldable, headed, picture
 from clipbench.report.parts import Part, Section, Table
+from clipbench.report.prose import paragraphs
+from clipbench.report.words import fixed, percent, threshold_words
 from clipbench.schema import Role
+from clipbench.task import Task, Threshold
+
+ALWAYS = 0.5  # of the steps: a clip that fires more often mostly sets their length
+TITLE = "How often does it fire?"
 
 
 def section(evidence: Evidence) -> Section:
@@ -41,4 +47,39 @@ def section(evidence: Evidence) -> Section:
             task,
             [picture(evidence, figure, caption, cells, "fired", evidence.labels[task]), table],
         )
-    return Section("fired", "How often a clip fires", parts)
+    return Section("fired", TITLE, [*_told(evidence), *parts])
+
+
+def _told(evidence: Evidence) -> list[Part]:
+    """What the clips that are compared leave of the gradient, at the setting that is chosen."""
+    rows = evidence.answers[evidence.answers["fired"].notna()]
+    if rows.empty:
+        return []
+    always = rows[rows["fired"] > ALWAYS]
+    table = Table(
+        evidence.name("tables", "kept"),
+        "At the setting that is chosen most often. Kept: the length of the gradient after the clip "
+        "over that before; cosine: between both; medians over the steps of a run.",
+        ["problem", "clip", "threshold", "fired", "kept", "cosine"],
+        [
+            [
+                evidence.labels[Task.of(row)],
+                evidence.short(row["arm"]),
+                threshold_words(Threshold.of(row)),
+                percent(row["fired"]),
+                percent(row["kept"]),
+                fixed(row["cosine"], 3),
+            ]
+            for row in rows.to_dict("records")
+        ],
+        rows,
+        words=3,
+    )
+    told = paragraphs(
+        "fired",
+        rows=len(rows),
+        always=len(always),
+        least=percent(float(rows["fired"].min())),
+        most=percent(float(rows["fired"].max())),
+    )
+    return [*told, foldable(table)]

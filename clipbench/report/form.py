@@ -11,7 +11,7 @@ from clipbench.analysis.form import norm_over_value
 from clipbench.figures.headline import draw
 from clipbench.figures.style import arm_colours
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import picture
+from clipbench.report.frames import foldable, picture
 from clipbench.report.parts import Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import gap_places, metric_words, signed_gap
@@ -59,7 +59,7 @@ def section(evidence: Evidence) -> Section:
                 seeds=int(pairs["n"].max()),
             ),
             picture(evidence, figure, caption, cells, "form"),
-            _table(evidence, pairs),
+            foldable(_table(evidence, pairs)),
         ],
     )
 

@@ -15,11 +15,12 @@ import pandas as pd
 from clipbench.analysis.cells import counts
 from clipbench.figures import Figure
 from clipbench.report.evidence import Evidence
-from clipbench.report.parts import Heading, Part, Picture
+from clipbench.report.parts import Fold, Heading, Part, Picture, Table
 from clipbench.report.words import census
 from clipbench.task import Task
 
 MAX_ARMS = 36  # above it, curves and heat maps show the named methods only
+SEEN = 12  # rows of a table that stands open
 LISTED = 40  # rows of a long list on the page; its CSV has them all
 
 
@@ -76,6 +77,12 @@ def drawable(evidence: Evidence, task: Task) -> pd.DataFrame:
     """The arms of one task; if a figure has no room for all of them, those of the named methods."""
     arms = evidence.of(evidence.arms, task)
     return arms if len(arms) <= MAX_ARMS else arms[arms["arm"].isin(evidence.methods.values())]
+
+
+def foldable(table: Table) -> Table | Fold:
+    """The table, folded if it is long."""
+    many = len(table.rows) > SEEN
+    return Fold(f"The table: {len(table.rows)} rows", [table]) if many else table
 
 
 def by_optimizer(

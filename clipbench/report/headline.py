@@ -38,7 +38,7 @@ from clipbench.statistics import Interval
 from clipbench.task import Task, Threshold
 from clipbench.verdicts import LEVEL
 
-TITLE = "The methods at the same number of tries"
+TITLE = "Does clipping help, at the same number of tries?"
 NEEDED = 3  # the rules that first graded a run by its best checkpoint
 
 HOW = (

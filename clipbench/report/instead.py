@@ -1,4 +1,4 @@
-"""Does clipping replace a better optimizer, a warm-up or a lower learning rate? What else would do."""
+"""Does clipping replace a better optimizer, a warm-up or a lower learning rate? What else does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from clipbench.analysis.clips import against_lower_lr
 from clipbench.figures.answer import draw
 from clipbench.figures.style import arm_colours
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import picture
+from clipbench.report.frames import foldable, picture
 from clipbench.report.parts import Part, Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import decimals, gap_places, metric_words, short, signed_gap
@@ -53,9 +53,9 @@ def section(evidence: Evidence) -> Section:
         figure = partial(draw, panels, arm_colours(evidence.arms), evidence.footer(evidence.cells))
         parts.append(picture(evidence, figure, caption, evidence.cells, "instead"))
     if len(rows):
-        parts.append(_rivals(evidence))
+        parts.append(foldable(_rivals(evidence)))
     if len(lower):
-        parts.append(_lower(evidence))
+        parts.append(foldable(_lower(evidence)))
     return Section("instead", TITLE, parts)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from clipbench.analysis.overfit import stopping, validation
 from clipbench.figures.panels import draw
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import by_optimizer, picture, report_cells
+from clipbench.report.frames import by_optimizer, foldable, picture, report_cells
 from clipbench.report.parts import Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import gap_places, metric_words, percent, signed
@@ -77,6 +77,6 @@ def section(evidence: Evidence) -> Section:
                 if panels
                 else []
             ),
-            Table(evidence.name("tables", "overfit"), told, head, rows, data, words=2),
+            foldable(Table(evidence.name("tables", "overfit"), told, head, rows, data, words=2)),
         ],
     )

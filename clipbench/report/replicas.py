@@ -12,7 +12,7 @@ from clipbench.report.words import fixed, gap_places, signed
 from clipbench.schema import Verdict
 from clipbench.task import Task
 
-TITLE = "The same study again"
+TITLE = "Does it replicate?"
 HOW = (
     "A replica is the same study, whose initial weights differ by 1e-7 of themselves: what another "
     "processor's rounding does, made on purpose. Runs near a cliff end otherwise then. What is "

@@ -8,7 +8,7 @@ from typing import Any
 from clipbench.analysis.strict import by_threshold
 from clipbench.figures.panels import draw
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import by_optimizer, picture
+from clipbench.report.frames import by_optimizer, foldable, picture
 from clipbench.report.parts import Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import (
@@ -88,6 +88,6 @@ def section(evidence: Evidence) -> Section:
         [
             *parts,
             *shown,
-            Table(evidence.name("tables", "strict"), caption, head, table, data, words=3),
+            foldable(Table(evidence.name("tables", "strict"), caption, head, table, data, words=3)),
         ],
     )

@@ -9,7 +9,7 @@ from clipbench.analysis.vanishing import stalled
 from clipbench.figures.panels import draw
 from clipbench.report.divergence import points
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import by_optimizer, picture
+from clipbench.report.frames import by_optimizer, foldable, picture
 from clipbench.report.parts import Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import percent, short
@@ -20,7 +20,7 @@ TITLE = "Does it cure vanishing gradients?"
 
 def section(evidence: Evidence) -> Section:
     """Whether fewer runs stall with a clip."""
-    pairs = stalled(evidence.cells, evidence.arms)
+    pairs = stalled(evidence.cells, evidence.arms, evidence.choices)
     if pairs.empty:
         return Section("vanishing", TITLE, [])
     cells = evidence.cells[evidence.cells["outcome"].notna()]
@@ -47,7 +47,10 @@ def section(evidence: Evidence) -> Section:
     ]
     head = ["problem", "clip", "stalled", "fewer, points [95 %]", "gradient norm, with ÷ without"]
     data = pairs.assign(label=[evidence.short(arm) for arm in pairs["arm"]])
-    told = "Without the clip → with it, at the same learning rates and seeds."
+    told = (
+        "Without the clip → with it, at the same seeds and learning rates, up to the one that is "
+        "chosen without the clip."
+    )
     return Section(
         "vanishing",
         TITLE,
@@ -72,8 +75,15 @@ def section(evidence: Evidence) -> Section:
                 if panels
                 else []
             ),
-            Table(
-                evidence.name("tables", "vanishing"), told, [*head, "seeds"], rows, data, words=2
+            foldable(
+                Table(
+                    evidence.name("tables", "vanishing"),
+                    told,
+                    [*head, "seeds"],
+                    rows,
+                    data,
+                    words=2,
+                )
             ),
         ],
     )

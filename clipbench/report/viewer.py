@@ -139,7 +139,7 @@ def _data(value: Any) -> str:
 @cache
 def _library() -> str:
     """Vega, Vega-Lite and Vega-Embed, as vl-convert bundles them."""
-    return _inside(vl_convert.javascript_bundle())
+    return _inside(vl_convert.javascript_bundle(None))
 
 
 @cache
