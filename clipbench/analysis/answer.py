@@ -53,9 +53,9 @@ def answers(
     median size. ``lost`` is the expected share of seeds that do not learn, ``tries_until`` the
     number of tries from which on a tuned threshold is ahead, ``shift`` the decades by which the
     clip moves the learning rate at which half of the seeds are lost, ``cost`` the ratio of step
-    times. ``instead`` is the best arm without a clip on another optimizer or schedule, and
-    ``instead_gain`` its difference from the clip, positive if that arm is better; it is the best of
-    several, so that its interval flatters it.
+    times, on several machines the largest. ``instead`` is the best arm without a clip on another
+    optimizer or schedule, and ``instead_gain`` its difference from the clip, positive if that arm
+    is better; it is the best of several, so that its interval flatters it.
 
     :param frames: ``arms``, ``levels``, ``gaps``, ``robust``, ``budget``, ``costs`` as the
         questions have them, ``results`` and ``compared`` of the settings that were chosen.

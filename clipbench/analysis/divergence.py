@@ -12,7 +12,7 @@ import pandas as pd
 from clipbench import statistics
 from clipbench.analysis.cells import Components, plain, table_of
 from clipbench.analysis.headline import Axis, declared
-from clipbench.schema import Status
+from clipbench.schema import Role, Status
 from clipbench.task import ARM, Task
 
 AROUND = 50  # steps before a divergence that are looked at, and after, if there are any
@@ -61,10 +61,11 @@ def prevented(
 
 
 def anatomy(curves: pd.DataFrame, cells: pd.DataFrame, most: int = 4) -> pd.DataFrame:
-    """The curves of the first diverged run of up to ``most`` arms, from `AROUND` steps before the
-    event on: columns ``cell``, ``step``, ``loss``, ``grad_norm`` and those of the cell.
+    """The curves of the first diverged report run of up to ``most`` arms, from `AROUND` steps
+    before the event on: columns ``cell``, ``step``, ``loss``, ``grad_norm`` and those of the cell.
     """
-    frame = plain(cells[cells["status"] == Status.DIVERGED])
+    reported = (cells["role"] == Role.REPORT) & (cells["status"] == Status.DIVERGED)
+    frame = plain(cells[reported])
     frame = frame.sort_values(["problem", "arm", "lr", "seed"]).drop_duplicates(["problem", "arm"])
     shown = frame[frame["cell"].isin(set(curves["cell"]))].head(most)
     columns = [*ARM, "cell", "lr", "seed", "reason", "diverged_at"]

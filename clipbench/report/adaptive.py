@@ -39,7 +39,7 @@ def section(evidence: Evidence) -> Section:
         ),
         seeds=int(gaps["n"].max()),
     )
-    labelled = gaps.assign(label=[evidence.short(arm) for arm in gaps["arm"]])
+    labelled = evidence.labelled(gaps)
     panels = [
         {
             "task": task,

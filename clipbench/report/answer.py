@@ -87,14 +87,16 @@ def _nothing(evidence: Evidence) -> str:
     """Why there is no answer; empty if there is one."""
     if not len(evidence.cells):
         return "empty"
+    ended = evidence.drawn["ended"].isin([*Outcome]).any()
+    if evidence.reports and not ended:
+        return "not yet"
     if evidence.answers.empty:
         has_clips = evidence.arms["partner"].notna().any()
         if not has_clips:
             return "no clip"
         return "no report" if not evidence.reports else "nothing compared"
     if not (evidence.answers["n"] > 0).any():
-        ended = evidence.drawn["ended"].isin([*Outcome]).any()
-        return "nothing compared" if ended or not evidence.reports else "not yet"
+        return "nothing compared"
     return ""
 
 
@@ -109,7 +111,8 @@ def _numbers(evidence: Evidence, rows: Sequence[Row]) -> dict[str, Any]:
     rivals = [row for row in rows if row["instead"] and not math.isnan(row["instead_low"])]
     leading = [row for row in rivals if row["instead_low"] > 0]
     widest = max(leading, key=lambda row: row["instead_gain"] / _scale(row), default=None)
-    costs = sorted(100 * (row["cost"] - 1) for row in rows if not math.isnan(row["cost"]))
+    timed = evidence.costs[evidence.costs["ratio"].notna()]
+    costs = sorted(100 * (timed["ratio"] - 1))
     needed = [row["needed"] for row in rows if row["verdict"] == Verdict.UNDECIDED]
     needed = [one for one in needed if math.isfinite(one)]
     budget = [row for row in rows if not evidence.budget.empty]
@@ -120,6 +123,7 @@ def _numbers(evidence: Evidence, rows: Sequence[Row]) -> dict[str, Any]:
         "worse": by_verdict[Verdict.WORSE] + by_verdict[Verdict.PERHAPS_WORSE],
         "same": by_verdict[Verdict.SAME],
         "never": by_verdict[Verdict.NEVER_FIRED],
+        "incomplete": by_verdict[Verdict.INCOMPLETE],
         "open": len(by_verdict[Verdict.UNDECIDED]),
         "compared": len(rows),
         "tuned": len(tuned),
@@ -138,6 +142,7 @@ def _numbers(evidence: Evidence, rows: Sequence[Row]) -> dict[str, Any]:
         "rival": f"{_lead(evidence, widest)}" if widest else "",
         "cheapest": fixed(costs[0], 0) if costs else "",
         "dearest": fixed(costs[-1], 0) if costs else "",
+        "machines": timed["environment"].nunique(),
         "seeds": " to ".join(str(count) for count in {counts[0]: 0, counts[-1]: 0}),
         "learned": _learned(evidence),
         "needed": f"{min(needed):,.0f}" if needed else "",

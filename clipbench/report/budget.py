@@ -58,7 +58,7 @@ def section(evidence: Evidence) -> Section:
 def _picture(evidence: Evidence, shown: pd.DataFrame) -> Part:
     panels = [
         {
-            "rows": rows.assign(label=[evidence.short(arm) for arm in rows["arm"]]),
+            "rows": evidence.labelled(rows),
             "title": f"{evidence.labels[task]}, {evidence.short(str(partner))}",
             "label": metric_words(evidence.about(task)),
             "without": f"{evidence.short(str(partner))}, no clip",
@@ -106,7 +106,7 @@ def _table(evidence: Evidence, task: Task) -> Table:
     ]
     caption = f"{evidence.labels[task]}: what trying thresholds is expected to reach."
     data = pd.DataFrame(ends)
-    data = data.assign(label=[evidence.short(arm) for arm in data["arm"]])
+    data = evidence.labelled(data)
     return Table(
         evidence.name("tables", "budget", evidence.labels[task]), caption, head, rows, data
     )

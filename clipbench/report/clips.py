@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
+from clipbench import selection
 from clipbench.analysis.clips import against_lower_lr, claims, clip_pairs
 from clipbench.analysis.outcomes import compare
 from clipbench.report.evidence import Evidence
@@ -28,6 +30,7 @@ from clipbench.report.words import (
     decimals,
     gap_places,
     metric_note,
+    metric_words,
     p_value,
     percent,
     plural,
@@ -64,6 +67,7 @@ def section(evidence: Evidence) -> Section:
             "thresholds are tuned, not tested."
         ),
         *([Text(LOWER)] if len(lower) else []),
+        *_asked(evidence),
     ]
     for task in evidence.tasks:
         mine = evidence.of(others, task)
@@ -163,3 +167,37 @@ def _head(about: dict[str, Any], untuned: str, *, lower: bool) -> list[str]:
         "chosen setting",
         "p (Holm)",
     ]
+
+
+def _asked(evidence: Evidence) -> list[Text]:
+    """The results of the untuned arms that the study's page names, a paragraph each task; those of
+    documented defaults stand in the table.
+    """
+    if evidence.defaults:
+        return []
+    told = ((task, [*_asked_of(evidence, task)]) for task in evidence.tasks)
+    return [Text(f"**{evidence.labels[task]}**: {' '.join(said)}") for task, said in told if said]
+
+
+def _asked_of(evidence: Evidence, task: Task) -> Iterator[str]:
+    about, results = evidence.about(task), evidence.of(evidence.results, task)
+    asked = results[
+        (results["reading"] == Reading.UNTUNED) & ~results["arm"].isin([*evidence.methods.values()])
+    ]
+    places = decimals(results["estimate"])
+    for row in asked.to_dict("records"):
+        at = f"lr {short(row['lr'])}" + (
+            f" and threshold {short(row['threshold'])}" if row["threshold"] >= 0 else ""
+        )
+        shown = (
+            f"**As the study sets it**, {row['arm']} at {at} has {metric_words(about)} "
+            f"{estimate(row, places, about)}"
+        )
+        if row["never_fired"]:
+            shown += (
+                f"; its clip never fired (under {percent(selection.FIRED)} of steps): the "
+                f"same as none"
+            )
+        elif row["clipped_fraction"] >= 0:
+            shown += f"; its clip fired in {percent(row['clipped_fraction'])} of steps"
+        yield f"{shown}."

@@ -47,8 +47,7 @@ def section(evidence: Evidence) -> Section:
         parts.append(picture(evidence, figure, caption, cells, "divergence"))
     if len(pairs):
         parts.append(foldable(_table(evidence, pairs)))
-    more = events.section(evidence)
-    folded = Fold("How all runs ended, and every event", more.parts)
+    folded = Fold("How all runs ended, and every event", events.subsection(evidence))
     return Section("divergence", TITLE, [*parts, folded])
 
 
@@ -81,7 +80,7 @@ def _table(evidence: Evidence, pairs: pd.DataFrame) -> Table:
         for row in pairs.to_dict("records")
     ]
     head = ["problem", "clip", "diverged", "lost", "fewer lost, points [95 %]", "seeds × lrs"]
-    data = pairs.assign(label=[evidence.short(arm) for arm in pairs["arm"]])
+    data = evidence.labelled(pairs)
     caption = (
         "Runs along all learning rates of an optimizer, without the clip → with it. Lost: "
         "diverged, collapsed or stalled."

@@ -1,4 +1,4 @@
-"""The section on how cells ended, and on the events on the way."""
+"""How cells ended, and the events on the way: a part of the section on divergence."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from clipbench.analysis.events import event_counts, events
 from clipbench.figures.style import setting
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import LISTED
-from clipbench.report.parts import Part, Section, Table, Text
+from clipbench.report.parts import Part, Table, Text
 from clipbench.report.words import plural, short
 from clipbench.schema import Kind, Outcome
 from clipbench.task import Task
 
 
-def section(evidence: Evidence) -> Section:
-    """How cells ended, and the events on the way."""
+def subsection(evidence: Evidence) -> list[Part]:
+    """How cells ended, and the events on the way; for the section on divergence."""
     recorded = events(evidence.events, evidence.cells)
     counted = event_counts(recorded, evidence.cells)
     parts: list[Part] = [
@@ -27,9 +27,9 @@ def section(evidence: Evidence) -> Section:
     parts.append(_outcomes(evidence, counted))
     if recorded.empty:
         parts.append(Text("No event was recorded."))
-        return Section("events", "Divergence and other events", parts)
+        return parts
     parts.append(_events(evidence, recorded))
-    return Section("events", "Divergence and other events", parts)
+    return parts
 
 
 def _outcomes(evidence: Evidence, counted: pd.DataFrame) -> Table:

@@ -137,6 +137,10 @@ class Evidence:
         """Whether an arm has the headline's schedule, or the study names none."""
         return self.named is None or schedule_of(arm) == self.named
 
+    def labelled(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Rows with the name by which the page calls their arm."""
+        return rows.assign(label=[self.short(arm) for arm in rows["arm"]])
+
     def ordered(self, arms_table: pd.DataFrame) -> list[str]:
         """The arms as they are shown everywhere."""
         return _order(arms_table, self.named)
@@ -235,7 +239,7 @@ def read(store: Store) -> Evidence:
     }
     beside = {
         "tries": scores.groupby(ARM, sort=False).size().reset_index(name="tries"),
-        "costs": costs.assign(arm=costs["optimizer"] + " + " + costs["clip"]),
+        "costs": costs.assign(arm=costs["optimizer"] + " + " + costs["clip"]).sort_values("ratio"),
     }
     pilots = store.page("calibration").get("pilots", {})
     return Evidence(

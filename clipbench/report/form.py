@@ -80,6 +80,6 @@ def _table(evidence: Evidence, pairs: pd.DataFrame) -> Table:
             for row in mine.to_dict("records")
         ]
     head = ["problem", "optimizer", "metric", "norm over value [95 %]", "seeds"]
-    data = pairs.assign(label=[evidence.short(arm) for arm in pairs["arm"]])
+    data = evidence.labelled(pairs)
     caption = "Positive: the norm clip is better. No row is corrected for the others."
     return Table(evidence.name("tables", "form"), caption, head, rows, data, words=3)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from clipbench.analysis.cells import counts
 from clipbench.figures import Figure
+from clipbench.figures.panels import draw
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import Fold, Heading, Part, Picture, Table
 from clipbench.report.words import census
@@ -34,7 +35,7 @@ def picture(
 
 def timed_picture(
     evidence: Evidence,
-    draw: Callable[[pd.DataFrame, str], Figure],
+    draw_timings: Callable[[pd.DataFrame, str], Figure],
     timings: pd.DataFrame,
     caption: str,
     *name: str,
@@ -55,7 +56,7 @@ def timed_picture(
         evidence.name("figures", *name),
         full,
         caption,
-        partial(draw, timings, f"{study} · {blocks}"),
+        partial(draw_timings, timings, f"{study} · {blocks}"),
     )
 
 
@@ -83,6 +84,18 @@ def foldable(table: Table) -> Table | Fold:
     """The table, folded if it is long."""
     many = len(table.rows) > SEEN
     return Fold(f"The table: {len(table.rows)} rows", [table]) if many else table
+
+
+def lines(
+    evidence: Evidence,
+    panels: Sequence[dict[str, Any]],
+    caption: str,
+    cells: pd.DataFrame,
+    *name: str,
+) -> list[Picture]:
+    """The figure of these panels; none if there is no panel."""
+    figure = partial(draw, panels, evidence.footer(cells))
+    return [picture(evidence, figure, caption, cells, *name)] if panels else []
 
 
 def by_optimizer(

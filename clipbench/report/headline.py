@@ -93,7 +93,7 @@ def section(evidence: Evidence) -> Section:
         cells = evidence.cells
         figure = partial(
             draw,
-            _labelled(evidence, gaps),
+            evidence.labelled(gaps),
             panels,
             arm_colours(evidence.arms),
             evidence.footer(cells),
@@ -216,13 +216,13 @@ def _levels(evidence: Evidence, task: Task) -> Table:
         caption,
         head,
         rows,
-        _labelled(evidence, mine),
+        evidence.labelled(mine),
     )
 
 
 def _labelled(evidence: Evidence, rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with the name by which the page calls their arm."""
-    return rows.assign(label=[evidence.short(arm) for arm in rows["arm"]])
+    return evidence.labelled(rows)
 
 
 def _level(row: dict[str, Any] | None, places: int) -> str:
@@ -287,7 +287,7 @@ def _gaps(evidence: Evidence, task: Task) -> Table:
         caption,
         head,
         rows,
-        _labelled(evidence, mine),
+        evidence.labelled(mine),
         words=2,
     )
 

@@ -40,7 +40,7 @@ def section(evidence: Evidence) -> Section:
             "title": evidence.labels[task],
             "x": f"{metric_words(about)}, "
             f"{'higher' if about['higher_is_better'] else 'lower'} is better",
-            "rows": mine.assign(label=[evidence.short(arm) for arm in mine["arm"]]).sort_values(
+            "rows": evidence.labelled(mine).sort_values(
                 "estimate", ascending=about["higher_is_better"], kind="stable"
             ),
         }

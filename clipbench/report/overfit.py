@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
+import pandas as pd
+
 from clipbench.analysis.overfit import stopping, validation
-from clipbench.figures.panels import draw
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import by_optimizer, foldable, picture, report_cells
+from clipbench.report.frames import by_optimizer, foldable, lines, report_cells
 from clipbench.report.parts import Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import gap_places, metric_words, percent, signed
@@ -37,6 +37,13 @@ def section(evidence: Evidence) -> Section:
         "The median validation loss of the report seeds at the setting that was chosen: where it "
         "rises, the model overfits."
     )
+    less = int((pairs["stopping"] < pairs["stopping_without"]).sum())
+    words = paragraphs("overfit", pairs=len(pairs), less=less, seeds=int(pairs["n"].max()))
+    shown = lines(evidence, panels, caption, cells, "overfit")
+    return Section("overfit", TITLE, [*words, *shown, foldable(_table(evidence, pairs))])
+
+
+def _table(evidence: Evidence, pairs: pd.DataFrame) -> Table:
     rows = []
     for task in evidence.tasks:
         mine, about = evidence.of(pairs, task), evidence.about(task)
@@ -53,30 +60,9 @@ def section(evidence: Evidence) -> Section:
             for row in mine.to_dict("records")
         ]
     head = ["problem", "clip", "an early stop gains", "metric", "overconfident runs", "seeds"]
-    data = pairs.assign(label=[evidence.short(arm) for arm in pairs["arm"]])
-    told = (
+    caption = (
         "What the best checkpoint has over the last step, on test, without the clip → with it; "
         "and the share of runs whose validation loss ends above a constant prediction's."
     )
-    less = (pairs["stopping"] < pairs["stopping_without"]).sum()
-    return Section(
-        "overfit",
-        TITLE,
-        [
-            *paragraphs("overfit", pairs=len(pairs), less=int(less), seeds=int(pairs["n"].max())),
-            *(
-                [
-                    picture(
-                        evidence,
-                        partial(draw, panels, evidence.footer(cells)),
-                        caption,
-                        cells,
-                        "overfit",
-                    )
-                ]
-                if panels
-                else []
-            ),
-            foldable(Table(evidence.name("tables", "overfit"), told, head, rows, data, words=2)),
-        ],
-    )
+    name = evidence.name("tables", "overfit")
+    return Table(name, caption, head, rows, evidence.labelled(pairs), words=2)

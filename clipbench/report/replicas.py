@@ -73,7 +73,7 @@ def _table(evidence: Evidence, task: Task, number: int, both: pd.DataFrame) -> T
     ]
     head = ["clip", "difference", "again", "moved", "allowed", "verdict", "verdict again"]
     caption = f"{evidence.labels[task]}: each comparison, and in replica {number}."
-    data = mine.assign(label=[evidence.short(arm) for arm in mine["arm"]])
+    data = evidence.labelled(mine)
     return Table(
         evidence.name("tables", "replicas", evidence.labels[task]), caption, head, rows, data
     )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from clipbench.figures.panels import draw
 from clipbench.report import stable
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import by_optimizer, headed, picture
+from clipbench.report.frames import by_optimizer, headed, lines
 from clipbench.report.parts import Fold, Part, Picture, Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import (
@@ -35,7 +33,7 @@ def section(evidence: Evidence) -> Section:
     for task in evidence.tasks:
         if len(evidence.of(evidence.robust, task)):
             parts += headed(evidence, task, [_table(evidence, task)])
-    more = stable.section(evidence).parts
+    more = stable.subsection(evidence)
     folded = (
         [Fold("The learning rates at which every selection seed learned", more)] if more else []
     )
@@ -62,14 +60,11 @@ def _picture(evidence: Evidence) -> list[Picture]:
         return {"x": [float(lr) for lr in axis.points["lr"]], "y": list(shares)}
 
     panels = by_optimizer(evidence, line, lambda _: "seeds that learn", x="lr", log_x=True)
-    if not panels:
-        return []
     caption = (
         "The share of seeds that learn at each learning rate, with each clip and without: where a "
         "line falls, runs diverge, collapse or stall."
     )
-    figure = partial(draw, panels, evidence.footer(evidence.cells))
-    return [picture(evidence, figure, caption, evidence.cells, "robust")]
+    return lines(evidence, panels, caption, evidence.cells, "robust")
 
 
 def _table(evidence: Evidence, task: Task) -> Table:
@@ -98,7 +93,7 @@ def _table(evidence: Evidence, task: Task) -> Table:
         "with it",
     ]
     caption = f"{evidence.labels[task]}: the learning rate at which half of the seeds are lost."
-    data = mine.assign(label=[evidence.short(arm) for arm in mine["arm"]])
+    data = evidence.labelled(mine)
     return Table(
         evidence.name("tables", "robust", evidence.labels[task]), caption, head, rows, data
     )

@@ -1,4 +1,4 @@
-"""The section on stable learning rates."""
+"""Stable learning rates: a part of the section on how hot one may be."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from clipbench.analysis.stable import effective, notes, stable
 from clipbench.figures.stable import draw
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import headed, picture
-from clipbench.report.parts import List, Part, Section, Table, Text
+from clipbench.report.parts import List, Part, Table, Text
 from clipbench.report.words import DASH, fixed, listed, seeds_note, short, threshold_words
 from clipbench.schema import Role
 from clipbench.task import Task, Threshold
 
 
-def section(evidence: Evidence) -> Section:
-    """Which learning rates are stable."""
+def subsection(evidence: Evidence) -> list[Part]:
+    """Which learning rates are stable; for the section on how hot one may be."""
     ranges = stable(evidence.cells)
     if ranges.empty:
-        return Section("stable", "Stable learning rates", [])
+        return []
     words = (
         "A learning rate is stable for a method where every selection seed learned: none "
         "diverged, collapsed or stalled. For a clip the range is given twice: with the best "
@@ -64,7 +64,7 @@ def section(evidence: Evidence) -> Section:
                 _table(evidence, task, mine, arms),
             ],
         )
-    return Section("stable", "Stable learning rates", parts)
+    return parts
 
 
 def _table(evidence: Evidence, task: Task, mine: pd.DataFrame, arms: pd.DataFrame) -> Table:

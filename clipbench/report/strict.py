@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+import math
 from typing import Any
 
+import pandas as pd
+
 from clipbench.analysis.strict import by_threshold
-from clipbench.figures.panels import draw
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import by_optimizer, foldable, picture
+from clipbench.report.frames import by_optimizer, foldable, lines
 from clipbench.report.parts import Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import (
@@ -47,31 +48,32 @@ def section(evidence: Evidence) -> Section:
         log_x=True,
         level=0.0,
     )
-    parts = paragraphs(
+    words = paragraphs(
         "strict",
         arms=len(strictest),
         behind=int((strictest["difference"] < 0).sum()),
         fired=percent(float(strictest["fired"].median())),
         seeds=int(rows["n"].max()),
     )
+    caption = (
+        "What each threshold gains over no clip, at the learning rate that suits it best; the "
+        "strictest is at the left. Means over selection seeds."
+    )
+    cells = evidence.cells[evidence.cells["role"] == Role.SELECT]
+    shown = lines(evidence, panels, caption, cells, "strict")
+    return Section("strict", TITLE, [*words, *shown, foldable(_table(evidence, rows))])
+
+
+def _table(evidence: Evidence, rows: pd.DataFrame) -> Table:
     shown = []
-    if panels:
-        cells = evidence.cells[evidence.cells["role"] == Role.SELECT]
-        caption = (
-            "What each threshold gains over no clip, at the learning rate that suits it best; the "
-            "strictest is at the left. Means over selection seeds."
-        )
-        figure = partial(draw, panels, evidence.footer(cells))
-        shown.append(picture(evidence, figure, caption, cells, "strict"))
-    table = []
     for task in evidence.tasks:
         mine, about = evidence.of(rows, task), evidence.about(task)
         places = decimals([*mine["estimate"].dropna(), *mine["without"].dropna()])
-        table += [
+        shown += [
             [
                 evidence.labels[task],
                 evidence.short(row["arm"]),
-                threshold_words(Threshold.of({**row, "percentile": float("nan")})),
+                threshold_words(Threshold.of({**row, "percentile": math.nan})),
                 f"{metric_words(about)} {fixed(row['estimate'], places)}",
                 signed(row["difference"], places),
                 short(row["lr"]),
@@ -80,14 +82,6 @@ def section(evidence: Evidence) -> Section:
             for row in mine.to_dict("records")
         ]
     head = ["problem", "clip", "threshold", "reaches", "over no clip", "at lr", "fired"]
-    data = rows.assign(label=[evidence.short(arm) for arm in rows["arm"]])
     caption = "Each threshold at its best learning rate, on selection seeds: it chose and is shown."
-    return Section(
-        "strict",
-        TITLE,
-        [
-            *parts,
-            *shown,
-            foldable(Table(evidence.name("tables", "strict"), caption, head, table, data, words=3)),
-        ],
-    )
+    name = evidence.name("tables", "strict")
+    return Table(name, caption, head, shown, evidence.labelled(rows), words=3)

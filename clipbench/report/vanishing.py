@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
+import pandas as pd
+
 from clipbench.analysis.vanishing import stalled
-from clipbench.figures.panels import draw
 from clipbench.report.divergence import points
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import by_optimizer, foldable, picture
+from clipbench.report.frames import by_optimizer, foldable, lines
 from clipbench.report.parts import Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import percent, short
@@ -34,6 +34,18 @@ def section(evidence: Evidence) -> Section:
 
     panels = by_optimizer(evidence, line, lambda _: "runs that stall", x="lr", log_x=True)
     caption = "The share of runs that never learn, by learning rate, over all seeds and thresholds."
+    words = paragraphs(
+        "vanishing",
+        pairs=len(pairs),
+        fewer=int((pairs["low"] > 0).sum()),
+        more=int((pairs["high"] < 0).sum()),
+        seeds=int(pairs["n"].max()),
+    )
+    shown = lines(evidence, panels, caption, cells, "vanishing")
+    return Section("vanishing", TITLE, [*words, *shown, foldable(_table(evidence, pairs))])
+
+
+def _table(evidence: Evidence, pairs: pd.DataFrame) -> Table:
     rows = [
         [
             evidence.labels[Task.of(row)],
@@ -45,45 +57,10 @@ def section(evidence: Evidence) -> Section:
         ]
         for row in pairs.to_dict("records")
     ]
-    head = ["problem", "clip", "stalled", "fewer, points [95 %]", "gradient norm, with ÷ without"]
-    data = pairs.assign(label=[evidence.short(arm) for arm in pairs["arm"]])
-    told = (
+    caption = (
         "Without the clip → with it, at the same seeds and learning rates, up to the one that is "
         "chosen without the clip."
     )
-    return Section(
-        "vanishing",
-        TITLE,
-        [
-            *paragraphs(
-                "vanishing",
-                pairs=len(pairs),
-                fewer=int((pairs["low"] > 0).sum()),
-                more=int((pairs["high"] < 0).sum()),
-                seeds=int(pairs["n"].max()),
-            ),
-            *(
-                [
-                    picture(
-                        evidence,
-                        partial(draw, panels, evidence.footer(cells)),
-                        caption,
-                        cells,
-                        "vanishing",
-                    )
-                ]
-                if panels
-                else []
-            ),
-            foldable(
-                Table(
-                    evidence.name("tables", "vanishing"),
-                    told,
-                    [*head, "seeds"],
-                    rows,
-                    data,
-                    words=2,
-                )
-            ),
-        ],
-    )
+    head = ["problem", "clip", "stalled", "fewer, points [95 %]", "gradient norm, with ÷ without"]
+    name = evidence.name("tables", "vanishing")
+    return Table(name, caption, [*head, "seeds"], rows, evidence.labelled(pairs), words=2)
