@@ -17,11 +17,10 @@ import pandas as pd
 
 from clipbench.cell import Cell
 from clipbench.schema import UNSTABLE, Reading, Role, Status
-from clipbench.task import ARM, TASK, THRESHOLD, Task, Threshold, arm_of
+from clipbench.task import ARM, FIRST_REPORT_SEED, TASK, THRESHOLD, Task, Threshold, arm_of
 from clipbench.vocabulary import PERCENTILE, RELATIVE
 
 POINT = ["lr", *THRESHOLD]
-FIRST_REPORT_SEED = 1000
 BASELINE = "plain SGD"
 METHODS = {
     BASELINE: "sgd",

@@ -42,6 +42,7 @@ class Task(NamedTuple):
         return ", ".join(self.words)
 
 
+FIRST_REPORT_SEED = 1000  # selection seeds count from 0, report seeds from here
 TASK = [*Task._fields]
 ARM = [*TASK, "arm"]  # the columns that tell an arm of a task: an optimizer with a clip
 

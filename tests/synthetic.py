@@ -16,6 +16,7 @@ from clipbench import schema, selection
 from clipbench.cell import Cell, Part
 from clipbench.selection import METHODS
 from clipbench.store import Store
+from clipbench.task import FIRST_REPORT_SEED
 
 ENVIRONMENT = {
     "python": "3.11.9",
@@ -145,7 +146,7 @@ def cell(
         else {field: others.pop("threshold", 1.0)}
     )
     others.pop("threshold", None)
-    role = "report" if seed >= selection.FIRST_REPORT_SEED else "select"
+    role = "report" if seed >= FIRST_REPORT_SEED else "select"
     return Cell(
         workload=Part(problem, 1),
         optimizer=Part(optimizer, 1),
@@ -516,7 +517,7 @@ def build(  # noqa: PLR0913, PLR0917
         parts: dict[str, Any] = {}
         kinds = {one.arm: (one.optimizer.name, one.clip.name) for one in grid(range(1))}
         same = selection.same_tries(scores, PERCENTILE)
-        fresh = range(selection.FIRST_REPORT_SEED, selection.FIRST_REPORT_SEED + report)
+        fresh = range(FIRST_REPORT_SEED, FIRST_REPORT_SEED + report)
         rows_wanted = wanted.to_dict("records") + [
             {**row, "seed": seed} for row in same.to_dict("records") for seed in fresh
         ]

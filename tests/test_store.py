@@ -925,12 +925,14 @@ def test_one_study_of_two_machines_copied_together_is_their_union(tmp_path):
     assert len(list((here.folder / "aside" / "cells").iterdir())) == 1
 
 
-@pytest.mark.parametrize("curves", [None, "report", "none"])
+@pytest.mark.parametrize("curves", [None, "report", "first", "none"])
 def test_packing_leaves_one_file_a_table_and_the_rows_that_count(filled, curves):
-    filled.commit("report-0002", tables_of(1000))
+    for number, seed in enumerate((1000, 1001), start=2):
+        filled.commit(f"report-000{number}", tables_of(seed))
     filled.add_throughput([{"workload": "cosh", "block": 9, "seconds": 0.1, "valid": True}])
     before = {table: filled.read(table) for table in schema.TABLES}
-    kept = {None: {0, 1, 1000}, "report": {1000}, "none": set()}[curves]
+    everywhere = {None: {0, 1, 1000, 1001}, "report": {1000, 1001}}
+    kept = {**everywhere, "first": {1000}, "none": set()}[curves]
     with filled.claim():
         filled.compact(curves)
     after = Store(filled.folder)

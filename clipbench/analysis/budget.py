@@ -18,9 +18,8 @@ from clipbench import selection, tuning
 from clipbench.analysis import headline
 from clipbench.analysis.cells import Components, of_task, plain, table_of, workload
 from clipbench.schema import Role
-from clipbench.selection import FIRST_REPORT_SEED
 from clipbench.statistics import mean_interval
-from clipbench.task import ARM, Task
+from clipbench.task import ARM, FIRST_REPORT_SEED, Task
 
 FEWEST = 2  # report seeds for an interval
 COLUMNS = [*ARM, "partner", "tries", "n", "estimate", "without", "difference", "low", "high"]

@@ -21,9 +21,9 @@ from clipbench import selection, tuning, verdicts
 from clipbench.analysis.cells import Components, plain, table_of, workload
 from clipbench.comparisons import Family, families
 from clipbench.schema import Outcome, Role, Status, Verdict
-from clipbench.selection import BASELINE, FIRST_REPORT_SEED, POINT
+from clipbench.selection import BASELINE, POINT
 from clipbench.skill import LOSS
-from clipbench.task import ARM, THRESHOLD, Task, Threshold
+from clipbench.task import ARM, FIRST_REPORT_SEED, THRESHOLD, Task, Threshold
 from clipbench.verdicts import Comparison
 
 GRADES = {"best": "best checkpoint", "last": "last step"}

@@ -205,9 +205,10 @@ def _open(folder: Path, page: Study) -> Store | None:
 )
 @click.option(
     "--curves",
-    type=click.Choice(["all", "report", "none"]),
+    type=click.Choice(["all", "report", "first", "none"]),
     default="all",
-    help="Curves to keep: all, of report and diverged cells, or none.",
+    help="Curves to keep: all; those of report and diverged cells; of the first report seed and "
+    "diverged cells; or none.",
 )
 @click.option(
     "--anew", is_flag=True, help="Start from nothing; the old folder is renamed, not deleted."

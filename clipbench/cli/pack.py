@@ -33,7 +33,7 @@ def in_bytes(_context: click.Context, option: click.Parameter, text: str | None)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--curves",
-    type=click.Choice(["all", "report", "none"]),
+    type=click.Choice(["all", "report", "first", "none"]),
     default=None,
     help="Whose curves are kept; none are added.",
 )

@@ -72,7 +72,7 @@ class Archive:
                 {"cell": cell.id, **evaluation._asdict()} for evaluation in record.evaluations
             ]
             tables["events"] += [{"cell": cell.id, **vars(event)} for event in record.events]
-            if keeps_curve(self.page, cell.role, row["status"]):
+            if keeps_curve(self.page, cell.role, row["status"], cell.seed):
                 curves.append(record)
         if curves:
             tables["curves"] = curve_columns(curves)

@@ -12,7 +12,7 @@ from clipbench.protocol.campaign import Campaign
 from clipbench.protocol.plans import partners
 from clipbench.protocol.select import scores
 from clipbench.schema import Role
-from clipbench.task import Threshold
+from clipbench.task import FIRST_REPORT_SEED, Threshold
 
 
 def report(campaign: Campaign) -> None:
@@ -26,7 +26,7 @@ def report(campaign: Campaign) -> None:
         replace(campaign.at(row), seed=int(row["seed"]), role=Role.REPORT)
         for row in rows.to_dict("records")
     ]
-    first, unclipped = selection.FIRST_REPORT_SEED, partners(campaign.plan.templates)
+    first, unclipped = FIRST_REPORT_SEED, partners(campaign.plan.templates)
     for settings, most in (
         (selection.same_tries(scored, protocol["percentile"]), math.inf),
         (selection.several(scored, unclipped), protocol["budget"]),

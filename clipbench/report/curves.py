@@ -13,10 +13,12 @@ from clipbench.report.parts import Part, Section, Text
 
 def section(evidence: Evidence) -> Section:
     """Loss curves of the report seeds."""
-    if evidence.environment.get("curves") == "none":
+    kept = evidence.environment.get("curves")
+    if kept in ("first", "none"):
+        some = "no curves" if kept == "none" else "the curves of few seeds"
         lacking = (
-            "This copy of the results keeps no curves, and so lacks these figures: the "
-            "median loss of every method, step by step."
+            f"This copy of the results keeps {some}, and so lacks these figures: the median loss "
+            "of every method, step by step."
         )
         return Section(
             "curves",

@@ -27,7 +27,7 @@ from clipbench.report.words import metric_words, percent, short, threshold_words
 from clipbench.schema import Role, Status
 from clipbench.task import Task, Threshold
 
-BYTES = 2_000_000  # of points in one page
+BYTES = 1_800_000  # of points in one page
 BUCKETS = 16  # stretches of a curve, of each of which the extremes are kept
 MEASURES = ("loss", "grad_norm", "kept", "cosine", "changed", "update_norm")
 
@@ -47,10 +47,23 @@ def page(evidence: Evidence, told: Mapping[str, Any]) -> str:
             runs=_data(shown["cells"]) if shown["cells"] else "",
             plot=_data(json.loads(_file("viewer.vl.json"))),
             left=shown["left"],
+            first=_first(evidence),
             scripts=scripts,
             hashes=" ".join(map(_hash, scripts)),
         )
     )
+
+
+def _first(evidence: Evidence) -> str:
+    """The run that is shown first: of the first row of the answer, at the setting that is chosen
+    there; empty if there is none.
+    """
+    for row in evidence.answers.head(1).to_dict("records"):
+        cells = plain(evidence.of(evidence.cells, Task.of(row)))
+        mine = cells[(cells["arm"] == row["arm"]) & (cells["lr"] == row["lr"])]
+        mine = mine[(mine["role"] == Role.REPORT) & (mine["threshold"] == row["threshold"])]
+        return str(mine.sort_values("seed")["cell"].iloc[0]) if len(mine) else ""
+    return ""
 
 
 def runs(evidence: Evidence) -> dict[str, Any]:
@@ -139,7 +152,7 @@ def _data(value: Any) -> str:
 @cache
 def _library() -> str:
     """Vega, Vega-Lite and Vega-Embed, as vl-convert bundles them."""
-    return _inside(vl_convert.javascript_bundle(None))
+    return _inside(vl_convert.javascript_bundle(None)  # type: ignore[arg-type])
 
 
 @cache

@@ -156,7 +156,7 @@ class Store(Contents):
     def compact(self, curves: str | None = None) -> None:
         """Under a claim: one file a table in place of many, with the rows that count.
 
-        :param curves: whose curves are kept from now on: all, report, none; those that are kept
+        :param curves: whose curves are kept from now on: all, report, first, none; those kept
             already if not given.
         """
         tidy.compact(self, curves)

@@ -20,10 +20,11 @@ from clipbench import schema
 from clipbench.schema import Role, Status
 from clipbench.store.commits import refuse_newer
 from clipbench.store.files import Damaged, content, replace_text, set_aside
+from clipbench.task import FIRST_REPORT_SEED
 
 PAGES = ("environment", "components", "calibration", "plan", "preregistered")
 STUDY, LIST = "study.toml", "pages.json"
-CURVES = ("all", "report", "none")  # whose curves a folder keeps, most first
+CURVES = ("all", "report", "first", "none")  # whose curves a folder keeps, most first
 # Of each page, the keys whose values others rely on: what they are, and what they hold.
 SHAPES: dict[str, dict[str, tuple[type, type]]] = {
     "environment": {"study": (str, str), "environments": (dict, dict), "curves": (str, str)},
@@ -265,11 +266,14 @@ def rebuilt(
     return {}
 
 
-def keeps_curve(environment: Mapping[str, Any], role: str, status: str) -> bool:
-    """Whether the store keeps the curve of such a cell: every one, those of report and diverged
-    cells, or none (``--curves``).
+def keeps_curve(environment: Mapping[str, Any], role: str, status: str, seed: int) -> bool:
+    """Whether the store keeps the curve of such a cell (``--curves``): every one; those of report
+    and diverged cells; of the first report seed and diverged cells; or none.
     """
     kept = environment.get("curves", "all")
+    if kept in ("report", "first") and status == Status.DIVERGED:
+        return True
     return kept == "all" or (
-        kept == "report" and (role == Role.REPORT or status == Status.DIVERGED)
+        role == Role.REPORT
+        and (kept == "report" or (kept == "first" and seed == FIRST_REPORT_SEED))
     )

@@ -235,9 +235,11 @@ def _of_kept(tables: Mapping[str, pa.Table], kept: str) -> pa.Table:
     """The curves of the cells whose curve is kept, in the precision of their runs: older folders
     have them in float64.
     """
-    rows = tables["cells"].select(["cell", "role", "status", "dtype"]).to_pylist()
+    rows = tables["cells"].select(["cell", "role", "status", "seed", "dtype"]).to_pylist()
     cells = [
-        row["cell"] for row in rows if keeps_curve({"curves": kept}, row["role"], row["status"])
+        row["cell"]
+        for row in rows
+        if keeps_curve({"curves": kept}, row["role"], row["status"], row["seed"])
     ]
     exact = pa.array([row["cell"] for row in rows if row["dtype"] == "float64"], pa.string())
     curves = tables["curves"].filter(

@@ -313,7 +313,7 @@ def _recorded(
     """
     curve = tables["curves"]
     if curve is None:
-        if keeps_curve(context.environment, row.role, row.status):
+        if keeps_curve(context.environment, row.role, row.status, row.seed):
             yield "its curve is missing"
         return
     steps = curve["step"]

@@ -149,8 +149,7 @@
     }),
   );
   addEventListener("hashchange", fromLink);
-  fill(0);
-  if (!fromLink()) draw();
+  if (!fromLink()) choose(runs.find((run) => run.id === $("run-plot").dataset.first) ?? runs[0]);
   let waiting = 0;
   addEventListener("resize", () => {
     clearTimeout(waiting);
