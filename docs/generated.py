@@ -1,27 +1,32 @@
-"""What the pages take from the code when they are built: the columns of the store and the commands.
+"""What the pages take from the code when they are built: the columns of the store, the commands and
+the public names.
 
-Two directives for Sphinx, `store-columns` and `commands`; each gives Markdown, in a function of its
-own.
+Each is a directive for Sphinx that gives Markdown, in a function of its own.
 """
 
 from __future__ import annotations
+
+from inspect import cleandoc, isclass, isfunction
 
 import click
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+import clipbench
 from clipbench import schema
 from clipbench.cli import cli
+
+SHOWN = ("clipbench.registry", "clipbench.errors")  # modules whose names the page has anyway
 
 
 def columns() -> str:
     """A table for each table of the store, from `schema.TABLES`."""
     lines: list[str] = []
     for name, table in schema.TABLES.items():
-        lines += ["", f"## {name}", "", *_table(["column", "type", "unit", "what it holds"], [
-            [f"`{one.name}`", str(one.type), one.unit, one.meaning] for one in table
-        ])]  # fmt: skip
+        rows = [[f"`{one.name}`", str(one.type), one.unit, one.meaning] for one in table]
+        head = ["column", "type", "unit", "what it holds"]
+        lines += ["", f"## {name}", "", *_table(head, rows)]
     return "\n".join(lines)
 
 
@@ -37,20 +42,24 @@ def commands(group: click.Group = cli, parent: click.Context | None = None) -> s
             lines.append(commands(command, context))
             continue
         own = click.Context(command, info_name=name, parent=context)
-        records = [one.get_help_record(own) for one in command.get_params(own)]
-        lines += [
-            "",
-            f"## {own.command_path}",
-            "",
-            *(command.help or "").replace("\b\n", "").splitlines(),
-            "",
-            f"`{' '.join([own.command_path, *command.collect_usage_pieces(own)])}`",
-            "",
-            *_table(["option", "what it does"], [
-                [f"`{option}`", said] for option, said in filter(None, records)
-            ]),
-        ]  # fmt: skip
+        usage = " ".join([own.command_path, *command.collect_usage_pieces(own)])
+        lines += ["", f"## {own.command_path}", "", f"`{usage}`", "", cleandoc(command.help or "")]
+        options = [one.get_help_record(own) for one in command.params]
+        rows = [[f"`{option}`", said] for option, said in filter(None, options) if said]
+        lines += ["", *_table(["option", "what it does"], rows)] if rows else []
     return "\n".join(lines)
+
+
+def results() -> str:
+    """What `clipbench` offers beside components and the modules with a section of their own."""
+    members = {name: getattr(clipbench, name) for name in clipbench.__all__}
+    lines = [
+        f".. auto{'class' if isclass(member) else 'function'}:: {member.__module__}.{name}\n"
+        + ("   :members:\n" if isclass(member) else "")
+        for name, member in members.items()
+        if (isclass(member) or isfunction(member)) and member.__module__ not in SHOWN
+    ]
+    return "\n".join(["## Results", "", "```{eval-rst}", *lines, "```"]) if lines else ""
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -71,4 +80,5 @@ def _directive(markdown) -> type[SphinxDirective]:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("store-columns", _directive(columns))
     app.add_directive("commands", _directive(commands))
+    app.add_directive("results", _directive(results))
     return {"parallel_read_safe": True}
