@@ -1,5 +1,5 @@
-"""What the pages take from the code when they are built: the columns of the store, the commands and
-the public names.
+"""What the pages take from the code when they are built: the columns of the store, the components,
+the commands and the public names.
 
 Each is a directive for Sphinx that gives Markdown, in a function of its own.
 """
@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import clipbench
-from clipbench import schema
+from clipbench import registry, schema
 from clipbench.cli import cli
 
 SHOWN = ("clipbench.registry", "clipbench.errors")  # modules whose names the page has anyway
@@ -27,6 +27,26 @@ def columns() -> str:
         rows = [[f"`{one.name}`", str(one.type), one.unit, one.meaning] for one in table]
         head = ["column", "type", "unit", "what it holds"]
         lines += ["", f"## {name}", "", *_table(head, rows)]
+    return "\n".join(lines)
+
+
+def components() -> str:
+    """A table for each kind of component, from the registry."""
+    registry.load_packaged()
+    lines: list[str] = []
+    for kind in registry.KINDS:
+        found = [registry.find(kind, name) for name in registry.names(kind)]
+        rows = [
+            [
+                f"`{one.name}`",
+                registry.about(one),
+                registry.settings_in_words(one),
+                registry.source(one),
+            ]
+            for one in found
+        ]
+        head = ["name", "what it is", "settings", "source"]
+        lines += ["", f"## {kind.capitalize()}s", "", *_table(head, rows)]
     return "\n".join(lines)
 
 
@@ -79,6 +99,7 @@ def _directive(markdown) -> type[SphinxDirective]:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("store-columns", _directive(columns))
+    app.add_directive("components", _directive(components))
     app.add_directive("commands", _directive(commands))
     app.add_directive("results", _directive(results))
     return {"parallel_read_safe": True}
