@@ -22,6 +22,7 @@ FILES = {
 }
 TINY = {
     r"^steps *= .*": "steps = 2",
+    r"^batch *= .*": "batch = 2",
     r"^lr *= .*": "lr = 0.01",
     r"^seeds *= .*": "seeds = { select = 1, report = 1 }",
     r"^evaluations *= .*": "evaluations = 1",
