@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipbench import trees
+from clipbench import listing, trees
 from clipbench.errors import UsageError
 
-Batch = tuple[Tensor, Tensor]
+Batch = listing.Batch
+SPLITS = ("validation", "test")  # what a run is evaluated on
 EVALUATED = 256  # examples of a split that is sampled
 KEPT_BYTES = 2**29  # of splits that are held for another use: 38 seeds of origin
 AHEAD, AHEAD_BYTES = 16, 2**22  # batches looked up at once, at most
@@ -123,13 +124,12 @@ def splits(
 
 def _drawn(workload: Any, seed: int, dtype: torch.dtype, device: str) -> dict[str, Batch]:
     if not hasattr(workload, "data"):
-        names = ("validation", "test")
         drawn = {
             name: _sampler(workload, trees.generator(workload.name, seed, name), EVALUATED)()
-            for name in names
+            for name in SPLITS
         }
     elif _takes(workload.data, "generator"):
-        drawn = _splits(workload, workload.data(trees.generator(workload.name, seed, "split")))
+        drawn = listed(workload, workload.data(trees.generator(workload.name, seed, "split")))
     else:
         drawn = _once(workload)
     return {
@@ -138,50 +138,30 @@ def _drawn(workload: Any, seed: int, dtype: torch.dtype, device: str) -> dict[st
     }
 
 
-def _splits(workload: Any, data: Any) -> dict[str, Batch]:
-    """The splits in what ``data`` has returned.
+def listed(workload: Any, data: Any) -> dict[str, Batch]:
+    """The splits in what ``data`` has returned, whatever people have their examples in.
 
-    :raises UsageError: it is something else.
+    :raises UsageError: it is something else, or a split is missing.
     """
     where = f'workload "{workload.name}": `data`'
     if not isinstance(data, Mapping):
         raise UsageError(
-            f"{where} returned {_description(data)}, and must return a dict of the splits train, "
-            f"validation and test."
+            f"{where} returned {listing.description(data)}, and must return a dict of the splits "
+            f"train, validation and test; torch.utils.data.random_split makes three of one set."
         )
-    return {name: _pair(pair, f"{where} returned for {name}") for name, pair in data.items()}
-
-
-def _pair(pair: Any, what: str) -> Batch:
-    """Inputs and targets of one length.
-
-    :raises UsageError: they are something else.
-    """
-    if not (
-        isinstance(pair, tuple | list)
-        and len(pair) == 2
-        and all(isinstance(one, Tensor) for one in pair)
-    ):
-        raise UsageError(
-            f"{what} {_description(pair)}, and must return a pair of tensors: inputs and targets."
-        )
-    return pair[0], pair[1]
-
-
-def _description(value: Any) -> str:
-    """``a tuple of ndarray and ndarray``, ``a Tensor of shape (3, 4)``."""
-    if isinstance(value, tuple | list) and value:
-        return (
-            f"a {type(value).__name__} of "
-            f"{' and '.join(type(one).__name__ for one in value[:3])}{', …' * (len(value) > 3)}"
-        )
-    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-    return "nothing" if value is None else f"a {type(value).__name__}{shape}"
+    wanted = SPLITS if hasattr(workload, "sample") else ("train", *SPLITS)
+    for name in wanted:
+        if name not in data:
+            raise UsageError(
+                f'{where} has no split "{name}" (it has {", ".join(map(str, data)) or "none"}); '
+                f"train is learned from, validation chooses, and test is what is reported."
+            )
+    return {name: listing.pair(found, f"{where} for {name}") for name, found in data.items()}
 
 
 @lru_cache(maxsize=8)
 def _once(workload: Any) -> dict[str, Batch]:
-    return _splits(workload, workload.data())
+    return listed(workload, workload.data())
 
 
 def batches(
@@ -229,8 +209,8 @@ def _sampler(workload: Any, stream: torch.Generator, batch: int) -> Callable[[],
         if _takes(workload.sample, "batch")
         else partial(workload.sample, stream)
     )
-    what = f'workload "{workload.name}": `sample` returned'
-    return lambda: _pair(draw(), what)
+    where = f'workload "{workload.name}": `sample`'
+    return lambda: listing.pair(draw(), where)
 
 
 def order(examples: int, batch: int, steps: int, stream: torch.Generator, name: str) -> Tensor:

@@ -102,8 +102,8 @@ def _decorator(kind: Kind, name: str) -> Callable[[C], C]:
                     f'@{kind}("{name}"): a setting cannot be called `{field}`, which means '
                     f"something else in a study."
                 )
-        metric = vars(cls).get("metric")
-        # as a plain attribute it would be bound to the workload
+        metric = inspect.getattr_static(cls, "metric", None)
+        # as a plain attribute, its own or of a class it is made from, it would be bound
         if isinstance(metric, FunctionType):
             cls.metric = staticmethod(metric)  # type: ignore[attr-defined]
         _check_metrics(vars(cls), f'@{kind}("{name}")')

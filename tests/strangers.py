@@ -1,4 +1,4 @@
-"""What a stranger brings: the clip and the study that README shows, word for word, an optimizer,
+"""What a stranger brings: the clip and the study that the docs show, word for word, an optimizer,
 and networks.
 """
 
@@ -9,36 +9,18 @@ from torch.nn import functional
 
 from clipbench import metrics, registry, workload
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 
-def shown(language):
-    """README's first block in one language."""
-    return re.search(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)[1]
+def shown(page, language):
+    """The first block in one language on a page of the docs."""
+    text = (CHECKOUT / "docs" / page).read_text(encoding="utf-8")
+    return re.search(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)[1]
 
 
-EMA = shown("python")
-STUDY = shown("toml")
-SIGNUM = '''"""Sign descent with momentum."""
-
-import torch
-
-from clipbench import Unit, optimizer, trees
-
-
-@optimizer("signum")
-class Signum:
-    """Step by the sign of an exponential average of gradients (Bernstein et al. 2018)."""
-
-    beta: Unit = 0.9
-
-    def init(self, params):
-        return {"mean": trees.zeros_like(params)}
-
-    def update(self, grads, state, params):
-        mean = trees.map(lambda m, g: self.beta * m + (1 - self.beta) * g, state["mean"], grads)
-        return trees.map(torch.sign, mean), {"mean": mean}
-'''
+EMA = shown("clip.md", "python")
+STUDY = shown("study.md", "toml")
+SIGNUM = (CHECKOUT / "examples/optimizer_of_my_own/signum.py").read_text(encoding="utf-8")
 
 
 def on_cancer(name, build, measure=functional.cross_entropy):

@@ -48,7 +48,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lr_schedules": {"errors", "vocabulary", "registry"},
     "study": {"errors", "vocabulary", "registry", "schema", "events", "cell", "lr_schedules"},
     # the motion
-    "feed": {"errors", "trees"},
+    "listing": {"errors"},
+    "feed": {"errors", "trees", "listing"},
     "step": {"trees", "cell", "measures"},
     "engines": {
         *MATTER,

@@ -43,7 +43,8 @@ class Tiny:
 
     def data(self):
         self.calls += 1
-        return {"train": (torch.arange(10.0)[:, None], torch.arange(10))}
+        pair = (torch.arange(10.0)[:, None], torch.arange(10))
+        return dict.fromkeys(("train", "validation", "test"), pair)
 
 
 @pytest.mark.parametrize("name", NAMES)

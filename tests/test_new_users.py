@@ -252,7 +252,7 @@ class Odd:
     name = "odd"
 
     def __init__(self, found):
-        self.found = found
+        self.found = found if found is None else {**found, "validation": (), "test": ()}
 
     def data(self, generator):
         return self.found
@@ -264,15 +264,15 @@ class Odd:
         (None, "`data` returned nothing, and must return a dict"),
         (
             {"train": torch.ones(3)},
-            "`data` returned for train a Tensor of shape (3,), and must return a pair of tensors",
+            "`data` for train returned a Tensor of shape (3,), and must return a pair of tensors",
         ),
         (
             {"train": (torch.ones(3), [1, 2, 3])},
-            "for train a tuple of Tensor and list, and must return a pair of tensors",
+            "for train returned a tuple of Tensor and list, and must return a pair of tensors",
         ),
         (
             {"train": (torch.ones(3),) * 3},
-            "for train a tuple of Tensor and Tensor and Tensor, and must",
+            "for train returned a tuple of Tensor and Tensor and Tensor, and must",
         ),
     ],
 )

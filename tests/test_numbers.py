@@ -12,9 +12,18 @@ from pathlib import Path
 
 import pytest
 
-LINK = re.compile(r'\[(?P<shown>[^\[\]]+)\]\((?P<file>results/[^\s)]+\.csv) "(?P<title>[^"]+)"\)')
+LINK = re.compile(
+    r'\[(?P<shown>[^\[\]]+)\]\((?:\.\./)?(?P<file>results/[^\s)]+\.csv) "(?P<title>[^"]+)"\)'
+)
 DECIMAL = re.compile(r"(?<![\w.])[+−-]?\d*\.\d+(?!\w)")
-PAGES = ["README.md", "docs/words.md", "docs/reliability.md"]
+PAGES = [
+    "README.md",
+    *sorted(f"docs/{page.name}" for page in Path(__file__).parents[1].glob("docs/*.md")),
+]
+FOUND = {
+    "README.md": "## What the quick study found",
+    "docs/findings.md": "# What the quick study f",
+}
 
 
 def value(text: str) -> float:
@@ -59,10 +68,11 @@ def test_every_number_that_links_to_a_table_is_the_one_in_its_row(checkout, page
         )
 
 
-def test_what_readme_says_of_results_has_no_number_without_its_row(checkout):
+@pytest.mark.parametrize("page", FOUND)
+def test_what_a_page_says_of_results_has_no_number_without_its_row(checkout, page):
     """In the section on what the studies found, every decimal number is a link."""
-    text = (checkout / "README.md").read_text(encoding="utf-8")
-    section = text.partition("## What the quick study found")[2].partition("\n## ")[0]
+    text = (checkout / page).read_text(encoding="utf-8")
+    section = text.partition(FOUND[page])[2].partition("\n## ")[0]
     assert len(LINK.findall(section)) >= 10
     bare = DECIMAL.findall(LINK.sub("", re.sub(r"`[^`]*`", "", section)))
     assert bare == []

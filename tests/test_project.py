@@ -17,7 +17,6 @@ from packaging.version import Version
 import clipbench
 from clipbench import protocol, schema, study, task, vocabulary
 from clipbench.analysis.outcomes import Note
-from clipbench.cli import cli
 
 IMPORTED_AS = {"scikit-learn": "sklearn"}
 
@@ -58,8 +57,9 @@ def requirements(project):
     ]
 
 
-def test_readme_and_contributing_name_environments_that_exist(checkout, readme, environments):
-    text = readme + (checkout / "CONTRIBUTING.md").read_text(encoding="utf-8")
+def test_readme_docs_and_contributing_name_environments_that_exist(checkout, readme, environments):
+    pages = [checkout / "CONTRIBUTING.md", *(checkout / "docs").glob("*.md")]
+    text = readme + "".join(page.read_text(encoding="utf-8") for page in pages)
     named = {name for some in re.findall(r"\btox -e ([\w,-]+)", text) for name in some.split(",")}
     assert {"quick", "tests"} <= named <= environments
 
@@ -123,23 +123,24 @@ def test_every_packaged_study_is_a_page_with_a_title(checkout):
         assert tomllib.loads(page.read_text(encoding="utf-8"))["title"].strip(), page.name
 
 
-def test_the_study_that_readme_shows_is_one(tmp_path):
+def test_the_study_that_the_docs_show_is_one(tmp_path):
     """Six learning rates of sgd and three of NAdam, without a clip and at three thresholds, on
     three seeds.
     """
-    cells = study.parse("readme", strangers.STUDY, tmp_path).cells()
+    cells = study.parse("shown", strangers.STUDY, tmp_path).cells()
     assert len(cells) == (6 + 3) * (1 + 3) * 3
     assert {cell.optimizer.name for cell in cells} == {"sgd", "torch.optim.NAdam"}
 
 
-def test_readme_names_the_tables_in_which_a_word_may_stand(readme):
+def test_the_docs_name_the_tables_in_which_a_word_may_stand(checkout):
+    page = (checkout / "docs" / "study.md").read_text(encoding="utf-8")
     places = {
         "`[run]`": "run",
         "`[protocol]`": "protocol",
         **{kind: kind for kind in vocabulary.KINDS},
     }
     found = {}
-    [table] = re.findall(r"^\| word \| table \|.+?\n\n", readme, flags=re.MULTILINE | re.DOTALL)
+    [table] = re.findall(r"^\| word \| table \|.+?\n\n", page, flags=re.MULTILINE | re.DOTALL)
     for words, tables in re.findall(r"^\| (`[^|]+`) \| ([^|]+) \|", table, flags=re.MULTILINE):
         homes = (
             {"run", *vocabulary.KINDS}
@@ -156,12 +157,13 @@ def test_contributing_lists_what_a_new_clip_owes_and_nothing_else(checkout):
     files of the list, and nowhere else.
     """
     text = (checkout / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    text = text.partition("it owes five things")[2].partition("What each")[0]
+    text = text.partition("it owes four things")[2].partition("What each")[0]
     listed = re.findall(r"^\| [^|]+ \| `([^`]+)` \|$", text, re.MULTILINE)
-    assert len(listed) == 5
+    assert len(listed) == 4
     places = [
         *(checkout / name for name in ("clipbench", "tests", "benchmarks", "docs")),
         checkout / "README.md",
+        checkout / "examples",
     ]
     files = [
         file for place in places for file in ([place] if place.is_file() else place.rglob("*"))
@@ -180,9 +182,30 @@ def test_contributing_lists_what_a_new_clip_owes_and_nothing_else(checkout):
     }
 
 
-def test_the_readme_names_every_command(checkout):
-    text = (checkout / "README.md").read_text(encoding="utf-8")
-    assert [name for name in cli.commands if f"clipbench {name}" not in text] == []
+def test_the_readme_is_read_in_one_go(readme):
+    """What more there is to say has a page of its own in docs."""
+    assert len(readme.splitlines()) <= 130
+
+
+def test_every_page_of_the_docs_is_in_the_table_of_contents(checkout):
+    docs = checkout / "docs"
+    listed = re.findall(r"^[a-z_]+$", (docs / "index.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted([*listed, "index"]) == sorted(page.stem for page in docs.glob("*.md"))
+
+
+def test_every_link_of_the_readme_and_the_docs_leads_to_a_file(checkout):
+    pages = [
+        checkout / "README.md",
+        checkout / "CONTRIBUTING.md",
+        *(checkout / "docs").glob("*.md"),
+    ]
+    dead = [
+        f"{page.name}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)\s#]+)", page.read_text(encoding="utf-8"))
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert dead == []
 
 
 def test_words_defines_what_rows_and_phases_are_called(checkout):

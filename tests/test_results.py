@@ -98,8 +98,8 @@ def test_committed_reports_are_rendered_anew_byte_for_byte(folder, whole, tmp_pa
 
 @pytest.mark.usefixtures("undrawn")
 def test_words_and_tables_of_the_largest_report_are_made_anew_byte_for_byte(checkout, tmp_path):
-    """Those of quick, which README quotes. Its figures, which take most of the time, are rendered
-    anew with --whole; those of origin at every change.
+    """Those of quick, which README and docs quote. Its figures, which take most of the time, are
+    rendered anew with --whole; those of origin at every change.
     """
     folder = checkout / "results" / "quick" / "report"
     report.write(Store(folder.parent), folder=tmp_path)
@@ -122,9 +122,7 @@ def test_the_headline_is_drawn_from_thousands_of_cells_of_which_some_diverged(ch
     assert not (cells["status"] == "failed").any()
 
 
-def test_the_table_of_engines_is_that_of_the_numbers_beside_it_and_the_readmes(
-    checkout, monkeypatch
-):
+def test_the_table_of_engines_is_that_of_the_numbers_beside_it_and_the_docs(checkout, monkeypatch):
     monkeypatch.syspath_prepend(checkout / "benchmarks")  # as for a script that is run
     folder = checkout / "results" / "engines"
     stored = json.loads((folder / "engines.json").read_text(encoding="utf-8"))
@@ -141,10 +139,10 @@ def test_the_table_of_engines_is_that_of_the_numbers_beside_it_and_the_readmes(
             stored["rounds"], stored["missing"], footer
         )
     assert (folder / "engines.md").read_text(encoding="utf-8") == page
-    readme = (checkout / "README.md").read_text(encoding="utf-8")
-    assert page.partition("\n\n")[0] in readme
+    shown = (checkout / "docs" / "engines.md").read_text(encoding="utf-8")
+    assert page.partition("\n\n")[0] in shown
     eager, compiled = re.findall(r"^- recording.*?: ([\d.]+) ", page, flags=re.MULTILINE)
     assert (
         f"costs lanes {eager} times the time of a step without, and compiled lanes {compiled} times"
-        in " ".join(readme.split())
+        in " ".join(shown.split())
     )

@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from test_execute import gone, jobs, new_store, outcomes, supervise, text_of
 from clipbench import registry, study
 from clipbench.engines import structure
 from clipbench.engines.rates import Choice, versioned
+from clipbench.execute.names import Names
 from clipbench.execute.world import World
 
 GUILTY = '''
@@ -35,6 +37,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -418,3 +421,28 @@ def test_lanes_beside_a_guilty_cell_have_the_bits_they_have_without_it(tmp_path)
             check_exact=True,
         )
         assert len(wanted)
+
+
+def test_torchs_wrapper_of_an_inherited_step_is_no_change_and_another_one_is(monkeypatch):
+    """torch wraps ``step`` in the class whose first object is made, as in AdamW, which has it from
+    Adam; a user's workload was failed for it.
+    """
+
+    class Parent(torch.optim.Optimizer):
+        def step(self):
+            pass
+
+    class Child(Parent):
+        pass
+
+    planted = ModuleType("torch.optim.planted")
+    for made in (Parent, Child):
+        made.__module__ = planted.__name__
+        setattr(planted, made.__name__, made)
+    monkeypatch.setitem(sys.modules, planted.__name__, planted)
+    names = Names()
+    Child([torch.nn.Parameter(torch.zeros(1))], {})
+    assert "step" in vars(Child)
+    assert names.changed() == []
+    Child.step = Parent.step
+    assert names.changed() == ["torch.optim.planted.Child.step"]

@@ -37,6 +37,10 @@ PURE: dict[str, Test] = {
     "update under vmap equals the loop": rules.lanes_agree,
     "as one vector, updates as it does as named tensors": rules.flat_agrees,
 }
+HOOKS = "hooks present"
+SPLITS = "splits present, inputs and targets alike in number"
+START = "loss and gradient finite at the start"
+GROUND = (HOOKS, SPLITS, START)  # without one of these the claims after it have nothing to look at
 CLAIMS: dict[Kind, dict[str, Test]] = {
     "clip": {
         "settings validate": settings_validate,
@@ -59,11 +63,11 @@ CLAIMS: dict[Kind, dict[str, Test]] = {
     },
     "workload": {
         "settings validate": settings_validate,
-        "hooks present": workloads.hooks_present,
+        HOOKS: workloads.hooks_present,
+        SPLITS: workloads.splits_match,
+        START: workloads.finite_start,
         "no global random state": workloads.draws_nothing,
-        "splits present, inputs and targets alike in number": workloads.splits_match,
         "every split finite, and the first loss on it": workloads.splits_finite,
-        "loss and gradient finite at the start": workloads.finite_start,
         "a batch in parts adds up to the whole, or says why not": workloads.parts_add_up,
         "the seed decides weights and batches": workloads.seeds_decide,
         "the metric is a number": workloads.metric_is_a_number,
@@ -82,7 +86,8 @@ OPTIONAL = {
 
 
 def conform(kind: Kind, name: str) -> list[Check]:
-    """Every claim that the component must keep, in order.
+    """Every claim that the component must keep, in order; of a workload that has no first step,
+    those up to the one that says why.
 
     :raises UsageError: no such component, or a workload whose data is not there.
     """
@@ -99,7 +104,12 @@ def conform(kind: Kind, name: str) -> list[Check]:
     # Seeded and put back: a component that draws from the global random state does not move the
     # caller's. In one thread, as the workers train.
     with trees.seeded("conformance", 0, name), one_thread():
-        return [_check(claim, test, cls) for claim, test in asked.items()]
+        checks: list[Check] = []
+        for claim, test in asked.items():
+            checks.append(_check(claim, test, cls))
+            if claim in GROUND and not checks[-1].passed:
+                break
+        return checks
 
 
 def _check(claim: str, test: Callable[[type[Any]], str | None], cls: type[Any]) -> Check:

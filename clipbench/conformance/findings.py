@@ -76,13 +76,19 @@ def _random_state() -> dict[str, object]:
 
 
 @contextmanager
-def no_draw() -> Iterator[None]:
-    """What runs inside draws from no global random state."""
+def no_draw(what: str = "it", remedy: str = "") -> Iterator[None]:
+    """What runs inside draws from no global random state.
+
+    :raises Fault: it does; ``what`` names it, ``remedy`` says what to do.
+    """
     before = _random_state()
     yield
     drawn = [whose for whose, state in _random_state().items() if state != before[whose]]
     if drawn:
-        raise Fault(f"it drew from {' and '.join(drawn)} global random state")
+        raise Fault(
+            f"{what} drew from {' and '.join(drawn)} global random state"
+            + (f"; {remedy}" if remedy else "")
+        )
 
 
 @contextmanager

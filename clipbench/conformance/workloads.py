@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clipbench import feed, metrics, trees
+from clipbench.conformance import first_pass
 from clipbench.conformance.findings import Fault, distance, no_draw
 from clipbench.conformance.settings import examples
 from clipbench.engines import shares
@@ -45,15 +46,7 @@ def splits_match(cls: type[Any]) -> None:
     """Validation and test are there, and train unless batches are sampled, each with a target
     for every input.
     """
-    workload = _built(cls)
-    wanted = (
-        ("validation", "test") if hasattr(workload, "sample") else ("train", "validation", "test")
-    )
-    splits = feed.splits(workload, 0)
-    for name in wanted:
-        if name not in splits:
-            raise Fault(f'data has no split "{name}" (it has {", ".join(splits) or "none"})')
-        inputs, targets = splits[name]
+    for name, (inputs, targets) in feed.splits(_built(cls), 0).items():
         if not len(inputs) or len(inputs) != len(targets):
             raise Fault(f'split "{name}" has {len(inputs)} inputs and {len(targets)} targets')
 
@@ -63,12 +56,9 @@ def finite_start(cls: type[Any]) -> None:
     workload = _built(cls)
     for dtype in DTYPES:
         module, (inputs, targets) = feed.model(workload, 0, dtype), _batch(workload, 0, dtype)
-        loss = feed.loss_of(workload, module(inputs), targets)
-        if loss.shape != () or loss.dtype != dtype or not loss.isfinite():
-            raise Fault(
-                f"the first loss in {dtype} is {tuple(loss.shape)} {loss.dtype}, "
-                f"{loss.detach().flatten()[:3].tolist()}"
-            )
+        loss = first_pass.loss_of(workload, first_pass.output_of(module, inputs), targets)
+        if loss.dtype != dtype or not loss.isfinite():
+            raise Fault(f"the first loss in {dtype} is {loss.item()}, {loss.dtype}")
         loss.backward()
         grads = {
             name: trees.dense(param.grad)
@@ -206,21 +196,27 @@ def _check_scale(workload: Any, chance: float | None, target: float | None) -> N
 
 
 def draws_nothing(cls: type[Any]) -> None:
-    """Data, batches, weights and loss draw from no global random state but the forked one that
-    weights are drawn in.
+    """Data, batches, evaluation and loss draw from no global random state; weights and training do,
+    from one that is forked and seeded for them.
     """
     workload = _built(cls)
-    with no_draw():
-        # Not through feed, which remembers the data of an earlier call.
+    with no_draw("`data`", "`data(self, generator)` is handed a generator to draw from"):
+        # Not through feed.splits, which remembers the data of an earlier call.
         arguments = (
             [trees.generator(workload.name, 0, "split")]
             if inspect.signature(workload.data).parameters
             else []
         )
-        workload.data(*arguments)
+        feed.listed(workload, workload.data(*arguments))
+    with no_draw("`sample`, or `model` of its own"):
         module = feed.model(workload, 0)
         inputs, targets = _batch(workload)
-    with torch.no_grad():
+    with (
+        torch.no_grad(),
+        no_draw(
+            "the model, where it is evaluated,", "dropout by hand needs `training=self.training`"
+        ),
+    ):
         outputs = module.eval()(inputs)
-    with no_draw():
+    with no_draw("`loss`"):
         feed.loss_of(workload, outputs, targets)

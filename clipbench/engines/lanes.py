@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from clipbench import events, feed, lr_schedules, measures, metrics, registry, step
 from clipbench.engines import program, shares
 from clipbench.engines.program import FEWEST_LANES, Nested, NoLanes, flat
-from clipbench.engines.record import CHUNK, SPLITS, Job, Record, conclude, graded, stops
+from clipbench.engines.record import CHUNK, Job, Record, conclude, graded, stops
 from clipbench.engines.stacked import programs
 from clipbench.engines.structure import Lane, Pass, Segment, Structure, arranged
 from clipbench.events import Evaluation
@@ -318,7 +318,7 @@ class Lanes:
         splits = [feed.splits(self.workload, seed, self.dtype, self.device) for seed in self.seeds]
         evaluations: dict[int, list[Evaluation]] = {lane: [] for lane in lanes}
         last = updates == self.jobs[0].cell.steps
-        for split in SPLITS:
+        for split in feed.SPLITS:
             data = [splits[seed][split] for seed in self.seed_index.tolist()]
             # Seeds may draw splits of different sizes: lanes of one size go together.
             sizes: dict[Any, list[int]] = {}

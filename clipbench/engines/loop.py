@@ -18,7 +18,6 @@ from clipbench.cell import Cell
 from clipbench.engines import shares
 from clipbench.engines.record import (
     CHUNK,
-    SPLITS,
     Components,
     Job,
     Record,
@@ -361,7 +360,7 @@ def evaluate(workload: Any, module: nn.Module, cell: Cell, updates: int) -> list
     splits = feed.splits(workload, cell.seed, feed.DTYPES[cell.dtype], cell.device)
     evaluations: list[Evaluation] = []
     module.eval()
-    for split in SPLITS:
+    for split in feed.SPLITS:
         inputs, targets = splits[split]
         outputs = torch.cat([torch.atleast_1d(module(chunk)) for chunk in inputs.split(CHUNK)])
         evaluations += graded(workload, outputs, targets, updates, split, updates == cell.steps)

@@ -32,6 +32,14 @@ EXACT = frozenset(
 )
 Nested: TypeAlias = "Tensor | Sequence[Nested]"  # a tensor, or tuples of them to any depth
 
+# What torch says where it cannot trace, and what the function does.
+UNTRACED = {
+    "called random operation": "draws at random while it trains, as dropout does",
+    "data-dependent": "reads the values of its tensors, as `if x.sum() > 0` does",
+    "calling .item()": "reads the values of its tensors, as `.item()` does",
+    "performance drop": "has an operation that would run lane by lane, as that of nn.LSTM does",
+}
+CHANGES_BUFFERS = "changes its buffers while it trains, as BatchNorm does: it runs in the loop"
 FEWEST_LANES = 2  # lanes: a batch of one differs in the last bits from the same lane among others
 GRAIN = 32  # elements in the registers of one unrolled loop, at most: float32 under AVX-512
 
@@ -89,13 +97,19 @@ def trace(
             # held for a second derivative.
             graph = make_fx(watched, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise NoLanes(f"{what} cannot be one program of many lanes ({reason[:200]})") from error
+        raise NoLanes(f"{what} {_why(error)}") from error
     if pure and changed:
-        raise NoLanes(
-            f"{what} changes its buffers while it trains, which lanes would have to keep apart"
-        )
+        raise NoLanes(f"{what} {CHANGES_BUFFERS}")
     return graph
+
+
+def _why(error: Exception) -> str:
+    """What a function does that no trace of it can do, in the words of somebody who wrote it."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    for phrase, does in UNTRACED.items():
+        if phrase in said:
+            return f"{does}: it runs in the loop"
+    return f"cannot be one program of many lanes, and runs in the loop ({said[:200]})"
 
 
 def grain(graph: GraphModule) -> int:

@@ -15,8 +15,15 @@ import torch
 from clipbench import feed, trees
 from clipbench.engines import lanes, stacked, structure
 from clipbench.engines.loop import Trainer, evaluate
-from clipbench.engines.program import FEWEST_LANES, NoLanes, flat, peak_bytes, trace
-from clipbench.engines.record import CHUNK, SPLITS, Components, Job
+from clipbench.engines.program import (
+    CHANGES_BUFFERS,
+    FEWEST_LANES,
+    NoLanes,
+    flat,
+    peak_bytes,
+    trace,
+)
+from clipbench.engines.record import CHUNK, Components, Job
 
 LOOP, BATCHED = "loop", "batched"
 MEMORY = 2 * 10**9  # bytes a worker may fill with lanes
@@ -231,7 +238,7 @@ def _lane_bytes(job: Job) -> int:
     grads = together.model.like_gradient(weights, inputs)
     update = programs.update(segment.structure, weights, grads, segment.lane)
     splits = feed.splits(together.workload, job.cell.seed, together.dtype, together.device)
-    most = max((splits[name][0][:CHUNK] for name in SPLITS), key=len)
+    most = max((splits[name][0][:CHUNK] for name in feed.SPLITS), key=len)
     seen = torch.stack([most] * FEWEST_LANES)
     evaluation = (
         weights.nbytes
@@ -313,14 +320,11 @@ def disagreement(job: Job) -> str | None:
                 not torch.equal(one, other)
                 for one, other in zip(before, module.buffers(), strict=True)
             ):
-                return (
-                    f'workload "{workload.name}" changes its buffers while it trains, which '
-                    f"lanes would have to keep apart"
-                )
+                return f'workload "{workload.name}" {CHANGES_BUFFERS}'
             if any(param.requires_grad and param.grad is None for param in module.parameters()):
                 return (
                     f'workload "{workload.name}" has a parameter without a gradient, which '
-                    f"torch leaves alone and lanes do not"
+                    f"torch leaves alone and lanes do not: it runs in the loop"
                 )
             alone = model.flat_grad(module)
             limit = AGREEMENT * float(alone.abs().nan_to_num(posinf=0.0).max())

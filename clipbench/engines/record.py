@@ -19,7 +19,6 @@ from clipbench.engines.failures import Fault, said
 from clipbench.events import Evaluation, Event, Verdict
 
 CHUNK = 512  # examples evaluated at once
-SPLITS = ("validation", "test")  # what a run is evaluated on
 
 
 @dataclass(frozen=True)

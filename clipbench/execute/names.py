@@ -79,7 +79,9 @@ class Names:
             if new is not old and not _wrapped_by_torch(new, old):
                 yield f"{where}.{name}"
         for name in space.keys() - self.known[where]:
-            if _hides(where, name):
+            hidden = _hidden(where, name)
+            # torch wraps the `step` that an optimizer class has from its base as one of its own
+            if hidden is not ABSENT and not _wrapped_by_torch(space[name], hidden):
                 yield f"{where}.{name}"
 
 
@@ -132,12 +134,14 @@ def _wrapped_by_torch(new: Any, old: Any) -> bool:
     )
 
 
-def _hides(where: str, name: str) -> bool:
-    """Whether a new name hides one that Python found elsewhere before: in a base class, or among
-    the builtins.
+def _hidden(where: str, name: str) -> Any:
+    """What a new name hides, for Python found it elsewhere before: in a base class, or among the
+    builtins; `ABSENT` if nothing.
     """
     module, _, cls = where.rpartition(".")
     owner = getattr(sys.modules.get(module), cls, None)
     if isinstance(owner, type):
-        return name not in LEFT_OUT and any(name in vars(base) for base in owner.__mro__[1:-1])
-    return where != "builtins" and name in vars(builtins) and not name.startswith("__")
+        bases = (vars(base) for base in owner.__mro__[1:-1] if name not in LEFT_OUT)
+        return next((base[name] for base in bases if name in base), ABSENT)
+    hides = where != "builtins" and not name.startswith("__")
+    return vars(builtins).get(name, ABSENT) if hides else ABSENT

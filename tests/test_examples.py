@@ -1,0 +1,79 @@
+"""The examples run, and keep what every component must keep."""
+
+import importlib
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_cli import clipbench
+
+from clipbench import registry
+from clipbench.conformance import conform
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+STUDIES = [page for page in EXAMPLES.glob("*/*.toml") if "[run]" in page.read_text("utf-8")]
+FILES = {
+    "unet_on_a_dataset/unet.py": ("workload", "unet"),
+    "optimizer_of_my_own/signum.py": ("optimizer", "signum"),
+    "gate_of_my_own/decay.py": ("optimizer", "fading-momentum"),
+}
+TINY = {
+    r"^steps *= .*": "steps = 2",
+    r"^batch *= .*": "batch = 2",
+    r"^lr *= .*": "lr = 0.01",
+    r"^seeds *= .*": "seeds = { select = 1, report = 1 }",
+    r"^evaluations *= .*": "evaluations = 1",
+    r"^beta *= .*": "beta = 0.9",
+}
+
+
+@pytest.mark.parametrize("page", STUDIES, ids=lambda page: page.parent.name)
+def test_the_study_of_an_example_runs_to_its_end(page, tmp_path):
+    """With fewer steps, seeds and learning rates."""
+    folder = tmp_path / "example"
+    shutil.copytree(page.parent, folder)
+    text = page.read_text(encoding="utf-8")
+    for wanted, tiny in TINY.items():
+        text = re.sub(wanted, tiny, text, flags=re.MULTILINE)
+    (folder / page.name).write_text(text)
+    done = clipbench("run", folder / page.name, "--no-throughput", "--out", tmp_path / page.stem)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"\d+ run; .* 0 failed\.", done.stdout), done.stdout
+
+
+@pytest.mark.parametrize(("file", "component"), FILES.items(), ids=FILES)
+def test_the_component_of_an_example_keeps_every_claim(file, component):
+    registry.load_packaged()
+    registry.load_file(EXAMPLES / file)
+    assert [check for check in conform(*component) if not check.passed] == []
+
+
+def test_every_example_that_has_a_component_is_looked_at():
+    written = {
+        path.relative_to(EXAMPLES).as_posix()
+        for path in EXAMPLES.glob("*/*.py")
+        if re.search(r"^@(workload|optimizer|clip)\(", path.read_text("utf-8"), re.MULTILINE)
+    }
+    assert written == set(FILES)
+    assert {page.parent.name for page in STUDIES} == {Path(file).parent.name for file in FILES}
+
+
+def test_both_sides_of_the_gates_example_do_the_same_work(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "gate_of_my_own")
+    ours, reference = (importlib.import_module(name).update()() for name in ("speed", "frozen"))
+    for name in ("speed", "frozen", "decay"):
+        del sys.modules[name]
+    assert ours.keys() == reference.keys()
+    assert all(torch.equal(ours[name], reference[name]) for name in ours)
+
+
+def test_the_workflow_of_the_gates_example_is_our_own_with_another_command(checkout):
+    def script(path):
+        return path.read_text("utf-8").partition("- name: clipbench gate")[2]
+
+    ours = script(checkout / ".github" / "workflows" / "gate.yml")
+    theirs = script(EXAMPLES / "gate_of_my_own" / "gate.yml")
+    assert theirs.replace("clipbench gate --limits gate.toml", "tox -e gate --") == ours
