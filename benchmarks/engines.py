@@ -504,11 +504,11 @@ def main():
             "missing": missing,
             "rounds": found,
         }
-        vector, pixels = style.render(chart(found, footer))
-        texts = {"json": json.dumps(whole, indent=1) + "\n", "md": page, "svg": vector}
-        for ending, text in texts.items():
-            (given.out / f"engines.{ending}").write_text(text, encoding="utf-8")
-        (given.out / "engines.png").write_bytes(pixels)
+        texts = {"json": json.dumps(whole, indent=1) + "\n", "md": page}
+        written = {ending: text.encode() for ending, text in texts.items()}
+        written |= style.render(chart(found, footer), ("svg", "png"))
+        for ending, content in written.items():
+            (given.out / f"engines.{ending}").write_bytes(content)
 
 
 if __name__ == "__main__":

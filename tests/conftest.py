@@ -128,4 +128,5 @@ def undrawn(monkeypatch):
             ours = getattr(drawing, "__module__", "").startswith("clipbench.figures.")
             if ours and hasattr(drawing, "__wrapped__"):
                 monkeypatch.setattr(module, name, lambda *_, **__: None)
-    monkeypatch.setattr(parts, "render", lambda *_: b'<svg width="9pt" height="9pt"/>')
+    empty = b'<svg width="9pt" height="9pt"/>'
+    monkeypatch.setattr(parts, "render", lambda _, forms: dict.fromkeys(forms, empty))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 
 import matplotlib as mpl
 import numpy as np
@@ -27,17 +28,34 @@ from clipbench.analysis.outcomes import draws, results
 from clipbench.analysis.stable import effective, stable
 from clipbench.cell import Cell
 from clipbench.figures import style
+from clipbench.figures.answer import draw as draw_answer
 from clipbench.figures.budget import draw as draw_budget
 from clipbench.figures.cost import draw as draw_cost
 from clipbench.figures.curves import _panel as curve_panel
 from clipbench.figures.curves import draw as draw_curves
+from clipbench.figures.divergence import draw as draw_divergence
 from clipbench.figures.fired import draw as draw_fired
 from clipbench.figures.grid import draw as draw_grid
 from clipbench.figures.headline import draw as draw_headline
 from clipbench.figures.implementations import draw as draw_implementations
+from clipbench.figures.panels import draw as draw_panels
 from clipbench.figures.stable import draw as draw_stable
 from clipbench.task import ARM, TASK, THRESHOLD
 
+RUN = pd.DataFrame(
+    {"step": range(8), "loss": [2.0, 1.0, 3.0, 9.0, 99.0, math.inf, 0.0, math.nan]}
+).assign(grad_norm=[1.0, 2.0, 4.0, 8.0, 99.0, math.nan, 1.0, 1.0])
+SMALL = {
+    "title": "digits, sgd",
+    "x": "lr",
+    "y": "seeds that learn",
+    "log_x": True,
+    "level": 0.5,
+    "lines": [
+        {"clip": "none", "x": [0.1, 1.0], "y": [1.0, 0.0]},
+        {"clip": "norm", "x": [0.1, 1.0], "y": [1.0, 0.5], "low": [0.9, 0.2], "high": [1.0, 0.8]},
+    ],
+}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -134,16 +152,35 @@ def draw(name: str, frames) -> Figure:
         "fired": lambda: draw_fired(f["fired"], f["arms"], "foot"),
         "cost": lambda: draw_cost(f["cost"], "foot"),
         "implementations": lambda: draw_implementations(f["implementations"], "foot"),
+        "answer": lambda: draw_answer(
+            [
+                {
+                    "title": "digits",
+                    "x": "accuracy",
+                    "rows": f["gaps"].assign(label=f["gaps"]["arm"], estimate=f["gaps"]["low"]),
+                }
+            ],
+            style.arm_colours(f["arms"]),
+            "foot",
+        ),
+        "divergence": lambda: draw_divergence([{"title": "one", "rows": RUN, "at": 5}], "foot"),
+        "panels": lambda: draw_panels([SMALL], "foot"),
     }[name]()
 
 
 KINDS = ("budget", "headline", "curves", "grid", "stable", "fired", "cost", "implementations")
+KINDS += ("answer", "divergence", "panels")
+
+
+def drawn(figure: Figure) -> tuple[str, bytes]:
+    made = style.render(figure, ("svg", "png"))
+    return made["svg"].decode(), made["png"]
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_same_frame_gives_the_same_bytes_and_none_of_them_is_a_date_or_a_version(frames, name):
-    svg, png = style.render(draw(name, frames))
-    again = style.render(draw(name, frames))
+    svg, png = drawn(draw(name, frames))
+    again = drawn(draw(name, frames))
     assert (svg, png) == again
     assert svg.startswith("<?xml")
     assert png.startswith(PNG)
@@ -153,11 +190,26 @@ def test_the_same_frame_gives_the_same_bytes_and_none_of_them_is_a_date_or_a_ver
     assert "base64" not in svg
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_figure_for_a_paper_embeds_its_fonts_and_has_no_footer(frames, name):
+    """Type 42, as publishers ask for; no wider than a paper's two columns, the same bytes twice."""
+    with style.looking(style.COLUMNS):
+        made = [style.render(draw(name, frames), ("pdf", "svg")) for _ in range(2)]
+    assert made[0] == made[1]
+    pdf = made[0]["pdf"]
+    assert b"/Type3" not in pdf
+    assert b"/FontFile2" in pdf
+    box = [float(one) for one in re.search(rb"/MediaBox \[ ([\d. ]+) \]", pdf)[1].split()]
+    assert box[2] <= 72 * style.COLUMNS.width
+    assert b"foot" not in made[0]["svg"]
+    assert b"CreationDate" not in pdf
+
+
 def test_the_global_style_is_left_alone_and_has_no_influence(frames):
-    plain = style.render(draw("stable", frames))
+    plain = drawn(draw("stable", frames))
     with mpl.rc_context({"font.size": 33, "axes.facecolor": "red", "lines.linewidth": 9}):
         before = dict(mpl.rcParams)
-        assert style.render(draw("stable", frames)) == plain
+        assert drawn(draw("stable", frames)) == plain
         assert dict(mpl.rcParams) == before
 
 
@@ -180,7 +232,7 @@ def test_a_name_that_looks_like_mathematics_is_a_name(frames, name):
                     )
                 )
         hostile[key] = renamed
-    svg, _ = style.render(draw(name, hostile))
+    svg, _ = drawn(draw(name, hostile))
     assert "<b>" not in svg
 
 
@@ -369,7 +421,7 @@ def test_numbers_on_axes_are_short_and_have_a_true_minus():
 
 
 def test_svg_paths_are_rounded_and_text_is_text(frames):
-    svg, png = style.render(draw("stable", frames))
+    svg, png = drawn(draw("stable", frames))
     assert ">learning rate" in svg
     assert "<text" in svg
     assert len(svg) < 60_000

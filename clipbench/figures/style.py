@@ -229,23 +229,25 @@ def decades(axes: Axes, axis: str = "y") -> None:
 DPI = 150  # of a PNG
 
 
-def render(figure: Figure, form: str) -> bytes:
-    """The figure as ``svg``, ``png`` or ``pdf``: no date, no version; of SVG, coordinates to a
-    hundredth of a point.
+def render(figure: Figure, forms: Iterable[str]) -> dict[str, bytes]:
+    """The figure in each of ``forms`` (``svg``, ``png``, ``pdf``): no date, no version; of SVG,
+    coordinates to a hundredth of a point.
     """
-    drawn = io.BytesIO()
+    made = {}
     with mpl.rc_context({**STYLE, **_look.get().rc}):
         # text is wider or narrower at another resolution: what is laid out must be what is drawn
         figure.set_dpi(DPI)
         figure.draw_without_rendering()
         figure.set_layout_engine(None)  # laid out once; any engine would have it drawn again
-        figure.savefig(drawn, format=form, dpi=DPI, metadata=NOTHING_NOTED[form])
-    if form != "svg":
-        return drawn.getvalue()
-    text = drawn.getvalue().decode()
-    return _slim(
-        text.replace("'DejaVu Sans', sans-serif", "'DejaVu Sans', Verdana, sans-serif")
-    ).encode()
+        for form in forms:
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format=form, dpi=DPI, metadata=NOTHING_NOTED[form])
+            made[form] = drawn.getvalue()
+    if "svg" in made:
+        text = made["svg"].decode()
+        text = text.replace("'DejaVu Sans', sans-serif", "'DejaVu Sans', Verdana, sans-serif")
+        made["svg"] = _slim(text).encode()
+    return made
 
 
 NOTHING_NOTED: dict[str, dict[str, None]] = {
@@ -253,6 +255,7 @@ NOTHING_NOTED: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")),
 }
+
 NAMELESS = re.compile(
     r' id="(?:text|line2d|patch|[xy]tick|axes|legend|QuadMesh|[A-Za-z]+Collection|'
     r'matplotlib\.axis)_\d+"'

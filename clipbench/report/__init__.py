@@ -41,8 +41,8 @@ def write(
     (``DIR/report``).
 
     :param formats: some of `FORMATS`; those that the folder's environment page names if not given,
-        `USUAL` if it names none. If no format of figures is among them, figures are written as SVG
-        and PNG. That page may also name a size above which a figure or a table's CSV is left out;
+        `USUAL` if it names none. If no format of figures is among them, figures are written as
+        SVG. That page may also name a size above which a figure or a table's CSV is left out;
         the pages say so.
     :param style: one of `STYLES`: ``page``, or ``paper`` and ``column``, of figures without a
         footer, with embedded fonts, as wide as two columns or one of a paper at most.
@@ -82,10 +82,10 @@ def _files(evidence: Evidence, wanted: list[str], largest: float) -> dict[str, b
 def _beside(parts: Iterable[Part], wanted: list[str]) -> Iterator[tuple[str, bytes]]:
     """The files beside the pages: figures and tables."""
     parts = list(parts)
-    kinds = [kind for kind in FIGURES if kind in wanted] or ["svg", "png"]
+    forms = [form for form in FIGURES if form in wanted] or ["svg"]
     for picture in _of_kind(parts, Picture):
-        for kind in kinds:
-            yield f"figures/{picture.name}.{kind}", picture.bytes(kind)
+        for form, content in picture.files(forms).items():
+            yield f"figures/{picture.name}.{form}", content
     for table in _of_kind(parts, Table):
         if "csv" in wanted:
             yield f"tables/{table.name}.csv", table.csv.encode()

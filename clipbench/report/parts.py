@@ -105,11 +105,14 @@ class Picture:
     @cached_property
     def svg(self) -> str:
         """The figure as SVG."""
-        return render(self.draw(), "svg").decode()
+        return self.files(["svg"])["svg"].decode()
 
-    def bytes(self, form: str) -> bytes:
-        """The figure as ``svg``, ``png`` or ``pdf``."""
-        return self.svg.encode() if form == "svg" else render(self.draw(), form)
+    def files(self, forms: Sequence[str]) -> dict[str, bytes]:
+        """The figure in each of ``forms``: ``svg``, ``png``, ``pdf``. It is drawn once for all."""
+        made = render(self.draw(), forms)
+        if "svg" in made:
+            self.__dict__["svg"] = made["svg"].decode()  # a page has it inside
+        return made
 
     @property
     def inlined(self) -> str:
