@@ -406,8 +406,8 @@ def test_heat_map_cells_are_told_apart_by_letter_and_hatch_and_not_by_colour_alo
         True,
         False,
     ]
-    assert mesh.get_clim() == (0, 1)
-    assert mesh.get_cmap().name == "cividis"
+    assert mesh.get_clim() == (-1, 1)
+    assert mesh.get_cmap().name == "RdBu"
 
 
 def test_numbers_on_axes_are_short_and_have_a_true_minus():

@@ -33,7 +33,7 @@ def draw(
         axes = grid[optimizers.index(arm["optimizer_label"])][clips.index(arm["clip_label"])]
         axes.set_axis_on()
         mine = lines[lines["arm"] == arm["arm"]]
-        title = arm["arm"]
+        title = arm.get("label", arm["arm"])
         if arm["arm"] in settings and len(mine):
             title += f"\n{setting(settings[arm['arm']])}"
         axes.set_title(title, fontsize=7.5, fontweight="normal")

@@ -20,11 +20,13 @@ from clipbench.figures.style import (
 )
 from clipbench.task import axis_label
 
+ASIDE = 0.025  # decades between the bars of two optimizers
+
 
 @styled
 def draw(shares: pd.DataFrame, arms: pd.DataFrame, footer: str) -> Figure:
     """Share of steps clipped against the threshold: a panel per clip, a line per optimizer; the
-    band spans the learning rates.
+    bars span the learning rates, side by side.
     """
     clips = order(arms.loc[arms["clip"] != "none", "clip_label"])
     figure = blank(3.1 * max(1, len(clips)) + 0.6, 2.5, footer)
@@ -42,7 +44,8 @@ def draw(shares: pd.DataFrame, arms: pd.DataFrame, footer: str) -> Figure:
                 tints[arm["optimizer"]],
                 among(arm["optimizer"], arms["optimizer"], MARKERS, OTHER_MARKERS),
             )
-            axes.fill_between(line["place"], line["low"], line["high"], color=tint, alpha=0.1, lw=0)
+            aside = 10 ** (ASIDE * list(tints).index(arm["optimizer"]))
+            axes.vlines(line["place"] * aside, line["low"], line["high"], color=tint, lw=0.9)
             drawn = axes.plot(
                 line["place"],
                 line["median"],

@@ -1,4 +1,4 @@
-"""The grid of settings as heat maps: the metric over learning rate × threshold."""
+"""The grid of settings as heat maps: what each gains over the best setting without a clip."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullLocator
@@ -46,13 +46,14 @@ def draw(
     higher_is_better: bool,
     footer: str,
 ) -> Figure:
-    """The metric over lr × threshold, a panel per clipped arm, with the unclipped optimizer as the
-    lowest row.
+    """The gain over the best setting without a clip, over lr × threshold: a panel per clipped arm,
+    with the unclipped optimizer as the lowest row; blue is better, red is worse.
 
-    Colour is what ``statistic`` says: the mean over the selection seeds, or the share of them that
-    succeeded. Where a seed diverged, collapsed, stalled, failed or has no value, a letter and a
-    hatch say so; a cell with a diverged seed has no mean and so no colour, since a mean over the
-    survivors would flatter it; a share it has.
+    What is gained is what ``statistic`` says: the mean over the selection seeds, or the share of
+    them that succeeded. Without such an optimizer, the arm's own best setting is the one. If a seed
+    diverged, collapsed, stalled, failed or has no value, a letter and a hatch say so; a cell with a
+    diverged seed has no mean and so no colour, since a mean over the survivors would flatter it; a
+    share it has.
     """
     clipped = arms[arms["clip"] != "none"]
     shown = clipped if len(clipped) else arms
@@ -65,16 +66,16 @@ def draw(
     grid = figure.subplots(len(optimizers), len(clips), squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
+    shares = bool((settings["statistic"] == "share").any())
+    settings = _gains(settings, arms, higher_is_better or shares)
     # The scale is that of the runs that kept going; collapsed ones are told by their hatch and
     # would use up all of the contrast.
     valued = settings.loc[
         np.isfinite(settings["value"]) & (settings["diverged"] + settings["collapsed"] == 0),
         "value",
     ]
-    shares = bool((settings["statistic"] == "share").any())
-    norm = Normalize(0, 1) if shares else _norm(valued, higher_is_better)
-    higher_is_better = higher_is_better or shares
-    paint = mpl.colormaps["cividis" if higher_is_better else "cividis_r"].resampled(SHADES)
+    norm = Normalize(-1, 1) if shares else _norm(valued)
+    paint = mpl.colormaps["RdBu"].resampled(SHADES)
     for arm in shown.to_dict("records"):
         axes = grid[optimizers.index(arm["optimizer_label"])][clips.index(arm["clip_label"])]
         axes.set_axis_on()
@@ -84,12 +85,12 @@ def draw(
         )
         pick = chosen[chosen["arm"].isin([arm["arm"], arm["partner"]])]
         _panel(axes, rows, partner, pick, norm, paint)
-        axes.set_title(arm["arm"])
+        axes.set_title(arm.get("label", arm["arm"]))
         axes.set_ylabel(axis_label(arm["setting"], relative=False))
     for axes in grid[-1]:
         axes.set_xlabel("learning rate")
     if len(valued) or shares:
-        extend = "neither" if shares else "min" if higher_is_better else "max"
+        extend = "neither" if shares else "both"
         _colour_bar(figure, grid, ScalarMappable(norm=norm, cmap=paint), label, extend)
     _legend(figure, settings, shares)
     return figure
@@ -135,17 +136,24 @@ def _legend(figure: Figure, settings: pd.DataFrame, shares: bool) -> None:
     )
 
 
-def _norm(values: pd.Series[float], higher_is_better: bool) -> Normalize:
-    """The scale of the better runs: the worst sixth shares the colour of its end, so that the
-    good ones can be told apart.
+def _gains(settings: pd.DataFrame, arms: pd.DataFrame, higher_is_better: bool) -> pd.DataFrame:
+    """The settings with what they gain as ``value``, positive if better."""
+    sign = 1 if higher_is_better else -1
+    signed = sign * settings["value"]
+    best = signed.where(settings["diverged"] == 0).groupby(settings["arm"]).max()
+    of = {row["arm"]: row["partner"] or row["arm"] for row in arms.to_dict("records")}
+    base = settings["arm"].map(lambda arm: best.get(of.get(arm, arm), best.get(arm, np.nan)))
+    return settings.assign(value=signed - base)
+
+
+def _norm(gains: pd.Series[float]) -> Normalize:
+    """A scale around no gain: as far as the gains go, and at least to what half of the settings
+    lose; those that lose more share the colour of its end, so that the good ones can be told apart.
     """
-    if values.empty:
-        return Normalize(0, 1)
-    low = float(values.quantile(1 / 6)) if higher_is_better else float(values.min())
-    high = float(values.max()) if higher_is_better else float(values.quantile(5 / 6))
-    if low > 0 and high / low > 50:
-        return LogNorm(low, high)
-    return Normalize(low, high if high > low else low + 1e-9)
+    if gains.empty:
+        return Normalize(-1, 1)
+    reach = max(float(gains.max()), float((-gains).median()), 1e-9)
+    return Normalize(-reach, reach)
 
 
 def _thresholds(rows: pd.DataFrame) -> list[Threshold]:

@@ -30,7 +30,8 @@ def draw(ranges: pd.DataFrame, arms: pd.DataFrame, steady: pd.DataFrame, footer:
         arms.to_dict("records"),
         key=lambda row: (optimizers.index(row["optimizer_label"]), clips.index(row["clip_label"])),
     )
-    figure = blank(6.6 + _room(arm["arm"] for arm in ordered), 0.27 * len(ordered) + 1.0, footer)
+    names = [arm.get("label", arm["arm"]) for arm in ordered]
+    figure = blank(6.6 + _room(names), 0.27 * len(ordered) + 1.0, footer)
     axes, tints = figure.subplots(), arm_colours(arms)
     tried: set[float] = set()
     for row, arm in enumerate(ordered):
@@ -51,7 +52,7 @@ def draw(ranges: pd.DataFrame, arms: pd.DataFrame, steady: pd.DataFrame, footer:
                 zorder=6,
             )
             tried.add(one["high"] * one["factor"])
-    axes.set_yticks(range(len(ordered)), [arm["arm"] for arm in ordered])
+    axes.set_yticks(range(len(ordered)), names)
     axes.set_ylim(len(ordered) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     for row in range(1, len(ordered)):

@@ -40,7 +40,9 @@ def section(evidence: Evidence) -> Section:
         line = reference - (about["optimum"] or 0.0) if reference is not None else None
         chosen = evidence.of(evidence.choices, task)
         cells = evidence.cells[evidence.cells["cell"].isin(set(mine["cell"]))]
-        figure = partial(draw, mine, arms, chosen, label, line, evidence.footer(cells))
+        figure = partial(
+            draw, mine, evidence.shown(arms), chosen, label, line, evidence.footer(cells)
+        )
         caption = (
             f"{evidence.labels[task]}: {label} of every report seed (thin) at each method's "
             "chosen setting, and their median (thick; a diverged seed counts as infinite). A "

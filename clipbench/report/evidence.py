@@ -141,6 +141,11 @@ class Evidence:
         """Rows with the name by which the page calls their arm."""
         return rows.assign(label=[self.short(arm) for arm in rows["arm"]])
 
+    def shown(self, arms_table: pd.DataFrame) -> pd.DataFrame:
+        """Arms whose ``label`` and ``optimizer_label`` are as the page calls them."""
+        labels_of = [self.short(str(label)) for label in arms_table["optimizer_label"]]
+        return self.labelled(arms_table).assign(optimizer_label=labels_of)
+
     def ordered(self, arms_table: pd.DataFrame) -> list[str]:
         """The arms as they are shown everywhere."""
         return _order(arms_table, self.named)

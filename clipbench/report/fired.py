@@ -24,14 +24,15 @@ def section(evidence: Evidence) -> Section:
     parts: list[Part] = []
     for task in evidence.tasks:
         mine, arms = evidence.of(shares, task), evidence.of(evidence.arms, task)
-        if mine.empty:
+        mine = mine[mine.groupby("arm")["threshold"].transform("nunique") > 1]
+        if mine.empty:  # one threshold is told by the table
             continue
         cells = evidence.of(evidence.cells, task)
         cells = cells[(cells["role"] == Role.SELECT) & (cells["clip"] != "none")]
-        figure = partial(draw, mine, arms, evidence.footer(cells))
+        figure = partial(draw, mine, evidence.shown(arms), evidence.footer(cells))
         caption = (
             f"{evidence.labels[task]}: share of steps in which the clip altered at least one "
-            "element, by threshold: the median over learning rates and selection seeds; the band "
+            "element, by threshold: the median over learning rates and selection seeds; the bar "
             "is the whole range. At 0 the clip does nothing, at 1 it sets the length of every "
             "step."
         )

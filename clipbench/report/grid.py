@@ -32,15 +32,16 @@ def section(evidence: Evidence) -> Section:
         figure = partial(
             draw,
             mine,
-            arms,
+            evidence.shown(arms),
             evidence.of(evidence.choices, task),
-            measure,
+            f"gain in {'the share that succeeds' if shares else metric_words(about)}",
             about["higher_is_better"],
             evidence.footer(cells),
         )
         caption = (
-            f"{evidence.labels[task]}: {measure} after the last step, on selection seeds, over "
-            "learning rate × threshold (× is a multiple of the median size of the raw gradient). "
+            f"{evidence.labels[task]}: {measure} after the last step, on selection seeds, less the "
+            "best that the optimizer has without a clip (blue is better, red worse), over learning "
+            "rate × threshold (× is a multiple of the median size of the raw gradient). "
             "D, C, S, F: seeds that diverged, collapsed, stalled, failed, with their number "
             f"unless all did; ?: seeds that ran but have no value. {_grey(shares)} The red frame "
             "is the setting that was chosen, by validation loss."

@@ -39,7 +39,9 @@ def subsection(evidence: Evidence) -> list[Part]:
             continue
         cells = evidence.of(evidence.cells, task)
         cells = cells[cells["role"] == Role.SELECT]
-        figure = partial(draw, mine, arms, effective(mine, arms), evidence.footer(cells))
+        figure = partial(
+            draw, mine, evidence.shown(arms), effective(mine, arms), evidence.footer(cells)
+        )
         about, seeds = evidence.about(task), sorted(set(grid(cells, evidence.components)["seeds"]))
         every = (
             f"all {listed([str(count) for count in seeds])} selection seeds"
