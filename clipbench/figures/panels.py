@@ -18,6 +18,8 @@ from clipbench.figures.style import CLIPS, FAINT, blank, colours, decades, log_t
 
 NONE = "none"
 ACROSS = 4  # panels side by side
+LONG = 26  # letters that a title has room for
+WIDE, HIGH = 0.58, 0.72  # inches between panels, for labels and titles
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -39,7 +41,22 @@ def draw(panels: Sequence[Mapping[str, Any]], footer: str) -> Figure:
         for place, clip in enumerate(clips)
     }
     figure = blank(2.35 * across + 0.5, 1.95 * down + 0.6, footer)
-    grid = figure.subplots(down, across, squeeze=False)
+    figure.set_layout_engine(None)  # panels are alike: where they stand is known
+    width, height = figure.get_size_inches()
+    inside, tall = (width - 0.55 - 0.1) / across, (height - 0.55 - 0.6) / down
+    grid = figure.subplots(
+        down,
+        across,
+        squeeze=False,
+        gridspec_kw={
+            "left": 0.55 / width,
+            "right": 1 - 0.1 / width,
+            "bottom": 0.6 / height,
+            "top": 1 - 0.55 / height,
+            "wspace": WIDE / (inside - WIDE),
+            "hspace": HIGH / (tall - HIGH),
+        },
+    )
     for axes, panel in zip(grid.flat, panels, strict=False):
         for line in panel["lines"]:
             x, y = np.asarray(line["x"], float), np.asarray(line["y"], float)
@@ -56,7 +73,10 @@ def draw(panels: Sequence[Mapping[str, Any]], footer: str) -> Figure:
             axes.xaxis.set_major_locator(MaxNLocator(4))
         if panel.get("log_y"):
             decades(axes)
-        axes.set_title(panel["title"], fontsize=7.5)
+        long = len(panel["title"]) > LONG
+        axes.set_title(
+            panel["title"].replace(", ", ",\n") if long else panel["title"], fontsize=7.5
+        )
         axes.set_xlabel(panel["x"], fontsize=7)
         axes.set_ylabel(panel["y"], fontsize=7)
         axes.tick_params(labelsize=6.5)
@@ -67,5 +87,10 @@ def draw(panels: Sequence[Mapping[str, Any]], footer: str) -> Figure:
         Line2D([], [], lw=1.5, label="no clip" if clip == NONE else clip, **looks[clip])
         for clip in clips
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(6, len(handles)))
+    figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=min(6, len(handles)),
+    )
     return figure
