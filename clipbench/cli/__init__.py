@@ -7,10 +7,8 @@ report and verify never wait for torch.
 
 from __future__ import annotations
 
-import shutil
 import sys
 import warnings
-from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,19 +21,15 @@ from clipbench.cli.data import data
 from clipbench.cli.gate import gate
 from clipbench.cli.leaving import FINDING, command, heed_signals, leave
 from clipbench.cli.pack import in_bytes, pack
-from clipbench.cli.progress import Bars
 from clipbench.cli.replay import replay
-from clipbench.cli.words import counted, duration
-from clipbench.errors import UsageError
+from clipbench.errors import UsageError, counted, duration
+from clipbench.progress import Bars
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from clipbench.protocol import Reason
-    from clipbench.store import Store
-    from clipbench.study import Study
 
-RESULTS = Path("results")
 SHOWN, WIDEST = 5, 200  # reasons of failed cells, and letters of each
 
 
@@ -91,12 +85,13 @@ def plan(study: str, out: Path | None, device: str | None, engine: str | None) -
     """Cells, what is stored already, and the predicted time; runs no cell."""
     from clipbench import protocol
     from clipbench.execute import cores
+    from clipbench.protocol import place
     from clipbench.study import read
 
     page = read(study)
     asked = protocol.plan(page, device or "study")
-    folder = out or RESULTS / page.name
-    store = _open(folder, page)
+    folder = out or place.RESULTS / page.name
+    store = place.opened(folder, page)
     outlook = protocol.predict(page, asked, store, engine)
     click.echo(f"{page.name}: {page.document.title}")
     width = max((len(row["task"]) for row in outlook), default=0)
@@ -133,51 +128,6 @@ def _not_run(entry: dict[str, Any]) -> str:
     return (
         f"not run: {counted(entry['cells'], entry['device'] + ' cell')}, because {entry['reason']}."
     )
-
-
-def _own_folder(study: str, page: Study, anew: bool = False) -> Path:
-    """``results/NAME``, if what lies there is of the same study.
-
-    :raises UsageError: a page of the user's own bears the name of a packaged study, or the folder's
-        cells are all others.
-    """
-    from clipbench import study as study_
-    from clipbench.cell import unversioned
-    from clipbench.store import Store
-
-    folder = RESULTS / page.name
-    if study.endswith(".toml") and page.name in study_.packaged():
-        raise UsageError(
-            f'{study}: "{page.name}" is the name of a packaged study; rename the page, or choose a '
-            f"folder with --out."
-        )
-    if anew or not (folder / "study.toml").is_file():
-        return folder
-    stored = {
-        unversioned(settings) for settings in Store(folder).read("cells")["settings"].dropna()
-    }
-    if stored and not any(unversioned(cell.canonical) in stored for cell in page.cells()):
-        raise UsageError(
-            f"{folder}: this folder has {counted(len(stored), 'cell')}, and {page.where} asks for "
-            f"none of them; "
-            "choose another folder with --out, or rename this one with --anew."
-        )
-    return folder
-
-
-def _open(folder: Path, page: Study) -> Store | None:
-    from clipbench.store import Store
-
-    if not (folder / "study.toml").is_file():
-        return None
-    store = Store(folder)
-    held = store.held
-    if held is not None and held != page.name:
-        raise UsageError(
-            f'{folder}: this folder holds the study "{held}", not "{page.name}"; choose another '
-            f"with --out."
-        )
-    return store
 
 
 @cli.command()
@@ -243,28 +193,24 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     """Run what is missing of a study; a second run says that everything is stored."""
     from clipbench import protocol
     from clipbench import study as study_
-    from clipbench.store import Store, set_old_aside
+    from clipbench.protocol import place
 
     page = study_.read(study)
     # whatever is wrong with the page is said before a folder is touched
     protocol.runnable(page, device or "study")
-    folder = shown = out or _own_folder(study, page, anew)
+    folder = shown = out or place.own_folder(page, not study.endswith(".toml"), anew)
     if replica is not None:
-        if _open(folder, page) is None:
+        if place.opened(folder, page) is None:
             raise UsageError(f"{folder}: there is no study to repeat; run it without --replica.")
         page, folder = study_.replica(page, replica), folder / f"replica-{replica}"
         no_throughput = True  # its report is that of the study, which has timings
-    if anew and (old := _open(folder, page)) is not None:
-        with old.claim():
-            renamed = set_old_aside(folder)
+    if anew and (renamed := place.moved_aside(folder, page)) is not None:
         click.echo(f"{folder}: the old results are now {renamed}.")
-    with _taken_back(folder):
-        store = Store.create(folder, page.name, page.text)
-        with store.claim(), Bars() as bars:
-            options = protocol.Options(
-                device or "study", engine, memory, limit, workers, curves, not no_throughput
-            )
-            counts = protocol.run(page, store, options, bars)
+    options = protocol.Options(
+        device or "study", engine, memory, limit, workers, curves, not no_throughput
+    )
+    with place.claimed(folder, page) as store, Bars() as bars:
+        counts = protocol.run(page, store, options, bars)
     total = counts.kept + counts.ran
     spoiled = f"{counts.diverged} diverged, {counts.collapsed} collapsed, {counts.failed} failed"
     if counts.ran:
@@ -282,21 +228,6 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     _say_why(counts.reasons)
     if counts.failed:
         sys.exit(FINDING)
-
-
-@contextmanager
-def _taken_back(folder: Path) -> Iterator[None]:
-    """A folder that was made for a run which then failed before anything was stored goes again."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield
-    except Exception:
-        if made and not any(folder.glob("*/*.parquet")):
-            shutil.rmtree(folder, ignore_errors=True)
-            for path in made[1:]:
-                with suppress(OSError):  # somebody else keeps something there
-                    path.rmdir()
-        raise
 
 
 def _say_why(reasons: Sequence[Reason]) -> None:
@@ -401,6 +332,7 @@ def throughput(
     timings stored.
     """
     from clipbench import protocol
+    from clipbench.protocol import place
     from clipbench.store import Store
     from clipbench.study import read
     from clipbench.throughput import implementations_named, sizes_named
@@ -408,7 +340,7 @@ def throughput(
     page = read(study)
     protocol.runnable(page, device or "study")
     asked = sizes_named(sizes), implementations_named(implementation)
-    folder = out or _own_folder(study, page)
+    folder = out or place.own_folder(page, not study.endswith(".toml"))
     store = Store.create(folder, page.name, page.text)
     with store.claim(), Bars() as bars:
         blocks = protocol.survey(page, store, device or "study", *asked, bars)

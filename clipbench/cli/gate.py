@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from clipbench.cli.leaving import command
-from clipbench.cli.progress import Bars
 from clipbench.errors import UsageError
+from clipbench.progress import Bars
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
