@@ -76,8 +76,8 @@ def run(  # noqa: PLR0913 - an option each, as of the command
     )
     _refuse_unfit(options)
     page = _page(study, name)
-    _refuse_homeless(page)
     protocol.runnable(page, options.device)
+    _refuse_homeless(page)
     folder = place.own_folder(page, _packaged(study), anew) if out is None else Path(out)
     if anew:
         place.moved_aside(folder, page)

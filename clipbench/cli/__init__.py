@@ -67,6 +67,30 @@ ENGINE = click.option(
         "study says if not given."
     ),
 )
+CHANGES = click.option(
+    "-o",
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    help=(
+        "Change a value of the page, which the results folder then holds as it was run: "
+        "run.steps=100, 'clip.norm.relative=[1]' (all tables of that clip), "
+        "workload.digits.seeds.report=5. A value is TOML, or a bare word. May be given again."
+    ),
+)
+ONLY = click.option(
+    "--only",
+    "parts",
+    multiple=True,
+    metavar="KEY=NAME,…",
+    help=(
+        "A part of the study: problem=wdbc,optimizer=adam; names of the same key add up. Keys are "
+        "problem, optimizer and clip, for an arm is compared and tuned on all its learning rates, "
+        "thresholds and seeds; an optimizer without a clip stays beside those with one. The rest "
+        "of the study is left for another run."
+    ),
+)
 OUT = click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -80,16 +104,28 @@ OUT = click.option(
 @OUT
 @DEVICE
 @ENGINE
+@CHANGES
+@ONLY
 @partial(command, needs="clipbench.protocol")
-def plan(study: str, out: Path | None, device: str | None, engine: str | None) -> None:
+def plan(
+    study: str,
+    out: Path | None,
+    device: str | None,
+    engine: str | None,
+    changes: Sequence[str],
+    parts: Sequence[str],
+) -> None:
     """Cells, what is stored already, and the predicted time; runs no cell."""
     from clipbench import protocol
     from clipbench.execute import cores
     from clipbench.protocol import place
     from clipbench.study import read
+    from clipbench.study.changes import changed
+    from clipbench.study.only import only
 
-    page = read(study)
+    page = changed(read(study), changes)
     asked = protocol.plan(page, device or "study")
+    asked = asked.part(only(parts, asked.templates))
     folder = out or place.RESULTS / page.name
     store = place.opened(folder, page)
     outlook = protocol.predict(page, asked, store, engine)
@@ -172,6 +208,8 @@ def _not_run(entry: dict[str, Any]) -> str:
         "folder replica-N inside its own; its report then tells whether the answers hold."
     ),
 )
+@CHANGES
+@ONLY
 @partial(
     command,
     kept="every cell that ended is kept, and `run` goes on from there",
@@ -189,15 +227,19 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     anew: bool,
     no_throughput: bool,
     replica: int | None,
+    changes: Sequence[str],
+    parts: Sequence[str],
 ) -> None:
     """Run what is missing of a study; a second run says that everything is stored."""
     from clipbench import protocol
     from clipbench import study as study_
     from clipbench.protocol import place
+    from clipbench.study.changes import changed
+    from clipbench.study.only import only
 
-    page = study_.read(study)
+    page = changed(study_.read(study), changes)
     # whatever is wrong with the page is said before a folder is touched
-    protocol.runnable(page, device or "study")
+    part = only(parts, protocol.runnable(page, device or "study").templates)
     folder = shown = out or place.own_folder(page, not study.endswith(".toml"), anew)
     if replica is not None:
         if place.opened(folder, page) is None:
@@ -207,7 +249,7 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     if anew and (renamed := place.moved_aside(folder, page)) is not None:
         click.echo(f"{folder}: the old results are now {renamed}.")
     options = protocol.Options(
-        device or "study", engine, memory, limit, workers, curves, not no_throughput
+        device or "study", engine, memory, limit, workers, curves, not no_throughput, part
     )
     with place.claimed(folder, page) as store, Bars() as bars:
         counts = protocol.run(page, store, options, bars)
@@ -224,6 +266,8 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
         click.echo(f"{counted(counts.timed, 'optimizer')} {were}, with every clip.")
     for entry in store.page("plan")["not_run"]:
         click.echo(_not_run(entry))
+    if part:
+        click.echo(f"only {part}: without --only, `clipbench run` runs the rest of the study.")
     click.echo(f"`clipbench report {shown}` draws the figures and tables.")
     _say_why(counts.reasons)
     if counts.failed:

@@ -46,7 +46,7 @@ def calibrate(campaign: Campaign) -> None:
 def _gauges(campaign: Campaign) -> dict[str, tuple[Cell, Clips]]:
     """Pilot → a cell of its task, and the clips whose threshold it gives."""
     gauges: dict[str, tuple[Cell, Clips]] = {}
-    for cell in campaign.plan.cells:
+    for cell in campaign.cells:
         if cell.needs_pilot:
             gauges.setdefault(pilot_key(cell), (cell, {}))[1][gauge_key(cell)] = (
                 cell.clip.name,
