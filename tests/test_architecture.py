@@ -109,6 +109,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "analysis",
         "figures",
     },
+    "compare": {"errors", "cell", "task", "store", "tuning", "analysis"},
     "loading": {"errors", "schema", "task", "store", "analysis"},
     # what stands beside
     "fast": {"errors"},
@@ -177,7 +178,7 @@ for _module in set(MAY_IMPORT) - {"__init__"}:
     MAY_IMPORT[_module] = MAY_IMPORT[_module] | {"__init__"}
 
 ONLY_IN = {
-    "pandas": {"store", "selection", "analysis", "figures", "report", "loading"},
+    "pandas": {"store", "selection", "analysis", "figures", "report", "loading", "compare"},
     "pyarrow": {"schema", "store"},
     "pydantic": {"vocabulary", "registry", "study"},
     "matplotlib": {"figures"},
@@ -224,6 +225,7 @@ FREE_OF_TORCH = {
     "figures",
     "report",
     "loading",
+    "compare",
 }
 FREE_OF_TORCH_WHEN_IMPORTED = {"__init__", "__main__", "cli"}  # their functions may import it
 

@@ -38,11 +38,12 @@ FEWEST = tuning.TUNED_ON + 2  # seeds for an interval: those tuned on, one left 
 
 
 class Comparisons(NamedTuple):
-    """What a store says of its study's question: its ``arms``, the ``levels`` that they reach, and
-    the ``gaps`` between a clip and none.
+    """What a store says of its study's question: its ``arms`` and their ``axes``, the ``levels``
+    that they reach, and the ``gaps`` between a clip and none.
     """
 
     arms: pd.DataFrame
+    axes: dict[tuple[Task, str, str], Axis]
     levels: pd.DataFrame
     gaps: pd.DataFrame
 
@@ -56,6 +57,7 @@ def of_store(store: Store) -> Comparisons:
     grade, named = str(protocol.get("grade", "best")), protocol.get("schedule")
     return Comparisons(
         compared,
+        found,
         levels(found, components),
         gaps(found, compared, components, grade, named),
     )

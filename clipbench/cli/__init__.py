@@ -1,4 +1,5 @@
-"""The command line: list, plan, run, report, verify, throughput, replay, conform, gate, data.
+"""The command line: list, plan, run, report, verify, throughput, replay, conform, gate, data,
+compare.
 
 Exit codes: 0 done, 1 a finding, 2 wrong use, 70 a bug of ours, 130 interrupted and 143 terminated,
 with everything finished kept. Commands import what they need when they are called, so that help,
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipbench import __version__
+from clipbench.cli.compare import compare
 from clipbench.cli.components import conform, list_
 from clipbench.cli.data import data
 from clipbench.cli.gate import gate
@@ -399,3 +401,4 @@ cli.add_command(replay)
 cli.add_command(gate)
 cli.add_command(pack)
 cli.add_command(data)
+cli.add_command(compare)
