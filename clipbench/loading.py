@@ -53,8 +53,8 @@ class Results:
     """The results of one study, of the folder in which they lie.
 
     ``cells``, ``curves``, ``evals``, ``events`` and ``throughput`` are whole tables; `read` takes
-    some rows and columns of one, and `headline` is the study's answer. Columns are in Arrow types:
-    an absent value is ``<NA>``, and NaN is a number that was measured.
+    some rows and columns of one, and `headline` is the study's answer. Columns of tables are in
+    Arrow types, and an absent value is ``<NA>``.
     """
 
     cells: Any

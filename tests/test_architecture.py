@@ -158,6 +158,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "throughput",
     },
     "progress": {"errors", "schema", "engines"},
+    "export": {"errors", "schema", "task", "store"},
     "running": {"errors", "registry", "study", "store", "protocol", "progress", "loading"},
     "replay": {
         *MEMORY,

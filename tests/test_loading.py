@@ -108,7 +108,7 @@ def test_a_word_that_no_cell_has_and_one_could_have_gives_no_rows(results):
 
 
 def test_the_headline_says_what_the_analysis_says(results, folder):
-    told, (_, levels, gaps) = results.headline(), headline.of_store(store.Store(folder))
+    told, (*_, levels, gaps) = results.headline(), headline.of_store(store.Store(folder))
     assert list(told["verdict"]) == list(gaps["verdict"])
     assert len(told) == 4  # a clip on each of two optimizers, on two problems
     for row in told.to_dict("records"):

@@ -1,5 +1,5 @@
 """The command line: list, plan, run, report, verify, throughput, replay, conform, gate, data,
-compare.
+compare, export.
 
 Exit codes: 0 done, 1 a finding, 2 wrong use, 70 a bug of ours, 130 interrupted and 143 terminated,
 with everything finished kept. Commands import what they need when they are called, so that help,
@@ -20,6 +20,7 @@ from clipbench import __version__
 from clipbench.cli.compare import compare
 from clipbench.cli.components import conform, list_
 from clipbench.cli.data import data
+from clipbench.cli.export import export
 from clipbench.cli.gate import gate
 from clipbench.cli.leaving import FINDING, command, heed_signals, leave
 from clipbench.cli.pack import in_bytes, pack
@@ -402,3 +403,4 @@ cli.add_command(gate)
 cli.add_command(pack)
 cli.add_command(data)
 cli.add_command(compare)
+cli.add_command(export)
