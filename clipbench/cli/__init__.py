@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipbench import __version__
+from clipbench.cli import completion
 from clipbench.cli.compare import compare
 from clipbench.cli.components import conform, list_
 from clipbench.cli.data import data
@@ -54,7 +55,10 @@ def cli() -> None:
     """What gradient clipping does, compared with another optimizer or another learning rate."""
 
 
-STUDY = click.argument("study", metavar="STUDY")
+STUDY = click.argument("study", metavar="STUDY", shell_complete=completion.studies)
+FOLDER = click.argument(
+    "folder", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completion.folders
+)
 DEVICE = click.option(
     "--device",
     type=click.Choice(["cpu", "cuda", "auto"]),
@@ -301,7 +305,7 @@ def _printable(words: str) -> str:
 
 
 @cli.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@FOLDER
 @click.option(
     "--format",
     "formats",
@@ -325,7 +329,7 @@ def report(folder: Path, formats: str | None) -> None:
 
 
 @cli.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@FOLDER
 @command
 def verify(folder: Path) -> None:
     """Check every file and every promise of a results folder; exit 1 with a list of what is broken.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clipbench.cli import completion
 from clipbench.cli.leaving import command, writable
 from clipbench.errors import counted
 
@@ -21,8 +22,8 @@ FOLDER = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("first", metavar="A", type=FOLDER)
-@click.argument("second", metavar="B", type=FOLDER)
+@click.argument("first", metavar="A", type=FOLDER, shell_complete=completion.folders)
+@click.argument("second", metavar="B", type=FOLDER, shell_complete=completion.folders)
 @click.option(
     "--csv",
     "file",

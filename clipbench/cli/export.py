@@ -6,12 +6,15 @@ from pathlib import Path
 
 import click
 
+from clipbench.cli import completion
 from clipbench.cli.leaving import command
 from clipbench.errors import counted
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument(
+    "folder", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completion.folders
+)
 @click.option(
     "--to",
     "kind",
