@@ -26,6 +26,7 @@ from clipbench.cli.gate import gate
 from clipbench.cli.leaving import FINDING, command, heed_signals, leave
 from clipbench.cli.pack import in_bytes, pack
 from clipbench.cli.replay import replay
+from clipbench.cli.report import report
 from clipbench.errors import UsageError, counted, duration
 from clipbench.progress import Bars
 
@@ -306,30 +307,6 @@ def _printable(words: str) -> str:
 
 @cli.command()
 @FOLDER
-@click.option(
-    "--format",
-    "formats",
-    default=None,
-    help="Comma-separated: html, md, csv, svg, png; all if not given.",
-)
-@command
-def report(folder: Path, formats: str | None) -> None:
-    """Draw the figures and tables of a results folder; the same store gives the same bytes."""
-    from clipbench import report as report_
-    from clipbench.store import Store
-
-    store = Store(folder)
-    written = report_.write(store, None if formats is None else report_.formats_named(formats))
-    for file, damage in sorted(store.bad.items()):
-        click.echo(
-            f"clipbench: warning: {folder}/{file} {damage}; its rows are left out.", err=True
-        )
-    page = next((path for path in written if path.name.startswith("report.")), written[0])
-    click.echo(f"{page} and {len(written) - 1} files beside it.")
-
-
-@cli.command()
-@FOLDER
 @command
 def verify(folder: Path) -> None:
     """Check every file and every promise of a results folder; exit 1 with a list of what is broken.
@@ -400,6 +377,7 @@ def throughput(
     )
 
 
+cli.add_command(report)
 cli.add_command(list_)
 cli.add_command(conform)
 cli.add_command(replay)

@@ -191,6 +191,14 @@ class Contents:
         return found
 
     @property
+    def files(self) -> frozenset[str]:
+        """The names of the files by which rows come to count; anything stored since changes
+        them.
+        """
+        tables = ("cells", "throughput")
+        return frozenset(path.name for table in tables for path in self.reader.files(table))
+
+    @property
     def format(self) -> str:
         """The oldest format of the folder's commits: some rows were measured and judged by its
         rules.
