@@ -3,9 +3,9 @@
 import tomllib
 
 import pytest
-from test_cli import clipbench, environment, refused, warm
+from test_cli import clipbench, refused
 
-from clipbench import study
+from clipbench import protocol, study
 from clipbench.errors import UsageError
 from clipbench.store import Store
 from clipbench.study.changes import changed
@@ -131,20 +131,25 @@ def test_a_change_that_needs_another_beside_it_is_taken_with_it(page):
     }
 
 
-def test_a_folder_holds_the_page_as_it_was_run(tmp_path):
+def test_a_folder_holds_the_page_as_it_was_run(tmp_path, monkeypatch):
+    """And the run is told which part of it is meant."""
+    asked = []
+
+    def ran(page, store, options, watcher):
+        asked.append((store.study, str(options.only)))
+        store.write_page("plan", {"not_run": []})
+        return protocol.Counts(kept=1, ran=1)
+
+    monkeypatch.setattr(protocol, "run", ran)
     (tmp_path / "small.toml").write_text(PAGE)
-    options = ("--no-throughput", "--workers", 1, "--engine", "loop", "--out", "out")
-    part = ("--only", "problem=non-smooth,optimizer=sgd")
-    said = warm.run(
-        "-m", "clipbench", "run", "small.toml", *map(str, options), *part, "-o", "run.steps=3",
-        env=environment(), cwd=tmp_path,
-    )  # fmt: skip
-    assert said.returncode == 0, said.stderr
+    run = ("run", tmp_path / "small.toml", "--out", tmp_path / "out")
+    said = clipbench(*run, "-o", "run.steps=3", "--only", "problem=non-smooth,optimizer=sgd")
+    assert said.exit_code == 0, said.stderr
     assert "only problem=non-smooth,optimizer=sgd: without --only, `clipbench run`" in said.stdout
-    done = Store(tmp_path / "out")
-    assert tomllib.loads(done.study)["run"]["steps"] == 3
-    assert set(done.read("cells")["steps"]) == {3}
-    assert not done.problems()
+    [(page, part)] = asked
+    assert tomllib.loads(page)["run"]["steps"] == 3
+    assert part == "problem=non-smooth,optimizer=sgd"
+    assert Store(tmp_path / "out").study == page
     wrong = clipbench("run", tmp_path / "small.toml", "--out", tmp_path / "no", "-o", "run.step=3")
     assert refused(wrong, "Did you mean steps?")
     assert not (tmp_path / "no").exists()

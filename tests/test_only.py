@@ -144,8 +144,10 @@ def test_a_label_with_commas_in_brackets_is_one_name():
 def test_plan_counts_the_part_and_a_wrong_part_makes_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(PAGE)
-    said = clipbench("plan", "tiny.toml", "--engine", "loop", "--only", "problem=cosh,clip=value")
+    asked = []
+    monkeypatch.setattr(protocol, "predict", lambda *told: asked.append(told[1]) or [])
+    said = clipbench("plan", "tiny.toml", "--only", "problem=cosh,clip=value")
     assert said.exit_code == 0, said.stderr
-    assert "selection: 8 cells" in said.stdout  # two optimizers, value and none, two lrs
+    assert len(asked[0].cells) == 8  # two optimizers, value and none, two lrs
     assert refused(clipbench("run", "tiny.toml", "--only", "clip=valeu"), "Did you mean value?")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
