@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clipbench import fast, metrics, trees
     from clipbench.errors import UsageError
+    from clipbench.loading import Results, load
     from clipbench.registry import (
         Count,
         Decay,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         optimizer,
         workload,
     )
+    from clipbench.running import run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,15 +31,20 @@ __all__ = [
     "NonNegative",
     "Percent",
     "Positive",
+    "Results",
     "Unit",
     "UsageError",
     "clip",
     "fast",
+    "load",
     "metrics",
     "optimizer",
+    "run",
     "trees",
     "workload",
 ]
+
+_HOMES = {"UsageError": "errors", "Results": "loading", "load": "loading", "run": "running"}
 
 
 def __getattr__(name: str) -> Any:
@@ -46,10 +53,8 @@ def __getattr__(name: str) -> Any:
     """
     if name in ("fast", "metrics", "trees"):
         return import_module(f"clipbench.{name}")
-    if name == "UsageError":
-        return import_module("clipbench.errors").UsageError
     if name in __all__:
-        return getattr(import_module("clipbench.registry"), name)
+        return getattr(import_module(f"clipbench.{_HOMES.get(name, 'registry')}"), name)
     raise AttributeError(f"module 'clipbench' has no attribute {name!r}")
 
 

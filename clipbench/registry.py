@@ -313,11 +313,24 @@ def source(cls: Any) -> str:
 
 
 def settings_in_words(cls: type) -> str:
-    """``max_norm (positive number), norm_type (2 or 'inf')``, or ``no settings``."""
-    return (
-        ", ".join(f"{name} ({describe(annotation)})" for name, annotation in fields(cls).items())
-        or "no settings"
-    )
+    """``max_norm (positive number), norm_type (2 or 'inf'; 2 if not given)``; ``no settings`` if
+    there are none.
+    """
+    defaults = {
+        field.name: f"; {_as_written(field.default)} if not given"
+        for field in dataclasses.fields(cls)
+        if field.default is not dataclasses.MISSING
+    }
+    said = [
+        f"{name} ({describe(annotation)}{defaults.get(name, '')})"
+        for name, annotation in fields(cls).items()
+    ]
+    return ", ".join(said) or "no settings"
+
+
+def _as_written(value: Any) -> str:
+    """A value as a study page has it."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def validated(cls: Any, settings: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -74,6 +74,16 @@ def schedule_of(label: str) -> str:
     return named[1] if named else CONSTANT
 
 
+def without_schedule(label: str, schedule: str) -> str:
+    """The label of an optimizer or arm without the schedule that it names.
+
+    >>> without_schedule("sgd(momentum=0.5, schedule=cosine) + norm", "cosine")
+    'sgd(momentum=0.5) + norm'
+    """
+    word = re.escape(f"{SCHEDULE}={schedule}")
+    return re.sub(rf"\({word}\)|, {word}(?!\()|{word}, ", "", label)
+
+
 _SCHEDULE = re.compile(rf"\b{SCHEDULE}=([\w-]+(?:\([^()]*\))?)")
 
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 MATTER = {"errors", "registry", "trees", "metrics"}
 MEMORY = {"errors", "schema", "cell", "summary", "store"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "__init__": {"errors", "registry", "trees", "metrics", "fast"},
+    "__init__": {"errors", "registry", "trees", "metrics", "fast", "loading", "running"},
     # the matter
     "errors": set(),
     "vocabulary": {"errors"},
@@ -110,6 +110,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "analysis",
         "figures",
     },
+    "compare": {"errors", "cell", "task", "store", "tuning", "analysis"},
+    "loading": {"errors", "schema", "task", "store", "analysis"},
     # what stands beside
     "fast": {"errors"},
     "throughput": {
@@ -156,6 +158,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "execute",
         "throughput",
     },
+    "progress": {"errors", "schema", "engines"},
+    "export": {"errors", "schema", "task", "store"},
+    "running": {"errors", "registry", "study", "store", "protocol", "progress", "loading"},
     "replay": {
         *MEMORY,
         "tolerance",
@@ -175,7 +180,7 @@ for _module in set(MAY_IMPORT) - {"__init__"}:
     MAY_IMPORT[_module] = MAY_IMPORT[_module] | {"__init__"}
 
 ONLY_IN = {
-    "pandas": {"store", "selection", "analysis", "figures", "report"},
+    "pandas": {"store", "selection", "analysis", "figures", "report", "loading", "compare"},
     "pyarrow": {"schema", "store"},
     "pydantic": {"vocabulary", "registry", "study"},
     "matplotlib": {"figures"},
@@ -186,7 +191,7 @@ ONLY_IN = {
     "nilearn": {"workloads"},
     "sklearn": {"workloads"},
     "click": {"cli"},
-    "tqdm": {"cli"},
+    "tqdm": {"cli", "progress"},
     "urllib": {"datasets"},
     "http": {"datasets"},
     "socket": set(),
@@ -222,6 +227,8 @@ FREE_OF_TORCH = {
     "analysis",
     "figures",
     "report",
+    "loading",
+    "compare",
 }
 FREE_OF_TORCH_WHEN_IMPORTED = {"__init__", "__main__", "cli"}  # their functions may import it
 

@@ -433,7 +433,8 @@ def test_a_disk_that_takes_nothing_more_is_one_sentence_and_loses_nothing(
         ["run"],
         ["run", "quick", "--frob"],
         ["run", "quick", "--workers", "0"],
-        ["list", "clip"],
+        ["list", "clip", "wdbc"],
+        ["list", "clips", "norm", "value"],
     ],
 )
 def test_a_command_or_option_that_is_not_there_is_wrong_use(args):
@@ -639,6 +640,53 @@ def test_list_tells_the_source_of_every_packaged_component(kind):
     assert listed.count("Source: ") == len([cls for cls in ours if cls.name != "none"])
     assert listed.count("a step of the loop takes") == (len(ours) if kind == "workload" else 0)
     assert all(registry.source(cls) in listed for cls in ours)
+
+
+def test_list_takes_singular_words_and_names():
+    for several, one in (("workloads", "workload"), ("studies", "study"), ("clips", "clip")):
+        assert clipbench("list", one).stdout == clipbench("list", several).stdout
+    by_name = clipbench("list", "norm").stdout
+    assert by_name == clipbench("list", "clip", "norm").stdout
+    assert by_name.startswith("clip norm\n")
+    assert "max_norm (positive number), norm_type (2 or 'inf'; 2 if not given)." in by_name
+    assert clipbench("list", "study", "smoke").stdout == study.packaged()["smoke"]
+    assert clipbench("list", "smoke").stdout == study.packaged()["smoke"]
+    assert refused(clipbench("list", "nrom"), 'there is no "nrom". Did you mean norm?')
+    assert refused(clipbench("list", "clip", "wdbc"), 'there is no clip "wdbc".')
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_script(shell):
+    said = clipbench(env={"_CLIPBENCH_COMPLETE": f"{shell}_source"})
+    assert said.exit_code == 0
+    assert f"_CLIPBENCH_COMPLETE={shell}_complete" in said.stdout
+
+
+def test_a_shell_completes_studies_folders_and_words(done, tmp_path, monkeypatch):
+    def completed(words):
+        asked = {"COMP_WORDS": f"clipbench {words}", "COMP_CWORD": str(len(words.split(" ")))}
+        said = clipbench(env={"_CLIPBENCH_COMPLETE": "bash_complete", **asked})
+        return said.stdout.splitlines()
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "qualms.toml").write_text(PAGE)
+    shutil.copytree(done[1], tmp_path / "results" / "mine")
+    (tmp_path / "results" / "notes").mkdir()
+    assert completed("run qu") == ["plain,qualms.toml", "plain,quick"]
+    assert completed("report results/") == ["plain,results/mine"]
+    assert completed("compare results/mine results/") == ["plain,results/mine"]
+    assert completed("verify elsewhere/") == ["dir,elsewhere/"]
+    assert completed("list wo") == ["plain,workloads", "plain,workload"]
+    assert completed("expo") == ["plain,export"]
+
+
+def test_nothing_is_coloured_with_or_without_no_color(done):
+    """So that NO_COLOR has nothing to turn off, on a terminal and in a pipe."""
+    commands = (["--help"], ["list"], ["list", "norm"], ["verify", done[1]], ["frobnicate"])
+    for args in (*commands, ["compare", done[1], done[1]]):
+        shown = clipbench(*args, color=True)
+        assert "\x1b[" not in shown.output
+        assert clipbench(*args, color=True, env={"NO_COLOR": "1"}).output == shown.output
 
 
 def test_throughput_times_again_beside_what_is_stored(done, tmp_path):

@@ -13,7 +13,7 @@ import torch
 from test_cli import PAGE, clipbench, refused
 
 from clipbench import cli as cli_
-from clipbench import execute, feed, protocol, registry, study
+from clipbench import execute, feed, progress, protocol, registry, study
 from clipbench.engines.rates import Choice
 from clipbench.errors import UsageError
 from clipbench.store import Store
@@ -172,7 +172,7 @@ def test_an_interruption_while_the_command_imports_is_one_sentence(page, tmp_pat
 
 
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(cli_.progress, "INTERVAL", 0.05)
+    monkeypatch.setattr(progress, "INTERVAL", 0.05)
     with cli_.Bars() as bars:
         bars.phase("select", 4)
         bars.tick()

@@ -83,9 +83,10 @@ def test_the_first_field_is_the_threshold_and_floats_are_lanes(tame):
 def test_a_component_is_described_in_words(tame):
     assert registry.about(tame) == "Shorten the gradient."
     assert registry.settings_in_words(tame) == (
-        "limit (positive number), share (number from 0 to 1), slack (number of at least 0), "
-        "window (whole number of at least 1), order (2 or 'inf'), exact (true or false), label "
-        "(text), free (number)"
+        "limit (positive number), share (number from 0 to 1; 0.5 if not given), slack (number of "
+        "at least 0; 0.0 if not given), window (whole number of at least 1; 10 if not given), "
+        "order (2 or 'inf'; 2 if not given), exact (true or false; false if not given), label "
+        "(text; 'a' if not given), free (number; 1.0 if not given)"
     )
     assert registry.settings_in_words(registry.find("clip", "none")) == "no settings"
 

@@ -12,17 +12,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from clipbench import selection, tuning, verdicts
-from clipbench.analysis.cells import Components, plain, table_of, workload
+from clipbench.analysis.cells import Components, arms, current, plain, table_of, workload
 from clipbench.comparisons import Family, families
 from clipbench.schema import Outcome, Role, Status, Verdict
 from clipbench.selection import BASELINE, POINT
 from clipbench.skill import LOSS
+from clipbench.store import Store
 from clipbench.task import ARM, FIRST_REPORT_SEED, THRESHOLD, Task, Threshold
 from clipbench.verdicts import Comparison
 
@@ -36,6 +37,32 @@ GRADED = [  # what is looked at of a run
 ]
 TAKEN = {"fired": "clipped_fraction", "kept": "kept_median", "cosine": "cosine_median"}
 FEWEST = tuning.TUNED_ON + 2  # seeds for an interval: those tuned on, one left out, one judged
+
+
+class Comparisons(NamedTuple):
+    """What a store says of its study's question: its ``arms`` and their ``axes``, the ``levels``
+    that they reach, and the ``gaps`` between a clip and none.
+    """
+
+    arms: pd.DataFrame
+    axes: dict[tuple[Task, str, str], Axis]
+    levels: pd.DataFrame
+    gaps: pd.DataFrame
+
+
+def of_store(store: Store) -> Comparisons:
+    """The comparisons of a store, by the protocol on its own pages."""
+    cells, _ = current(store)
+    components, protocol = store.page("components"), store.page("plan").get("protocol", {})
+    compared = arms(cells, components)
+    found = axes(cells, components, protocol, starts(store.read("evals"), cells, components))
+    grade, named = str(protocol.get("grade", "best")), protocol.get("schedule")
+    return Comparisons(
+        compared,
+        found,
+        levels(found, components),
+        gaps(found, compared, components, grade, named),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""The command line: list, plan, run, report, verify, throughput, replay, conform, gate, data.
+"""The command line: list, plan, run, report, verify, throughput, replay, conform, gate, data,
+compare, export.
 
 Exit codes: 0 done, 1 a finding, 2 wrong use, 70 a bug of ours, 130 interrupted and 143 terminated,
 with everything finished kept. Commands import what they need when they are called, so that help,
@@ -7,10 +8,8 @@ report and verify never wait for torch.
 
 from __future__ import annotations
 
-import shutil
 import sys
 import warnings
-from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,24 +17,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipbench import __version__
+from clipbench.cli import completion
+from clipbench.cli.compare import compare
 from clipbench.cli.components import conform, list_
 from clipbench.cli.data import data
+from clipbench.cli.export import export
 from clipbench.cli.gate import gate
 from clipbench.cli.leaving import FINDING, command, heed_signals, leave
 from clipbench.cli.pack import in_bytes, pack
-from clipbench.cli.progress import Bars
 from clipbench.cli.replay import replay
-from clipbench.cli.words import counted, duration
-from clipbench.errors import UsageError
+from clipbench.cli.report import report
+from clipbench.errors import UsageError, counted, duration
+from clipbench.progress import Bars
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from clipbench.protocol import Reason
-    from clipbench.store import Store
-    from clipbench.study import Study
 
-RESULTS = Path("results")
 SHOWN, WIDEST = 5, 200  # reasons of failed cells, and letters of each
 
 
@@ -57,7 +56,10 @@ def cli() -> None:
     """What gradient clipping does, compared with another optimizer or another learning rate."""
 
 
-STUDY = click.argument("study", metavar="STUDY")
+STUDY = click.argument("study", metavar="STUDY", shell_complete=completion.studies)
+FOLDER = click.argument(
+    "folder", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completion.folders
+)
 DEVICE = click.option(
     "--device",
     type=click.Choice(["cpu", "cuda", "auto"]),
@@ -73,6 +75,30 @@ ENGINE = click.option(
         "study says if not given."
     ),
 )
+CHANGES = click.option(
+    "-o",
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    help=(
+        "Change a value of the page, which the results folder then holds as it was run: "
+        "run.steps=100, 'clip.norm.relative=[1]' (all tables of that clip), "
+        "workload.digits.seeds.report=5. A value is TOML, or a bare word. May be given again."
+    ),
+)
+ONLY = click.option(
+    "--only",
+    "parts",
+    multiple=True,
+    metavar="KEY=NAME,…",
+    help=(
+        "A part of the study: problem=wdbc,optimizer=adam; names of the same key add up. Keys are "
+        "problem, optimizer and clip, for an arm is compared and tuned on all its learning rates, "
+        "thresholds and seeds; an optimizer without a clip stays beside those with one. The rest "
+        "of the study is left for another run."
+    ),
+)
 OUT = click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -86,17 +112,30 @@ OUT = click.option(
 @OUT
 @DEVICE
 @ENGINE
+@CHANGES
+@ONLY
 @partial(command, needs="clipbench.protocol")
-def plan(study: str, out: Path | None, device: str | None, engine: str | None) -> None:
+def plan(
+    study: str,
+    out: Path | None,
+    device: str | None,
+    engine: str | None,
+    changes: Sequence[str],
+    parts: Sequence[str],
+) -> None:
     """Cells, what is stored already, and the predicted time; runs no cell."""
     from clipbench import protocol
     from clipbench.execute import cores
+    from clipbench.protocol import place
     from clipbench.study import read
+    from clipbench.study.changes import changed
+    from clipbench.study.only import only
 
-    page = read(study)
+    page = changed(read(study), changes)
     asked = protocol.plan(page, device or "study")
-    folder = out or RESULTS / page.name
-    store = _open(folder, page)
+    asked = asked.part(only(parts, asked.templates))
+    folder = out or place.RESULTS / page.name
+    store = place.opened(folder, page)
     outlook = protocol.predict(page, asked, store, engine)
     click.echo(f"{page.name}: {page.document.title}")
     width = max((len(row["task"]) for row in outlook), default=0)
@@ -133,51 +172,6 @@ def _not_run(entry: dict[str, Any]) -> str:
     return (
         f"not run: {counted(entry['cells'], entry['device'] + ' cell')}, because {entry['reason']}."
     )
-
-
-def _own_folder(study: str, page: Study, anew: bool = False) -> Path:
-    """``results/NAME``, if what lies there is of the same study.
-
-    :raises UsageError: a page of the user's own bears the name of a packaged study, or the folder's
-        cells are all others.
-    """
-    from clipbench import study as study_
-    from clipbench.cell import unversioned
-    from clipbench.store import Store
-
-    folder = RESULTS / page.name
-    if study.endswith(".toml") and page.name in study_.packaged():
-        raise UsageError(
-            f'{study}: "{page.name}" is the name of a packaged study; rename the page, or choose a '
-            f"folder with --out."
-        )
-    if anew or not (folder / "study.toml").is_file():
-        return folder
-    stored = {
-        unversioned(settings) for settings in Store(folder).read("cells")["settings"].dropna()
-    }
-    if stored and not any(unversioned(cell.canonical) in stored for cell in page.cells()):
-        raise UsageError(
-            f"{folder}: this folder has {counted(len(stored), 'cell')}, and {page.where} asks for "
-            f"none of them; "
-            "choose another folder with --out, or rename this one with --anew."
-        )
-    return folder
-
-
-def _open(folder: Path, page: Study) -> Store | None:
-    from clipbench.store import Store
-
-    if not (folder / "study.toml").is_file():
-        return None
-    store = Store(folder)
-    held = store.held
-    if held is not None and held != page.name:
-        raise UsageError(
-            f'{folder}: this folder holds the study "{held}", not "{page.name}"; choose another '
-            f"with --out."
-        )
-    return store
 
 
 @cli.command()
@@ -223,6 +217,8 @@ def _open(folder: Path, page: Study) -> Store | None:
         "folder replica-N inside its own; its report then tells whether the answers hold."
     ),
 )
+@CHANGES
+@ONLY
 @partial(
     command,
     kept="every cell that ended is kept, and `run` goes on from there",
@@ -240,32 +236,32 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     anew: bool,
     no_throughput: bool,
     replica: int | None,
+    changes: Sequence[str],
+    parts: Sequence[str],
 ) -> None:
     """Run what is missing of a study; a second run says that everything is stored."""
     from clipbench import protocol
     from clipbench import study as study_
-    from clipbench.store import Store, set_old_aside
+    from clipbench.protocol import place
+    from clipbench.study.changes import changed
+    from clipbench.study.only import only
 
-    page = study_.read(study)
+    page = changed(study_.read(study), changes)
     # whatever is wrong with the page is said before a folder is touched
-    protocol.runnable(page, device or "study")
-    folder = shown = out or _own_folder(study, page, anew)
+    part = only(parts, protocol.runnable(page, device or "study").templates)
+    folder = shown = out or place.own_folder(page, not study.endswith(".toml"), anew)
     if replica is not None:
-        if _open(folder, page) is None:
+        if place.opened(folder, page) is None:
             raise UsageError(f"{folder}: there is no study to repeat; run it without --replica.")
         page, folder = study_.replica(page, replica), folder / f"replica-{replica}"
         no_throughput = True  # its report is that of the study, which has timings
-    if anew and (old := _open(folder, page)) is not None:
-        with old.claim():
-            renamed = set_old_aside(folder)
+    if anew and (renamed := place.moved_aside(folder, page)) is not None:
         click.echo(f"{folder}: the old results are now {renamed}.")
-    with _taken_back(folder):
-        store = Store.create(folder, page.name, page.text)
-        with store.claim(), Bars() as bars:
-            options = protocol.Options(
-                device or "study", engine, memory, limit, workers, curves, not no_throughput
-            )
-            counts = protocol.run(page, store, options, bars)
+    options = protocol.Options(
+        device or "study", engine, memory, limit, workers, curves, not no_throughput, part
+    )
+    with place.claimed(folder, page) as store, Bars() as bars:
+        counts = protocol.run(page, store, options, bars)
     total = counts.kept + counts.ran
     spoiled = f"{counts.diverged} diverged, {counts.collapsed} collapsed, {counts.failed} failed"
     if counts.ran:
@@ -279,25 +275,12 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
         click.echo(f"{counted(counts.timed, 'optimizer')} {were}, with every clip.")
     for entry in store.page("plan")["not_run"]:
         click.echo(_not_run(entry))
+    if part:
+        click.echo(f"only {part}: without --only, `clipbench run` runs the rest of the study.")
     click.echo(f"`clipbench report {shown}` draws the figures and tables.")
     _say_why(counts.reasons)
     if counts.failed:
         sys.exit(FINDING)
-
-
-@contextmanager
-def _taken_back(folder: Path) -> Iterator[None]:
-    """A folder that was made for a run which then failed before anything was stored goes again."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield
-    except Exception:
-        if made and not any(folder.glob("*/*.parquet")):
-            shutil.rmtree(folder, ignore_errors=True)
-            for path in made[1:]:
-                with suppress(OSError):  # somebody else keeps something there
-                    path.rmdir()
-        raise
 
 
 def _say_why(reasons: Sequence[Reason]) -> None:
@@ -324,31 +307,7 @@ def _printable(words: str) -> str:
 
 
 @cli.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
-    "--format",
-    "formats",
-    default=None,
-    help="Comma-separated: html, md, csv, svg, png; all if not given.",
-)
-@command
-def report(folder: Path, formats: str | None) -> None:
-    """Draw the figures and tables of a results folder; the same store gives the same bytes."""
-    from clipbench import report as report_
-    from clipbench.store import Store
-
-    store = Store(folder)
-    written = report_.write(store, None if formats is None else report_.formats_named(formats))
-    for file, damage in sorted(store.bad.items()):
-        click.echo(
-            f"clipbench: warning: {folder}/{file} {damage}; its rows are left out.", err=True
-        )
-    page = next((path for path in written if path.name.startswith("report.")), written[0])
-    click.echo(f"{page} and {len(written) - 1} files beside it.")
-
-
-@cli.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@FOLDER
 @command
 def verify(folder: Path) -> None:
     """Check every file and every promise of a results folder; exit 1 with a list of what is broken.
@@ -402,6 +361,7 @@ def throughput(
     timings stored.
     """
     from clipbench import protocol
+    from clipbench.protocol import place
     from clipbench.store import Store
     from clipbench.study import read
     from clipbench.throughput import implementations_named, sizes_named
@@ -409,7 +369,7 @@ def throughput(
     page = read(study)
     protocol.runnable(page, device or "study")
     asked = sizes_named(sizes), implementations_named(implementation)
-    folder = out or _own_folder(study, page)
+    folder = out or place.own_folder(page, not study.endswith(".toml"))
     store = Store.create(folder, page.name, page.text)
     with store.claim(), Bars() as bars:
         blocks = protocol.survey(page, store, device or "study", *asked, bars)
@@ -418,9 +378,12 @@ def throughput(
     )
 
 
+cli.add_command(report)
 cli.add_command(list_)
 cli.add_command(conform)
 cli.add_command(replay)
 cli.add_command(gate)
 cli.add_command(pack)
 cli.add_command(data)
+cli.add_command(compare)
+cli.add_command(export)

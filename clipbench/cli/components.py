@@ -4,51 +4,96 @@ what all must keep.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from clipbench.cli.leaving import FINDING, command, leave
 from clipbench.errors import UsageError, nearest
 
+SECTIONS = ("workloads", "optimizers", "clips", "studies")
+SINGULAR = {"workload": "workloads", "optimizer": "optimizers", "clip": "clips", "study": "studies"}
+
+
+def _words(_context: click.Context, _option: click.Parameter, begun: str) -> list[CompletionItem]:
+    return [CompletionItem(word) for word in (*SECTIONS, *SINGULAR) if word.startswith(begun)]
+
 
 @click.command("list")
-@click.argument(
-    "kind", type=click.Choice(["workloads", "optimizers", "clips", "studies"]), required=False
-)
+@click.argument("words", metavar="[KIND] [NAME]", nargs=-1, shell_complete=_words)
 @command
-def list_(kind: str | None) -> None:
-    """The workloads, optimizers, clips and packaged studies there are."""
-    import tomllib
+def list_(words: tuple[str, ...]) -> None:
+    """The workloads, optimizers, clips and packaged studies there are.
 
+    KIND is one of these words, or its singular; NAME is one of them. A study by its name is its
+    page, to begin one of your own with.
+    """
     from clipbench import registry, study
 
-    if kind != "studies":
+    kind = SINGULAR.get(words[0], words[0]) if words else None
+    names = words[1:] if kind in SECTIONS else words
+    if len(names) > 1:
+        raise UsageError(f"list {' '.join(words)}: give a kind, a name, or a kind and a name.")
+    sections = [kind] if kind in SECTIONS else SECTIONS
+    if sections != ["studies"]:
         registry.load_packaged()
-    for number, section in enumerate(
-        [kind] if kind else ["workloads", "optimizers", "clips", "studies"]
-    ):
+    rows = {
+        section: study.packaged()
+        if section == "studies"
+        else {name: name for name in registry.names(_singular(section))}
+        for section in sections
+    }
+    if names:
+        _show(rows, names[0])
+        return
+    for number, (section, found) in enumerate(rows.items()):
         if number:
             click.echo()
-        if not kind:
+        if len(rows) > 1:
             click.echo(section)
-        if section == "studies":
-            rows = [
-                (name, [tomllib.loads(text).get("title", "")])
-                for name, text in study.packaged().items()
-            ]
-        else:
-            singular: Any = section.removesuffix("s")
-            rows = [
-                (name, _setting_lines(registry.find(singular, name)))
-                for name in registry.names(singular)
-            ]
-        width = max(len(name) for name, _ in rows)
-        for name, (first, *others) in rows:
+        width = max(map(len, found))
+        for name, text in found.items():
+            first, *others = _lines(section, name, text)
             click.echo(f"  {name:<{width}}  {first}")
             for line in others:
                 click.echo(f"  {'':<{width}}  {line}")
+
+
+def _show(rows: Mapping[str, Mapping[str, str]], name: str) -> None:
+    """What has this name, of each kind: its lines, and of a study its page."""
+    met = [section for section, found in rows.items() if name in found]
+    if not met:
+        known = [one for found in rows.values() for one in found]
+        words = [*known, *SECTIONS, *SINGULAR] if len(rows) > 1 else known
+        what = f"{_singular(next(iter(rows)))} " if len(rows) == 1 else ""
+        raise UsageError(
+            f'list: there is no {what}"{name}".{nearest(name, words)} `clipbench list` names all.'
+        )
+    for section in met:
+        if section == "studies":
+            click.echo(rows[section][name], nl=False)
+            continue
+        click.echo(f"{_singular(section)} {name}")
+        for line in _lines(section, name, ""):
+            click.echo(f"  {line}")
+
+
+def _singular(section: str) -> Any:
+    return next(one for one, several in SINGULAR.items() if several == section)
+
+
+def _lines(section: str, name: str, text: str) -> list[str]:
+    """What is said of a component, or of a study by its page."""
+    import tomllib
+
+    from clipbench import registry
+
+    if section == "studies":
+        return [tomllib.loads(text).get("title", "")]
+    return _setting_lines(registry.find(_singular(section), name))
 
 
 def _setting_lines(cls: Any) -> list[str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import click
 
-from clipbench.cli.leaving import command
-from clipbench.cli.progress import Bars
+from clipbench.cli.leaving import command, writable
 from clipbench.errors import UsageError
+from clipbench.progress import Bars
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -80,7 +79,7 @@ def gate(
     from clipbench.gate import sentences, verdict
 
     for option, path in (("--markdown", markdown), ("--json", json_)):
-        _writable(option, path)
+        writable(option, path)
     if markdown is not None and json_ is not None and markdown.resolve() == json_.resolve():
         raise UsageError(f"--json: {json_} is the file of --markdown.")
     limits = gate_.read(page, baseline)
@@ -100,15 +99,3 @@ def gate(
             # an error's text may hold half a character
             path.write_text(content, encoding="utf-8", errors="backslashreplace")
     sys.exit(code)
-
-
-def _writable(option: str, path: Path | None) -> None:
-    """Refuse now what could not be written after minutes of measuring."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise UsageError(f"{option}: {path} is a folder.")
-    if not path.parent.is_dir():
-        raise UsageError(f"{option}: there is no folder {path.parent}.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"{option}: {path} cannot be written.")

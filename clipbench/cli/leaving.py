@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -103,3 +104,15 @@ def _import(module: str) -> None:
 def _code(interrupt: KeyboardInterrupt) -> int:
     """128 and the signal's number, as a shell counts: 130 of Ctrl+C, 143 of SIGTERM."""
     return 128 + interrupt.args[0] if interrupt.args else INTERRUPTED
+
+
+def writable(option: str, path: Path | None) -> None:
+    """Refuse now the file of an option that could not be written after minutes of work."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{option}: {path} is a folder.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{option}: there is no folder {path.parent}.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{option}: {path} cannot be written.")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from clipbench.cli import completion
 from clipbench.cli.leaving import WRONG_USE, command, leave
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", re.IGNORECASE)
@@ -30,7 +31,9 @@ def in_bytes(_context: click.Context, option: click.Parameter, text: str | None)
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument(
+    "folder", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completion.folders
+)
 @click.option(
     "--curves",
     type=click.Choice(["all", "report", "first", "none"]),

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import click
 
+from clipbench.cli import completion
 from clipbench.cli.leaving import FINDING, command
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument(
+    "folder", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completion.folders
+)
 @click.argument("cell", metavar="CELL")
 @click.option(
     "--engine",

@@ -8,12 +8,14 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import ForkServerContext, SpawnContext
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Self, cast
 
 from clipbench import registry
@@ -244,6 +246,19 @@ class Local:
         return []
 
 
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """A process that starts here does not import the main module of this one: a script that is not
+    written for it would be run once more in every worker.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 class Worker:
     """One process, the pipe to it, and the ticket of the work in its hand."""
 
@@ -263,7 +278,8 @@ class Worker:
         self.process = server.Process(
             target=target[0], args=target[1], name=f"clipbench-{number}", daemon=True
         )
-        self.process.start()
+        with _main_module_hidden():
+            self.process.start()
         end.close()
 
     @property

@@ -50,7 +50,7 @@ def _gauges(campaign: Campaign) -> dict[str, tuple[Cell, Clips]]:
     well, so that a reader can tell a threshold as a multiple of it.
     """
     gauges: dict[str, tuple[Cell, Clips]] = {}
-    for cell in campaign.plan.cells:
+    for cell in campaign.cells:
         if cell.needs_pilot:
             clips = gauges.setdefault(pilot_key(cell), (cell, {}))[1]
             for percentile in (None, cell.percentile):

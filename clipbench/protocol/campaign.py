@@ -32,6 +32,7 @@ from clipbench.schema import Outcome, Status
 from clipbench.store import CURVES, Store
 from clipbench.study import Study
 from clipbench.study.component import part
+from clipbench.study.only import Only
 from clipbench.task import Threshold, arm_of
 from clipbench.vocabulary import OF_PILOT
 
@@ -49,6 +50,7 @@ class Options:
     :param workers: processes on this machine; one a core if not given.
     :param curves: whose curves are kept, of `store.CURVES`.
     :param throughput: whether every method is timed after the training.
+    :param only: which part of the study is run; the pages of the store tell of the whole.
     """
 
     device: str = "study"
@@ -58,6 +60,7 @@ class Options:
     workers: int | None = None
     curves: str = "all"
     throughput: bool = True
+    only: Only = field(default_factory=Only)
 
     @property
     def patience(self) -> float:
@@ -102,6 +105,7 @@ class Campaign:
     lost: dict[tuple[Any, ...], int] = field(default_factory=dict)
     told: set[tuple[Any, ...]] = field(default_factory=set)
     ids: set[str] = field(default_factory=set)
+    asked: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # cell → its arm
 
     @cached_property
     def failures(self) -> Failures:
@@ -111,6 +115,11 @@ class Campaign:
     def templates(self) -> dict[tuple[Any, ...], Cell]:
         """A cell of every arm."""
         return {arm_of(cell): cell for cell in self.plan.cells}
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The selection cells of every problem of which this run runs some."""
+        return [cell for cell in self.plan.cells if self.options.only.of_problem(cell)]
 
     def job(self, cell: Cell) -> Job:
         """The cell with its threshold as a number."""
@@ -150,7 +159,9 @@ class Campaign:
             phase: [cell.id for cell in cells],
         }
         self.store.write_page("plan", page)
+        self.asked |= {cell.id: arm_of(cell) for cell in cells}
         cells = [cell for cell in cells if cell.id not in self.ids]
+        cells = [cell for cell in cells if self.options.only.meets(cell)]
         self.ids.update(cell.id for cell in cells)
         stored = self.store.read("cells")
         done = finished(stored)

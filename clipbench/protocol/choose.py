@@ -41,7 +41,7 @@ def choose(campaign: Campaign) -> None:
         return
     page = campaign.store.page("calibration")
     tasks: dict[str, list[Job]] = {}
-    for cell in campaign.plan.cells:
+    for cell in campaign.cells:
         tasks.setdefault(choice_key(cell), []).append(campaign.job(cell))
     asked = Asked(
         engine,

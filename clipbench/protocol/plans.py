@@ -18,6 +18,7 @@ from clipbench.errors import UsageError
 from clipbench.schema import RULES, Status
 from clipbench.selection import METHODS
 from clipbench.study import Study
+from clipbench.study.only import Only
 from clipbench.task import TASK, Task, arm_of
 from clipbench.vocabulary import EXAMPLE
 
@@ -42,6 +43,10 @@ class Plan:
     def count(self, template: Cell) -> int:
         """The number of seeds on which a cell is asked for."""
         return self.seeds[template.workload.name]
+
+    def part(self, only: Only) -> Plan:
+        """The plan without what is left out."""
+        return replace(self, templates=[cell for cell in self.templates if only.meets(cell)])
 
 
 def schedule(cells: Sequence[Cell]) -> str | None:

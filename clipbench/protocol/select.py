@@ -16,11 +16,14 @@ def select(campaign: Campaign) -> None:
 
 def scores(campaign: Campaign) -> Any:
     """The selection scores of the cells this study asks for now, but for arms that lost a cell
-    from outside.
+    from outside, or that lack one because this run leaves them out.
     """
     _say_lost(campaign)
     cells = selection.planned(campaign.store.read("cells"), campaign.store.page("plan")["cells"])
-    whole = [arm not in campaign.lost for arm in cells[ARM].itertuples(index=False, name=None)]
+    stored = set(cells["cell"])
+    lacking = {arm for cell, arm in campaign.asked.items() if cell not in stored}
+    unknown = {*campaign.lost, *lacking}
+    whole = [arm not in unknown for arm in cells[ARM].itertuples(index=False, name=None)]
     return selection.score(cells[whole])
 
 

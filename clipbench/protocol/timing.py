@@ -30,9 +30,8 @@ def time_methods(campaign: Campaign) -> None:
     timed = set(stored.loc[same, [*TASK, "optimizer", "clip"]].itertuples(index=False, name=None))
     # Whole benches: a clip that joins a study is timed beside its neighbours, not alone.
     trained = _cells_that_ran(campaign)
-    benches = throughput.benches(
-        [campaign.job(cell) for cell in campaign.plan.cells if cell.id in trained]
-    )
+    wanted = [cell for cell in campaign.cells if campaign.options.only.meets(cell)]
+    benches = throughput.benches([campaign.job(cell) for cell in wanted if cell.id in trained])
     benches = [bench for bench in benches if not {_method(job.cell) for job in bench} <= timed]
     tasks = [list(group) for _, group in groupby(benches, key=lambda bench: Task.of(bench[0].cell))]
     campaign.watcher.phase("throughput", len(tasks))
@@ -60,7 +59,7 @@ def time_implementations(
     campaign: Campaign, sizes: Mapping[str, Any], implementations: Sequence[str]
 ) -> int:
     """The number of timed blocks; every implementation of every method is timed."""
-    jobs = [campaign.job(cell) for cell in campaign.plan.cells]
+    jobs = [campaign.job(cell) for cell in campaign.cells]
     surveys = throughput.surveys(jobs, sizes, implementations, execute.cores())
     campaign.watcher.phase("throughput", len(surveys))
     blocks, refused = 0, set[str]()

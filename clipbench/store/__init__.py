@@ -126,6 +126,23 @@ class Store(Contents):
         finally:
             os.close(descriptor)
 
+    @property
+    def claimed(self) -> bool:
+        """Whether a live process holds the folder for writing."""
+        try:
+            descriptor = os.open(
+                self.folder / ".claim", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            )
+        except OSError:  # nobody ever held it
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
     def commit(self, shard: str, tables: Mapping[str, Any]) -> None:
         """Write one shard, its tables as `Rows`. The file of ``cells`` comes last: until then
         nothing of the shard counts.

@@ -134,21 +134,33 @@ def content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def table_of(path: Path, table: str) -> pa.Table:
+def table_of(
+    path: Path, table: str, columns: Sequence[str] | None = None, cells: Sequence[str] | None = None
+) -> pa.Table:
     """The rows of a file in the table's own columns and types, with the file's metadata.
 
     Its hash covers every byte, the footer too.
 
+    :param columns: those that are wanted; no other is taken apart.
+    :param cells: the cells whose rows are wanted.
     :raises Damaged: the file is not what its name says, or is of another table.
     """
     data = content(path)
     if _digest(data) != path.stem.rpartition("-")[2]:
         raise Damaged("does not match the hash in its name")
     try:
-        stored = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        held = pq.read_schema(pa.BufferReader(data)).names if columns is not None else ()
+        stored = pq.read_table(
+            pa.BufferReader(data),
+            columns=None if columns is None else [name for name in columns if name in held],
+            filters=None if cells is None else [("cell", "in", cells)],
+            page_checksum_verification=True,
+        )
     except (OSError, pa.ArrowException) as error:
         raise Damaged(f"cannot be read ({_short(error)})") from None
     wanted = schema.arrow(table)
+    if columns is not None:
+        wanted = pa.schema([wanted.field(name) for name in columns])
     try:
         return (
             _complete(stored, table)

@@ -56,25 +56,37 @@ class Reader:
             if not any(one.path.name in names and _holds(other, one) for names, other in named)
         ]
 
-    def table(self, name: str, commits: Sequence[Commit]) -> tuple[pa.Table, Bad]:
-        """The rows of the cells that each commit won, and the damaged companions."""
+    def table(
+        self,
+        name: str,
+        commits: Sequence[Commit],
+        columns: Sequence[str] | None = None,
+        cells: Sequence[str] | None = None,
+    ) -> tuple[pa.Table, Bad]:
+        """The rows of the cells that each commit won, and the damaged companions; ``columns`` and
+        ``cells`` as `Contents.read` takes them, the column ``cell`` among them.
+        """
         tables, bad = [schema.arrow(name).empty_table()], Bad()
         for commit, won in zip(commits, winners(commits), strict=True):
+            mine = commit.rows.filter(pa.array(won))
+            if cells is not None:
+                mine = mine.filter(pc.is_in(mine["cell"], value_set=pa.array(cells, pa.string())))
             if name == "cells":
-                tables.append(commit.rows.filter(pa.array(won)))
+                tables.append(mine)
                 continue
             path = commit.companions.get(name)
-            if path is None or not won.any():
+            if path is None or not len(mine):
                 continue
+            own = mine["cell"].combine_chunks()
             try:
-                rows = table_of(path, name)
+                rows = table_of(path, name, columns, None if cells is None else own.to_pylist())
             except Damaged as wrong:
                 bad[f"{name}/{path.name}"] = str(wrong)
                 continue
-            mine = pc.is_in(
-                rows["cell"], value_set=commit.rows["cell"].filter(pa.array(won)).combine_chunks()
-            )
-            tables.append(rows if pc.all(mine).as_py() else rows.filter(mine))
+            counted = pc.is_in(rows["cell"], value_set=own)
+            tables.append(rows if pc.all(counted).as_py() else rows.filter(counted))
+        if columns is not None:
+            tables = [table.select([*columns]) for table in tables]
         return pa.concat_tables([table.replace_schema_metadata(None) for table in tables]), bad
 
     def throughput(self) -> tuple[pa.Table, Bad]:
@@ -179,6 +191,14 @@ class Contents:
         return found
 
     @property
+    def files(self) -> frozenset[str]:
+        """The names of the files by which rows come to count; anything stored since changes
+        them.
+        """
+        tables = ("cells", "throughput")
+        return frozenset(path.name for table in tables for path in self.reader.files(table))
+
+    @property
     def format(self) -> str:
         """The oldest format of the folder's commits: some rows were measured and judged by its
         rules.
@@ -217,22 +237,37 @@ class Contents:
         except Damaged:
             return None
 
-    def read(self, table: str) -> pd.DataFrame:
+    def read(
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        cells: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
         """One table, in Arrow types (null and NaN stay apart). Damaged files are left out and named
         in ``bad``.
 
         A cell that was tried again is there once, with its highest attempt.
-        """
-        return self.arrow(table).to_pandas(types_mapper=pd.ArrowDtype)
 
-    def arrow(self, table: str) -> pa.Table:
+        :param columns: those that are wanted, in their order; all if not given.
+        :param cells: the cells whose rows are wanted, of a table that has cells; all if not given.
+            Of the large tables nothing else is taken apart.
+        """
+        return self.arrow(table, columns, cells).to_pandas(types_mapper=pd.ArrowDtype)
+
+    def arrow(
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        cells: Sequence[str] | None = None,
+    ) -> pa.Table:
         """The same rows as `read` gives, as an Arrow table."""
         if table == "throughput":
             rows, bad = self.reader.throughput()
         else:
-            rows, bad = self.reader.table(table, self.commits)
+            needed = None if columns is None else list(dict.fromkeys([*columns, "cell"]))
+            rows, bad = self.reader.table(table, self.commits, needed, cells)
         self.bad |= bad
-        return rows
+        return rows if columns is None else rows.select([*columns])
 
 
 def winners(commits: Sequence[Commit]) -> list[np.ndarray]:

@@ -1,4 +1,6 @@
-"""Progress on stderr."""
+"""How a run goes on, told on stderr: bars on a terminal and in a notebook, a line now and then
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +9,22 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-import click
 from tqdm import tqdm
 
-from clipbench.cli.words import duration
+from clipbench.errors import duration
 from clipbench.schema import Status
 
 if TYPE_CHECKING:
     from clipbench.engines import Record
 
 
-INTERVAL = 30.0  # seconds between two lines if stderr is no terminal
+INTERVAL = 30.0  # seconds between two lines if stderr shows no bars
 
 
 class Bars:
-    """Progress on stderr: one bar a phase, or a line every half minute if stderr is no terminal."""
+    """A watcher that draws one bar a phase, or says a line every half minute if stderr shows no
+    bars.
+    """
 
     def __init__(self) -> None:
         self.bar: tqdm[Any] | None = None
@@ -31,7 +34,7 @@ class Bars:
         self.speaker = threading.Thread(target=self._speak, daemon=True)
 
     def __enter__(self) -> Self:
-        if not sys.stderr.isatty():
+        if not _shows_bars():
             self.speaker.start()
         return self
 
@@ -44,7 +47,7 @@ class Bars:
     def _speak(self) -> None:
         while not self.ended.wait(INTERVAL):
             if self.cells:
-                click.echo(f"clipbench: {self._line()}", err=True)
+                self.note(self._line())
 
     def _line(self) -> str:
         done, passed = self.done, time.monotonic() - self.since
@@ -68,7 +71,7 @@ class Bars:
                 desc=f"{name:<10}",
                 unit="cell",
                 file=sys.stderr,
-                disable=not sys.stderr.isatty(),
+                disable=not _shows_bars(),
                 mininterval=0.5,
             )
 
@@ -86,4 +89,9 @@ class Bars:
             self.bar.update()
 
     def note(self, sentence: str) -> None:
-        click.echo(f"clipbench: {sentence}", err=True)
+        tqdm.write(f"clipbench: {sentence}", file=sys.stderr)
+
+
+def _shows_bars() -> bool:
+    """Whether stderr can draw a line again: a terminal can, and the output of a notebook's cell."""
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")

@@ -1,0 +1,235 @@
+"""A results folder in Python and in a notebook: its tables as frames, and what it says of clips.
+
+It shows what is stored, and must know neither how cells are run nor how pages are drawn.
+"""
+
+from __future__ import annotations
+
+import html
+import tomllib
+import warnings
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from clipbench import schema
+from clipbench.analysis import headline
+from clipbench.analysis.cells import counts
+from clipbench.errors import UsageError, nearest
+from clipbench.schema import Kind, Outcome, Role, Status
+from clipbench.store import Store
+from clipbench.task import ARM
+
+ROWS = {
+    "cells": "a run of the study, with its settings and how it ended",
+    "curves": "a training step of a run: its loss, its gradient and what the clip did",
+    "evals": "a value of an evaluation of a run",
+    "events": "something that happened in a run, such as a divergence",
+    "throughput": "a timed block of training steps, of no cell",
+}
+TERMS = {"status": Status, "outcome": Outcome, "role": Role, "kind": Kind}  # by column
+LISTED = 8  # values in a sentence
+HEADLINE = [
+    *("problem", "optimizer", "clip", "verdict", "difference", "low", "high", "n", "margin"),
+    *("estimate", "estimate_partner", "lr", "lr_partner", "threshold", "relative", "percentile"),
+    *("fired", "smallest", "needed", "grade", "arm", "partner", "family"),
+    *("batch", "device", "dtype"),
+]
+
+
+def _table(name: str) -> property:
+    """A table as an attribute, with its columns as docstring."""
+    lines = [f"A frame of the table ``{name}``. A row is {ROWS[name]}.", ""]
+    for column in schema.TABLES[name]:
+        unit = f" [{column.unit}]" if column.unit else ""
+        lines.append(f"- ``{column.name}``{unit}: {column.meaning}.")
+    return property(partial(Results.read, table=name), doc="\n".join(lines))
+
+
+class Results:
+    """The results of one study, of the folder in which they lie.
+
+    ``cells``, ``curves``, ``evals``, ``events`` and ``throughput`` are whole tables; `read` takes
+    some rows and columns of one, and `headline` is the study's answer. Columns of tables are in
+    Arrow types, and an absent value is ``<NA>``.
+    """
+
+    cells: Any
+    curves: Any
+    evals: Any
+    events: Any
+    throughput: Any
+
+    def __init__(self, folder: Path | str) -> None:
+        self.store = Store(folder)
+
+    @property
+    def folder(self) -> Path:
+        """Where the results lie."""
+        return self.store.folder
+
+    @property
+    def title(self) -> str:
+        """The study's title; its name if it has none."""
+        try:
+            return str(tomllib.loads(self.store.study).get("title") or self.store.name)
+        except tomllib.TOMLDecodeError:
+            return self.store.name
+
+    def read(
+        self, table: str, *, columns: Iterable[str] | None = None, **where: Any
+    ) -> pd.DataFrame:
+        """A frame of one table, of some rows and columns; of the other rows of large tables
+        nothing is taken apart.
+
+        >>> results.read("curves", problem="digits", optimizer="adam",
+        ...              lr=[0.01, 0.1], columns=["cell", "step", "loss"])  # doctest: +SKIP
+
+        :param table: cells, curves, evals, events or throughput.
+        :param columns: those that are wanted; all if not given.
+        :param where: column → the value, or the values, that it must have; None for an absent one.
+            The column is one of the table, or one of ``cells``.
+        :raises UsageError: a table, a column or a value that there is not.
+        """
+        if table not in schema.TABLES:
+            raise UsageError(
+                f'there is no table "{table}".{nearest(table, schema.TABLES)} There are: '
+                f"{', '.join(schema.TABLES)}."
+            )
+        own = _names(table)
+        wanted = own if columns is None else [columns] if isinstance(columns, str) else [*columns]
+        for name in wanted:
+            if name not in own:
+                raise UsageError(f'"{table}" has no column "{name}".{nearest(name, own)}')
+        of_cells = set() if table == "throughput" else {*_names("cells")} - {*own} | {"cell"}
+        for name in where:
+            if name not in own and name not in of_cells:
+                raise UsageError(
+                    f'"{table}" has no column "{name}"{", nor have the cells" * bool(of_cells)}.'
+                    f"{nearest(name, [*own, *sorted(of_cells)])}"
+                )
+        cells = None
+        if chosen := {name: value for name, value in where.items() if name in of_cells}:
+            cells = _matching(self.store.read("cells"), chosen, "cells")["cell"].to_list()
+        rest = {name: value for name, value in where.items() if name not in of_cells}
+        read = list(dict.fromkeys([*wanted, *rest]))
+        frame = _matching(self.store.read(table, read, cells), rest, table)
+        self._warn()
+        return frame[wanted].reset_index(drop=True)
+
+    def headline(self) -> pd.DataFrame:
+        """A frame with a row per clip and task: what it gains over the same optimizer without it,
+        at the same number of tries, and the verdict.
+
+        ``difference`` is above zero if the clip is better, in the unit of the workload's metric,
+        and lies between ``low`` and ``high`` at 95 %; ``n`` counts the seeds, and a difference
+        inside ± ``margin`` does not matter. ``estimate`` is what somebody reaches who tunes on
+        three seeds, ``lr`` the learning rate that is chosen most often, ``_partner`` the same
+        without the clip; the ``threshold`` is a number, ``relative`` and ``percentile`` say it in
+        terms of the pilot. ``fired`` is the share of steps that the clip altered, ``smallest`` the
+        smallest margin at which "no difference" would hold, ``needed`` the seeds that would decide.
+        """
+        compared = headline.of_store(self.store)
+        self._warn()
+        levels = compared.levels.drop(columns=["n", "low", "high"])
+        partners = levels[[*ARM, "grade", "estimate", "lr"]].rename(columns={"arm": "partner"})
+        names = compared.arms[[*ARM, "optimizer", "clip"]]
+        task = [name for name in ARM if name != "arm"]
+        joined = (
+            compared.gaps.merge(names, on=ARM, how="left")
+            .merge(levels, on=[*ARM, "grade"], how="left")
+            .merge(partners, on=[*task, "partner", "grade"], how="left", suffixes=("", "_partner"))
+        )
+        return joined[HEADLINE].astype({"verdict": str})
+
+    def _warn(self) -> None:
+        """Name what is damaged: its rows are in no frame."""
+        for file, damage in sorted(self.store.bad.items()):
+            warnings.warn(f"{self.folder}/{file} {damage}; its rows are left out.", stacklevel=3)
+
+    def _ended(self) -> dict[str, int]:
+        return counts(self.store.read("cells", ["outcome", "status"]))
+
+    def __repr__(self) -> str:
+        ended = self._ended()
+        cells = ended.pop("cells")
+        how = ", ".join(f"{number} {word}" for word, number in ended.items() if number)
+        return f"<Results of {self.store.name} in {self.folder}: {cells} cells{how and ': '}{how}>"
+
+    def _repr_html_(self) -> str:
+        """A summary for a notebook: title, folder, cells by how they ended, tables."""
+        numbers = self._ended()
+        ended = "".join(f"<td>{number:,}</td>" for number in numbers.values())
+        heads = "".join(f"<th>{html.escape(word)}</th>" for word in numbers)
+        tables = "".join(
+            f"<li><code>.{name}</code>: a row is {html.escape(row)}</li>"
+            for name, row in ROWS.items()
+        )
+        return (
+            f"<div><b>{html.escape(self.title)}</b><br><code>{html.escape(str(self.folder))}</code>"
+            f"<table><thead><tr>{heads}</tr></thead><tbody><tr>{ended}</tr></tbody></table>"
+            f"<ul>{tables}<li><code>.headline()</code>: what each clip gains over the same "
+            f"optimizer without it</li></ul></div>"
+        )
+
+
+for _name in schema.TABLES:
+    setattr(Results, _name, _table(_name))
+
+
+def load(folder: Path | str) -> Results:
+    """The `Results` of a folder, such as ``results/quick``.
+
+    :raises UsageError: it is no results folder.
+    """
+    return Results(folder)
+
+
+def _names(table: str) -> list[str]:
+    return [column.name for column in schema.TABLES[table]]
+
+
+def _matching(frame: pd.DataFrame, where: Mapping[str, Any], table: str) -> pd.DataFrame:
+    """The rows that have these values.
+
+    :raises UsageError: no row has one of them, and it is no word that the column may take.
+    """
+    mask = pd.Series(True, index=frame.index)
+    for name, given in where.items():
+        several = isinstance(given, Iterable) and not isinstance(given, str)
+        there = pd.Series(False, index=frame.index)
+        for value in given if several else [given]:
+            rows = frame[name].isna() if value is None else _equal(frame[name], value)
+            # no run need have come to a step; but whoever misspells a word should hear of it
+            asked = len(frame) > 0 and (table == "cells" or isinstance(value, str))
+            if asked and not rows.any() and value is not None and name != "cell":
+                _refuse_unknown(frame[name], value, table)
+            there |= rows
+        mask &= there
+    return frame[mask.to_numpy(dtype=bool)]
+
+
+def _equal(column: pd.Series, value: Any) -> pd.Series:
+    """Whether each value is the one asked for; of another type none is."""
+    try:
+        return (column == value).fillna(False).astype(bool)
+    except (TypeError, ValueError, NotImplementedError):
+        return pd.Series(False, index=column.index)
+
+
+def _refuse_unknown(column: pd.Series, value: Any, table: str) -> None:
+    """Refuse a value that is in no row, unless it is a word that the column may take."""
+    known = [str(one) for one in sorted(column.dropna().drop_duplicates())]
+    words = [str(term) for term in TERMS.get(str(column.name), ())]
+    if value in words:
+        return
+    row = "cell" if table == "cells" else f'row of "{table}"'
+    met = list(dict.fromkeys([*words, *known]))
+    listed = ", ".join(met[:LISTED]) + (", …" if len(met) > LISTED else "")
+    raise UsageError(
+        f"no {row} has the {column.name} {value!r}.{nearest(str(value), met)} There "
+        f"{'are' if len(met) > 1 else 'is'}: {listed or 'none'}."
+    )
