@@ -1,17 +1,18 @@
 """A results folder in Python and in a notebook: its tables as frames, and what it says of clips.
 
-It shows what is stored, and must know neither how cells are run nor how pages are drawn.
+It shows what is stored, and must not know how cells are run.
 """
 
 from __future__ import annotations
 
 import html
+import re
 import tomllib
 import warnings
 from collections.abc import Iterable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -22,6 +23,10 @@ from clipbench.errors import UsageError, nearest
 from clipbench.schema import Kind, Outcome, Role, Status
 from clipbench.store import Store
 from clipbench.task import ARM
+
+if TYPE_CHECKING:
+    from clipbench.figures import Figure
+    from clipbench.report.parts import Picture
 
 ROWS = {
     "cells": "a run of the study, with its settings and how it ended",
@@ -145,6 +150,44 @@ class Results:
         )
         return joined[HEADLINE].astype({"verdict": str})
 
+    def figure(self, name: str, problem: str | None = None) -> Figure:
+        """A figure of the report: a matplotlib ``Figure``, which a notebook shows.
+
+        >>> results.figure("grid", problem="digits")  # doctest: +SKIP
+
+        :param name: a section's name (``grid``, ``robust``, ``headline``, …) or a figure's.
+        :param problem: which one, if there is a figure for each.
+        :raises UsageError: there is no such figure, or several.
+        """
+        pictures = self._pictures
+        found = [one for one, (anchor, _) in pictures.items() if name in (anchor, one)]
+        if problem is not None:
+            slug = re.sub(r"[^a-z0-9]+", "-", problem.lower()).strip("-")
+            found = [one for one in found if f"-{slug}-" in f"{one}-"]
+        if len(found) != 1:
+            known = found or sorted({anchor for anchor, _ in pictures.values()} | {*pictures})
+            raise UsageError(
+                f'there {"are several figures" if found else "is no figure"} "{name}"'
+                f"{f' of {problem}' if problem else ''}.{nearest(name, known)} There are: "
+                f"{', '.join(known)}."
+            )
+        return pictures[found[0]][1].draw()
+
+    @cached_property
+    def _pictures(self) -> dict[str, tuple[str, Picture]]:
+        """Name → its section's and the figure, which is drawn when it is asked for."""
+        from clipbench.report import sections
+        from clipbench.report.evidence import read
+        from clipbench.report.parts import Picture, flattened
+
+        self._warn()
+        return {
+            picture.name: (section.anchor, picture)
+            for section in sections.told(read(self.store))
+            for picture in flattened(section.parts)
+            if isinstance(picture, Picture)
+        }
+
     def _warn(self) -> None:
         """Name what is damaged: its rows are in no frame."""
         for file, damage in sorted(self.store.bad.items()):
@@ -172,7 +215,8 @@ class Results:
             f"<div><b>{html.escape(self.title)}</b><br><code>{html.escape(str(self.folder))}</code>"
             f"<table><thead><tr>{heads}</tr></thead><tbody><tr>{ended}</tr></tbody></table>"
             f"<ul>{tables}<li><code>.headline()</code>: what each clip gains over the same "
-            f"optimizer without it</li></ul></div>"
+            f"optimizer without it</li><li><code>.figure(name, problem=…)</code>: a figure of the "
+            f"report</li></ul></div>"
         )
 
 

@@ -17,7 +17,6 @@ from sybil import Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
 
-import clipbench
 from clipbench import registry, study
 from clipbench.cli import cli
 
@@ -29,8 +28,7 @@ NAME = re.compile(r"^# (\w+\.\w+)$", re.MULTILINE)
 
 def python(example):
     """Run it, or keep it if it is a file: the study that uses it reads it."""
-    promised = "clipbench.load" in example.parsed and not hasattr(clipbench, "load")
-    if not (promised or _written(example)):
+    if not _written(example):
         PythonEvaluator()(example)
 
 

@@ -111,7 +111,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "figures",
     },
     "compare": {"errors", "cell", "task", "store", "tuning", "analysis"},
-    "loading": {"errors", "schema", "task", "store", "analysis"},
+    "loading": {"errors", "schema", "task", "store", "analysis", "figures", "report"},
     # what stands beside
     "fast": {"errors"},
     "throughput": {

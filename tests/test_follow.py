@@ -42,7 +42,7 @@ def test_it_is_drawn_again_if_more_is_stored_and_ends_with_the_run(growing, monk
     made, grow = growing
     seen = []
 
-    def write(store, formats):
+    def write(store, *_):
         seen.append(len(store.read("cells")))
         return [store.folder / "report" / "report.md"]
 
@@ -141,3 +141,20 @@ def test_a_look_whether_a_run_goes_on_takes_nothing_from_it(growing):
     with made.claim():
         pass
     assert not made.claimed
+
+
+def test_a_part_needs_a_folder_of_its_own_and_names_what_there_is(growing, tmp_path):
+    made, grow = growing
+    grow(1000)
+    assert refused(
+        clipbench("report", made.folder, "--only", "problem=cosh"),
+        "--only: a part must not replace the whole report; name a folder for it with --out.",
+    )
+    said = clipbench("report", made.folder, "--only", "problem=nosuch", "--out", tmp_path / "part")
+    assert refused(said, '--only problem=nosuch: the study has no problem "nosuch".')
+    said = clipbench(
+        "report", made.folder, "--only", "clip=none", "--out", tmp_path / "part", "--format", "md"
+    )
+    assert said.exit_code == 0
+    assert (tmp_path / "part" / "report.md").is_file()
+    assert not (made.folder / "report").exists()

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from matplotlib.figure import Figure
 from test_cli import environment, new_process
 
 import clipbench
@@ -120,6 +121,19 @@ def test_the_headline_says_what_the_analysis_says(results, folder):
         ].to_dict("records")
         assert (row["lr"], row["percentile"]) == (level["lr"], 90.0)
         assert row["arm"] == f"{row['optimizer']} + {row['clip']}"
+
+
+def test_a_figure_of_the_report_is_one_of_matplotlib_which_a_notebook_shows(results):
+    """By its section's name or its own; asked for twice it is the same."""
+    first, again = (results.figure("grid", problem="digits") for _ in range(2))
+    assert isinstance(first, Figure)
+    assert first._repr_png_() == again._repr_png_()
+    assert first._repr_png_().startswith(b"\x89PNG")
+    assert results.figure("heat-wdbc").axes
+    with pytest.raises(UsageError, match=r'several figures "grid"\..* heat-digits, heat-wdbc\.'):
+        results.figure("grid")
+    with pytest.raises(UsageError, match=r'no figure "gird"\. Did you mean grid\?'):
+        results.figure("gird")
 
 
 def test_a_folder_without_a_cell_has_a_headline_without_a_row(tmp_path):
@@ -241,7 +255,7 @@ REFUSED = {
     "a name for a page": (("quick",), dict(name="slow"), "a page has its file's name"),
     "a device": ((PAGE,), dict(device="gpu"), "`device` is 'gpu', and must be cpu, cuda or auto"),
     "an engine": ((PAGE,), dict(engine="batch"), "Did you mean batched?"),
-    "curves": ((PAGE,), dict(curves="some"), "all, report or none"),
+    "curves": ((PAGE,), dict(curves="some"), "all, report, first or none"),
     "workers": ((PAGE,), dict(workers=0), "`workers` is 0"),
     "memory": ((PAGE,), dict(memory="2GB"), "`memory` is '2GB'"),
     "a word": (({**PAGE, "runn": {}},), {}, "Did you mean run?"),

@@ -18,7 +18,7 @@ import clipbench
 from clipbench import protocol, schema, study, task, vocabulary
 from clipbench.analysis.outcomes import Note
 
-IMPORTED_AS = {"scikit-learn": "sklearn"}
+IMPORTED_AS = {"scikit-learn": "sklearn", "vl-convert-python": "vl_convert"}
 
 
 @pytest.fixture(scope="module")

@@ -179,6 +179,22 @@ def test_an_unknown_format_names_the_nearest(tiny):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_part_of_a_report_shows_less_and_says_the_same(small, tmp_path):
+    """Its rows are those of the whole, verdicts and intervals included."""
+    only = {"problem": {"digits"}, "optimizer": {"sgd"}, "clip": {"norm"}}
+    report.write(small, ("html", "csv"), tmp_path / "part", only=only)
+    text = (tmp_path / "part" / "report.html").read_text(encoding="utf-8")
+    assert "momentum + " not in text[: text.index('id="missing"')]
+    assert "temporal-order" not in text[: text.index('id="missing"')]
+    whole, part = (
+        pd.read_csv(folder / "tables" / "answer.csv")
+        for folder in (small.folder / "report", tmp_path / "part")
+    )
+    kept = whole[(whole["problem"] == "digits") & (whole["arm"] == "sgd + norm")]
+    pd.testing.assert_frame_equal(part, kept.reset_index(drop=True))
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_second_report_leaves_no_figure_of_the_first(tiny, tmp_path):
     """And every file that it did not write: the list of what it wrote says which."""
     report.write(tiny, ("csv",), tmp_path / "r")

@@ -10,23 +10,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from clipbench.figures.style import CLIPS, FAINT, blank, colours, decades, log_ticks, styled
+from clipbench.figures.style import CLIPS, FAINT, blank, colours, log_ticks, styled
 
 NONE = "none"
 ACROSS = 4  # panels side by side
 LONG = 26  # letters that a title has room for
-WIDE, HIGH = 0.58, 0.72  # inches between panels, for labels and titles
+# inches: at the edges of the figure, and between panels for labels and titles
+LEFT, RIGHT, TOP, BOTTOM, WIDE, HIGH = 0.55, 0.1, 0.55, 0.6, 0.58, 0.72
 DASHES = ("-", "--", ":", "-.")
 
 
 @styled
 def draw(panels: Sequence[Mapping[str, Any]], footer: str) -> Figure:
-    """A panel each: ``title``, ``x`` and ``y`` (labels), ``lines``, and if wanted ``log_x``,
-    ``log_y``, and ``level``, the height of a thin line.
+    """A panel each: ``title``, ``x`` and ``y`` (labels), ``lines``, and if wanted ``log_x``
+    and ``level``, the height of a thin line.
 
     A line has ``clip`` (its label), ``x`` and ``y``, and if wanted ``low`` and ``high``, its band.
     That without a clip is black; others differ in colour and in dash, to be told apart in grey.
@@ -41,46 +43,9 @@ def draw(panels: Sequence[Mapping[str, Any]], footer: str) -> Figure:
         for place, clip in enumerate(clips)
     }
     figure = blank(2.35 * across + 0.5, 1.95 * down + 0.6, footer)
-    figure.set_layout_engine(None)  # panels are alike: where they stand is known
-    width, height = figure.get_size_inches()
-    inside, tall = (width - 0.55 - 0.1) / across, (height - 0.55 - 0.6) / down
-    grid = figure.subplots(
-        down,
-        across,
-        squeeze=False,
-        gridspec_kw={
-            "left": 0.55 / width,
-            "right": 1 - 0.1 / width,
-            "bottom": 0.6 / height,
-            "top": 1 - 0.55 / height,
-            "wspace": WIDE / (inside - WIDE),
-            "hspace": HIGH / (tall - HIGH),
-        },
-    )
+    grid = _placed(figure, across, down)
     for axes, panel in zip(grid.flat, panels, strict=False):
-        for line in panel["lines"]:
-            x, y = np.asarray(line["x"], float), np.asarray(line["y"], float)
-            axes.plot(x, y, lw=1.5, **looks[line["clip"]])
-            if "low" in line:
-                tint = looks[line["clip"]]["color"]
-                axes.fill_between(x, line["low"], line["high"], color=tint, alpha=0.12, lw=0)
-        if panel.get("level") is not None:
-            axes.axhline(panel["level"], color=FAINT, lw=0.7, zorder=0)
-        if panel.get("log_x"):
-            log_ticks(axes, sorted({x for line in panel["lines"] for x in line["x"]}))
-            axes.tick_params(axis="x", rotation=45)
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(4))
-        if panel.get("log_y"):
-            decades(axes)
-        long = len(panel["title"]) > LONG
-        axes.set_title(
-            panel["title"].replace(", ", ",\n") if long else panel["title"], fontsize=7.5
-        )
-        axes.set_xlabel(panel["x"], fontsize=7)
-        axes.set_ylabel(panel["y"], fontsize=7)
-        axes.tick_params(labelsize=6.5)
-        axes.grid(axis="y")
+        _panel(axes, panel, looks)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     handles = [
@@ -94,3 +59,47 @@ def draw(panels: Sequence[Mapping[str, Any]], footer: str) -> Figure:
         ncols=min(6, len(handles)),
     )
     return figure
+
+
+def _placed(figure: Figure, across: int, down: int) -> Any:
+    """The axes. Panels are alike, so that where they stand is known, and no layout need be found:
+    that takes longer than all the drawing.
+    """
+    figure.set_layout_engine(None)
+    width, height = figure.get_size_inches()
+    inside, tall = (width - LEFT - RIGHT) / across, (height - TOP - BOTTOM) / down
+    return figure.subplots(
+        down,
+        across,
+        squeeze=False,
+        gridspec_kw={
+            "left": LEFT / width,
+            "right": 1 - RIGHT / width,
+            "bottom": BOTTOM / height,
+            "top": 1 - TOP / height,
+            "wspace": WIDE / (inside - WIDE),
+            "hspace": HIGH / (tall - HIGH),
+        },
+    )
+
+
+def _panel(axes: Axes, panel: Mapping[str, Any], looks: Mapping[str, Any]) -> None:
+    for line in panel["lines"]:
+        x, y = np.asarray(line["x"], float), np.asarray(line["y"], float)
+        axes.plot(x, y, lw=1.5, **looks[line["clip"]])
+        if "low" in line:
+            tint = looks[line["clip"]]["color"]
+            axes.fill_between(x, line["low"], line["high"], color=tint, alpha=0.12, lw=0)
+    if panel.get("level") is not None:
+        axes.axhline(panel["level"], color=FAINT, lw=0.7, zorder=0)
+    if panel.get("log_x"):
+        log_ticks(axes, sorted({x for line in panel["lines"] for x in line["x"]}))
+        axes.tick_params(axis="x", rotation=45)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    title = panel["title"]
+    axes.set_title(title.replace(", ", ",\n") if len(title) > LONG else title, fontsize=7.5)
+    axes.set_xlabel(panel["x"], fontsize=7)
+    axes.set_ylabel(panel["y"], fontsize=7)
+    axes.tick_params(labelsize=6.5)
+    axes.grid(axis="y")

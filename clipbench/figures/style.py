@@ -198,11 +198,18 @@ def ordered(arms: pd.DataFrame) -> list[str]:
     return [row["arm"] for row in rows]
 
 
+class Drawing(Figure):
+    """A figure that a notebook shows by itself."""
+
+    def _repr_png_(self) -> bytes:
+        return render(self, ["png"])["png"]
+
+
 def blank(width: float, height: float, footer: str) -> Figure:
     """An empty figure with its footer, of these inches; a paper's look bounds the width."""
     look = _look.get()
     engine = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05)
-    figure = Figure(figsize=(min(width, look.width), height), layout=engine)
+    figure = Drawing(figsize=(min(width, look.width), height), layout=engine)
     if look.footer:
         figure.supxlabel(footer, x=0.008, ha="left", fontsize=6, color="#777777")
     return figure

@@ -9,14 +9,14 @@ and ``figures/``; the order of the page is in ``sections``. Nothing here draws: 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from clipbench.errors import UsageError, nearest
 from clipbench.figures.style import COLUMN, COLUMNS, PAGE, looking
 from clipbench.report import answer, sections, viewer
-from clipbench.report.evidence import Evidence, read
+from clipbench.report.evidence import Evidence, part, read
 from clipbench.report.folder import replace
 from clipbench.report.parts import Part, Picture, Table, flattened
 from clipbench.report.prose import environment
@@ -36,6 +36,7 @@ def write(
     formats: Iterable[str] | None = None,
     folder: Path | None = None,
     style: str = "page",
+    only: Mapping[str, Collection[str]] | None = None,
 ) -> list[Path]:
     """The files written, pages first: the report of ``store`` is rendered into ``folder``
     (``DIR/report``).
@@ -46,14 +47,16 @@ def write(
         the pages say so.
     :param style: one of `STYLES`: ``page``, or ``paper`` and ``column``, of figures without a
         footer, with embedded fonts, as wide as two columns or one of a paper at most.
+    :param only: what is shown of the whole, as `evidence.part` takes it.
     :raises UsageError: a format or a style that there is not, or a folder that cannot be written.
     """
     kept = {} if formats is not None else store.page("environment")
     wanted = _checked(kept.get("formats", USUAL) if formats is None else formats, FORMATS, "format")
     _checked([style], STYLES, "style")
     folder = folder or store.folder / "report"
+    seen = read(store) if only is None else part(read(store), only)
     with looking(STYLES[style]):
-        files = _files(read(store), wanted, kept.get("largest", math.inf))
+        files = _files(seen, wanted, kept.get("largest", math.inf))
     return replace(folder, files)
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from importlib.resources import files
 from typing import Any
@@ -266,6 +266,57 @@ def read(store: Store) -> Evidence:
         replicas={number: _gaps_of(store, number) for number in store.replicas},
         throughput=timed,
         answers=answers(found, {**frames, **beside}, components, pilots),
+    )
+
+
+def names(evidence: Evidence) -> dict[str, list[tuple[str, str]]]:
+    """What `part` may be asked for: key → name and label of each problem, optimizer and clip."""
+    arms_table = evidence.arms
+    entries = evidence.components.get("workloads", {})
+    return {
+        "problem": [
+            (str(entries.get(task.problem, {}).get("name", task.problem)), task.problem)
+            for task in evidence.tasks
+        ],
+        **{
+            key: list(zip(arms_table[key], arms_table[f"{key}_label"], strict=True))
+            for key in ("optimizer", "clip")
+        },
+    }
+
+
+def part(evidence: Evidence, chosen: Mapping[str, Collection[str]]) -> Evidence:
+    """The evidence on these problems, optimizers and clips, by name or label; a key without names
+    leaves nothing out, and no clip is never left out.
+
+    Verdicts, choices and intervals are those of the whole: only what is shown is fewer.
+    """
+    known = names(evidence)
+    problems, optimizers, clips = (
+        {label for name, label in known[key] if {name, label} & {*chosen.get(key, ())}}
+        or {label for _, label in known[key]}
+        for key in ("problem", "optimizer", "clip")
+    )
+    arms_table = evidence.arms
+    kept = arms_table[
+        arms_table["problem"].isin(problems)
+        & arms_table["optimizer_label"].isin(optimizers)
+        & arms_table["clip_label"].isin({*clips, "none"})
+    ]
+    asked = set(kept["arm"])
+    frames = {
+        one.name: frame[frame["problem"].isin(problems) & frame["arm"].isin(asked)]
+        for one in fields(evidence)
+        if isinstance(frame := getattr(evidence, one.name), pd.DataFrame)
+        and {"problem", "arm"} <= set(frame.columns)
+    }
+    return replace(
+        evidence,
+        **frames,
+        tasks=[task for task in evidence.tasks if task.problem in problems],
+        axes={key: axis for key, axis in evidence.axes.items() if key[1] in asked},
+        throughput=evidence.throughput[evidence.throughput["problem"].isin(problems)],
+        names={},
     )
 
 

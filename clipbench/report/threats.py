@@ -35,7 +35,8 @@ def _conditions(evidence: Evidence) -> Table:
     rows, frames = [], []
     for task in evidence.tasks:
         mine = evidence.of(evidence.cells, task)
-        grid = mine[mine["role"] == Role.SELECT]
+        selected = mine["role"] == Role.SELECT
+        grid = mine[selected] if selected.any() else mine
         seeds = {role: mine.loc[mine["role"] == role, "seed"].nunique() for role in Role}
         entry = {
             **task._asdict(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from clipbench.cell import Cell, Part
@@ -55,6 +55,23 @@ def only(texts: Sequence[str], cells: Iterable[Cell]) -> Only:
         "optimizer": [cell.optimizer for cell in parts],
         "clip": [cell.clip for cell in parts],
     }
+    chosen = chosen_of(
+        texts, {key: [(one.name, one.label) for one in ones] for key, ones in known.items()}
+    )
+    found = Only(**{key: frozenset(names) for key, names in chosen.items()})
+    if found and not any(found.meets(cell) for cell in parts):
+        raise UsageError(f"--only {found}: the study runs no such combination.")
+    return found
+
+
+def chosen_of(
+    texts: Sequence[str], known: Mapping[str, Sequence[tuple[str, str]]]
+) -> dict[str, set[str]]:
+    """Key → the names that are said of it, none if nothing is.
+
+    :param known: key → name and label of each that there is.
+    :raises UsageError: a key that cannot be chosen, or a name that there is not.
+    """
     chosen: dict[str, set[str]] = {key: set() for key in KEYS}
     for said in (one.strip() for text in texts for one in COMMA.split(text)):
         key, equals, name = said.partition("=")
@@ -68,17 +85,14 @@ def only(texts: Sequence[str], cells: Iterable[Cell]) -> Only:
                 else f"there is no key `{key}`.{nearest(key, KEYS)}"
             )
             raise UsageError(f"--only {said}: {why} There are: {', '.join(KEYS)}.")
-        names = list(dict.fromkeys(word for one in known[key] for word in (one.name, one.label)))
+        names = list(dict.fromkeys(word for one in known[key] for word in one))
         if name not in names:
             raise UsageError(
                 f'--only {said}: the study has no {key} "{name}".{nearest(name, names)} There are: '
-                f"{', '.join(dict.fromkeys(one.name for one in known[key]))}."
+                f"{', '.join(dict.fromkeys(name for name, _ in known[key]))}."
             )
         chosen[key].add(name)
-    found = Only(**{key: frozenset(names) for key, names in chosen.items()})
-    if found and not any(found.meets(cell) for cell in parts):
-        raise UsageError(f"--only {found}: the study runs no such combination.")
-    return found
+    return chosen
 
 
 def _named(names: frozenset[str], part: Part) -> bool:
