@@ -1,6 +1,8 @@
 """The examples run, and keep what every component must keep."""
 
+import ast
 import importlib
+import json
 import re
 import shutil
 import sys
@@ -77,3 +79,20 @@ def test_the_workflow_of_the_gates_example_is_our_own_with_another_command(check
     ours = script(checkout / ".github" / "workflows" / "gate.yml")
     theirs = script(EXAMPLES / "gate_of_my_own" / "gate.yml")
     assert theirs.replace("clipbench gate --limits gate.toml", "tox -e gate --") == ours
+
+
+def test_the_notebook_runs_and_every_cell_shows_something(monkeypatch):
+    """Cell by cell, as a kernel does; its own outputs are not kept."""
+    monkeypatch.chdir(EXAMPLES.parent)
+    page = json.loads((EXAMPLES / "results.ipynb").read_text(encoding="utf-8"))
+    names, shown = {}, []
+    for cell in page["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        assert cell["outputs"] == []
+        *lines, last = ast.parse("".join(cell["source"])).body
+        exec(compile(ast.Module(lines, []), "notebook", "exec"), names)
+        shown.append(eval(compile(ast.Expression(last.value), "notebook", "eval"), names))
+    assert all(len(one) for one in shown if hasattr(one, "__len__"))
+    assert shown[0]._repr_html_().startswith("<div>")
+    assert any(hasattr(one, "_repr_png_") for one in shown)
