@@ -26,6 +26,7 @@ from clipbench.task import ARM
 
 if TYPE_CHECKING:
     from clipbench.figures import Figure
+    from clipbench.report.evidence import Evidence
     from clipbench.report.parts import Picture
 
 ROWS = {
@@ -160,7 +161,7 @@ class Results:
         :param problem: which one, if there is a figure for each.
         :raises UsageError: there is no such figure, or several.
         """
-        pictures = self._pictures
+        pictures = self._pictures(name)
         found = [one for one, (anchor, _) in pictures.items() if name in (anchor, one)]
         if problem is not None:
             slug = re.sub(r"[^a-z0-9]+", "-", problem.lower()).strip("-")
@@ -174,20 +175,27 @@ class Results:
             )
         return pictures[found[0]][1].draw()
 
-    @cached_property
-    def _pictures(self) -> dict[str, tuple[str, Picture]]:
-        """Name → its section's and the figure, which is drawn when it is asked for."""
+    def _pictures(self, name: str) -> dict[str, tuple[str, Picture]]:
+        """Figure → its section, and what draws it: of the section of this name alone, if there is
+        one.
+        """
         from clipbench.report import sections
-        from clipbench.report.evidence import read
         from clipbench.report.parts import Picture, flattened
 
-        self._warn()
+        self._evidence.names.clear()  # a name is free again
         return {
             picture.name: (section.anchor, picture)
-            for section in sections.told(read(self.store))
+            for section in sections.told(self._evidence, name)
             for picture in flattened(section.parts)
             if isinstance(picture, Picture)
         }
+
+    @cached_property
+    def _evidence(self) -> Evidence:
+        from clipbench.report.evidence import read
+
+        self._warn()
+        return read(self.store)
 
     def _warn(self) -> None:
         """Name what is damaged: its rows are in no frame."""

@@ -73,10 +73,12 @@ def subtitle(evidence: Evidence) -> str:
     return f"Study {store.name} ({store.study_hash}) · {census(ended)}"
 
 
-def told(evidence: Evidence) -> list[Section]:
-    """All sections that this store can fill."""
+def told(evidence: Evidence, name: str = "") -> list[Section]:
+    """All sections that this store can fill; only the one of this name, if there is one."""
     if not len(evidence.cells):
         timed = [cost.section(evidence)] if len(evidence.throughput) else []
         return [*timed, missing.section(evidence), provenance.section(evidence)]
-    sections = (question.section(evidence) for question in SECTIONS)
+    named = {question.__name__.rpartition(".")[2]: question for question in SECTIONS}
+    asked = [named[name]] if name in named else SECTIONS
+    sections = (question.section(evidence) for question in asked)
     return [section for section in sections if section.parts]
