@@ -76,7 +76,7 @@ def test_a_report_in_figures_by_hand(ratio, store):
 
     def each():
         took = seconds(lambda: report.write(store, ("html",)))
-        return took / len(list((store.folder / "report" / "figures").glob("*.png")))
+        return took / len(list((store.folder / "report" / "figures").glob("*.svg")))
 
     assert (
         ratio(
