@@ -74,7 +74,10 @@ def told(evidence: Evidence) -> Sequence[Part]:
     nothing = _nothing(evidence)
     if nothing:
         return paragraphs("nothing", why=nothing)
-    rows = evidence.answers.to_dict("records")
+    rows = [  # with their row of the CSV, whose head is the first
+        {**row, "row": number}
+        for number, row in enumerate(evidence.answers.to_dict("records"), start=2)
+    ]
     return [
         *paragraphs("answer", **_numbers(evidence, rows)),
         *_tables(evidence, rows),
@@ -159,12 +162,13 @@ def _scale(row: Row) -> float:
     return row["margin"] if row["margin"] > 0 else 1.0
 
 
-def _named(evidence: Evidence, row: Row) -> dict[str, str]:
+def _named(evidence: Evidence, row: Row) -> dict[str, Any]:
     """A comparison as a sentence names it."""
     places = _places(evidence, Task.of(row))[1]
     known = not math.isnan(row["difference"])
     gain = signed(row["difference"], places) + without_stopping_of(evidence, row) if known else ""
     return {
+        "row": row["row"],
         "arm": evidence.short(row["arm"]),
         "label": evidence.labels[Task.of(row)],
         "gain": gain,
@@ -214,7 +218,7 @@ def _tables(evidence: Evidence, rows: Sequence[Row]) -> list[Part]:
             [row for row, _ in built],
             data,
             words=4,
-            marks=[marks | {"line": number} for number, (_, marks) in enumerate(built, start=1)],
+            marks=[marks for _, marks in built],
         )
     ]
 
@@ -241,6 +245,7 @@ def _row(evidence: Evidence, row: Row) -> tuple[list[str], dict[str, Any]]:
         _rival(evidence, row, digits),
     ]
     return words, {
+        "row": row["row"],
         "sign": sign,
         "colour": colour,
         "hover": _torch(evidence, row),

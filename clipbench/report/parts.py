@@ -17,7 +17,8 @@ import pandas as pd
 from clipbench.figures import Figure
 from clipbench.figures.style import render
 
-MARKED = re.compile(r"\*\*(?P<strong>.+?)\*\*|`(?P<code>[^`]+)`")
+LINK = r"\[(?P<a>[^\]]+)\]\((?P<to>tables/[a-z0-9-]+\.csv#row=\d+)\)"  # to a row of a table
+MARKED = re.compile(rf"\*\*(?P<strong>.+?)\*\*|`(?P<code>[^`]+)`|{LINK}")
 FORMULA = ("=", "+", "-", "−", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 # CSS pixels per point of a figure: its 8 point letters are as large as the page's small print
 SCALE = 1.45
@@ -25,23 +26,30 @@ SCALE = 1.45
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; ``**strong**`` and code in single backticks are the only markup it knows."""
+    """A paragraph; ``**strong**``, code in single backticks and links to a row of a table are the
+    only markup it knows.
+    """
 
     words: str
     kind: str = "text"
 
     @property
-    def runs(self) -> Iterator[tuple[str, str]]:
-        """The words as pairs (HTML element, text); the element is empty if the text is not
-        marked.
+    def runs(self) -> Iterator[tuple[str, str, str]]:
+        """The words as (HTML element, text, where a link leads); the element is empty if the text
+        is not marked.
         """
         end = 0
         for mark in MARKED.finditer(self.words):
-            yield "", self.words[end : mark.start()]
-            element = str(mark.lastgroup)
-            yield element, mark[element]
+            yield "", self.words[end : mark.start()], ""
+            element = "a" if mark["to"] else str(mark.lastgroup)
+            yield element, mark[element], mark["to"] or ""
             end = mark.end()
-        yield "", self.words[end:]
+        yield "", self.words[end:], ""
+
+    @property
+    def unlinked(self) -> str:
+        """The words without their links."""
+        return re.sub(LINK, r"\g<a>", self.words)
 
 
 @dataclass(frozen=True)
