@@ -116,8 +116,8 @@ def _numbers(evidence: Evidence, rows: Sequence[Row]) -> dict[str, Any]:
     widest = max(leading, key=lambda row: row["instead_gain"] / _scale(row), default=None)
     timed = evidence.costs[evidence.costs["ratio"].notna()]
     costs = sorted(100 * (timed["ratio"] - 1))
-    needed = [row["needed"] for row in rows if row["verdict"] == Verdict.UNDECIDED]
-    needed = [one for one in needed if math.isfinite(one)]
+    open_rows = [row for row in rows if row["verdict"] == Verdict.UNDECIDED]
+    needed = [row["needed"] for row in open_rows if row["n"] < row["needed"] < math.inf]
     budget = [row for row in rows if not evidence.budget.empty]
     counts = sorted({int(row["n"]) for row in rows if row["n"] > 0})
     percentiles = {row["percentile"] for row in rows if not math.isnan(row["percentile"])}
@@ -374,7 +374,7 @@ def _advice(evidence: Evidence, rows: Sequence[Row]) -> list[Text | List]:
     good = (Verdict.BETTER, Verdict.PERHAPS_BETTER)
     bad = (Verdict.WORSE, Verdict.PERHAPS_WORSE)
     open_rows = [row for row in rows if row["verdict"] == Verdict.UNDECIDED]
-    needed = [row["needed"] for row in open_rows if math.isfinite(row["needed"])]
+    needed = [row["needed"] for row in open_rows if row["n"] < row["needed"] < math.inf]
     lines = {
         "clip": [
             _named(evidence, row) | {"set": _setting(row)}
