@@ -29,8 +29,8 @@ from clipbench.figures.style import ordered
 from clipbench.report.words import census
 from clipbench.schema import RULES
 from clipbench.store import Store
-from clipbench.task import ARM, TASK, Task, labels, schedule_of
-from clipbench.vocabulary import CONSTANT, SCHEDULE
+from clipbench.task import ARM, TASK, Task, labels, schedule_of, without_schedule
+from clipbench.vocabulary import CONSTANT
 
 
 @dataclass(frozen=True)
@@ -124,14 +124,16 @@ class Evidence:
         return None if found == CONSTANT else found
 
     def short(self, arm: str) -> str:
-        """An arm's name without the headline's schedule; of another, a constant one is named."""
-        if self.schedule is None:
+        """An arm's name without the headline's schedule; another one is named after the optimizer."""
+        mine = schedule_of(arm)
+        if self.schedule is None and mine == CONSTANT:
             return arm
-        if schedule_of(arm) == CONSTANT:
-            optimizer, plus, clip = arm.partition(" + ")
-            return f"{optimizer} at constant lr{plus}{clip}"
-        word = re.escape(f"{SCHEDULE}={self.schedule}")
-        return re.sub(rf"\({word}\)|, {word}(?!\()|{word}, ", "", arm)
+        bare = without_schedule(arm, mine)
+        if mine == self.schedule:
+            return bare
+        optimizer, plus, clip = bare.partition(" + ")
+        told = "at constant lr" if mine == CONSTANT else f"by {mine}"
+        return f"{optimizer} {told}{plus}{clip}"
 
     def of_headline(self, arm: str) -> bool:
         """Whether an arm has the headline's schedule, or the study names none."""
