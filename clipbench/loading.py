@@ -163,6 +163,8 @@ class Results:
         """
         pictures = self._pictures(name)
         found = [one for one, (anchor, _) in pictures.items() if name in (anchor, one)]
+        if problem is None and name in pictures:
+            found = [name]  # a figure's own name goes before its section's
         if problem is not None:
             slug = re.sub(r"[^a-z0-9]+", "-", problem.lower()).strip("-")
             found = [one for one in found if f"-{slug}-" in f"{one}-"]
@@ -170,7 +172,8 @@ class Results:
             known = found or sorted({anchor for anchor, _ in pictures.values()} | {*pictures})
             raise UsageError(
                 f'there {"are several figures" if found else "is no figure"} "{name}"'
-                f"{f' of {problem}' if problem else ''}.{nearest(name, known)} There are: "
+                f"{f' of {problem}' if problem else ''}."
+                f"{nearest(name, [one for one in known if one != name])} There are: "
                 f"{', '.join(known)}."
             )
         return pictures[found[0]][1].draw()

@@ -16,7 +16,7 @@ import pandas as pd
 from clipbench import tuning
 from clipbench.analysis.budget import ahead
 from clipbench.analysis.cells import Components, table_of, workload
-from clipbench.analysis.headline import Axis, gap_of
+from clipbench.analysis.headline import Axis, carried, gap_of
 from clipbench.schema import Reading, Verdict
 from clipbench.selection import POINT
 from clipbench.task import ARM, Task, Threshold
@@ -35,7 +35,18 @@ COMPARED = ["verdict", "n", "difference", "low", "high", "family_low", "family_h
 COMPARED += ["smallest", "needed", "family"]
 COLUMNS = [*ARM, "partner", "grade", "parameters", "basis", *COMPARED, "estimate", "without"]
 COLUMNS += ["lr", "lr_without", *POINT[1:], "of_median", "tries", "tries_without", "tries_until"]
-COLUMNS += ["shift", "shift_low", "shift_high", "lost", "lost_without", "fired", "kept", "cosine"]
+COLUMNS += [
+    "shift",
+    "shift_low",
+    "shift_high",
+    "beyond",
+    "carried",
+    "lost",
+    "lost_without",
+    "fired",
+    "kept",
+    "cosine",
+]
 COLUMNS += ["cost", "cost_low", "cost_high", "instead", "instead_gain", "instead_low"]
 COLUMNS += ["instead_high"]
 
@@ -52,7 +63,10 @@ def answers(
     ``lr_without`` without the clip; ``of_median`` is the threshold as a multiple of the pilot's
     median size. ``lost`` is the expected share of seeds that do not learn, ``tries_until`` the
     number of tries from which on a tuned threshold is ahead, ``shift`` the decades by which the
-    clip moves the learning rate at which half of the seeds are lost, ``cost`` the ratio of step
+    clip moves the learning rate at which half of the seeds are lost; ``beyond`` says that it is
+    ``more`` or ``less`` than that, for one of both lies beyond the axis, or that ``both`` do.
+    ``carried`` says that a difference beyond the margin is less than half without one of the seeds.
+    ``cost`` is the ratio of step
     times, on several machines the largest. ``instead`` is the best arm without a clip on another
     optimizer or schedule, and ``instead_gain`` its difference from the clip, positive if that arm
     is better; it is the best of several, so that its interval flatters it.
@@ -81,12 +95,26 @@ def answers(
             "shift": moved.get("shift", math.nan),
             "shift_low": moved.get("low", math.nan),
             "shift_high": moved.get("high", math.nan),
+            "beyond": _beyond(moved),
             "cost": paid.get("ratio", math.nan),
             "cost_low": paid.get("low", math.nan),
             "cost_high": paid.get("high", math.nan),
         }
     rows.sort(key=lambda row: ORDER.get(row["verdict"], len(ORDER)))
     return table_of(rows, COLUMNS)
+
+
+def _beyond(moved: Mapping[str, Any]) -> str:
+    """What the ends of the axis hide of a shift."""
+    mine, other = (
+        (moved.get(f"{side}above", False), moved.get(f"{side}below", False))
+        for side in ("", "partner_")
+    )
+    if any(mine) and any(other):
+        return "both"
+    if mine[0] or other[1]:
+        return "more"
+    return "less" if mine[1] or other[0] else ""
 
 
 def _by_arm(frame: pd.DataFrame) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -104,6 +132,10 @@ def _of_gap(
     mine, other = levels.get(row["arm"], {}), levels.get(row["partner"], {})
     one = {name: row[name] for name in (*ARM, "partner", "grade", *COMPARED)}
     one |= {"basis": "same tries", "verdict": str(row["verdict"])}
+    sides = [
+        found.get((task, str(row[one_of]), str(row["grade"]))) for one_of in ("arm", "partner")
+    ]
+    one["carried"] = row["margin"] < abs(row["difference"]) and carried(sides)
     one |= {name: mine.get(name, math.nan) for name in (*POINT, "estimate", "tries", "lost")}
     one |= {name: mine.get(name, math.nan) for name in ("fired", "kept", "cosine")}
     one |= {f"{name}_without": other.get(name, math.nan) for name in ("lr", "tries", "lost")} | {
@@ -167,6 +199,7 @@ def _tuned(
         margin = workload(components, row["problem"])["margin"]
         one = {name: row[name] for name in ARM} | dict.fromkeys(COLUMNS[-4:], math.nan)
         one |= dict.fromkeys(COMPARED, math.nan) | {"partner": row["baseline"]}
+        one |= {"carried": False}
         one |= {"grade": "last", "basis": "tuned", "verdict": row["note"] or "", "family": ""}
         one |= {"difference": row["estimate"], "low": row["low"], "high": row["high"]}
         one |= {"n": row["n"], "margin": math.nan if margin is None else float(margin)}

@@ -392,6 +392,21 @@ class _Pair:
         return self.note or verdict
 
 
+def carried(sides: Sequence[Axis | None]) -> bool:
+    """Whether the difference of arm and partner is less than half of itself, or turns, without one
+    of the seeds.
+    """
+    first, second = sides
+    if first is None or second is None or list(first.seeds) != list(second.seeds):
+        return False
+    known = first.known & second.known
+    if known.sum() < FEWEST:
+        return False
+    one, other = _tuned(first, known), _tuned(second, known)
+    gap = one.estimate - other.estimate
+    return bool(((one.without - other.without) * np.sign(gap) < abs(gap) / 2).any())
+
+
 def gap_of(sides: Sequence[Axis | None]) -> tuple[float, float, int]:
     """Arm minus partner over the seeds that both know, its standard error, and the number of
     seeds.

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from clipbench.figures.style import CLIPS, FAINT, blank, colours, log_ticks, styled
+from clipbench.figures.style import CLIPS, FAINT, blank, colours, log_ticks, room, styled
 
 NONE = "none"
 ACROSS = 4  # panels side by side
+NARROW = 2.2  # inches of a panel, at least
 LONG = 26  # letters that a title has room for
 # inches: at the edges of the figure, and between panels for labels and titles
 LEFT, RIGHT, TOP, BOTTOM, WIDE, HIGH = 0.55, 0.1, 0.55, 0.6, 0.58, 0.72
@@ -33,7 +34,7 @@ def draw(panels: Sequence[Mapping[str, Any]], footer: str) -> Figure:
     A line has ``clip`` (its label), ``x`` and ``y``, and if wanted ``low`` and ``high``, its band.
     That without a clip is black; others differ in colour and in dash, to be told apart in grey.
     """
-    across = min(ACROSS, len(panels))
+    across = min(ACROSS, len(panels), max(1, int(min(room(), 99) / NARROW)))
     down = math.ceil(len(panels) / across)
     clips = list(dict.fromkeys(line["clip"] for panel in panels for line in panel["lines"]))
     clips.sort(key=lambda clip: (clip != NONE, clip))

@@ -111,6 +111,11 @@ def looking(look: Look) -> Iterator[None]:
         _look.reset(token)
 
 
+def room() -> float:
+    """How wide a figure may be, in inches."""
+    return _look.get().width
+
+
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """A drawing function that uses our style, whatever the process's own is."""
 

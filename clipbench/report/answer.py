@@ -5,12 +5,14 @@ the intervals support.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from clipbench.analysis.clips import against_lower_lr
+from clipbench.analysis.divergence import prevented
 from clipbench.analysis.form import norm_over_value
 from clipbench.report.evidence import Evidence
 from clipbench.report.headline import without_stopping
@@ -57,7 +59,7 @@ HEAD = (
     "set",
     "without → with",
     "gain [95 %]",
-    "same at margins ≥",
+    "same at margins ≥ (δ here)",
     "tries until ahead",
     "lrs, decades [95 %]",
     "seeds lost",
@@ -148,7 +150,8 @@ def _numbers(evidence: Evidence, rows: Sequence[Row]) -> dict[str, Any]:
         "machines": timed["environment"].nunique(),
         "seeds": " to ".join(str(count) for count in {counts[0]: 0, counts[-1]: 0}),
         "learned": _learned(evidence),
-        "needed": f"{min(needed):,.0f}" if needed else "",
+        "needed": f"{statistics.median(needed):,.0f}" if needed else "",
+        "least": f"{min(needed):,.0f}" if needed else "",
     }
 
 
@@ -236,9 +239,10 @@ def _row(evidence: Evidence, row: Row) -> tuple[list[str], dict[str, Any]]:
         _setting(row),
         f"{fixed(row['without'], places)} → {fixed(row['estimate'], places)}",
         f"{gain}, n = {row['n']}" if row["n"] else DASH,
-        fixed(row["smallest"], digits),
+        fixed(row["smallest"], digits)
+        + f" (δ {short(row['margin'])})" * (not math.isnan(row["margin"])),
         _until(evidence, row),
-        _interval(row, "shift", 2),
+        _moved(row),
         f"{percent(row['lost_without']).removesuffix(' %')} → {percent(row['lost'])}",
         percent(row["fired"]) + f"; {percent(row['kept'])}" * (not math.isnan(row["kept"])),
         DASH if math.isnan(row["cost"]) else f"{signed(100 * (row['cost'] - 1), 0)} %",
@@ -264,7 +268,8 @@ def _size(row: Row) -> str:
 
 def _verdict(evidence: Evidence, row: Row) -> str:
     if row["basis"] == "same tries":
-        return row["verdict"] + without_stopping_of(evidence, row)
+        carried = "; one seed carries it" * bool(row["carried"])
+        return row["verdict"] + without_stopping_of(evidence, row) + carried
     if row["verdict"]:
         return str(row["verdict"])
     side = "ahead" if row["low"] > 0 else "behind" if row["high"] < 0 else "open"
@@ -300,11 +305,15 @@ def _until(evidence: Evidence, row: Row) -> str:
     return "never" if math.isnan(row["tries_until"]) else f"{row['tries_until']:.0f}"
 
 
-def _interval(row: Row, name: str, places: int) -> str:
-    bounds = Interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
-    if bounds.low == bounds.high == 0:
-        return "0"
-    return f"{signed(bounds.estimate, places)} {between(bounds, places, sign=True)}".strip()
+def _moved(row: Row) -> str:
+    """How far the clip moves the learning rate at which half of the seeds are lost, in decades; a
+    bound if one of both lies beyond the axis, and unknown if both do.
+    """
+    if row["beyond"] == "both":
+        return "beyond the axis"
+    bounds = Interval(row["shift"], row["shift_low"], row["shift_high"])
+    sign = {"more": "≥ ", "less": "≤ "}.get(row["beyond"], "")
+    return f"{sign}{signed(bounds.estimate, 2)} {between(bounds, 2, sign=True)}".strip()
 
 
 def _rival(evidence: Evidence, row: Row, digits: int) -> str:
@@ -384,14 +393,7 @@ def _advice(evidence: Evidence, rows: Sequence[Row]) -> list[Text | List]:
         "refrain": [_named(evidence, row) for row in rows if row["verdict"] in bad],
         "rival": _changes(evidence, rows),
         "lower": _lowered(evidence, rows),
-        "safe": [
-            _named(evidence, row)
-            | {"lost": percent(row["lost"]), "lost_without": percent(row["lost_without"])}
-            for row in rows
-            if row["lost_without"] - row["lost"] > SAFER
-            and row["verdict"] not in (*good, *bad)
-            and not row["instead_low"] > 0
-        ],
+        "safe": _safer(evidence, rows),
     }
     left = ADVISED - bool(open_rows)
     for name, said in lines.items():
@@ -406,11 +408,29 @@ def _advice(evidence: Evidence, rows: Sequence[Row]) -> list[Text | List]:
     )
 
 
+def _safer(evidence: Evidence, rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """The clips that lose fewer seeds along the whole axis, at 95 %, and at the chosen setting as
+    well; those that save most first.
+    """
+    pairs = prevented(evidence.axes, evidence.arms, evidence.components)
+    fewer = {(*Task.of(one), one["arm"]) for one in pairs.to_dict("records") if one["low"] > 0}
+    saved = [
+        row
+        for row in rows
+        if (*Task.of(row), row["arm"]) in fewer and row["lost_without"] - row["lost"] > SAFER
+    ]
+    return [
+        _named(evidence, row)
+        | {"lost": percent(row["lost"]), "lost_without": percent(row["lost_without"])}
+        for row in sorted(saved, key=lambda row: row["lost"] - row["lost_without"])
+    ]
+
+
 def _changes(evidence: Evidence, rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The tasks on which an arm without a clip is surely ahead of clips that are not better."""
+    """The tasks on which an arm without a clip is ahead of clips at 95 % and beyond the margin."""
     ahead: dict[tuple[Task, str], list[str]] = {}
     for row in rows:
-        if row["instead_low"] > 0:
+        if row["instead_low"] > 0 and not row["instead_gain"] <= row["margin"]:
             ahead.setdefault((Task.of(row), row["instead"]), []).append(evidence.short(row["arm"]))
     return [
         {

@@ -51,7 +51,7 @@ LOWER = (
 def section(evidence: Evidence) -> Section:
     """Clips with a tuned threshold, each against its optimizer without a clip."""
     others = pairs = clip_pairs(evidence.arms)
-    title = "Clips with a tuned threshold"
+    title = "Settings chosen once, judged at the last step"
     if others.empty or not evidence.drawn["ended"].isin([*Outcome, Status.FAILED]).any():
         return Section("clips", title, [])
     compared = compare(evidence.drawn, pairs, evidence.components)
@@ -59,12 +59,13 @@ def section(evidence: Evidence) -> Section:
     lower = against_lower_lr(evidence.drawn, evidence.lowered, evidence.components)
     parts: list[Part] = [
         Text(
-            "The setting of each arm that was best on the selection seeds, its threshold tuned as "
-            "well, run again on the report seeds, and judged after the last step. A clip has more "
-            "tries here than no clip: the headline compares at the same number. The last "
-            "column is the p value of the difference after Holm's correction over {norm, value} × "
-            f"optimizer × workload ({plural(int(claimed['p'].notna().sum()), 'comparison')}); "
-            "thresholds are tuned, not tested."
+            "The setting of each arm that was best on the selection seeds, run again on the report "
+            "seeds, and judged after the last step: one choice, where the first table has the mean "
+            "over all that three seeds could make. A clip with several thresholds has more tries "
+            "than no clip. The last column is the p value of the difference after Holm's "
+            "correction over {norm, value} × optimizer × workload "
+            f"({plural(int(claimed['p'].notna().sum()), 'comparison')}). It answers another "
+            "question than the verdicts, which count."
         ),
         *([Text(LOWER)] if len(lower) else []),
         *_asked(evidence),

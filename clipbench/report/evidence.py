@@ -124,7 +124,7 @@ class Evidence:
         return None if found == CONSTANT else found
 
     def short(self, arm: str) -> str:
-        """An arm's name without the headline's schedule; another one is named after the optimizer."""
+        """An arm's name without the headline's schedule; any other stands after the optimizer."""
         mine = schedule_of(arm)
         if self.schedule is None and mine == CONSTANT:
             return arm

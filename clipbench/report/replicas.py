@@ -16,7 +16,8 @@ TITLE = "Does it replicate?"
 HOW = (
     "A replica is the same study, whose initial weights differ by 1e-7 of themselves: what another "
     "processor's rounding does, made on purpose. Runs near a cliff end otherwise then. What is "
-    "said of a clip must not."
+    "said of a clip must not. Data, splits and seeds are the same, so that this shows what "
+    "rounding does, and not what other data would."
 )
 
 

@@ -59,7 +59,8 @@ def _pairs(evidence: Evidence) -> pd.DataFrame:
     partners = evidence.arms.loc[evidence.arms["partner"].notna(), [*ARM, "partner"]]
     other = mine.rename(columns={"arm": "partner"})
     keys = [*ARM[:-1], "partner"]
-    return mine.merge(partners, on=ARM).merge(other, on=keys, suffixes=("", "_without"))
+    both = mine.merge(partners, on=ARM).merge(other, on=keys, suffixes=("", "_without"))
+    return both[both["reached"] + both["reached_without"] > 0]
 
 
 def _table(evidence: Evidence, pairs: pd.DataFrame) -> Table:
