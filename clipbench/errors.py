@@ -20,7 +20,9 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """`` Did you mean X?`` for the closest of ``known``, or nothing if none is as alike as
     ``cutoff`` asks (1: the same).
     """
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    names = list(known)
+    alike = [one for one in names if one.lower() == word.lower()]  # case is the likeliest slip
+    close = alike or difflib.get_close_matches(word, names, n=1, cutoff=cutoff)
     return f" Did you mean {close[0]}?" if close else ""
 
 

@@ -51,7 +51,7 @@ def _table(name: str) -> property:
     lines = [f"A frame of the table ``{name}``. A row is {ROWS[name]}.", ""]
     for column in schema.TABLES[name]:
         unit = f" [{column.unit}]" if column.unit else ""
-        meaning = re.sub(r"_(?!\w)", r"\\_", column.meaning)  # else it would be a link
+        meaning = re.sub(r"_(?!\w)", r"\_", column.meaning)  # else it would be a link
         lines.append(f"- ``{column.name}``{unit}: {meaning}.")
     return property(partial(Results.read, table=name), doc="\n".join(lines))
 

@@ -145,7 +145,7 @@ def test_a_folder_without_a_cell_has_a_headline_without_a_row(tmp_path):
 
 def test_help_says_what_every_column_is():
     for table, columns in schema.TABLES.items():
-        told = getattr(clipbench.Results, table).__doc__
+        told = getattr(clipbench.Results, table).__doc__.replace("\\_", "_")
         assert all(f"``{column.name}``" in told and column.meaning in told for column in columns)
 
 

@@ -327,7 +327,7 @@ def verify(folder: Path) -> None:
     for sentence in problems:
         click.echo(sentence)
     if problems:
-        leave(f"{folder}: {len(problems)} broken promises.", FINDING)
+        leave(f"{folder}: {counted(len(problems), 'broken promise')}.", FINDING)
     for store in stores:
         missing = store.missing()
         for sentence in [*missing, *(f"remark: {remark}" for remark in store.remarks())]:

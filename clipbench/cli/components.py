@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from clipbench.cli.leaving import FINDING, command, leave
-from clipbench.errors import UsageError, nearest
+from clipbench.errors import UsageError, counted, nearest
 
 SECTIONS = ("workloads", "optimizers", "clips", "studies")
 SINGULAR = {"workload": "workloads", "optimizer": "optimizers", "clip": "clips", "study": "studies"}
@@ -156,4 +156,4 @@ def conform(component: str) -> None:
                 f"{check.claim}{f': {check.detail}' if check.detail else ''}"
             )
     if broken:
-        leave(f"{broken} broken promises.", FINDING)
+        leave(f"{counted(broken, 'broken promise')}.", FINDING)

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from clipbench.errors import UsageError, nearest
 from clipbench.figures.style import COLUMN, COLUMNS, PAGE, looking
-from clipbench.report import answer, sections, viewer
+from clipbench.report import advice, answer, sections, viewer
 from clipbench.report.evidence import Evidence, part, read
 from clipbench.report.folder import replace
 from clipbench.report.parts import Part, Picture, Table, flattened
@@ -62,7 +62,8 @@ def write(
 
 def _files(evidence: Evidence, wanted: list[str], largest: float) -> dict[str, bytes]:
     """Name → content, pages first."""
-    opening, told = answer.told(evidence), sections.told(evidence)
+    opening = [*answer.told(evidence), *advice.told(evidence)]
+    told = sections.told(evidence)
     parts = [*flattened(opening), *(part for one in told for part in flattened(one.parts))]
     files = dict(_beside(parts, wanted))
     left_out = {name for name, content in files.items() if len(content) > largest}

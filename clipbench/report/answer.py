@@ -6,17 +6,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from clipbench.analysis.clips import against_lower_lr
-from clipbench.analysis.divergence import prevented
 from clipbench.analysis.form import norm_over_value
 from clipbench.report.evidence import Evidence
 from clipbench.report.headline import without_stopping
-from clipbench.report.parts import List, Part, Text, Verdicts
+from clipbench.report.parts import Part, Verdicts
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import (
     DASH,
@@ -36,8 +34,6 @@ from clipbench.statistics import Interval
 from clipbench.task import Task, Threshold
 
 SHOWN = 8  # rows of the first table; the others are folded
-ADVISED = 5  # lines of advice at most
-SAFER = 0.05  # by which share of seeds a clip must lose fewer to be called safer
 SIGNS = {  # verdict → sign, and the class of its colour
     str(Verdict.BETTER): ("▲", "better"),
     str(Verdict.PERHAPS_BETTER): ("△", "better"),
@@ -48,6 +44,7 @@ SIGNS = {  # verdict → sign, and the class of its colour
     str(Verdict.NEVER_FIRED): ("○", "none"),
     str(Verdict.INCOMPLETE): ("…", "none"),
 }
+NARROW = "\N{NO-BREAK SPACE}"  # a cell does not break before its unit
 TORCH = {  # clip → the line of torch that does it
     "norm": "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={})",
     "value": "torch.nn.utils.clip_grad_value_(model.parameters(), clip_value={})",
@@ -71,20 +68,28 @@ HEAD = (
 
 def told(evidence: Evidence) -> Sequence[Part]:
     """The reader's question, answered from the numbers: a sentence for each part of it, a table,
-    and what to do.
+    and what was run.
     """
     nothing = _nothing(evidence)
     if nothing:
         return paragraphs("nothing", why=nothing)
-    rows = [  # with their row of the CSV, whose head is the first
-        {**row, "row": number}
-        for number, row in enumerate(evidence.answers.to_dict("records"), start=2)
-    ]
+    rows = rows_of(evidence)
     return [
         *paragraphs("answer", **_numbers(evidence, rows)),
         *_tables(evidence, rows),
         *paragraphs("ran", tasks=_ran(evidence), **_conditions(evidence)),
-        *_advice(evidence, rows),
+    ]
+
+
+def rows_of(evidence: Evidence) -> list[dict[str, Any]]:
+    """The comparisons, with their ``row`` of the CSV, whose head is the first; none if there is no
+    answer.
+    """
+    if _nothing(evidence):
+        return []
+    return [
+        {**row, "row": number}
+        for number, row in enumerate(evidence.answers.to_dict("records"), start=2)
     ]
 
 
@@ -108,7 +113,7 @@ def _nothing(evidence: Evidence) -> str:
 def _numbers(evidence: Evidence, rows: Sequence[Row]) -> dict[str, Any]:
     """What the template of the answer names."""
     by_verdict = {
-        verdict: [_named(evidence, row) for row in rows if row["verdict"] == verdict]
+        verdict: [named(evidence, row) for row in rows if row["verdict"] == verdict]
         for verdict in Verdict
     }
     tuned = [row for row in rows if row["basis"] == "tuned"]
@@ -122,7 +127,6 @@ def _numbers(evidence: Evidence, rows: Sequence[Row]) -> dict[str, Any]:
     needed = [row["needed"] for row in open_rows if row["n"] < row["needed"] < math.inf]
     budget = [row for row in rows if not evidence.budget.empty]
     counts = sorted({int(row["n"]) for row in rows if row["n"] > 0})
-    percentiles = {row["percentile"] for row in rows if not math.isnan(row["percentile"])}
     return {
         "better": by_verdict[Verdict.BETTER] + by_verdict[Verdict.PERHAPS_BETTER],
         "worse": by_verdict[Verdict.WORSE] + by_verdict[Verdict.PERHAPS_WORSE],
@@ -137,9 +141,11 @@ def _numbers(evidence: Evidence, rows: Sequence[Row]) -> dict[str, Any]:
         "pairs": len(pairs),
         "norm_ahead": int((pairs["low"] > 0).sum()),
         "value_ahead": int((pairs["high"] < 0).sum()),
-        "percentile": f"the {short(percentiles.pop())}th percentile of the sizes in a pilot run"
-        if len(percentiles) == 1
-        else "",
+        "fixed": _fixed(rows),
+        "others": _other_thresholds(evidence, rows),
+        "acted": _range([row["fired"] for row in rows]),
+        "optimizers": _by_optimizer(evidence, rows),
+        "edges": sum(_at_an_end(evidence, row) for row in rows),
         "budget": len(budget) and int(evidence.budget.groupby(["problem", "arm"]).ngroups),
         "budget_ahead": sum(not math.isnan(row["tries_until"]) for row in rows),
         "rivals": len(rivals),
@@ -155,6 +161,55 @@ def _numbers(evidence: Evidence, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def _fixed(rows: Sequence[Row]) -> str:
+    """The thresholds that are compared at the same number of tries."""
+    percentiles = {row["percentile"] for row in rows if not math.isnan(row["percentile"])}
+    if percentiles:
+        told = listed([f"{short(one)}th" for one in sorted(percentiles)])
+        return f"the {told} percentile of the gradient's sizes in a short pilot run"
+    given = {short(row["threshold"]) for row in rows if row["basis"] == "same tries"}
+    return listed(sorted(given - {DASH}))
+
+
+def _other_thresholds(evidence: Evidence, rows: Sequence[Row]) -> int:
+    """How many thresholds were tried beside those that the rows compare."""
+    points = evidence.cells[["problem", "arm", "threshold"]].dropna().drop_duplicates()
+    compared = {(row["problem"], row["arm"], row["threshold"]) for row in rows}
+    return sum(tuple(one) not in compared for one in points.itertuples(index=False))
+
+
+def _range(shares: Sequence[float]) -> str:
+    known = sorted(one for one in shares if not math.isnan(one))
+    if not known:
+        return ""
+    least, most = percent(known[0]), percent(known[-1])
+    return least if least == most else f"{least.removesuffix(' %')} to {most}"
+
+
+def _by_optimizer(evidence: Evidence, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Of each optimizer of the headline's schedule, how its comparisons came out."""
+    told_of: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name = evidence.short(row["partner"])
+        if evidence.of_headline(row["arm"]) and row["basis"] == "same tries":
+            counts = told_of.setdefault(
+                name, {"name": name, "better": 0, "worse": 0, "same": 0, "open": 0, "all": 0}
+            )
+            kind = SIGNS.get(row["verdict"], ("", ""))[1]
+            counts["all"] += 1
+            if kind in counts:
+                counts[kind] += 1
+    return list(told_of.values()) if len(told_of) > 1 else []
+
+
+def _at_an_end(evidence: Evidence, row: Row) -> bool:
+    """Whether the learning rate that is chosen most often is the least or the greatest tried."""
+    axis = evidence.axes.get((Task.of(row), row["arm"], row["grade"]))
+    if axis is None or len(axis.points) < 2:
+        return False
+    return row["lr"] in (axis.points["lr"].min(), axis.points["lr"].max())
+
+
 def _learned(evidence: Evidence) -> str:
     ended = evidence.cells["outcome"].eq(Outcome.LEARNED).sum()
     return f"{percent(float(ended) / len(evidence.cells))} of all runs learned"
@@ -165,7 +220,7 @@ def _scale(row: Row) -> float:
     return row["margin"] if row["margin"] > 0 else 1.0
 
 
-def _named(evidence: Evidence, row: Row) -> dict[str, Any]:
+def named(evidence: Evidence, row: Row) -> dict[str, Any]:
     """A comparison as a sentence names it."""
     places = _places(evidence, Task.of(row))[1]
     known = not math.isnan(row["difference"])
@@ -236,7 +291,7 @@ def _row(evidence: Evidence, row: Row) -> tuple[list[str], dict[str, Any]]:
         f"{evidence.labels[task]} ({_metric(about)}{_size(row)})",
         evidence.short(row["arm"]),
         _verdict(evidence, row),
-        _setting(row),
+        setting(row),
         f"{fixed(row['without'], places)} → {fixed(row['estimate'], places)}",
         f"{gain}, n = {row['n']}" if row["n"] else DASH,
         fixed(row["smallest"], digits)
@@ -248,11 +303,13 @@ def _row(evidence: Evidence, row: Row) -> tuple[list[str], dict[str, Any]]:
         DASH if math.isnan(row["cost"]) else f"{signed(100 * (row['cost'] - 1), 0)} %",
         _rival(evidence, row, digits),
     ]
-    return words, {
+    return [
+        one.replace(" %", f"{NARROW}%").replace("n = ", f"n{NARROW}={NARROW}") for one in words
+    ], {
         "row": row["row"],
         "sign": sign,
         "colour": colour,
-        "hover": _torch(evidence, row),
+        "hover": torch_line(evidence, row),
         "strip": _strip(evidence, row),
         "lead": row["instead_low"] > 0,
     }
@@ -280,7 +337,7 @@ def _tries(row: Row) -> str:
     return f"{short(row['tries'])} tries against {short(row['tries_without'])}"
 
 
-def _setting(row: Row) -> str:
+def setting(row: Row) -> str:
     """The settings that are chosen most often, without the clip and with it."""
     if math.isnan(row["lr"]):
         return DASH
@@ -324,7 +381,7 @@ def _rival(evidence: Evidence, row: Row, digits: int) -> str:
     return f"{evidence.short(row['instead'])}: {gain}"
 
 
-def _torch(evidence: Evidence, row: Row) -> str:
+def torch_line(evidence: Evidence, row: Row) -> str:
     """The line that does the same in a loop of one's own; empty if torch has none."""
     clip = evidence.arms.loc[evidence.arms["arm"] == row["arm"], "clip_label"].iloc[0]
     known = TORCH.get(clip, "")
@@ -376,82 +433,3 @@ def _conditions(evidence: Evidence) -> dict[str, str]:
     devices = sorted({f"{task.device}, {task.dtype}" for task in evidence.tasks})
     met = sorted(evidence.schedules, key=lambda one: one != (evidence.schedule or "constant"))
     return {"devices": listed(devices), "schedules": listed([f"`{one}`" for one in met])}
-
-
-def _advice(evidence: Evidence, rows: Sequence[Row]) -> list[Text | List]:
-    """What to do, at most `ADVISED` lines, the firmest first."""
-    good = (Verdict.BETTER, Verdict.PERHAPS_BETTER)
-    bad = (Verdict.WORSE, Verdict.PERHAPS_WORSE)
-    open_rows = [row for row in rows if row["verdict"] == Verdict.UNDECIDED]
-    needed = [row["needed"] for row in open_rows if row["n"] < row["needed"] < math.inf]
-    lines = {
-        "clip": [
-            _named(evidence, row) | {"set": _setting(row)}
-            for row in rows
-            if row["verdict"] in good and not row["instead_low"] > 0
-        ],
-        "refrain": [_named(evidence, row) for row in rows if row["verdict"] in bad],
-        "rival": _changes(evidence, rows),
-        "lower": _lowered(evidence, rows),
-        "safe": _safer(evidence, rows),
-    }
-    left = ADVISED - bool(open_rows)
-    for name, said in lines.items():
-        lines[name] = said[:left]
-        left -= len(lines[name])
-    return paragraphs(
-        "advice",
-        **lines,
-        open=len(open_rows),
-        needed=f"{min(needed):,.0f}" if needed else "",
-        seeds=max((int(row["n"]) for row in open_rows), default=0),
-    )
-
-
-def _safer(evidence: Evidence, rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The clips that lose fewer seeds along the whole axis, at 95 %, and at the chosen setting as
-    well; those that save most first.
-    """
-    pairs = prevented(evidence.axes, evidence.arms, evidence.components)
-    fewer = {(*Task.of(one), one["arm"]) for one in pairs.to_dict("records") if one["low"] > 0}
-    saved = [
-        row
-        for row in rows
-        if (*Task.of(row), row["arm"]) in fewer and row["lost_without"] - row["lost"] > SAFER
-    ]
-    return [
-        _named(evidence, row)
-        | {"lost": percent(row["lost"]), "lost_without": percent(row["lost_without"])}
-        for row in sorted(saved, key=lambda row: row["lost"] - row["lost_without"])
-    ]
-
-
-def _changes(evidence: Evidence, rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The tasks on which an arm without a clip is ahead of clips at 95 % and beyond the margin."""
-    ahead: dict[tuple[Task, str], list[str]] = {}
-    for row in rows:
-        if row["instead_low"] > 0 and not row["instead_gain"] <= row["margin"]:
-            ahead.setdefault((Task.of(row), row["instead"]), []).append(evidence.short(row["arm"]))
-    return [
-        {
-            "label": evidence.labels[task],
-            "instead": evidence.short(instead),
-            "arms": listed(arms),
-            "several": len(arms) > 1,
-        }
-        for (task, instead), arms in ahead.items()
-    ]
-
-
-def _lowered(evidence: Evidence, rows: Iterable[Row]) -> list[dict[str, str]]:
-    """The clips that a lower learning rate without one does not surely lose to."""
-    lower = against_lower_lr(evidence.drawn, evidence.lowered, evidence.components)
-    by_arm: Mapping[tuple[Any, ...], Row] = {
-        (*Task.of(one), one["arm"]): one for one in lower.to_dict("records")
-    }
-    said = []
-    for row in rows:
-        one = by_arm.get((*Task.of(row), row["arm"]))
-        if one and not one["low"] > 0 and not math.isnan(one["low"]):
-            said.append(_named(evidence, row) | {"lr": short(one["lr"])})
-    return said
