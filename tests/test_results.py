@@ -11,7 +11,7 @@ import torch
 from clipbench import registry, report, schema
 from clipbench.store import Store
 
-STUDIES = ("quick", "origin", "full", "published", "nnunet", "transfer")
+STUDIES = ("quick", "standard", "long", "origin", "full", "published", "nnunet", "transfer")
 
 
 @pytest.fixture(params=STUDIES)

@@ -16,7 +16,7 @@ import pytest
 from test_io import KEPT, SENTENCE, WHOLE, command, finished, numbers, page, run, sketch, told_well
 
 from clipbench import execute, registry
-from clipbench.report import frames
+from clipbench.report import parts
 from clipbench.store import PAGES, Store
 from clipbench.store.commits import COMMITS, CONTEXT
 from clipbench.store.files import write_table
@@ -236,7 +236,7 @@ def outside(home):
 def test_a_strangers_folder(plant, page, done, tmp_path, tally, monkeypatch, request):
     if plant in ALIKE and not request.config.getoption("--faults", default=False):
         pytest.skip("another one is like it: only with --faults")
-    monkeypatch.setattr(frames, "render", sketch)  # painted in memory, wherever the folder is
+    monkeypatch.setattr(parts, "render", sketch)  # painted in memory, wherever the folder is
     folder, home = tmp_path / "faults", tmp_path / "home"
     shutil.copytree(done, folder)
     (home / "pictures").mkdir(parents=True)

@@ -20,7 +20,7 @@ from shim import KINDS, Shim
 from clipbench import execute, registry
 from clipbench.cli import cli
 from clipbench.errors import UsageError
-from clipbench.report import frames
+from clipbench.report import parts
 from clipbench.report.folder import LIST, replace
 from clipbench.store import PAGES, SHARD_TABLES, Store
 
@@ -43,9 +43,9 @@ OLD = "what --anew sets aside is whole, under the old name or the new one"
 REPORT = "a report is the old one or the new one, whole"
 
 
-def sketch(*_, **__):
-    """A figure that is not painted, in the place of `frames.render`."""
-    return '<svg width="9pt" height="9pt"></svg>', b""
+def sketch(figure, forms):
+    """A figure that is not painted, in the place of `parts.render`."""
+    return dict.fromkeys(forms, b'<svg width="9pt" height="9pt"/>')
 
 
 def command(*arguments, shim=None):
@@ -338,7 +338,7 @@ def test_a_report_that_fails_or_dies_at_any_call(done, engine, tmp_path, every, 
     """What `report` puts in the place of an older one, without the drawing of both for each."""
     if engine == "batched":
         pytest.skip("a report does not know the engine")
-    monkeypatch.setattr(frames, "render", sketch)
+    monkeypatch.setattr(parts, "render", sketch)
     folder, wrong = shutil.copytree(done, tmp_path / "faults"), []
     both = []
     for formats in ("md,svg", "md,csv,svg"):
