@@ -50,7 +50,7 @@ TORCH = {  # clip → the line of torch that does it
     "value": "torch.nn.utils.clip_grad_value_(model.parameters(), clip_value={})",
 }
 HEAD = (
-    "problem",
+    "problem (metric, parameters)",
     "optimizer, clip",
     "verdict",
     "set",
@@ -320,7 +320,12 @@ def _metric(about: Row) -> str:
 
 
 def _size(row: Row) -> str:
-    return "" if math.isnan(row["parameters"]) else f", {row['parameters']:,.0f} parameters"
+    """How many parameters the model has, to two digits: ``3.7k``, ``2.1M``."""
+    size = row["parameters"]
+    if math.isnan(size):
+        return ""
+    unit, scale = next((pair for pair in (("M", 1e6), ("k", 1e3)) if size >= pair[1]), ("", 1.0))
+    return f", {short(float(f'{size / scale:.2g}'))}{unit}"
 
 
 def _verdict(evidence: Evidence, row: Row) -> str:
