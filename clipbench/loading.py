@@ -272,7 +272,7 @@ def _equal(column: pd.Series, value: Any) -> pd.Series:
     """Whether each value is the one asked for; of another type none is."""
     try:
         return (column == value).fillna(False).astype(bool)
-    except (TypeError, ValueError, NotImplementedError):
+    except (TypeError, ValueError, NotImplementedError):  # Arrow's, where types have no comparison
         return pd.Series(False, index=column.index)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from clipbench.figures.headline import draw
 from clipbench.figures.style import arm_colours
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import foldable, picture
+from clipbench.report.frames import foldable, gap_panels, picture
 from clipbench.report.parts import Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import gap_places, metric_words, percent, signed_gap
@@ -40,15 +40,7 @@ def section(evidence: Evidence) -> Section:
         seeds=int(gaps["n"].max()),
     )
     labelled = evidence.labelled(gaps)
-    panels = [
-        {
-            "task": task,
-            "title": evidence.labels[task],
-            "label": f"improvement in {metric_words(evidence.about(task))} by the clip",
-        }
-        for task in evidence.tasks
-        if len(evidence.of(gaps, task))
-    ]
+    panels = gap_panels(evidence, gaps, "improvement in {} by the clip")
     cells = evidence.cells
     shown = []
     if others:  # otherwise it is the headline's figure

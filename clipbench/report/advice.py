@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from clipbench.analysis.clips import against_lower_lr
-from clipbench.analysis.divergence import prevented
 from clipbench.report.answer import named, rows_of, setting, torch_line
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import List, Text
@@ -62,7 +60,7 @@ def _safer(evidence: Evidence, rows: Iterable[Row]) -> list[dict[str, Any]]:
     """The clips that lose fewer seeds along the whole axis, at 95 %, and at the chosen setting as
     well; those that save most first.
     """
-    pairs = prevented(evidence.axes, evidence.arms, evidence.components)
+    pairs = evidence.prevented
     fewer = {(*Task.of(one), one["arm"]) for one in pairs.to_dict("records") if one["low"] > 0}
     saved = [
         row
@@ -95,7 +93,7 @@ def _changes(evidence: Evidence, rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 def _lowered(evidence: Evidence, rows: Iterable[Row]) -> list[dict[str, str]]:
     """The clips that a lower learning rate without one does not surely lose to."""
-    lower = against_lower_lr(evidence.drawn, evidence.lowered, evidence.components)
+    lower = evidence.lower
     by_arm: Mapping[tuple[Any, ...], Row] = {
         (*Task.of(one), one["arm"]): one for one in lower.to_dict("records")
     }

@@ -44,7 +44,7 @@ SIGNS = {  # verdict → sign, and the class of its colour
     str(Verdict.NEVER_FIRED): ("○", "none"),
     str(Verdict.INCOMPLETE): ("…", "none"),
 }
-NARROW = "\N{NO-BREAK SPACE}"  # a cell does not break before its unit
+UNBROKEN = "\N{NO-BREAK SPACE}"  # a cell does not break before its unit
 TORCH = {  # clip → the line of torch that does it
     "norm": "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={})",
     "value": "torch.nn.utils.clip_grad_value_(model.parameters(), clip_value={})",
@@ -304,7 +304,8 @@ def _row(evidence: Evidence, row: Row) -> tuple[list[str], dict[str, Any]]:
         _rival(evidence, row, digits),
     ]
     return [
-        one.replace(" %", f"{NARROW}%").replace("n = ", f"n{NARROW}={NARROW}") for one in words
+        one.replace(" %", f"{UNBROKEN}%").replace("n = ", f"n{UNBROKEN}={UNBROKEN}")
+        for one in words
     ], {
         "row": row["row"],
         "sign": sign,

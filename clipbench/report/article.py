@@ -7,7 +7,6 @@ from __future__ import annotations
 import pandas as pd
 from scipy import stats
 
-from clipbench.analysis.divergence import prevented
 from clipbench.analysis.overfit import stopping
 from clipbench.analysis.strict import by_threshold
 from clipbench.analysis.vanishing import stalled
@@ -61,7 +60,7 @@ def _word(rows: pd.DataFrame) -> str:
 
 
 def _exploding(evidence: Evidence) -> tuple[str, str]:
-    pairs = prevented(evidence.axes, evidence.arms, evidence.components)
+    pairs = evidence.prevented
     if pairs.empty:
         return "no such row", UNTRIED
     diverged, without = float(pairs["diverged"].mean()), float(pairs["diverged_without"].mean())

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from clipbench import selection
-from clipbench.analysis.clips import against_lower_lr, claims, clip_pairs
+from clipbench.analysis.clips import claims, clip_pairs
 from clipbench.analysis.outcomes import compare
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import headed
@@ -56,7 +56,7 @@ def section(evidence: Evidence) -> Section:
         return Section("clips", title, [])
     compared = compare(evidence.drawn, pairs, evidence.components)
     claimed = claims(evidence.drawn, evidence.arms, evidence.components)
-    lower = against_lower_lr(evidence.drawn, evidence.lowered, evidence.components)
+    lower = evidence.lower
     parts: list[Part] = [
         Text(
             "The setting of each arm that was best on the selection seeds, run again on the report "

@@ -9,7 +9,7 @@ from functools import partial
 
 import pandas as pd
 
-from clipbench.analysis.divergence import AROUND, anatomy, prevented
+from clipbench.analysis.divergence import AROUND, anatomy
 from clipbench.figures.divergence import draw
 from clipbench.report import events
 from clipbench.report.evidence import Evidence
@@ -24,7 +24,7 @@ TITLE = "Does clipping prevent divergence?"
 
 def section(evidence: Evidence) -> Section:
     """Whether fewer runs are lost with a clip."""
-    pairs = prevented(evidence.axes, evidence.arms, evidence.components)
+    pairs = evidence.prevented
     parts: list[Part] = [*_told(pairs)] if len(pairs) else []
     shown = anatomy(evidence.curves, evidence.cells)
     if len(shown):

@@ -19,8 +19,9 @@ from clipbench import selection
 from clipbench.analysis import budget, headline
 from clipbench.analysis.answer import answers
 from clipbench.analysis.cells import arms, counts, current, of_task, workload
-from clipbench.analysis.clips import clip_pairs
+from clipbench.analysis.clips import against_lower_lr, clip_pairs
 from clipbench.analysis.cost import cost
+from clipbench.analysis.divergence import prevented
 from clipbench.analysis.implementations import DEFAULT
 from clipbench.analysis.outcomes import compare, draws, lower_lr, results
 from clipbench.analysis.robust import robust
@@ -77,6 +78,16 @@ class Evidence:
     def events(self) -> pd.DataFrame:
         """Every event."""
         return self.store.read("events")
+
+    @cached_property
+    def lower(self) -> pd.DataFrame:
+        """Clips that fire in most steps, each against a lower learning rate without it."""
+        return against_lower_lr(self.drawn, self.lowered, self.components)
+
+    @cached_property
+    def prevented(self) -> pd.DataFrame:
+        """How many runs of a whole axis are lost with each clip and without."""
+        return prevented(self.axes, self.arms, self.components)
 
     @property
     def packaged(self) -> bool:

@@ -11,7 +11,7 @@ from clipbench.analysis.form import norm_over_value
 from clipbench.figures.headline import draw
 from clipbench.figures.style import arm_colours
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import foldable, picture
+from clipbench.report.frames import foldable, gap_panels, picture
 from clipbench.report.parts import Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import gap_places, metric_words, signed_gap
@@ -32,15 +32,7 @@ def section(evidence: Evidence) -> Section:
         ],
         **dict.fromkeys(("family_low", "family_high", "last"), np.nan),
     )
-    panels = [
-        {
-            "task": task,
-            "title": evidence.labels[task],
-            "label": f"norm over value, {metric_words(evidence.about(task))}",
-        }
-        for task in evidence.tasks
-        if len(evidence.of(pairs, task))
-    ]
+    panels = gap_panels(evidence, pairs, "norm over value, {}")
     caption = (
         "The norm clip against the value clip of the same optimizer, each at the threshold fixed "
         "in advance: positive if norm is better, with a 95 % interval. The band is the margin."

@@ -17,7 +17,7 @@ from clipbench.figures import Figure
 from clipbench.figures.panels import draw
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import Fold, Heading, Part, Picture, Table
-from clipbench.report.words import census
+from clipbench.report.words import census, metric_words
 from clipbench.task import Task
 
 MAX_ARMS = 36  # above it, curves and heat maps show the named methods only
@@ -78,6 +78,22 @@ def drawable(evidence: Evidence, task: Task) -> pd.DataFrame:
     """The arms of one task; if a figure has no room for all of them, those of the named methods."""
     arms = evidence.of(evidence.arms, task)
     return arms if len(arms) <= MAX_ARMS else arms[arms["arm"].isin(evidence.methods.values())]
+
+
+def gap_panels(evidence: Evidence, gaps: pd.DataFrame, words: str) -> list[dict[str, Any]]:
+    """A panel for each task that has differences, as the headline's figure takes them.
+
+    :param words: what a difference is, with ``{}`` for the metric.
+    """
+    return [
+        {
+            "task": task,
+            "title": evidence.labels[task],
+            "label": words.format(metric_words(evidence.about(task))),
+        }
+        for task in evidence.tasks
+        if len(evidence.of(gaps, task))
+    ]
 
 
 def foldable(table: Table) -> Table | Fold:

@@ -14,7 +14,7 @@ from clipbench.analysis.headline import FEWEST, GRADES
 from clipbench.figures.headline import draw
 from clipbench.figures.style import arm_colours
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import headed, picture
+from clipbench.report.frames import gap_panels, headed, picture
 from clipbench.report.parts import List, Part, Section, Table, Text
 from clipbench.report.words import (
     DASH,
@@ -81,15 +81,7 @@ def section(evidence: Evidence) -> Section:
         parts.append(Text(f"{which} the schedule `{evidence.schedule}`."))
     if len(gaps):
         parts += [Text(VERDICTS), List([Text(one) for one in _families(evidence, gaps)])]
-        panels = [
-            {
-                "task": task,
-                "title": evidence.labels[task],
-                "label": f"improvement in {metric_words(evidence.about(task))} by the clip",
-            }
-            for task in evidence.tasks
-            if len(evidence.of(gaps, task))
-        ]
+        panels = gap_panels(evidence, gaps, "improvement in {} by the clip")
         cells = evidence.cells
         figure = partial(
             draw,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from clipbench.analysis.clips import against_lower_lr
 from clipbench.figures.answer import draw
 from clipbench.figures.style import arm_colours
 from clipbench.report.evidence import Evidence
@@ -19,7 +18,7 @@ TITLE = "Does it replace a better optimizer, a warm-up or a lower learning rate?
 def section(evidence: Evidence) -> Section:
     """What else would do, and how much better."""
     rows = evidence.answers[evidence.answers["instead"].astype(bool)]
-    lower = against_lower_lr(evidence.drawn, evidence.lowered, evidence.components)
+    lower = evidence.lower
     if rows.empty and lower.empty:
         return Section("instead", TITLE, [])
     parts: list[Part] = [
@@ -87,7 +86,7 @@ def _rivals(evidence: Evidence) -> Table:
 
 
 def _lower(evidence: Evidence) -> Table:
-    lower = against_lower_lr(evidence.drawn, evidence.lowered, evidence.components)
+    lower = evidence.lower
     shown = []
     for task in evidence.tasks:
         mine = evidence.of(lower, task)

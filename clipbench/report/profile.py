@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from clipbench.analysis.profile import profiles
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import lines
@@ -52,7 +54,7 @@ def section(evidence: Evidence) -> Section:
     return Section("profile", TITLE, [*words, *shown, table])
 
 
-def _at(mine: object, margins: float) -> float:
+def _at(mine: pd.DataFrame, margins: float) -> float:
     """The share within so many margins."""
-    reached = mine[mine["margins"] <= margins * (1 + 1e-9)]["share"]  # type: ignore[index]
+    reached = mine[mine["margins"] <= margins * (1 + 1e-9)]["share"]
     return float(reached.iloc[-1]) if len(reached) else float("nan")
