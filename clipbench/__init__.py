@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from clipbench import fast, metrics, trees
     from clipbench.errors import UsageError
     from clipbench.loading import Results, load
+    from clipbench.recording import watch
     from clipbench.registry import (
         Count,
         Decay,
@@ -41,10 +42,17 @@ __all__ = [
     "optimizer",
     "run",
     "trees",
+    "watch",
     "workload",
 ]
 
-_HOMES = {"UsageError": "errors", "Results": "loading", "load": "loading", "run": "running"}
+_HOMES = {
+    "UsageError": "errors",
+    "Results": "loading",
+    "load": "loading",
+    "run": "running",
+    "watch": "recording",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -106,12 +106,17 @@ class Meter:
     and after the step.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter]) -> None:
+    def __init__(self, params: Sequence[nn.Parameter], dtype: torch.dtype | None = None) -> None:
+        """A meter of these parameters.
+
+        :param dtype: in what is measured; if not given, in the parameters' own.
+        """
         flat = [leaf.detach().reshape(-1) for leaf in params]
         self._leaves = [
             (leaf, view, view.data_ptr()) for leaf, view in zip(params, flat, strict=True)
         ]
-        self._before = torch.cat(flat)
+        together = torch.cat(flat)
+        self._before = together if dtype is None else together.to(dtype)
         self._after, self._raw, self._clipped = (torch.zeros_like(self._before) for _ in range(3))
         # what the clip was handed and what it returned
         self._pair: tuple[Tensor, Tensor] | None = None
@@ -123,9 +128,31 @@ class Meter:
         self._least = measures.least(self._dtype, self._before.numel())
         self._pending: list[Sequence[Tensor] | Sequence[float]] = []
 
+    def before(self) -> None:
+        """Keep the parameters as they are, if somebody else than the last step may have moved
+        them.
+        """
+        torch.cat([leaf.detach().reshape(-1) for leaf, _, _ in self._leaves], out=self._before)
+
+    @property
+    def handed_and_clipped(self) -> tuple[Tensor, Tensor] | None:
+        """What the clip of the step under way was handed and what it returned, each as one vector;
+        None if neither is kept yet.
+        """
+        return self._pair
+
     def raw(self) -> None:
         """Keep the gradient as it is, before the clip."""
         torch.cat(self._gradient(), out=self._raw)
+
+    @property
+    def kept(self) -> Tensor:
+        """The raw gradient as it was kept last, one vector."""
+        return self._raw
+
+    def now(self) -> Tensor:
+        """The gradient as it is, one vector; zero where there is none."""
+        return torch.cat(self._gradient(), out=torch.empty_like(self._raw))
 
     def clipped(self) -> None:
         """Keep the gradient as the clip left it. Later is too late: an optimizer may change

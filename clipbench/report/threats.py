@@ -37,7 +37,10 @@ def _conditions(evidence: Evidence) -> Table:
         mine = evidence.of(evidence.cells, task)
         selected = mine["role"] == Role.SELECT
         grid = mine[selected] if selected.any() else mine
-        seeds = {role: mine.loc[mine["role"] == role, "seed"].nunique() for role in Role}
+        seeds = {
+            role: mine.loc[mine["role"] == role, "seed"].nunique()
+            for role in (Role.SELECT, Role.REPORT)
+        }
         entry = {
             **task._asdict(),
             "steps": int(mine["steps"].max()),

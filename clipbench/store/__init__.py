@@ -23,7 +23,7 @@ from clipbench.errors import UsageError
 from clipbench.store import tidy, verify
 from clipbench.store.commits import COMMITS, CONTEXT, SHARD_TABLES
 from clipbench.store.files import TEMPORARY, Row, replace_text, write_table
-from clipbench.store.pages import CURVES, LIST, PAGES, STUDY, context, keeps_curve
+from clipbench.store.pages import CURVES, LIST, PAGES, STUDY, context, keeps_curve, watched_page
 from clipbench.store.reading import Contents
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Store",
     "keeps_curve",
     "set_old_aside",
+    "watched_page",
 ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from clipbench import schema
 from clipbench.errors import UsageError
 from clipbench.store.files import Damaged, table_of
 
-COMMITS = b"clipbench.commits"  # table → name of the file that belongs to the shard
+COMMITS = b"clipbench.commits"  # table → name of the file that belongs to the shard, or names
 CONTEXT = b"clipbench.context"  # what the pages say of these rows
 REPLACES = b"clipbench.replaces"  # names of the files whose rows this one holds
 SHARD_TABLES = ("curves", "evals", "events")
@@ -28,8 +28,8 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.parquet")
 
 @dataclass(frozen=True)
 class Commit:
-    """One sound ``cells`` file: its rows, its companions by table, what it replaces, and its part
-    of the pages.
+    """One sound ``cells`` file: its rows, its companions by table (several of the curve of a loop
+    that was watched block by block), what it replaces, and its part of the pages.
 
     ``context`` is empty in a file from before it was written: it has ``schema``, ``study``,
     ``environments``, ``components``, ``pilots`` and ``curves``.
@@ -37,9 +37,14 @@ class Commit:
 
     path: Path
     rows: pa.Table
-    companions: Mapping[str, Path]
+    companions: Mapping[str, Sequence[Path]]
     replaces: frozenset[str] = frozenset()
     context: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def beside(self) -> list[Path]:
+        """The companions' files."""
+        return [path for paths in self.companions.values() for path in paths]
 
     @property
     def shard(self) -> str:
@@ -104,12 +109,16 @@ def refuse_newer(path: Path, version: Any) -> None:
         )
 
 
-def _companions(folder: Path, text: bytes) -> dict[str, Path]:
-    named = _object(text, "the list of its files")
-    for table, name in named.items():
-        if table not in SHARD_TABLES or not isinstance(name, str) or not NAME.fullmatch(name):
-            raise Damaged(f"names a file that is none of its shard ({table}: {name!r})"[:200])
-    return {table: folder / table / name for table, name in sorted(named.items())}
+def _companions(folder: Path, text: bytes) -> dict[str, list[Path]]:
+    named = {
+        table: names if isinstance(names, list) else [names]
+        for table, names in sorted(_object(text, "the list of its files").items())
+    }
+    for table, names in named.items():
+        for name in names:
+            if table not in SHARD_TABLES or not isinstance(name, str) or not NAME.fullmatch(name):
+                raise Damaged(f"names a file that is none of its shard ({table}: {name!r})"[:200])
+    return {table: [folder / table / name for name in names] for table, names in named.items()}
 
 
 def _object(text: bytes, what: str) -> dict[str, Any]:

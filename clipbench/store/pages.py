@@ -189,6 +189,14 @@ def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def watched_page(name: str) -> str:
+    """The page that stands in a folder of watched loops in place of a study."""
+    return (
+        "# A training loop that was watched; `clipbench doctor` says what its clip does.\n"
+        f"title = {json.dumps(name)}\nwatched = true\n"
+    )
+
+
 # --------------------------------------------------------------------------------- from the commits
 
 

@@ -19,7 +19,7 @@ from clipbench.schema import Status
 from clipbench.store import commits as commits_
 from clipbench.store.commits import Commit, replaced_by
 from clipbench.store.files import Damaged, table_of
-from clipbench.store.pages import STUDY, Pages, merged
+from clipbench.store.pages import STUDY, Pages, merged, watched_page
 
 Content = TypeVar("Content")
 Bad = dict[str, str]  # TABLE/FILE → what is wrong with it
@@ -74,17 +74,15 @@ class Reader:
             if name == "cells":
                 tables.append(mine)
                 continue
-            path = commit.companions.get(name)
-            if path is None or not len(mine):
-                continue
             own = mine["cell"].combine_chunks()
-            try:
-                rows = table_of(path, name, columns, None if cells is None else own.to_pylist())
-            except Damaged as wrong:
-                bad[f"{name}/{path.name}"] = str(wrong)
-                continue
-            counted = pc.is_in(rows["cell"], value_set=own)
-            tables.append(rows if pc.all(counted).as_py() else rows.filter(counted))
+            for path in commit.companions.get(name, ()) if len(mine) else ():
+                try:
+                    rows = table_of(path, name, columns, None if cells is None else own.to_pylist())
+                except Damaged as wrong:
+                    bad[f"{name}/{path.name}"] = str(wrong)
+                    continue
+                counted = pc.is_in(rows["cell"], value_set=own)
+                tables.append(rows if pc.all(counted).as_py() else rows.filter(counted))
         if columns is not None:
             tables = [table.select([*columns]) for table in tables]
         return pa.concat_tables([table.replace_schema_metadata(None) for table in tables]), bad
@@ -179,6 +177,11 @@ class Contents:
         return (
             name if name is not None else merged([one.context for one in self.commits]).get("study")
         )
+
+    @property
+    def watched(self) -> bool:
+        """Whether it holds watched training loops, and no study."""
+        return self.study == watched_page(self.name)
 
     @property
     def replicas(self) -> dict[int, Path]:

@@ -138,20 +138,18 @@ def _sweep_commits(store: Contents) -> list[str]:
     moved = dict(bad)
     for name in bad:
         shards.add(shard_of(Path(name)))
-    damage = {
-        path: why for one in sound for path in one.companions.values() if (why := damage_of(path))
-    }
-    whole = [one for one in sound if not damage.keys() & set(one.companions.values())]
+    damage = {path: why for one in sound for path in one.beside if (why := damage_of(path))}
+    whole = [one for one in sound if not damage.keys() & set(one.beside)]
     for one in sound:
         if one not in whole:
             moved |= {
                 f"{path.parent.name}/{path.name}": damage[path]
-                for path in one.companions.values()
+                for path in one.beside
                 if path in damage
             }
             shards.add(one.shard)
     counted = reader.counted(_once(whole))
-    kept = {path for one in counted for path in (one.path, *one.companions.values())}
+    kept = {path for one in counted for path in (one.path, *one.beside)}
     for one in whole:
         if one not in counted:
             one.path.unlink()  # every row of it stands elsewhere
@@ -298,7 +296,7 @@ def _drop(store: Contents, commits: list[Commit], new: set[Path]) -> None:
     for one, won in zip(commits, winners(commits), strict=True):
         lost = one.rows.filter(pa.array(~won))
         beaten = pc.any(pc.not_equal(lost["status"], Status.FAILED)).as_py()
-        for path in (one.path, *one.companions.values()):
+        for path in (one.path, *one.beside):
             if path in new:
                 continue
             if beaten:

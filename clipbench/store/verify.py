@@ -112,7 +112,7 @@ def _file_problems(store: Contents) -> list[str]:
     for one in commits:
         problems += [
             f"{path.parent.name}/{path.name} {why}"
-            for path in one.companions.values()
+            for path in one.beside
             if (why := damage_of(path))
         ]
     copies = pd.Series([one.path.stem.rpartition("-")[2] for one in commits], dtype=object)
@@ -155,7 +155,7 @@ def _doubles(commits: Sequence[Any]) -> list[str]:
 def _left_over(store: Contents) -> list[str]:
     reader = Reader(store.folder)
     commits, _ = reader.all_commits(store.held)
-    named = {path for one in commits for path in one.companions.values()}
+    named = {path for one in commits for path in one.beside}
     files = [path for table in SHARD_TABLES for path in reader.files(table) if path not in named]
     return [f"{path.parent.name}/{path.name} belongs to no shard" for path in files]
 

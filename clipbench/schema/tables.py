@@ -1,122 +1,20 @@
-"""Every column of the store: its name, type, unit and meaning; and the words that status,
-outcome and kind may take.
-"""
+"""Every column of the store: its name, type, unit and meaning."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Self
 
 import pyarrow as pa
 
 from clipbench.errors import one_of
 from clipbench.measures import MEASURES
+from clipbench.schema.terms import Kind, Outcome, Role, Sighting, Status
 
 VERSION = "2.0"  # of the store's format; a reader refuses a higher major number
 # counts the rules by which runs are judged and graded: rows of older ones are kept, and not
 # compared. 2: outcomes by the validation metric; 3: test is evaluated at every evaluation
 RULES = 3
 
-
-class Term(StrEnum):
-    """A word that a column may take, with its meaning in a sentence. It is a string: Parquet and
-    JSON know nothing else.
-    """
-
-    meaning: str
-
-    def __new__(cls, word: str, meaning: str) -> Self:
-        self = str.__new__(cls, word)
-        self._value_ = word
-        self.meaning = meaning
-        return self
-
-    __repr__ = str.__repr__  # sentences quote what a column holds
-
-
-class Status(Term):
-    """Whether a run came to its end."""
-
-    COMPLETED = "completed", "all its steps were taken"
-    DIVERGED = "diverged", "a value stopped being finite, or the loss blew up and stayed there"
-    FAILED = "failed", "an error ended it: nothing is known of its training"
-
-
-class Outcome(Term):
-    """What became of the training of a run that did not fail."""
-
-    LEARNED = (
-        "learned",
-        "at the end its model does better than a constant prediction, by more than luck explains",
-    )
-    STALLED = "stalled", "its model never did"
-    COLLAPSED = "collapsed", "its model did, and does not at the end"
-    DIVERGED = "diverged", "a value stopped being finite, or the loss blew up and stayed there"
-
-
-class Role(Term):
-    """Which phase of the protocol asked for a cell."""
-
-    SELECT = "select", "its settings are compared, to choose one of each arm"
-    REPORT = "report", "a setting that was chosen, or is compared, is run on a fresh seed"
-
-
-class Reading(Term):
-    """Which of an arm's settings its report seeds stand for."""
-
-    ALL = "all", "the best of all its settings"
-    UNTUNED = "untuned", "a fixed learning rate and threshold, whatever the workload"
-
-
-class Verdict(Term):
-    """What a comparison says of a clip, at the same number of tries as without it."""
-
-    BETTER = "better, by what matters", "its interval lies beyond the margin"
-    PERHAPS_BETTER = (
-        "better, size uncertain",
-        "its interval lies above zero, and not beyond the margin",
-    )
-    SAME = "no difference that matters", "its interval lies inside the margin"
-    PERHAPS_WORSE = (
-        "worse, size uncertain",
-        "its interval lies below zero, and not beyond the margin",
-    )
-    WORSE = "worse, by what matters", "its interval lies beyond the margin, below"
-    UNDECIDED = "undecided", "its interval says none of these"
-    NEVER_FIRED = "never fired", "the clip altered next to no gradient: it is the same as none"
-    INCOMPLETE = "incomplete", "a seed failed, is missing or has no value"
-
-
-class Kind(Term):
-    """What happened in a run at one step."""
-
-    NONFINITE_LOSS = "nonfinite_loss", "the training loss is not finite"
-    NONFINITE_GRAD = "nonfinite_grad", "an element of the raw gradient is not finite"
-    NONFINITE_PARAM = "nonfinite_param", "a parameter is not finite after the update"
-    NONFINITE_EVALUATION = "nonfinite_evaluation", "a value of an evaluation is not finite"
-    NORM_OVERFLOW = (
-        "norm_overflow",
-        "the gradient is finite and its norm is not: a norm clip makes it zero",
-    )
-    NORM_UNDERFLOW = (
-        "norm_underflow",
-        "the gradient is not zero and its squares are: its norm is zero or too short",
-    )
-    BLOW_UP = "blow_up", "the loss rose to a multiple of where it began, for some steps running"
-    RECOVERED = "recovered", "the loss came back from a blow-up, and stayed so to the end"
-    SPIKE = "spike", "the loss rose to a multiple of its running median"
-    OVERCONFIDENT = (
-        "overconfident",
-        (
-            "the validation loss exceeds a constant prediction's, though the metric is far "
-            "ahead of its"
-        ),
-    )
-
-
-UNSTABLE = (Outcome.DIVERGED, Outcome.COLLAPSED)
-NONFINITE = (Kind.NONFINITE_LOSS, Kind.NONFINITE_GRAD, Kind.NONFINITE_PARAM)
 
 TEXT, INT, FLOAT, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -303,6 +201,14 @@ CELLS = (
     Column("environment", TEXT, "", "key into environment.json: machine and library versions"),
     Column("created", TEXT, "UTC", "when the row was written, ISO 8601"),
 )
+# What only the curve of a watched loop has.
+WATCHED = (
+    Column("lr", FLOAT, "", "learning rate of the first group of parameters", later=True),
+    Column("threshold", FLOAT, "gradient", "what the clip was called with; null for none", True),
+    Column("accumulated", INT, "", "backward passes of the update", later=True),
+    Column("seconds", FLOAT, "s", "wall time since the step before; null for the first", True),
+    Column("clip_seconds", FLOAT, "s", "of them in torch's clip; null where it was not seen", True),
+)
 CURVES = (
     Column("cell", TEXT, "", "the cell's identity"),
     Column("step", INT, "step", "counts from 0"),
@@ -310,6 +216,7 @@ CURVES = (
         Column(measure.name, FLOAT, measure.unit, measure.meaning, measure.later)
         for measure in MEASURES
     ),
+    *WATCHED,
 )
 EVALS = (
     Column("cell", TEXT, "", "the cell's identity"),
@@ -333,7 +240,7 @@ EVENTS = (
     Column(
         "step", INT, "step", "first step of the event; of an evaluation the updates made before it"
     ),
-    Column("kind", TEXT, "", one_of([*Kind])),
+    Column("kind", TEXT, "", one_of([*Kind, *Sighting])),
     Column("value", FLOAT, "", "the quantity the rule looked at, at that step"),
     Column("detail", TEXT, "", "the rule in words, with its line"),
 )

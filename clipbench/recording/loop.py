@@ -1,0 +1,438 @@
+"""One optimizer's loop, as it is listened to: what its gradient was, what its clips did to it, and
+where they stood.
+
+Between steps nothing is copied, but in one step of `EVERY`, whose gradient is compared element by
+element: by that a clip is found that is not torch's. If torch's norm clip is seen, not even that
+is needed.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+import warnings
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from clipbench.recording import taps
+from clipbench.recording.compared import Comparison
+from clipbench.recording.gradients import SAFE, Gradients, Marks, Number
+from clipbench.recording.gradients import norm as norm_of
+from clipbench.recording.steps import Step, columns
+from clipbench.recording.update import Call, Update
+from clipbench.schema import Sighting
+
+EVERY = 20
+BY_HAND = "a clip of the loop's own"
+
+
+class Sightings:
+    """What was seen, how often, and first when."""
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple[Sighting, str], list[int]] = {}
+
+    def see(self, kind: Sighting, detail: str, step: int, times: int = 1) -> None:
+        self.seen.setdefault((kind, detail), [step, 0])[1] += times
+
+
+class Loop:
+    """A listener to one optimizer.
+
+    :param loss: what gives a step's loss; if None, what its backward passes began at.
+    :param exact: whether every step is compared element by element.
+    :param memory: bytes that comparisons may take.
+    :param stepped: is called after each step.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        loss: Callable[[], Any] | None,
+        exact: bool,
+        memory: int,
+        stepped: Callable[[Loop], None],
+    ) -> None:
+        self.optimizer, self.sightings = optimizer, Sightings()
+        self.active = True
+        """Whether it still listens; its hooks may outlast that."""
+        self.steps = 0
+        self.clips: set[str] = set()
+        """The kinds of clips that touched a gradient: norm, value, other."""
+        self._loss, self._exact, self._memory, self._stepped = loss, exact, memory, stepped
+        self._pending: list[dict[str, Any]] = []
+        self._by_hand = self._only_known = False
+        self._hand_threshold: float | None = None
+        self._order, self._norm_seconds = 2.0, 0.0
+        self._open: Call | None = None
+        self._next_scale: Tensor | None = None
+        self._depth, self._closure = 0, False
+        self._told, self._measured, self._present = 0, dict[str, Any](), frozenset[int]()
+        self._ended: float | None = None
+        self._marks: Marks = []
+        self._adopt()
+        self._begin()
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._pre).remove,
+            optimizer.register_step_post_hook(self._post).remove,
+        ]
+
+    def close(self) -> None:
+        """Take the hooks off the optimizer; not to be called by one of them."""
+        self.active = False
+        while self._hooks:
+            self._hooks.pop()()
+
+    def taken(self) -> dict[str, np.ma.MaskedArray]:
+        """The columns of the steps since the last call; waits for the device."""
+        pending, self._pending = self._pending, []
+        rows = iter(self._comparison.rows())
+        for one in pending:  # whose rows were not waited for
+            if one["exact"] is True:
+                one["exact"] = next(rows)
+        table, skipped = columns([Step(**one) for one in pending])
+        if skipped:
+            self._skipped("in a fused optimizer", skipped)
+            self.steps -= skipped
+        return table
+
+    @property
+    def waiting(self) -> int:
+        """How many steps have not been taken yet."""
+        return len(self._pending)
+
+    @property
+    def last(self) -> Step:
+        """What was measured of the last step."""
+        return Step(**self._pending[-1])
+
+    # -------------------------------------------------------------------------------- what is heard
+
+    def backward_begins(self) -> None:
+        if not self._closure:
+            self._depth = 0  # a step that raised
+        marks = self._before = self.gradients.marks()
+        update = self._update
+        if not update.backwards:
+            self._look_after_step(marks)
+        elif not any(marks):  # what was there has been dropped
+            self._begin()
+        elif marks != self._marks or (self._comparing and self._comparison.altered_since_raw()):
+            if self._is_zero():
+                self._begin()
+            elif not update.calls:
+                self._by_hand = True
+                self._see(Sighting.CLIP_IN_ACCUMULATION, BY_HAND)
+
+    def zero_begins(self) -> None:
+        if not self._update.backwards:
+            self._look_after_step(self.gradients.marks())
+
+    def backward_ends(self, loss: Tensor | None) -> None:
+        scale, self._next_scale = self._next_scale, None
+        marks = self.gradients.marks()
+        if marks == self._before:  # it was about other parameters
+            return
+        update, self._marks = self._update, marks
+        update.backwards += 1
+        update.scale = scale
+        if loss is not None:
+            true = loss if scale is None else loss / scale
+            # its owner may write into it
+            update.losses.append(true.clone() if self.gradients.waits else float(true))
+        self._keep_raw()
+
+    def scaled(self, scale: Tensor) -> None:
+        self._next_scale = scale
+
+    def unscale_begins(self, optimizer: object) -> None:
+        scaled = self._is_mine(optimizer) and self._update.scale is not None
+        if scaled and self.gradients.marks() != self._marks:
+            self._by_hand = True
+            self._see(Sighting.CLIP_ON_SCALED, BY_HAND)
+
+    def unscale_ends(self, optimizer: object) -> None:
+        update = self._update
+        if not self._is_mine(optimizer) or update.scale is None:
+            return
+        self._marks = self.gradients.marks()
+        if update.calls:
+            update.raw_scale, self._comparing = update.scale, False
+        else:
+            self._keep_raw()
+        update.scale = None
+
+    def scaler_step_ends(self, optimizer: object) -> None:
+        if self._is_mine(optimizer) and self._update.backwards:  # or it would have begun anew
+            self._skipped("by GradScaler")
+            self._begin()
+
+    def norm_taken(self, order: float, seconds: float) -> None:
+        self._order, self._norm_seconds = order, seconds
+
+    def norm_clip_begins(self, params: list[Tensor], threshold: float, norm: Tensor) -> None:
+        mine = self.gradients.ours(params)
+        if mine:
+            self._clip_begins(taps.NORM, mine, threshold, norm if self._order == 2 else None)
+
+    def value_clip_begins(self, grads: list[Tensor], threshold: float) -> None:
+        handed = set(map(id, grads))
+        mine = frozenset(id(one) for one in self.gradients.params if id(one.grad) in handed)
+        if mine:
+            self._order, self._norm_seconds = 2.0, 0.0
+            self._clip_begins(taps.VALUE, mine, threshold, None)
+
+    def clip_ends(self, seconds: float) -> None:
+        call, self._open = self._open, None
+        if call is None:
+            return
+        update = self._update
+        update.clip_seconds = (update.clip_seconds or 0.0) + seconds + self._norm_seconds
+        self._order, self._norm_seconds = 2.0, 0.0
+        if update.backwards:
+            update.calls.append(call)
+            self._marks = self.gradients.marks()
+
+    # --------------------------------------------------------------------------------- what is done
+
+    def _adopt(self) -> None:
+        """Take the optimizer's parameters as they are now."""
+        self._held = sum(len(group["params"]) for group in self.optimizer.param_groups)
+        self.gradients = Gradients(self.optimizer)
+        self._comparison = Comparison(self.gradients, self._memory)
+        self._marks = self.gradients.marks()
+        self._before = self._marks
+
+    def _begin(self) -> None:
+        """Begin the next update."""
+        self._update = Update()
+        sampled = self.steps % EVERY == 0 and not self._only_known
+        self._comparing = self._exact or sampled
+
+    def _keep_raw(self) -> None:
+        self._update.raw = self.gradients.norm() if self._by_hand else None
+        if self._comparing:
+            self._comparison.raw()
+
+    def _clip_begins(
+        self, kind: str, mine: frozenset[int], threshold: float, norm: Tensor | None
+    ) -> None:
+        update = self._update
+        call = Call(
+            kind,
+            threshold,
+            mine,
+            update.backwards,
+            self._order,
+            update.scale is not None,
+            taps.caller(),
+        )
+        self._open = call
+        self._see(Sighting.CLIP, str(call))
+        if not update.backwards:
+            self._see(
+                Sighting.CLIP_BEFORE_BACKWARD if self._is_zero() else Sighting.CLIP_AFTER_STEP,
+                str(call),
+            )
+        elif update.raw is None and self.gradients.marks() == self._marks:
+            alone = mine == self.gradients.with_gradient()
+            update.raw = self._number(norm) if norm is not None and alone else self.gradients.norm()
+
+    def _number(self, norm: Tensor) -> Number:
+        """The norm that torch's clip took of exactly these gradients, as `Gradients.norm` gives
+        it.
+        """
+        if self.gradients.waits:
+            largest = norm_of(self.gradients.present(), True, math.inf)
+            return norm + 0 * largest
+        value = float(norm)
+        return value if SAFE[0] < value < SAFE[1] else self.gradients.norm()
+
+    def _pre(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.active:
+            return None
+        at = next((at for at, one in enumerate(args[1:], 1) if callable(one)), None)
+        closure = kwargs.get("closure") if at is None else args[at]
+        self._depth += 1
+        if closure is None:
+            self._guarded(self._measure)
+            return None
+
+        def measured() -> Any:  # its backward pass and its clip run inside of the step
+            result = closure()
+            self._guarded(self._measure)
+            return result
+
+        self._closure = True
+        if at is None:
+            return args, {**kwargs, "closure": measured}
+        return (*args[:at], measured, *args[at + 1 :]), kwargs
+
+    def _post(self, *_: Any) -> None:
+        self._depth -= 1
+        if self.active and self._depth <= 0:  # else it is a step inside of a step
+            self._depth, self._closure = 0, False
+            self._guarded(self._record)
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        """Do what must not end the training if it fails."""
+        try:
+            with torch.no_grad():  # a gradient may have a graph of its own
+                act()
+        except Exception as error:  # noqa: BLE001 - somebody's training goes on, whatever it is
+            self.failed(error)
+
+    def failed(self, error: Exception) -> None:
+        """Go on without comparisons if memory is short; else tell of our bug, and stop."""
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            self._memory, self._measured = 0, {}
+            self._adopt()
+            self._begin()
+            return
+        self.active = False
+        taps.leave(self)
+        told = "".join(traceback.format_exception(error))
+        warnings.warn(
+            f"clipbench watches this loop no longer, which goes on; please report this:\n{told}",
+            stacklevel=2,
+        )
+
+    def _measure(self) -> None:
+        """Measure the gradient that the optimizer is about to use."""
+        if sum(len(group["params"]) for group in self.optimizer.param_groups) != self._held:
+            self._adopt()  # a group was added
+            self._begin()
+        update, gradients = self._update, self.gradients
+        altered = update.backwards > 0 and gradients.marks() != self._marks
+        if self._comparing and update.backwards:
+            self._comparison.clipped()
+            altered = self._is_by_hand(altered)
+        self._by_hand = self._by_hand or altered
+        self._told = len(update.calls)
+        self._look(altered)
+
+    def _look(self, by_hand: bool) -> None:
+        """What norms tell of the gradient that the optimizer uses.
+
+        :param by_hand: whether anybody but torch's clips changed it.
+        """
+        update, gradients = self._update, self.gradients
+        present, last = gradients.with_gradient(), update.last
+        known = None if by_hand else update.known(present)
+        self._only_known = known is not None
+        # one that wrote through `.data` is seen by the norms alone
+        raw, clip = update.raw, self._by_hand or bool(last)
+        if raw is None and not clip:
+            raw = gradients.norm()
+        self.clips |= {call.kind for call in last}
+        threshold = last[-1].threshold if last else self._hand_threshold if by_hand else None
+        self._present = present
+        self._measured = {
+            "raw": raw,
+            "clipped": None if known else raw if not clip else gradients.norm(),
+            "clip": clip,
+            "known": known is not None,
+            "threshold": threshold,
+            "accumulated": update.backwards,
+            "raw_scale": update.raw_scale,
+            "scale": getattr(self.optimizer, "grad_scale", update.scale),
+            "skipped": getattr(self.optimizer, "found_inf", 0.0),
+        }
+
+    def _is_by_hand(self, altered: bool) -> bool:
+        """Whether the comparison shows that anybody but torch's clips changed the gradient."""
+        if self._exact and self.gradients.waits:
+            return altered
+        what = self._comparison.what_clipped()
+        calls = self._update.last
+        if what is None or (calls and (not altered or what[0] == calls[-1].kind)):
+            return False
+        kind, self._hand_threshold = what
+        self.clips.add(kind)
+        self._see(Sighting.CLIP, f"{kind} clip, {BY_HAND}")
+        return True
+
+    def _record(self) -> None:
+        """Note the step that was taken."""
+        update = self._update
+        if len(update.calls) > self._told or not self._measured:  # a clip inside of the step
+            self._comparing = False
+            self._look(by_hand=False)
+        exact: Any = None
+        if self._comparing and update.backwards:
+            self._comparison.step()
+            if not self._comparison.whole:
+                self._comparison.rows()
+            elif self.gradients.waits and self._exact:
+                exact = True  # the row is asked for later
+            else:
+                exact = self._comparison.rows()[-1]
+        began, self._ended = self._ended, perf_counter()
+        self._pending.append(
+            {
+                **self._measured,
+                "loss": self._loss() if self._loss else self._loss_of_step(),
+                "lr": self._lr(),
+                "seconds": None if began is None else self._ended - began,
+                "clip_seconds": update.clip_seconds,
+                "exact": exact,
+            }
+        )
+        if not self._present:
+            self._see(Sighting.NO_GRADIENT, "")
+        for kind, detail in update.wrong(self._present):
+            self._see(kind, detail)
+        self.steps += 1
+        self._measured = {}
+        self._marks = self.gradients.marks()
+        self._begin()
+        self._stepped(self)
+
+    # ---------------------------------------------------------------------------------------- asked
+
+    def _loss_of_step(self) -> Number | None:
+        losses = self._update.losses
+        if self._loss is not None:
+            given = self._loss()
+            return given.detach().clone() if isinstance(given, Tensor) else float(given)
+        return sum(losses[1:], losses[0]) if losses else None
+
+    def _lr(self) -> Number:
+        lr = self.optimizer.param_groups[0].get("lr", math.nan)
+        return lr.clone() if isinstance(lr, Tensor) else float(lr)
+
+    def _is_mine(self, optimizer: object) -> bool:
+        return bare(optimizer) is self.optimizer
+
+    def _look_after_step(self, marks: Marks) -> None:
+        """Whether the gradient that the last step left was changed by hand since."""
+        if not self.steps or not any(marks):
+            return
+        altered = self._comparison.altered_since_step()
+        if altered or (marks != self._marks and not self._is_zero()):
+            self._see(Sighting.CLIP_AFTER_STEP, BY_HAND)
+        self._marks = marks
+
+    def _is_zero(self) -> bool:
+        """Whether no gradient is there, or all are zero."""
+        present = self.gradients.present()
+        return not present or not any(bool(grad.any()) for grad in present)
+
+    def _see(self, kind: Sighting, detail: str) -> None:
+        self.sightings.see(kind, detail, self.steps)
+
+    def _skipped(self, detail: str, times: int = 1) -> None:
+        self.sightings.see(Sighting.SKIPPED_STEP, detail, self.steps, times)
+
+
+def bare(optimizer: Any) -> Any:
+    """The optimizer of torch inside of what a library wraps around it."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer

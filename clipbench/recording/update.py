@@ -1,0 +1,96 @@
+"""What happened to one optimizer's gradient since its last step, and what that says of its
+clips.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from clipbench.recording.gradients import Number
+from clipbench.recording.taps import NORM, Caller
+from clipbench.schema import Sighting
+
+
+@dataclass(frozen=True)
+class Call:
+    """A clip of torch that a loop called."""
+
+    kind: str
+    threshold: float
+    params: frozenset[int]
+    """Ids of the optimizer's parameters that it was called with."""
+    backward: int
+    """After how many backward passes of the update."""
+    order: float
+    """Of its norm."""
+    scaled: bool
+    """Whether the gradient was still multiplied by GradScaler's scale."""
+    caller: Caller
+
+    def __str__(self) -> str:
+        return f"{self.kind} clip at {self.threshold:g}, called in {self.caller}"
+
+
+@dataclass
+class Update:
+    """One update, from the step before it to its own."""
+
+    backwards: int = 0
+    losses: list[Number] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    raw: Number | None = None
+    """The norm of the gradient before any clip; None if it was not taken."""
+    scale: Tensor | None = None
+    """What the gradient is multiplied by now; None if by nothing."""
+    raw_scale: Tensor | None = None
+    """What it was multiplied by when ``raw`` was taken, if that has been undone since."""
+    clip_seconds: float | None = None
+
+    @property
+    def last(self) -> list[Call]:
+        """The clips of the whole gradient, after its last backward pass."""
+        return [
+            call
+            for call in self.calls
+            if call.backward == self.backwards and math.isfinite(call.threshold)
+        ]
+
+    def wrong(self, with_gradient: frozenset[int]) -> Iterator[tuple[Sighting, str]]:
+        """What is wrong with where its clips stood, each with the call that shows it.
+
+        :param with_gradient: ids of the parameters that have a gradient.
+        """
+        for call in self.calls:
+            if not math.isfinite(call.threshold):
+                yield Sighting.CLIP_AT_INFINITY, str(call)
+            elif call.backward < self.backwards:
+                yield Sighting.CLIP_IN_ACCUMULATION, str(call)
+            if call.scaled and math.isfinite(call.threshold):
+                yield Sighting.CLIP_ON_SCALED, str(call)
+        last = self.last
+        covered = frozenset[int]().union(*(call.params for call in last))
+        if last and with_gradient - covered:
+            left = len(with_gradient - covered)
+            yield (
+                Sighting.CLIP_ON_PART,
+                f"{last[-1]}; {left} of {len(with_gradient)} tensors with a gradient left out",
+            )
+        for number, call in enumerate(last):
+            twice = [other for other in last[:number] if other.params & call.params]
+            if twice:
+                yield Sighting.CLIP_TWICE, f"{twice[-1]}; {call}"
+
+    def known(self, with_gradient: frozenset[int]) -> Call | None:
+        """The one norm clip of the whole gradient, whose effect follows from the norm; None if
+        what was done is anything else.
+        """
+        last = self.last
+        if len(last) != 1 or any(call.backward < self.backwards for call in self.calls):
+            return None
+        call = last[0]
+        whole = call.params >= with_gradient
+        return call if call.kind == NORM and call.order == 2 and whole else None
