@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from clipbench import statistics
@@ -50,3 +51,17 @@ def curves(
         if frames
         else table_of([], [*ARM, "seed", "cell", "ended", "step", "gap"])
     )
+
+
+def extremes(*curves: np.ndarray, stretches: int) -> np.ndarray:
+    """The places of the first and the last point, and in each stretch of the least and the greatest
+    of every curve.
+    """
+    size = len(curves[0])
+    places = {0, size - 1}
+    for stretch in np.array_split(np.arange(size), min(stretches, size)):
+        for curve in curves:
+            part = curve[stretch]
+            if np.isfinite(part).any():
+                places |= {int(stretch[np.nanargmin(part)]), int(stretch[np.nanargmax(part)])}
+    return np.array(sorted(places))

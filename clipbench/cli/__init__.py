@@ -21,6 +21,7 @@ from clipbench.cli import completion
 from clipbench.cli.compare import compare
 from clipbench.cli.components import conform, list_
 from clipbench.cli.data import data
+from clipbench.cli.doctor import advise, doctor
 from clipbench.cli.export import export
 from clipbench.cli.gate import gate
 from clipbench.cli.leaving import FINDING, command, heed_signals, leave
@@ -387,3 +388,5 @@ cli.add_command(pack)
 cli.add_command(data)
 cli.add_command(compare)
 cli.add_command(export)
+cli.add_command(doctor)
+cli.add_command(advise)

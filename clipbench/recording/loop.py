@@ -79,8 +79,8 @@ class Loop:
         self._adopt()
         self._begin()
         self._hooks = [
-            optimizer.register_step_pre_hook(self._pre).remove,
-            optimizer.register_step_post_hook(self._post).remove,
+            optimizer.register_step_pre_hook(taps.untraced(self._pre)).remove,
+            optimizer.register_step_post_hook(taps.untraced(self._post)).remove,
         ]
 
     def close(self) -> None:

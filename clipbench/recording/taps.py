@@ -39,7 +39,7 @@ class Caller:
     """The packages through which the call went, the nearest first."""
 
     def __str__(self) -> str:
-        via = f" through {self.packages[0]}" if self.packages else ""
+        via = f" through {', '.join(self.packages)}" if self.packages else ""
         return f"{self.file}:{self.line}{via}"
 
 
@@ -123,6 +123,25 @@ def _set() -> None:
             _SET.append((where, name, own, tap))
 
 
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, into which `torch.compile` does not look if a loop compiles what calls it.
+
+    It does what `torch.compiler.disable` does, which would import the compiler: 2 s of every
+    training.
+    """
+    frames = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)  # noqa: SLF001
+    if frames is None or not hasattr(frames, "set_code_exec_strategy"):
+        return function
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]  # noqa: SLF001
+    skip = frames._FrameAction.SKIP  # noqa: SLF001
+    frames.set_code_exec_strategy(call.__code__, frames._FrameExecStrategy(skip, skip))  # noqa: SLF001
+    return call
+
+
 def _tap(own: Callable[..., Any], around: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(own)
     def tap(*args: Any, **kwargs: Any) -> Any:
@@ -150,6 +169,11 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def _tell(event: str, *about: Any) -> None:
+    _tell_untraced(event, about)
+
+
+@untraced
+def _tell_untraced(event: str, about: tuple[Any, ...]) -> None:
     for listener in tuple(_LISTENERS):
         try:
             with torch.no_grad():  # a gradient may have a graph of its own

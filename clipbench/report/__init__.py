@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from clipbench.errors import UsageError, nearest
 from clipbench.figures.style import COLUMN, COLUMNS, PAGE, looking
-from clipbench.report import advice, answer, sections, viewer
+from clipbench.report import advice, answer, sections, viewer, watched
 from clipbench.report.evidence import Evidence, part, read
 from clipbench.report.folder import replace
 from clipbench.report.parts import Part, Picture, Table, flattened
@@ -54,30 +54,57 @@ def write(
     wanted = _checked(kept.get("formats", USUAL) if formats is None else formats, FORMATS, "format")
     _checked([style], STYLES, "style")
     folder = folder or store.folder / "report"
-    seen = read(store) if only is None else part(read(store), only)
+    largest = kept.get("largest", math.inf)
     with looking(STYLES[style]):
-        files = _files(seen, wanted, kept.get("largest", math.inf))
+        if store.watched:
+            files = _files(_of_loops(store), wanted, largest)
+        else:
+            seen = read(store) if only is None else part(read(store), only)
+            files = _files(_of_study(seen), wanted, largest, seen)
     return replace(folder, files)
 
 
-def _files(evidence: Evidence, wanted: list[str], largest: float) -> dict[str, bytes]:
-    """Name → content, pages first."""
-    opening = [*answer.told(evidence), *advice.told(evidence)]
-    told = sections.told(evidence)
-    parts = [*flattened(opening), *(part for one in told for part in flattened(one.parts))]
-    files = dict(_beside(parts, wanted))
-    left_out = {name for name, content in files.items() if len(content) > largest}
-    page = {
+def _of_study(evidence: Evidence) -> dict[str, Any]:
+    """What the page of a study tells."""
+    return {
         "title": evidence.title,
         "subtitle": sections.subtitle(evidence),
+        "question": "Should I clip?",
+        "answer": [*answer.told(evidence), *advice.told(evidence)],
+        "sections": sections.told(evidence),
+    }
+
+
+def _of_loops(store: Store) -> dict[str, Any]:
+    """What the page of a folder of watched loops tells."""
+    opening, told = watched.told(store)
+    return {
+        "title": store.name,
+        "subtitle": watched.subtitle(store),
+        "question": watched.QUESTION,
         "answer": opening,
         "sections": told,
-        "csv": "csv" in wanted,
-        "left_out": left_out,
     }
+
+
+def _files(
+    told: Mapping[str, Any], wanted: list[str], largest: float, evidence: Evidence | None = None
+) -> dict[str, bytes]:
+    """Name → content, pages first.
+
+    :param told: what the page tells.
+    :param evidence: of the study whose runs the page shows one by one.
+    """
+    parts = [
+        *flattened(told["answer"]),
+        *(part for one in told["sections"] for part in flattened(one.parts)),
+    ]
+    files = dict(_beside(parts, wanted))
+    left_out = {name for name, content in files.items() if len(content) > largest}
+    page = {**told, "csv": "csv" in wanted, "left_out": left_out}
     pages = {}
     if "html" in wanted:
-        pages["report.html"] = viewer.page(evidence, page).encode()
+        pages["report.html"] = viewer.page(page, evidence).encode()
     if "md" in wanted:
         pages["report.md"] = render("report.md.j2", page).encode()
     return pages | {name: content for name, content in files.items() if name not in left_out}

@@ -12,8 +12,9 @@ from typing import Any
 import jinja2
 
 from clipbench.report.parts import List, Text
+from clipbench.report.words import percent, short
 
-BULLET = "- "
+BULLET, CODE = "- ", "    "
 
 
 @cache
@@ -28,6 +29,7 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     found.filters |= {"cell": _cell, "flat": _flat, "tex": _tex}
+    found.filters |= {"short": short, "percent": percent, "count": _count}
     return found
 
 
@@ -40,6 +42,10 @@ def _cell(text: object) -> str:
 def _flat(text: object) -> str:
     """The text on one line of Markdown."""
     return " ".join(str(text).split()).replace("<", "&lt;")
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
 
 
 TEX = {
@@ -85,14 +91,24 @@ def _tex(text: object) -> str:
 
 
 def paragraphs(question: str, **told: Any) -> list[Text | List]:
-    """The paragraphs and lists of one question; a line that is empty after rendering is left out.
+    """The paragraphs, lists and code of one question; a line that is empty after rendering is left
+    out, and lines that begin with four spaces are code.
 
     :param told: what the template names.
     """
     rendered = environment().get_template(f"prose/{question}.md.j2").render(told)
-    lines = [" ".join(line.split()) for line in rendered.splitlines()]
+    lines = [
+        line if line.startswith(CODE) else " ".join(line.split()) for line in rendered.splitlines()
+    ]
     parts: list[Text | List] = []
-    for listed, group in groupby(filter(None, lines), key=lambda line: line.startswith(BULLET)):
-        texts = [Text(line.removeprefix(BULLET) if listed else line) for line in group]
-        parts += [List(texts)] if listed else texts
+    for kind, group in groupby(filter(str.strip, lines), key=_kind):
+        texts = [line.removeprefix(kind) for line in group]
+        if kind == CODE:
+            parts.append(Text("\n".join(texts), kind="code"))
+        else:
+            parts += [List([*map(Text, texts)])] if kind == BULLET else map(Text, texts)
     return parts
+
+
+def _kind(line: str) -> str:
+    return next((mark for mark in (BULLET, CODE) if line.startswith(mark)), "")

@@ -21,6 +21,7 @@ import pandas as pd
 import vl_convert
 
 from clipbench.analysis.cells import plain
+from clipbench.analysis.curves import extremes
 from clipbench.report.evidence import Evidence
 from clipbench.report.prose import environment
 from clipbench.report.words import metric_words, percent, short, threshold_words
@@ -32,12 +33,13 @@ BUCKETS = 16  # stretches of a curve, of each of which the extremes are kept
 MEASURES = ("loss", "grad_norm", "kept", "cosine", "changed", "update_norm")
 
 
-def page(evidence: Evidence, told: Mapping[str, Any]) -> str:
+def page(told: Mapping[str, Any], evidence: Evidence | None = None) -> str:
     """The page as one HTML file that loads nothing.
 
     :param told: what the template names beside the runs.
+    :param evidence: of the study whose runs can be looked at; None if there are none.
     """
-    shown = runs(evidence)
+    shown = {"cells": [], "left": 0} if evidence is None else runs(evidence)
     scripts = [*([_library()] if shown["cells"] else []), _script("page.js")]
     return (
         environment()
@@ -47,7 +49,7 @@ def page(evidence: Evidence, told: Mapping[str, Any]) -> str:
             runs=_data(shown["cells"]) if shown["cells"] else "",
             plot=_data(json.loads(_file("viewer.vl.json"))),
             left=shown["left"],
-            first=_first(evidence),
+            first="" if evidence is None else _first(evidence),
             scripts=scripts,
             hashes=" ".join(map(_hash, scripts)),
         )
@@ -103,7 +105,7 @@ def _run(
     task, threshold = Task.of(row), Threshold.of(row)
     about = evidence.about(task)
     values = {name: curve[name].to_numpy(dtype=float, na_value=np.nan) for name in MEASURES}
-    kept = _extremes(values["loss"], values["grad_norm"])
+    kept = extremes(values["loss"], values["grad_norm"], stretches=BUCKETS)
     steps = curve["step"].to_numpy()[kept]
     metric = row["metric_value"]
     return {
@@ -123,20 +125,6 @@ def _run(
         "step": steps.tolist(),
         **{name: [_rounded(value) for value in values[name][kept]] for name in MEASURES},
     }
-
-
-def _extremes(*curves: np.ndarray) -> np.ndarray:
-    """The places of the first and the last point, and in each stretch of the least and the greatest
-    of every curve.
-    """
-    size = len(curves[0])
-    places = {0, size - 1}
-    for stretch in np.array_split(np.arange(size), min(BUCKETS, size)):
-        for curve in curves:
-            part = curve[stretch]
-            if np.isfinite(part).any():
-                places |= {int(stretch[np.nanargmin(part)]), int(stretch[np.nanargmax(part)])}
-    return np.array(sorted(places))
 
 
 def _rounded(value: float) -> float | None:

@@ -1,0 +1,258 @@
+"""What watched loops say of their clips: how much they do, whether they stand where they should,
+and what other thresholds would have clipped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from clipbench.schema import Kind, Sighting
+from clipbench.store import Store
+
+NEVER_FIRED, ALWAYS_FIRED, AT_DEFAULT, OWN_CLIP, LEFT_OUT, NO_STEP = (
+    *("never_fired", "always_fired", "at_default", "own_clip", "left_out", "no_step"),
+)
+ALWAYS, MOSTLY = 0.95, 0.5  # shares of the steps
+HEAVY = 10.0  # of the 99th percentile over the median: norms with spikes
+PART, PERCENTILE = 0.1, 90  # of the first steps, by which somebody could choose a threshold
+THRESHOLDS = (0.1, 0.5, 1.0, 5.0, 12.0)
+PERCENTILES = (50, 90, 95, 99)
+# Thresholds that training libraries clip at if nobody says another, package → threshold, setting.
+DEFAULTS = {
+    "transformers": (1.0, "TrainingArguments(max_grad_norm=…)"),
+    "nnunetv2": (12.0, "the trainer's `train_step`"),
+    "ultralytics": (10.0, "the trainer's `optimizer_step`"),
+}
+ADAPTIVE = ("adam", "rmsprop", "adagrad", "adadelta", "lion", "lamb", "sophia", "adan")
+CALL = re.compile(r"\w+ clip at (?P<threshold>\S+), called in \S+( through (?P<packages>.+))?")
+MISPLACED = [*Sighting][[*Sighting].index(Sighting.CLIP_AFTER_STEP) :]
+"""Sightings that say that a clip stands where it should not."""
+USELESS = {Sighting.CLIP_AFTER_STEP, Sighting.CLIP_BEFORE_BACKWARD}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that should be known of a loop's clip."""
+
+    name: str
+    steps: int
+    """In how many steps it was seen."""
+    first: int
+    evidence: str
+    about: Mapping[str, Any]
+    """What else its sentences need."""
+
+
+class Run:
+    """A watched loop: one optimizer's steps.
+
+    :param cell: its row of ``cells``.
+    """
+
+    def __init__(self, store: Store, cell: Mapping[str, Any]) -> None:
+        self.store, self.cell = store, cell
+        self.settings: dict[str, Any] = json.loads(cell["settings"])
+
+    @cached_property
+    def curve(self) -> pd.DataFrame:
+        """Its steps in order; NaN where a value was not seen, or is not finite."""
+        rows = self.store.read("curves", cells=[self.cell["cell"]]).drop(columns="cell")
+        numbers = {name: rows[name].to_numpy(float, na_value=np.nan) for name in rows}
+        return pd.DataFrame(numbers).sort_values("step", ignore_index=True)
+
+    @cached_property
+    def events(self) -> pd.DataFrame:
+        """What happened in it."""
+        return self.store.read("events", cells=[self.cell["cell"]]).sort_values("step")
+
+    @property
+    def norms(self) -> np.ndarray:
+        """The raw gradient's norm of each step in which it was seen and is finite."""
+        norms = self.curve["grad_norm"].to_numpy()
+        return norms[np.isfinite(norms)]
+
+    @cached_property
+    def fired(self) -> np.ndarray:
+        """Whether a clip altered the gradient, step by step."""
+        return ((self.curve["kept"] < 1) | (self.curve["changed"] > 0)).to_numpy()
+
+    @property
+    def share(self) -> float:
+        """The share of the steps in which a clip altered the gradient."""
+        return float(self.fired.mean()) if len(self.fired) else 0.0
+
+    @property
+    def clips(self) -> list[str]:
+        """The clips that were seen, in words."""
+        return [str(one) for one in self._of(Sighting.CLIP)["detail"]]
+
+    @property
+    def clip_cost(self) -> float:
+        """The share of a step's time that torch's clip takes; NaN if it was not seen on a CPU."""
+        with np.errstate(all="ignore"):
+            cost = self.curve["clip_seconds"] / self.curve["seconds"]
+        return float(cost.median()) if self.cell["device"] == "cpu" else math.nan
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether its optimizer divides a gradient by its own size."""
+        name = str(self.cell["optimizer"]).lower()
+        return any(word in name for word in ADAPTIVE)
+
+    def _of(self, kind: str) -> pd.DataFrame:
+        return self.events[self.events["kind"] == kind]
+
+    def facts(self) -> dict[str, Any]:
+        """What its sentences and tables are made of."""
+        at = np.flatnonzero(self.fired)
+        norms, lr, kept = self.norms, self.curve["lr"], self.curve["kept"]
+        quantiles = np.percentile(norms, [1, 50, 90, 99]) if len(norms) else [math.nan] * 4
+        return {
+            "steps": len(self.curve),
+            "optimizer": self.cell["optimizer"],
+            "lr_first": float(lr.iloc[0]) if len(lr) else math.nan,
+            "lr": " → ".join(f"{one:g}" for one in dict.fromkeys([*lr[:1], *lr[-1:]])),
+            "parameters": self.settings["parameters"],
+            "tensors": self.settings["tensors"],
+            "clip": self.cell["clip"],
+            "threshold": _some(self.cell["threshold"]),
+            "fired": self.share,
+            "first": int(at[0]) if len(at) else None,
+            "last": int(at[-1]) if len(at) else None,
+            "kept": float(kept.median()) if len(kept) else math.nan,
+            "kept_fired": float(kept[self.fired].median()) if len(at) else math.nan,
+            "norm_1": quantiles[0],
+            "norm_50": quantiles[1],
+            "norm_90": quantiles[2],
+            "norm_99": quantiles[3],
+            "norm_max": float(norms.max()) if len(norms) else math.nan,
+            "skipped": int(self._of(Sighting.SKIPPED_STEP)["value"].sum()),
+            "spikes": len(self._of(Kind.SPIKE)),
+            "status": self.cell["status"],
+            "reason": self.cell["reason"],
+            "diverged_at": self.cell["diverged_at"],
+            "cost": self.clip_cost,
+        }
+
+    def findings(self) -> list[Finding]:
+        """What should be known, the clips out of place first."""
+        found = [
+            Finding(str(row.kind), int(row.value), int(row.step), str(row.detail), {})
+            for kind in MISPLACED
+            for row in self._of(kind).itertuples()
+        ]
+        found = _once(found)
+        if not len(self.curve):
+            return [Finding(NO_STEP, 0, 0, "", {})]
+        found += [
+            Finding(str(row.kind), int(row.value), int(row.step), "", {})
+            for row in self._of(Sighting.NO_GRADIENT).itertuples()
+        ]
+        if self.clips and not USELESS & {one.name for one in found}:
+            found += self._by_share()
+        found += self._by_settings()
+        return found
+
+    def _by_share(self) -> list[Finding]:
+        facts = self.facts()
+        finite = [clip for clip in self.clips if " at inf, " not in clip]
+        if not finite:
+            return []
+        told = {
+            **facts,
+            "adaptive": self.is_adaptive,
+            "decay": float(self.settings["groups"][0].get("weight_decay") or 0.0),
+            "length": facts["lr_first"] * facts["threshold"],
+        }
+        if not self.fired.any():
+            return [Finding(NEVER_FIRED, len(self.curve), 0, "; ".join(finite), told)]
+        if self.share >= ALWAYS:
+            count = int(self.fired.sum())
+            return [Finding(ALWAYS_FIRED, count, facts["first"], "; ".join(finite), told)]
+        return []
+
+    def _by_settings(self) -> list[Finding]:
+        found = []
+        for row in self._of(Sighting.CLIP).itertuples():
+            call = CALL.fullmatch(row.detail)
+            through = (call["packages"] or "").split(", ") if call else []
+            for package, (threshold, setting) in DEFAULTS.items():
+                if call and package in through and float(call["threshold"]) == threshold:
+                    about = {"package": package, "threshold": threshold, "setting": setting}
+                    found.append(
+                        Finding(AT_DEFAULT, int(row.value), int(row.step), row.detail, about)
+                    )
+        for name, value in self.settings["own_clip"].items():
+            about = {"setting": name, "value": value, "optimizer": self.cell["optimizer"]}
+            found.append(Finding(OWN_CLIP, len(self.curve), 0, f"{name}={value}", about))
+        if self.settings["left_out"]:
+            about = {"tensors": self.settings["left_out"], "model": self.settings["model"]}
+            found.append(Finding(LEFT_OUT, len(self.curve), 0, "", about))
+        return found
+
+
+def _once(found: Sequence[Finding]) -> list[Finding]:
+    """One finding a kind: the first of those that several calls gave, with the steps of all."""
+    kinds: dict[str, list[Finding]] = {}
+    for one in found:
+        kinds.setdefault(one.name, []).append(one)
+    return [
+        Finding(
+            name,
+            max(one.steps for one in several),
+            min(one.first for one in several),
+            several[0].evidence,
+            {},
+        )
+        for name, several in kinds.items()
+    ]
+
+
+def runs(store: Store) -> list[Run]:
+    """The watched loops of a store, the newest last."""
+    cells = store.read("cells").sort_values("attempt")
+    return [Run(store, row) for row in cells.astype(object).to_dict("records")]
+
+
+def what_if(norms: np.ndarray) -> pd.DataFrame:
+    """A row per threshold of a norm clip: the share of these steps in which it would have clipped.
+
+    ``known_from`` is the share of the steps from which somebody could know the threshold; ``share``
+    is of the steps after those. Norms under another clip would be others.
+
+    :param norms: of the raw gradients, finite, in the order of the steps.
+    """
+    if not len(norms):
+        return pd.DataFrame(columns=["threshold", "why", "share", "known_from"])
+    rows: list[dict[str, Any]] = [
+        {"threshold": one, "why": "in common use", "share": _share(norms, one), "known_from": 0.0}
+        for one in THRESHOLDS
+    ]
+    for percentile in PERCENTILES:
+        at = float(np.percentile(norms, percentile))
+        why = f"percentile {percentile} of all norms, to clip {100 - percentile} %"
+        rows.append({"threshold": at, "why": why, "share": _share(norms, at), "known_from": 1.0})
+    count = max(1, math.ceil(PART * len(norms)))
+    at, rest = float(np.percentile(norms[:count], PERCENTILE)), norms[count:]
+    why = f"percentile {PERCENTILE} of the first {100 * PART:g} % of the steps"
+    share = _share(rest, at) if len(rest) else math.nan
+    why += ", and what it clips of the others"
+    rows.append({"threshold": at, "why": why, "share": share, "known_from": PART})
+    return pd.DataFrame(rows)
+
+
+def _share(norms: np.ndarray, threshold: float) -> float:
+    return float((norms > threshold).mean())
+
+
+def _some(value: Any) -> float:
+    return math.nan if value is None or value is pd.NA else float(value)

@@ -1,0 +1,50 @@
+"""The figure of a watched loop: its loss, its gradient and its clip, step by step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from clipbench.analysis.curves import extremes
+from clipbench.figures.style import FAINT, INK, blank, styled
+
+STRETCHES = 1000  # of a line: more are not seen, and each point takes its bytes
+TINT = "#0b5cad"
+
+
+@styled
+def draw(curve: pd.DataFrame, fired: np.ndarray) -> Figure:
+    """Loss, raw norm with the threshold, and kept, one above the other.
+
+    :param curve: a loop's steps, as `analysis.watched.Run.curve` gives them.
+    :param fired: whether the clip changed the gradient, step by step.
+    """
+    figure = blank(6.4, 4.4, "")
+    panels = figure.subplots(3, 1, sharex=True)
+    steps = curve["step"].to_numpy()
+    for axes, name, label in zip(
+        panels, ("loss", "grad_norm", "kept"), ("loss", "gradient norm", "kept"), strict=True
+    ):
+        _line(axes, steps, curve[name].to_numpy())
+        axes.set_ylabel(label)
+        axes.grid(axis="y")
+    _line(panels[1], steps, curve["threshold"].to_numpy(), color=INK, ls=(0, (3, 2)))
+    norms = curve["grad_norm"].to_numpy()
+    if (norms[np.isfinite(norms)] > 0).any():
+        panels[1].set_yscale("log")
+    panels[2].set_ylim(-0.08, 1.05)
+    at = steps[fired]
+    panels[2].plot(at, np.full(len(at), -0.04), "|", ms=4, mew=0.5, color=FAINT, rasterized=True)
+    panels[2].set_xlabel("step")
+    return figure
+
+
+def _line(
+    axes: Axes, steps: np.ndarray, values: np.ndarray, color: str = TINT, ls: object = "-"
+) -> None:
+    """A line through the extremes of stretches of steps; what is not finite leaves a gap."""
+    kept = extremes(values, stretches=STRETCHES)
+    shown = np.where(np.isfinite(values), values, np.nan)[kept]
+    axes.plot(steps[kept], shown, lw=0.7, color=color, ls=ls)
