@@ -28,6 +28,7 @@ from clipbench.cli.leaving import FINDING, command, heed_signals, leave
 from clipbench.cli.pack import in_bytes, pack
 from clipbench.cli.replay import replay
 from clipbench.cli.report import report
+from clipbench.cli.watch import watch
 from clipbench.errors import UsageError, counted, duration
 from clipbench.progress import Bars
 
@@ -388,5 +389,6 @@ cli.add_command(pack)
 cli.add_command(data)
 cli.add_command(compare)
 cli.add_command(export)
+cli.add_command(watch)
 cli.add_command(doctor)
 cli.add_command(advise)

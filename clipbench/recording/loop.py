@@ -42,7 +42,7 @@ class Sightings:
         self.seen.setdefault((kind, detail), [step, 0])[1] += times
 
 
-class Loop:
+class Loop(taps.Listener):
     """A listener to one optimizer.
 
     :param loss: what gives a step's loss; if None, what its backward passes began at.
@@ -230,7 +230,8 @@ class Loop:
             mine,
             update.backwards,
             self._order,
-            update.scale is not None,
+            # what clips inside of a step knows the scale that the step will undo
+            update.scale is not None and not self._depth,
             taps.caller(),
         )
         self._open = call
@@ -416,7 +417,7 @@ class Loop:
             return
         altered = self._comparison.altered_since_step()
         if altered or (marks != self._marks and not self._is_zero()):
-            self._see(Sighting.CLIP_AFTER_STEP, BY_HAND)
+            self._see_after_step(BY_HAND)
         self._marks = marks
 
     def _is_zero(self) -> bool:

@@ -6,7 +6,7 @@ Numbers may lie on a device until they are asked for here, for many steps at onc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ def columns(steps: Sequence[Step]) -> tuple[dict[str, np.ma.MaskedArray], int]:
     table = {
         "loss": taken["loss"],
         "grad_norm": raw,
-        **_effect(steps, raw, taken["clipped"] / scale, taken["threshold"]),
+        **_effect(steps, taken, raw, scale),
         "update_norm": _unseen(len(steps)),
         **{name: taken[name] for name in COLUMNS[6:]},
     }
@@ -115,17 +115,23 @@ def _is_some(raw: Number) -> bool:
 
 def _effect(
     steps: Sequence[Step],
+    taken: Mapping[str, np.ma.MaskedArray],
     raw: np.ma.MaskedArray,
-    clipped: np.ma.MaskedArray,
-    threshold: np.ma.MaskedArray,
+    scale: np.ndarray,
 ) -> dict[str, np.ma.MaskedArray]:
-    """What the clips left of the gradients, as far as norms tell it."""
+    """What the clips left of the gradients, as far as norms tell it.
+
+    :param taken: the numbers of the steps; a clip compared its threshold with these norms.
+    :param raw: the norms before any clip, and
+    :param scale: what those after it are multiplied by.
+    """
     known = np.array([step.known for step in steps], dtype=bool)
     none = ~np.array([step.clip for step in steps], dtype=bool)
+    clipped, compared = taken["clipped"] / scale, taken["raw"].filled(np.nan).astype(np.float32)
     with np.errstate(all="ignore"):
-        norms = raw.filled(np.nan).astype(np.float32)
         # in float32, as torch works it out
-        share = np.minimum(threshold.filled(np.nan).astype(np.float32) / (norms + EPSILON), 1)
+        limit = taken["threshold"].filled(np.nan).astype(np.float32)
+        share = np.minimum(limit / (compared + EPSILON), 1)
         ratio = np.where(raw.filled(1) == 0, 1.0, clipped.filled(np.nan) / raw.filled(np.nan))
     kept = np.ma.masked_array(
         np.select([none, known], [1.0, share], ratio),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,13 +43,14 @@ class Caller:
         return f"{self.file}:{self.line}{via}"
 
 
-class Listener(Protocol):
+class Listener:
     """Whoever is told what a loop does. Tensors are the loop's own, and are not to be changed."""
 
     def failed(self, error: Exception) -> None:
         """What it was told of made it raise."""
 
-    def backward_begins(self) -> None: ...
+    def backward_begins(self) -> None:
+        """Nothing is done of it here."""
 
     def backward_ends(self, loss: Tensor | None) -> None:
         """All gradients are there, those of other processes as well.
@@ -63,9 +64,11 @@ class Listener(Protocol):
     def scaled(self, scale: Tensor) -> None:
         """GradScaler multiplied what the next backward pass begins at."""
 
-    def unscale_begins(self, optimizer: object) -> None: ...
+    def unscale_begins(self, optimizer: object) -> None:
+        """Nothing is done of it here."""
 
-    def unscale_ends(self, optimizer: object) -> None: ...
+    def unscale_ends(self, optimizer: object) -> None:
+        """Nothing is done of it here."""
 
     def scaler_step_ends(self, optimizer: object) -> None:
         """GradScaler stepped, or skipped a step."""
@@ -73,9 +76,11 @@ class Listener(Protocol):
     def norm_taken(self, order: float, seconds: float) -> None:
         """torch took the norm of some gradients, as its norm clip does first."""
 
-    def norm_clip_begins(self, params: list[Tensor], threshold: float, norm: Tensor) -> None: ...
+    def norm_clip_begins(self, params: list[Tensor], threshold: float, norm: Tensor) -> None:
+        """Nothing is done of it here."""
 
-    def value_clip_begins(self, grads: list[Tensor], threshold: float) -> None: ...
+    def value_clip_begins(self, grads: list[Tensor], threshold: float) -> None:
+        """Nothing is done of it here."""
 
     def clip_ends(self, seconds: float) -> None:
         """The clip that began last, if one did, has changed the gradients."""
@@ -91,7 +96,8 @@ def listen(listener: Listener) -> None:
     """Tell ``listener`` from now on."""
     if not _LISTENERS:
         _set()
-    _LISTENERS.append(listener)
+    if listener not in _LISTENERS:
+        _LISTENERS.append(listener)
 
 
 def leave(listener: Listener) -> None:

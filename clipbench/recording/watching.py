@@ -60,7 +60,7 @@ class Watch:
         self._exact, self._memory, self._steps = exact, memory, steps
         self._loops: list[tuple[Loop, Written]] = []
         self._folder: Folder | None = None
-        self._process, self._wrote = 0, 0.0
+        self._process, self._wrote, self._started = 0, 0.0, ""
 
     @property
     def folder(self) -> Path:
@@ -80,21 +80,31 @@ class Watch:
                 raise UsageError("watch: this optimizer is being watched already.")
         devices = {param.device.type for one in self._optimizers for param in _params(one)}
         self._folder = Folder(self.folder, "cuda" if "cuda" in devices else "cpu")
-        started, self._wrote = datetime.now(UTC).isoformat(), time.monotonic()
-        for number, one in enumerate(self._optimizers):
+        self._started, self._wrote = datetime.now(UTC).isoformat(), time.monotonic()
+        self._process = os.getpid()
+        atexit.register(self.stop)
+        self.join(self._optimizers)
+        return self
+
+    def join(self, optimizers: Iterable[Optimizer]) -> None:
+        """Watch these as well, while a watch is going on.
+
+        :raises UsageError: one cannot be watched.
+        """
+        if self._folder is None:
+            return
+        for number, one in enumerate(optimizers, len(self._loops)):
+            _refuse(one)
             loop = Loop(one, self._loss, self._exact, self._memory, self._stepped)
             about = {
                 "name": self._folder.name,
-                "started": started,
+                "started": self._started,
                 "number": number,
                 **described(self._model, loop),
             }
             self._loops.append((loop, Written(self._folder, about, loop)))
             _WATCHED.add(one)
             taps.listen(loop)
-        self._process = os.getpid()
-        atexit.register(self.stop)
-        return self
 
     def stop(self) -> None:
         """Write what is not written yet, and leave the loop as it was."""
