@@ -119,19 +119,19 @@ class Evidence:
         found = self.plan.get("protocol", {}).get("schedule")
         return None if found is None else str(found)
 
-    @property
+    @cached_property
     def schedules(self) -> set[str]:
         """The schedules of the learning rate that the study's optimizers have."""
         return set(map(schedule_of, self.arms["optimizer_label"]))
 
-    @property
+    @cached_property
     def schedule(self) -> str | None:
         """The schedule of the headline; None if it is constant, or if the study has several and
         names none.
         """
         met = self.schedules
         named = self.named
-        found = named if named in met else met.pop() if len(met) == 1 else CONSTANT
+        found = named if named in met else min(met) if len(met) == 1 else CONSTANT
         return None if found == CONSTANT else found
 
     def short(self, arm: str) -> str:
@@ -185,7 +185,7 @@ class Evidence:
         """By which checkpoint runs are graded first: ``best`` or ``last``."""
         return str(self.plan.get("protocol", {}).get("grade", "best"))
 
-    @property
+    @cached_property
     def costs(self) -> pd.DataFrame:
         """What each clip costs in torch's default implementation."""
         return _costs(self.throughput)
@@ -344,7 +344,7 @@ def _gaps_of(store: Store, number: int) -> pd.DataFrame | str:
         again, line = Store(store.replicas[number]), f"\nreplica = {number}\n"
         if line not in again.study or again.study.replace(line, "\n", 1) != store.study:
             return "its page is not that of this study"
-        gaps = read(again).gaps
+        gaps = headline.of_store(again).gaps
     except UsageError as wrong:
         return str(wrong).removesuffix(".")
     return f"{next(iter(again.bad))} is damaged" if again.bad else gaps
