@@ -30,6 +30,7 @@ from clipbench.report.folder import LIST
 from clipbench.report.parts import Table, Text
 from clipbench.store import Store
 
+SIDES = ("arm", "partner")
 HOSTILE = '<script>alert(1)</script>$\\frac{$ & "|"'
 
 
@@ -283,6 +284,29 @@ def test_every_caption_names_the_study_and_counts_cells_diverged_and_failed(smal
         assert re.search(r"Drawn from [\d,]+ (cells|timed blocks)", caption)
         assert "diverged" in caption
         assert "failed" in caption
+
+
+def test_a_caption_counts_the_cells_that_its_figure_is_made_of_and_no_others(small):
+    """Two clips and none, at the axis of each optimizer and 13 seeds of one fixed threshold: the
+    runs at other thresholds, and at the settings that were chosen, are no part of it.
+    """
+    evidence = read(small)
+    counted = {
+        part.name: int(re.search(r"Drawn from ([\d,]+) cells", part.caption)[1].replace(",", ""))
+        for section in sections.told(evidence)
+        for part in parts.flattened(section.parts)
+        if isinstance(part, parts.Picture) and "timed blocks" not in part.caption
+    }
+    cells = evidence.cells
+    gaps, levels = evidence.gaps, evidence.levels
+    axis = 6 * 13  # learning rates, seeds
+    both = {(row["problem"], row[side]) for row in gaps.to_dict("records") for side in SIDES}
+    assert counted["headline"] == axis * len(both) < len(cells)
+    every = levels[levels["grade"] == evidence.grade]
+    assert counted["instead"] == counted["robust"] == axis * len(every)
+    assert counted["form"] == axis * 2 * 2 * 2  # problems, optimizers, clips: no run without one
+    selected = cells[(cells["role"] == "select") & (cells["problem"] == "digits")]
+    assert counted["heat-digits"] == len(selected)
 
 
 def test_every_table_of_the_page_is_a_csv_that_pandas_reads(small):

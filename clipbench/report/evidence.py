@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from importlib.resources import files
@@ -197,6 +197,19 @@ class Evidence:
     def of(self, frame: pd.DataFrame, task: Sequence[Any]) -> pd.DataFrame:
         """The rows of one task."""
         return of_task(frame, task)
+
+    def cells_of(self, ids: Iterable[str]) -> pd.DataFrame:
+        """The cells with these identities."""
+        return self.cells[self.cells["cell"].isin(set(ids))]
+
+    def behind(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The cells that rows of levels, or of differences from a ``partner``, are made of."""
+        sides = [name for name in ("arm", "partner") if name in rows.columns]
+        found = set[str]()
+        for row in rows.to_dict("records"):
+            task = Task.of(row)
+            found |= headline.behind([self.axes.get((task, row[s], row["grade"])) for s in sides])
+        return self.cells_of(found)
 
     def machine(self, environment: str) -> str:
         """An environment in words: its key, and what computed there."""

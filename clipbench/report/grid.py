@@ -26,7 +26,9 @@ def section(evidence: Evidence) -> Section:
         if mine.empty:
             continue
         cells = evidence.of(evidence.cells, task)
-        cells = cells[(cells["role"] == Role.SELECT) & cells["arm"].isin(arms["arm"])]
+        clipped = arms[arms["clip"] != "none"]
+        seen = {*clipped["arm"], *clipped["partner"]} if len(clipped) else {*arms["arm"]}
+        cells = cells[(cells["role"] == Role.SELECT) & cells["arm"].isin(seen)]
         shares = about["success"] is not None
         measure = metric_note(about) if shares else f"{metric_words(about)}, mean over seeds"
         figure = partial(
