@@ -51,7 +51,7 @@ def curves(
     rows = []
     for values, points in selection.several(own, {}).groupby(ARM, sort=True):
         task, arm = Task(*values[:-1]), str(values[-1])
-        partner = partners.get((task, arm))
+        pair = {"arm": arm, "partner": (partner := partners.get((task, arm)))}
         runs, about = of_task(frame, task), workload(components, task.problem)
         chosen = of_task(own, task)
         lrs = chosen[(chosen["arm"] == partner) & ~chosen["extended"]].drop_duplicates("lr")
@@ -61,22 +61,20 @@ def curves(
         )
         if mine is None or other is None:
             continue
-        (clipped, of_clipped), (without, of_without) = mine, other
+        clipped, without = mine[0], other[0]
         without = without[np.minimum(np.arange(len(clipped)), len(without) - 1)]
         known = np.isfinite(clipped).all(axis=0) & np.isfinite(without).all(axis=0)
         clipped, without = clipped[:, known], without[:, known]
         if clipped.shape[1] < FEWEST:
             continue
         sign = 1 if about["higher_is_better"] else -1
-        counted = np.concatenate([np.ones(of_clipped.shape[1] - len(known), dtype=bool), known])
-        both = np.concatenate([of_clipped, of_without])[:, counted]
+        ran = _counted(np.concatenate([mine[1], other[1]]), known)
         for tries, (one, base) in enumerate(zip(clipped, without, strict=True), start=1):
             gap = mean_interval(one - base)
             rows.append(
                 {
                     **task._asdict(),
-                    "arm": arm,
-                    "partner": partner,
+                    **pair,
                     "tries": tries,
                     "n": len(one),
                     "estimate": sign * float(one.mean()),
@@ -84,10 +82,18 @@ def curves(
                     "difference": gap.estimate,
                     "low": gap.low,
                     "high": gap.high,
-                    "cells": tuple(both.flat),
+                    "cells": ran,
                 }
             )
     return table_of(rows, COLUMNS)
+
+
+def _counted(cells: np.ndarray, known: np.ndarray) -> tuple[str, ...]:
+    """Of cells, settings × seeds, those of the seeds that choose, which are first, and of the
+    judges that are ``known``.
+    """
+    choose = np.ones(cells.shape[1] - len(known), dtype=bool)
+    return tuple(cells[:, np.concatenate([choose, known])].flat)
 
 
 def at_median(
