@@ -24,7 +24,7 @@ import synthetic
 from clipbench import report
 from clipbench.cell import Cell, Part
 from clipbench.errors import UsageError
-from clipbench.report import parts, sections
+from clipbench.report import parts, provenance, sections, threats
 from clipbench.report.evidence import read
 from clipbench.report.folder import LIST
 from clipbench.report.parts import Table, Text
@@ -69,6 +69,11 @@ def sketched(monkeypatch):
         return dict.fromkeys(forms, b'<svg width="9pt" height="9pt"></svg>')
 
     monkeypatch.setattr(parts, "render", sketch)
+
+
+def of_kind(section, kind):
+    """The parts of one kind in a section."""
+    return [part for part in parts.flattened(section.parts) if isinstance(part, kind)]
 
 
 def page(store: Store) -> str:
@@ -307,6 +312,23 @@ def test_a_caption_counts_the_cells_that_its_figure_is_made_of_and_no_others(sma
     assert counted["form"] == axis * 2 * 2 * 2  # problems, optimizers, clips: no run without one
     selected = cells[(cells["role"] == "select") & (cells["problem"] == "digits")]
     assert counted["heat-digits"] == len(selected)
+
+
+def test_an_environment_that_only_timed_is_counted_beside_those_of_the_cells(tmp_path):
+    """Timings may be of another machine than the cells, and the folder may not describe it."""
+    store = synthetic.build(
+        tmp_path / "two", optimizers=("sgd",), clips=("none", "norm"), relative=(1.0,), report=2
+    )
+    own = len(store.read("throughput"))
+    costs = {"none": 1.0, "norm": 1.1}
+    store.add_throughput(synthetic.timing("digits", "sgd", costs, environment="e2"))
+    evidence = read(store)
+    text = "".join(part.words for part in of_kind(threats.section(evidence), parts.List)[0].items)
+    assert "in 2 environments: environment e1" in text
+    assert "environment e2 (timings alone)" in text
+    table = of_kind(provenance.section(evidence), Table)[0].data.set_index("environment")
+    assert list(table.loc["e1", ["cells", "timed blocks"]]) == [len(evidence.cells), own]
+    assert list(table.loc["e2", ["cells", "timed blocks"]]) == [0, 40]
 
 
 def test_every_table_of_the_page_is_a_csv_that_pandas_reads(small):
