@@ -90,7 +90,7 @@ def answers(
             "parameters": components.get("workloads", {})
             .get(row["problem"], {})
             .get("parameters", math.nan),
-            "of_median": _of_median(row, pilots, frames["arms"], components),
+            "of_median": of_median(row, pilots, frames["arms"], components),
             "tries_until": ahead(curves[key]) if key in curves else math.nan,
             "shift": moved.get("shift", math.nan),
             "shift_low": moved.get("low", math.nan),
@@ -219,7 +219,7 @@ def _lost(row: Mapping[str, Any]) -> float:
     return 1 - row["learned"] / ended if ended else math.nan
 
 
-def _of_median(
+def of_median(
     row: Mapping[str, Any],
     pilots: Mapping[str, Mapping[str, float]],
     arms: pd.DataFrame,
