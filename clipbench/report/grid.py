@@ -42,8 +42,9 @@ def section(evidence: Evidence) -> Section:
         )
         caption = (
             f"{evidence.labels[task]}: {measure} after the last step, on selection seeds, less the "
-            "best that the optimizer has without a clip (blue is better, red worse), over learning "
-            "rate × threshold (× is a multiple of the median size of the raw gradient). "
+            "best that the optimizer has without a clip (blue and + are better, red and − worse), "
+            "over learning rate × threshold (× is a multiple of the median size of the raw "
+            "gradient). "
             "D, C, S, F: seeds that diverged, collapsed, stalled, failed, with their number "
             f"unless all did; ?: seeds that ran but have no value. {_grey(shares)} The red frame "
             "is the setting that was chosen, by validation loss."
