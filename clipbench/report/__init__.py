@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from clipbench.errors import UsageError, nearest
 from clipbench.figures.style import COLUMN, COLUMNS, PAGE, looking
-from clipbench.report import advice, answer, sections, viewer
+from clipbench.report import advice, answer, latex, sections, viewer
 from clipbench.report.evidence import Evidence, part, read
 from clipbench.report.folder import replace
 from clipbench.report.parts import Part, Picture, Table, flattened
@@ -109,7 +109,10 @@ def _beside(parts: Iterable[Part], wanted: list[str]) -> Iterator[tuple[str, byt
         if "csv" in wanted:
             yield f"tables/{table.name}.csv", table.csv.encode()
         if "tex" in wanted and table.rows:
-            yield f"tables/{table.name}.tex", render("table.tex.j2", {"table": table}).encode()
+            blocks = latex.blocks(table)
+            long = sum(block.lines for block in blocks) > latex.LINES
+            told = {"table": table, "blocks": blocks, "long": long}
+            yield f"tables/{table.name}.tex", render("table.tex.j2", told).encode()
         if {"md", "csv"} <= set(wanted) and table.rows:
             told = {"table": table, "csv": False, "left_out": ()}
             yield f"tables/{table.name}.md", render("table.md.j2", told).encode()
