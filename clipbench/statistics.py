@@ -97,8 +97,10 @@ def _median(ordered: Array) -> float:
     return low if low == high else (low + high) / 2  # of −∞ and +∞: NaN, for that middle is unknown
 
 
-def share_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
-    """A share with Wilson's score interval: 0 of 10 still allows 28 %."""
+def share_interval(successes: float, trials: int, confidence: float = CONFIDENCE) -> Interval:
+    """A share with Wilson's score interval: 0 of 10 still allows 28 %. An expected number of
+    successes need not be whole.
+    """
     if not 0 <= successes <= trials:
         raise ValueError(f"{successes} of {trials} is no share")
     if trials == 0:

@@ -24,7 +24,7 @@ import synthetic
 from clipbench import report
 from clipbench.cell import Cell, Part
 from clipbench.errors import UsageError
-from clipbench.report import parts, provenance, sections, threats
+from clipbench.report import answer, hover, parts, provenance, sections, threats
 from clipbench.report.evidence import read
 from clipbench.report.folder import LIST
 from clipbench.report.parts import Table, Text
@@ -74,6 +74,11 @@ def sketched(monkeypatch):
 def of_kind(section, kind):
     """The parts of one kind in a section."""
     return [part for part in parts.flattened(section.parts) if isinstance(part, kind)]
+
+
+def opening(store):
+    """The parts of the answer, as a section."""
+    return parts.Section("answer", "", answer.told(read(store)))
 
 
 def page(store: Store) -> str:
@@ -329,6 +334,22 @@ def test_an_environment_that_only_timed_is_counted_beside_those_of_the_cells(tmp
     table = of_kind(provenance.section(evidence), Table)[0].data.set_index("environment")
     assert list(table.loc["e1", ["cells", "timed blocks"]]) == [len(evidence.cells), own]
     assert list(table.loc["e2", ["cells", "timed blocks"]]) == [0, 40]
+
+
+def test_every_number_of_the_answer_says_on_how_much_it_rests(small):
+    """In the CSV, and on the page where a reader points at it: shares lie in their intervals."""
+    rows = read(small).answers
+    rows = rows[rows["basis"] == "same tries"]
+    assert len(rows)
+    for name in ("lost", "lost_without"):
+        assert ((rows[f"{name}_low"] <= rows[name]) & (rows[name] <= rows[f"{name}_high"])).all()
+        assert (rows[f"{name}_high"] - rows[f"{name}_low"] > 0.15).all()  # thirteen seeds
+    assert (rows["fired_low"] <= rows["fired_high"]).all()
+    assert rows["share"].between(0, 1, inclusive="right").all()
+    assert (rows["cost_blocks"] == 19).all()
+    marks = [row["titles"] for row in of_kind(opening(small), parts.Verdicts)[0].marks]
+    assert all("of 13 seeds" in titles[hover.LOST] for titles in marks)
+    assert html.escape(marks[0][hover.COST]) in rendered(small)
 
 
 def test_every_table_of_the_page_is_a_csv_that_pandas_reads(small):
