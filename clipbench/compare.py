@@ -119,11 +119,14 @@ def _cells(first: Store, second: Store, across: bool) -> dict[str, int]:
 
 
 def _results(store: Store, across: bool) -> dict[str, tuple[Any, ...]]:
-    """What cells came to, by their settings; versions are no settings: revisions differ in them."""
+    """What cells came to, by their settings; versions are no settings: revisions differ in them.
+    Nor is the number of a replica, whose every cell would differ.
+    """
     frame = plain(store.read("cells", [*RESULT, "settings"]))
     found = {}
     for settings, *result in frame[["settings", *RESULT]].itertuples(index=False, name=None):
         document = json.loads(settings)
+        document.pop("replica", None)
         if across:
             document["device"] = BOTH
         # a NaN is not equal to itself, and two runs that both have one are
@@ -245,8 +248,10 @@ def _versions(store: Store) -> dict[str, set[str]]:
 
 
 def _runs(store: Store) -> dict[str, set[str]]:
-    cells = store.read("cells", ["device", "engine", "rules"])
-    return {name: {str(value) for value in cells[name].dropna().unique()} for name in cells.columns}
+    cells = store.read("cells", ["device", "engine", "rules", "settings"])
+    replicas = {str(json.loads(settings).get("replica", 0)) for settings in cells.pop("settings")}
+    said = {name: {str(value) for value in cells[name].dropna().unique()} for name in cells.columns}
+    return {**said, "replica": replicas}
 
 
 def _times(first: Store, second: Store) -> pd.DataFrame:

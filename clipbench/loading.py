@@ -11,6 +11,7 @@ import tomllib
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
+from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import pandas as pd
 
 from clipbench import schema
 from clipbench.analysis import headline
+from clipbench.analysis.answer import of_median
 from clipbench.analysis.cells import counts
 from clipbench.errors import UsageError, nearest
 from clipbench.schema import Kind, Outcome, Role, Status
@@ -38,22 +40,58 @@ ROWS = {
 }
 TERMS = {"status": Status, "outcome": Outcome, "role": Role, "kind": Kind}  # by column
 LISTED = 8  # values in a sentence
-HEADLINE = [
-    *("problem", "optimizer", "clip", "verdict", "difference", "low", "high", "n", "margin"),
-    *("estimate", "estimate_partner", "lr", "lr_partner", "threshold", "relative", "percentile"),
-    *("fired", "smallest", "needed", "grade", "arm", "partner", "family"),
-    *("batch", "device", "dtype"),
-]
+HEADLINE = {  # column → what it is
+    "problem": "the workload with its settings",
+    "optimizer": "the optimizer's name",
+    "clip": "the clip's name",
+    "verdict": "the verdict, in the words of the report",
+    "difference": "what the clip gains, in the unit of the metric, above zero if it is better",
+    "low": "the lower end of its 95 % interval",
+    "high": "the upper end",
+    "family_low": "the lower end of what holds at 95 % for all of the family together",
+    "family_high": "the upper end, by which the verdict is said",
+    "n": "the seeds that both know",
+    "margin": "a difference inside ± this does not matter",
+    "estimate": "what somebody reaches who tunes on three seeds",
+    "estimate_partner": "the same without the clip",
+    "lr": "the learning rate that is chosen most often",
+    "lr_partner": "the same without the clip",
+    "threshold": "the threshold as a number",
+    "relative": "the threshold as a multiple of the pilot's median size, if the study says so",
+    "percentile": "the threshold as a percentile of the pilot's sizes, if the study says so",
+    "of_median": "the threshold as a multiple of the pilot's median size, however it was given",
+    "fired": "the share of steps that the clip altered",
+    "smallest": 'the smallest margin at which "no difference" would hold',
+    "needed": "the seeds that would decide",
+    "grade": "by which checkpoint runs are graded, best or last",
+    "arm": "the optimizer and the clip with their settings",
+    "partner": "the arm without the clip",
+    "optimizer_label": "the optimizer with its settings",
+    "clip_label": "the clip with its settings other than the threshold",
+    "family": "the comparisons that are corrected together",
+    "batch": "the examples in a batch",
+    "device": "where it ran",
+    "dtype": "the type of the weights",
+}
 
 
 def _table(name: str) -> property:
     """A table as an attribute, with its columns as docstring."""
-    lines = [f"A frame of the table ``{name}``. A row is {ROWS[name]}.", ""]
-    for column in schema.TABLES[name]:
-        unit = f" [{column.unit}]" if column.unit else ""
-        meaning = re.sub(r"_(?!\w)", r"\_", column.meaning)  # else it would be a link
-        lines.append(f"- ``{column.name}``{unit}: {meaning}.")
-    return property(partial(Results.read, table=name), doc="\n".join(lines))
+    said = {
+        f"``{column.name}``{f' [{column.unit}]' if column.unit else ''}": column.meaning
+        for column in schema.TABLES[name]
+    }
+    about = _with_columns(f"A frame of the table ``{name}``. A row is {ROWS[name]}.", said)
+    return property(partial(Results.read, table=name), doc=about)
+
+
+def _with_columns(opening: str | None, said: Mapping[str, str]) -> str:
+    """A docstring with a line per column."""
+    lines = [cleandoc(opening or ""), ""]
+    for column, meaning in said.items():
+        escaped = re.sub(r"_(?!\w)", r"\_", meaning)  # else it would be a link
+        lines.append(f"- {column}: {escaped}.")
+    return "\n".join(lines)
 
 
 class Results:
@@ -130,27 +168,24 @@ class Results:
     def headline(self) -> pd.DataFrame:
         """A frame with a row per clip and task: what it gains over the same optimizer without it,
         at the same number of tries, and the verdict.
-
-        ``difference`` is above zero if the clip is better, in the unit of the workload's metric,
-        and lies between ``low`` and ``high`` at 95 %; ``n`` counts the seeds, and a difference
-        inside ± ``margin`` does not matter. ``estimate`` is what somebody reaches who tunes on
-        three seeds, ``lr`` the learning rate that is chosen most often, ``_partner`` the same
-        without the clip; the ``threshold`` is a number, ``relative`` and ``percentile`` say it in
-        terms of the pilot. ``fired`` is the share of steps that the clip altered, ``smallest`` the
-        smallest margin at which "no difference" would hold, ``needed`` the seeds that would decide.
         """
         compared = headline.of_store(self.store)
         self._warn()
         levels = compared.levels.drop(columns=["n", "low", "high"])
         partners = levels[[*ARM, "grade", "estimate", "lr"]].rename(columns={"arm": "partner"})
-        names = compared.arms[[*ARM, "optimizer", "clip"]]
+        names = compared.arms[[*ARM, "optimizer", "clip", "optimizer_label", "clip_label"]]
         task = [name for name in ARM if name != "arm"]
         joined = (
             compared.gaps.merge(names, on=ARM, how="left")
             .merge(levels, on=[*ARM, "grade"], how="left")
             .merge(partners, on=[*task, "partner", "grade"], how="left", suffixes=("", "_partner"))
         )
-        return joined[HEADLINE].astype({"verdict": str})
+        pilots = self.store.page("calibration").get("pilots", {})
+        components = self.store.page("components")
+        joined["of_median"] = [
+            of_median(row, pilots, compared.arms, components) for row in joined.to_dict("records")
+        ]
+        return joined[[*HEADLINE]].astype({"verdict": str, "of_median": float})
 
     def figure(self, name: str, problem: str | None = None) -> Figure:
         """A figure of the report: a matplotlib ``Figure``, which a notebook shows.
@@ -234,6 +269,9 @@ class Results:
 
 for _name in schema.TABLES:
     setattr(Results, _name, _table(_name))
+Results.headline.__doc__ = _with_columns(
+    Results.headline.__doc__, {f"``{name}``": meaning for name, meaning in HEADLINE.items()}
+)
 
 
 def load(folder: Path | str) -> Results:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -79,12 +80,16 @@ def median_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interv
         raise ValueError("a median needs numbers or infinities; NaN has no place in an order")
     if sample.size == 0:
         return NOTHING
-    rank = int(
-        np.sum(stats.binom.cdf(np.arange(sample.size), sample.size, 0.5) <= (1 - confidence) / 2)
-    )
+    rank = _rank(sample.size, confidence)
     if rank == 0:
         return Interval(_median(sample), np.nan, np.nan)
     return Interval(_median(sample), float(sample[rank - 1]), float(sample[-rank]))
+
+
+@cache  # a report asks for thousands of medians, of a few sizes
+def _rank(size: int, confidence: float) -> int:
+    """How many values lie below the interval of a median of ``size``, and as many above it."""
+    return int(np.sum(stats.binom.cdf(np.arange(size), size, 0.5) <= (1 - confidence) / 2))
 
 
 def _median(ordered: Array) -> float:
@@ -92,8 +97,10 @@ def _median(ordered: Array) -> float:
     return low if low == high else (low + high) / 2  # of −∞ and +∞: NaN, for that middle is unknown
 
 
-def share_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
-    """A share with Wilson's score interval: 0 of 10 still allows 28 %."""
+def share_interval(successes: float, trials: int, confidence: float = CONFIDENCE) -> Interval:
+    """A share with Wilson's score interval: 0 of 10 still allows 28 %. An expected number of
+    successes need not be whole.
+    """
     if not 0 <= successes <= trials:
         raise ValueError(f"{successes} of {trials} is no share")
     if trials == 0:

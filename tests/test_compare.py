@@ -1,6 +1,7 @@
 """Two folders of one study beside each other."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -127,6 +128,22 @@ def test_a_device_is_compared_with_another_cell_by_cell(folders, tmp_path):
     assert len(found.estimates) == 4
     assert ("device", "cpu", "cuda") in found.settings
     assert len(found.verdicts) == 2
+
+
+def test_a_replica_is_compared_with_its_study_cell_by_cell(folders, tmp_path):
+    """A cell of a replica has an identity of its own, and all settings of the study's cell."""
+
+    def again(one):
+        return synthetic.rows(replace(one, replica=1), "learned")
+
+    synthetic.build(tmp_path / "small", change=again, **STUDY)
+    stores = [Store(folders[0]), Store(tmp_path / "small")]
+    cells = [set(store.read("cells", ["cell"])["cell"]) for store in stores]
+    assert not cells[0] & cells[1]
+    beside = compare.beside(*stores)
+    assert beside.cells["only_a"] == beside.cells["only_b"] == 0
+    assert beside.cells["different"] > 0
+    assert ("replica", "0", "1") in beside.settings
 
 
 def test_folders_without_a_cell_in_common_are_refused(folders, tmp_path):

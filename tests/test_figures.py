@@ -410,6 +410,23 @@ def test_heat_map_cells_are_told_apart_by_letter_and_hatch_and_not_by_colour_alo
     assert mesh.get_cmap().name == "RdBu"
 
 
+def test_the_sign_of_a_gain_is_a_mark_and_not_a_colour_alone(frames):
+    """In grey the ends of the scale are one: every cell that gains has a plus, every one that loses
+    a minus, and the best without a clip, which all are measured by, neither.
+    """
+    axes = draw("grid", frames).axes[0]
+    mesh = axes.collections[0]
+    gains = np.ma.filled(mesh.get_array().astype(float), np.nan)
+    signs = {"+": 1, "_": -1}
+    marked = np.zeros_like(gains)
+    for line in axes.lines:
+        for x, y in zip(*line.get_data(), strict=True):
+            if line.get_marker() in signs:
+                marked[round(y), round(x)] = signs[line.get_marker()]
+    assert {-1, 1} <= set(np.sign(gains[np.isfinite(gains)]))
+    assert (marked == np.nan_to_num(np.sign(gains))).all()
+
+
 def test_numbers_on_axes_are_short_and_have_a_true_minus():
     assert [style.number(value) for value in (0.001, 30.0, 1e-5, -2.0, 1e6)] == [
         "0.001",

@@ -1,6 +1,7 @@
 """Results in Python: what `load` and `run` give, and what they refuse."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ import clipbench
 from clipbench import schema, store, study
 from clipbench.analysis import headline
 from clipbench.errors import UsageError
+from clipbench.report.evidence import read
 from clipbench.store import files
 from clipbench.study.writing import as_toml
 
@@ -121,6 +123,25 @@ def test_the_headline_says_what_the_analysis_says(results, folder):
         ].to_dict("records")
         assert (row["lr"], row["percentile"]) == (level["lr"], 90.0)
         assert row["arm"] == f"{row['optimizer']} + {row['clip']}"
+
+
+def test_the_headline_has_the_bounds_of_its_family_and_the_threshold_in_medians(folder, tmp_path):
+    """The report's table of the answer has the same; every column has its line in the docstring."""
+    copy = store.Store(shutil.copytree(folder, tmp_path / "small"))
+    pilots = {f"{task.label}, version 1": {"norm, version 1": 0.25} for task in read(copy).tasks}
+    copy.write_page("calibration", {"pilots": pilots})
+    results = clipbench.load(copy.folder)
+    told, answers = results.headline(), read(copy).answers
+    keys = ["problem", "arm"]
+    both = told.merge(answers, on=keys, suffixes=("", "_report"))
+    assert len(both) == len(told)
+    for name in ("family_low", "family_high", "of_median"):
+        pd.testing.assert_series_equal(both[name], both[f"{name}_report"], check_names=False)
+    assert (told["of_median"] == told["threshold"] / 0.25).all()
+    assert (told["family_low"] <= told["low"]).all()
+    assert (told["optimizer_label"] + " + " + told["clip_label"] == told["arm"]).all()
+    for name in told.columns:
+        assert f"\n- ``{name}``: " in type(results).headline.__doc__
 
 
 def test_a_figure_of_the_report_is_one_of_matplotlib_which_a_notebook_shows(results):

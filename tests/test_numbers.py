@@ -87,3 +87,15 @@ def test_a_number_that_is_not_in_its_row_is_found(tmp_path):
     assert value("−.5") == float(looked_up(tmp_path, "results/a.csv", "difference: arm = sgd"))
     with pytest.raises(AssertionError, match="names 0 rows"):
         looked_up(tmp_path, "results/a.csv", "difference: arm = adam")
+
+
+def test_the_readme_marks_the_rows_that_the_findings_warn_of():
+    """An interval that is known to be too short must not stand there like the others."""
+    root = Path(__file__).parents[1]
+    findings = " ".join((root / "docs" / "findings.md").read_text(encoding="utf-8").split())
+    [warned] = re.findall(r"plain SGD on ((?:`[a-z-]+`(?: and |, )?)+) is of this kind", findings)
+    rows = re.findall(
+        r"^\| `([a-z-]+)` \|(.*)\|$", (root / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    marked = {name for name, row in rows if "†" in row}
+    assert marked == set(re.findall(r"`([a-z-]+)`", warned))

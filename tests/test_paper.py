@@ -4,35 +4,38 @@ runs it where they are.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 
+import pandas as pd
 import pytest
 import synthetic
 
 from clipbench import report
+from clipbench.report import latex
+from clipbench.report.parts import Table
 
 LATEX = shutil.which("pdflatex")
 HEAD = r"""\documentclass[10pt]{article}
 \usepackage[utf8]{inputenc}
 \usepackage[T1]{fontenc}
-\usepackage[a2paper,landscape,margin=2cm]{geometry}
-\usepackage{booktabs,graphicx}
+\usepackage{array,booktabs,longtable,graphicx}
 \extrafloats{100}
 \begin{document}
 """
 
 
 @pytest.mark.skipif(LATEX is None, reason="no pdflatex on this machine")
-def test_every_table_and_every_figure_compiles(tmp_path):
-    """In a document that takes all of them, each as it was written; no sign is missing."""
+def test_every_table_and_every_figure_compiles_and_none_is_wider_than_the_text(tmp_path):
+    """In an article that takes all of them, each as it was written; no sign is missing."""
     store = synthetic.build(
         tmp_path / "small",
         problems=("digits", "temporal-order"),
         optimizers=("sgd", "adam"),
         relative=(1.0,),
     )
-    written = report.write(store, ("tex", "pdf"), tmp_path / "paper", style="paper")
+    written = report.write(store, ("tex", "pdf"), tmp_path / "paper", style="column")
     tables = [path for path in written if path.suffix == ".tex"]
     figures = [path for path in written if path.suffix == ".pdf"]
     assert len(tables) > 8
@@ -50,8 +53,31 @@ def test_every_table_and_every_figure_compiles(tmp_path):
         check=False,
     )
     assert ran.returncode == 0, ran.stdout[-2000:]
-    assert "Missing character" not in (tmp_path / "all.log").read_text(errors="replace")
+    log = (tmp_path / "all.log").read_text(errors="replace")
+    assert "Missing character" not in log
+    beyond = [float(points) for points in re.findall(r"Overfull \\hbox \(([\d.]+)pt", log)]
+    assert max(beyond, default=0.0) < 3  # a letter of 345 pt
     assert (tmp_path / "all.pdf").stat().st_size > 50_000
+
+
+def test_a_wide_table_stands_in_blocks_that_each_name_their_rows():
+    """Every column is there once, beside those that name a row; none is scaled."""
+    head = ["problem", "clip", *(f"measure {number}" for number in range(9))]
+    rows = [
+        [problem, clip, *(f"{number}.5 [0.25, 0.75]" for number in range(9))]
+        for problem in ("digits", "wdbc")
+        for clip in ("value", "norm")
+    ]
+    table = Table("wide", "wide", head, rows, pd.DataFrame(), words=2)
+    blocks = latex.blocks(table)
+    assert len(blocks) > 1
+    assert [name for block in blocks for name in block.head[2:]] == head[2:]
+    for block in blocks:
+        assert [row[:2] for row in block.rows] == [row[:2] for row in rows]
+    assert len({len(block.head) for block in blocks}) <= 2  # as even as may be
+    assert "resizebox" not in report.render(
+        "table.tex.j2", {"table": table, "blocks": blocks, "long": True}
+    )
 
 
 def test_what_latex_would_take_for_its_own_is_text():

@@ -24,12 +24,13 @@ import synthetic
 from clipbench import report
 from clipbench.cell import Cell, Part
 from clipbench.errors import UsageError
-from clipbench.report import parts, sections
+from clipbench.report import answer, hover, parts, provenance, sections, threats
 from clipbench.report.evidence import read
 from clipbench.report.folder import LIST
 from clipbench.report.parts import Table, Text
 from clipbench.store import Store
 
+SIDES = ("arm", "partner")
 HOSTILE = '<script>alert(1)</script>$\\frac{$ & "|"'
 
 
@@ -68,6 +69,16 @@ def sketched(monkeypatch):
         return dict.fromkeys(forms, b'<svg width="9pt" height="9pt"></svg>')
 
     monkeypatch.setattr(parts, "render", sketch)
+
+
+def of_kind(section, kind):
+    """The parts of one kind in a section."""
+    return [part for part in parts.flattened(section.parts) if isinstance(part, kind)]
+
+
+def opening(store):
+    """The parts of the answer, as a section."""
+    return parts.Section("answer", "", answer.told(read(store)))
 
 
 def page(store: Store) -> str:
@@ -283,6 +294,62 @@ def test_every_caption_names_the_study_and_counts_cells_diverged_and_failed(smal
         assert re.search(r"Drawn from [\d,]+ (cells|timed blocks)", caption)
         assert "diverged" in caption
         assert "failed" in caption
+
+
+def test_a_caption_counts_the_cells_that_its_figure_is_made_of_and_no_others(small):
+    """Two clips and none, at the axis of each optimizer and 13 seeds of one fixed threshold: the
+    runs at other thresholds, and at the settings that were chosen, are no part of it.
+    """
+    evidence = read(small)
+    counted = {
+        part.name: int(re.search(r"Drawn from ([\d,]+) cells", part.caption)[1].replace(",", ""))
+        for section in sections.told(evidence)
+        for part in parts.flattened(section.parts)
+        if isinstance(part, parts.Picture) and "timed blocks" not in part.caption
+    }
+    cells = evidence.cells
+    gaps, levels = evidence.gaps, evidence.levels
+    axis = 6 * 13  # learning rates, seeds
+    both = {(row["problem"], row[side]) for row in gaps.to_dict("records") for side in SIDES}
+    assert counted["headline"] == axis * len(both) < len(cells)
+    every = levels[levels["grade"] == evidence.grade]
+    assert counted["instead"] == counted["robust"] == axis * len(every)
+    assert counted["form"] == axis * 2 * 2 * 2  # problems, optimizers, clips: no run without one
+    selected = cells[(cells["role"] == "select") & (cells["problem"] == "digits")]
+    assert counted["heat-digits"] == len(selected)
+
+
+def test_an_environment_that_only_timed_is_counted_beside_those_of_the_cells(tmp_path):
+    """Timings may be of another machine than the cells, and the folder may not describe it."""
+    store = synthetic.build(
+        tmp_path / "two", optimizers=("sgd",), clips=("none", "norm"), relative=(1.0,), report=2
+    )
+    own = len(store.read("throughput"))
+    costs = {"none": 1.0, "norm": 1.1}
+    store.add_throughput(synthetic.timing("digits", "sgd", costs, environment="e2"))
+    evidence = read(store)
+    text = "".join(part.words for part in of_kind(threats.section(evidence), parts.List)[0].items)
+    assert "in 2 environments: environment e1" in text
+    assert "environment e2 (timings alone)" in text
+    table = of_kind(provenance.section(evidence), Table)[0].data.set_index("environment")
+    assert list(table.loc["e1", ["cells", "timed blocks"]]) == [len(evidence.cells), own]
+    assert list(table.loc["e2", ["cells", "timed blocks"]]) == [0, 40]
+
+
+def test_every_number_of_the_answer_says_on_how_much_it_rests(small):
+    """In the CSV, and on the page where a reader points at it: shares lie in their intervals."""
+    rows = read(small).answers
+    rows = rows[rows["basis"] == "same tries"]
+    assert len(rows)
+    for name in ("lost", "lost_without"):
+        assert ((rows[f"{name}_low"] <= rows[name]) & (rows[name] <= rows[f"{name}_high"])).all()
+        assert (rows[f"{name}_high"] - rows[f"{name}_low"] > 0.15).all()  # thirteen seeds
+    assert (rows["fired_low"] <= rows["fired_high"]).all()
+    assert rows["share"].between(0, 1, inclusive="right").all()
+    assert (rows["cost_blocks"] == 19).all()
+    marks = [row["titles"] for row in of_kind(opening(small), parts.Verdicts)[0].marks]
+    assert all("of 13 seeds" in titles[hover.LOST] for titles in marks)
+    assert html.escape(marks[0][hover.COST]) in rendered(small)
 
 
 def test_every_table_of_the_page_is_a_csv_that_pandas_reads(small):

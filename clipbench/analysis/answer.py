@@ -11,9 +11,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from clipbench import tuning
+from clipbench import statistics, tuning
 from clipbench.analysis.budget import ahead
 from clipbench.analysis.cells import Components, table_of, workload
 from clipbench.analysis.headline import Axis, carried, gap_of
@@ -47,6 +48,8 @@ COLUMNS += [
     "kept",
     "cosine",
 ]
+COLUMNS += ["share", "share_without", "lost_low", "lost_high", "lost_without_low"]
+COLUMNS += ["lost_without_high", "fired_low", "fired_high", "cost_blocks"]
 COLUMNS += ["cost", "cost_low", "cost_high", "instead", "instead_gain", "instead_low"]
 COLUMNS += ["instead_high"]
 
@@ -66,10 +69,12 @@ def answers(
     clip moves the learning rate at which half of the seeds are lost; ``beyond`` says that it is
     ``more`` or ``less`` than that, for one of both lies beyond the axis, or that ``both`` do.
     ``carried`` says that a difference beyond the margin is less than half without one of the seeds.
-    ``cost`` is the ratio of step
-    times, on several machines the largest. ``instead`` is the best arm without a clip on another
-    optimizer or schedule, and ``instead_gain`` its difference from the clip, positive if that arm
-    is better; it is the best of several, so that its interval flatters it.
+    ``share`` is that of the choices which fall on ``lr``; ``fired_low`` and ``fired_high`` are the
+    least and the most of a seed there; ``lost`` has Wilson's interval over ``n`` seeds. ``cost`` is
+    the ratio of step times over ``cost_blocks``, on several machines the largest. ``instead`` is
+    the best arm without a clip on another optimizer or schedule, and ``instead_gain`` its
+    difference from the clip, positive if that arm is better; it is the best of several, so that its
+    interval flatters it.
 
     :param frames: ``arms``, ``levels``, ``gaps``, ``robust``, ``budget``, ``costs`` as the
         questions have them, ``results`` and ``compared`` of the settings that were chosen.
@@ -90,7 +95,7 @@ def answers(
             "parameters": components.get("workloads", {})
             .get(row["problem"], {})
             .get("parameters", math.nan),
-            "of_median": _of_median(row, pilots, frames["arms"], components),
+            "of_median": of_median(row, pilots, frames["arms"], components),
             "tries_until": ahead(curves[key]) if key in curves else math.nan,
             "shift": moved.get("shift", math.nan),
             "shift_low": moved.get("low", math.nan),
@@ -99,6 +104,8 @@ def answers(
             "cost": paid.get("ratio", math.nan),
             "cost_low": paid.get("low", math.nan),
             "cost_high": paid.get("high", math.nan),
+            "cost_blocks": paid.get("blocks", math.nan),
+            **_lost_bounds(row),
         }
     rows.sort(key=lambda row: ORDER.get(row["verdict"], len(ORDER)))
     return table_of(rows, COLUMNS)
@@ -138,10 +145,38 @@ def _of_gap(
     one["carried"] = row["margin"] < abs(row["difference"]) and carried(sides)
     one |= {name: mine.get(name, math.nan) for name in (*POINT, "estimate", "tries", "lost")}
     one |= {name: mine.get(name, math.nan) for name in ("fired", "kept", "cosine")}
-    one |= {f"{name}_without": other.get(name, math.nan) for name in ("lr", "tries", "lost")} | {
+    beside = ("lr", "tries", "lost", "share")
+    one |= {f"{name}_without": other.get(name, math.nan) for name in beside} | {
         "without": other.get("estimate", math.nan)
     }
+    one |= {"share": mine.get("share", math.nan), **_fired_range(sides[0], one["lr"])}
     return one | _instead(row, task, levels, found, frames["arms"], components)
+
+
+def _fired_range(axis: Axis | None, lr: float) -> dict[str, float]:
+    """The least and the most that a clip fired in a run at one learning rate."""
+    runs = (
+        np.empty(0)
+        if axis is None
+        else axis.fired[axis.points["lr"].to_numpy(dtype=float) == lr][:, axis.known]
+    )
+    runs = runs[np.isfinite(runs)]
+    ends = (runs.min(), runs.max()) if runs.size else (math.nan, math.nan)
+    return dict(zip(("fired_low", "fired_high"), map(float, ends), strict=True))
+
+
+def _lost_bounds(row: Mapping[str, Any]) -> dict[str, float]:
+    """What the number of seeds allows of the shares that are lost."""
+    found = dict[str, float]()
+    for name in ("lost", "lost_without"):
+        known = row["n"] > 0 and not math.isnan(row[name])
+        bounds = (
+            statistics.share_interval(min(1.0, row[name]) * row["n"], int(row["n"]))
+            if known
+            else statistics.NOTHING
+        )
+        found |= {f"{name}_low": bounds.low, f"{name}_high": bounds.high}
+    return found
 
 
 def _levels(levels: pd.DataFrame, row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -209,6 +244,7 @@ def _tuned(
         one |= {"tries": tries.get(key, {}).get("tries", math.nan)}
         one |= {"tries_without": tries.get(partner, {}).get("tries", math.nan)}
         one |= {"fired": mine["clipped_fraction"], "kept": math.nan, "cosine": math.nan}
+        one |= dict.fromkeys(("share", "share_without", "fired_low", "fired_high"), math.nan)
         rows[Task.of(row), row["arm"]] = one
     return rows
 
@@ -219,7 +255,7 @@ def _lost(row: Mapping[str, Any]) -> float:
     return 1 - row["learned"] / ended if ended else math.nan
 
 
-def _of_median(
+def of_median(
     row: Mapping[str, Any],
     pilots: Mapping[str, Mapping[str, float]],
     arms: pd.DataFrame,

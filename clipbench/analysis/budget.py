@@ -23,6 +23,7 @@ from clipbench.task import ARM, FIRST_REPORT_SEED, Task
 
 FEWEST = 2  # report seeds for an interval
 COLUMNS = [*ARM, "partner", "tries", "n", "estimate", "without", "difference", "low", "high"]
+COLUMNS += ["cells"]
 
 
 def curves(
@@ -36,7 +37,8 @@ def curves(
 
     ``estimate`` is what it is expected to reach, ``without`` what its optimizer does without the
     clip; that has fewer settings, and stays where it is if all of them are tried. ``difference`` is
-    positive if the clip is better, with a 95 % interval over the ``n`` report seeds.
+    positive if the clip is better, with a 95 % interval over the ``n`` report seeds; ``cells`` are
+    those that the whole curve is made of.
     """
     if not protocol.get("budget"):
         return table_of([], COLUMNS)
@@ -49,39 +51,49 @@ def curves(
     rows = []
     for values, points in selection.several(own, {}).groupby(ARM, sort=True):
         task, arm = Task(*values[:-1]), str(values[-1])
-        partner = partners.get((task, arm))
+        pair = {"arm": arm, "partner": (partner := partners.get((task, arm)))}
         runs, about = of_task(frame, task), workload(components, task.problem)
         chosen = of_task(own, task)
         lrs = chosen[(chosen["arm"] == partner) & ~chosen["extended"]].drop_duplicates("lr")
-        clipped, without = (
+        mine, other = (
             _curve(runs[runs["arm"] == name], settings, task, about, protocol, starts)
             for name, settings in ((arm, points), (partner, lrs))
         )
-        if clipped is None or without is None:
+        if mine is None or other is None:
             continue
+        clipped, without = mine[0], other[0]
         without = without[np.minimum(np.arange(len(clipped)), len(without) - 1)]
         known = np.isfinite(clipped).all(axis=0) & np.isfinite(without).all(axis=0)
         clipped, without = clipped[:, known], without[:, known]
         if clipped.shape[1] < FEWEST:
             continue
         sign = 1 if about["higher_is_better"] else -1
-        for tries, (mine, other) in enumerate(zip(clipped, without, strict=True), start=1):
-            gap = mean_interval(mine - other)
+        ran = _counted(np.concatenate([mine[1], other[1]]), known)
+        for tries, (one, base) in enumerate(zip(clipped, without, strict=True), start=1):
+            gap = mean_interval(one - base)
             rows.append(
                 {
                     **task._asdict(),
-                    "arm": arm,
-                    "partner": partner,
+                    **pair,
                     "tries": tries,
-                    "n": len(mine),
-                    "estimate": sign * float(mine.mean()),
-                    "without": sign * float(other.mean()),
+                    "n": len(one),
+                    "estimate": sign * float(one.mean()),
+                    "without": sign * float(base.mean()),
                     "difference": gap.estimate,
                     "low": gap.low,
                     "high": gap.high,
+                    "cells": ran,
                 }
             )
     return table_of(rows, COLUMNS)
+
+
+def _counted(cells: np.ndarray, known: np.ndarray) -> tuple[str, ...]:
+    """Of cells, settings × seeds, those of the seeds that choose, which are first, and of the
+    judges that are ``known``.
+    """
+    choose = np.ones(cells.shape[1] - len(known), dtype=bool)
+    return tuple(cells[:, np.concatenate([choose, known])].flat)
 
 
 def at_median(
@@ -132,9 +144,9 @@ def _curve(
     about: Mapping[str, Any],
     protocol: Mapping[str, Any],
     starts: Mapping[str, tuple[float, float]],
-) -> np.ndarray | None:
-    """Tries × report seeds, higher is better: NaN on seeds of which a run is not known. None if
-    one of the seeds that choose lacks a run.
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Tries × report seeds, higher is better: NaN on seeds of which a run is not known; and the
+    cells, settings × seeds, those that choose first. None if one of these lacks a run.
     """
     count = protocol.get("seeds", {}).get(task.problem, {})
     judges = min(int(protocol.get("budget", 0)), int(count.get("report", 0)))
@@ -154,7 +166,7 @@ def _curve(
     scores = validation[:, : len(chooses)].mean(axis=1)
     if not np.isfinite(scores).all():
         return None
-    return tuning.budget_curve(scores, test[:, len(chooses) :])
+    return tuning.budget_curve(scores, test[:, len(chooses) :]), last.cells
 
 
 def ahead(curve: pd.DataFrame, column: str = "difference") -> float:

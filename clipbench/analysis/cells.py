@@ -203,9 +203,9 @@ def _setting(
 
 def of_task(frame: pd.DataFrame, task: Sequence[Any]) -> pd.DataFrame:
     """The rows of one task."""
-    mask = pd.Series(True, index=frame.index)
+    mask = np.ones(len(frame), dtype=bool)
     for name, value in zip(TASK, task, strict=True):
-        mask &= frame[name] == value
+        mask &= (frame[name] == value).to_numpy(dtype=bool, na_value=False)
     return frame[mask]
 
 

@@ -84,6 +84,7 @@ class Axis:
     cosine: np.ndarray
     lost: np.ndarray
     diverged: np.ndarray
+    cells: np.ndarray  # identities; empty where no run is
 
     @property
     def known(self) -> np.ndarray:
@@ -138,6 +139,7 @@ def along(
         name: np.full(shape, math.nan)
         for name in ("validation", "test", "succeeded", *TAKEN, "lost", "diverged")
     }
+    cells = np.full(shape, "", dtype=object)
     row_of = {_point(row): number for number, row in enumerate(points.to_dict("records"))}
     column_of = {seed: number for number, seed in enumerate(seeds)}
     better, by_metric = 1 if about["higher_is_better"] else -1, about["judged_by_metric"]
@@ -145,6 +147,7 @@ def along(
         place = row_of.get(_point(row)), column_of.get(row["seed"])
         if None in place or row["status"] == Status.FAILED:
             continue
+        cells[place] = row["cell"]
         validation, test = _grades(row, about, grade, starts)
         table["validation"][place] = validation * (better if by_metric else -1)
         table["test"][place] = test * better
@@ -154,7 +157,7 @@ def along(
         table["diverged"][place] = row["status"] == Status.DIVERGED
         if about["success"] is not None:
             table["succeeded"][place] = better * test >= better * about["success"]
-    return Axis(points, seeds, **table)
+    return Axis(points, seeds, **table, cells=cells)
 
 
 def _point(row: Mapping[str, Any]) -> tuple[float, str, float]:
@@ -422,3 +425,12 @@ def gap_of(sides: Sequence[Axis | None]) -> tuple[float, float, int]:
         tuning.standard_error(one.without - other.without) if known.sum() >= FEWEST else math.nan
     )
     return one.estimate - other.estimate, error, int(known.sum())
+
+
+def behind(sides: Sequence[Axis | None]) -> set[str]:
+    """The cells that a level or a difference is made of: those of the seeds that all sides know."""
+    present = [side for side in sides if side is not None]
+    if len(present) < len(sides):
+        return set()
+    known = np.logical_and.reduce([side.known for side in present])
+    return {cell for side in present for cell in side.cells[:, known].flat}

@@ -17,6 +17,7 @@ DEFAULT = "torch"  # what torch does if nothing is asked
 MACHINE = ["device", "dtype", "environment", "threads"]
 SIZED = [*MACHINE, "part", "parameters", "tensors", "problem", "batch"]
 METHOD = [*SIZED, "optimizer", "clip", "implementation"]
+Columns = Mapping[str, np.ndarray[Any, Any]]
 RATIOS = ("ratio", "relative", "share")
 MEASURES = [
     "size",
@@ -60,37 +61,36 @@ def implementations(throughput: pd.DataFrame) -> pd.DataFrame:
         [*SIZED, "optimizer", "clip", "block"],
         "default",
     )
+    measured = {name: frame[name].to_numpy() for name in frame.columns}
     rows = []
-    for values, blocks in frame.groupby(METHOD, dropna=False, sort=True):
+    for values, places in frame.groupby(METHOD, dropna=False, sort=True).indices.items():
         method = dict(zip(METHOD, values, strict=True))
-        here = blocks[blocks["usable"]]
-        row = {
-            **method,
-            "size": _size(blocks.iloc[0]),
-            "blocks": len(here),
-            "invalid": len(blocks) - len(here),
-        }
-        for name, ratios in _ratios(method, here).items():
-            interval = statistics.median_interval(ratios.dropna())
-            row |= {
-                name: interval.estimate,
-                f"{name}_low": interval.low,
-                f"{name}_high": interval.high,
-            }
-        quantiles = (
-            here["each"].quantile([0.05, 0.5, 0.95]).to_numpy() if len(here) else np.full(3, np.nan)
-        )
-        row |= dict(zip(("seconds_5", "seconds_50", "seconds_95"), quantiles, strict=True))
-        row["samples_per_second"] = method["batch"] / quantiles[1]
-        row["bytes_per_second"] = blocks["floor_bytes"].iloc[0] / quantiles[1]
-        rows.append(
-            row
-            | {
-                name: blocks[name].iloc[0]
-                for name in ("threshold", "peak_bytes", "kernels", "synchronisations")
-            }
-        )
+        blocks = {name: column[places] for name, column in measured.items()}
+        here = {name: column[blocks["usable"]] for name, column in blocks.items()}
+        rows.append(_row(method, blocks, here))
     return table_of(rows, [*METHOD, *MEASURES])
+
+
+def _row(method: Mapping[str, Any], blocks: Columns, here: Columns) -> dict[str, Any]:
+    """The measures of one method over its ``blocks``, of which those that are ``here`` count."""
+    first = {name: column[0] for name, column in blocks.items()}
+    row = {
+        **method,
+        "size": _size(first),
+        "blocks": len(here["each"]),
+        "invalid": len(blocks["each"]) - len(here["each"]),
+    }
+    for name, ratios in _ratios(method, here).items():
+        interval = statistics.median_interval(ratios[~np.isnan(ratios)])
+        row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    quantiles = (
+        np.quantile(here["each"], [0.05, 0.5, 0.95]) if len(here["each"]) else np.full(3, np.nan)
+    )
+    row |= dict(zip(("seconds_5", "seconds_50", "seconds_95"), quantiles, strict=True))
+    row["samples_per_second"] = method["batch"] / quantiles[1]
+    row["bytes_per_second"] = first["floor_bytes"] / quantiles[1]
+    same = ("threshold", "peak_bytes", "kernels", "synchronisations")
+    return row | {name: first[name] for name in same}
 
 
 def quickest(table: pd.DataFrame) -> pd.DataFrame:
@@ -115,14 +115,15 @@ def quickest(table: pd.DataFrame) -> pd.DataFrame:
             continue
         relative = timed["relative"].where(timed["implementation"] != DEFAULT, 1.0).fillna(np.inf)
         sure = (timed["relative_high"] < 1) & (timed["implementation"] != DEFAULT)
-        best = timed.loc[(relative[sure] if sure.any() else relative).idxmin()]
+        best = timed.loc[(relative[sure] if sure.any() else relative).idxmin()].to_dict()
+        usual = default.iloc[0].to_dict()
         row = {
             **dict(zip(keys, values, strict=True)),
             "size": best["size"],
             "implementation": best["implementation"],
         }
         for name, pair in sides.items():
-            row |= dict(zip(pair, (default.iloc[0][name], best[name]), strict=True))
+            row |= dict(zip(pair, (usual[name], best[name]), strict=True))
         rows.append(row)
     return table_of(
         rows, [*keys, "size", "implementation", *(name for pair in sides.values() for name in pair)]
@@ -148,7 +149,7 @@ def _with_partner(
     return frame.merge(lone, on=on, how="left", sort=False)
 
 
-def _size(row: pd.Series) -> str:
+def _size(row: Mapping[str, Any]) -> str:
     """The name of a size in figures and tables: a workload with its number of parameters, or the
     size's own name.
     """
@@ -159,7 +160,7 @@ def _size(row: pd.Series) -> str:
     )
 
 
-def _ratios(method: Mapping[str, Any], here: pd.DataFrame) -> dict[str, pd.Series[float]]:
+def _ratios(method: Mapping[str, Any], here: Columns) -> dict[str, np.ndarray[Any, Any]]:
     """The ratios of a method in each round; empty for the ratio of a thing to itself."""
     taken = {
         "ratio": here["each"] / here["unclipped"],
@@ -167,7 +168,7 @@ def _ratios(method: Mapping[str, Any], here: pd.DataFrame) -> dict[str, pd.Serie
     }
     taken["share"] = here["floor_seconds"] / here["each"]
     if method["clip"] == "none":
-        taken["ratio"] = taken["ratio"].iloc[:0]
+        taken["ratio"] = taken["ratio"][:0]
     if method["implementation"] == DEFAULT:
-        taken["relative"] = taken["relative"].iloc[:0]
+        taken["relative"] = taken["relative"][:0]
     return taken

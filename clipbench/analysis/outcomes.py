@@ -295,14 +295,12 @@ def compare(drawn: pd.DataFrame, pairs: pd.DataFrame, components: Components) ->
 def _difference(
     arm: pd.DataFrame, baseline: pd.DataFrame, about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    both = arm.merge(baseline, on="seed", suffixes=("", "_baseline"), sort=True)
+    shared = np.intersect1d(arm["seed"], baseline["seed"])
     first, second = (
-        both[arm.columns],
-        both[["seed", *(f"{name}_baseline" for name in baseline.columns if name != "seed")]],
+        side[side["seed"].isin(shared)].sort_values("seed") for side in (arm, baseline)
     )
-    second = second.rename(columns=lambda name: name.removesuffix("_baseline"))
     nothing = {
-        "n": len(both),
+        "n": len(shared),
         "statistic": "",
         "estimate": np.nan,
         "low": np.nan,
@@ -310,17 +308,17 @@ def _difference(
         "p": np.nan,
     }
     a, b = worst_filled(first, about), worst_filled(second, about)
-    if np.isnan(a).any() or np.isnan(b).any() or len(both) < len(arm):
+    if np.isnan(a).any() or np.isnan(b).any() or len(shared) < len(arm):
         gone = any(side["ended"].isin(UNKNOWN).any() for side in (first, second))
         return {
             **nothing,
-            "note": Note.INCOMPLETE if gone or len(both) < len(arm) else Note.NO_VALUE,
+            "note": Note.INCOMPLETE if gone or len(shared) < len(arm) else Note.NO_VALUE,
         }
     if _never_fired(first):
         return {**nothing, "p": 1.0, "note": Note.NEVER_FIRED}
     if about["success"] is not None:
         won, lost = succeeded(first, about), succeeded(second, about)
-        interval = statistics.share_difference(int(won.sum()), int(lost.sum()), len(both))
+        interval = statistics.share_difference(int(won.sum()), int(lost.sum()), len(shared))
         return {
             **nothing,
             "statistic": "share",

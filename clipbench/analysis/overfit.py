@@ -48,11 +48,13 @@ def stopping(
     return table_of(rows, COLUMNS)
 
 
-def validation(evals: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
-    """The median validation loss over report seeds at the chosen setting, a row per task, arm and
-    evaluated step.
-    """
-    chosen = drawn[(drawn["reading"] == Reading.ALL) & (drawn["ended"] != Outcome.DIVERGED)]
+def going_on(drawn: pd.DataFrame) -> pd.DataFrame:
+    """The report runs at the chosen setting that did not diverge."""
+    return drawn[(drawn["reading"] == Reading.ALL) & (drawn["ended"] != Outcome.DIVERGED)]
+
+
+def validation(evals: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    """The median validation loss of the ``chosen`` runs, a row per task, arm and evaluated step."""
     mine = evals[(evals["split"] == "validation") & (evals["metric"] == LOSS)]
     mine = plain(mine)[["cell", "step", "value"]].merge(chosen[[*ARM, "cell"]], on="cell")
     return mine.groupby([*ARM, "step"], as_index=False)["value"].median()

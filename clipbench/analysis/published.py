@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,27 +54,8 @@ def published(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
     there is no bound. ``complete`` and ``holds`` are of the whole claim: whether as many runs as it
     needs did not fail, and whether it holds; an incomplete claim never holds.
     """
-    frame = plain(
-        cells[
-            (cells["role"] == Role.SELECT)
-            & (cells["optimizer"] == "sgd")
-            & (cells["dtype"] == "float64")
-        ]
-    )
-    documents = frame["settings"].map(json.loads)
-    frame = frame.assign(
-        own=[document["workload"]["settings"] for document in documents],
-        asked=[document["steps"] for document in documents],
-        bare=[not document["optimizer"]["settings"] for document in documents],
-        beside=[_clip_settings(document["clip"]["settings"]) for document in documents],
-        value=frame["metric_value"],
-        ended=frame["outcome"],
-    )
     rows = []
-    for claim in CLAIMS:
-        sides = [_of(frame, claim, side) for side in claim.sides]
-        if any(side.empty for side in sides):
-            continue
+    for claim, sides in _met(cells):
         ran = [side[side["status"] != Status.FAILED] for side in sides]
         complete = all(_enough(mine, claim.runs) for mine in ran)
         seen = [_value(side, claim.measure, components) for side in ran]
@@ -103,6 +84,35 @@ def published(cells: pd.DataFrame, components: Components) -> pd.DataFrame:
             for side, mine, value in zip(claim.sides, ran, seen, strict=True)
         ]
     return table_of(rows, COLUMNS)
+
+
+def behind(cells: pd.DataFrame) -> set[str]:
+    """The cells that the sides of the claims are made of."""
+    return {cell for _, sides in _met(cells) for side in sides for cell in side["cell"]}
+
+
+def _met(cells: pd.DataFrame) -> Iterator[tuple[Claim, list[pd.DataFrame]]]:
+    """Each claim with the runs of its sides, if each of these has at least one."""
+    frame = plain(
+        cells[
+            (cells["role"] == Role.SELECT)
+            & (cells["optimizer"] == "sgd")
+            & (cells["dtype"] == "float64")
+        ]
+    )
+    documents = frame["settings"].map(json.loads)
+    frame = frame.assign(
+        own=[document["workload"]["settings"] for document in documents],
+        asked=[document["steps"] for document in documents],
+        bare=[not document["optimizer"]["settings"] for document in documents],
+        beside=[_clip_settings(document["clip"]["settings"]) for document in documents],
+        value=frame["metric_value"],
+        ended=frame["outcome"],
+    )
+    for claim in CLAIMS:
+        sides = [_of(frame, claim, side) for side in claim.sides]
+        if not any(side.empty for side in sides):
+            yield claim, sides
 
 
 def _clip_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

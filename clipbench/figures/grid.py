@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullLocator
 
@@ -34,6 +35,9 @@ HATCHES = {
     "no_value": "....",
 }
 BLANK = (Outcome.DIVERGED, Status.FAILED, "no_value")  # a cell with one of these has no mean
+SIGNS = {1: ("+", "better"), -1: ("_", "worse")}  # sign of a gain → its marker, and what it is
+NARROW = 0.25  # inches of a cell: below, what is written beside each other is written upright
+LIGHT = 1.5  # sum of a colour's three parts: above, it is light
 SHADES = 40  # matplotlib draws a colour bar of 50 shades or more as an embedded bitmap
 
 
@@ -47,7 +51,8 @@ def draw(
     footer: str,
 ) -> Figure:
     """The gain over the best setting without a clip, over lr × threshold: a panel per clipped arm,
-    with the unclipped optimizer as the lowest row; blue is better, red is worse.
+    with the unclipped optimizer as the lowest row; blue and a plus are better, red and a minus
+    worse.
 
     What is gained is what ``statistic`` says: the mean over the selection seeds, or the share of
     them that succeeded. Without such an optimizer, the arm's own best setting is the one. If a seed
@@ -58,12 +63,12 @@ def draw(
     clipped = arms[arms["clip"] != "none"]
     shown = clipped if len(clipped) else arms
     optimizers, clips = order(shown["optimizer_label"]), order(shown["clip_label"])
-    tall = (
-        max((len(_thresholds(settings[settings["arm"] == arm])) for arm in shown["arm"]), default=1)
-        + 1
-    )
+    panels = [settings[settings["arm"] == arm] for arm in shown["arm"]]
+    tall = max((len(_thresholds(rows)) for rows in panels), default=1) + 1
     figure = blank(3.5 * len(clips) + 1.3, (0.26 * tall + 0.75) * len(optimizers) + 0.8, footer)
     grid = figure.subplots(len(optimizers), len(clips), squeeze=False)
+    across = max((rows["lr"].nunique() for rows in panels), default=1)
+    narrow = (figure.get_figwidth() - 1.3) / len(clips) / across < NARROW
     for axes in grid.flat:
         axes.set_axis_off()
     shares = bool((settings["statistic"] == "share").any())
@@ -84,24 +89,27 @@ def draw(
             settings[settings["arm"] == arm["partner"]] if arm["partner"] else settings.iloc[:0]
         )
         pick = chosen[chosen["arm"].isin([arm["arm"], arm["partner"]])]
-        _panel(axes, rows, partner, pick, norm, paint)
-        axes.set_title(arm.get("label", arm["arm"]))
+        _panel(axes, rows, partner, pick, norm, paint, narrow)
+        title = str(arm.get("label", arm["arm"]))
+        axes.set_title(title.replace(" + ", "\n+ ") if narrow else title)
         axes.set_ylabel(axis_label(arm["setting"], relative=False))
     for axes in grid[-1]:
         axes.set_xlabel("learning rate")
     if len(valued) or shares:
         extend = "neither" if shares else "both"
-        _colour_bar(figure, grid, ScalarMappable(norm=norm, cmap=paint), label, extend)
-    _legend(figure, settings, shares)
+        where = "bottom" if narrow else "right"
+        _colour_bar(figure, grid, ScalarMappable(norm=norm, cmap=paint), label, extend, where)
+    _legend(figure, settings, shares, columns=3 if narrow else 6)
     return figure
 
 
 def _colour_bar(
-    figure: Figure, grid: Any, colours: ScalarMappable, label: str, extend: str
+    figure: Figure, grid: Any, colours: ScalarMappable, label: str, extend: str, where: str
 ) -> None:
     scale = figure.colorbar(
         colours,
         ax=grid,
+        location=where,
         shrink=0.7,
         pad=0.02,
         aspect=28,
@@ -111,14 +119,13 @@ def _colour_bar(
     scale.outline.set_visible(False)
     if scale.solids is not None:
         scale.solids.set_edgecolor("face")
-    scale.ax.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: number(float(f"{value:.3g}")))
-    )
-    scale.ax.yaxis.set_minor_locator(NullLocator())
+    along = scale.ax.xaxis if where == "bottom" else scale.ax.yaxis
+    along.set_major_formatter(FuncFormatter(lambda value, _: number(float(f"{value:.3g}"))))
+    along.set_minor_locator(NullLocator())
 
 
-def _legend(figure: Figure, settings: pd.DataFrame, shares: bool) -> None:
-    handles = [
+def _legend(figure: Figure, settings: pd.DataFrame, shares: bool, columns: int) -> None:
+    handles: list[Any] = [
         Patch(
             facecolor="#d9d9d9"
             if name in BLANK and not (shares and name == Outcome.DIVERGED)
@@ -131,8 +138,12 @@ def _legend(figure: Figure, settings: pd.DataFrame, shares: bool) -> None:
         if settings[name].sum()
     ]
     handles.append(Patch(facecolor="none", edgecolor="#d00000", lw=1.6, label="chosen setting"))
+    handles += [
+        Line2D([], [], ls="", marker=marker, color="black", ms=4, mew=0.8, label=word)
+        for marker, word in SIGNS.values()
+    ]
     figure.legend(
-        handles=handles, loc="outside upper left", ncols=6, handlelength=2.2, handleheight=1.4
+        handles=handles, loc="outside upper left", ncols=columns, handlelength=2.2, handleheight=1.4
     )
 
 
@@ -169,6 +180,7 @@ def _panel(
     pick: pd.DataFrame,
     norm: Normalize,
     paint: Any,
+    narrow: bool,
 ) -> None:
     lrs = sorted(set(rows["lr"]) | set(partner["lr"]))
     levels = [*([Threshold()] if len(partner) else []), *_thresholds(rows)]
@@ -189,7 +201,9 @@ def _panel(
         edges_x, edges_y, known, cmap=paint, norm=norm, edgecolors="white", linewidth=0.6
     )
     for column, height, spoiled, seeds in marks:
-        _mark(axes, (column, height), spoiled, seeds, _colour(values[height, column], norm, paint))
+        colour = _colour(values[height, column], norm, paint)
+        _mark(axes, (column, height), spoiled, seeds, colour, "\n" if narrow else " ")
+    _signs(axes, values, norm, paint)
     for choice in pick.to_dict("records"):
         threshold = Threshold.of(choice)
         if (
@@ -214,7 +228,7 @@ def _panel(
             )
     if len(partner):
         axes.axhline(0.5, color="white", lw=2.5)
-    axes.set_xticks(range(len(lrs)), [number(lr) for lr in lrs])
+    axes.set_xticks(range(len(lrs)), [number(lr) for lr in lrs], rotation=90 if narrow else 0)
     axes.set_yticks(range(len(levels)), [_tick(one) for one in levels])
     axes.tick_params(length=0)
     for spine in axes.spines.values():
@@ -226,13 +240,30 @@ def _colour(value: float, norm: Normalize, paint: Any) -> Any:
     return None if np.isnan(value) else paint(norm(value))
 
 
+def _signs(axes: Axes, values: Any, norm: Normalize, paint: Any) -> None:
+    """A plus or a minus in the corner of every cell that gains or loses: in grey, blue and red are
+    one.
+    """
+    for sign, (marker, _) in SIGNS.items():
+        heights, columns = np.nonzero(np.sign(values) == sign)
+        light = paint(norm(values[heights, columns]))[:, :3].sum(axis=1) > LIGHT
+        for ink, these in (("black", light), ("white", ~light)):
+            x, y = columns[these] - 0.34, heights[these] + 0.3
+            axes.plot(x, y, marker, color=ink, ms=3.5, mew=0.7, zorder=7)
+
+
 def _mark(
-    axes: Axes, place: tuple[int, int], spoiled: Mapping[str, int], seeds: int, colour: Any
+    axes: Axes,
+    place: tuple[int, int],
+    spoiled: Mapping[str, int],
+    seeds: int,
+    colour: Any,
+    between: str,
 ) -> None:
     """The letters and the hatch of a cell with spoiled seeds."""
     worst = next(iter(spoiled))
     column, height = place
-    dark = colour is None or sum(colour[:3]) > 1.5
+    dark = colour is None or sum(colour[:3]) > LIGHT
     axes.add_patch(
         Rectangle(
             (column - 0.48, height - 0.47),
@@ -244,7 +275,7 @@ def _mark(
             lw=0,
         )
     )
-    text = " ".join(
+    text = between.join(
         f"{LETTERS[name]}{count if count < seeds else ''}" for name, count in spoiled.items()
     )
     box = {"boxstyle": "square,pad=0.15", "facecolor": "#ffffffd8", "edgecolor": "none"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -51,16 +49,12 @@ def draw(table: pd.DataFrame, footer: str) -> Figure:
             axes.axhline(1, color=FAINT, lw=0.8)
             axes.set_title(f"{optimizer} + {clip}")
             mine = rows[(rows["optimizer"] == optimizer) & (rows["clip"] == clip)]
-            for row in mine.to_dict("records"):
-                tint, marker = looks[row["implementation"]]
-                x = sizes.index(row["size"]) + APART * (
-                    names.index(row["implementation"]) - (len(names) - 1) / 2
-                )
-                if not math.isnan(row["relative_low"]):
-                    axes.plot(
-                        [x, x], [row["relative_low"], row["relative_high"]], "-", color=tint, lw=1.5
-                    )
-                axes.plot([x], [row["relative"]], marker, color=tint, ms=3.5)
+            for implementation, timed in mine.groupby("implementation", sort=True):
+                tint, marker = looks[str(implementation)]
+                aside = APART * (names.index(str(implementation)) - (len(names) - 1) / 2)
+                x = timed["size"].map(sizes.index) + aside
+                axes.vlines(x, timed["relative_low"], timed["relative_high"], color=tint, lw=1.5)
+                axes.plot(x, timed["relative"], marker, color=tint, ms=3.5)
             axes.set_yscale("log", base=2)
             axes.yaxis.set_major_locator(LogLocator(base=2, numticks=8))
             axes.yaxis.set_minor_locator(NullLocator())

@@ -58,6 +58,7 @@ STYLE: Any = {
     "axes.titlesize": 8.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # no ticks are above a panel: what looks for them takes time
     "axes.labelsize": 8,
     "axes.labelcolor": INK,
     "axes.edgecolor": "#666666",
@@ -249,7 +250,8 @@ def render(figure: Figure, forms: Iterable[str]) -> dict[str, bytes]:
     with mpl.rc_context({**STYLE, **_look.get().rc}):
         # text is wider or narrower at another resolution: what is laid out must be what is drawn
         figure.set_dpi(DPI)
-        figure.draw_without_rendering()
+        if (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)
         figure.set_layout_engine(None)  # laid out once; any engine would have it drawn again
         for form in forms:
             drawn = io.BytesIO()

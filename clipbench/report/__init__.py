@@ -8,14 +8,16 @@ and ``figures/``; the order of the page is in ``sections``. Nothing here draws: 
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from clipbench.errors import UsageError, nearest
 from clipbench.figures.style import COLUMN, COLUMNS, PAGE, looking
-from clipbench.report import advice, answer, sections, viewer, watched
+from clipbench.report import advice, answer, latex, sections, viewer, watched
 from clipbench.report.evidence import Evidence, part, read
 from clipbench.report.folder import replace
 from clipbench.report.parts import Part, Picture, Table, flattened
@@ -55,13 +57,26 @@ def write(
     _checked([style], STYLES, "style")
     folder = folder or store.folder / "report"
     largest = kept.get("largest", math.inf)
-    with looking(STYLES[style]):
+    with _rarely_collecting(), looking(STYLES[style]):
         if store.watched:
             files = _files(_of_loops(store), wanted, largest)
         else:
             seen = read(store) if only is None else part(read(store), only)
             files = _files(_of_study(seen), wanted, largest, seen)
     return replace(folder, files)
+
+
+@contextmanager
+def _rarely_collecting() -> Iterator[None]:
+    """Look for unreachable objects after every 50,000th new one: figures and frames are hundreds of
+    thousands that live on, and to walk them at Python's own pace takes a tenth of a report's time.
+    """
+    usual = gc.get_threshold()
+    gc.set_threshold(50_000, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
 
 
 def _of_study(evidence: Evidence) -> dict[str, Any]:
@@ -121,7 +136,10 @@ def _beside(parts: Iterable[Part], wanted: list[str]) -> Iterator[tuple[str, byt
         if "csv" in wanted:
             yield f"tables/{table.name}.csv", table.csv.encode()
         if "tex" in wanted and table.rows:
-            yield f"tables/{table.name}.tex", render("table.tex.j2", {"table": table}).encode()
+            blocks = latex.blocks(table)
+            long = sum(block.lines for block in blocks) > latex.LINES
+            told = {"table": table, "blocks": blocks, "long": long}
+            yield f"tables/{table.name}.tex", render("table.tex.j2", told).encode()
         if {"md", "csv"} <= set(wanted) and table.rows:
             told = {"table": table, "csv": False, "left_out": ()}
             yield f"tables/{table.name}.md", render("table.md.j2", told).encode()

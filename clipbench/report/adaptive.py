@@ -41,7 +41,7 @@ def section(evidence: Evidence) -> Section:
     )
     labelled = evidence.labelled(gaps)
     panels = gap_panels(evidence, gaps, "improvement in {} by the clip")
-    cells = evidence.cells
+    cells = evidence.behind(gaps)
     shown = []
     if others:  # otherwise it is the headline's figure
         caption = (

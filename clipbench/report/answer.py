@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from clipbench.analysis.form import norm_over_value
+from clipbench.report import hover
 from clipbench.report.evidence import Evidence
 from clipbench.report.headline import without_stopping
 from clipbench.report.parts import Part, Verdicts
@@ -311,6 +312,7 @@ def _row(evidence: Evidence, row: Row) -> tuple[list[str], dict[str, Any]]:
         "sign": sign,
         "colour": colour,
         "hover": torch_line(evidence, row),
+        "titles": hover.titles(row),
         "strip": _strip(evidence, row),
         "lead": row["instead_low"] > 0,
     }

@@ -66,7 +66,7 @@ def _picture(evidence: Evidence, shown: pd.DataFrame) -> Part:
         for task in evidence.tasks
         for partner, rows in evidence.of(shown, task).groupby("partner", sort=True)
     ]
-    cells = evidence.cells
+    cells = evidence.cells_of(cell for cells in shown["cells"] for cell in cells)
     figure = partial(draw, panels, arm_colours(evidence.arms), evidence.footer(cells))
     caption = "What tuning is expected to reach, against the number of settings tried."
     return picture(evidence, figure, caption, cells, "budget")
@@ -105,8 +105,7 @@ def _table(evidence: Evidence, task: Task) -> Table:
         "beside the verdict",
     ]
     caption = f"{evidence.labels[task]}: what trying thresholds is expected to reach."
-    data = pd.DataFrame(ends)
-    data = evidence.labelled(data)
+    data = evidence.labelled(pd.DataFrame(ends).drop(columns="cells"))
     return Table(
         evidence.name("tables", "budget", evidence.labels[task]), caption, head, rows, data
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from importlib.resources import files
@@ -119,19 +119,19 @@ class Evidence:
         found = self.plan.get("protocol", {}).get("schedule")
         return None if found is None else str(found)
 
-    @property
+    @cached_property
     def schedules(self) -> set[str]:
         """The schedules of the learning rate that the study's optimizers have."""
         return set(map(schedule_of, self.arms["optimizer_label"]))
 
-    @property
+    @cached_property
     def schedule(self) -> str | None:
         """The schedule of the headline; None if it is constant, or if the study has several and
         names none.
         """
         met = self.schedules
         named = self.named
-        found = named if named in met else met.pop() if len(met) == 1 else CONSTANT
+        found = named if named in met else min(met) if len(met) == 1 else CONSTANT
         return None if found == CONSTANT else found
 
     def short(self, arm: str) -> str:
@@ -185,7 +185,7 @@ class Evidence:
         """By which checkpoint runs are graded first: ``best`` or ``last``."""
         return str(self.plan.get("protocol", {}).get("grade", "best"))
 
-    @property
+    @cached_property
     def costs(self) -> pd.DataFrame:
         """What each clip costs in torch's default implementation."""
         return _costs(self.throughput)
@@ -197,6 +197,19 @@ class Evidence:
     def of(self, frame: pd.DataFrame, task: Sequence[Any]) -> pd.DataFrame:
         """The rows of one task."""
         return of_task(frame, task)
+
+    def cells_of(self, ids: Iterable[str]) -> pd.DataFrame:
+        """The cells with these identities."""
+        return self.cells[self.cells["cell"].isin(set(ids))]
+
+    def behind(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The cells that rows of levels, or of differences from a ``partner``, are made of."""
+        sides = [name for name in ("arm", "partner") if name in rows.columns]
+        found = set[str]()
+        for row in rows.to_dict("records"):
+            task = Task.of(row)
+            found |= headline.behind([self.axes.get((task, row[s], row["grade"])) for s in sides])
+        return self.cells_of(found)
 
     def machine(self, environment: str) -> str:
         """An environment in words: its key, and what computed there."""
@@ -344,7 +357,7 @@ def _gaps_of(store: Store, number: int) -> pd.DataFrame | str:
         again, line = Store(store.replicas[number]), f"\nreplica = {number}\n"
         if line not in again.study or again.study.replace(line, "\n", 1) != store.study:
             return "its page is not that of this study"
-        gaps = read(again).gaps
+        gaps = headline.of_store(again).gaps
     except UsageError as wrong:
         return str(wrong).removesuffix(".")
     return f"{next(iter(again.bad))} is damaged" if again.bad else gaps

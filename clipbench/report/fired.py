@@ -28,7 +28,7 @@ def section(evidence: Evidence) -> Section:
         if mine.empty:  # one threshold is told by the table
             continue
         cells = evidence.of(evidence.cells, task)
-        cells = cells[(cells["role"] == Role.SELECT) & (cells["clip"] != "none")]
+        cells = cells[(cells["role"] == Role.SELECT) & cells["arm"].isin(mine["arm"])]
         figure = partial(draw, mine, evidence.shown(arms), evidence.footer(cells))
         caption = (
             f"{evidence.labels[task]}: share of steps in which the clip altered at least one "

@@ -37,7 +37,7 @@ def section(evidence: Evidence) -> Section:
         "The norm clip against the value clip of the same optimizer, each at the threshold fixed "
         "in advance: positive if norm is better, with a 95 % interval. The band is the margin."
     )
-    cells = evidence.cells
+    cells = evidence.behind(pairs)
     figure = partial(draw, drawn, panels, arm_colours(evidence.arms), evidence.footer(cells))
     return Section(
         "form",

@@ -69,11 +69,6 @@ def headed(evidence: Evidence, task: Task, parts: Sequence[Part]) -> list[Part]:
     )
 
 
-def report_cells(evidence: Evidence, drawn: pd.DataFrame) -> pd.DataFrame:
-    """The cells behind the drawn rows."""
-    return evidence.cells[evidence.cells["cell"].isin(set(drawn["cell"].dropna()))]
-
-
 def drawable(evidence: Evidence, task: Task) -> pd.DataFrame:
     """The arms of one task; if a figure has no room for all of them, those of the named methods."""
     arms = evidence.of(evidence.arms, task)
@@ -106,10 +101,14 @@ def lines(
     evidence: Evidence,
     panels: Sequence[dict[str, Any]],
     caption: str,
-    cells: pd.DataFrame,
     *name: str,
 ) -> list[Picture]:
-    """The figure of these panels; none if there is no panel."""
+    """The figure of these panels, each line with the ``cells`` that it is made of; none if there
+    is no panel.
+    """
+    cells = evidence.cells_of(
+        cell for panel in panels for line in panel["lines"] for cell in line["cells"]
+    )
     figure = partial(draw, panels, evidence.footer(cells))
     return [picture(evidence, figure, caption, cells, *name)] if panels else []
 

@@ -26,7 +26,9 @@ def section(evidence: Evidence) -> Section:
         if mine.empty:
             continue
         cells = evidence.of(evidence.cells, task)
-        cells = cells[(cells["role"] == Role.SELECT) & cells["arm"].isin(arms["arm"])]
+        clipped = arms[arms["clip"] != "none"]
+        seen = {*clipped["arm"], *clipped["partner"]} if len(clipped) else {*arms["arm"]}
+        cells = cells[(cells["role"] == Role.SELECT) & cells["arm"].isin(seen)]
         shares = about["success"] is not None
         measure = metric_note(about) if shares else f"{metric_words(about)}, mean over seeds"
         figure = partial(
@@ -40,8 +42,9 @@ def section(evidence: Evidence) -> Section:
         )
         caption = (
             f"{evidence.labels[task]}: {measure} after the last step, on selection seeds, less the "
-            "best that the optimizer has without a clip (blue is better, red worse), over learning "
-            "rate × threshold (× is a multiple of the median size of the raw gradient). "
+            "best that the optimizer has without a clip (blue and + are better, red and − worse), "
+            "over learning rate × threshold (× is a multiple of the median size of the raw "
+            "gradient). "
             "D, C, S, F: seeds that diverged, collapsed, stalled, failed, with their number "
             f"unless all did; ?: seeds that ran but have no value. {_grey(shares)} The red frame "
             "is the setting that was chosen, by validation loss."

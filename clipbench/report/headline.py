@@ -82,7 +82,7 @@ def section(evidence: Evidence) -> Section:
     if len(gaps):
         parts += [Text(VERDICTS), List([Text(one) for one in _families(evidence, gaps)])]
         panels = gap_panels(evidence, gaps, "improvement in {} by the clip")
-        cells = evidence.cells
+        cells = evidence.behind(gaps)
         figure = partial(
             draw,
             evidence.labelled(gaps),

@@ -49,8 +49,9 @@ def section(evidence: Evidence) -> Section:
     ]
     if panels:
         caption = "What each method is expected to reach, with a 95 % interval; the best is on top."
-        figure = partial(draw, panels, arm_colours(evidence.arms), evidence.footer(evidence.cells))
-        parts.append(picture(evidence, figure, caption, evidence.cells, "instead"))
+        cells = evidence.behind(levels.dropna(subset=["estimate"]))
+        figure = partial(draw, panels, arm_colours(evidence.arms), evidence.footer(cells))
+        parts.append(picture(evidence, figure, caption, cells, "instead"))
     if len(rows):
         parts.append(foldable(_rivals(evidence)))
     if len(lower):

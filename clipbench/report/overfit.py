@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from clipbench.analysis.overfit import stopping, validation
+from clipbench.analysis.overfit import going_on, stopping, validation
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import by_optimizer, foldable, lines, report_cells
+from clipbench.report.frames import by_optimizer, foldable, lines
 from clipbench.report.parts import Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import gap_places, metric_words, percent, signed
@@ -24,22 +24,26 @@ def section(evidence: Evidence) -> Section:
     )
     if pairs.empty:
         return Section("overfit", TITLE, [])
-    curves = validation(evidence.evals, evidence.drawn)
+    chosen = going_on(evidence.drawn)
+    curves = validation(evidence.evals, chosen)
 
     def line(task: Task, arm: str) -> dict[str, Any] | None:
         mine = evidence.of(curves, task)
         mine = mine[mine["arm"] == arm]
-        return {"x": list(mine["step"]), "y": list(mine["value"])} if len(mine) else None
+        if mine.empty:
+            return None
+        ran = evidence.of(chosen, task)
+        cells = list(ran.loc[ran["arm"] == arm, "cell"])
+        return {"x": list(mine["step"]), "y": list(mine["value"]), "cells": cells}
 
     panels = by_optimizer(evidence, line, lambda _: "validation loss", x="step")
-    cells = report_cells(evidence, evidence.drawn)
     caption = (
         "The median validation loss of the report seeds at the setting that was chosen: where it "
         "rises, the model overfits."
     )
     less = int((pairs["stopping"] < pairs["stopping_without"]).sum())
     words = paragraphs("overfit", pairs=len(pairs), less=less, seeds=int(pairs["n"].max()))
-    shown = lines(evidence, panels, caption, cells, "overfit")
+    shown = lines(evidence, panels, caption, "overfit")
     return Section("overfit", TITLE, [*words, *shown, foldable(_table(evidence, pairs))])
 
 

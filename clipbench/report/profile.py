@@ -20,6 +20,8 @@ def section(evidence: Evidence) -> Section:
     rows = profiles(evidence.levels, evidence.components, evidence.grade)
     if rows.empty:
         return Section("profile", TITLE, [])
+    levels = evidence.levels[evidence.levels["grade"] == evidence.grade]
+    levels = levels[levels["problem"].map(lambda name: bool(evidence.about([name])["margin"]))]
     panels = [
         {
             "title": evidence.short(str(optimizer)),
@@ -30,6 +32,7 @@ def section(evidence: Evidence) -> Section:
                     "clip": str(arm).partition(" + ")[2] or "none",
                     "x": list(mine["margins"]),
                     "y": list(mine["share"]),
+                    "cells": evidence.behind(levels[levels["arm"] == arm])["cell"],
                 }
                 for arm, mine in of_one.groupby("arm", sort=False)
             ],
@@ -39,7 +42,7 @@ def section(evidence: Evidence) -> Section:
     caption = (
         "The share of the problems on which a method is at most so many margins behind the best."
     )
-    shown = lines(evidence, panels, caption, evidence.cells, "profile")
+    shown = lines(evidence, panels, caption, "profile")
     table = Table(
         evidence.name("tables", "profile"),
         caption,

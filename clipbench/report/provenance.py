@@ -8,6 +8,7 @@ import pandas as pd
 
 from clipbench.report.evidence import Evidence, flat
 from clipbench.report.parts import Part, Section, Table, Text
+from clipbench.report.words import DASH, listed
 from clipbench.schema import RULES
 
 OLDER = {
@@ -83,26 +84,37 @@ def _preregistered(versions: list[dict[str, Any]]) -> str:
 
 
 def _environments(evidence: Evidence, environments: dict[str, dict[str, Any]]) -> Table:
-    used = evidence.cells["environment"].value_counts()
+    cells, blocks = (
+        frame["environment"].value_counts() for frame in (evidence.cells, evidence.throughput)
+    )
+    keys = sorted({*environments, *cells.index, *blocks.index})
+    counted = {
+        key: {"cells": int(cells.get(key, 0)), "timed blocks": int(blocks.get(key, 0))}
+        for key in keys
+    }
     fields = sorted({name for entry in environments.values() for name in entry})
     rows = [
         [
             key,
-            f"{int(used.get(key, 0)):,}",
-            *(str(environments[key].get(name, "")) for name in fields),
+            *(f"{count:,}" for count in counted[key].values()),
+            *(str(environments.get(key, {}).get(name, DASH)) for name in fields),
         ]
-        for key in sorted(environments)
+        for key in keys
     ]
     frame = pd.DataFrame(
-        [{"environment": key, **environments[key]} for key in sorted(environments)]
+        [{"environment": key, **counted[key], **environments.get(key, {})} for key in keys]
     )
     turned = [
         [name, *(row[index] for row in rows)]
-        for index, name in enumerate(["environment", "cells", *fields])
+        for index, name in enumerate(["environment", "cells", "timed blocks", *fields])
     ]
+    lost = [key for key in keys if key not in environments]
+    caption = "Where the cells were made, and where clips and steps were timed."
+    if lost:
+        caption += f" The folder names {listed(lost)} and does not describe it."
     return Table(
         evidence.name("tables", "environments"),
-        "Where the cells were made.",
+        caption,
         ["", *[""] * len(rows)],
         turned,
         frame,

@@ -7,13 +7,12 @@ from functools import partial
 import pandas as pd
 
 from clipbench.analysis.claims import Setting
-from clipbench.analysis.published import published
+from clipbench.analysis.published import behind, published
 from clipbench.figures.published import draw
 from clipbench.report.evidence import Evidence
 from clipbench.report.frames import picture
 from clipbench.report.parts import Section, Table, Text
 from clipbench.report.words import listed, plural
-from clipbench.schema import Role
 
 
 def section(evidence: Evidence) -> Section:
@@ -22,7 +21,7 @@ def section(evidence: Evidence) -> Section:
     if rows.empty:
         return Section("published", title, [])
     claims = rows.drop_duplicates("claim")
-    cells = evidence.cells[evidence.cells["role"] == Role.SELECT]
+    cells = evidence.cells_of(behind(evidence.cells))
     figure = partial(draw, rows, evidence.footer(cells))
     caption = (
         "What was seen (bars, with their value), and where it must lie (grey); some claims ask "

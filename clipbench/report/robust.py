@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from clipbench.report import stable
@@ -57,14 +58,15 @@ def _picture(evidence: Evidence) -> list[Picture]:
         if axis is None:
             return None
         shares = 1 - pd.DataFrame(axis.lost).mean(axis=1, skipna=True)
-        return {"x": [float(lr) for lr in axis.points["lr"]], "y": list(shares)}
+        cells = axis.cells[np.isfinite(axis.lost)]
+        return {"x": [float(lr) for lr in axis.points["lr"]], "y": list(shares), "cells": cells}
 
     panels = by_optimizer(evidence, line, lambda _: "seeds that learn", x="lr", log_x=True)
     caption = (
         "The share of seeds that learn at each learning rate, with each clip and without: where a "
         "line falls, runs diverge, collapse or stall."
     )
-    return lines(evidence, panels, caption, evidence.cells, "robust")
+    return lines(evidence, panels, caption, "robust")
 
 
 def _table(evidence: Evidence, task: Task) -> Table:

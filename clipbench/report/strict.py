@@ -34,11 +34,18 @@ def section(evidence: Evidence) -> Section:
         untried = evidence.arms["partner"].notna().any()
         return Section("strict", TITLE, paragraphs("strict", arms=0) if untried else [])
     strictest = rows.groupby(["problem", "batch", "device", "dtype", "arm"], sort=False).first()
+    tried = evidence.cells[evidence.cells["role"] == Role.SELECT]
+    tried = tried[~tried["extended"].astype(bool)]
 
     def line(task: Task, arm: str) -> dict[str, Any] | None:
         mine = evidence.of(rows, task)
         mine = mine[mine["arm"] == arm]
-        return {"x": list(mine["threshold"]), "y": list(mine["difference"])} if len(mine) else None
+        if mine.empty:
+            return None
+        ran = evidence.of(tried, task)
+        ran = ran[ran["arm"].isin({arm, *mine["partner"]})]
+        x, y = list(mine["threshold"]), list(mine["difference"])
+        return {"x": x, "y": y, "cells": list(ran["cell"])}
 
     panels = by_optimizer(
         evidence,
@@ -59,8 +66,7 @@ def section(evidence: Evidence) -> Section:
         "What each threshold gains over no clip, at the learning rate that suits it best; the "
         "strictest is at the left. Means over selection seeds."
     )
-    cells = evidence.cells[evidence.cells["role"] == Role.SELECT]
-    shown = lines(evidence, panels, caption, cells, "strict")
+    shown = lines(evidence, panels, caption, "strict")
     return Section("strict", TITLE, [*words, *shown, foldable(_table(evidence, rows))])
 
 

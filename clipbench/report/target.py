@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from clipbench.analysis.outcomes import UNKNOWN
 from clipbench.analysis.target import reached
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import by_optimizer, foldable, lines, report_cells
+from clipbench.report.frames import by_optimizer, foldable, lines
 from clipbench.report.parts import Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import DASH
@@ -26,6 +27,7 @@ def section(evidence: Evidence) -> Section:
     curves = reached(drawn)
     if curves.empty or not (curves["share"] > 0).any():
         return Section("target", TITLE, [])
+    chosen = drawn[(drawn["reading"] == Reading.ALL) & ~drawn["ended"].isin(UNKNOWN)]
 
     def line(task: Task, arm: str) -> dict[str, Any] | None:
         mine = evidence.of(curves, task)
@@ -33,7 +35,10 @@ def section(evidence: Evidence) -> Section:
         if mine.empty:
             return None
         steps = np.repeat(mine["step"].to_numpy(dtype=float), 2)[1:]
-        return {"x": list(steps), "y": list(np.repeat(mine["share"].to_numpy(float), 2)[:-1])}
+        shares = np.repeat(mine["share"].to_numpy(float), 2)[:-1]
+        ran = evidence.of(chosen, task)
+        cells = list(ran.loc[ran["arm"] == arm, "cell"])
+        return {"x": list(steps), "y": list(shares), "cells": cells}
 
     panels = by_optimizer(evidence, line, lambda _: "seeds at the target", x="step")
     caption = (
@@ -47,7 +52,7 @@ def section(evidence: Evidence) -> Section:
         sooner=int((pairs["steps"] < pairs["steps_without"]).sum()),
         later=int((pairs["steps"] > pairs["steps_without"]).sum()),
     )
-    shown = lines(evidence, panels, caption, report_cells(evidence, drawn), "target")
+    shown = lines(evidence, panels, caption, "target")
     return Section("target", TITLE, [*words, *shown, foldable(_table(evidence, pairs))])
 
 

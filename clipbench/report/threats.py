@@ -112,8 +112,13 @@ def _edges(evidence: Evidence) -> str:
 
 def _machines(evidence: Evidence) -> str:
     """On how many machines it ran."""
-    keys = sorted(set(evidence.cells["environment"].dropna()))
-    machines = listed([evidence.machine(key) for key in keys])
+    cells, timed = (
+        set(frame["environment"].dropna()) for frame in (evidence.cells, evidence.throughput)
+    )
+    keys = [*sorted(cells), *sorted(timed - cells)]
+    machines = listed(
+        [f"{evidence.machine(key)}{'' if key in cells else ' (timings alone)'}" for key in keys]
+    )
     return (
         f"**Machines.** All of it ran in {plural(len(keys), 'environment')}: {machines}. On "
         "another processor last bits differ, and with them single runs that are near a cliff."

@@ -30,7 +30,8 @@ def section(evidence: Evidence) -> Section:
         mine = mine[mine["arm"] == arm]
         share = mine.assign(stalled=(mine["outcome"] == "stalled").astype(float))
         by_lr = share.groupby(share["lr"].astype(float))["stalled"].mean()
-        return {"x": list(by_lr.index), "y": list(by_lr)} if len(by_lr) else None
+        line = {"x": list(by_lr.index), "y": list(by_lr), "cells": list(mine["cell"])}
+        return line if len(by_lr) else None
 
     panels = by_optimizer(evidence, line, lambda _: "runs that stall", x="lr", log_x=True)
     caption = "The share of runs that never learn, by learning rate, over all seeds and thresholds."
@@ -41,7 +42,7 @@ def section(evidence: Evidence) -> Section:
         more=int((pairs["high"] < 0).sum()),
         seeds=int(pairs["n"].max()),
     )
-    shown = lines(evidence, panels, caption, cells, "vanishing")
+    shown = lines(evidence, panels, caption, "vanishing")
     return Section("vanishing", TITLE, [*words, *shown, foldable(_table(evidence, pairs))])
 
 
