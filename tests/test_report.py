@@ -30,6 +30,7 @@ from clipbench.report.folder import LIST
 from clipbench.report.parts import Table, Text
 from clipbench.store import Store
 
+MARK = re.compile(r'<(?:a class="word"|abbr) [^>]*>(.*?)</(?:a|abbr)>')
 HOSTILE = '<script>alert(1)</script>$\\frac{$ & "|"'
 
 
@@ -71,8 +72,9 @@ def sketched(monkeypatch):
 
 
 def page(store: Store) -> str:
+    """The page, without the marks on words that it uses for the first time."""
     report.write(store, ("html",))
-    return rendered(store)
+    return MARK.sub(r"\1", rendered(store))
 
 
 def rendered(store: Store) -> str:
@@ -527,6 +529,30 @@ def test_the_answer_has_the_words_of_the_verdict(tmp_path, gain, words):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_column_of_the_answer_that_no_row_fills_is_left_out(tmp_path):
+    """No budget was run here; what is compared has its column."""
+    text = page(synthetic.build(tmp_path / "filled", **MATRIX, change=gaining(0.1, 0.001)))
+    table = text.partition('<table class="verdicts')[2].partition("</table>")[0]
+    heads = re.findall(r"<th [^>]*>(.*?)</th>", table)
+    assert "gain [95 %]" in heads
+    assert "thresholds to try until ahead" not in heads
+    assert table.count("<td") == len(heads)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_words_that_a_page_marks_are_in_its_list(tmp_path):
+    """Every link has its line, and no line stands twice."""
+    store = synthetic.build(tmp_path / "marked", **MATRIX, change=gaining(0.1, 0.001))
+    page(store)
+    text = rendered(store)
+    linked = set(re.findall(r'class="word" href="#(word-[a-z-]+)"', text))
+    listed = re.findall(r'<dt id="(word-[a-z-]+)"', text)
+    assert linked
+    assert linked <= set(listed)
+    assert len(listed) == len(set(listed))
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_clip_that_helps_at_the_last_step_only_is_said_to_be_no_better_than_an_early_stop(
     tmp_path,
 ):
@@ -748,7 +774,7 @@ def test_cells_of_another_version_are_kept_but_not_compared(tmp_path):
     )
     text = page(store)
     assert (
-        "1 stored cell kept but not compared: written by version 0 of &#34;norm&#34; (now 1)."
+        "1 stored cell kept but not compared: written by version 0 of &quot;norm&quot; (now 1)."
         in text
     )
     assert "1 stored cell kept but not compared: no longer asked for by the study." in text

@@ -22,6 +22,7 @@ import vl_convert
 
 from clipbench.analysis.cells import plain
 from clipbench.report.evidence import Evidence
+from clipbench.report.glossary import Marks
 from clipbench.report.prose import environment
 from clipbench.report.words import metric_words, percent, short, threshold_words
 from clipbench.schema import Role, Status
@@ -44,6 +45,7 @@ def page(evidence: Evidence, told: Mapping[str, Any]) -> str:
         .get_template("report.html.j2")
         .render(
             told,
+            marks=Marks(),
             runs=_data(shown["cells"]) if shown["cells"] else "",
             plot=_data(json.loads(_file("viewer.vl.json"))),
             left=shown["left"],
