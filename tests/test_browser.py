@@ -152,6 +152,26 @@ def test_a_screen_reader_finds_nothing_serious(browser, page, size):
     assert len(found["passes"]) > 10
 
 
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+def test_what_is_wider_than_its_box_says_so_and_nothing_else_does(browser, page, size):
+    """Tables in folds as well, once they are open; beside its words the answer fits on a screen."""
+    opened(browser, page, size)
+    browser.execute_script(
+        "for (const one of document.querySelectorAll('details')) one.open = true"
+    )
+    boxes = "return [...document.querySelectorAll('.scroll')].filter((box) => box.clientWidth)"
+    wider = f"{boxes}.map((box) => box.scrollWidth > box.clientWidth + 1)"
+    said = (
+        f"{boxes}.map((box) => box.classList.contains('more')"
+        " && getComputedStyle(box, '::before').content.includes('sideways'))"
+    )
+    Wait(browser, 10).until(
+        lambda driver: driver.execute_script(wider) == driver.execute_script(said)
+    )
+    answer = "return document.querySelector('.answer .scroll').classList.contains('more')"
+    assert not browser.execute_script(answer)
+
+
 def test_every_run_can_be_chosen_and_a_link_remembers_it(browser, page):
     opened(browser, page, WIDE)
     before = drawn(browser)

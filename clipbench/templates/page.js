@@ -47,6 +47,12 @@
     }
   }
 
+  // What is wider than its box says so, as soon as it is seen.
+  const sized = new ResizeObserver((boxes) => {
+    for (const { target } of boxes) target.classList.toggle("more", target.scrollWidth > target.clientWidth + 1);
+  });
+  for (const box of document.querySelectorAll(".scroll")) sized.observe(box);
+
   // A link to something inside a fold opens it.
   const unfold = () => {
     const name = decodeURIComponent(location.hash.slice(1));
