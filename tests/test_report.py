@@ -539,6 +539,30 @@ def test_a_column_of_the_answer_that_no_row_fills_is_left_out(tmp_path):
     assert table.count("<td") == len(heads)
 
 
+@pytest.mark.parametrize(
+    ("relative", "percentile", "words"),
+    [
+        (
+            (1.0,),
+            90.0,
+            "sgd + norm has p90 and 1× as threshold, and the table judges the one fixed",
+        ),
+        ((0.3, 1.0), None, "has 0.3× and 1× as threshold, and the table judges the one that"),
+        ((1.0,), None, None),
+    ],
+    ids=["one fixed", "none fixed", "one alone"],
+)
+@pytest.mark.usefixtures("undrawn")
+def test_thresholds_of_one_clip_are_said_to_compete_with_each_other(
+    tmp_path, relative, percentile, words
+):
+    """And which of them the table judges; of one threshold nothing is said."""
+    asked = {**MATRIX, "relative": relative, "percentile": percentile}
+    text = page(synthetic.build(tmp_path / "several", **asked, change=gaining(0.1, 0.001)))
+    assert ("Several thresholds, one clip:" in text) == (words is not None)
+    assert words is None or words in text
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_the_words_that_a_page_marks_are_in_its_list(tmp_path):
     """Every link has its line, and no line stands twice."""

@@ -9,7 +9,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from clipbench.analysis.cells import plain
 from clipbench.analysis.form import norm_over_value
+from clipbench.figures.style import given
 from clipbench.report.answer_table import SIGNS, decimals_of, table, without_stopping_of
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import Part
@@ -24,8 +26,10 @@ from clipbench.report.words import (
     short,
     signed,
 )
-from clipbench.schema import Outcome, Verdict
-from clipbench.task import Task
+from clipbench.schema import Outcome, Role, Verdict
+from clipbench.task import THRESHOLD, Task, Threshold
+
+NAMED = 4  # arms, or thresholds, that a sentence names one by one
 
 
 def told(evidence: Evidence) -> Sequence[Part]:
@@ -39,6 +43,7 @@ def told(evidence: Evidence) -> Sequence[Part]:
     return [
         *paragraphs("answer", **_numbers(evidence, rows)),
         table(evidence, rows),
+        *paragraphs("several", clips=_several(evidence, rows)),
         *paragraphs("ran", tasks=_ran(evidence), **_conditions(evidence)),
     ]
 
@@ -138,6 +143,40 @@ def _other_thresholds(evidence: Evidence, rows: Sequence[Row]) -> int:
     points = evidence.cells[["problem", "arm", "threshold"]].dropna().drop_duplicates()
     compared = {(row["problem"], row["arm"], row["threshold"]) for row in rows}
     return sum(tuple(one) not in compared for one in points.itertuples(index=False))
+
+
+def _several(evidence: Evidence, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The clips of the rows that have several thresholds, which compete on the selection seeds;
+    those of the same thresholds together.
+    """
+    met: dict[tuple[str, bool], list[str]] = {}
+    tried = evidence.cells[evidence.cells["role"] == Role.SELECT]
+    for row in {row["arm"]: row for row in rows}.values():
+        mine = plain(tried.loc[tried["arm"] == row["arm"], THRESHOLD].drop_duplicates())
+        thresholds = sorted(map(Threshold.of, mine.to_dict("records")), key=lambda one: one.setting)
+        settings = {
+            one.setting: given(one) if one.word else short(one.value)
+            for one in thresholds
+            if not one.absent
+        }
+        if len(settings) > 1:
+            told_of = _some(list(settings.values()), "thresholds")
+            fixed_before = row["basis"] == "same tries"
+            met.setdefault((told_of, fixed_before), []).append(evidence.short(row["arm"]))
+    return [
+        {
+            "arms": _some(arms, "clips of the table"),
+            "several": len(arms) > 1,
+            "thresholds": told,
+            "fixed": fixed_before,
+        }
+        for (told, fixed_before), arms in met.items()
+    ]
+
+
+def _some(names: Sequence[str], what: str) -> str:
+    """The names, or how many if they are many."""
+    return listed(names) if len(names) <= NAMED else f"{len(names)} {what}"
 
 
 def _range(shares: Sequence[float]) -> str:
