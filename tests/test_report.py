@@ -21,13 +21,14 @@ import pandas as pd
 import pytest
 import synthetic
 
-from clipbench import report
+from clipbench import metrics, report
 from clipbench.cell import Cell, Part
 from clipbench.errors import UsageError
 from clipbench.report import parts, sections
 from clipbench.report.evidence import read
 from clipbench.report.folder import LIST
 from clipbench.report.parts import Table, Text
+from clipbench.report.words import RANGES
 from clipbench.store import Store
 
 MARK = re.compile(r'<(?:a class="word"|abbr) [^>]*>(.*?)</(?:a|abbr)>')
@@ -561,6 +562,25 @@ def test_thresholds_of_one_clip_are_said_to_compete_with_each_other(
     text = page(synthetic.build(tmp_path / "several", **asked, change=gaining(0.1, 0.001)))
     assert ("Several thresholds, one clip:" in text) == (words is not None)
     assert words is None or words in text
+
+
+@pytest.mark.parametrize(("gain", "said"), [(0.05, False), (0.2, True)])
+@pytest.mark.usefixtures("undrawn")
+def test_an_interval_beyond_what_the_metric_can_be_is_said_to_be_one(tmp_path, gain, said):
+    """An accuracy above 1: the numbers stay as they are, in the page and in its CSV."""
+    text = page(synthetic.build(tmp_path / "beyond", **MATRIX, change=gaining(gain, 0.005)))
+    words = "some reach beyond what accuracy can be (0 to 1): read these as ending there."
+    assert (words in text) == said
+
+
+def test_the_range_of_a_metric_is_the_one_that_its_docstring_says():
+    ranges = {}
+    for name in dir(metrics):
+        one = getattr(metrics, name)
+        found = re.search(r"In \[(\S+), (\S+)[\])]", getattr(one, "__doc__", None) or "")
+        if found and hasattr(one, "higher_is_better") and name != "log10_gap":
+            ranges[name] = tuple(float(end.replace("∞", "inf")) for end in found.groups())
+    assert ranges == RANGES
 
 
 @pytest.mark.usefixtures("undrawn")
