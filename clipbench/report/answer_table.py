@@ -58,7 +58,8 @@ HEAD = {  # what a column is, by which a page draws it → its head
     "cost": "time a step",
     "instead": "another optimizer instead, its lead",
 }
-EMPTY = re.compile(rf"[\s{DASH};→%]*")  # a cell without a value
+BEYOND = "beyond the axis"  # where the learning rates end before half of the seeds are lost
+EMPTY = re.compile(rf"[\s{DASH};→%]*|{BEYOND}")  # a cell without a value
 
 
 def table(evidence: Evidence, rows: Sequence[Row]) -> Verdicts:
@@ -191,7 +192,7 @@ def _moved(row: Row) -> str:
     bound if one of both lies beyond the axis, and unknown if both do.
     """
     if row["beyond"] == "both":
-        return "beyond the axis"
+        return BEYOND
     bounds = Interval(row["shift"], row["shift_low"], row["shift_high"])
     sign = {"more": "≥ ", "less": "≤ "}.get(row["beyond"], "")
     return f"{sign}{signed(bounds.estimate, 2)} {between(bounds, 2, sign=True)}".strip()
