@@ -214,7 +214,7 @@ def log_loss(output: Tensor, target: Tensor) -> float:
 
     .. math:: -\frac{1}{N} \sum_i \log \text{softmax}(z_i)_{y_i}
 
-    In nats, at least 0, lower is better. A model that is sure and wrong pays for it, however well
+    In [0, ∞) nats, lower is better. A model that is sure and wrong pays for it, however well
     it ranks.
 
     :param output: logits of N×…×C.

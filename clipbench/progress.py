@@ -7,6 +7,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from tqdm import tqdm
@@ -19,6 +21,34 @@ if TYPE_CHECKING:
 
 
 INTERVAL = 30.0  # seconds between two lines if stderr shows no bars
+SECOND = 1.0  # between two looks of a bar: its clock goes on though nothing was done
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """While it lasts, a terminal shows what goes on and for how long; at its end that is taken
+    away. Nothing is said elsewhere.
+    """
+    if not _shows_bars():
+        yield
+        return
+    line = tqdm(
+        desc=f"clipbench: {what}", bar_format="{desc} {elapsed}", file=sys.stderr, leave=False
+    )
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(SECOND):
+            line.refresh()
+
+    clock = threading.Thread(target=tick, daemon=True)
+    clock.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        clock.join()
+        line.close()
 
 
 class Bars:
@@ -30,12 +60,11 @@ class Bars:
         self.bar: tqdm[Any] | None = None
         self.name, self.cells, self.done, self.since = "", 0, 0, time.monotonic()
         self.diverged = self.failed = 0
-        self.ended = threading.Event()
+        self.ended, self.drawing = threading.Event(), threading.Lock()
         self.speaker = threading.Thread(target=self._speak, daemon=True)
 
     def __enter__(self) -> Self:
-        if not _shows_bars():
-            self.speaker.start()
+        self.speaker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,9 +74,13 @@ class Bars:
         self._close()
 
     def _speak(self) -> None:
-        while not self.ended.wait(INTERVAL):
-            if self.cells:
+        shows = _shows_bars()
+        while not self.ended.wait(SECOND if shows else INTERVAL):
+            if not shows and self.cells:
                 self.note(self._line())
+            with self.drawing:
+                if shows and self.bar is not None:
+                    self.bar.refresh()
 
     def _line(self) -> str:
         done, passed = self.done, time.monotonic() - self.since
@@ -58,9 +91,10 @@ class Bars:
         )
 
     def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        with self.drawing:
+            if self.bar is not None:
+                self.bar.close()
+                self.bar = None
 
     def phase(self, name: str, cells: int) -> None:
         self._close()

@@ -19,7 +19,7 @@ import re
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Annotated, Any, TypeVar, dataclass_transform
@@ -333,10 +333,13 @@ def _as_written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def validated(cls: Any, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+def validated(
+    cls: Any, settings: Mapping[str, Any], where: str, also: Iterable[str] = ()
+) -> dict[str, Any]:
     """``settings`` in their declared types, those at their default left out, so that equal settings
     compare equal.
 
+    :param also: what else may stand where the settings do: an unknown one may be meant so.
     :raises UsageError: an unknown, missing or unfit setting.
     """
     if hasattr(cls, "validated"):
@@ -344,10 +347,11 @@ def validated(cls: Any, settings: Mapping[str, Any], where: str) -> dict[str, An
     declared = fields(cls)
     for name in settings:
         if name not in declared:
-            hint = nearest(name, declared)
+            words = list(also)
+            beside = f" Its table may also have: {', '.join(words)}." if words else ""
             raise UsageError(
                 f'{where}: "{cls.name}" has no setting `{name}`. It has: '
-                f"{settings_in_words(cls)}.{hint}"
+                f"{settings_in_words(cls)}.{beside}{nearest(name, [*declared, *words])}"
             )
     clean: dict[str, Any] = {}
     for field in dataclasses.fields(cls):

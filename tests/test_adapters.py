@@ -33,11 +33,11 @@ def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)
     logging.disable(logging.WARNING)
-    drawn = random.getstate(), np.random.get_state()
+    drawn = random.getstate(), np.random.get_state()  # noqa: NPY002 - what the library draws from
     with torch.random.fork_rng(devices=[]):
         yield
     random.setstate(drawn[0])
-    np.random.set_state(drawn[1])
+    np.random.set_state(drawn[1])  # noqa: NPY002
     logging.disable(logging.NOTSET)
 
 

@@ -27,7 +27,9 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 MATTER = {"errors", "registry", "trees", "metrics"}
 MEMORY = {"errors", "schema", "cell", "summary", "store"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "__init__": {"errors", "registry", "trees", "metrics", "fast", "loading", "running"},
+    "__init__": {
+        *("errors", "registry", "trees", "metrics", "fast", "loading", "running", "recording"),
+    },
     # the matter
     "errors": set(),
     "vocabulary": {"errors"},
@@ -102,6 +104,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "figures": {"schema", "task", "statistics", "selection", "analysis"},
     "report": {
         *MEMORY,
+        "measures",
         "vocabulary",
         "task",
         "statistics",
@@ -113,6 +116,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compare": {"errors", "cell", "task", "store", "tuning", "analysis"},
     "loading": {"errors", "schema", "task", "store", "analysis", "figures", "report"},
     # what stands beside
+    "recording": {*MEMORY, "trees", "measures", "events", "step", "execute"},
     "fast": {"errors"},
     "throughput": {
         *MATTER,
@@ -187,7 +191,11 @@ ONLY_IN = {
     "seaborn": {"figures"},
     "jinja2": {"report"},
     "vl_convert": {"report"},
+    "ignite": {"recording"},
+    "lightning": {"recording"},
     "monai": {"workloads"},
+    "nnunetv2": {"recording"},
+    "transformers": {"recording"},
     "nilearn": {"workloads"},
     "sklearn": {"workloads"},
     "click": {"cli"},

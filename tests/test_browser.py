@@ -152,6 +152,26 @@ def test_a_screen_reader_finds_nothing_serious(browser, page, size):
     assert len(found["passes"]) > 10
 
 
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+def test_what_is_wider_than_its_box_says_so_and_nothing_else_does(browser, page, size):
+    """Tables in folds as well, once they are open; beside its words the answer fits on a screen."""
+    opened(browser, page, size)
+    browser.execute_script(
+        "for (const one of document.querySelectorAll('details')) one.open = true"
+    )
+    boxes = "return [...document.querySelectorAll('.scroll')].filter((box) => box.clientWidth)"
+    wider = f"{boxes}.map((box) => box.scrollWidth > box.clientWidth + 1)"
+    said = (
+        f"{boxes}.map((box) => box.classList.contains('more')"
+        " && getComputedStyle(box, '::before').content.includes('sideways'))"
+    )
+    Wait(browser, 10).until(
+        lambda driver: driver.execute_script(wider) == driver.execute_script(said)
+    )
+    answer = "return document.querySelector('.answer .scroll').classList.contains('more')"
+    assert not browser.execute_script(answer)
+
+
 def test_every_run_can_be_chosen_and_a_link_remembers_it(browser, page):
     opened(browser, page, WIDE)
     before = drawn(browser)
@@ -168,7 +188,8 @@ def test_every_run_can_be_chosen_and_a_link_remembers_it(browser, page):
     assert words.startswith("temporal-order, adam")
     assert "learned" in words
     assert len(browser.find_elements("css selector", "#run-plot svg path")) > 3
-    assert after in browser.find_element("id", "run-replay").text
+    told = browser.find_element("id", "run-replay").text
+    assert told == f"clipbench replay {page.parents[1]} {after}"
     opened(browser, page, WIDE, f"#run={after}")
     assert drawn(browser, after) == after
     assert Select(browser.find_element("id", "run-problem")).first_selected_option.text == (
@@ -184,6 +205,36 @@ def test_a_run_with_a_clip_stands_beside_the_same_run_without_it(browser, page):
     drawn(browser, chosen)
     assert "Without the clip:" in browser.find_element("id", "run-words").text
     assert "what the clip left" in browser.find_element("id", "run-plot").text
+
+
+def test_another_method_is_shown_at_the_setting_that_its_selection_seeds_chose(browser, page):
+    """The learning rate and the threshold that the answer names, whatever was shown before."""
+    opened(browser, page, WIDE)
+    runs = json.loads(browser.execute_script("return document.getElementById('runs').textContent"))
+    named = {key: browser.find_element("id", f"run-{key}") for key in ("optimizer", "clip", "lr")}
+    for optimizer, clip in (("adam", "norm"), ("momentum", "none"), ("sgd", "value")):
+        Select(named["optimizer"]).select_by_visible_text(optimizer)
+        Select(named["clip"]).select_by_visible_text(clip)
+        shown = next(
+            run
+            for run in runs
+            if run["id"] == browser.execute_script("return location.hash").removeprefix("#run=")
+        )
+        assert (shown["optimizer"], shown["clip"]) == (optimizer, clip)
+        assert shown["chosen"] == 2
+    Select(named["lr"]).select_by_index(0)  # and any other may be chosen
+    assert named["lr"].get_attribute("value") == Select(named["lr"]).options[0].text
+
+
+@pytest.mark.parametrize(("clip", "drawn_there"), [("norm", True), ("value", False)])
+def test_a_threshold_of_the_norm_is_a_rule_among_the_norms(browser, page, clip, drawn_there):
+    """That of another clip is in another unit, and is not drawn."""
+    opened(browser, page, WIDE)
+    Select(browser.find_element("id", "run-clip")).select_by_visible_text(clip)
+    shown = browser.execute_script("return location.hash").removeprefix("#run=")
+    drawn(browser, shown or None)  # of the clip that is shown at first there is no change
+    assert ("threshold" in browser.find_element("id", "run-plot").text) == drawn_there
+    assert browser.get_log("browser") == []
 
 
 def test_a_table_is_sorted_and_filtered(browser, page):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import termios
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -18,7 +19,7 @@ from pages import study_page
 from strangers import EMA, SIGNUM
 
 from clipbench import cli as cli_
-from clipbench import registry, study
+from clipbench import progress, registry, study
 from clipbench.store import Store
 
 PAGE = study_page(
@@ -843,6 +844,23 @@ def test_progress_is_drawn_on_a_terminal_and_nowhere_else(monkeypatch, terminal)
         assert "failed=1" in screen.text
     else:
         assert screen.text == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_takes_seconds_says_so_on_a_terminal_and_its_clock_goes_on(monkeypatch, terminal):
+    """A phase of one long call has a bar that stands still otherwise; elsewhere nothing is said."""
+    screen = Screen(terminal)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(progress, "SECOND", 0.02)
+    with progress.waiting("drawing the report of DIR"):
+        time.sleep(0.2)
+    line, screen.text = screen.text, ""
+    with cli_.Bars() as bars:
+        bars.phase("calibrate", 1)
+        time.sleep(0.2)
+    assert (line.count("clipbench: drawing the report of DIR 00:00") > 1) == terminal
+    assert (screen.text.count("0/1") > 1) == terminal
+    assert terminal or line + screen.text == ""
 
 
 def read_all(screen):

@@ -43,6 +43,8 @@ IN_LANES = (
 # One workload of each structure: a module whose output is the loss, a convolution, a recurrence,
 # attention, and a network with skip connections. The others have the structure of one of them.
 LANES_OF = {"cosh", "digits", "temporal-order", "text", "phantom"}
+# What one reaches depends on its objective, what the other reaches on the data set it is given.
+JUDGED_BY_LOSS = {"label-noise", "medmnist"}
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,9 @@ def test_every_packaged_component_keeps_every_claim(kind, name, data_folder, who
         if name not in LANES_OF:
             kept = {claim: test for claim, test in CLAIMS[kind].items() if claim not in IN_LANES}
             monkeypatch.setitem(CLAIMS, kind, kept)
-    assert [check for check in conform(kind, name) if not check.passed] == []
+    checks = conform(kind, name)
+    assert [check for check in checks if not check.passed] == []
+    assert any(check.doubtful for check in checks) == (name in JUDGED_BY_LOSS)
 
 
 def test_an_unknown_component_is_the_callers_mistake():
@@ -720,13 +724,13 @@ WORKLOADS = {
         "optimum = 2.0",
     ),
     "what chance has, and not the target": (
-        "reference_loss declared",
+        "runs are judged by the metric, or it says why not",
         "of `chance` and `target_metric` one is there without the other",
         "target = 0.1",
         "chance = 0.5",
     ),
     "a target that chance meets": (
-        "reference_loss declared",
+        "runs are judged by the metric, or it says why not",
         "`target_metric` is 0.5, and must be a better",
         "target = 0.1",
         "chance, target_metric = 0.5, 0.5",
@@ -802,6 +806,30 @@ def test_engines_may_part_if_rounding_alone_parts_the_loop_from_itself(judged):
     )
     details = {check.claim: check.detail for check in conform("workload", "line")}
     assert "rounding alone parts the loop from itself" in details["a run in lanes is the loop's"]
+
+
+SCALES = {
+    "neither": ("", True),
+    "both": ("chance, target_metric = 0.8, 0.1", False),
+    "a function": ("reference_loss = None", False),
+    "no least value": ("unbounded = True", False),
+}
+
+
+@pytest.mark.parametrize(("words", "doubtful"), SCALES.values(), ids=SCALES)
+def test_a_metric_without_chance_is_a_warning_that_says_what_to_write(
+    judged, monkeypatch, words, doubtful
+):
+    """Of a workload with a constant prediction alone; lower is better here."""
+    claim = "runs are judged by the metric, or it says why not"
+    monkeypatch.setitem(CLAIMS, "workload", {claim: CLAIMS["workload"][claim]})
+    source = LINE.replace("reference_loss = 1.0", f"reference_loss = 1.0\n    {words}").replace(
+        "@workload", "mean_error.higher_is_better = False\n\n\n@workload"
+    )
+    assert judged(source, "workload", "line") == {}
+    (check,) = conform("workload", "line")
+    assert check.doubtful == doubtful
+    assert ("write `chance = …`, the mean error of" in check.detail) == doubtful
 
 
 def test_every_planted_claim_is_one_of_the_battery_and_every_claim_is_planted():

@@ -50,7 +50,7 @@ def test_the_study_of_an_example_runs_to_its_end(page, tmp_path):
 def test_the_component_of_an_example_keeps_every_claim(file, component):
     registry.load_packaged()
     registry.load_file(EXAMPLES / file)
-    assert [check for check in conform(*component) if not check.passed] == []
+    assert [check for check in conform(*component) if not check.passed or check.doubtful] == []
 
 
 def test_every_example_that_has_a_component_is_looked_at():

@@ -21,16 +21,18 @@ import pandas as pd
 import pytest
 import synthetic
 
-from clipbench import report
+from clipbench import metrics, report
 from clipbench.cell import Cell, Part
 from clipbench.errors import UsageError
 from clipbench.report import answer, hover, parts, provenance, sections, threats
 from clipbench.report.evidence import read
 from clipbench.report.folder import LIST
 from clipbench.report.parts import Table, Text
+from clipbench.report.words import RANGES
 from clipbench.store import Store
 
 SIDES = ("arm", "partner")
+MARK = re.compile(r'<(?:a class="word"|abbr) [^>]*>(.*?)</(?:a|abbr)>')
 HOSTILE = '<script>alert(1)</script>$\\frac{$ & "|"'
 
 
@@ -82,8 +84,9 @@ def opening(store):
 
 
 def page(store: Store) -> str:
+    """The page, without the marks on words that it uses for the first time."""
     report.write(store, ("html",))
-    return rendered(store)
+    return MARK.sub(r"\1", rendered(store))
 
 
 def rendered(store: Store) -> str:
@@ -594,6 +597,73 @@ def test_the_answer_has_the_words_of_the_verdict(tmp_path, gain, words):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_column_of_the_answer_that_no_row_fills_is_left_out(tmp_path):
+    """No budget was run here; what is compared has its column."""
+    text = page(synthetic.build(tmp_path / "filled", **MATRIX, change=gaining(0.1, 0.001)))
+    table = text.partition('<table class="verdicts')[2].partition("</table>")[0]
+    heads = re.findall(r"<th [^>]*>(.*?)</th>", table)
+    assert "gain [95 %]" in heads
+    assert "thresholds to try until ahead" not in heads
+    assert table.count("<td") == len(heads)
+
+
+@pytest.mark.parametrize(
+    ("relative", "percentile", "words"),
+    [
+        (
+            (1.0,),
+            90.0,
+            "sgd + norm has p90 and 1× as threshold, and the table judges the one fixed",
+        ),
+        ((0.3, 1.0), None, "has 0.3× and 1× as threshold, and the table judges the one that"),
+        ((1.0,), None, None),
+    ],
+    ids=["one fixed", "none fixed", "one alone"],
+)
+@pytest.mark.usefixtures("undrawn")
+def test_thresholds_of_one_clip_are_said_to_compete_with_each_other(
+    tmp_path, relative, percentile, words
+):
+    """And which of them the table judges; of one threshold nothing is said."""
+    asked = {**MATRIX, "relative": relative, "percentile": percentile}
+    text = page(synthetic.build(tmp_path / "several", **asked, change=gaining(0.1, 0.001)))
+    assert ("Several thresholds, one clip:" in text) == (words is not None)
+    assert words is None or words in text
+
+
+@pytest.mark.parametrize(("gain", "said"), [(0.05, False), (0.2, True)])
+@pytest.mark.usefixtures("undrawn")
+def test_an_interval_beyond_what_the_metric_can_be_is_said_to_be_one(tmp_path, gain, said):
+    """An accuracy above 1: the numbers stay as they are, in the page and in its CSV."""
+    text = page(synthetic.build(tmp_path / "beyond", **MATRIX, change=gaining(gain, 0.005)))
+    words = "some reach beyond what accuracy can be (0 to 1): read these as ending there."
+    assert (words in text) == said
+
+
+def test_the_range_of_a_metric_is_the_one_that_its_docstring_says():
+    ranges = {}
+    for name in dir(metrics):
+        one = getattr(metrics, name)
+        found = re.search(r"In \[(\S+), (\S+)[\])]", getattr(one, "__doc__", None) or "")
+        if found and hasattr(one, "higher_is_better") and name != "log10_gap":
+            ranges[name] = tuple(float(end.replace("∞", "inf")) for end in found.groups())
+    assert ranges == RANGES
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_words_that_a_page_marks_are_in_its_list(tmp_path):
+    """Every link has its line, and no line stands twice."""
+    store = synthetic.build(tmp_path / "marked", **MATRIX, change=gaining(0.1, 0.001))
+    page(store)
+    text = rendered(store)
+    linked = set(re.findall(r'class="word" href="#(word-[a-z-]+)"', text))
+    listed = re.findall(r'<dt id="(word-[a-z-]+)"', text)
+    assert linked
+    assert linked <= set(listed)
+    assert len(listed) == len(set(listed))
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_clip_that_helps_at_the_last_step_only_is_said_to_be_no_better_than_an_early_stop(
     tmp_path,
 ):
@@ -815,7 +885,7 @@ def test_cells_of_another_version_are_kept_but_not_compared(tmp_path):
     )
     text = page(store)
     assert (
-        "1 stored cell kept but not compared: written by version 0 of &#34;norm&#34; (now 1)."
+        "1 stored cell kept but not compared: written by version 0 of &quot;norm&quot; (now 1)."
         in text
     )
     assert "1 stored cell kept but not compared: no longer asked for by the study." in text

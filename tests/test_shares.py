@@ -114,13 +114,17 @@ class WeightedByList(Weighted):
 
 MEANS = [Rows, Dropped, Narrow, WeightedByClass, LeftOutByCount]
 NO_MEANS = [Weighted, LeftOut, Mixed, Contrastive, Dice, Sum]
+REASONS = (
+    ("its loss is no mean over examples", "weight(targets)"),
+    ("its model has BatchNorm", "GroupNorm"),
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def named():
     """Every class above under its own name."""
     registry.load_packaged()
-    given = [*MEANS, *NO_MEANS, WeightedWrongly, WeightedByList]
+    given = [*MEANS, *NO_MEANS, WeightedWrongly, WeightedByList, MixedAndSummed]
     for cls in given:
         workload(cls.__name__.lower())(cls)
     yield
@@ -154,8 +158,9 @@ def test_what_is_no_mean_is_refused_by_name_in_both_engines(cls, asked):
     one = job(cls, **asked)
     failure = run(one).failure
     assert f'workload "{cls.__name__.lower()}"' in failure
-    assert "its loss is no mean over examples" in failure
-    assert "weight(targets)" in failure
+    difference, remedy = REASONS[cls is Mixed]
+    assert difference in failure
+    assert remedy in failure
     with pytest.raises((UsageError, NoLanes), match=cls.__name__.lower()):
         lanes.run([one])
 
@@ -224,6 +229,18 @@ def test_batch_dice_among_the_packaged_workloads_is_refused_in_parts():
         run(Job(replace(cell, workload=Part("phantom", phantom.version), steps=1), {})).failure
         is None
     )
+
+
+class MixedAndSummed(Mixed, Sum):
+    """BatchNorm is not its only reason."""
+
+
+def test_conform_says_batch_norm_only_if_the_loss_is_a_mean_without_it():
+    """And then does not ask for a `weight`, which would not help."""
+    told = workloads.parts_add_up(Mixed)
+    assert told.startswith("its model has BatchNorm")
+    assert "weight" not in told
+    assert "its loss is no mean over examples" in workloads.parts_add_up(MixedAndSummed)
 
 
 def test_conform_tells_whether_a_loss_is_a_mean():

@@ -450,7 +450,15 @@ CASES = {
         "second [[clip]]",
         '"norm" has no setting `max_nrom`',
         "max_norm (positive number)",
+        "Its table may also have: steps, batch, lr, relative, percentile, on, ",
         "max_norm?",
+    ),
+    "a word for a threshold, misspelt": (
+        "max_norm",
+        "percentil",
+        "second [[clip]]",
+        '"norm" has no setting `percentil`',
+        "Did you mean percentile?",
     ),
     "an unknown setting of an optimizer": (
         '"sgd"',

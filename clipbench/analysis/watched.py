@@ -23,9 +23,6 @@ NEVER_FIRED, ALWAYS_FIRED, AT_DEFAULT, OWN_CLIP, LEFT_OUT, NO_STEP = (
 )
 ALWAYS, MOSTLY = 0.95, 0.5  # shares of the steps
 HEAVY = 10.0  # of the 99th percentile over the median: norms with spikes
-PART, PERCENTILE = 0.1, 90  # of the first steps, by which somebody could choose a threshold
-THRESHOLDS = (0.1, 0.5, 1.0, 5.0, 12.0)
-PERCENTILES = (50, 90, 95, 99)
 # Thresholds that training libraries clip at if nobody says another, package → threshold, setting.
 DEFAULTS = {
     "transformers": (1.0, "TrainingArguments(max_grad_norm=…)"),
@@ -221,37 +218,6 @@ def runs(store: Store) -> list[Run]:
     """The watched loops of a store, the newest last."""
     cells = store.read("cells").sort_values("attempt")
     return [Run(store, row) for row in cells.astype(object).to_dict("records")]
-
-
-def what_if(norms: np.ndarray) -> pd.DataFrame:
-    """A row per threshold of a norm clip: the share of these steps in which it would have clipped.
-
-    ``known_from`` is the share of the steps from which somebody could know the threshold; ``share``
-    is of the steps after those. Norms under another clip would be others.
-
-    :param norms: of the raw gradients, finite, in the order of the steps.
-    """
-    if not len(norms):
-        return pd.DataFrame(columns=["threshold", "why", "share", "known_from"])
-    rows: list[dict[str, Any]] = [
-        {"threshold": one, "why": "in common use", "share": _share(norms, one), "known_from": 0.0}
-        for one in THRESHOLDS
-    ]
-    for percentile in PERCENTILES:
-        at = float(np.percentile(norms, percentile))
-        why = f"percentile {percentile} of all norms, to clip {100 - percentile} %"
-        rows.append({"threshold": at, "why": why, "share": _share(norms, at), "known_from": 1.0})
-    count = max(1, math.ceil(PART * len(norms)))
-    at, rest = float(np.percentile(norms[:count], PERCENTILE)), norms[count:]
-    why = f"percentile {PERCENTILE} of the first {100 * PART:g} % of the steps"
-    share = _share(rest, at) if len(rest) else math.nan
-    why += ", and what it clips of the others"
-    rows.append({"threshold": at, "why": why, "share": share, "known_from": PART})
-    return pd.DataFrame(rows)
-
-
-def _share(norms: np.ndarray, threshold: float) -> float:
-    return float((norms > threshold).mean())
 
 
 def _some(value: Any) -> float:

@@ -30,7 +30,7 @@ from clipbench.cli.replay import replay
 from clipbench.cli.report import report
 from clipbench.cli.watch import watch
 from clipbench.errors import UsageError, counted, duration
-from clipbench.progress import Bars
+from clipbench.progress import Bars, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -242,15 +242,16 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     parts: Sequence[str],
 ) -> None:
     """Run what is missing of a study; a second run says that everything is stored."""
-    from clipbench import protocol
-    from clipbench import study as study_
-    from clipbench.protocol import place
-    from clipbench.study.changes import changed
-    from clipbench.study.only import only
+    with waiting(f"reading {study}"):
+        from clipbench import protocol
+        from clipbench import study as study_
+        from clipbench.protocol import place
+        from clipbench.study.changes import changed
+        from clipbench.study.only import only
 
-    page = changed(study_.read(study), changes)
-    # whatever is wrong with the page is said before a folder is touched
-    part = only(parts, protocol.runnable(page, device or "study").templates)
+        page = changed(study_.read(study), changes)
+        # whatever is wrong with the page is said before a folder is touched
+        part = only(parts, protocol.runnable(page, device or "study").templates)
     folder = shown = out or place.own_folder(page, not study.endswith(".toml"), anew)
     if replica is not None:
         if place.opened(folder, page) is None:

@@ -122,7 +122,7 @@ def _setting_lines(cls: Any) -> list[str]:
 @command
 def conform(component: str) -> None:
     """Test a component, packaged or in a plug-in, against the claims that all must keep; exit 1
-    with the broken ones.
+    with the broken ones. One that is kept begins with WARN if results may still mislead.
     """
     from clipbench import conformance, registry
 
@@ -151,9 +151,7 @@ def conform(component: str) -> None:
         click.echo(f"{kind} {name}")
         for check in conformance.conform(kind, name):
             broken += not check.passed
-            click.echo(
-                f"  {'holds ' if check.passed else 'BROKEN'}  "
-                f"{check.claim}{f': {check.detail}' if check.detail else ''}"
-            )
+            word = "BROKEN" if not check.passed else "WARN  " if check.doubtful else "holds "
+            click.echo(f"  {word}  {check.claim}{f': {check.detail}' if check.detail else ''}")
     if broken:
         leave(f"{counted(broken, 'broken promise')}.", FINDING)

@@ -12,6 +12,7 @@ import click
 from clipbench.cli import completion
 from clipbench.cli.leaving import command
 from clipbench.errors import UsageError
+from clipbench.progress import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -94,14 +95,15 @@ def _drawn(
     out: Path | None,
 ) -> str:
     """What was written, in a sentence; what is damaged is a warning."""
-    from clipbench import report as report_
-    from clipbench.report import evidence
-    from clipbench.store import Store
-    from clipbench.study.only import chosen_of
+    with waiting(f"drawing the report of {folder}"):
+        from clipbench import report as report_
+        from clipbench.report import evidence
+        from clipbench.store import Store
+        from clipbench.study.only import chosen_of
 
-    store = Store(folder)
-    only = chosen_of(parts, evidence.names(evidence.read(store))) if parts else None
-    written = report_.write(store, formats, out, style, only)
+        store = Store(folder)
+        only = chosen_of(parts, evidence.names(evidence.read(store))) if parts else None
+        written = report_.write(store, formats, out, style, only)
     for file, damage in sorted(store.bad.items()):
         click.echo(
             f"clipbench: warning: {folder}/{file} {damage}; its rows are left out.", err=True

@@ -13,7 +13,7 @@ from typing import Any
 
 from clipbench import registry, trees
 from clipbench.conformance import lanes, rules, workloads
-from clipbench.conformance.findings import Fault, one_thread, told
+from clipbench.conformance.findings import Doubt, Fault, one_thread, told
 from clipbench.conformance.settings import settings_validate
 from clipbench.registry import Kind
 
@@ -23,12 +23,13 @@ Test = Callable[[type[Any]], str | None]
 @dataclass(frozen=True)
 class Check:
     """One claim about one component; ``detail`` says how it is broken, or what is worth knowing
-    although it is kept.
+    although it is kept. A ``doubtful`` one is kept, and results may still mislead.
     """
 
     claim: str
     passed: bool
     detail: str = ""
+    doubtful: bool = False
 
 
 PURE: dict[str, Test] = {
@@ -72,6 +73,7 @@ CLAIMS: dict[Kind, dict[str, Test]] = {
         "the seed decides weights and batches": workloads.seeds_decide,
         "the metric is a number": workloads.metric_is_a_number,
         "reference_loss declared": workloads.reference_declared,
+        "runs are judged by the metric, or it says why not": workloads.judged_by_metric,
         "runs in lanes, or says why not": lanes.refused,
         "a step in lanes is the loop's": lanes.step_locked,
         "a run in lanes is the loop's": lanes.free_running,
@@ -115,6 +117,8 @@ def conform(kind: Kind, name: str) -> list[Check]:
 def _check(claim: str, test: Callable[[type[Any]], str | None], cls: type[Any]) -> Check:
     try:
         return Check(claim, passed=True, detail=test(cls) or "")
+    except Doubt as doubt:
+        return Check(claim, passed=True, detail=str(doubt), doubtful=True)
     except Fault as fault:
         return Check(claim, passed=False, detail=str(fault))
     except Exception as error:  # noqa: BLE001 - a user-defined component may raise anything

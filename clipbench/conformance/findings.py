@@ -22,6 +22,10 @@ class Fault(Exception):  # noqa: N818 - a finding, not an error
     """A claim is broken; the message says how."""
 
 
+class Doubt(Exception):  # noqa: N818 - a finding, not an error
+    """A claim is kept, and results may still mislead; the message says how, and what to write."""
+
+
 def told(error: BaseException) -> str:
     """An exception in one line."""
     said = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"

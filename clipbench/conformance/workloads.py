@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipbench import feed, metrics, trees
 from clipbench.conformance import first_pass
-from clipbench.conformance.findings import Fault, distance, no_draw
+from clipbench.conformance.findings import Doubt, Fault, distance, no_draw
 from clipbench.conformance.settings import examples
 from clipbench.engines import shares
 from clipbench.engines.record import CHUNK
@@ -86,8 +86,8 @@ def parts_add_up(cls: type[Any]) -> str:
             if hasattr(workload, "weight"):
                 raise Fault(difference)
             return (
-                f'{difference}; `accumulate` and `on = "example"` refuse it without a '
-                f"`weight(targets)`"
+                f'{difference}; this matters for `accumulate` and `on = "example"` alone, which '
+                f"are refused unless you {shares.remedy(difference)}"
             )
     return (
         "it does, by its `weight`"
@@ -153,8 +153,8 @@ def metric_is_a_number(cls: type[Any]) -> str:
 
 
 def reference_declared(cls: type[Any]) -> str | None:
-    """``reference_loss`` is declared, and lies above the least that the loss can be; ``chance`` and
-    ``target_metric`` are both there or neither, and a model that meets the target has more.
+    """``reference_loss`` is declared, and lies above the least that the loss can be; what else is
+    declared is a number.
     """
     workload = _built(cls)
     if not hasattr(workload, "reference_loss"):
@@ -170,7 +170,6 @@ def reference_declared(cls: type[Any]) -> str | None:
             or not math.isfinite(value)
         ):
             raise Fault(f"`{name}` is {value!r}, and must be a number or None")
-    _check_scale(workload, losses["chance"], losses["target_metric"])
     reference, floor = losses["reference_loss"], losses["optimum"] or 0.0
     if reference is None:
         return "none: it is compared with its own first loss"
@@ -182,17 +181,42 @@ def reference_declared(cls: type[Any]) -> str | None:
     return None
 
 
-def _check_scale(workload: Any, chance: float | None, target: float | None) -> None:
-    """:raises Fault: runs could not be judged by the metric between these two."""
+def judged_by_metric(cls: type[Any]) -> str | None:
+    """What runs are judged by: the metric, between ``chance`` and ``target_metric``; None if it can
+    be nothing but the loss, for it is that of a function.
+
+    :raises Fault: one of both is there without the other, or a model that meets the target is no
+        better than a constant prediction.
+    :raises Doubt: there is a constant prediction, and what it has of the metric is not said.
+    """
+    workload = _built(cls)
+    name = metrics.name_of(workload.metric).replace("_", " ")
+    chance, target = (getattr(workload, word, None) for word in ("chance", "target_metric"))
     if (chance is None) != (target is None):
-        raise Fault("of `chance` and `target_metric` one is there without the other")
-    if chance is None or target is None:
-        return
-    name = metrics.name_of(workload.metric)
-    if not (target > chance if metrics.direction(workload.metric) else target < chance):
         raise Fault(
-            f"`target_metric` is {target:g}, and must be a better {name} than {chance:g}, `chance`"
+            f"of `chance` and `target_metric` one is there without the other; {_what(name)}"
         )
+    if chance is not None and target is not None:
+        if not (target > chance if metrics.direction(workload.metric) else target < chance):
+            raise Fault(
+                f"`target_metric` is {target:g}, and must be a better {name} than {chance:g}, "
+                f"`chance`"
+            )
+        return f"a constant prediction has {name} {chance:g}, the target is {target:g}"
+    if getattr(workload, "reference_loss", None) is None or getattr(workload, "unbounded", False):
+        return None
+    raise Doubt(
+        f"without `chance` they are judged by the loss alone, and a run whose loss fell counts as "
+        f"learned even if its {name} is no better than that of a constant prediction; {_what(name)}"
+    )
+
+
+def _what(name: str) -> str:
+    """What to write, for runs to be judged by a metric of this name."""
+    return (
+        f"write `chance = …`, the {name} of the best constant prediction, and `target_metric = …`, "
+        f"the {name} from which on you would call a model trained"
+    )
 
 
 def draws_nothing(cls: type[Any]) -> None:

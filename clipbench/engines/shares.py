@@ -25,6 +25,10 @@ from clipbench.vocabulary import EXAMPLE
 BATCHES = 3  # looked at: a rare class, or a label that is left out, is not in every one
 SEED = 0
 NO_MEAN = "its loss is no mean over examples"
+MIXES = (
+    "its model has BatchNorm, whose statistics are those of the batch, so that a part of it has "
+    "another loss"
+)
 # In float64, in which no difference is mere rounding; in float32 if the workload knows no other
 # dtype.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -91,10 +95,16 @@ def refusal(workload: Any, cell: Cell) -> str | None:
         return None
     asked = '`on = "example"`' if cell.on == EXAMPLE else f"`accumulate` = {cell.accumulate}"
     return (
-        f'{asked} is not for workload "{workload.name}": {difference}; leave it out, or give the '
-        f"workload "
-        "`weight(targets)`, what a part counts for"
+        f'{asked} is not for workload "{workload.name}": {difference}; leave it out, or '
+        f"{remedy(difference)}"
     )
+
+
+def remedy(difference: str) -> str:
+    """What would make a batch in parts add up to the whole, by how it differs (see `apart`)."""
+    if difference.startswith(MIXES):
+        return "give the model a norm of single examples, such as GroupNorm"
+    return "give the workload `weight(targets)`, what a part counts for"
 
 
 @lru_cache(maxsize=64)
@@ -117,12 +127,9 @@ def apart(workload: Any, batch: int, number: int) -> str | None:
             except Exception:  # noqa: BLE001, S112 - a workload may know float32 only; training reports what fails in both
                 continue
             for drawn_batch, whole in zip(drawn, wholes, strict=True):
-                if (
-                    difference := _difference(
-                        workload, module, drawn_batch, number, whole, tolerance
-                    )
-                ) is not None:
-                    return difference
+                difference = _difference(workload, module, drawn_batch, number, whole, tolerance)
+                if difference is not None:
+                    return _reason(workload, module, drawn, number, tolerance) or difference
             return None
     return None
 
@@ -156,6 +163,24 @@ def _difference(
             f"of the whole batch, relatively"
         )
     return None
+
+
+def _reason(
+    workload: Any, module: nn.Module, batches: list[feed.Batch], number: int, tolerance: float
+) -> str | None:
+    """That BatchNorm alone is why a batch in parts differs: with its running statistics in place of
+    the batch's, the parts of all batches add up. None if there is another reason.
+    """
+    norms = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001 - torch has no public word for all of them
+    for norm in norms:
+        norm.eval()
+    if not norms:
+        return None
+    for batch in batches:
+        whole = _whole_of(workload, module, [(1.0, *batch)])
+        if _difference(workload, module, batch, number, whole, tolerance) is not None:
+            return None
+    return MIXES
 
 
 def _whole_of(workload: Any, module: nn.Module, parts: list[tuple[float, Tensor, Tensor]]) -> Whole:

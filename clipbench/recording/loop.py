@@ -237,10 +237,10 @@ class Loop(taps.Listener):
         self._open = call
         self._see(Sighting.CLIP, str(call))
         if not update.backwards:
-            self._see(
-                Sighting.CLIP_BEFORE_BACKWARD if self._is_zero() else Sighting.CLIP_AFTER_STEP,
-                str(call),
-            )
+            if self._is_zero():
+                self._see(Sighting.CLIP_BEFORE_BACKWARD, str(call))
+            else:
+                self.sightings.see(Sighting.CLIP_AFTER_STEP, str(call), self.steps - 1)
         elif update.raw is None and self.gradients.marks() == self._marks:
             alone = mine == self.gradients.with_gradient()
             update.raw = self._number(norm) if norm is not None and alone else self.gradients.norm()
@@ -417,7 +417,7 @@ class Loop(taps.Listener):
             return
         altered = self._comparison.altered_since_step()
         if altered or (marks != self._marks and not self._is_zero()):
-            self._see_after_step(BY_HAND)
+            self.sightings.see(Sighting.CLIP_AFTER_STEP, BY_HAND, self.steps - 1)
         self._marks = marks
 
     def _is_zero(self) -> bool:

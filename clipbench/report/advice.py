@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from clipbench.report.answer import named, rows_of, setting, torch_line
+from clipbench.report.answer import named, rows_of
+from clipbench.report.answer_table import setting, torch_line
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import List, Text
 from clipbench.report.prose import paragraphs

@@ -27,6 +27,7 @@ from clipbench.report.outcomes import (
 from clipbench.report.parts import Part, Section, Table, Text
 from clipbench.report.words import (
     DASH,
+    beyond,
     decimals,
     gap_places,
     metric_note,
@@ -126,6 +127,7 @@ def _table(
     caption = (
         f"{evidence.labels[task]}: {metric_note(about)}, on report seeds. Gains are paired "
         f"differences from the same optimizer without a clip. {n_words(results, about)}"
+        f"{beyond(results, about)}"
     )
     return Table(
         evidence.name("tables", "clips", evidence.labels[task]),

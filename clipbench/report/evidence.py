@@ -27,6 +27,7 @@ from clipbench.analysis.outcomes import compare, draws, lower_lr, results
 from clipbench.analysis.robust import robust
 from clipbench.errors import UsageError
 from clipbench.figures.style import ordered
+from clipbench.measures import COLUMNS
 from clipbench.report.words import census
 from clipbench.schema import RULES
 from clipbench.store import Store
@@ -67,7 +68,7 @@ class Evidence:
     @cached_property
     def curves(self) -> pd.DataFrame:
         """Every recorded step; empty if this copy of the results keeps none."""
-        return self.store.read("curves")
+        return self.store.read("curves", ["cell", "step", *COLUMNS])
 
     @cached_property
     def evals(self) -> pd.DataFrame:

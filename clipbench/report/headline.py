@@ -20,6 +20,7 @@ from clipbench.report.words import (
     DASH,
     Row,
     between,
+    beyond,
     decimals,
     fixed,
     gap_places,
@@ -201,7 +202,7 @@ def _levels(evidence: Evidence, task: Task) -> Table:
     caption = (
         f"{evidence.labels[task]}: what tuning on three seeds is expected to reach "
         f"({metric_words(about)}, {'higher' if about['higher_is_better'] else 'lower'} is better). "
-        "Intervals are 95 %."
+        f"Intervals are 95 %.{beyond(mine, about)}"
     )
     return Table(
         evidence.name("tables", "headline", evidence.labels[task]),

@@ -9,11 +9,11 @@ import math
 
 from clipbench.report.words import Row, percent, short, signed
 
-LEVELS, LOST, FIRED, COST = 4, 9, 10, 11  # places in a row of the table
+LEVELS, LOST, FIRED, COST = "levels", "lost", "fired", "cost"  # columns of the table
 
 
-def titles(row: Row) -> dict[int, str]:
-    """Place in the row → what a hover adds: on how much a number rests."""
+def titles(row: Row) -> dict[str, str]:
+    """Column → what a hover adds: on how much a number rests."""
     said, seeds = {}, f"{row['n']:.0f} seeds"
     if not math.isnan(row["share"]):
         said[LEVELS] = (

@@ -97,6 +97,7 @@ class Verdicts(Table):
     """
 
     marks: Sequence[Mapping[str, Any]] = ()
+    columns: Sequence[str] = ()  # what each column is, by which a page draws it
     kind: str = "verdicts"
 
 

@@ -33,6 +33,7 @@ from clipbench.report import (
     threats,
     transfer,
     vanishing,
+    whatif,
 )
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import Section
@@ -46,6 +47,7 @@ SECTIONS = (
     form,
     budget,
     fired,
+    whatif,
     strict,
     instead,
     adaptive,

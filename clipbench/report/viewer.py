@@ -23,13 +23,17 @@ import vl_convert
 from clipbench.analysis.cells import plain
 from clipbench.analysis.curves import extremes
 from clipbench.report.evidence import Evidence
+from clipbench.report.glossary import Marks
 from clipbench.report.prose import environment
 from clipbench.report.words import metric_words, percent, short, threshold_words
 from clipbench.schema import Role, Status
-from clipbench.task import Task, Threshold
+from clipbench.task import Task, Threshold, arm_of
 
 BYTES = 1_800_000  # of points in one page
 BUCKETS = 16  # stretches of a curve, of each of which the extremes are kept
+# A run at a setting that its arm chose is shown first: by the headline, else among all settings.
+HEADLINE, TUNED = 2, 1
+NORM = "norm"  # the clip whose threshold is one for the gradient's norm, its settings at defaults
 MEASURES = ("loss", "grad_norm", "kept", "cosine", "changed", "update_norm")
 
 
@@ -46,9 +50,11 @@ def page(told: Mapping[str, Any], evidence: Evidence | None = None) -> str:
         .get_template("report.html.j2")
         .render(
             told,
+            marks=Marks(),
             runs=_data(shown["cells"]) if shown["cells"] else "",
             plot=_data(json.loads(_file("viewer.vl.json"))),
             left=shown["left"],
+            study="" if evidence is None else evidence.store.name,
             first="" if evidence is None else _first(evidence),
             scripts=scripts,
             hashes=" ".join(map(_hash, scripts)),
@@ -86,17 +92,30 @@ def runs(evidence: Evidence) -> dict[str, Any]:
     ranked = ranked.sort_values(["turn", "problem", "arm", "lr", "seed", "cell"], kind="stable")
     events = dict(iter(plain(evidence.events).groupby("cell", sort=False)))
     curves = dict(iter(evidence.curves.groupby("cell", sort=False)))
+    settings = _chosen(evidence)
     shown, size = [], 0
     for row in ranked.to_dict("records"):
         curve = curves.get(row["cell"])
         if curve is None or not len(curve):
             continue
         one = _run(evidence, row, curve, events.get(row["cell"]))
+        if rank := settings.get((*arm_of(row), row["lr"], Threshold.of(row).setting)):
+            one["chosen"] = rank
         size += len(json.dumps(one, separators=(",", ":")))
         if size > BYTES:
             break
         shown.append(one)
     return {"cells": shown, "left": len(evidence.cells) - len(shown)}
+
+
+def _chosen(evidence: Evidence) -> dict[tuple[Any, ...], int]:
+    """Arm of a task, lr and threshold → how its selection seeds chose it."""
+    levels = evidence.levels[evidence.levels["grade"] == evidence.grade]
+    return {
+        (*arm_of(row), row["lr"], Threshold.of(row).setting): rank
+        for rank, rows in ((TUNED, evidence.choices), (HEADLINE, levels))
+        for row in rows.to_dict("records")
+    }
 
 
 def _run(
@@ -107,13 +126,14 @@ def _run(
     values = {name: curve[name].to_numpy(dtype=float, na_value=np.nan) for name in MEASURES}
     kept = extremes(values["loss"], values["grad_norm"], stretches=BUCKETS)
     steps = curve["step"].to_numpy()[kept]
-    metric = row["metric_value"]
+    metric, clip = row["metric_value"], str(row["arm"]).partition(" + ")[2] or "none"
     return {
         "id": row["cell"],
         "problem": evidence.labels[task],
         "optimizer": evidence.short(str(row["arm"]).partition(" + ")[0]),
-        "clip": str(row["arm"]).partition(" + ")[2] or "none",
+        "clip": clip,
         "at": "" if threshold.absent else threshold_words(threshold),
+        "limit": _rounded(threshold.value) if clip == NORM else None,
         "lr": short(row["lr"]),
         "seed": int(row["seed"]),
         "ended": str(row["outcome"] or row["status"]),

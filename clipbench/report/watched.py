@@ -21,9 +21,9 @@ from clipbench.analysis.watched import (
     USELESS,
     Finding,
     Run,
-    what_if,
 )
 from clipbench.analysis.watched import runs as runs_of
+from clipbench.analysis.whatif import what_if
 from clipbench.figures.watched import draw
 from clipbench.report.parts import Heading, Part, Picture, Section, Table, Text
 from clipbench.report.prose import paragraphs
@@ -44,7 +44,7 @@ def told(store: Store) -> tuple[list[Part], list[Section]]:
     runs = runs_of(store)[::-1]
     if not runs:
         return [Text("No step is recorded here yet.")], []
-    return diagnosis(runs[0]), [section(run) for run in runs]
+    return diagnosis(runs[0]), [of_run(run) for run in runs]
 
 
 def subtitle(store: Store) -> str:
@@ -96,7 +96,7 @@ def advice(run: Run) -> Sequence[Part]:
     )
 
 
-def section(run: Run) -> Section:
+def of_run(run: Run) -> Section:
     """All that is told of one loop."""
     title = f"Run {run.cell['attempt']}: {run.cell['arm']}, {plural(len(run.curve), 'step')}"
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

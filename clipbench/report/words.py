@@ -19,6 +19,10 @@ from clipbench.task import Threshold
 
 DASH, MINUS, INFINITY = "–", "−", "∞"
 METRICS = {"roc_auc": "ROC AUC"}
+RANGES = {  # metric → the least and the greatest that it can be; of a user's own it is not known
+    **dict.fromkeys(("accuracy", "dice", "roc_auc", "mean_auc"), (0.0, 1.0)),
+    **dict.fromkeys(("log_loss", "bits"), (0.0, math.inf)),
+}
 
 Row = Mapping[str, Any]
 
@@ -142,6 +146,22 @@ def listed(words: Sequence[str]) -> str:
 def interval_of(row: Row) -> Interval:
     """The interval in a row's ``estimate``, ``low`` and ``high``."""
     return Interval(row["estimate"], row["low"], row["high"])
+
+
+def beyond(levels: pd.DataFrame, about: Row) -> str:
+    """A sentence for the caption of a table with an interval that reaches beyond what its metric
+    can be; empty if none does, or if nobody knows what it can be.
+
+    :param levels: rows with ``low`` and ``high``, in the unit of the metric.
+    """
+    least, greatest = RANGES.get(str(about["metric"]), (-math.inf, math.inf))
+    if not ((levels["low"] < least).any() or (levels["high"] > greatest).any()):
+        return ""
+    span = f"{short(least)} to {short(greatest)}" if greatest < math.inf else f"{short(least)} on"
+    return (
+        f" An interval is as wide below the mean as above it, and here some reach beyond what "
+        f"{metric_words(about)} can be ({span}): read these as ending there."
+    )
 
 
 def metric_note(about: Row) -> str:

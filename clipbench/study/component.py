@@ -8,7 +8,7 @@ from typing import Any
 from clipbench import registry
 from clipbench.cell import Part
 from clipbench.errors import UsageError
-from clipbench.vocabulary import DEFAULTS, EXAMPLE, GRADIENT, KEPT, OF_PILOT, ON
+from clipbench.vocabulary import DEFAULTS, EXAMPLE, GRADIENT, KEPT, OF_PILOT, ON, words_of
 
 
 def part(kind: registry.Kind, cls: Any, settings: Mapping[str, Any], where: str) -> Part:
@@ -38,15 +38,31 @@ def part(kind: registry.Kind, cls: Any, settings: Mapping[str, Any], where: str)
         )
     if of_pilot is None:
         return Part(
-            cls.name, cls.version, {**registry.validated(cls, others, where), **words}, threshold
+            cls.name,
+            cls.version,
+            {**registry.validated(cls, others, where, _beside(kind, cls, threshold)), **words},
+            threshold,
         )
     if threshold is None or threshold in settings:
         raise UsageError(f"{where}: give `{of_pilot}` or `{threshold}`, not both.")
-    clean = registry.validated(cls, {**others, threshold: 1.0}, where)
+    clean = registry.validated(
+        cls, {**others, threshold: 1.0}, where, _beside(kind, cls, threshold)
+    )
     clean.pop(threshold, None)
     return Part(
         cls.name, cls.version, {**clean, **words, of_pilot: float(words[of_pilot])}, threshold
     )
+
+
+def _beside(kind: registry.Kind, cls: Any, threshold: str | None) -> list[str]:
+    """The words of a study that may stand beside a component's settings: those of the pilot if a
+    clip has a size, and what a clip is applied to if it has a threshold.
+    """
+    unfit = {
+        *(OF_PILOT if not hasattr(cls, "size") or threshold is None else ()),
+        *((ON,) if threshold is None else ()),
+    }
+    return [name for name in words_of(kind) if name not in {"name", "torch", threshold, *unfit}]
 
 
 def refuse_unfit(cls: Any, words: Iterable[str], where: str) -> None:

@@ -47,6 +47,12 @@
     }
   }
 
+  // What is wider than its box says so, as soon as it is seen.
+  const sized = new ResizeObserver((boxes) => {
+    for (const { target } of boxes) target.classList.toggle("more", target.scrollWidth > target.clientWidth + 1);
+  });
+  for (const box of document.querySelectorAll(".scroll")) sized.observe(box);
+
   // A link to something inside a fold opens it.
   const unfold = () => {
     const name = decodeURIComponent(location.hash.slice(1));
@@ -65,10 +71,20 @@
   const RATIOS = ["loss", "grad_norm", "kept", "cosine", "changed", "update_norm"];
   const plot = JSON.parse($("plot").textContent);
   const AXES = 90; // pixels beside a plot, for its axis
+  // The results folder: it holds the page's own, if the page is where `clipbench report` puts it.
+  const around = location.protocol === "file:" && /^(.+)\/report\/report\.html$/.exec(decodeURIComponent(location.pathname));
+  const quoted = (path) => (/^[\w@%+=:,./-]+$/.test(path) ? path : `'${path.replace(/'/g, `'\\''`)}'`);
+  const folder = quoted(around ? around[1] : `results/${$("run-replay").dataset.study}`);
   let shown = Promise.resolve(null);
   let chosen = null;
 
   const fits = (run, upTo) => KEYS.slice(0, upTo).every((key) => String(run[key]) === fields[key].value);
+  // Of the runs that fit so far, the first at a setting that was chosen on the selection seeds.
+  const preferred = (upTo) => {
+    const fitting = runs.filter((run) => run.chosen && fits(run, upTo));
+    const rank = Math.max(...fitting.map((run) => run.chosen));
+    return fitting.find((run) => run.chosen === rank);
+  };
   const fill = (from) => {
     for (let place = from; place < KEYS.length; place++) {
       const key = KEYS[place];
@@ -77,6 +93,10 @@
       if (key === "lr" || key === "seed") options.sort((a, b) => parseFloat(a) - parseFloat(b));
       fields[key].replaceChildren(...options.map((one) => new Option(one || "–", one)));
       if (options.includes(before)) fields[key].value = before;
+      if (key === "at" || key === "lr") {
+        const best = preferred(place);
+        if (best) fields[key].value = String(best[key]);
+      }
       fields[key].parentElement.hidden = options.length === 1 && options[0] === "";
     }
   };
@@ -109,16 +129,17 @@
     const name = chosen.clip === "none" ? "without a clip" : "with the clip";
     const rows = [...points(chosen, name), ...(other ? points(other, "without it") : [])];
     $("run-words").textContent = words(chosen) + (other ? ` Without the clip: ${other.ended}.` : "");
-    $("run-replay").textContent = `clipbench replay DIR ${chosen.id}`;
+    $("run-replay").textContent = `clipbench replay ${folder} ${chosen.id}`;
     $("run-link").href = `#run=${chosen.id}`;
     shown = shown.then((before) => paint(rows, chosen).then((made) => (before?.finalize(), made)));
   };
   const paint = (rows, run) => {
     const [loss, norm, left] = structuredClone(plot.vconcat);
     if (!run.events.length) loss.layer.pop(); // an empty layer has no extent
+    if (!(run.limit > 0)) norm.layer.splice(1); // no threshold, or one of something else
     const panels = run.clip === "none" ? [loss, norm] : [loss, norm, left];
     const width = Math.max(200, $("run-plot").clientWidth - AXES);
-    const datasets = { points: rows, marks: run.events.map(([step, kind]) => ({ step, kind })) };
+    const datasets = { points: rows, marks: run.events.map(([step, kind]) => ({ step, kind })), limits: [{ limit: run.limit }] };
     const spec = { ...plot, datasets, vconcat: panels.map((panel) => ({ ...panel, width })) };
     return window.vegaEmbed("#run-plot", spec, { ast: true, renderer: "svg", actions: false }).then((made) => {
       $("run-plot").dataset.run = run.id;

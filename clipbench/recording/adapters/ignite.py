@@ -30,8 +30,8 @@ class Watch:
 
     def attach(self, engine: Engine) -> None:
         """Begin and end with the engine's run; MONAI calls it of ``train_handlers``."""
-        engine.add_event_handler(Events.STARTED, lambda: self._watch.start())
-        engine.add_event_handler(Events.COMPLETED, lambda: self._watch.stop())
+        engine.add_event_handler(Events.STARTED, lambda: self._watch.start())  # noqa: PLW0108 - Ignite would look at its arguments
+        engine.add_event_handler(Events.COMPLETED, lambda: self._watch.stop())  # noqa: PLW0108
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._stop)
 
     def _stop(self, _: Engine, error: Exception) -> None:

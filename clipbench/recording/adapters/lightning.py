@@ -11,7 +11,7 @@ from clipbench.errors import UsageError
 from clipbench.recording import watching
 
 
-class Watch(lightning.Callback):
+class Watch(lightning.Callback):  # type: ignore[misc]  # the library may be absent
     """Watches all optimizers of a training; with ``log`` its four numbers go to the trainer's
     loggers. ``options`` are those of `clipbench.watch`.
 

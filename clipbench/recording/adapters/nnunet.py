@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from clipbench.recording import watching
 
 
-class WatchedTrainer(nnUNetTrainer):
+class WatchedTrainer(nnUNetTrainer):  # type: ignore[misc]  # the library may be absent
     """nnU-Net's own trainer, whose training is recorded into the folder ``watched`` beside its
     checkpoints.
     """

@@ -10,7 +10,7 @@ import transformers
 from clipbench.recording import watching
 
 
-class Watch(transformers.TrainerCallback):
+class Watch(transformers.TrainerCallback):  # type: ignore[misc]  # the library may be absent
     """Watches a training; its four numbers stand in the trainer's history of logs as well, and
     reach the trackers whose callbacks come later: to be the first, put it into
     ``trainer.callback_handler.callbacks``. ``options`` are those of `clipbench.watch`.
