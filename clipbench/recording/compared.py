@@ -20,7 +20,9 @@ STRAIGHT = 1 - 1e-6  # the cosine of a gradient that only got shorter
 
 
 class Comparison:
-    """Compares the gradients of as many parameters as fit into a memory, in bytes."""
+    """Compares the gradients of as many parameters as fit into a memory, in bytes. A gradient may
+    have a graph of its own, of which it makes no part.
+    """
 
     def __init__(self, gradients: Gradients, memory: int) -> None:
         dtype = getattr(torch, gradients.dtype)
@@ -33,21 +35,26 @@ class Comparison:
                 room -= param.numel()
         self.whole = len(self.params) == len(gradients.params)
         """Whether they are all parameters."""
+        self.any = bool(self.params)
+        """Whether there is room for any."""
         self._meter = Meter(self.params, dtype) if self.params else None
         self._left: Tensor | None = None
         self._zero = torch.zeros((), device=first)
 
+    @torch.no_grad()
     def raw(self) -> None:
         """Keep the gradients as they are, before any clip."""
         if self._meter:
             self._meter.raw()
 
+    @torch.no_grad()
     def clipped(self) -> None:
         """Keep the gradients as the clips left them, and the parameters before the step."""
         if self._meter:
             self._meter.clipped()
             self._meter.before()
 
+    @torch.no_grad()
     def what_clipped(self) -> tuple[str, float | None] | None:
         """The kind of clip that makes what came out of what was kept, and its threshold if that is
         a value; None if nothing was changed.
@@ -62,16 +69,21 @@ class Comparison:
         cosine = torch.nn.functional.cosine_similarity(raw.double(), clipped.double(), dim=0)
         return (NORM if cosine > STRAIGHT else OTHER), None
 
-    def step(self) -> None:
-        """Measure the step that was taken, and keep what it left of the gradient."""
+    @torch.no_grad()
+    def step(self, keep: bool) -> None:
+        """Measure the step that was taken.
+
+        :param keep: whether to keep what it left of the gradient.
+        """
         if self._meter:
             self._meter.step(self._zero)
-            self._left = self._meter.now()
+            self._left = self._meter.now() if keep else None
 
     def rows(self) -> np.ndarray:
         """The measures of the steps since the last call, steps × measures; waits for the device."""
         return self._meter.rows() if self._meter else np.empty((0, len(COLUMNS)))
 
+    @torch.no_grad()
     def altered_since_step(self) -> bool:
         """Whether somebody has changed, and not zeroed, the gradient since the step that was
         measured last. Asked once; waits for the device.
@@ -81,6 +93,7 @@ class Comparison:
             return False
         return _altered(left, self._meter.now())
 
+    @torch.no_grad()
     def altered_since_raw(self) -> bool:
         """Whether somebody has changed, and not zeroed, the gradient since it was kept as raw;
         waits for the device.

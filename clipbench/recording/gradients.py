@@ -78,9 +78,16 @@ class Gradients:
             known = self._lists[key] = self.ids.intersection(key)
         return known
 
-    def with_gradient(self) -> frozenset[int]:
-        """The ids of the parameters that have a gradient."""
-        return frozenset(id(param) for param in self.params if param.grad is not None)
+    def with_gradient(self, marks: Marks) -> frozenset[int]:
+        """The ids of the parameters that have a gradient.
+
+        :param marks: as they are now.
+        """
+        if None not in marks:
+            return self.ids
+        return frozenset(
+            id(param) for param, mark in zip(self.params, marks, strict=True) if mark is not None
+        )
 
     def norm(self) -> Number:
         """The 2-norm of all gradients; inf where finite elements overflow it in their precision,
@@ -89,6 +96,7 @@ class Gradients:
         return norm(self.present(), self.waits)
 
 
+@torch.no_grad()  # a gradient may have a graph of its own
 def norm(grads: Sequence[Tensor], waits: bool, order: float = 2.0) -> Number:
     """The 2-norm of some tensors together, or that of another order.
 

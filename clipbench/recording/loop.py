@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -33,12 +33,12 @@ BY_HAND = "a clip of the loop's own"
 
 
 class Sightings:
-    """What was seen, how often, and first when."""
+    """What was seen, how often, and first when; ``str`` of its detail says what it was."""
 
     def __init__(self) -> None:
-        self.seen: dict[tuple[Sighting, str], list[int]] = {}
+        self.seen: dict[tuple[Sighting, Hashable], list[int]] = {}
 
-    def see(self, kind: Sighting, detail: str, step: int, times: int = 1) -> None:
+    def see(self, kind: Sighting, detail: Hashable, step: int, times: int = 1) -> None:
         self.seen.setdefault((kind, detail), [step, 0])[1] += times
 
 
@@ -49,6 +49,7 @@ class Loop(taps.Listener):
     :param exact: whether every step is compared element by element.
     :param memory: bytes that comparisons may take.
     :param stepped: is called after each step.
+    :param shows: whether it asks for what was measured of the last step.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Loop(taps.Listener):
         exact: bool,
         memory: int,
         stepped: Callable[[Loop], None],
+        shows: bool = False,
     ) -> None:
         self.optimizer, self.sightings = optimizer, Sightings()
         self.active = True
@@ -66,6 +68,7 @@ class Loop(taps.Listener):
         self.clips: set[str] = set()
         """The kinds of clips that touched a gradient: norm, value, other."""
         self._loss, self._exact, self._memory, self._stepped = loss, exact, memory, stepped
+        self._shows = shows
         self._pending: list[dict[str, Any]] = []
         self._by_hand = self._only_known = False
         self._hand_threshold: float | None = None
@@ -91,16 +94,19 @@ class Loop(taps.Listener):
 
     def taken(self) -> dict[str, np.ma.MaskedArray]:
         """The columns of the steps since the last call; waits for the device."""
+        self._settle()
         pending, self._pending = self._pending, []
-        rows = iter(self._comparison.rows())
-        for one in pending:  # whose rows were not waited for
-            if one["exact"] is True:
-                one["exact"] = next(rows)
-        table, skipped = columns([Step(**one) for one in pending])
+        table, skipped = columns([_step(one) for one in pending])
         if skipped:
             self._skipped("in a fused optimizer", skipped)
             self.steps -= skipped
         return table
+
+    def _settle(self) -> None:
+        """Ask for the rows of the steps that were compared since the last call."""
+        whole, compared = self._comparison.whole, [one for one in self._pending if one["compared"]]
+        for one, row in zip(compared, self._comparison.rows(), strict=True):
+            one["compared"], one["exact"] = False, row if whole else None
 
     @property
     def waiting(self) -> int:
@@ -110,7 +116,7 @@ class Loop(taps.Listener):
     @property
     def last(self) -> Step:
         """What was measured of the last step."""
-        return Step(**self._pending[-1])
+        return _step(self._pending[-1])
 
     # -------------------------------------------------------------------------------- what is heard
 
@@ -203,6 +209,8 @@ class Loop(taps.Listener):
 
     def _adopt(self) -> None:
         """Take the optimizer's parameters as they are now."""
+        if self._pending:
+            self._settle()
         self._held = sum(len(group["params"]) for group in self.optimizer.param_groups)
         self.gradients = Gradients(self.optimizer)
         self._comparison = Comparison(self.gradients, self._memory)
@@ -235,14 +243,14 @@ class Loop(taps.Listener):
             taps.caller(),
         )
         self._open = call
-        self._see(Sighting.CLIP, str(call))
+        self._see(Sighting.CLIP, call.words)
         if not update.backwards:
             if self._is_zero():
-                self._see(Sighting.CLIP_BEFORE_BACKWARD, str(call))
+                self._see(Sighting.CLIP_BEFORE_BACKWARD, call.words)
             else:
-                self.sightings.see(Sighting.CLIP_AFTER_STEP, str(call), self.steps - 1)
-        elif update.raw is None and self.gradients.marks() == self._marks:
-            alone = mine == self.gradients.with_gradient()
+                self.sightings.see(Sighting.CLIP_AFTER_STEP, call.words, self.steps - 1)
+        elif update.raw is None and (marks := self.gradients.marks()) == self._marks:
+            alone = mine == self.gradients.with_gradient(marks)
             update.raw = self._number(norm) if norm is not None and alone else self.gradients.norm()
 
     def _number(self, norm: Tensor) -> Number:
@@ -284,8 +292,7 @@ class Loop(taps.Listener):
     def _guarded(self, act: Callable[[], None]) -> None:
         """Do what must not end the training if it fails."""
         try:
-            with torch.no_grad():  # a gradient may have a graph of its own
-                act()
+            act()
         except Exception as error:  # noqa: BLE001 - somebody's training goes on, whatever it is
             self.failed(error)
 
@@ -324,12 +331,14 @@ class Loop(taps.Listener):
         :param by_hand: whether anybody but torch's clips changed it.
         """
         update, gradients = self._update, self.gradients
-        present, last = gradients.with_gradient(), update.last
+        present, last = gradients.with_gradient(gradients.marks()), update.last
         known = None if by_hand else update.known(present)
         self._only_known = known is not None
         # one that wrote through `.data` is seen by the norms alone
         raw, clip = update.raw, self._by_hand or bool(last)
-        if raw is None and not clip:
+        # the comparison measures it as well, and is asked later
+        later = self._comparing and self._comparison.whole and not self._shows
+        if raw is None and not clip and not later:
             raw = gradients.norm()
         self.clips |= {call.kind for call in last}
         threshold = last[-1].threshold if last else self._hand_threshold if by_hand else None
@@ -348,11 +357,11 @@ class Loop(taps.Listener):
 
     def _is_by_hand(self, altered: bool) -> bool:
         """Whether the comparison shows that anybody but torch's clips changed the gradient."""
-        if self._exact and self.gradients.waits:
+        if self._exact and (self.gradients.waits or self.steps % EVERY):
             return altered
-        what = self._comparison.what_clipped()
         calls = self._update.last
-        if what is None or (calls and (not altered or what[0] == calls[-1].kind)):
+        what = None if calls and not altered else self._comparison.what_clipped()
+        if what is None or (calls and what[0] == calls[-1].kind):
             return False
         kind, self._hand_threshold = what
         self.clips.add(kind)
@@ -365,24 +374,19 @@ class Loop(taps.Listener):
         if len(update.calls) > self._told or not self._measured:  # a clip inside of the step
             self._comparing = False
             self._look(by_hand=False)
-        exact: Any = None
-        if self._comparing and update.backwards:
-            self._comparison.step()
-            if not self._comparison.whole:
-                self._comparison.rows()
-            elif self.gradients.waits and self._exact:
-                exact = True  # the row is asked for later
-            else:
-                exact = self._comparison.rows()[-1]
+        compared = self._comparing and update.backwards > 0
+        if compared:
+            self._comparison.step(self.steps % EVERY == 0)
         began, self._ended = self._ended, perf_counter()
         self._pending.append(
             {
                 **self._measured,
-                "loss": self._loss() if self._loss else self._loss_of_step(),
+                "loss": self._loss_of_step(),
                 "lr": self._lr(),
                 "seconds": None if began is None else self._ended - began,
                 "clip_seconds": update.clip_seconds,
-                "exact": exact,
+                "compared": compared and self._comparison.any,
+                "exact": None,
             }
         )
         if not self._present:
@@ -425,11 +429,15 @@ class Loop(taps.Listener):
         present = self.gradients.present()
         return not present or not any(bool(grad.any()) for grad in present)
 
-    def _see(self, kind: Sighting, detail: str) -> None:
+    def _see(self, kind: Sighting, detail: Hashable) -> None:
         self.sightings.see(kind, detail, self.steps)
 
     def _skipped(self, detail: str, times: int = 1) -> None:
         self.sightings.see(Sighting.SKIPPED_STEP, detail, self.steps, times)
+
+
+def _step(noted: Mapping[str, Any]) -> Step:
+    return Step(**{name: value for name, value in noted.items() if name != "compared"})
 
 
 def bare(optimizer: Any) -> Any:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -174,16 +174,11 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _tell(event: str, *about: Any) -> None:
-    _tell_untraced(event, about)
-
-
 @untraced
-def _tell_untraced(event: str, about: tuple[Any, ...]) -> None:
+def _tell(event: str, *about: Any) -> None:
     for listener in tuple(_LISTENERS):
         try:
-            with torch.no_grad():  # a gradient may have a graph of its own
-                getattr(listener, event)(*about)
+            getattr(listener, event)(*about)
         except Exception as error:  # noqa: BLE001 - it must not end somebody's training
             listener.failed(error)
 
@@ -286,27 +281,36 @@ def caller() -> Caller:
     first one outside of torch.
     """
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - `inspect` takes milliseconds
-    packages: list[str] = []
-    nearest, found = None, None
-    for _ in range(DEEP):
-        if frame is None:
-            break
-        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package not in QUIET:
-            nearest = nearest or frame
-            if not _is_installed(frame.f_code.co_filename):
-                found = frame
-                break
-            if package not in packages:
-                packages.append(package)
+    while frame is not None and _package(frame) in QUIET:
         frame = frame.f_back
-    shown = found or nearest
-    if shown is None:
+    if frame is None:
         return Caller("?", 0, ())
+    place = frame.f_code, frame.f_lineno
+    if place not in _CALLERS:
+        _CALLERS[place] = _through(frame)
+    return _CALLERS[place]
+
+
+_CALLERS: dict[tuple[CodeType, int], Caller] = {}  # of the first frames outside of torch
+
+
+def _through(nearest: FrameType) -> Caller:
+    packages: list[str] = []
+    frame: FrameType | None = nearest
+    for _ in range(DEEP):
+        if frame is None or not _is_installed(frame.f_code.co_filename):
+            break
+        if (package := _package(frame)) not in (*QUIET, *packages):
+            packages.append(package)
+        frame = frame.f_back
+    shown = frame or nearest
     return Caller(Path(shown.f_code.co_filename).name, shown.f_lineno, tuple(packages))
 
 
-@functools.cache
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
 def _is_installed(file: str) -> bool:
     parts = Path(file).parts
     return "site-packages" in parts or "dist-packages" in parts

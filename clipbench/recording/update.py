@@ -5,8 +5,9 @@ clips.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,8 +16,18 @@ from clipbench.recording.taps import NORM, Caller
 from clipbench.schema import Sighting
 
 
-@dataclass(frozen=True)
-class Call:
+class Words(NamedTuple):
+    """What is said of a clip, in parts: it is said of every step, and read once."""
+
+    kind: str
+    threshold: float
+    caller: Caller
+
+    def __str__(self) -> str:
+        return f"{self.kind} clip at {self.threshold:g}, called in {self.caller}"
+
+
+class Call(NamedTuple):
     """A clip of torch that a loop called."""
 
     kind: str
@@ -31,8 +42,10 @@ class Call:
     """Whether the gradient was still multiplied by GradScaler's scale."""
     caller: Caller
 
-    def __str__(self) -> str:
-        return f"{self.kind} clip at {self.threshold:g}, called in {self.caller}"
+    @property
+    def words(self) -> Words:
+        """What is said of it."""
+        return Words(self.kind, self.threshold, self.caller)
 
 
 @dataclass
@@ -59,30 +72,30 @@ class Update:
             if call.backward == self.backwards and math.isfinite(call.threshold)
         ]
 
-    def wrong(self, with_gradient: frozenset[int]) -> Iterator[tuple[Sighting, str]]:
+    def wrong(self, with_gradient: frozenset[int]) -> Iterator[tuple[Sighting, Hashable]]:
         """What is wrong with where its clips stood, each with the call that shows it.
 
         :param with_gradient: ids of the parameters that have a gradient.
         """
         for call in self.calls:
             if not math.isfinite(call.threshold):
-                yield Sighting.CLIP_AT_INFINITY, str(call)
+                yield Sighting.CLIP_AT_INFINITY, call.words
             elif call.backward < self.backwards:
-                yield Sighting.CLIP_IN_ACCUMULATION, str(call)
+                yield Sighting.CLIP_IN_ACCUMULATION, call.words
             if call.scaled and math.isfinite(call.threshold):
-                yield Sighting.CLIP_ON_SCALED, str(call)
+                yield Sighting.CLIP_ON_SCALED, call.words
         last = self.last
         covered = frozenset[int]().union(*(call.params for call in last))
         if last and with_gradient - covered:
             left = len(with_gradient - covered)
             yield (
                 Sighting.CLIP_ON_PART,
-                f"{last[-1]}; {left} of {len(with_gradient)} tensors with a gradient left out",
+                f"{last[-1].words}; {left} of {len(with_gradient)} tensors left out",
             )
         for number, call in enumerate(last):
             twice = [other for other in last[:number] if other.params & call.params]
             if twice:
-                yield Sighting.CLIP_TWICE, f"{twice[-1]}; {call}"
+                yield Sighting.CLIP_TWICE, f"{twice[-1].words}; {call.words}"
 
     def known(self, with_gradient: frozenset[int]) -> Call | None:
         """The one norm clip of the whole gradient, whose effect follows from the norm; None if

@@ -95,7 +95,14 @@ class Watch:
             return
         for number, one in enumerate(optimizers, len(self._loops)):
             _refuse(one)
-            loop = Loop(one, self._loss, self._exact, self._memory, self._stepped)
+            loop = Loop(
+                one,
+                self._loss,
+                self._exact,
+                self._memory,
+                self._stepped,
+                shows=self._log is not None,
+            )
             about = {
                 "name": self._folder.name,
                 "started": self._started,

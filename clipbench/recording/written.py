@@ -142,7 +142,7 @@ class Written:
 
     def _events(self) -> list[dict[str, Any]]:
         seen = [
-            {"cell": self._cell, "step": step, "kind": kind, "value": times, "detail": detail}
+            {"cell": self._cell, "step": step, "kind": kind, "value": times, "detail": str(detail)}
             for (kind, detail), (step, times) in self._loop.sightings.seen.items()
         ]
         return seen + [{"cell": self._cell, **vars(event)} for event in self._derived()]
