@@ -129,7 +129,7 @@ class Loop(taps.Listener):
             self._look_after_step(marks)
         elif not any(marks):  # what was there has been dropped
             self._begin()
-        elif marks != self._marks or (self._comparing and self._comparison.altered_since_raw()):
+        elif self._is_altered():
             if self._is_zero():
                 self._begin()
             elif not update.calls:
@@ -158,9 +158,8 @@ class Loop(taps.Listener):
         self._next_scale = scale
 
     def unscale_begins(self, optimizer: object) -> None:
-        scaled = self._is_mine(optimizer) and self._update.scale is not None
-        if scaled and self.gradients.marks() != self._marks:
-            self._by_hand = True
+        if self._is_mine(optimizer) and self._update.scale is not None and self._is_altered():
+            self._by_hand = self._update.by_hand = True
             self._see(Sighting.CLIP_ON_SCALED, BY_HAND)
 
     def unscale_ends(self, optimizer: object) -> None:
@@ -168,7 +167,7 @@ class Loop(taps.Listener):
         if not self._is_mine(optimizer) or update.scale is None:
             return
         self._marks = self.gradients.marks()
-        if update.calls:
+        if update.calls or update.by_hand:
             update.raw_scale, self._comparing = update.scale, False
         else:
             self._keep_raw()
@@ -317,7 +316,7 @@ class Loop(taps.Listener):
             self._adopt()  # a group was added
             self._begin()
         update, gradients = self._update, self.gradients
-        altered = update.backwards > 0 and gradients.marks() != self._marks
+        altered = update.by_hand or (update.backwards > 0 and gradients.marks() != self._marks)
         if self._comparing and update.backwards:
             self._comparison.clipped()
             altered = self._is_by_hand(altered)
@@ -414,6 +413,18 @@ class Loop(taps.Listener):
 
     def _is_mine(self, optimizer: object) -> bool:
         return bare(optimizer) is self.optimizer
+
+    def _is_altered(self) -> bool:
+        """Whether the gradient is not what the last backward pass left, for all that is known of
+        that.
+        """
+        if self.gradients.marks() != self._marks:
+            return True
+        if self._comparing and not self._update.calls:
+            return self._comparison.altered_since_raw()
+        if self._by_hand and not self._update.calls and not self.gradients.waits:
+            return self._update.raw is not None and self.gradients.norm() != self._update.raw
+        return False
 
     def _look_after_step(self, marks: Marks) -> None:
         """Whether the gradient that the last step left was changed by hand since."""

@@ -11,6 +11,7 @@ import warnings
 import weakref
 from typing import Any
 
+from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from clipbench.errors import UsageError
@@ -28,6 +29,7 @@ class _Newcomers(taps.Listener):
         self._process = os.getpid()
         self._made: list[weakref.ref[Optimizer]] = []
         self._watch: Watch | None = None
+        self._scale: Tensor | None = None  # of the gradient that is asked for next
         self._exit = os._exit
         os._exit = self._leave  # type: ignore[assignment]  # a script may end by it
 
@@ -36,15 +38,22 @@ class _Newcomers(taps.Listener):
             self._made.append(weakref.ref(optimizer))
             taps.listen(self)
 
+    def scaled(self, scale: Tensor) -> None:
+        self._scale = scale
+
     def backward_begins(self) -> None:
         taps.leave(self)
+        scale, self._scale = self._scale, None
         made = [one for reference in self._made if (one := reference()) is not None]
         self._made.clear()
         try:
             if self._watch is None:
-                self._watch = Watch(None, made, **json.loads(os.environ[ASKED])).start()
+                self._watch = Watch(None, [], **json.loads(os.environ[ASKED]))
+                self._watch.start(made)
             else:
                 self._watch.join(made)
+            if scale is not None:
+                self._watch.scaled(scale)
         except UsageError as error:
             warnings.warn(f"clipbench does not watch this training: {error}", stacklevel=2)
 

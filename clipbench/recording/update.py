@@ -61,6 +61,8 @@ class Update:
     """What the gradient is multiplied by now; None if by nothing."""
     raw_scale: Tensor | None = None
     """What it was multiplied by when ``raw`` was taken, if that has been undone since."""
+    by_hand: bool = False
+    """Whether anybody but torch's clips changed the gradient before its scale was undone."""
     clip_seconds: float | None = None
 
     @property

@@ -86,7 +86,9 @@ def _arrow(table: str, rows: Rows | pa.Table) -> pa.Table:
     if isinstance(rows, pa.Table):
         return rows.cast(schema.arrow(table))
     if isinstance(rows, Mapping):
-        return pa.Table.from_pydict(dict(rows), schema.arrow(table))
+        # what came later need not be known to whoever writes
+        given = pa.table(dict(rows)) if rows else schema.arrow(table).empty_table()
+        return _complete(given, table).select(schema.arrow(table).names).cast(schema.arrow(table))
     return pa.Table.from_pylist(list(rows), schema.arrow(table))
 
 
