@@ -87,8 +87,13 @@ def _arrow(table: str, rows: Rows | pa.Table) -> pa.Table:
         return rows.cast(schema.arrow(table))
     if isinstance(rows, Mapping):
         # what came later need not be known to whoever writes
-        given = pa.table(dict(rows)) if rows else schema.arrow(table).empty_table()
-        return _complete(given, table).select(schema.arrow(table).names).cast(schema.arrow(table))
+        size = len(next(iter(rows.values()), ()))
+        absent = {
+            column.name: pa.nulls(size, column.type)
+            for column in schema.TABLES[table]
+            if column.later and column.name not in rows
+        }
+        return pa.Table.from_pydict({**rows, **absent}, schema.arrow(table))
     return pa.Table.from_pylist(list(rows), schema.arrow(table))
 
 
