@@ -150,14 +150,13 @@ class Run:
         found = _once(found)
         if not len(self.curve):
             return [Finding(NO_STEP, 0, 0, "", {})]
+        if self.clips and not found:  # else the clip does not yet do what it is there for
+            found += self._by_share()
         found += [
             Finding(str(row.kind), int(row.value), int(row.step), "", {})
             for row in self._of(Sighting.NO_GRADIENT).itertuples()
         ]
-        if self.clips and not USELESS & {one.name for one in found}:
-            found += self._by_share()
-        found += self._by_settings()
-        return found
+        return found + self._by_settings()
 
     def _by_share(self) -> list[Finding]:
         facts = self.facts()

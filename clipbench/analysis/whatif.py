@@ -19,20 +19,26 @@ THRESHOLDS = (0.1, 0.5, 1.0, 5.0, 12.0)
 PERCENTILES = (50, 90, 95, 99)
 
 
-def what_if(norms: np.ndarray) -> pd.DataFrame:
+def what_if(norms: np.ndarray, own: float = math.nan) -> pd.DataFrame:
     """A row per threshold of a norm clip: the share of these steps in which it would have clipped.
 
     ``known_from`` is the share of the steps from which somebody could know the threshold; ``share``
     is of the steps after those. Norms under another clip would be others.
 
     :param norms: of the raw gradients, finite, in the order of the steps.
+    :param own: the threshold that the loop has; NaN if it has none.
     """
     if not len(norms):
         return pd.DataFrame(columns=["threshold", "why", "share", "known_from"])
     rows: list[dict[str, Any]] = [
         {"threshold": one, "why": "in common use", "share": _share(norms, one), "known_from": 0.0}
         for one in THRESHOLDS
+        if one != own
     ]
+    if not math.isnan(own):
+        rows.append(
+            {"threshold": own, "why": "yours", "share": _share(norms, own), "known_from": 0.0}
+        )
     for percentile in PERCENTILES:
         at = float(np.percentile(norms, percentile))
         why = f"percentile {percentile} of all norms, to clip {100 - percentile} %"

@@ -46,6 +46,8 @@ def examined(folder: Path) -> int:
         for run in _last(place):
             if place != folder:
                 click.echo(f"{place.name}:")
+            if (number := run.cell["attempt"]) > 1:
+                click.echo(f"Run {number} in this folder; `clipbench report` shows all.\n")
             _print(watched.diagnosis(run))
             if len(run.norms):
                 _print([watched.norms(run), watched.thresholds(run)])

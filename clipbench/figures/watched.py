@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipbench.analysis.curves import extremes
-from clipbench.figures.style import FAINT, INK, blank, styled
+from clipbench.figures.style import FAINT, INK, blank, decades, styled
 
 STRETCHES = 1000  # of a line: more are not seen, and each point takes its bytes
 TINT = "#0b5cad"
@@ -33,7 +33,7 @@ def draw(curve: pd.DataFrame, fired: np.ndarray) -> Figure:
     _line(panels[1], steps, curve["threshold"].to_numpy(), color=INK, ls=(0, (3, 2)))
     norms = curve["grad_norm"].to_numpy()
     if (norms[np.isfinite(norms)] > 0).any():
-        panels[1].set_yscale("log")
+        decades(panels[1])
     panels[2].set_ylim(-0.08, 1.05)
     at = steps[fired]
     panels[2].plot(at, np.full(len(at), -0.04), "|", ms=4, mew=0.5, color=FAINT, rasterized=True)

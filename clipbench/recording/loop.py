@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from clipbench.recording import taps
-from clipbench.recording.compared import Comparison
+from clipbench.recording.compared import OTHER, Comparison
 from clipbench.recording.gradients import SAFE, Gradients, Marks, Number
 from clipbench.recording.gradients import norm as norm_of
 from clipbench.recording.steps import Step, columns
@@ -160,6 +160,8 @@ class Loop(taps.Listener):
     def unscale_begins(self, optimizer: object) -> None:
         if self._is_mine(optimizer) and self._update.scale is not None and self._is_altered():
             self._by_hand = self._update.by_hand = True
+            self.clips.add(OTHER)
+            self._see(Sighting.CLIP, BY_HAND)
             self._see(Sighting.CLIP_ON_SCALED, BY_HAND)
 
     def unscale_ends(self, optimizer: object) -> None:
@@ -423,7 +425,7 @@ class Loop(taps.Listener):
         if self._comparing and not self._update.calls:
             return self._comparison.altered_since_raw()
         if self._by_hand and not self._update.calls and not self.gradients.waits:
-            return self._update.raw is not None and self.gradients.norm() != self._update.raw
+            return self._update.raw is not None and bool(self.gradients.norm() != self._update.raw)
         return False
 
     def _look_after_step(self, marks: Marks) -> None:

@@ -48,8 +48,7 @@ class _Newcomers(taps.Listener):
         self._made.clear()
         try:
             if self._watch is None:
-                self._watch = Watch(None, [], **json.loads(os.environ[ASKED]))
-                self._watch.start(made)
+                self._watch = Watch(None, made, **json.loads(os.environ[ASKED])).start()
             else:
                 self._watch.join(made)
             if scale is not None:

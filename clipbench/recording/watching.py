@@ -75,9 +75,6 @@ class Watch:
 
         :raises UsageError: an optimizer is watched already, or the folder holds something else.
         """
-        for one in self._optimizers:
-            if one in _WATCHED:
-                raise UsageError("watch: this optimizer is being watched already.")
         devices = {param.device.type for one in self._optimizers for param in _params(one)}
         self._folder = Folder(self.folder, "cuda" if "cuda" in devices else "cpu")
         self._started, self._wrote = datetime.now(UTC).isoformat(), time.monotonic()
@@ -94,7 +91,6 @@ class Watch:
         if self._folder is None:
             return
         for number, one in enumerate(optimizers, len(self._loops)):
-            _refuse(one)
             loop = Loop(
                 one,
                 self._loss,
@@ -112,6 +108,12 @@ class Watch:
             self._loops.append((loop, Written(self._folder, about, loop)))
             _WATCHED.add(one)
             taps.listen(loop)
+
+    def scaled(self, scale: Tensor) -> None:
+        """Tell loops that just joined what the gradient that comes next is multiplied by."""
+        for loop, _ in self._loops:
+            if not loop.steps:
+                loop.scaled(scale)
 
     def stop(self) -> None:
         """Write what is not written yet, and leave the loop as it was."""
@@ -198,7 +200,7 @@ def _params(optimizer: Optimizer) -> list[Tensor]:
     return [param for group in optimizer.param_groups for param in group["params"]]
 
 
-def _refuse(optimizer: object) -> None:
+def _refuse(optimizer: Any) -> None:
     """Refuse what cannot be recorded rightly.
 
     :raises UsageError: it is no optimizer of torch, or one whose gradient nobody sees.
@@ -209,6 +211,8 @@ def _refuse(optimizer: object) -> None:
             f"watch: {kind} is no torch.optim.Optimizer. DeepSpeed steps and clips by itself, "
             "where nothing outside sees the gradient."
         )
+    if optimizer in _WATCHED:
+        raise UsageError("watch: this optimizer is being watched already.")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UsageError(
             "watch: LBFGS takes many gradients a step, so that a step has no one clip."

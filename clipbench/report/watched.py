@@ -30,6 +30,7 @@ from clipbench.report.prose import paragraphs
 from clipbench.report.words import percent, plural, short
 from clipbench.store import Store
 
+NORM = "norm"  # the clip whose threshold is one for the gradient's norm
 QUESTION = "Does my clip do anything?"
 CAVEAT = (
     "What a norm clip would have clipped of these steps. Their norms are those of this training: "
@@ -44,14 +45,20 @@ def told(store: Store) -> tuple[list[Part], list[Section]]:
     runs = runs_of(store)[::-1]
     if not runs:
         return [Text("No step is recorded here yet.")], []
-    return diagnosis(runs[0]), [of_run(run) for run in runs]
+    first, *older = runs
+    return diagnosis(first), [of_run(first, diagnosed=True), *map(of_run, older)]
 
 
 def subtitle(store: Store) -> str:
     """The line below the title."""
     runs = runs_of(store)
     steps = sum(len(run.curve) for run in runs)
-    return f"{plural(len(runs), 'watched loop')}, {plural(steps, 'step')}"
+    last = (
+        f", the last begun {runs[-1].settings['started'][:16].replace('T', ' ')} UTC"
+        if runs
+        else ""
+    )
+    return f"{plural(len(runs), 'watched loop')}, {plural(steps, 'step')}{last}"
 
 
 def diagnosis(run: Run) -> list[Part]:
@@ -96,11 +103,14 @@ def advice(run: Run) -> Sequence[Part]:
     )
 
 
-def of_run(run: Run) -> Section:
-    """All that is told of one loop."""
+def of_run(run: Run, diagnosed: bool = False) -> Section:
+    """All that is told of one loop.
+
+    :param diagnosed: whether its diagnosis stands above.
+    """
     title = f"Run {run.cell['attempt']}: {run.cell['arm']}, {plural(len(run.curve), 'step')}"
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-    parts: list[Part] = [*diagnosis(run)]
+    parts: list[Part] = [] if diagnosed else diagnosis(run)
     if len(run.norms):
         caption = (
             "The loss; the length of the gradient before the clip, and the clip's threshold; the "
@@ -135,7 +145,9 @@ def thresholds(run: Run, name: str = "what-if") -> Table:
     """The thresholds that could be chosen, and which share of the steps each would have
     clipped.
     """
-    rows = what_if(run.norms)
+    facts = run.facts()
+    own = facts["threshold"] if facts["clip"] == NORM else math.nan
+    rows = what_if(run.norms, own).sort_values("threshold", kind="stable")
     return Table(
         name,
         CAVEAT,
