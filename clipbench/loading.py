@@ -169,7 +169,7 @@ class Results:
         """A frame with a row per clip and task: what it gains over the same optimizer without it,
         at the same number of tries, and the verdict.
         """
-        compared = headline.of_store(self.store)
+        compared = headline.of_store(self.store.of_study())
         self._warn()
         levels = compared.levels.drop(columns=["n", "low", "high"])
         partners = levels[[*ARM, "grade", "estimate", "lr"]].rename(columns={"arm": "partner"})
@@ -196,6 +196,7 @@ class Results:
         :param problem: which one, if there is a figure for each.
         :raises UsageError: there is no such figure, or several.
         """
+        self.store.of_study()
         pictures = self._pictures(name)
         found = [one for one, (anchor, _) in pictures.items() if name in (anchor, one)]
         if problem is None and name in pictures:

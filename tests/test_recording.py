@@ -4,6 +4,8 @@ every clip in a wrong place is found.
 
 from __future__ import annotations
 
+import errno
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,15 +19,19 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 import clipbench
 from clipbench import feed, registry
+from clipbench.analysis.watched import runs
 from clipbench.cell import Cell, Part
 from clipbench.engines import loop as engine
 from clipbench.engines.record import Components
+from clipbench.errors import UsageError
 from clipbench.measures import COLUMNS
+from clipbench.recording import taps, watching
+from clipbench.recording.compared import Comparison
+from clipbench.recording.gradients import Gradients
 from clipbench.schema import Sighting
-from clipbench.store import Store
+from clipbench.store import Store, growing
 
 STEPS = 45
-Model, Optimizer = nn.Module, torch.optim.Optimizer
 
 
 @pytest.fixture(autouse=True)
@@ -424,3 +430,246 @@ def test_nothing_is_found_in_a_right_loop(name, tmp_path):
     assert bits(net) == bits(alone)
     assert sightings(tmp_path / "run") == {}
     assert len(Store(tmp_path / "run").read("curves")) == STEPS
+
+
+# --------------------------------------------------------------------------- several, and strange
+
+
+def test_two_optimizers_have_a_record_each(tmp_path):
+    """As a generator and a discriminator have: a backward pass counts for those it concerns."""
+    nets = [model(), model()]
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in nets]
+    with clipbench.watch(nets[0], optimizers, tmp_path / "run"):
+        for number, batch in enumerate(data()):
+            for net, optimizer in list(zip(nets, optimizers, strict=True))[: 1 + number % 2]:
+                optimizer.zero_grad()
+                loss_of(net, batch).backward()
+                norm(net)
+                optimizer.step()
+    cells = Store(tmp_path / "run").read("cells").sort_values("attempt")
+    assert list(cells["steps"]) == [STEPS, STEPS // 2]
+    assert sightings(tmp_path / "run") == {}
+
+
+def test_a_group_that_is_added_is_watched_as_well(tmp_path):
+    net = model()
+    optimizer = torch.optim.SGD(net[0].parameters(), lr=0.1)
+    with clipbench.watch(net, optimizer, tmp_path / "run"):
+        for number, batch in enumerate(data()):
+            if number == 10:
+                optimizer.add_param_group({"params": net[2].parameters()})
+            optimizer.zero_grad()
+            loss_of(net, batch).backward()
+            clip_grad_norm_(net[:3].parameters(), 0.01)
+            optimizer.step()
+    curve = Store(tmp_path / "run").read("curves")
+    np.testing.assert_allclose((curve["kept"] * curve["grad_norm"])[11:], 0.01, rtol=1e-3)
+
+
+def test_a_clip_inside_of_the_step_is_seen(tmp_path):
+    class Clipped(torch.optim.SGD):
+        def step(self, closure=None):
+            clip_grad_norm_(self.param_groups[0]["params"], 0.01)
+            return super().step(closure)
+
+    net = model()
+    optimizer = Clipped(net.parameters(), lr=0.1)
+    with clipbench.watch(net, optimizer, tmp_path / "run"):
+        train(net, optimizer)
+    curve = Store(tmp_path / "run").read("curves")
+    assert len(curve) == STEPS
+    np.testing.assert_allclose(curve["kept"] * curve["grad_norm"], 0.01, rtol=1e-3)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_skipped_step_is_told_and_takes_no_row(fused, tmp_path):
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, fused=fused)
+    with clipbench.watch(net, optimizer, tmp_path / "run"):
+        scaled(net, optimizer, "scaled" if fused else "skipped", none if fused else norm)
+        if fused:
+            scaled(net, optimizer, "skipped", none)
+    steps = 2 * STEPS - 1 if fused else STEPS - 1
+    curve = Store(tmp_path / "run").read("curves")
+    assert len(curve) == steps
+    assert curve["grad_norm"].max() < 5  # and not a thousand times as much
+    assert sightings(tmp_path / "run") == {Sighting.SKIPPED_STEP: 1}
+
+
+def test_an_infinite_element_is_no_norm_that_overflows(tmp_path):
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    with clipbench.watch(net, optimizer, tmp_path / "run"):
+        for factor in (1.0, 1e30, float("inf")):
+            optimizer.zero_grad()
+            (loss_of(net, data()[0]) * factor).backward()
+            norm(net)
+            optimizer.step()
+    norms = Store(tmp_path / "run").read("curves")["grad_norm"].to_numpy(float, na_value=-1.0)
+    assert np.isfinite(norms[0])
+    assert np.isinf(norms[1])
+    assert np.isnan(norms[2])
+
+
+# ---------------------------------------------------------------------------------- nothing remains
+
+
+def test_after_ten_watches_and_an_exception_everything_is_as_it_was(tmp_path):
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for number in range(10):
+        with clipbench.watch(net, optimizer, tmp_path / str(number)):
+            train(net, optimizer, norm, steps=2)
+
+    def fails() -> None:
+        with clipbench.watch(net, optimizer, tmp_path / "x"):
+            train(net, optimizer, steps=1)
+            raise RuntimeError("of the loop")
+
+    with pytest.raises(RuntimeError, match="of the loop"):
+        fails()
+    assert len(Store(tmp_path / "x").read("curves")) == 1
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    assert not taps._LISTENERS
+
+
+def test_nothing_leaks_over_many_steps(tmp_path):
+    """Tensors that live and memory that is traced stay the same but for the numbers of a step."""
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    batch, counted = data(1)[0], []
+    with clipbench.watch(net, optimizer, tmp_path / "run"):
+        for number in range(3000):
+            optimizer.zero_grad()
+            loss_of(net, batch).backward()
+            value(net)
+            optimizer.step()
+            if number % 1000 == 500:
+                gc.collect()
+                counted.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
+    assert len(set(counted)) == 1
+    assert Store(tmp_path / "run").read("cells")["steps"].item() == 3000
+
+
+def test_a_killed_training_loses_a_block_at_most(tmp_path):
+    """Blocks are joined as a counter carries: few files, every step once."""
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    batch = data(1)[0]
+    watch = clipbench.watch(net, optimizer, tmp_path / "run").start()
+    for number in range(5300):
+        optimizer.zero_grad()
+        loss_of(net, batch).backward()
+        optimizer.step()
+        if number == 5100:  # as a kill would leave it
+            held = Store(tmp_path / "run")
+            curve = held.read("curves").sort_values("step")
+            files = held.reader.files("curves")
+            assert held.problems() == []
+    watch.stop()
+    assert list(curve["step"]) == list(range(5000))
+    assert len(files) == 2  # of 4000 and 1000 steps
+    assert len(Store(tmp_path / "run").read("curves")) == 5300
+    assert Store(tmp_path / "run").problems() == []
+
+
+def test_a_second_training_in_the_same_folder_is_kept_beside_the_first(tmp_path):
+    for _ in range(2):
+        net = model()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        with clipbench.watch(net, optimizer, tmp_path / "run"):
+            train(net, optimizer, steps=3)
+    store = Store(tmp_path / "run")
+    assert sorted(store.read("cells")["attempt"]) == [1, 2]
+    assert len(store.read("curves")) == 6
+    assert store.problems() == []
+
+
+# -------------------------------------------------------------------------------------- wrong use
+
+
+def test_what_cannot_be_watched_is_refused_in_a_sentence(tmp_path):
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(UsageError, match="LBFGS takes many gradients"):
+        clipbench.watch(net, torch.optim.LBFGS(net.parameters()))
+    with pytest.raises(UsageError, match=r"Sequential is no torch.optim.Optimizer"):
+        clipbench.watch(net, net)
+    with (
+        clipbench.watch(net, optimizer, tmp_path / "one"),
+        pytest.raises(UsageError, match="is being watched already"),
+    ):
+        clipbench.watch(net, optimizer, tmp_path / "two")
+    Store.create(tmp_path / "study", "study", "title = 'A study'\n")
+    with pytest.raises(UsageError, match='holds the study "study"'):
+        clipbench.watch(net, optimizer, tmp_path / "study").start()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(UsageError, match="not empty and holds no study"):
+        clipbench.watch(net, optimizer, tmp_path / "other").start()
+    clipbench.watch(net, optimizer, tmp_path / "after").start().stop()
+
+
+def test_a_loop_without_steps_and_steps_without_gradients_are_told(tmp_path):
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with clipbench.watch(net, optimizer, tmp_path / "none"):
+        pass
+    assert [one.name for one in runs(Store(tmp_path / "none"))[0].findings()] == ["no_step"]
+    with clipbench.watch(net, optimizer, tmp_path / "empty"):
+        optimizer.step()
+    assert sightings(tmp_path / "empty") == {Sighting.NO_GRADIENT: 1}
+
+
+def test_a_full_disk_ends_no_training_and_what_was_written_stays(tmp_path, monkeypatch):
+    alone, net = model(), model()
+    train(alone, torch.optim.SGD(alone.parameters(), lr=0.1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    written, left = growing.write_table, [3]
+
+    def full(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(*args, **kwargs)
+
+    monkeypatch.setattr(growing, "write_table", full)
+    monkeypatch.setattr(watching, "BLOCK", 10)
+    with (
+        pytest.warns(UserWarning, match="No space left on device.*training goes on") as told,
+        clipbench.watch(net, optimizer, tmp_path / "run"),
+    ):
+        train(net, optimizer)
+    assert len(told) == 1
+    assert bits(net) == bits(alone)
+    store = Store(tmp_path / "run")
+    assert 0 < len(store.read("curves")) < STEPS
+    assert store.problems() == []
+
+
+def test_a_watcher_without_memory_ends_no_training(tmp_path, monkeypatch):
+    def full(_: Comparison) -> None:
+        raise torch.OutOfMemoryError("of the watcher")
+
+    alone, net = model(), model()
+    train(alone, torch.optim.SGD(alone.parameters(), lr=0.1), value)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    monkeypatch.setattr(Comparison, "clipped", full)
+    with clipbench.watch(net, optimizer, tmp_path / "run", exact=True):
+        train(net, optimizer, value)
+    assert bits(net) == bits(alone)
+    curve = Store(tmp_path / "run").read("curves")
+    assert len(curve) == STEPS
+    assert curve["kept"].notna().sum() >= STEPS - 1
+
+
+def test_a_bug_of_ours_ends_no_training_and_is_told_with_its_traceback(tmp_path, monkeypatch):
+    alone, net = model(), model()
+    train(alone, torch.optim.SGD(alone.parameters(), lr=0.1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with clipbench.watch(net, optimizer, tmp_path / "run"):
+        monkeypatch.setattr(Gradients, "norm", lambda _: 1 / 0)
+        with pytest.warns(UserWarning, match="(?s)please report this.*ZeroDivisionError"):
+            train(net, optimizer)
+    assert bits(net) == bits(alone)

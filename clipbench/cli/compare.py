@@ -42,7 +42,7 @@ def compare(first: Path, second: Path, file: Path | None) -> None:
     from clipbench.store import Store
 
     writable("--csv", file)
-    stores = [Store(folder) for folder in (first, second)]
+    stores = [Store(folder).of_study() for folder in (first, second)]
     found = beside(*stores)
     for store in stores:
         for name, damage in sorted(store.bad.items()):

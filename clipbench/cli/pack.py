@@ -59,7 +59,7 @@ def pack(folder: Path, curves: str | None, formats: str | None, largest: int | N
     from clipbench.report import formats_named
     from clipbench.store import Store
 
-    store = Store(folder)
+    store = Store(folder).of_study()
     wanted = None if formats is None else formats_named(formats)
     before = _size(folder)
     with store.claim():

@@ -39,7 +39,7 @@ def replay(folder: Path, cell: str, engine: str | None, use: tuple[Path, ...]) -
     from clipbench import replay as replay_
     from clipbench.store import Store
 
-    outcome = replay_.replay(Store(folder), cell, engine, use)
+    outcome = replay_.replay(Store(folder).of_study(), cell, engine, use)
     click.echo(outcome.sentence)
     if not outcome.matches:
         sys.exit(FINDING)

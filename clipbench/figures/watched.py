@@ -32,7 +32,8 @@ def draw(curve: pd.DataFrame, fired: np.ndarray) -> Figure:
         axes.grid(axis="y")
     _line(panels[1], steps, curve["threshold"].to_numpy(), color=INK, ls=(0, (3, 2)))
     norms = curve["grad_norm"].to_numpy()
-    if (norms[np.isfinite(norms)] > 0).any():
+    shown = norms[np.isfinite(norms) & (norms > 0)]
+    if len(shown) and shown.max() > 10 * shown.min():
         decades(panels[1])
     panels[2].set_ylim(-0.08, 1.05)
     at = steps[fired]

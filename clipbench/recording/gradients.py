@@ -139,9 +139,9 @@ def _wide(grads: Sequence[Tensor]) -> float:
     largest = max(float(grad.abs().max()) for grad in grads)
     if not math.isfinite(largest):
         return math.nan
-    value = math.sqrt(sum(float(grad.double().square().sum()) for grad in grads))
+    squares = sum(float(grad.double().square().sum()) for grad in grads)
     limit = min(torch.finfo(_counted(grad.dtype)).max for grad in grads)
-    return math.inf if value > limit else value or largest
+    return math.inf if squares > limit else math.sqrt(squares) or largest
 
 
 def _counted(dtype: torch.dtype) -> torch.dtype:

@@ -64,7 +64,8 @@ def columns(steps: Sequence[Step]) -> tuple[dict[str, np.ma.MaskedArray], int]:
         )
     }
     scale = taken["scale"].filled(1.0)
-    raw = taken["raw"] / np.where(taken["raw_scale"].mask, scale, taken["raw_scale"].filled(1.0))
+    raw_scale = np.where(taken["raw_scale"].mask, scale, taken["raw_scale"].filled(1.0))
+    raw = _divided(taken["raw"], raw_scale)
     table = {
         "loss": taken["loss"],
         "grad_norm": raw,
@@ -127,7 +128,7 @@ def _effect(
     """
     known = np.array([step.known for step in steps], dtype=bool)
     none = ~np.array([step.clip for step in steps], dtype=bool)
-    clipped, compared = taken["clipped"] / scale, taken["raw"].filled(np.nan).astype(np.float32)
+    clipped, compared = _divided(taken["clipped"], scale), taken["raw"].filled(np.nan).astype(np.float32)
     with np.errstate(all="ignore"):
         # in float32, as torch works it out
         limit = taken["threshold"].filled(np.nan).astype(np.float32)
@@ -144,6 +145,11 @@ def _effect(
         "cosine": np.ma.masked_array(np.ones(len(steps)), ~(whole | known)),
         "changed": np.ma.masked_array(np.zeros(len(steps)), ~whole),
     }
+
+
+def _divided(column: np.ma.MaskedArray, by: np.ndarray) -> np.ma.MaskedArray:
+    """A quotient that keeps what is not finite, which numpy would mask."""
+    return np.ma.masked_array(column.data / by, column.mask)
 
 
 def _numbers(values: Sequence[Any]) -> np.ma.MaskedArray:

@@ -22,7 +22,7 @@ from clipbench.execute.machine import environment, key_of
 from clipbench.measures import COLUMNS, GRAD_NORM, LOSS, UPDATE_NORM
 from clipbench.recording.loop import Loop
 from clipbench.schema import Role
-from clipbench.store import Store, watched_page
+from clipbench.store import STUDY, Store, watched_page
 from clipbench.store.growing import Growing
 
 ENGINE = "watch"
@@ -38,11 +38,10 @@ class Folder:
     def __init__(self, path: Path, device: str) -> None:
         self.name = path.resolve().name
         self._held = ExitStack()
+        # before anything is written: a study may have the folder's name
+        if (path / STUDY).is_file() and not (held := Store(path)).watched:
+            raise UsageError(f'{path}: this folder holds the study "{held.name}"; choose another.')
         self.store = Store.create(path, self.name, watched_page(self.name))
-        if not self.store.watched:
-            raise UsageError(
-                f'{path}: this folder holds the study "{self.store.name}"; choose another.'
-            )
         self._held.enter_context(self.store.claim())
         self.store.sweep()
         page, about = self.store.page("environment"), environment(device)

