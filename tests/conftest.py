@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 import pkgutil
 import random
 import sys
@@ -130,3 +131,19 @@ def undrawn(monkeypatch):
                 monkeypatch.setattr(module, name, lambda *_, **__: None)
     empty = b'<svg width="9pt" height="9pt"/>'
     monkeypatch.setattr(parts, "render", lambda _, forms: dict.fromkeys(forms, empty))
+
+
+@pytest.fixture
+def foreign(monkeypatch, tmp_path):
+    """For a test that runs the training of another library, which draws from global generators,
+    logs, and writes where it stands.
+    """
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.chdir(tmp_path)
+    drawn = random.getstate(), np.random.get_state()  # noqa: NPY002 - what libraries draw from
+    logging.disable(logging.WARNING)
+    with torch.random.fork_rng(devices=[]):
+        yield
+    logging.disable(logging.NOTSET)
+    random.setstate(drawn[0])
+    np.random.set_state(drawn[1])  # noqa: NPY002

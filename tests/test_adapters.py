@@ -6,9 +6,7 @@ A library that is not installed skips its tests: `tox -e watch` installs them.
 
 from __future__ import annotations
 
-import logging
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +25,7 @@ from clipbench.store import Store
 BATCH, STEPS = 32, 8
 
 
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Libraries seed torch, log and write where they stand."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.chdir(tmp_path)
-    logging.disable(logging.WARNING)
-    drawn = random.getstate(), np.random.get_state()  # noqa: NPY002 - what the library draws from
-    with torch.random.fork_rng(devices=[]):
-        yield
-    random.setstate(drawn[0])
-    np.random.set_state(drawn[1])  # noqa: NPY002
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("foreign")
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:

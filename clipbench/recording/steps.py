@@ -128,7 +128,10 @@ def _effect(
     """
     known = np.array([step.known for step in steps], dtype=bool)
     none = ~np.array([step.clip for step in steps], dtype=bool)
-    clipped, compared = _divided(taken["clipped"], scale), taken["raw"].filled(np.nan).astype(np.float32)
+    clipped, compared = (
+        _divided(taken["clipped"], scale),
+        taken["raw"].filled(np.nan).astype(np.float32),
+    )
     with np.errstate(all="ignore"):
         # in float32, as torch works it out
         limit = taken["threshold"].filled(np.nan).astype(np.float32)

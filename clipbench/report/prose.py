@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from clipbench.report.parts import List, Text
-from clipbench.report.words import percent, short
+from clipbench.report.words import percent, plural, short
 
 BULLET, CODE = "- ", "    "
 
@@ -29,7 +29,7 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     found.filters |= {"cell": _cell, "flat": _flat, "tex": _tex}
-    found.filters |= {"short": short, "percent": percent, "count": _count}
+    found.filters |= {"short": short, "percent": percent, "count": _count, "plural": plural}
     return found
 
 
