@@ -18,7 +18,11 @@ import clipbench
 from clipbench import protocol, schema, study, task, vocabulary
 from clipbench.analysis.outcomes import Note
 
-IMPORTED_AS = {"scikit-learn": "sklearn", "vl-convert-python": "vl_convert"}
+IMPORTED_AS = {
+    "pytorch-ignite": "ignite",
+    "scikit-learn": "sklearn",
+    "vl-convert-python": "vl_convert",
+}
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +193,7 @@ def test_the_readme_is_read_in_one_go(readme):
 
 def test_every_page_of_the_docs_is_in_the_table_of_contents(checkout):
     docs = checkout / "docs"
-    listed = re.findall(r"^[a-z_]+$", (docs / "index.md").read_text("utf-8"), re.MULTILINE)
+    listed = re.findall(r"^[a-z_-]+$", (docs / "index.md").read_text("utf-8"), re.MULTILINE)
     assert sorted([*listed, "index"]) == sorted(page.stem for page in docs.glob("*.md"))
 
 
@@ -230,7 +234,7 @@ def test_words_lists_the_words_of_the_tables_with_their_meanings(checkout):
         "role": schema.Role,
         "reading": schema.Reading,
     }
-    enums |= {"verdict": schema.Verdict, "kind": schema.Kind, "note": Note}
+    enums |= {"verdict": schema.Verdict, "kind": [*schema.Kind, *schema.Sighting], "note": Note}
     wanted = [
         (column, word, word.meaning[0].upper() + word.meaning[1:])
         for column, words in enums.items()
