@@ -10,8 +10,11 @@ from importlib.resources import files
 
 import pytest
 import synthetic
+import torch
 
+import clipbench
 from clipbench import report
+from clipbench.store import Store
 
 webdriver = pytest.importorskip("selenium.webdriver")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
@@ -46,6 +49,21 @@ def page(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """The page of a folder of watched loops, with a finding and the lines to write instead."""
+    folder = tmp_path_factory.mktemp("browser") / "watched"
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with clipbench.watch(None, optimizer, folder):
+        for length in range(1, 50):
+            optimizer.zero_grad()
+            (weight * length).sum().backward()
+            optimizer.step()
+            torch.nn.utils.clip_grad_norm_([weight], 5.0)
+    return report.write(Store(folder), ("html", "csv"))[0]
+
+
+@pytest.fixture(scope="module")
 def browser():
     options = webdriver.ChromeOptions()
     for switch in SWITCHES:
@@ -68,7 +86,8 @@ def opened(browser, page, size, anchor=""):
     browser.get("about:blank")
     browser.get_log("browser"), browser.get_log("performance")
     browser.get(page.as_uri() + anchor)
-    drawn(browser)
+    if browser.execute_script("return !!document.getElementById('run-plot')"):
+        drawn(browser)
     return browser
 
 
@@ -102,6 +121,18 @@ def test_the_page_opens_without_a_request_or_a_complaint_and_nothing_is_wider_th
     for one in browser.find_elements("css selector", "details"):
         browser.execute_script("arguments[0].open = true", one)
     assert browser.execute_script(widest) <= 0
+
+
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+def test_the_page_of_watched_loops_says_what_is_wrong_on_the_first_screen(browser, watched, size):
+    driver = opened(browser, watched, size)
+    assert driver.get_log("browser") == []
+    assert asked_for(driver) == [watched.as_uri()]
+    width = driver.execute_script("return document.documentElement.scrollWidth")
+    assert width <= size[0]
+    code = driver.find_element("css selector", ".answer pre")
+    assert "clip_grad_norm_" in code.text
+    assert code.rect["y"] + code.rect["height"] < size[1]
 
 
 @pytest.mark.parametrize(("size", "screens", "rows"), [(WIDE, 1, 5), (PHONE, 1.5, 3)])
