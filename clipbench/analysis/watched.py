@@ -80,7 +80,8 @@ class Run:
     @cached_property
     def fired(self) -> np.ndarray:
         """Whether a clip altered the gradient, step by step."""
-        return ((self.curve["kept"] < 1) | (self.curve["changed"] > 0)).to_numpy()
+        kept = self.curve["kept"]
+        return ((kept.notna() & (kept != 1)) | (self.curve["changed"] > 0)).to_numpy()
 
     @property
     def share(self) -> float:

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from clipbench.measures import COLUMNS
 from clipbench.recording.gradients import Gradients
-from clipbench.recording.taps import NORM, VALUE
+from clipbench.recording.taps import NORM, OTHER, VALUE
 from clipbench.step import Meter
 
 VECTORS = 6  # as long as what is compared, that a comparison keeps
-OTHER = "other"
 STRAIGHT = 1 - 1e-6  # the cosine of a gradient that only got shorter
 
 

@@ -21,25 +21,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from clipbench.recording import taps
-from clipbench.recording.compared import OTHER, Comparison
+from clipbench.recording.compared import Comparison
 from clipbench.recording.gradients import SAFE, Gradients, Marks, Number
 from clipbench.recording.gradients import norm as norm_of
 from clipbench.recording.steps import Step, columns
-from clipbench.recording.update import Call, Update
+from clipbench.recording.update import BY_HAND, Call, Sightings, Update, own_code
 from clipbench.schema import Sighting
 
 EVERY = 20
-BY_HAND = "a clip of the loop's own"
-
-
-class Sightings:
-    """What was seen, how often, and first when; ``str`` of its detail says what it was."""
-
-    def __init__(self) -> None:
-        self.seen: dict[tuple[Sighting, Hashable], list[int]] = {}
-
-    def see(self, kind: Sighting, detail: Hashable, step: int, times: int = 1) -> None:
-        self.seen.setdefault((kind, detail), [step, 0])[1] += times
 
 
 class Loop(taps.Listener):
@@ -160,8 +149,8 @@ class Loop(taps.Listener):
     def unscale_begins(self, optimizer: object) -> None:
         if self._is_mine(optimizer) and self._update.scale is not None and self._is_altered():
             self._by_hand = self._update.by_hand = True
-            self.clips.add(OTHER)
-            self._see(Sighting.CLIP, BY_HAND)
+            self.clips.add(taps.OTHER)
+            self._see(Sighting.CLIP, own_code(taps.OTHER))
             self._see(Sighting.CLIP_ON_SCALED, BY_HAND)
 
     def unscale_ends(self, optimizer: object) -> None:
@@ -366,7 +355,7 @@ class Loop(taps.Listener):
             return False
         kind, self._hand_threshold = what
         self.clips.add(kind)
-        self._see(Sighting.CLIP, f"{kind} clip, {BY_HAND}")
+        self._see(Sighting.CLIP, own_code(kind))
         return True
 
     def _record(self) -> None:

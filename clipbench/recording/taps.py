@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad
 
-NORM, VALUE = "norm", "value"
+NORM, VALUE, OTHER = "norm", "value", "other"  # kinds of clips
 QUIET = ("torch", "clipbench", "contextlib", "functools")  # packages that only hand a call on
 DEEP = 24  # frames that are looked through for the line that asked for a clip
 

@@ -12,8 +12,20 @@ from typing import NamedTuple
 from torch import Tensor
 
 from clipbench.recording.gradients import Number
-from clipbench.recording.taps import NORM, Caller
+from clipbench.recording.taps import NORM, OTHER, Caller
 from clipbench.schema import Sighting
+
+BY_HAND = "by the loop's own code"
+
+
+class Sightings:
+    """What was seen, how often, and first when; ``str`` of its detail says what it was."""
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple[Sighting, Hashable], list[int]] = {}
+
+    def see(self, kind: Sighting, detail: Hashable, step: int, times: int = 1) -> None:
+        self.seen.setdefault((kind, detail), [step, 0])[1] += times
 
 
 class Words(NamedTuple):
@@ -109,3 +121,8 @@ class Update:
         call = last[0]
         whole = call.params >= with_gradient
         return call if call.kind == NORM and call.order == 2 and whole else None
+
+
+def own_code(kind: str) -> str:
+    """What is said of a clip that is not torch's, or of whatever else changes a gradient."""
+    return f"another change {BY_HAND}" if kind == OTHER else f"{kind} clip {BY_HAND}"
