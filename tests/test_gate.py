@@ -731,6 +731,12 @@ def test_a_name_that_may_be_there_is_left_to_the_measurement(source, said, tmp_p
     assert names.missing("mine:work", tmp_path) == module
 
 
+def test_a_folder_beside_the_page_hides_no_package_of_its_name(tmp_path):
+    """A workflow checks clipbench out there."""
+    (tmp_path / "clipbench").mkdir()
+    assert names.missing("clipbench.gate.current:step", tmp_path) is None
+
+
 @pytest.mark.usefixtures("forked")
 def test_a_bug_of_ours_in_the_process_that_measures_is_no_regression(page, monkeypatch):
     def planted(*_):

@@ -41,16 +41,17 @@ def missing(name: str, files: Path) -> str | None:
 def _found(module: str, files: Path) -> tuple[ModuleSpec | None, str]:
     """The spec of a module, and the part of its name that was looked for last."""
     first, *parts = module.split(".")
-    spec, at = PathFinder.find_spec(first, [str(files)]), first
-    if spec is None and first not in sys.modules:
-        spec = importlib.util.find_spec(first) if first.isidentifier() else None
-    elif spec is None:
-        spec = sys.modules[first].__spec__
+    spec, at = PathFinder.find_spec(first, [str(files), *sys.path]), first
+    if spec is None or spec.origin is None:  # a folder of this name hides no package
+        if first in sys.modules:
+            spec = sys.modules[first].__spec__
+        elif spec is None and first.isidentifier():
+            spec = importlib.util.find_spec(first)
     for part in parts:
         if spec is None:
             break
         at = f"{at}.{part}"
-        spec = PathFinder.find_spec(at, spec.submodule_search_locations or [])
+        spec = PathFinder.find_spec(at, list(spec.submodule_search_locations or []))
     return spec, at
 
 
