@@ -18,7 +18,7 @@ def shown(page, language):
     return re.search(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)[1]
 
 
-EMA = shown("clip.md", "python")
+EMA = (CHECKOUT / "examples/clip_of_my_own/ema.py").read_text(encoding="utf-8")
 STUDY = shown("study.md", "toml")
 SIGNUM = (CHECKOUT / "examples/optimizer_of_my_own/signum.py").read_text(encoding="utf-8")
 

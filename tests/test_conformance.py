@@ -118,7 +118,12 @@ def test_what_is_not_there_is_not_asked_for(judged):
     judged(EMA, "clip", "ema")
     assert [check.claim for check in conform("clip", "ema")] == [
         "settings validate",
+        "update returns a tree and a state",
         "shapes and dtypes kept",
+        "clips at some threshold",
+        "a larger threshold keeps no less",
+        "treats a gradient and its opposite alike",
+        "clips alike in another unit of the gradient",
         "never lengthens",
         "zero stays zero and finite",
         "turns no sign, though a norm overflows",
@@ -185,13 +190,84 @@ CLIPS = {
             return shortened(grads, self.limit), {"seen": torch.cat([state["seen"], state["seen"]])}
     """,
     ),
+    "the tree alone": (
+        "update returns a tree and a state",
+        "not a pair of a tree and a state, with limit=1.0; not judged for it: 13 claims",
+        """
+        limit: Positive
+        def update(self, grads, state, params):
+            return shortened(grads, self.limit)
+    """,
+    ),
+    "one that forgets to clip": (
+        "clips at some threshold",
+        "no gradient was changed at any threshold: limit = 1.0, 0.01, 0.1, 10.0, inf",
+        """
+        limit: Positive
+        def update(self, grads, state, params):
+            shortened(grads, self.limit)
+            return grads, state
+    """,
+    ),
+    "a number in the threshold's place": (
+        "clips at some threshold",
+        "whatever the threshold, limit, is",
+        """
+        limit: Positive
+        def update(self, grads, state, params):
+            return trees.scale(grads, 0.5), state
+    """,
+    ),
+    "a threshold turned round": (
+        "a larger threshold keeps no less",
+        "at threshold 0.01, and with",
+        """
+        limit: Positive
+        def update(self, grads, state, params):
+            norm = trees.norm(grads)
+            return trees.scale_to(grads, norm**2 / (norm + self.limit), norm), state
+    """,
+    ),
+    "a running threshold turned round": (
+        "a larger threshold keeps no less",
+        "at threshold",
+        """
+        ratio: Positive = 1.0
+        def init(self, params):
+            return {"mean": trees.zero(params)}
+        def update(self, grads, state, params):
+            norm = trees.norm(grads)
+            seen = torch.where(norm.isfinite(), norm, state["mean"])
+            mean = torch.where(state["mean"] == 0, seen, 0.9 * state["mean"] + 0.1 * seen)
+            return trees.scale_to(grads, state["mean"] / self.ratio, norm), {"mean": mean}
+    """,
+    ),
+    "one side of a value": (
+        "treats a gradient and its opposite alike",
+        "one sign is clipped otherwise",
+        """
+        limit: Positive
+        def update(self, grads, state, params):
+            limit = trees.like(self.limit, grads)
+            return trees.map(lambda g: torch.clamp(g, max=limit), grads), state
+    """,
+    ),
+    "the square of a norm": (
+        "clips alike in another unit of the gradient",
+        "64 times as large: it is compared with a square",
+        """
+        limit: Positive
+        def update(self, grads, state, params):
+            return trees.scale_to(grads, self.limit, trees.norm(grads) ** 2), state
+    """,
+    ),
     "one that lengthens": (
         "never lengthens",
         "a gradient of norm",
         """
         limit: Positive
         def update(self, grads, state, params):
-            return trees.scale(grads, 1.001), state
+            return trees.scale(shortened(grads, self.limit), 1.001), state
     """,
     ),
     "one that lengthens the short": (
@@ -223,7 +299,7 @@ CLIPS = {
         def update(self, grads, state, params):
             norm = trees.norm(grads)
             filled = lambda g: torch.where(norm == 0, torch.full_like(g, 1e-30), g)
-            return trees.map(filled, grads), state
+            return trees.map(filled, shortened(grads, self.limit)), state
     """,
     ),
     "a mark for a norm that is not finite": (
@@ -532,8 +608,7 @@ def test_a_clip_that_may_lengthen_says_so(judged):
         lengthens = True
         size_wanted: Positive
         def update(self, grads, state, params):
-            norm = trees.norm(grads)
-            return trees.scale(grads, 2 * torch.ones_like(norm)), state
+            return trees.scale(shortened(grads, self.size_wanted), 2.0), state
     """
     source = (
         FIRST
@@ -589,18 +664,68 @@ def test_whatever_update_returns_is_judged_and_never_a_crash(judged, kind, state
         f"params):\n        {statement}\n"
     )
     broken = judged(source, kind, "planted")
-    assert sentence in broken["shapes and dtypes kept"]
-    assert "settings validate" not in broken
+    (detail,) = broken.values()
+    assert sentence in detail
+    assert list(broken) == ["update returns a tree and a state"]
+    assert "not judged" in detail
 
 
 def test_a_setting_without_an_example_is_asked_to_have_a_default(judged):
     body = "path: str\n    def update(self, grads, state, params):\n        return grads, state\n"
     source = f'{FIRST}@clip("planted")\nclass Planted:\n    {body}'
     broken = judged(source, "clip", "planted")
-    assert (
-        broken["settings validate"]
-        == "there is no example of `path` (text) to try; give it a default"
+    assert broken == {
+        "settings validate": "there is no example of `path` (text) to try; give it a default; "
+        "not judged for it: 14 claims"
+    }
+
+
+WARNED = {
+    "no threshold": (
+        "settings validate",
+        "such as `limit: Positive = 1.0`; `limit` has none",
+        """
+        limit = 1.0
+        def update(self, grads, state, params):
+            return shortened(grads, self.limit), state
+    """,
+    ),
+    "a constant in the code": (
+        "clips alike in another unit of the gradient",
+        "is there a constant in the code?",
+        """
+        limit: Positive
+        def update(self, grads, state, params):
+            return shortened(grads, self.limit + 0.5), state
+    """,
+    ),
+}
+
+
+@pytest.mark.parametrize(("claim", "words", "body"), WARNED.values(), ids=WARNED)
+def test_what_may_mislead_of_a_clip_is_a_warning(judged, claim, words, body):
+    source = (
+        FIRST + '@clip("planted")\nclass Planted:\n' + textwrap.dedent(body).replace("\n", "\n    ")
     )
+    assert judged(source, "clip", "planted") == {}
+    (check,) = [check for check in conform("clip", "planted") if check.doubtful]
+    assert check.claim == claim
+    assert words in check.detail
+
+
+def test_a_threshold_may_be_a_square_if_its_size_is_one(judged):
+    body = """
+        energy: Positive
+        def update(self, grads, state, params):
+            return trees.scale_to(grads, self.energy ** 0.5, trees.norm(grads)), state
+        def size(self, grads):
+            return trees.norm(grads) ** 2
+    """
+    source = (
+        FIRST + '@clip("planted")\nclass Planted:\n' + textwrap.dedent(body).replace("\n", "\n    ")
+    )
+    assert judged(source, "clip", "planted") == {}
+    assert not any(check.doubtful for check in conform("clip", "planted"))
 
 
 OWN_LUCK = """net = nn.Linear(2, 1)
@@ -835,7 +960,8 @@ def test_a_metric_without_chance_is_a_warning_that_says_what_to_write(
 def test_every_planted_claim_is_one_of_the_battery_and_every_claim_is_planted():
     planted = {
         "clip": {claim for claim, *_ in CLIPS.values()},
-        "optimizer": {claim for claim, *_ in OPTIMIZERS.values()} | {"settings validate"},
+        "optimizer": {claim for claim, *_ in OPTIMIZERS.values()}
+        | {"settings validate", "update returns a tree and a state"},
         "workload": {claim for claim, *_ in WORKLOADS.values()}
         | {"settings validate", "runs in lanes, or says why not"},
     }

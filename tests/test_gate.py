@@ -32,6 +32,7 @@ from clipbench.gate import (
     frozen,
     learning,
     limits,
+    names,
     sampling,
     self_test,
     sentences,
@@ -329,7 +330,7 @@ def test_what_can_be_wrong_with_a_benchmark_is_told_and_the_others_are_measured(
     assert isinstance(last, Samples)
     assert len(last.ours) >= sampling.ROUNDS
     assert why(nan) == "it returned nan"
-    assert (vanished.fault, why(vanished)[:31]) == ("ours", "mine.py:vanished is not there (")
+    assert (vanished.fault, why(vanished)[:31]) == ("page", "mine.py:vanished is not there (")
     assert why(dies) == "it ended its process, with code 7"
     assert why(raises) == "it raised ValueError: no way"
     assert why(late) == "it returned nan in a dict"
@@ -470,21 +471,23 @@ def bench(name, of="ours", **settings):
 
 
 def test_work_that_takes_twice_as_long_fails_and_is_told_everywhere(page, tmp_path):
-    path = page(bench("twice", "slow") + bench("vanished", "solw"))
+    path = page(bench("twice", "slow") + bench("broken", "raises"))
     done = decided(
         "gate", "--limits", path, "--markdown", "gate.md", "--json", "gate.json", cwd=tmp_path
     )
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[-1] == "The gate found a regression."
     document = json.loads((tmp_path / "gate.json").read_text())
-    twice, vanished = document["findings"]
-    assert (document["exit_code"], twice["verdict"], vanished["verdict"]) == (
+    twice, broken = document["findings"]
+    assert (document["exit_code"], twice["verdict"], broken["verdict"]) == (
         1,
         "regression",
         "regression",
     )
     assert 1.5 < twice["numbers"]["least_ratio"] < 2.5
-    assert vanished["sentence"] == "mine.py:solw is not there (Did you mean slow?)."
+    ratio = re.search(r"write ratio = ([\d.]+) and \[machine\] processor = ", twice["sentence"])
+    assert twice["numbers"]["least_ratio"] * 0.7 < float(ratio[1]) < 2.6
+    assert broken["sentence"] == "it raised ValueError: no way."
     assert (
         "| speed | twice | REGRESSION | slower in 4 of 4 processes"
         in (tmp_path / "gate.md").read_text()
@@ -668,7 +671,23 @@ WRONG = {
     ),
     "a reference that is not there": (
         bench("x").replace(":reference", ":refrence"),
-        ['"x": its reference mine.py:refrence is not there', "Did you mean reference"],
+        ["`reference` of \"x\" is 'mine.py:refrence', and mine.py has no refrence. Did you mean "],
+    ),
+    "work that is not there": (
+        bench("x", "solw"),
+        ["`ours` of \"x\" is 'mine.py:solw', and mine.py has no solw. Did you mean slow?"],
+    ),
+    "a file that is not there": (
+        bench("x").replace("mine.py:ours", "mien.py:ours"),
+        ["there is no file ", "Did you mean mine.py?"],
+    ),
+    "a module that is not there": (
+        bench("x").replace("mine.py:ours", "clipbench.gate.curent:step"),
+        ["and there is no module clipbench.gate.curent."],
+    ),
+    "a package that is not there": (
+        bench("x").replace("mine.py:ours", "mine_absent.gate:step"),
+        ["and there is no module mine_absent."],
     ),
 }
 
@@ -683,6 +702,52 @@ def test_a_page_that_is_wrong_is_refused_in_one_sentence(page, case):
     assert done.exit_code == 2, done.stdout + done.stderr
     assert done.stderr.count("\n") == 1
     assert all(fragment in done.stderr for fragment in fragments), done.stderr
+
+
+def test_a_page_that_names_nothing_is_refused_before_anything_is_measured(page, monkeypatch):
+    monkeypatch.setattr(sampling, "measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(UsageError, match="has no solw"):
+        gate.read(page(bench("x") + bench("y", "solw")))
+
+
+DYNAMIC = {
+    "raise ValueError\nwork = 1": None,
+    "if True:\n    def work(): pass": None,
+    "from os.path import *": None,
+    "def __getattr__(name): return 1": None,
+    "globals()['work'] = 1": None,
+    "import os as work": None,
+    "no Python (": None,
+    "def wrok(): pass": "mine.py has no work. Did you mean wrok?",
+}
+
+
+@pytest.mark.parametrize(("source", "said"), DYNAMIC.items(), ids=DYNAMIC)
+def test_a_name_that_may_be_there_is_left_to_the_measurement(source, said, tmp_path):
+    """And no source is run to see."""
+    (tmp_path / "mine.py").write_text(source)
+    assert names.missing("mine.py:work", tmp_path) == said
+    module = said.replace("mine.py", "mine") if said else None
+    assert names.missing("mine:work", tmp_path) == module
+
+
+def test_a_folder_beside_the_page_hides_no_package_of_its_name(tmp_path):
+    """A workflow checks clipbench out there."""
+    (tmp_path / "clipbench").mkdir()
+    assert names.missing("clipbench.gate.current:step", tmp_path) is None
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_bug_of_ours_in_the_process_that_measures_is_no_regression(page, monkeypatch):
+    def planted(*_):
+        raise LookupError("planted")
+
+    monkeypatch.setattr(sampling, "timed", planted)
+    given = ["gate", "--limits", str(page(bench("x")))]
+    done = CliRunner().invoke(cli_.cli, given, prog_name="clipbench")
+    assert done.exit_code == 70, done.stdout + done.stderr
+    assert "in planted" in done.stderr
+    assert "LookupError: planted" in done.stderr
 
 
 FAILS = {

@@ -153,5 +153,6 @@ def conform(component: str) -> None:
             broken += not check.passed
             word = "BROKEN" if not check.passed else "WARN  " if check.doubtful else "holds "
             click.echo(f"  {word}  {check.claim}{f': {check.detail}' if check.detail else ''}")
+        click.echo(f"  Not tested: {conformance.UNTESTED[kind]}.")
     if broken:
         leave(f"{counted(broken, 'broken promise')}.", FINDING)

@@ -8,13 +8,14 @@ one fault breaks one claim. Numbers are compared in float64.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from clipbench import registry, trees
-from clipbench.conformance import lanes, rules, workloads
+from clipbench.conformance import clipping, lanes, rules, workloads
 from clipbench.conformance.findings import Doubt, Fault, one_thread, told
-from clipbench.conformance.settings import settings_validate
+from clipbench.conformance.settings import UNCLIPPED, settings_validate
+from clipbench.errors import counted
 from clipbench.registry import Kind
 
 Test = Callable[[type[Any]], str | None]
@@ -38,14 +39,25 @@ PURE: dict[str, Test] = {
     "update under vmap equals the loop": rules.lanes_agree,
     "as one vector, updates as it does as named tensors": rules.flat_agrees,
 }
+SETTINGS = "settings validate"
+ANSWERS = "update returns a tree and a state"
+CLIPS = "clips at some threshold"
+LARGER = "a larger threshold keeps no less"
+UNITS = "clips alike in another unit of the gradient"
 HOOKS = "hooks present"
 SPLITS = "splits present, inputs and targets alike in number"
 START = "loss and gradient finite at the start"
-GROUND = (HOOKS, SPLITS, START)  # without one of these the claims after it have nothing to look at
+# without one of these the claims after it have nothing to look at
+GROUND = (SETTINGS, ANSWERS, HOOKS, SPLITS, START)
 CLAIMS: dict[Kind, dict[str, Test]] = {
     "clip": {
-        "settings validate": settings_validate,
+        SETTINGS: settings_validate,
+        ANSWERS: rules.answers,
         "shapes and dtypes kept": rules.shapes_kept,
+        CLIPS: clipping.clips_somewhere,
+        LARGER: clipping.larger_keeps_no_less,
+        "treats a gradient and its opposite alike": clipping.signs_alike,
+        UNITS: clipping.units_kept,
         "never lengthens": rules.never_lengthens,
         "zero stays zero and finite": rules.zero_stays_zero,
         "turns no sign, though a norm overflows": rules.signs_kept,
@@ -56,14 +68,15 @@ CLAIMS: dict[Kind, dict[str, Test]] = {
         "size is one number": rules.size_is_a_number,
     },
     "optimizer": {
-        "settings validate": settings_validate,
+        SETTINGS: settings_validate,
+        ANSWERS: rules.answers,
         "shapes and dtypes kept": rules.shapes_kept,
         "finite on a zero gradient": rules.finite_on_zero,
         **PURE,
         "torch equals update": rules.torch_equals_update,
     },
     "workload": {
-        "settings validate": settings_validate,
+        SETTINGS: settings_validate,
         HOOKS: workloads.hooks_present,
         SPLITS: workloads.splits_match,
         START: workloads.finite_start,
@@ -85,11 +98,27 @@ OPTIONAL = {
     "size is one number": "size",
     "torch equals update": "torch",
 }  # claim → hook
+# What a component that keeps every claim may still do wrong.
+UNTESTED: dict[Kind, str] = {
+    "clip": (
+        "that the threshold is cut at exactly, that the rule is the one you mean, dtypes other "
+        "than float32 and float64, GPUs, torch.compile, sharded tensors, speed, and whether "
+        "training gets better"
+    ),
+    "optimizer": (
+        "that the rule is the one you mean, that it learns, dtypes other than float32 and "
+        "float64, GPUs, torch.compile, sharded tensors, and speed"
+    ),
+    "workload": (
+        "that the data and its labels are right, that the model learns, dtypes other than float32 "
+        "and float64, GPUs, and speed"
+    ),
+}
 
 
 def conform(kind: Kind, name: str) -> list[Check]:
-    """Every claim that the component must keep, in order; of a workload that has no first step,
-    those up to the one that says why.
+    """Every claim that the component must keep, in order, up to one without which those after it
+    cannot be judged; if there are such, it says how many.
 
     :raises UsageError: no such component, or a workload whose data is not there.
     """
@@ -101,8 +130,13 @@ def conform(kind: Kind, name: str) -> list[Check]:
         for claim, test in CLAIMS[kind].items()
         if claim not in OPTIONAL or hasattr(cls, OPTIONAL[claim])
     }
+    if kind == "clip":
+        if not registry.threshold_field(cls):
+            del asked[LARGER], asked[UNITS]
+        if name == UNCLIPPED:
+            del asked[CLIPS]
     if kind == "optimizer" and hasattr(cls, "torch") and not hasattr(cls, "update"):
-        asked = {claim: asked[claim] for claim in ("settings validate", "torch equals update")}
+        asked = {claim: asked[claim] for claim in (SETTINGS, "torch equals update")}
     # Seeded and put back: a component that draws from the global random state does not move the
     # caller's. In one thread, as the workers train.
     with trees.seeded("conformance", 0, name), one_thread():
@@ -110,8 +144,15 @@ def conform(kind: Kind, name: str) -> list[Check]:
         for claim, test in asked.items():
             checks.append(_check(claim, test, cls))
             if claim in GROUND and not checks[-1].passed:
+                checks[-1] = _alone(checks[-1], len(asked) - len(checks))
                 break
         return checks
+
+
+def _alone(check: Check, others: int) -> Check:
+    """A broken claim without which the others cannot be judged."""
+    said = f"{check.detail}; not judged for it: {counted(others, 'claim')}" if others else ""
+    return replace(check, detail=said or check.detail)
 
 
 def _check(claim: str, test: Callable[[type[Any]], str | None], cls: type[Any]) -> Check:

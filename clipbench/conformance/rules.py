@@ -30,7 +30,17 @@ DTYPES = (torch.float32, torch.float64)
 STEPS = 50
 LR = 0.01
 OVERFLOWING = 1e20  # a gradient of this size is finite in float32, and its norm is not
-WARM, PROBES = 30, 10  # gradients before one that is out of range, and pairs after it
+PROBES = 10  # pairs of gradients after one that is out of range
+
+
+def answers(cls: type[Any]) -> None:
+    """``update`` returns a pair of a tree of the parameters' names and a state of tensors, at every
+    step and in every setting.
+    """
+    for settings in examples(cls):
+        with under(settings):
+            for _, _, state in steps.walk(cls, settings, torch.float32):
+                steps.leaves(state, "state")
 
 
 def shapes_kept(cls: type[Any]) -> None:
@@ -76,31 +86,6 @@ def never_lengthens(cls: type[Any]) -> str | None:
     return None
 
 
-def _answers(
-    component: Any, state: Any, gradients: list[Tree], params: Tree
-) -> tuple[list[Tree], Any]:
-    """What some gradients, handed one after the other, come back as; and the state after them."""
-    answers = []
-    for grads in gradients:
-        result, state = steps.update(component, steps.copy(grads), state, steps.copy(params))
-        answers.append(result)
-    return answers, state
-
-
-def _grows(component: Any, params: Tree) -> bool:
-    """Whether the state changes its form with a step, which `shapes_kept` tells; after thirty
-    steps it could be of any size.
-    """
-    state = steps.start(component, steps.copy(params))
-    _, after = steps.update(
-        component, steps.tree("grads 0", torch.float32), state, steps.copy(params)
-    )
-    forms = [
-        {at: leaf.shape for at, leaf in steps.leaves(one, "").items()} for one in (state, after)
-    ]
-    return forms[0] != forms[1]
-
-
 def _with_one(value: float) -> Tree:
     """A gradient in float32 with one element that is not finite."""
     grads = steps.tree("grads broken", torch.float32)
@@ -120,7 +105,7 @@ def signs_kept(cls: type[Any]) -> str | None:
                 steps.tree(f"grads {step}", torch.float32, size)
                 for step, size in enumerate((*steps.SIZES, OVERFLOWING, *steps.SIZES))
             ]
-            answers, _ = _answers(
+            answers, _ = steps.answers(
                 component, steps.start(component, steps.copy(params)), gradients, params
             )
             for grads, result in zip(gradients, answers, strict=True):
@@ -146,7 +131,7 @@ def clips_again(cls: type[Any]) -> None:
     """A gradient that overflows, or is not finite, does not stay in the clip's memory:
     afterwards it clips as it would have.
     """
-    before = [steps.tree(f"grads {step}", torch.float32) for step in range(WARM)]
+    before = [steps.tree(f"grads {step}", torch.float32) for step in range(steps.WARM)]
     after = [
         steps.tree(f"grads after {step}", torch.float32, size)
         for step, size in enumerate((1.0, 1e3) * PROBES)
@@ -159,14 +144,14 @@ def clips_again(cls: type[Any]) -> None:
     for settings in examples(cls):
         with under(settings):
             component, params = cls(**settings), steps.tree("params", torch.float32)
-            if _grows(component, params):
+            if steps.grows(component, params):
                 continue
-            _, state = _answers(
+            _, state = steps.answers(
                 component, steps.start(component, steps.copy(params)), before, params
             )
-            wanted, _ = _answers(component, steps.copy(state), after, params)
+            wanted, _ = steps.answers(component, steps.copy(state), after, params)
             for what, spoiler in spoilers.items():
-                answers, _ = _answers(component, steps.copy(state), [spoiler, *after], params)
+                answers, _ = steps.answers(component, steps.copy(state), [spoiler, *after], params)
                 if fault := _spoiled_by(after, wanted, answers[1:]):
                     raise Fault(f"after a gradient that {what} {fault}")
 
@@ -207,11 +192,11 @@ def divergence_shown(cls: type[Any]) -> str | None:
             component, params = cls(**settings), steps.tree("params", torch.float32)
             warm = (
                 []
-                if _grows(component, params)
-                else [steps.tree(f"grads {step}", torch.float32) for step in range(WARM)]
+                if steps.grows(component, params)
+                else [steps.tree(f"grads {step}", torch.float32) for step in range(steps.WARM)]
             )
             for earlier in ([], warm):
-                answers, _ = _answers(
+                answers, _ = steps.answers(
                     component,
                     steps.start(component, steps.copy(params)),
                     [*earlier, _with_one(value)],

@@ -8,9 +8,10 @@ from dataclasses import MISSING, fields
 from typing import Annotated, Any, Literal
 
 from clipbench import registry
-from clipbench.conformance.findings import Fault, under
+from clipbench.conformance.findings import Doubt, Fault, under
 from clipbench.errors import UsageError, describe
 
+UNCLIPPED = "none"  # the arm that every clip is compared with: it has no threshold
 THRESHOLDS = (1.0, 0.01, 0.1, 10.0, math.inf)
 
 
@@ -42,7 +43,7 @@ def candidates(cls: type[Any], name: str) -> list[Any]:
     fitting = [
         value
         for position, value in enumerate(tried)
-        if value not in tried[:position] and _fits(value, annotation)
+        if value not in tried[:position] and fits(value, annotation)
     ]
     if not fitting:
         raise Fault(
@@ -51,7 +52,8 @@ def candidates(cls: type[Any], name: str) -> list[Any]:
     return fitting
 
 
-def _fits(value: Any, annotation: Any) -> bool:
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a setting with this annotation may have this value."""
     try:
         registry.fit(value, annotation, "")
     except UsageError:
@@ -69,7 +71,10 @@ def examples(cls: type[Any]) -> list[dict[str, Any]]:
 
 
 def settings_validate(cls: type[Any]) -> None:
-    """Defaults fit their own annotations, and what validates can be built."""
+    """Defaults fit their own annotations, and what validates can be built.
+
+    :raises Doubt: a clip has no threshold.
+    """
     for field in fields(cls):
         if field.default is not MISSING:
             registry.fit(
@@ -79,3 +84,14 @@ def settings_validate(cls: type[Any]) -> None:
         with under(settings):
             registry.validated(cls, settings, cls.name)
             cls(**settings)
+    if cls.kind == "clip" and cls.name != UNCLIPPED and not fields(cls):
+        bare = [
+            name
+            for name, value in vars(cls).items()
+            if type(value) in (int, float) and not name.startswith("_")
+        ]
+        raise Doubt(
+            f"there is no threshold: the first field with an annotation is it, such as "
+            f"`{(bare or ['max_norm'])[0]}: Positive = 1.0`"
+            + (f"; `{bare[0]}` has none" if bare else "")
+        )

@@ -23,6 +23,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "scale": (),
 }
 SIZES = (1.0, 30.0, 1e-3, 1.0, 3e3, 0.1)  # of the gradients, step by step
+WARM = 30  # gradients that fill the memory of a clip
 
 
 def tree(stream: str, dtype: torch.dtype, size: float = 1.0, lanes: tuple[int, ...] = ()) -> Tree:
@@ -101,3 +102,28 @@ def walk(
         grads = tree(f"grads {step}", dtype, size)
         result, state = update(component, copy(grads), state, copy(params))
         yield grads, result, state
+
+
+def answers(
+    component: Any, state: Any, gradients: list[Tree], params: Tree
+) -> tuple[list[Tree], Any]:
+    """What some gradients, handed one after the other, come back as; and the state after them."""
+    results = []
+    for grads in gradients:
+        result, state = update(component, copy(grads), state, copy(params))
+        results.append(result)
+    return results, state
+
+
+def grows(component: Any, params: Tree) -> bool:
+    """Whether the state changes its form with a step, which `shapes_kept` tells; after thirty
+    steps it could be of any size.
+    """
+    state = start(component, copy(params))
+    _, after = update(component, tree("grads 0", torch.float32), state, copy(params))
+    return forms(state) != forms(after)
+
+
+def forms(state: Any) -> dict[str, Any]:
+    """Path → shape of a state's tensors."""
+    return {at: leaf.shape for at, leaf in leaves(state, "").items()}

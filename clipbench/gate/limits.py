@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from clipbench import registry, study
 from clipbench.errors import UsageError, describe, nearest
+from clipbench.gate.names import missing
 from clipbench.registry import Finite, NonNegative
 from clipbench.study.sentences import ordinal
 
@@ -123,29 +124,39 @@ def _parse(text: str, where: str, folder: Path, baselines: Path) -> Limits:
             raise UsageError(
                 f'{where}: two benches are called "{bench.name}"; a verdict must say which.'
             )
-        if bench.ratio != 1 and machine is None:
-            raise UsageError(
-                f'{where}: the ratio {bench.ratio:g} of "{bench.name}" holds where it was '
-                f"measured; name that in [machine]."
-            )
-        for setting in ("min_ratio", "paired_median"):
-            if getattr(bench, setting) <= 1:
-                raise UsageError(
-                    f'{where}: `{setting}` of "{bench.name}" is {getattr(bench, setting):g}, and '
-                    f"must be above 1."
-                )
-        for setting in ("ours", "reference"):
-            if not all(getattr(bench, setting).rpartition(":")):
-                raise UsageError(
-                    f'{where}: `{setting}` of "{bench.name}" is {getattr(bench, setting)!r}, and '
-                    'must be "package.module:function" or "file.py:function".'
-                )
+        _refuse_wrong(bench, machine, where, folder)
     # A study's page beside this page is found from every working folder.
     studies = {
         one.study: study.read(str(folder / one.study) if one.study.endswith(".toml") else one.study)
         for one in learnings
     }
     return Limits(folder, baselines, benches, learnings, machine, studies)
+
+
+def _refuse_wrong(bench: Bench, machine: Machine | None, where: str, folder: Path) -> None:
+    """:raises UsageError: a benchmark cannot be measured or judged as it is written."""
+    if bench.ratio != 1 and machine is None:
+        raise UsageError(
+            f'{where}: the ratio {bench.ratio:g} of "{bench.name}" holds where it was '
+            f"measured; name that in [machine]."
+        )
+    for setting in ("min_ratio", "paired_median"):
+        if getattr(bench, setting) <= 1:
+            raise UsageError(
+                f'{where}: `{setting}` of "{bench.name}" is {getattr(bench, setting):g}, and '
+                f"must be above 1."
+            )
+    for setting in ("ours", "reference"):
+        if not all(getattr(bench, setting).rpartition(":")):
+            raise UsageError(
+                f'{where}: `{setting}` of "{bench.name}" is {getattr(bench, setting)!r}, and '
+                'must be "package.module:function" or "file.py:function".'
+            )
+        if wrong := missing(getattr(bench, setting), folder):
+            raise UsageError(
+                f'{where}: `{setting}` of "{bench.name}" is {getattr(bench, setting)!r}, and '
+                f"{wrong}"
+            )
 
 
 def _tables(cls: type[T], tables: Any, where: str, name: str) -> Iterator[T]:

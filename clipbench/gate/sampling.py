@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -119,7 +120,9 @@ def _in_a_process(measurements: Sequence[Measurement], files: Path) -> list[Samp
         while len(results) < len(measurements):
             if not pipe.poll(PATIENCE):
                 return [*results, _broken(SIDES[turn.value], Failure.HUNG, seconds=PATIENCE)]
-            results.append(pipe.recv())
+            if type(result := pipe.recv()) is str:
+                raise RuntimeError(f"in the process that measures:\n{result}")
+            results.append(result)
     except (EOFError, OSError):
         process.join()
         return [*results, _broken(SIDES[turn.value], Failure.ENDED, code=process.exitcode)]
@@ -146,7 +149,13 @@ def _serve(
     with suppress(BrokenPipeError):
         pipe.send(None)
         for measurement in measurements:
-            pipe.send(_sampled(measurement, files))
+            try:
+                pipe.send(_sampled(measurement, files))
+            except BrokenPipeError:
+                raise
+            except Exception:  # noqa: BLE001 - a bug of ours, for nobody is to blame: not of a benchmark
+                pipe.send(traceback.format_exc())
+                return
 
 
 def _sampled(measurement: Measurement, files: Path) -> Samples | Broken:
@@ -207,7 +216,8 @@ def _work(name: str, side: str, files: Path) -> Work:
     if not hasattr(module, function):
         near = nearest(function, vars(module)).strip()
         raise _NoSamples(
-            _broken(side, Failure.NO_FACTORY, work=name, hint=f" ({near})" if near else "")
+            # whoever's name it is, the page is wrong
+            Broken(Failure.NO_FACTORY, "page", {"work": name, "hint": f" ({near})" if near else ""})
         )
     with _blaming(side):
         work = getattr(module, function)()

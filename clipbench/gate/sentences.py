@@ -35,14 +35,14 @@ SENTENCES = {
     Reason.NO_SAMPLES: "{broken}.",
     Reason.AS_FAST: "{ratios}{expected}.",
     Reason.NOT_REPEATED: "{ratios}{expected}; fresh processes did not repeat it.",
-    Reason.SLOWER: "slower in {processes} of {processes} processes: {ratios}{expected}.",
+    Reason.SLOWER: "slower in {processes} of {processes} processes: {ratios}{expected}{accept}.",
     Reason.NOISY: (
         "this machine is too noisy now: the reference takes "
         "{of_the_reference_to_itself[1]:.3f} × its own time."
     ),
     Reason.NOISY_AGAIN: "{ratios}{expected}; in a fresh process the machine was too noisy to tell.",
     Reason.RATIO_FROM_ELSEWHERE: (
-        "{ratios}, and the {expected_ratio:g} expected was measured on {where}."
+        "{ratios}, and the {expected_ratio:g} expected was measured on {where}{accept}."
     ),
     Reason.NO_BASELINE: f"{{folder}}: there is no baseline; {_RUN} --out {{folder}}` makes one.",
     Reason.UNREADABLE: (
@@ -123,7 +123,8 @@ def why(broken: Broken) -> str:
 
 
 def _speed_phrases(finding: Finding) -> dict[str, str]:
-    numbers, machine = finding.numbers, finding.details.get("machine")
+    numbers, details = finding.numbers, finding.details
+    machine, here = details.get("machine"), details["here"]
     return {
         "ratios": (
             f"least ratio {numbers['least_ratio']:.3f}, paired median "
@@ -132,6 +133,11 @@ def _speed_phrases(finding: Finding) -> dict[str, str]:
         "expected": ""
         if numbers["expected_ratio"] == 1
         else f", {numbers['expected_ratio']:g} expected",
+        "accept": (
+            f"; if it is meant to be so, write ratio = {details['measured']:g} and [machine] "
+            f"processor = {json.dumps(here.processor, ensure_ascii=False)}, torch = "
+            f"{json.dumps(here.torch)}"
+        ),
         "where": f"{machine.processor}, torch {machine.torch}" if machine else "another machine",
     }
 

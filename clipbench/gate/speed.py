@@ -7,11 +7,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from clipbench.errors import UsageError
 from clipbench.gate import decision, sentences
 from clipbench.gate.decision import Decision, Samples
 from clipbench.gate.limits import Bench, Limits, Machine
-from clipbench.gate.sampling import Broken, Measurement, measure
+from clipbench.gate.sampling import Broken, Failure, Measurement, measure
 from clipbench.gate.verdict import INCONCLUSIVE, PASS, REGRESSION, Finding, Reason
 
 CONFIRMATIONS = 3
@@ -62,7 +64,9 @@ def decisions(measurements: Sequence[Measurement], files: Path) -> list[Decision
 def _decision(measurement: Measurement, result: Samples | Broken) -> Decision:
     if isinstance(result, Broken):
         if result.fault == "page":
-            raise UsageError(f'"{measurement.bench.name}": its reference {sentences.why(result)}.')
+            # a name that is not there is its own subject
+            whose = "" if result.failure == Failure.NO_FACTORY else "its reference "
+            raise UsageError(f'"{measurement.bench.name}": {whose}{sentences.why(result)}.')
         return decision.INCONCLUSIVE if result.fault == "machine" else decision.ALARM
     return decision.decide(result, *measurement.limits)
 
@@ -87,6 +91,7 @@ def _finding(
         "rounds": len(first.ours),
         "processes": len(measured),
     }
+    details = {"machine": machine, "here": here, "measured": _measured(measured)}
     if bench.ratio != 1 and machine != here:
         verdict, reason = INCONCLUSIVE, Reason.RATIO_FROM_ELSEWHERE
     elif decided == decision.PASS:
@@ -95,4 +100,12 @@ def _finding(
         verdict, reason = INCONCLUSIVE, Reason.NOISY_AGAIN if first.agrees else Reason.NOISY
     else:
         verdict, reason = REGRESSION, Reason.SLOWER
-    return Finding("speed", bench.name, verdict, reason, numbers, {"machine": machine})
+    return Finding("speed", bench.name, verdict, reason, numbers, details)
+
+
+def _measured(results: Sequence[Samples | Broken]) -> float:
+    """The ratio to write down for this machine: by whichever statistic is the higher, the middle
+    one of the processes, rounded up.
+    """
+    ratios = np.array([result.ratios for result in results if isinstance(result, Samples)])
+    return float(np.ceil(100 * np.median(ratios, axis=0).max()) / 100)
