@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from test_adapters import bits, names, run
 
 import clipbench
@@ -32,17 +33,10 @@ LOOPS = Path(__file__).parent / "loops"
 ROOT = Path(__file__).parents[1]
 
 
-def command(*words: str, where: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command of clipbench, as a terminal runs it."""
-    return subprocess.run(
-        [sys.executable, "-m", "clipbench", *words],
-        cwd=where,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        timeout=300,
-        check=False,
-    )
+def command(*words: str, where: Path) -> subprocess.CompletedProcess[str]:
+    """A command of clipbench; what it starts is a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return warm.run("-m", "clipbench", *words, env=environment, cwd=where)
 
 
 def script(name: str) -> ModuleType:

@@ -13,6 +13,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
 from types import ModuleType
@@ -56,9 +57,10 @@ def _met(own: Callable[..., None]) -> Callable[..., None]:
         except ImportError as error:
             if not told:
                 told.append(True)
-                sys.stderr.write(
-                    f"clipbench: this Python cannot import clipbench ({error}), so that its "
-                    "training is not watched.\n"
+                warnings.warn(
+                    f"this Python cannot import clipbench ({error}), so that its training is not "
+                    "watched",
+                    stacklevel=2,
                 )
             return
         unedited.meet(self)
