@@ -569,14 +569,14 @@ def test_fewer_than_five_seeds_have_no_interval_and_claim_nothing(tmp_path, repo
     )
     text = page(store)
     assert ("▲ better, by what matters</span>" in text) == claimed
-    assert ("Undecided: 1 of 1 comparison." in text) != claimed
+    assert ("this study cannot tell: the one row is undecided." in text) != claimed
 
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("gain", [0.1, 0.0])
 def test_differences_that_are_alike_on_every_seed_are_no_certainty(tmp_path, gain):
     text = page(synthetic.build(tmp_path / "alike", **MATRIX, change=gaining(gain)))
-    assert "Undecided: 1 of 1 comparison." in text
+    assert "this study cannot tell: the one row is undecided." in text
     assert "better, by what matters</span>" not in text
 
 
