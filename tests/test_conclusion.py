@@ -1,5 +1,6 @@
 """The answer's first paragraph concludes from the verdicts, whatever they are."""
 
+import math
 import types
 
 import pytest
@@ -8,13 +9,20 @@ from clipbench.report.conclusion import concluded, states
 from clipbench.report.prose import paragraphs
 from clipbench.schema import Verdict
 
+LEADS = {"slow": 0.1}  # optimizer → by how much another one without a clip leads at 95 %
 TASK = {"problem": "digits", "batch": 32, "device": "cpu", "dtype": "float32"}
 
 
 def told(**verdicts):
     """The paragraph of a study, optimizer → the verdicts of its clips."""
     rows = [
-        {**TASK, "arm": f"{name} + c{place}", "partner": name, "verdict": str(verdict)}
+        {
+            **TASK,
+            "arm": f"{name} + c{place}",
+            "partner": name,
+            "verdict": str(verdict),
+            "instead_low": LEADS.get(name, math.nan),
+        }
         for name, mine in verdicts.items()
         for place, verdict in enumerate(mine)
     ]
@@ -85,6 +93,13 @@ def test_a_gain_and_a_loss_are_never_in_one_sentence():
     text = told(sgd=[B, W, U], adam=[W])
     assert text.startswith("On sgd a clip is better in 1 of 3 rows (c0 on digits). On sgd and adam")
     assert not any("better" in one and "worse" in one for one in text.split(". "))
+
+
+@pytest.mark.parametrize(("gains", "words"), [(1, "it"), (2, "each")])
+def test_a_gain_that_another_optimizer_beats_is_said_to_be_beaten(gains, words):
+    text = told(slow=[B] * gains, sgd=[U])
+    assert f"Another optimizer without a clip is ahead of {words} at 95 %." in text
+    assert "Another" not in told(sgd=[B])
 
 
 def test_every_verdict_leads_to_something_that_is_said():

@@ -78,6 +78,7 @@ def _group(
         "optimizers": listed(names) if len(names) <= NAMED else f"{len(names)} optimizers",
         "rows": len(mine),
         "count": len(counted),
+        "led": sum(row["instead_low"] > 0 for row in counted),
         "places": [_place(evidence, row, len(names)) for row in counted]
         if len(counted) <= NAMED
         else [],
