@@ -95,8 +95,8 @@ def _summed(found: Beside) -> list[str]:
         )
     lines += [
         (
-            f"{counted(len(found.estimates), 'arm')} in both: by intervals without zero B is better in "
-            f"{int(better.sum())}, worse in {int(worse.sum())}"
+            f"{counted(len(found.estimates), 'arm')} in both: by intervals without zero B is "
+            f"better in {int(better.sum())}, worse in {int(worse.sum())}"
         ),
         f"  (in about {ERRORS * len(found.estimates):.0f} if nothing differed but luck).",
         (

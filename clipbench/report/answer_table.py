@@ -48,7 +48,7 @@ HEAD = {  # what a column is, by which a page draws it → its head
     "problem": "problem (metric, parameters)",
     "arm": "optimizer, clip",
     "said": "verdict",
-    "set": "learning rate, threshold (of the pilot's sizes)",
+    "set": "learning rate, threshold (in the pilot's terms)",
     "levels": "without clip → with",
     "gain": "gain [95 %]",
     "margin": "“no difference” needs a margin of (used)",
@@ -145,7 +145,7 @@ def _row(evidence: Evidence, row: Row) -> tuple[dict[str, str], dict[str, Any]]:
         "sign": sign,
         "colour": colour,
         "hover": torch_line(evidence, row),
-        "titles": hover.titles(row),
+        "titles": hover.titles(row, str(about.get("name", ""))),
         "strip": _strip(evidence, row),
         "lead": row["instead_low"] > 0,
     }

@@ -75,8 +75,8 @@ def _conditions(evidence: Evidence) -> Table:
         "seeds",
     ]
     caption = (
-        "What ran: the longest run of each task, and its seeds, of selection and of report, which "
-        "the first table has together."
+        "What ran: the longest run of each task, and its seeds, of selection and of report; at the "
+        "same number of tries both count together."
     )
     return Table(
         evidence.name("tables", "threats"), caption, head, rows, pd.DataFrame(frames), words=1
