@@ -1,6 +1,7 @@
 """Two folders of one study beside each other."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -167,6 +168,8 @@ def test_the_command_says_it_in_aligned_lines_of_a_terminals_width(folders, tmp_
     lines = said.stdout.splitlines()
     assert max(map(len, lines)) < 100
     assert lines[:2] == [f"A: {folders[0]}", f"B: {folders[1]}"]
+    assert "verdict turned; " in lines[2]
+    assert re.fullmatch(r"What a clip gains moved by [\d.]+ of the margin in the .*", lines[3])
     assert "B is better in 1, worse in 0" in said.stdout
     start = lines.index("digits: what tuning on three seeds reaches")
     table = lines[start + 1 : start + 6]
@@ -188,6 +191,7 @@ def test_long_names_are_cut_and_lines_stay_short(tmp_path):
 
 
 def test_the_command_refuses_in_one_sentence(folders, tmp_path):
+    assert refused(clipbench("compare", folders[0], folders[0]), "are the same folder")
     assert refused(clipbench("compare", folders[0], tmp_path), "no results folder")
     wrong = clipbench("compare", *folders, "--csv", tmp_path / "no" / "x.csv")
     assert refused(wrong, "there is no folder")

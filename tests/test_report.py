@@ -10,6 +10,7 @@ import hashlib
 import html
 import html.parser
 import io
+import math
 import os
 import re
 import shutil
@@ -17,14 +18,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import packaged
 import pandas as pd
 import pytest
 import synthetic
 
-from clipbench import metrics, report
+from clipbench import metrics, registry, report
 from clipbench.cell import Cell, Part
 from clipbench.errors import UsageError
-from clipbench.report import answer, hover, parts, provenance, sections, threats
+from clipbench.report import advice, answer, hover, parts, problems, provenance, sections, threats
 from clipbench.report.evidence import read
 from clipbench.report.folder import LIST
 from clipbench.report.parts import Table, Text
@@ -274,6 +276,15 @@ def test_the_page_is_self_contained_well_formed_and_its_ids_are_unique(small):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_every_link_within_a_page_leads_somewhere(small):
+    """From the answer to a section, and from a word to its meaning."""
+    text = rendered(small)
+    linked = set(re.findall(r'href="#([^"=]+)"', text))
+    assert {"clips", "instead"} <= linked
+    assert linked <= set(re.findall(r' id="([^"]+)"', text))
+    assert "](#" not in (small.folder / "report" / "report.md").read_text(encoding="utf-8")
+
+
 def test_no_page_links_to_a_table_that_was_not_asked_for(tiny, tmp_path):
     report.write(tiny, ("html", "md"), tmp_path)
     assert ".csv" not in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -569,14 +580,14 @@ def test_fewer_than_five_seeds_have_no_interval_and_claim_nothing(tmp_path, repo
     )
     text = page(store)
     assert ("▲ better, by what matters</span>" in text) == claimed
-    assert ("Undecided: 1 of 1 comparison." in text) != claimed
+    assert ("this study cannot tell: the one row is undecided." in text) != claimed
 
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("gain", [0.1, 0.0])
 def test_differences_that_are_alike_on_every_seed_are_no_certainty(tmp_path, gain):
     text = page(synthetic.build(tmp_path / "alike", **MATRIX, change=gaining(gain)))
-    assert "Undecided: 1 of 1 comparison." in text
+    assert "this study cannot tell: the one row is undecided." in text
     assert "better, by what matters</span>" not in text
 
 
@@ -972,6 +983,41 @@ def test_kernels_and_waits_are_shown_where_they_were_counted(tmp_path):
     assert "9 → 4" in text
     assert "synchronisations" in text
     assert "on given gradients, cuda" in text
+
+
+def test_the_threshold_of_an_advice_holds_on_its_optimizer_and_its_problem_alone(tmp_path):
+    """The line of torch is beside the optimizer and the learning rate on which it was better."""
+    store = synthetic.build(tmp_path / "advice", **MATRIX, change=gaining(0.1, 0.001))
+    [line, *_] = of_kind(parts.Section("advice", "", advice.told(read(store))), parts.List)[0].items
+    assert re.search(r"Clip\*\* on digits, if you train with sgd at lr [\d.]+: ", line.words)
+    torch_line = line.words.index("clip_grad_norm_(model.parameters(), max_norm=")
+    assert line.words.index("The number is this problem's") > torch_line
+
+
+@pytest.mark.parametrize(("grows", "said"), [(True, False), (False, True)])
+def test_a_share_is_said_to_fall_with_the_time_of_a_step_where_it_does(tmp_path, grows, said):
+    """Two problems, of which one has the longer step."""
+    store = synthetic.build(
+        tmp_path / "cost", **{**MATRIX, "problems": ("digits", "wdbc")}, with_throughput=False
+    )
+    rows = [
+        {**row, "step_50": 0.001 * (1 + place), "ratio": math.nan if clip == "none" else ratio}
+        for place, problem in enumerate(("digits", "wdbc"))
+        for clip in ("none", "norm")
+        for ratio in [1.1 + 0.2 * (place == grows)]
+        for row in [{"problem": problem, "clip": clip, "optimizer": "sgd", "environment": "e"}]
+    ]
+    evidence = read(store)
+    costs = pd.DataFrame(rows).assign(batch=32, device="cpu", dtype="float32")
+    evidence.__dict__["costs"] = costs
+    text = " ".join(part.words for part in answer.told(evidence) if isinstance(part, Text))
+    assert "10 to 30 % more time a step: the least on " in text
+    assert ("The longer a step takes, the smaller the share." in text) == said
+
+
+def test_every_packaged_problem_is_told_in_a_few_words():
+    registry.load_packaged()
+    assert set(problems.WHAT) == set(packaged.names("workload"))
 
 
 def test_a_paragraph_marks_what_is_strong_code_and_a_link_to_a_row_and_escapes_the_rest():

@@ -75,9 +75,11 @@ def test_the_page_of_the_results_says_what_when_and_where(checkout):
             for key in cells["environment"]
         }
         [row] = [line for line in text.splitlines() if line.startswith(f"| `{name}` ")]
-        _, _, _, runs, when, there, _ = (part.strip() for part in row.split("|"))
+        _, _, _, runs, when, there, citable, _ = (part.strip() for part in row.split("|"))
         assert (runs, when) == (f"{len(cells):,}", " to ".join(dict.fromkeys((days[0], days[-1]))))
         assert there == "; ".join(sorted(where))
+        rules = set(cells["rules"].fillna(1))
+        assert (citable == "no") == (rules != {schema.RULES})
 
 
 def test_committed_reports_are_rendered_anew_byte_for_byte(folder, whole, tmp_path):

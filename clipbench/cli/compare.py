@@ -11,7 +11,7 @@ import click
 
 from clipbench.cli import completion
 from clipbench.cli.leaving import command, writable
-from clipbench.errors import counted
+from clipbench.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from clipbench.compare import Beside
@@ -42,6 +42,10 @@ def compare(first: Path, second: Path, file: Path | None) -> None:
     from clipbench.store import Store
 
     writable("--csv", file)
+    if first.resolve() == second.resolve():
+        raise UsageError(
+            f"A and B are the same folder, {first}: nothing differs; name two folders of one study."
+        )
     stores = [Store(folder).of_study() for folder in (first, second)]
     found = beside(*stores)
     for store in stores:
@@ -56,26 +60,8 @@ def compare(first: Path, second: Path, file: Path | None) -> None:
 
 
 def _told(found: Beside, first: str, second: str) -> str:
-    """All of it, the sums first."""
-    cells, better = found.cells, found.estimates["low"] > 0
-    worse = found.estimates["high"] < 0
-    turned, decided = (int(found.verdicts[name].sum()) for name in ("turned", "decided"))
-    shared = counted(cells["equal"] + cells["different"], "cell")
-    lines = [f"A: {first}", f"B: {second}"]
-    lines.append(
-        f"{shared} of the same settings: {cells['equal']} came to the same, {cells['different']} "
-        f"did not."
-    )
-    lines.append(f"{counted(cells['only_a'], 'cell')} only in A, {cells['only_b']} only in B.")
-    lines.append(
-        f"{counted(len(found.estimates), 'arm')} in both: by intervals without zero B is better in "
-        f"{int(better.sum())}, worse in {int(worse.sum())}"
-    )
-    lines.append(f"  (in about {ERRORS * len(found.estimates):.0f} if nothing differed but luck).")
-    lines.append(
-        f"{counted(len(found.verdicts), 'verdict')} in both: {decided} are decided in both, and "
-        f"{turned} of them turned."
-    )
+    """All of it: the verdicts and the size of the differences first, the cells after them."""
+    lines = [f"A: {first}", f"B: {second}", *_summed(found)]
     if found.settings:
         lines += ["", "What the two say otherwise", *_columns(("", "A", "B"), found.settings, 30)]
     short = _shortened([*found.estimates["arm"], *found.times["optimizer"]])
@@ -87,6 +73,39 @@ def _told(found: Beside, first: str, second: str) -> str:
         lines += ["", f"{problem}: a training step, and what a clip costs over none"]
         lines += _times(times.to_dict("records"), short)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _summed(found: Beside) -> list[str]:
+    """What the differences come to, in lines."""
+    cells, better = found.cells, found.estimates["low"] > 0
+    worse = found.estimates["high"] < 0
+    turned, decided = (int(found.verdicts[name].sum()) for name in ("turned", "decided"))
+    lines = [
+        (
+            f"{counted(turned, 'verdict') if turned else 'No verdict'} turned; {decided} of "
+            f"{len(found.verdicts)} are decided in both."
+        )
+    ]
+    margins = found.verdicts[found.verdicts["margin"] > 0]
+    sizes = (margins["moved"].abs() / margins["margin"]).dropna().sort_values()
+    if len(sizes):
+        lines.append(
+            f"What a clip gains moved by {sizes.median():.2g} of the margin in the median, and by "
+            f"{sizes.iloc[-1]:.2g} at most."
+        )
+    lines += [
+        (
+            f"{counted(len(found.estimates), 'arm')} in both: by intervals without zero B is "
+            f"better in {int(better.sum())}, worse in {int(worse.sum())}"
+        ),
+        f"  (in about {ERRORS * len(found.estimates):.0f} if nothing differed but luck).",
+        (
+            f"{counted(cells['equal'] + cells['different'], 'cell')} of the same settings: "
+            f"{cells['equal']} came to the same to the last digit, {cells['different']} did not."
+        ),
+        f"{counted(cells['only_a'], 'cell')} only in A, {cells['only_b']} only in B.",
+    ]
+    return lines
 
 
 def _shortened(labels: Iterable[str]) -> Callable[[str], str]:
@@ -102,7 +121,7 @@ def _shortened(labels: Iterable[str]) -> Callable[[str], str]:
 
 def _estimates(rows: Iterable[dict[str, Any]], short: Callable[[str], str]) -> list[str]:
     return _columns(
-        ("arm", "A", "B", "B less A", "95 %", "n", "paired"),
+        ("arm", "A", "B", "B less A, +: B better", "95 %", "n", "paired"),
         [
             (
                 short(row["arm"]),

@@ -9,27 +9,30 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from clipbench import selection
 from clipbench.analysis.cells import plain
 from clipbench.analysis.form import norm_over_value
 from clipbench.figures.style import given
-from clipbench.report.answer_table import SIGNS, decimals_of, table, without_stopping_of
+from clipbench.report.answer_table import decimals_of, table, without_stopping_of
+from clipbench.report.conclusion import NAMED, concluded
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import Part
+from clipbench.report.problems import WHAT
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import (
     DASH,
     Row,
     fixed,
     listed,
-    metric_words,
     percent,
+    seconds,
     short,
     signed,
 )
 from clipbench.schema import Outcome, Role, Verdict
-from clipbench.task import THRESHOLD, Task, Threshold
+from clipbench.task import TASK, THRESHOLD, Task, Threshold
 
-NAMED = 4  # arms, or thresholds, that a sentence names one by one
+FALLS = -0.5  # a rank correlation below this is called a fall
 
 
 def told(evidence: Evidence) -> Sequence[Part]:
@@ -41,7 +44,8 @@ def told(evidence: Evidence) -> Sequence[Part]:
         return paragraphs("nothing", why=nothing)
     rows = rows_of(evidence)
     return [
-        *paragraphs("answer", **_numbers(evidence, rows)),
+        *paragraphs("conclusion", **concluded(evidence, rows)),
+        *paragraphs("answer", **_numbers(evidence, rows), **_cost(evidence)),
         table(evidence, rows),
         *paragraphs("several", clips=_several(evidence, rows)),
         *paragraphs("ran", tasks=_ran(evidence), **_conditions(evidence)),
@@ -86,10 +90,7 @@ def _numbers(evidence: Evidence, rows: Sequence[Row]) -> dict[str, Any]:
     tuned = [row for row in rows if row["basis"] == "tuned"]
     pairs = norm_over_value(evidence.axes, evidence.arms, evidence.grade)
     rivals = [row for row in rows if row["instead"] and not math.isnan(row["instead_low"])]
-    leading = [row for row in rivals if row["instead_low"] > 0]
-    widest = max(leading, key=lambda row: row["instead_gain"] / _scale(row), default=None)
-    timed = evidence.costs[evidence.costs["ratio"].notna()]
-    costs = sorted(100 * (timed["ratio"] - 1))
+    lower, others = evidence.lower, evidence.other_thresholds
     open_rows = [row for row in rows if row["verdict"] == Verdict.UNDECIDED]
     needed = [row["needed"] for row in open_rows if row["n"] < row["needed"] < math.inf]
     budget = [row for row in rows if not evidence.budget.empty]
@@ -109,18 +110,18 @@ def _numbers(evidence: Evidence, rows: Sequence[Row]) -> dict[str, Any]:
         "norm_ahead": int((pairs["low"] > 0).sum()),
         "value_ahead": int((pairs["high"] < 0).sum()),
         "fixed": _fixed(rows),
-        "others": _other_thresholds(evidence, rows),
+        "others": len(others),
+        "others_at": "strict" if others["grid"].any() else "clips",
         "acted": _range([row["fired"] for row in rows]),
-        "optimizers": _by_optimizer(evidence, rows),
         "edges": sum(_at_an_end(evidence, row) for row in rows),
         "budget": len(budget) and int(evidence.budget.groupby(["problem", "arm"]).ngroups),
         "budget_ahead": sum(not math.isnan(row["tries_until"]) for row in rows),
         "rivals": len(rivals),
-        "rivals_ahead": len(leading),
-        "rival": f"{_lead(evidence, widest)}" if widest else "",
-        "cheapest": fixed(costs[0], 0) if costs else "",
-        "dearest": fixed(costs[-1], 0) if costs else "",
-        "machines": timed["environment"].nunique(),
+        "rivals_ahead": sum(row["instead_low"] > 0 for row in rivals),
+        "lower": len(lower),
+        "lower_better": int((lower["low"] > 0).sum()),
+        "lower_worse": int((lower["high"] < 0).sum()),
+        "acted_seldom": all(row["fired"] <= selection.MOST for row in rows),
         "seeds": " to ".join(str(count) for count in {counts[0]: 0, counts[-1]: 0}),
         "learned": _learned(evidence),
         "needed": f"{statistics.median(needed):,.0f}" if needed else "",
@@ -136,13 +137,6 @@ def _fixed(rows: Sequence[Row]) -> str:
         return f"the {told} percentile of the gradient's sizes in a short pilot run"
     given = {short(row["threshold"]) for row in rows if row["basis"] == "same tries"}
     return listed(sorted(given - {DASH}))
-
-
-def _other_thresholds(evidence: Evidence, rows: Sequence[Row]) -> int:
-    """How many thresholds were tried beside those that the rows compare."""
-    points = evidence.cells[["problem", "arm", "threshold"]].dropna().drop_duplicates()
-    compared = {(row["problem"], row["arm"], row["threshold"]) for row in rows}
-    return sum(tuple(one) not in compared for one in points.itertuples(index=False))
 
 
 def _several(evidence: Evidence, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -187,22 +181,6 @@ def _range(shares: Sequence[float]) -> str:
     return least if least == most else f"{least.removesuffix(' %')} to {most}"
 
 
-def _by_optimizer(evidence: Evidence, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Of each optimizer of the headline's schedule, how its comparisons came out."""
-    told_of: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        name = evidence.short(row["partner"])
-        if evidence.of_headline(row["arm"]) and row["basis"] == "same tries":
-            counts = told_of.setdefault(
-                name, {"name": name, "better": 0, "worse": 0, "same": 0, "open": 0, "all": 0}
-            )
-            kind = SIGNS.get(row["verdict"], ("", ""))[1]
-            counts["all"] += 1
-            if kind in counts:
-                counts[kind] += 1
-    return list(told_of.values()) if len(told_of) > 1 else []
-
-
 def _at_an_end(evidence: Evidence, row: Row) -> bool:
     """Whether the learning rate that is chosen most often is the least or the greatest tried."""
     axis = evidence.axes.get((Task.of(row), row["arm"], row["grade"]))
@@ -214,11 +192,6 @@ def _at_an_end(evidence: Evidence, row: Row) -> bool:
 def _learned(evidence: Evidence) -> str:
     ended = evidence.cells["outcome"].eq(Outcome.LEARNED).sum()
     return f"{percent(float(ended) / len(evidence.cells))} of all runs learned"
-
-
-def _scale(row: Row) -> float:
-    """By what leads on different metrics are compared: the margin, if there is one."""
-    return row["margin"] if row["margin"] > 0 else 1.0
 
 
 def named(evidence: Evidence, row: Row) -> dict[str, Any]:
@@ -234,26 +207,52 @@ def named(evidence: Evidence, row: Row) -> dict[str, Any]:
     }
 
 
-def _lead(evidence: Evidence, row: Row) -> str:
-    places = decimals_of(evidence, Task.of(row))[1]
-    metric = metric_words(evidence.about(Task.of(row)))
-    return (
-        f"{evidence.short(row['instead'])} on {evidence.labels[Task.of(row)]}, by "
-        f"{fixed(row['instead_gain'], places)} {metric} over {evidence.short(row['arm'])}"
+def _cost(evidence: Evidence) -> dict[str, Any]:
+    """What a step costs more with a clip, in percent, and where least and most: ``ends`` names
+    both if they are of two problems.
+    """
+    keys = [*TASK, "environment", "optimizer"]
+    costs = evidence.costs
+    bare = costs.loc[costs["clip"] == "none", [*keys, "step_50"]].drop_duplicates(keys)
+    timed = costs[costs["ratio"].notna()].merge(bare, on=keys, how="left", suffixes=("", "_bare"))
+    timed = timed.sort_values("ratio", kind="stable")
+    ends = (
+        [_timed(evidence, row) for row in timed.iloc[[0, -1]].to_dict("records")]
+        if len(timed)
+        else []
     )
+    told = [fixed(100 * (ratio - 1), 0) for ratio in timed["ratio"]]
+    return {
+        "cheapest": told[0] if told else "",
+        "dearest": told[-1] if told else "",
+        "ends": ends if timed["problem"].nunique() > 1 and ends[0] != ends[1] else [],
+        "longer_less": timed["problem"].nunique() > 1
+        and bool(timed["ratio"].corr(timed["step_50_bare"], method="spearman") < FALLS),
+        "machines": timed["environment"].nunique(),
+    }
+
+
+def _timed(evidence: Evidence, row: Row) -> str:
+    """A timed problem with its size, and how long a step of it takes without a clip."""
+    label = evidence.labels.get(Task.of(row), str(row["problem"]))
+    about = evidence.components.get("workloads", {}).get(row["problem"], {})
+    size = f"{about['parameters']:,} parameters, " if about.get("parameters") else ""
+    return f"{label} ({size}{seconds(row['step_50_bare'])} a step)"
 
 
 def _ran(evidence: Evidence) -> list[dict[str, Any]]:
     """What was run, task by task."""
     told_of = []
     for task in evidence.tasks:
-        cells, entry = evidence.of(evidence.cells, task), evidence.components["workloads"]
+        cells = evidence.of(evidence.cells, task)
+        entry = evidence.components["workloads"].get(task.problem, {})
         told_of.append(
             {
                 "label": evidence.labels[task],
+                "what": WHAT.get(entry.get("name", ""), ""),
                 "steps": f"{int(cells['steps'].max()):,}" if cells["steps"].notna().any() else DASH,
                 "batch": task.batch,
-                "parameters": f"{entry.get(task.problem, {}).get('parameters', 0):,}",
+                "parameters": f"{entry.get('parameters', 0):,}",
             }
         )
     return told_of

@@ -48,18 +48,18 @@ HEAD = {  # what a column is, by which a page draws it → its head
     "problem": "problem (metric, parameters)",
     "arm": "optimizer, clip",
     "said": "verdict",
-    "set": "learning rate, threshold",
+    "set": "learning rate, threshold (in the pilot's terms)",
     "levels": "without clip → with",
     "gain": "gain [95 %]",
-    "margin": "no difference if margin ≥ (is)",
+    "margin": "“no difference” needs a margin of (used)",
     "tries": "thresholds to try until ahead",
-    "moved": "stands hotter lr by, decades [95 %]",
+    "moved": "highest learning rate, times [95 %]",
     "lost": "seeds lost, without → with",
-    "fired": "steps clipped; norm left",
-    "cost": "time a step",
+    "fired": "steps clipped; gradient length kept",
+    "cost": "more time a step",
     "instead": "another optimizer instead, its lead",
 }
-BEYOND = "beyond the axis"  # where the learning rates end before half of the seeds are lost
+BEYOND = "outside what was tried"  # the learning rate at which half of the seeds are lost
 EMPTY = re.compile(rf"[\s{DASH};→%]*|{BEYOND}")  # a cell without a value
 
 
@@ -76,8 +76,8 @@ def table(evidence: Evidence, rows: Sequence[Row]) -> Verdicts:
         "Each clip against the same optimizer without it; a gain is positive if the clip is "
         "better. Grey: the margin inside which no difference matters. A seed is lost if its run "
         "diverges, collapses or stalls."
-        + " Hotter lr: how far the clip moves the learning rate at which half of the seeds are "
-        "lost." * ("moved" in columns)
+        + " Highest learning rate: the one at which half of the seeds are lost; × 2: with the clip "
+        "it is twice as high." * ("moved" in columns) + _seeds(evidence, rows)
     )
     return Verdicts(
         name,
@@ -88,6 +88,20 @@ def table(evidence: Evidence, rows: Sequence[Row]) -> Verdicts:
         words=4,
         marks=[marks for _, marks in built],
         columns=columns,
+    )
+
+
+def _seeds(evidence: Evidence, rows: Sequence[Row]) -> str:
+    """Which seeds ``n`` counts, where a row has those of both phases together."""
+    asked = evidence.plan.get("protocol", {}).get("seeds", {}).values()
+    phases = {(count["select"], count["report"]) for count in asked}
+    held = {row["n"] for row in rows if row["basis"] == "same tries"}
+    if len(phases) != 1 or held != {sum(next(iter(phases)))}:
+        return ""
+    [(select, report)] = phases
+    return (
+        f" n: the {select} selection and {report} report seeds together; every three of them "
+        "choose a learning rate, and the others judge it."
     )
 
 
@@ -131,7 +145,7 @@ def _row(evidence: Evidence, row: Row) -> tuple[dict[str, str], dict[str, Any]]:
         "sign": sign,
         "colour": colour,
         "hover": torch_line(evidence, row),
-        "titles": hover.titles(row),
+        "titles": hover.titles(row, str(about.get("name", ""))),
         "strip": _strip(evidence, row),
         "lead": row["instead_low"] > 0,
     }
@@ -190,14 +204,22 @@ def _until(evidence: Evidence, row: Row) -> str:
 
 
 def _moved(row: Row) -> str:
-    """How far the clip moves the learning rate at which half of the seeds are lost, in decades; a
-    bound if one of both lies beyond the axis, and unknown if both do.
+    """By which factor the clip moves the learning rate at which half of the seeds are lost; a bound
+    if one of both lies outside the rates that were tried, and unknown if both do.
     """
     if row["beyond"] == "both":
         return BEYOND
-    bounds = Interval(row["shift"], row["shift_low"], row["shift_high"])
+    factor, low, high = (10.0 ** row[name] for name in ("shift", "shift_low", "shift_high"))
+    if math.isnan(factor):
+        return DASH
     sign = {"more": "≥ ", "less": "≤ "}.get(row["beyond"], "")
-    return f"{sign}{signed(bounds.estimate, 2)} {between(bounds, 2, sign=True)}".strip()
+    interval = "" if math.isnan(low) else f" [{_times(low)}, {_times(high)}]"
+    return f"{sign}× {_times(factor)}{interval}"
+
+
+def _times(factor: float) -> str:
+    """A factor with two decimals, or three digits if it is large."""
+    return fixed(factor, 2) if factor < 10 else short(factor)
 
 
 def _rival(evidence: Evidence, row: Row, digits: int) -> str:

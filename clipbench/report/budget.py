@@ -35,7 +35,7 @@ HOW = (
     "ahead; then comes by how much if all settings are tried, with a 95 % interval over report "
     "seeds, the ranking as it is. At the median: the difference at the same number of tries, if "
     "the fixed threshold is the median size in the pilot. Beside the verdict: whether the clip is "
-    "surely ahead from some number of tries on though the verdict does not say so. No row is "
+    "ahead at 95 % from some number of tries on though the verdict does not say so. No row is "
     "corrected for the others."
 )
 

@@ -29,7 +29,7 @@ from clipbench.errors import UsageError
 from clipbench.figures.style import ordered
 from clipbench.measures import COLUMNS
 from clipbench.report.words import census
-from clipbench.schema import RULES
+from clipbench.schema import RULES, Role
 from clipbench.store import Store
 from clipbench.task import ARM, TASK, Task, labels, schedule_of, without_schedule
 from clipbench.vocabulary import CONSTANT
@@ -84,6 +84,19 @@ class Evidence:
     def lower(self) -> pd.DataFrame:
         """Clips that fire in most steps, each against a lower learning rate without it."""
         return against_lower_lr(self.drawn, self.lowered, self.components)
+
+    @cached_property
+    def other_thresholds(self) -> pd.DataFrame:
+        """The thresholds that ran beside those of the answer, a row per problem, arm and threshold;
+        ``grid``: on selection seeds, at all learning rates, and not at a default alone.
+        """
+        keys = ["problem", "arm", "threshold"]
+        ran = self.cells[[*keys, "role"]].dropna(subset=["threshold"])
+        ran = ran.assign(grid=ran["role"].eq(Role.SELECT).astype(bool))
+        points = ran.groupby(keys, as_index=False, sort=False)["grid"].any()
+        compared = set(self.answers[keys].itertuples(index=False, name=None))
+        other = [one not in compared for one in points[keys].itertuples(index=False, name=None)]
+        return points[other]
 
     @cached_property
     def prevented(self) -> pd.DataFrame:

@@ -1,4 +1,5 @@
-"""What a hover over the table of the answer adds: on how much a number rests.
+"""What a hover over the table of the answer adds: what a problem is, and on how much a number
+rests.
 
 It knows the rows of that table, and not how a page shows it.
 """
@@ -7,14 +8,25 @@ from __future__ import annotations
 
 import math
 
+from clipbench.report.problems import WHAT
 from clipbench.report.words import Row, percent, short, signed
 
-LEVELS, LOST, FIRED, COST = "levels", "lost", "fired", "cost"  # columns of the table
+PROBLEM, LEVELS, LOST, FIRED, COST = (
+    "problem",
+    "levels",
+    "lost",
+    "fired",
+    "cost",
+)  # columns of the table
 
 
-def titles(row: Row) -> dict[str, str]:
-    """Column → what a hover adds: on how much a number rests."""
+def titles(row: Row, workload: str) -> dict[str, str]:
+    """Column → what a hover adds: what the problem is, by its workload's registered name, and on
+    how much a number rests.
+    """
     said, seeds = {}, f"{row['n']:.0f} seeds"
+    if workload in WHAT:
+        said[PROBLEM] = WHAT[workload]
     if not math.isnan(row["share"]):
         said[LEVELS] = (
             f"lr {short(row['lr_without'])} in {percent(row['share_without'])} of the choices "

@@ -17,7 +17,8 @@ import pandas as pd
 from clipbench.figures import Figure
 from clipbench.figures.style import render
 
-LINK = r"\[(?P<a>[^\]]+)\]\((?P<to>tables/[a-z0-9-]+\.csv#row=\d+)\)"  # to a row of a table
+ROW, HERE = r"tables/[a-z0-9-]+\.csv#row=\d+", r"#[a-z-]+"  # a row of a table, a section
+LINK = rf"\[(?P<a>[^\]]+)\]\((?P<to>{ROW}|{HERE})\)"
 MARKED = re.compile(rf"\*\*(?P<strong>.+?)\*\*|`(?P<code>[^`]+)`|{LINK}")
 FORMULA = ("=", "+", "-", "−", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 # CSS pixels per point of a figure: its 8 point letters are as large as the page's small print
@@ -26,8 +27,8 @@ SCALE = 1.45
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; ``**strong**``, code in single backticks and links to a row of a table are the
-    only markup it knows.
+    """A paragraph; ``**strong**``, code in single backticks, and links to a row of a table or to a
+    section of the page are the only markup it knows.
     """
 
     words: str
@@ -45,6 +46,11 @@ class Text:
             yield element, mark[element], mark["to"] or ""
             end = mark.end()
         yield "", self.words[end:], ""
+
+    @property
+    def filed(self) -> str:
+        """The words with their links to tables alone: where sections have no anchors."""
+        return re.sub(rf"\[([^\]]+)\]\({HERE}\)", r"\g<1>", self.words)
 
     @property
     def unlinked(self) -> str:

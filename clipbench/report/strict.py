@@ -32,7 +32,11 @@ def section(evidence: Evidence) -> Section:
     rows = by_threshold(evidence.cells, evidence.arms, evidence.components)
     if rows.empty:
         untried = evidence.arms["partner"].notna().any()
-        return Section("strict", TITLE, paragraphs("strict", arms=0) if untried else [])
+        return Section(
+            "strict",
+            TITLE,
+            paragraphs("strict", arms=0, others=len(evidence.other_thresholds)) if untried else [],
+        )
     strictest = rows.groupby(["problem", "batch", "device", "dtype", "arm"], sort=False).first()
     tried = evidence.cells[evidence.cells["role"] == Role.SELECT]
     tried = tried[~tried["extended"].astype(bool)]

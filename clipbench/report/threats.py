@@ -74,7 +74,10 @@ def _conditions(evidence: Evidence) -> Table:
         "learning rates",
         "seeds",
     ]
-    caption = "What ran: the longest run of each task, and its seeds, of selection and of report."
+    caption = (
+        "What ran: the longest run of each task, and its seeds, of selection and of report; at the "
+        "same number of tries both count together."
+    )
     return Table(
         evidence.name("tables", "threats"), caption, head, rows, pd.DataFrame(frames), words=1
     )
