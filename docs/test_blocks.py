@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from sybil import Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
@@ -35,7 +36,7 @@ def python(example):
 def toml(example):
     """A study is parsed as one, with the files that it uses; another page as TOML."""
     _written(example)
-    if "[run]" in example.parsed:
+    if re.search(r"^(\[run\]|run +=)", example.parsed, re.MULTILINE):
         study.parse("shown", example.parsed, Path.cwd()).cells()
     else:
         tomllib.loads(example.parsed)
@@ -68,6 +69,18 @@ def _written(example):
     return named is not None
 
 
+def reader():
+    """What a reader of the README has: a model, its optimizer and a loop."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def train(model, optimizer):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+
+    return {"model": model, "optimizer": optimizer, "train": train}
+
+
 SYBIL = Sybil(
     parsers=[
         CodeBlockParser(language="python", evaluator=python),
@@ -83,7 +96,10 @@ def test_every_block_of_a_page_holds(page, tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "quick").symlink_to(DOCS.parent / "results" / "quick")
     registry.load_packaged()
-    for example in SYBIL.parse(page).examples():
+    document = SYBIL.parse(page)
+    if page.name == "README.md":
+        document.namespace |= reader()
+    for example in document.examples():
         example.evaluate()
 
 
