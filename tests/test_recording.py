@@ -28,6 +28,7 @@ from clipbench.measures import COLUMNS
 from clipbench.recording import taps, watching
 from clipbench.recording.compared import Comparison
 from clipbench.recording.gradients import Gradients
+from clipbench.report.watched import diagnosis
 from clipbench.schema import Sighting
 from clipbench.store import Store, growing
 
@@ -200,12 +201,15 @@ def _trainer(workload: str, clip: str, settings: dict[str, float]) -> tuple[Any,
 # ------------------------------------------------------------------------------- clips out of place
 
 
+SEEN = (Sighting.CLIP, Sighting.CHANGE, Sighting.DROPPED)  # what is nothing wrong
+
+
 def sightings(folder: Any) -> dict[str, int]:
     events = Store(folder).read("events")
     return {
         str(kind): int(rows["value"].sum())
         for kind, rows in events.groupby("kind")
-        if kind in [*Sighting] and kind != Sighting.CLIP
+        if kind in [*Sighting] and kind not in SEEN
     }
 
 
@@ -263,8 +267,13 @@ def twice(net: nn.Module) -> None:
 
 
 MISUSES: dict[str, tuple[Callable[..., Any], str, int]] = {
-    "after the step": (after_step, Sighting.CLIP_AFTER_STEP, STEPS),
-    "after the step, by value": (partial(after_step, clip=value), Sighting.CLIP_AFTER_STEP, STEPS),
+    # that after the last step is told by no further step
+    "after the step": (after_step, Sighting.CLIP_AFTER_STEP, STEPS - 1),
+    "after the step, by value": (
+        partial(after_step, clip=value),
+        Sighting.CLIP_AFTER_STEP,
+        STEPS - 1,
+    ),
     "after the step, by hand": (partial(after_step, clip=replaced), Sighting.CLIP_AFTER_STEP, 1),
     "after the step, through data": (
         partial(after_step, clip=through_data),
@@ -568,8 +577,8 @@ def test_a_killed_training_loses_a_block_at_most(tmp_path):
             files = held.reader.files("curves")
             assert held.problems() == []
     watch.stop()
-    assert list(curve["step"]) == list(range(5000))
-    assert len(files) == 2  # of 4000 and 1000 steps
+    assert list(curve["step"]) == list(range(5100))
+    assert len(files) == 2  # of four blocks and of two, of which the first one is short
     assert len(Store(tmp_path / "run").read("curves")) == 5300
     assert Store(tmp_path / "run").problems() == []
 
@@ -673,3 +682,91 @@ def test_a_bug_of_ours_ends_no_training_and_is_told_with_its_traceback(tmp_path,
         with pytest.warns(UserWarning, match="(?s)please report this.*ZeroDivisionError"):
             train(net, optimizer)
     assert bits(net) == bits(alone)
+
+
+# ---------------------------------------------------------------------- what is no clip of the loop
+
+
+def own_mean(net: nn.Module) -> None:
+    for one in net.parameters():
+        one.grad.div_(4)
+
+
+def decayed(net: nn.Module) -> None:
+    for one in net.parameters():
+        one.grad.add_(one.detach(), alpha=0.1)
+
+
+def test_a_mean_of_the_loops_own_is_part_of_what_the_clip_is_handed(tmp_path):
+    net, norms = model(), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def clip(net: nn.Module) -> None:
+        own_mean(net)
+        norms.append(float(clip_grad_norm_(net.parameters(), 0.1)))
+
+    with clipbench.watch(net, optimizer, tmp_path / "run"):
+        train(net, optimizer, clip)
+    [found] = runs(Store(tmp_path / "run"))
+    np.testing.assert_allclose(found.curve["grad_norm"], norms, rtol=1e-6)
+    np.testing.assert_array_equal(found.fired, np.array(norms) > 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (own_mean, "multiplies every gradient by 0.25"),
+        (adaptive, "Its own code changes the gradient in 100 %"),
+        (
+            lambda net: [one.grad.add_(one.detach(), alpha=0.1) for one in net.parameters()],
+            "changes",
+        ),
+    ],
+)
+def test_a_change_that_is_no_clip_is_not_called_one(change, said, tmp_path):
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with clipbench.watch(net, optimizer, tmp_path / "run"):
+        train(net, optimizer, change)
+    [found] = runs(Store(tmp_path / "run"))
+    assert found.findings() == []
+    assert said in diagnosis(found)[0].words
+
+
+def test_a_clip_of_a_later_loop_is_not_the_first_ones(tmp_path):
+    """As after a search for a learning rate, whose optimizer is still alive."""
+    net = model()
+    finder, optimizer = (torch.optim.SGD(net.parameters(), lr=0.1) for _ in range(2))
+    with clipbench.watch(net, [finder, optimizer], tmp_path / "run"):
+        train(net, finder, steps=5)
+        train(net, optimizer, norm)
+    first, second = runs(Store(tmp_path / "run"))
+    assert first.clips == []
+    assert first.findings() == []
+    assert len(second.clips) == 1
+
+
+def test_a_clip_that_is_handed_no_parameter_of_the_optimizer_is_named(tmp_path):
+    used, net, other = model().parameters(), model(), model()
+    for number, params in enumerate((other.parameters(), list(used)[:0])):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        with clipbench.watch(net, optimizer, tmp_path / str(number)):
+            train(net, optimizer, lambda _, params=params: clip_grad_norm_(list(params), 1.0))
+        [finding] = runs(Store(tmp_path / str(number)))[0].findings()
+        assert finding.name == Sighting.CLIP_MISSED
+
+
+def test_hooks_and_dropped_gradients_are_told(tmp_path):
+    net = model()
+    net[0].weight.register_hook(lambda grad: grad.clamp(-0.1, 0.1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with clipbench.watch(net, optimizer, tmp_path / "run"):
+        for number, batch in enumerate(data()):
+            optimizer.zero_grad()
+            loss_of(net, batch).backward()
+            if number % 10 != 5:
+                optimizer.step()
+    [found] = runs(Store(tmp_path / "run"))
+    assert [one.name for one in found.findings()] == ["hooked"]
+    assert found.facts()["dropped"] == 4
+    assert "dropped 4 gradients" in diagnosis(found)[2].words

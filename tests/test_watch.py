@@ -205,7 +205,7 @@ def test_a_clip_that_never_fires_and_one_that_always_does_are_told_apart(tmp_pat
     assert [one.name for one in always.findings()] == ["always_fired"]
     said = words(diagnosis(always))
     assert "normalised descent" in said
-    assert "learning rate × threshold gives, 0.05 at first" in said
+    assert "the length learning rate × threshold, 0.05 at first" in said
     adam = watched(tmp_path / "adam", 0.5, kind=torch.optim.Adam)
     assert "the threshold cancels out" in words(diagnosis(adam))
     assert "normalised descent" not in words(diagnosis(adam))

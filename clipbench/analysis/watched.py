@@ -18,9 +18,13 @@ import pandas as pd
 from clipbench.schema import Kind, Sighting
 from clipbench.store import Store
 
-NEVER_FIRED, ALWAYS_FIRED, AT_DEFAULT, OWN_CLIP, LEFT_OUT, NO_STEP = (
-    *("never_fired", "always_fired", "at_default", "own_clip", "left_out", "no_step"),
+NEVER_FIRED, ALWAYS_FIRED, AT_DEFAULT, OWN_CLIP, LEFT_OUT, NO_STEP, HOOKED = (
+    *("never_fired", "always_fired", "at_default", "own_clip", "left_out", "no_step", "hooked"),
 )
+NOBODYS = "no parameter at all"  # how a record says that a clip was handed nothing
+EXACT = 0.01  # of a threshold: how near a norm clip leaves the whole gradient to it
+CONSTANT = 1e-3  # of what is kept: less than that is one factor for all steps
+RARE = 0.2  # of the steps: gradients dropped more often are dropped by design
 ALWAYS, MOSTLY = 0.95, 0.5  # shares of the steps
 HEAVY = 10.0  # of the 99th percentile over the median: norms with spikes
 # Thresholds that training libraries clip at if nobody says another, package → threshold, setting.
@@ -30,7 +34,9 @@ DEFAULTS = {
     "ultralytics": (10.0, "the trainer's `optimizer_step`"),
 }
 ADAPTIVE = ("adam", "rmsprop", "adagrad", "adadelta", "lion", "lamb", "sophia", "adan")
-CALL = re.compile(r"\w+ clip at (?P<threshold>\S+), called in \S+( through (?P<packages>.+))?")
+CALL = re.compile(
+    r"\w+ clip( of order \S+)? at (?P<threshold>\S+), called in \S+( through (?P<packages>.+))?"
+)
 MISPLACED = [*Sighting][[*Sighting].index(Sighting.CLIP_AFTER_STEP) :]
 """Sightings that say that a clip stands where it should not."""
 USELESS = {Sighting.CLIP_AFTER_STEP, Sighting.CLIP_BEFORE_BACKWARD}
@@ -106,6 +112,33 @@ class Run:
         name = str(self.cell["optimizer"]).lower()
         return any(word in name for word in ADAPTIVE)
 
+    @cached_property
+    def by_whole_norm(self) -> bool:
+        """Whether a norm clip leaves the whole gradient as long as its threshold, if it fires."""
+        if self.cell["clip"] != "norm" or not self.fired.any():
+            return self.cell["clip"] == "norm"
+        rows = self.curve[self.fired]
+        left = (rows["kept"] * rows["grad_norm"] / rows["threshold"]).dropna()
+        return len(left) > 0 and bool(abs(left.median() - 1) < EXACT)
+
+    @cached_property
+    def factor(self) -> float:
+        """What the loop's own code multiplies every gradient by; NaN if it does nothing of the
+        kind.
+        """
+        kept = self.curve["kept"].dropna()
+        torchs = self.curve["threshold"].notna().any()
+        if torchs or not len(kept) or not self.fired.all():
+            return math.nan
+        middle = float(kept.median())
+        spread = float(kept.max() - kept.min())
+        return middle if spread <= CONSTANT * abs(middle) else math.nan
+
+    @property
+    def is_clipped(self) -> bool:
+        """Whether anything that was seen is a clip, of torch or by the loop's own code."""
+        return bool(self.clips) and math.isnan(self.factor)
+
     def _of(self, kind: str) -> pd.DataFrame:
         return self.events[self.events["kind"] == kind]
 
@@ -119,6 +152,11 @@ class Run:
             "optimizer": self.cell["optimizer"],
             "lr_first": float(lr.iloc[0]) if len(lr) else math.nan,
             "lr": " → ".join(f"{one:g}" for one in dict.fromkeys([*lr[:1], *lr[-1:]])),
+            "lrs": [group["lr"] for group in self.settings["groups"] if "lr" in group],
+            "seen": len(norms),
+            "factor": self.factor,
+            "changes": int(self._of(Sighting.CHANGE)["value"].sum()),
+            "dropped": int(self._of(Sighting.DROPPED)["value"].sum()),
             "parameters": self.settings["parameters"],
             "tensors": self.settings["tensors"],
             "clip": self.cell["clip"],
@@ -151,7 +189,15 @@ class Run:
         found = _once(found)
         if not len(self.curve):
             return [Finding(NO_STEP, 0, 0, "", {})]
-        if self.clips and not found:  # else the clip does not yet do what it is there for
+        # with the parameters of another model a clip may be another's; with none it is nobody's
+        missed = self._of(Sighting.CLIP_MISSED)
+        if self.clips:
+            missed = missed[missed["detail"].str.endswith(NOBODYS)]
+        found += [
+            Finding(str(row.kind), int(row.value), int(row.step), str(row.detail), {})
+            for row in missed.head(1).itertuples()
+        ]
+        if self.is_clipped and not found:  # else the clip does not yet do what it is there for
             found += self._by_share()
         found += [
             Finding(str(row.kind), int(row.value), int(row.step), "", {})
@@ -168,14 +214,17 @@ class Run:
             **facts,
             "adaptive": self.is_adaptive,
             "decay": float(self.settings["groups"][0].get("weight_decay") or 0.0),
-            "length": facts["lr_first"] * facts["threshold"],
+            "length": facts["lr_first"] * facts["threshold"] if self.by_whole_norm else math.nan,
         }
-        if not self.fired.any():
+        if not self.fired.any() and facts["norm_max"] < min(self._thresholds(), default=math.inf):
             return [Finding(NEVER_FIRED, len(self.curve), 0, "; ".join(finite), told)]
         if self.share >= ALWAYS:
             count = int(self.fired.sum())
             return [Finding(ALWAYS_FIRED, count, facts["first"], "; ".join(finite), told)]
         return []
+
+    def _thresholds(self) -> list[float]:
+        return [float(one) for one in self.curve["threshold"].dropna()]
 
     def _by_settings(self) -> list[Finding]:
         found = []
@@ -191,6 +240,9 @@ class Run:
         for name, value in self.settings["own_clip"].items():
             about = {"setting": name, "value": value, "optimizer": self.cell["optimizer"]}
             found.append(Finding(OWN_CLIP, len(self.curve), 0, f"{name}={value}", about))
+        if self.settings.get("hooked"):
+            about = {"tensors": self.settings["hooked"]}
+            found.append(Finding(HOOKED, len(self.curve), 0, "", about))
         if self.settings["left_out"]:
             about = {"tensors": self.settings["left_out"], "model": self.settings["model"]}
             found.append(Finding(LEFT_OUT, len(self.curve), 0, "", about))

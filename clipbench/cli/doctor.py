@@ -5,7 +5,7 @@ it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,26 +33,40 @@ def doctor(folder: Path) -> None:
 
     The training may still be running.
     """
+    for place in _folders(folder):
+        _recorded(place)
     if examined(folder):
         sys.exit(FINDING)
 
 
-def examined(folder: Path) -> int:
-    """How many findings were printed of what was watched last in a folder."""
+def examined(folder: Path, command: str | None = None) -> int | None:
+    """How many findings were printed of the training that was watched last in a folder; None if
+    there is none.
+
+    :param command: the mark of a command, whose records alone are looked at.
+    """
     from clipbench.report import watched
 
-    findings = 0
+    findings = None
     for place in _folders(folder):
-        for run in _last(place):
-            if place != folder:
-                click.echo(f"{place.name}:")
-            if (number := run.cell["attempt"]) > 1:
-                click.echo(f"Run {number} in this folder; `clipbench report` shows all.\n")
+        runs = _last(place, command)
+        for run in runs:
+            _name(run, place, folder, runs)
             _print(watched.diagnosis(run))
             if len(run.norms):
                 _print([watched.norms(run), watched.thresholds(run)])
-            findings += len(run.findings())
+            findings = (findings or 0) + len(run.findings())
     return findings
+
+
+def _name(run: Run, place: Path, folder: Path, runs: Sequence[Run]) -> None:
+    """Say whose loop it is, if there are others."""
+    from clipbench.report import watched
+
+    if place != folder:
+        click.echo(f"{place.name}:")
+    if len(runs) > 1 or run.cell["attempt"] > 1:
+        click.echo(f"{watched.name(run)}\n")
 
 
 @click.command()
@@ -65,7 +79,9 @@ def advise(folder: Path) -> None:
     from clipbench.report import watched
 
     for place in _folders(folder):
-        for run in _last(place):
+        runs = _recorded(place)
+        for run in runs:
+            _name(run, place, folder, runs)
             _print(watched.advice(run))
 
 
@@ -75,22 +91,32 @@ def _folders(folder: Path) -> list[Path]:
     return ranks or [folder]
 
 
-def _last(folder: Path) -> list[Run]:
-    """The loops of the training that was watched last."""
-    from clipbench.analysis.watched import runs
+def _recorded(folder: Path) -> Sequence[Run]:
+    """The loops of the training that was watched last.
+
+    :raises UsageError: the folder holds something else, or nothing yet.
+    """
     from clipbench.store import Store
 
-    store = Store(folder)
-    if not store.watched:
+    if not Store(folder).watched:
         raise UsageError(
             f"{folder}: this folder holds a study, and no watched training; `clipbench report` "
             "draws what it says, and `clipbench watch` records a training."
         )
-    found = runs(store)
-    if not found:
+    if not (runs := _last(folder)):
         raise UsageError(f"{folder}: no step is recorded here yet.")
-    started = found[-1].settings["started"]
-    return [run for run in found if run.settings["started"] == started]
+    return runs
+
+
+def _last(folder: Path, command: str | None = None) -> Sequence[Run]:
+    """The loops of the training that was watched last, by a command if it is given."""
+    from clipbench.analysis.watched import runs
+    from clipbench.store import Store
+
+    if not (folder / "study.toml").is_file():
+        return []
+    found = [run for run in runs(Store(folder)) if command in (None, run.settings.get("command"))]
+    return [run for run in found if run.settings["started"] == found[-1].settings["started"]]
 
 
 def _print(parts: Iterable[Part]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import click
@@ -51,24 +53,36 @@ def watch(out: Path, steps: int | None, exact: bool, words: tuple[str, ...]) -> 
         raise UsageError(f"{out}: this holds something else; choose another folder with --out.")
     if (out / STUDY).is_file() and not Store(out).watched:
         raise UsageError(f"{out}: this folder holds a study; choose another with --out.")
-    before = _loops(out)
-    code = _run(words, asked(out, steps, exact))
-    if _loops(out) > before:
-        click.echo("")
-        examined(out)
-        click.echo(f"`clipbench report {out}` draws it; `clipbench advise {out}` says what to do.")
-    else:
+    is_new = _made(out)
+    mark = uuid.uuid4().hex
+    code = _run(words, asked(out, steps, exact, mark))
+    click.echo("")
+    if examined(out, mark) is None:
+        if is_new and out.is_dir() and not _is_taken(out):
+            out.rmdir()
         click.echo(
-            "clipbench: nothing was recorded: no optimizer of torch was made in it, or its Python "
-            "has no clipbench.",
+            "clipbench: nothing was recorded: no optimizer of torch made a gradient in it, or it "
+            "was killed before anything was written, or its Python has no clipbench.",
             err=True,
         )
+    else:
+        click.echo(f"`clipbench report {out}` draws it; `clipbench advise {out}` says what to do.")
     sys.exit(code)
 
 
-def _loops(folder: Path) -> int:
-    """How many loops are recorded in a folder."""
-    return sum(1 for _ in folder.glob("**/cells/*.parquet"))
+def _made(folder: Path) -> bool:
+    """Whether the folder was made now: that it can be is known before a training of hours begins.
+
+    :raises UsageError: nothing can be written there.
+    """
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: this folder cannot be made ({error.strerror}).") from None
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{folder}: nothing can be written here.")
+    return is_new
 
 
 def _is_taken(folder: Path) -> bool:

@@ -21,24 +21,27 @@ def draw(curve: pd.DataFrame, fired: np.ndarray) -> Figure:
     :param curve: a loop's steps, as `analysis.watched.Run.curve` gives them.
     :param fired: whether the clip changed the gradient, step by step.
     """
-    figure = blank(6.4, 4.4, "")
-    panels = figure.subplots(3, 1, sharex=True)
+    shown = {"loss": "loss", "grad_norm": "gradient norm"}
+    if fired.any():
+        shown["kept"] = "kept"
+    figure = blank(6.4, 1.45 * len(shown), "")
+    panels = figure.subplots(len(shown), 1, sharex=True)
     steps = curve["step"].to_numpy()
-    for axes, name, label in zip(
-        panels, ("loss", "grad_norm", "kept"), ("loss", "gradient norm", "kept"), strict=True
-    ):
+    for axes, (name, label) in zip(panels, shown.items(), strict=True):
         _line(axes, steps, curve[name].to_numpy())
         axes.set_ylabel(label)
         axes.grid(axis="y")
     _line(panels[1], steps, curve["threshold"].to_numpy(), color=INK, ls=(0, (3, 2)))
     norms = curve["grad_norm"].to_numpy()
-    shown = norms[np.isfinite(norms) & (norms > 0)]
-    if len(shown) and shown.max() > 10 * shown.min():
+    known = norms[np.isfinite(norms) & (norms > 0)]
+    if len(known) and known.max() > 10 * known.min():
         decades(panels[1])
-    panels[2].set_ylim(-0.08, 1.05)
-    at = steps[fired]
-    panels[2].plot(at, np.full(len(at), -0.04), "|", ms=4, mew=0.5, color=FAINT, rasterized=True)
-    panels[2].set_xlabel("step")
+    if fired.any():
+        panels[2].set_ylim(-0.08, max(1.05, 1.05 * np.nanmax(curve["kept"].to_numpy())))
+        at = steps[fired]
+        mark = {"ms": 4, "mew": 0.5, "color": FAINT, "rasterized": True}
+        panels[2].plot(at, np.full(len(at), -0.04), "|", **mark)
+    panels[-1].set_xlabel("step")
     return figure
 
 

@@ -92,6 +92,10 @@ class Comparison:
             return False
         return _altered(left, self._meter.now())
 
+    def forget_step(self) -> None:
+        """Forget what the last step left of the gradient."""
+        self._left = None
+
     @torch.no_grad()
     def altered_since_raw(self) -> bool:
         """Whether somebody has changed, and not zeroed, the gradient since it was kept as raw;

@@ -35,6 +35,7 @@ def described(model: nn.Module | None, loop: Loop) -> dict[str, Any]:
         "model": None if model is None else type(model).__name__,
         "parameters": gradients.elements,
         "tensors": len(gradients.params),
+        "hooked": sum(bool(one._backward_hooks) for one in gradients.params),  # noqa: SLF001
         "left_out": sum(id(one) not in gradients.ids for one in trained),
         "own_clip": {
             name: value

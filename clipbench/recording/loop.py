@@ -9,8 +9,6 @@ is needed.
 from __future__ import annotations
 
 import math
-import traceback
-import warnings
 from collections.abc import Callable, Hashable, Mapping
 from time import perf_counter
 from typing import Any
@@ -24,8 +22,9 @@ from clipbench.recording import taps
 from clipbench.recording.compared import Comparison
 from clipbench.recording.gradients import SAFE, Gradients, Marks, Number
 from clipbench.recording.gradients import norm as norm_of
+from clipbench.recording.stepping import Stepping, tell_of_bug
 from clipbench.recording.steps import Step, columns
-from clipbench.recording.update import BY_HAND, Call, Sightings, Update, own_code
+from clipbench.recording.update import BY_HAND, Call, Sightings, Update, Words, own_code
 from clipbench.schema import Sighting
 
 EVERY = 20
@@ -51,8 +50,9 @@ class Loop(taps.Listener):
         shows: bool = False,
     ) -> None:
         self.optimizer, self.sightings = optimizer, Sightings()
-        self.active = True
-        """Whether it still listens; its hooks may outlast that."""
+        # of clips, until a step of this optimizer: they may be another's, of the same parameters
+        self._later = Sightings()
+        self._own: dict[str, tuple[Sighting, str]] = {}  # kind of a clip by hand → what is said
         self.steps = 0
         self.clips: set[str] = set()
         """The kinds of clips that touched a gradient: norm, value, other."""
@@ -64,22 +64,12 @@ class Loop(taps.Listener):
         self._order, self._norm_seconds = 2.0, 0.0
         self._open: Call | None = None
         self._next_scale: Tensor | None = None
-        self._depth, self._closure = 0, False
         self._told, self._measured, self._present = 0, dict[str, Any](), frozenset[int]()
         self._ended: float | None = None
         self._marks: Marks = []
         self._adopt()
         self._begin()
-        self._hooks = [
-            optimizer.register_step_pre_hook(taps.untraced(self._pre)).remove,
-            optimizer.register_step_post_hook(taps.untraced(self._post)).remove,
-        ]
-
-    def close(self) -> None:
-        """Take the hooks off the optimizer; not to be called by one of them."""
-        self.active = False
-        while self._hooks:
-            self._hooks.pop()()
+        self.stepping = Stepping(optimizer, self._measure, self._record, self.failed)
 
     def taken(self) -> dict[str, np.ma.MaskedArray]:
         """The columns of the steps since the last call; waits for the device."""
@@ -110,17 +100,16 @@ class Loop(taps.Listener):
     # -------------------------------------------------------------------------------- what is heard
 
     def backward_begins(self) -> None:
-        if not self._closure:
-            self._depth = 0  # a step that raised
+        self.stepping.backward_begins()
         marks = self._before = self.gradients.marks()
         update = self._update
         if not update.backwards:
             self._look_after_step(marks)
-        elif not any(marks):  # what was there has been dropped
-            self._begin()
+        elif not any(marks):
+            self._drop()
         elif self._is_altered():
             if self._is_zero():
-                self._begin()
+                self._drop()
             elif not update.calls:
                 self._by_hand = True
                 self._see(Sighting.CLIP_IN_ACCUMULATION, BY_HAND)
@@ -150,7 +139,7 @@ class Loop(taps.Listener):
         if self._is_mine(optimizer) and self._update.scale is not None and self._is_altered():
             self._by_hand = self._update.by_hand = True
             self.clips.add(taps.OTHER)
-            self._see(Sighting.CLIP, own_code(taps.OTHER))
+            self._see(*own_code(taps.OTHER))
             self._see(Sighting.CLIP_ON_SCALED, BY_HAND)
 
     def unscale_ends(self, optimizer: object) -> None:
@@ -172,10 +161,16 @@ class Loop(taps.Listener):
     def norm_taken(self, order: float, seconds: float) -> None:
         self._order, self._norm_seconds = order, seconds
 
-    def norm_clip_begins(self, params: list[Tensor], threshold: float, norm: Tensor) -> None:
+    def norm_clip_begins(self, params: list[Tensor], threshold: float, norm: Tensor) -> bool:
         mine = self.gradients.ours(params)
         if mine:
             self._clip_begins(taps.NORM, mine, threshold, norm if self._order == 2 else None)
+        return bool(mine)
+
+    def clip_missed(self, threshold: float, tensors: int) -> None:
+        whose = f"{tensors} tensors of no watched optimizer" if tensors else "no parameter at all"
+        words = Words(taps.NORM, threshold, taps.caller())
+        self._later.see(Sighting.CLIP_MISSED, f"{words}, with {whose}", self.steps)
 
     def value_clip_begins(self, grads: list[Tensor], threshold: float) -> None:
         handed = set(map(id, grads))
@@ -191,9 +186,11 @@ class Loop(taps.Listener):
         update = self._update
         update.clip_seconds = (update.clip_seconds or 0.0) + seconds + self._norm_seconds
         self._order, self._norm_seconds = 2.0, 0.0
+        self._marks = self.gradients.marks()
         if update.backwards:
             update.calls.append(call)
-            self._marks = self.gradients.marks()
+        else:
+            self._comparison.forget_step()
 
     # --------------------------------------------------------------------------------- what is done
 
@@ -229,19 +226,34 @@ class Loop(taps.Listener):
             update.backwards,
             self._order,
             # what clips inside of a step knows the scale that the step will undo
-            update.scale is not None and not self._depth,
+            update.scale is not None and not self.stepping.inside,
             taps.caller(),
         )
         self._open = call
-        self._see(Sighting.CLIP, call.words)
+        self._later.see(Sighting.CLIP, call.words, self.steps)
         if not update.backwards:
-            if self._is_zero():
-                self._see(Sighting.CLIP_BEFORE_BACKWARD, call.words)
-            else:
-                self.sightings.see(Sighting.CLIP_AFTER_STEP, call.words, self.steps - 1)
-        elif update.raw is None and (marks := self.gradients.marks()) == self._marks:
+            zero = self._is_zero()
+            kind = Sighting.CLIP_BEFORE_BACKWARD if zero else Sighting.CLIP_AFTER_STEP
+            self._later.see(kind, call.words, self.steps - (not zero))
+            return
+        if not update.calls and self._is_altered():
+            self._prepared()
+        if update.raw is None and (marks := self.gradients.marks()) == self._marks:
             alone = mine == self.gradients.with_gradient(marks)
             update.raw = self._number(norm) if norm is not None and alone else self.gradients.norm()
+
+    def _prepared(self) -> None:
+        """Take the gradient as the raw one that the loop's own code made before a clip of torch,
+        such as a mean over micro-batches.
+        """
+        self._marks, self._update.raw = self.gradients.marks(), None
+        if self._comparing:
+            self._comparison.raw()
+
+    def _drop(self) -> None:
+        """Begin anew: the gradient was dropped before any step."""
+        self._see(Sighting.DROPPED, "")
+        self._begin()
 
     def _number(self, norm: Tensor) -> Number:
         """The norm that torch's clip took of exactly these gradients, as `Gradients.norm` gives
@@ -253,39 +265,6 @@ class Loop(taps.Listener):
         value = float(norm)
         return value if SAFE[0] < value < SAFE[1] else self.gradients.norm()
 
-    def _pre(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.active:
-            return None
-        at = next((at for at, one in enumerate(args[1:], 1) if callable(one)), None)
-        closure = kwargs.get("closure") if at is None else args[at]
-        self._depth += 1
-        if closure is None:
-            self._guarded(self._measure)
-            return None
-
-        def measured() -> Any:  # its backward pass and its clip run inside of the step
-            result = closure()
-            self._guarded(self._measure)
-            return result
-
-        self._closure = True
-        if at is None:
-            return args, {**kwargs, "closure": measured}
-        return (*args[:at], measured, *args[at + 1 :]), kwargs
-
-    def _post(self, *_: Any) -> None:
-        self._depth -= 1
-        if self.active and self._depth <= 0:  # else it is a step inside of a step
-            self._depth, self._closure = 0, False
-            self._guarded(self._record)
-
-    def _guarded(self, act: Callable[[], None]) -> None:
-        """Do what must not end the training if it fails."""
-        try:
-            act()
-        except Exception as error:  # noqa: BLE001 - somebody's training goes on, whatever it is
-            self.failed(error)
-
     def failed(self, error: Exception) -> None:
         """Go on without comparisons if memory is short; else tell of our bug, and stop."""
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -293,13 +272,9 @@ class Loop(taps.Listener):
             self._adopt()
             self._begin()
             return
-        self.active = False
+        self.stepping.active = False
         taps.leave(self)
-        told = "".join(traceback.format_exception(error))
-        warnings.warn(
-            f"clipbench watches this loop no longer, which goes on; please report this:\n{told}",
-            stacklevel=2,
-        )
+        tell_of_bug(error)
 
     def _measure(self) -> None:
         """Measure the gradient that the optimizer is about to use."""
@@ -355,7 +330,7 @@ class Loop(taps.Listener):
             return False
         kind, self._hand_threshold = what
         self.clips.add(kind)
-        self._see(Sighting.CLIP, own_code(kind))
+        self._see(*self._own.setdefault(kind, own_code(*what)))
         return True
 
     def _record(self) -> None:
@@ -379,9 +354,10 @@ class Loop(taps.Listener):
                 "exact": None,
             }
         )
+        self.sightings.take(self._later)
         if not self._present:
             self._see(Sighting.NO_GRADIENT, "")
-        for kind, detail in update.wrong(self._present):
+        for kind, detail in dict.fromkeys(update.wrong(self._present)):
             self._see(kind, detail)
         self.steps += 1
         self._measured = {}

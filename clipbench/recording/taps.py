@@ -76,8 +76,13 @@ class Listener:
     def norm_taken(self, order: float, seconds: float) -> None:
         """torch took the norm of some gradients, as its norm clip does first."""
 
-    def norm_clip_begins(self, params: list[Tensor], threshold: float, norm: Tensor) -> None:
-        """Nothing is done of it here."""
+    def norm_clip_begins(self, params: list[Tensor], threshold: float, norm: Tensor) -> bool:
+        """Whether any of the parameters is of interest."""
+        del params, threshold, norm
+        return False
+
+    def clip_missed(self, threshold: float, tensors: int) -> None:
+        """A norm clip was called with so many tensors, of which none is of interest to anybody."""
 
     def value_clip_begins(self, grads: list[Tensor], threshold: float) -> None:
         """Nothing is done of it here."""
@@ -175,12 +180,15 @@ os.register_at_fork(after_in_child=_forget)
 
 
 @untraced
-def _tell(event: str, *about: Any) -> None:
+def _tell(event: str, *about: Any) -> bool:
+    """Whether any listener says so."""
+    said = False
     for listener in tuple(_LISTENERS):
         try:
-            getattr(listener, event)(*about)
+            said |= bool(getattr(listener, event)(*about))
         except Exception as error:  # noqa: BLE001 - it must not end somebody's training
             listener.failed(error)
+    return said
 
 
 # ------------------------------------------------------------------------------------- around torch
@@ -223,7 +231,8 @@ def _norm_clip(
     **kwargs: Any,
 ) -> Any:
     params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    _tell("norm_clip_begins", params, float(max_norm), total_norm.detach())
+    if not _tell("norm_clip_begins", params, float(max_norm), total_norm.detach()):
+        _tell("clip_missed", float(max_norm), len(params))
     result, seconds = _timed(own, params, max_norm, total_norm, *args, **kwargs)
     _tell("clip_ends", seconds)
     return result

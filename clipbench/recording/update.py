@@ -27,6 +27,12 @@ class Sightings:
     def see(self, kind: Sighting, detail: Hashable, step: int, times: int = 1) -> None:
         self.seen.setdefault((kind, detail), [step, 0])[1] += times
 
+    def take(self, other: Sightings) -> None:
+        """See what another one saw, which forgets it."""
+        for (kind, detail), (step, times) in other.seen.items():
+            self.see(kind, detail, step, times)
+        other.seen.clear()
+
 
 class Words(NamedTuple):
     """What is said of a clip, in parts: it is said of every step, and read once."""
@@ -34,9 +40,11 @@ class Words(NamedTuple):
     kind: str
     threshold: float
     caller: Caller
+    order: float = 2.0
 
     def __str__(self) -> str:
-        return f"{self.kind} clip at {self.threshold:g}, called in {self.caller}"
+        order = f" of order {self.order:g}" if self.order != 2 else ""
+        return f"{self.kind} clip{order} at {self.threshold:g}, called in {self.caller}"
 
 
 class Call(NamedTuple):
@@ -57,7 +65,7 @@ class Call(NamedTuple):
     @property
     def words(self) -> Words:
         """What is said of it."""
-        return Words(self.kind, self.threshold, self.caller)
+        return Words(self.kind, self.threshold, self.caller, self.order)
 
 
 @dataclass
@@ -123,6 +131,9 @@ class Update:
         return call if call.kind == NORM and call.order == 2 and whole else None
 
 
-def own_code(kind: str) -> str:
+def own_code(kind: str, threshold: float | None = None) -> tuple[Sighting, str]:
     """What is said of a clip that is not torch's, or of whatever else changes a gradient."""
-    return f"another change {BY_HAND}" if kind == OTHER else f"{kind} clip {BY_HAND}"
+    at = "" if threshold is None else f" at {threshold:.3g}"
+    if kind == OTHER:
+        return Sighting.CHANGE, f"a change {BY_HAND}"
+    return Sighting.CLIP, f"{kind} clip{at} {BY_HAND}"

@@ -28,6 +28,7 @@ from clipbench.recording.written import Folder, Written
 
 OUT = "runs/watched"
 BLOCK, SECONDS = 1000, 60.0  # what a training that is killed loses of its record at most
+FIRST_BLOCK, FIRST_SECONDS = 100, 5.0  # of its beginning: some trainings are short
 MEMORY = 256 * 2**20
 
 _WATCHED: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -37,10 +38,10 @@ Log = Callable[[dict[str, Number]], object]
 
 class Watch:
     """A watch over a training loop: a context manager, or ``start`` and ``stop``. `watch` says what
-    its arguments are.
+    its arguments are; ``command`` is the mark by which `clipbench watch` knows its own records.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - as the user writes them
         self,
         model: nn.Module | None,
         optimizer: Optimizer | Iterable[Optimizer],
@@ -51,6 +52,7 @@ class Watch:
         exact: bool = False,
         memory: int = MEMORY,
         steps: int | None = None,
+        command: str | None = None,
     ) -> None:
         several = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
         self._optimizers = [bare(one) for one in several]
@@ -58,6 +60,7 @@ class Watch:
             _refuse(one)
         self._model, self._out, self._loss, self._log = model, Path(out), loss, log
         self._exact, self._memory, self._steps = exact, memory, steps
+        self._command = command
         self._loops: list[tuple[Loop, Written]] = []
         self._folder: Folder | None = None
         self._process, self._wrote, self._started = 0, 0.0, ""
@@ -78,6 +81,7 @@ class Watch:
         devices = {param.device.type for one in self._optimizers for param in _params(one)}
         self._folder = Folder(self.folder, "cuda" if "cuda" in devices else "cpu")
         self._started, self._wrote = datetime.now(UTC).isoformat(), time.monotonic()
+        self._due = min(BLOCK, FIRST_BLOCK), FIRST_SECONDS
         self._process = os.getpid()
         atexit.register(self.stop)
         self.join(self._optimizers)
@@ -103,6 +107,7 @@ class Watch:
                 "name": self._folder.name,
                 "started": self._started,
                 "number": number,
+                "command": self._command,
                 **described(self._model, loop),
             }
             self._loops.append((loop, Written(self._folder, about, loop)))
@@ -121,7 +126,7 @@ class Watch:
             return
         self._end()
         for loop, _ in self._loops:
-            loop.close()
+            loop.stepping.close()
         self._loops.clear()
         atexit.unregister(self.stop)
 
@@ -137,14 +142,14 @@ class Watch:
             return
         for loop, _ in self._loops:
             taps.leave(loop)
-            loop.active = False
+            loop.stepping.active = False
             _WATCHED.discard(loop.optimizer)
         self._write()
         self._folder.close()
         self._folder = None
 
     def _write(self) -> None:
-        self._wrote = time.monotonic()
+        self._wrote, self._due = time.monotonic(), (BLOCK, SECONDS)
         for _, written in self._loops:
             written.block()
 
@@ -153,7 +158,7 @@ class Watch:
             self._log({f"clip/{name}": value for name, value in shown(loop.last).items()})
         if self._steps is not None and loop.steps >= self._steps:
             self._end()
-        elif loop.waiting >= BLOCK or time.monotonic() - self._wrote > SECONDS:
+        elif loop.waiting >= self._due[0] or time.monotonic() - self._wrote > self._due[1]:
             self._write()
 
 

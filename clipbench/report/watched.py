@@ -18,6 +18,7 @@ from clipbench.analysis.watched import (
     HEAVY,
     MISPLACED,
     MOSTLY,
+    RARE,
     USELESS,
     Finding,
     Run,
@@ -30,7 +31,6 @@ from clipbench.report.prose import paragraphs
 from clipbench.report.words import percent, plural, short
 from clipbench.store import Store
 
-NORM = "norm"  # the clip whose threshold is one for the gradient's norm
 QUESTION = "Does my clip do anything?"
 CAVEAT = (
     "What a norm clip would have clipped of these steps. Their norms are those of this training: "
@@ -45,8 +45,17 @@ def told(store: Store) -> tuple[list[Part], list[Section]]:
     runs = runs_of(store)[::-1]
     if not runs:
         return [Text("No step is recorded here yet.")], []
-    first, *older = runs
-    return diagnosis(first), [of_run(first, diagnosed=True), *map(of_run, older)]
+    last = [run for run in runs if run.settings["started"] == runs[0].settings["started"]][::-1]
+    opening: list[Part] = []
+    for run in last:
+        opening += [*([Text(f"**{name(run)}**")] if len(runs) > 1 else []), *diagnosis(run)]
+    older = [run for run in runs if run not in last]
+    return opening, [*(of_run(run, diagnosed=True) for run in last), *map(of_run, older)]
+
+
+def name(run: Run) -> str:
+    """What a loop is called: the number of its record, its optimizer and its length."""
+    return f"Run {run.cell['attempt']}: {run.cell['arm']}, {plural(len(run.curve), 'step')}"
 
 
 def subtitle(store: Store) -> str:
@@ -65,7 +74,12 @@ def diagnosis(run: Run) -> list[Part]:
     """What a loop's clip does, and what is wrong with it."""
     findings = run.findings()
     said = paragraphs(
-        "watched", **run.facts(), clips=run.clips, useless={one.name for one in findings} & USELESS
+        "watched",
+        **run.facts(),
+        clips=run.clips,
+        clipped=run.is_clipped,
+        useless={one.name for one in findings} & USELESS,
+        rare=RARE,
     )
     return [*said, *(part for finding in findings for part in _told(finding))]
 
@@ -89,7 +103,7 @@ def advice(run: Run) -> Sequence[Part]:
         "watched-advice",
         **facts,
         names=names,
-        clips=run.clips,
+        clips=run.is_clipped,
         wrong=bool(names & {*MISPLACED}),
         adaptive=run.is_adaptive,
         spiky=facts["spikes"] > 0 or facts["norm_99"] > HEAVY * facts["norm_50"],
@@ -108,7 +122,7 @@ def of_run(run: Run, diagnosed: bool = False) -> Section:
 
     :param diagnosed: whether its diagnosis stands above.
     """
-    title = f"Run {run.cell['attempt']}: {run.cell['arm']}, {plural(len(run.curve), 'step')}"
+    title = name(run)
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     parts: list[Part] = [] if diagnosed else diagnosis(run)
     if len(run.norms):
@@ -146,7 +160,7 @@ def thresholds(run: Run, name: str = "what-if") -> Table:
     clipped.
     """
     facts = run.facts()
-    own = facts["threshold"] if facts["clip"] == NORM else math.nan
+    own = facts["threshold"] if run.by_whole_norm else math.nan
     rows = what_if(run.norms, own).sort_values("threshold", kind="stable")
     return Table(
         name,

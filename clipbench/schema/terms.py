@@ -109,6 +109,12 @@ class Sighting(Term):
     """
 
     CLIP = "clip", "a clip was seen"
+    CHANGE = "change", "the loop's own code changed the gradient in a way that is no clip we know"
+    DROPPED = "dropped", "a gradient was dropped, and no step used it"
+    CLIP_MISSED = (
+        "clip_missed",
+        "a clip was called with no parameter of an optimizer that is watched",
+    )
     SKIPPED_STEP = "skipped_step", "GradScaler skipped an update, for a gradient was not finite"
     NO_GRADIENT = "no_gradient", "the optimizer stepped, and no parameter had a gradient"
     CLIP_AFTER_STEP = "clip_after_step", "a clip ran after the step: it changed no update"
