@@ -346,9 +346,10 @@ def test_kernels_are_counted_without_copies_and_waits_within_the_step_only():
     """On what the profiler would say of a device; the step is from 100 to 200."""
     kind = torch.autograd.DeviceType
 
-    def event(name, start, device=kind.CPU, duration=1):
+    def event(name, start, device=kind.CPU, duration=1, annotation=False):
         return SimpleNamespace(
             name=lambda: name,
+            is_user_annotation=lambda: annotation,
             start_ns=lambda: start,
             duration_ns=lambda: duration,
             device_type=lambda: device,
@@ -356,11 +357,12 @@ def test_kernels_are_counted_without_copies_and_waits_within_the_step_only():
 
     events = [
         event(STEP, 100, duration=100),
-        event(STEP, 130, kind.CUDA),
+        event(STEP, 130, kind.CUDA, annotation=True),
         event("multi_tensor_apply_kernel", 150, kind.CUDA),
         event("reduce_kernel", 230, kind.CUDA),
         event("Memcpy DtoH (Device -> Pinned)", 160, kind.CUDA),
         event("Memset (Device)", 140, kind.CUDA),
+        event("Optimizer.step#SGD.step", 145, kind.CUDA, annotation=True),
         event("cudaLaunchKernel", 120),
         event(WAITS[1], 170),
         event(WAITS[0], 210),

@@ -23,8 +23,9 @@ from clipbench import engines, feed, registry, step
 from clipbench.cell import Cell, Part
 from clipbench.clips import fixed
 from clipbench.conformance.pretended import Misplaced, pretended
-from clipbench.engines import Job, lanes, program
+from clipbench.engines import Job, lanes, program, rates
 from clipbench.engines.lanes import Lanes
+from clipbench.execute import machine
 from clipbench.store import Store
 
 registry.load_packaged()
@@ -236,6 +237,53 @@ def test_a_step_of_lanes_waits_for_nothing(name):
         for batch in batches:
             held.step(*batch)
         assert held.graph is not None
+
+
+def test_an_evaluation_waits_once_for_a_split_however_many_lanes_there_are():
+    jobs = [replace(job(), cell=replace(job().cell, seed=seed)) for seed in (0, 0, 0, 1, 1, 1)]
+    waits = {}
+    with pretended() as device:
+        for count in (3, 6):
+            held, _ = lanes.begin(jobs[:count] if count == 6 else jobs[:3])
+            held.step(*held.draw())
+            held.evaluate(range(count), 0)
+            before = len(device.waits)
+            held.evaluate(range(count), 1)
+            waits[count] = len(device.waits) - before
+    # seeds, indices and outputs, of validation and of test
+    assert waits[3] == waits[6] <= 5
+
+
+def test_the_clock_of_either_engine_waits_for_the_device():
+    """Else the loop's step is timed as long as it takes to launch it."""
+    one = job(steps=300, dtype="float32")
+    for timed in (rates._loop, lambda one: rates._lanes([one, one], compiled=False)):
+        with pretended():
+            with mock.patch.object(torch.cuda, "synchronize") as waited:
+                timed(one)
+            assert waited.call_count > 3
+
+
+def test_no_lane_is_added_for_the_registers_of_a_cpu():
+    with pretended():
+        held, _ = lanes.begin(lanes_of("fixed clips"))
+    assert len(held.jobs) == 3
+
+
+def test_the_machine_page_tells_of_the_card():
+    with pretended(2):
+        page = machine.environment("cuda")
+    assert page["cuda"] | {"driver": 0, "version": "", "cudnn": 0} == {
+        "device": "pretended",
+        "version": "",
+        "driver": 0,
+        "cudnn": 0,
+        "capability": "9.0",
+        "memory_bytes": 2**34,
+        "processors": 1,
+        "devices": 2,
+        "tf32": torch.backends.cudnn.allow_tf32,
+    }
 
 
 def test_bfloat16_runs_on_the_device():

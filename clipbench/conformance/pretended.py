@@ -333,7 +333,9 @@ def pretended(count: int = 1) -> Iterator[Device]:
 def _card(device: Device) -> dict[str, Any]:
     """What stands in ``torch.cuda`` for what asks or sets up a card."""
     generator, count = torch.Generator(), device.count
-    about = SimpleNamespace(name="pretended", total_memory=2**34, major=9, minor=0)
+    about = SimpleNamespace(
+        name="pretended", total_memory=2**34, major=9, minor=0, multi_processor_count=1
+    )
 
     @contextmanager
     def capture(graph: Graph, **_: Any) -> Iterator[None]:

@@ -247,7 +247,13 @@ class Lanes:
         return measures.rows(loss, products, self.model.elements, step.precision(self.dtype))
 
     def look(self) -> None:
-        """Note the grain of the programs that the next step runs."""
+        """Note the grain of the programs that the next step runs; that of a CPU's registers is
+        none of a CUDA device's.
+        """
+        if self.device == "cuda":
+            structures = [segment.structure for segment in self.segments]
+            self.programs.grain.update(dict.fromkeys([None, *structures], 1))
+            return
         inputs, targets = (
             torch.stack([tensor] * len(self.jobs))
             for tensor in next(
@@ -270,9 +276,8 @@ class Lanes:
             if segment.structure not in grain:
                 weights = self.weights[segment.begin : segment.end]
                 grads = self.model.like_gradient(weights, inputs)
-                wide = self.device == "cuda"  # as it runs
                 update = self.programs.update(
-                    segment.structure, weights, grads, segment.lane, wide=wide
+                    segment.structure, weights, grads, segment.lane, wide=False
                 )
                 grain[segment.structure] = program.grain(update)
 
@@ -314,12 +319,17 @@ class Lanes:
 
     @torch.no_grad()
     def evaluate(self, lanes: Iterable[int], updates: int) -> dict[int, list[Evaluation]]:
-        """Loss and metrics of some lanes over whole splits: lane → evaluations."""
-        splits = [feed.splits(self.workload, seed, self.dtype, self.device) for seed in self.seeds]
+        """Loss and metrics of some lanes over whole splits: lane → evaluations. They are graded by
+        the host, for which a device is waited for once, and not for each number of each lane.
+        """
+        splits, on_host = (
+            [feed.splits(self.workload, seed, self.dtype, device) for seed in self.seeds]
+            for device in (self.device, "cpu")
+        )
         evaluations: dict[int, list[Evaluation]] = {lane: [] for lane in lanes}
-        last = updates == self.jobs[0].cell.steps
+        last, seed_of = updates == self.jobs[0].cell.steps, self.seed_index.tolist()
         for split in feed.SPLITS:
-            data = [splits[seed][split] for seed in self.seed_index.tolist()]
+            data = [splits[seed][split] for seed in seed_of]
             # Seeds may draw splits of different sizes: lanes of one size go together.
             sizes: dict[Any, list[int]] = {}
             for lane, (inputs, _) in enumerate(data):
@@ -328,11 +338,12 @@ class Lanes:
                 together = group + group[-1:] * (
                     -len(group) % max(FEWEST_LANES, self.programs.grain.get(None, 1))
                 )
-                outputs = self._outputs(together, [data[lane][0] for lane in together])
+                outputs = self._outputs(together, [data[lane][0] for lane in together]).cpu()
                 for lane, output in zip(group, outputs, strict=False):
                     if lane in evaluations:
+                        _, targets = on_host[seed_of[lane]][split]
                         evaluations[lane] += graded(
-                            self.workload, output, data[lane][1], updates, split, last
+                            self.workload, output, targets, updates, split, last
                         )
         return evaluations
 

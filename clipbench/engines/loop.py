@@ -356,13 +356,17 @@ def _unshared_state(state: Any, weights: trees.Tree) -> Any:
 
 @torch.no_grad()
 def evaluate(workload: Any, module: nn.Module, cell: Cell, updates: int) -> list[Evaluation]:
-    """Loss and metrics of ``module`` over whole splits."""
-    splits = feed.splits(workload, cell.seed, feed.DTYPES[cell.dtype], cell.device)
+    """Loss and metrics of ``module`` over whole splits, graded by the host."""
+    splits, on_host = (
+        feed.splits(workload, cell.seed, feed.DTYPES[cell.dtype], device)
+        for device in (cell.device, "cpu")
+    )
     evaluations: list[Evaluation] = []
     module.eval()
     for split in feed.SPLITS:
-        inputs, targets = splits[split]
+        inputs, targets = splits[split][0], on_host[split][1]
         outputs = torch.cat([torch.atleast_1d(module(chunk)) for chunk in inputs.split(CHUNK)])
+        outputs = outputs.cpu()  # the one wait
         evaluations += graded(workload, outputs, targets, updates, split, updates == cell.steps)
     module.train()
     return evaluations

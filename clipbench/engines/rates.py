@@ -167,14 +167,19 @@ def _try_compiling(
 
 
 def _spread(step: Callable[[], None], evaluation: Callable[[], Any], job: Job) -> float:
-    """Seconds a step: the median, and the step's share of the evaluations."""
+    """Seconds a step: the median, and the step's share of the evaluations. The clock waits for
+    the device, whichever engine it is.
+    """
+    wait = torch.cuda.synchronize if job.cell.device == "cuda" else _nothing
     for _ in range(3):
         step()
+    wait()
     times: list[float] = []
     start = time.perf_counter()
     while (time.perf_counter() - start < MOMENT and len(times) < STEPS) or len(times) < 3:
         begin = time.perf_counter()
         step()
+        wait()
         times.append(time.perf_counter() - begin)
     evaluation()
     begin = time.perf_counter()
@@ -182,6 +187,10 @@ def _spread(step: Callable[[], None], evaluation: Callable[[], Any], job: Job) -
     return (
         median(times) + (time.perf_counter() - begin) * (job.cell.evaluations + 1) / job.cell.steps
     )
+
+
+def _nothing() -> None:
+    """A CPU has nothing to wait for."""
 
 
 def _long(job: Job) -> Job:
@@ -211,12 +220,11 @@ def _lanes(jobs: Sequence[Job], *, compiled: bool) -> tuple[float, int]:
     """
     together, _ = lanes.begin([_long(job) for job in jobs], compiled)
 
-    def step() -> None:
-        together.step(*together.draw())
-        if jobs[0].cell.device == "cuda":
-            torch.cuda.synchronize()
-
-    seconds = _spread(step, lambda: together.evaluate(range(len(jobs)), 0), jobs[0])
+    seconds = _spread(
+        lambda: together.step(*together.draw()),
+        lambda: together.evaluate(range(len(jobs)), 0),
+        jobs[0],
+    )
     return seconds / len(jobs), len(together.jobs)
 
 

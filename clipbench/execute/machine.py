@@ -40,8 +40,26 @@ def environment(device: str) -> dict[str, Any]:
         "libraries": versions,
     }
     if device == "cuda":
-        page["cuda"] = {"device": torch.cuda.get_device_name(), "version": torch.version.cuda}
+        page["cuda"] = card()
+        page["denormals"] = "flushed to zero on the CPU, kept on CUDA"
     return page
+
+
+def card() -> dict[str, Any]:
+    """The CUDA device of this process, and how it counts."""
+    about = torch.cuda.get_device_properties(torch.cuda.current_device())
+    driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: None)  # noqa: SLF001 - no other
+    return {
+        "device": about.name,
+        "version": torch.version.cuda,
+        "driver": driver(),
+        "cudnn": torch.backends.cudnn.version(),
+        "capability": f"{about.major}.{about.minor}",
+        "memory_bytes": about.total_memory,
+        "processors": about.multi_processor_count,
+        "devices": torch.cuda.device_count(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+    }
 
 
 def key_of(environment: Mapping[str, Any]) -> str:

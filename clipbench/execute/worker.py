@@ -36,13 +36,16 @@ def prepare(threads: int, use: Sequence[tuple[Path, str]] = ()) -> None:
     """What every process that trains does first, before any tensor is made.
 
     Denormals are flushed: decaying moments and dead networks fill memory with them, and arithmetic
-    on them is many times slower.
+    on them is many times slower. A CUDA device counts float32 as float32, and not in the ten bits
+    of TF32, as torch has it do in convolutions.
 
     :raises UsageError: a file of ``use`` is not what it was when the study was read.
     """
     _keep_memory()
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the supervisor has already warned of a broken entry point
         registry.load_packaged()
@@ -100,6 +103,8 @@ def _attempt(runs: Iterator[list[Record]], shard: Shard) -> list[Record] | Broke
     except NoLanes as refusal:
         return Broken(str(refusal), lanes=True)
     except torch.OutOfMemoryError as error:
+        if torch.cuda.is_initialized():  # what this process keeps in reserve is not the others'
+            torch.cuda.empty_cache()
         return Broken(f"out of memory on {shard.jobs[0].cell.device}", fault=Fault.of(error))
     except BaseException as error:  # noqa: BLE001 - a user-defined component may raise anything; the matrix goes on
         return Broken(said(error), fault=Fault.of(error))

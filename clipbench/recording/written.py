@@ -45,6 +45,7 @@ class Folder:
         self._held.enter_context(self.store.claim())
         self.store.sweep()
         page, about = self.store.page("environment"), environment(device)
+        del about["denormals"]  # what is set for cells is not set for somebody's training
         self.environment = key_of(about)
         known = {**page.get("environments", {}), self.environment: about}
         self.store.write_page("environment", {**page, "environments": known})

@@ -77,9 +77,13 @@ def _on_device(events: list[Any]) -> tuple[int, int]:
     (step,) = [
         event for event in events if event.name() == STEP and event.device_type() == DeviceType.CPU
     ]
-    on_device = [event.name() for event in events if event.device_type() == DeviceType.CUDA]
+    # an annotation, such as torch's of an optimizer's step, has a time on the device and no kernel
     kernels = [
-        name for name in on_device if name != STEP and not name.startswith(("Memcpy", "Memset"))
+        event.name()
+        for event in events
+        if event.device_type() == DeviceType.CUDA
+        and not event.is_user_annotation()
+        and not event.name().startswith(("Memcpy", "Memset"))
     ]
     ends = step.start_ns() + step.duration_ns()
     waits = [
