@@ -48,7 +48,10 @@ HEADLINE = {  # column → what it is
     "difference": "what the clip gains, in the unit of the metric, above zero if it is better",
     "low": "the lower end of its 95 % interval",
     "high": "the upper end",
-    "family_low": "the lower end of what holds at 95 % for all of the family together",
+    "family_low": (
+        "the lower end of what holds for all of its family together: at 95 %, or at 97.5 % if the "
+        "study asks two families first"
+    ),
     "family_high": "the upper end, by which the verdict is said",
     "n": "the seeds that both know",
     "margin": "a difference inside ± this does not matter",

@@ -30,10 +30,12 @@ from clipbench.store import Store
 
 registry.load_packaged()
 THRESHOLDS = {"norm": {"max_norm": 0.1}, "value": {"max_value": 0.01}, "layer": {"max_norm": 0.1}}
-CLIPS = [
-    *("none", "value", "norm", "layer", "block-rms", "adaptive", "normalised", "quantile"),
-    *("z-score", "adagc"),
+PACKAGED = [
+    name
+    for name in registry.names("clip")
+    if registry.find("clip", name).__module__.startswith("clipbench.")
 ]
+CLIPS = sorted(PACKAGED, key=lambda name: (name != "none", name not in THRESHOLDS, name))
 OPTIMIZERS = ["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "torch.optim.Adagrad"]
 WORKLOADS = [
     *("digits", "temporal-order", "cosh", "heavy-tails", "cliff", "label-noise", "text"),
@@ -193,7 +195,7 @@ def lanes_of(name):
     jobs = {
         **pairs,
         "fixed clips": [job(clip=clip) for clip in ("none", "value", "norm")],
-        "other clips": [job(clip=clip) for clip in CLIPS[3:]],
+        "other clips": [job(clip=clip) for clip in CLIPS[4:]],
         "optimizers": [job(optimizer=name) for name in OPTIMIZERS[:6]],
         "two seeds": two,
         "five of six end": [calm, *hot],

@@ -286,9 +286,14 @@ def _gaps(evidence: Evidence, task: Task) -> Table:
 
 
 def without_stopping(row: Row) -> str:
-    """A clip may only prevent what an early stop prevents as well."""
+    """A clip may only prevent what an early stop prevents as well; said at the width at which
+    verdicts of its family are.
+    """
     better = row["verdict"] in (Verdict.BETTER, Verdict.PERHAPS_BETTER)
-    if row["grade"] == "last" or better or not row["last_low"] > 0:
+    half = row["high"] - row["difference"]
+    wider = (row["family_high"] - row["difference"]) / half if half > 0 else 1.0
+    low = row["last"] - wider * (row["last"] - row["last_low"])
+    if row["grade"] == "last" or better or not low > 0:
         return ""
     return "; better only without early stopping"
 

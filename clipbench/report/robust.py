@@ -109,5 +109,7 @@ def half(row: Row, prefix: str) -> str:
 
 def shift(row: Row) -> str:
     """How far a clip moves it, in decades."""
+    if any(row[side] and row[f"partner_{side}"] for side in ("above", "below")):
+        return "outside what was tried"
     bounds = interval_of({**row, "estimate": row["shift"]})
     return f"{signed(row['shift'], 2)} {between(Interval(*bounds), 2, sign=True)}".strip()

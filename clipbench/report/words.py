@@ -86,9 +86,15 @@ def percent(value: float) -> str:
 def between(interval: Interval, places: int, sign: bool = False) -> str:
     """``[low, high]``, or nothing if there are no bounds."""
     show = signed if sign else fixed
-    return (
-        f"[{show(interval.low, places)}, {show(interval.high, places)}]" if interval.bounded else ""
-    )
+
+    def bound(value: float) -> str:
+        told = show(value, places)
+        if value == 0 or told.strip("0."):
+            return told
+        # a bound that is not zero is not shown as zero: on which side it lies is what is asked
+        return "+" * (sign and value > 0) + short(value).replace("-", MINUS)
+
+    return f"[{bound(interval.low)}, {bound(interval.high)}]" if interval.bounded else ""
 
 
 def signed_gap(row: Row, places: int) -> str:

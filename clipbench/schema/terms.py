@@ -63,12 +63,15 @@ class Verdict(Term):
     BETTER = "better, by what matters", "its interval lies beyond the margin"
     PERHAPS_BETTER = (
         "better, size uncertain",
-        "its interval lies above zero, and not beyond the margin",
+        "its interval lies above zero, and partly beyond the margin",
     )
-    SAME = "no difference that matters", "its interval lies inside the margin"
+    SAME = (
+        "no difference that matters",
+        "its interval lies inside the margin, on either side of zero or across it",
+    )
     PERHAPS_WORSE = (
         "worse, size uncertain",
-        "its interval lies below zero, and not beyond the margin",
+        "its interval lies below zero, and partly beyond the margin",
     )
     WORSE = "worse, by what matters", "its interval lies beyond the margin, below"
     UNDECIDED = "undecided", "its interval says none of these"
