@@ -61,8 +61,8 @@ LEFT = "leave it off, or set it so high that it rarely fires."
         (
             {"sgd": [S, U]},
             (
-                f"On sgd no clip is shown to be better in any of 2 rows: {LEFT} "
-                "1 of 2 rows cannot be told from this study."
+                "On sgd no clip is shown to be better in any of 2 rows: nothing here speaks for "
+                "one. 1 of 2 rows cannot be told from this study."
             ),
         ),
         (
