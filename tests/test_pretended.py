@@ -1,7 +1,8 @@
 """The code for CUDA, without a GPU: on a device that is pretended, whose rules are real.
 
-What is run on it gives the numbers of the CPU, to the last bit in float64; no tensor of another
-device meets one of its own, and no step waits for it. Planted faults show that it sees.
+What is run on it gives the numbers of the CPU, in float64 to what another order of lanes rounds
+otherwise; no tensor of another device meets one of its own, and no step waits for it. Planted
+faults show that it sees.
 """
 
 from __future__ import annotations
@@ -56,11 +57,14 @@ def on_cpu(one):
     return replace(one, cell=replace(one.cell, device="cpu"))
 
 
+ROUNDING = {"rtol": 1e-9, "atol": 1e-12}  # a CPU fills lanes up, so that each has the same bits
+
+
 def same(here, there):
-    """Records are equal: every row to the last bit, and every evaluation."""
+    """Records are equal: every row, and every evaluation."""
     for left, right in zip(here, there, strict=True):
         assert right.failure is None
-        np.testing.assert_array_equal(right.rows, left.rows)
+        np.testing.assert_allclose(right.rows, left.rows, **ROUNDING)
         assert [one.value for one in right.evaluations] == pytest.approx(
             [one.value for one in left.evaluations], rel=1e-9, nan_ok=True
         )
@@ -448,7 +452,9 @@ def found(here, jobs, where, device):
     except (Misplaced, program.NoLanes):
         return True
     return any(
-        other.failure or not np.array_equal(one.rows, other.rows)
+        other.failure
+        or one.rows.shape != other.rows.shape
+        or not np.allclose(one.rows, other.rows, **ROUNDING, equal_nan=True)
         for one, other in zip(here, there, strict=False)
     )
 
