@@ -247,12 +247,10 @@ class Lanes:
         return measures.rows(loss, products, self.model.elements, step.precision(self.dtype))
 
     def look(self) -> None:
-        """Note the grain of the programs that the next step runs; that of a CPU's registers is
-        none of a CUDA device's.
-        """
+        """Note the grain of the next step's programs, which is one of a CPU's registers."""
         if self.device == "cuda":
-            structures = [segment.structure for segment in self.segments]
-            self.programs.grain.update(dict.fromkeys([None, *structures], 1))
+            met = [None, *(segment.structure for segment in self.segments)]
+            self.programs.grain.update(dict.fromkeys(met, 1))
             return
         inputs, targets = (
             torch.stack([tensor] * len(self.jobs))
@@ -319,8 +317,8 @@ class Lanes:
 
     @torch.no_grad()
     def evaluate(self, lanes: Iterable[int], updates: int) -> dict[int, list[Evaluation]]:
-        """Loss and metrics of some lanes over whole splits: lane → evaluations. They are graded by
-        the host, for which a device is waited for once, and not for each number of each lane.
+        """Lane → loss and metrics over whole splits, graded by the host: a device is waited for
+        once a split, and not for each number.
         """
         splits, on_host = (
             [feed.splits(self.workload, seed, self.dtype, device) for seed in self.seeds]
