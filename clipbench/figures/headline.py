@@ -19,8 +19,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from clipbench.analysis.cells import of_task
-from clipbench.figures.style import FAINT, INK, blank, number, styled
+from clipbench.figures.style import FAINT, INK, blank, number, room, styled
 
+WIDE = 6.0  # inches in which two panels with the names of their rows stand side by side
 BAND = "#e4ebf3"  # of the margin
 REACH = 6.0  # margins and middling bounds that the axis shows at most, from zero
 
@@ -38,7 +39,7 @@ def draw(
     ``gaps`` has a ``label`` for each arm. ``panels``: ``task`` (values of ``TASK``), ``title``,
     ``label``. ``tints``: arm → colour.
     """
-    columns = 1 if len(panels) == 1 else 2
+    columns = 1 if len(panels) == 1 or room() < WIDE else 2
     rows = math.ceil(len(panels) / columns)
     most = max((len(of_task(gaps, panel["task"])) for panel in panels), default=1)
     figure = blank(4.6 * columns + 0.6, (0.24 * most + 0.75) * rows + 0.6, footer)
@@ -84,7 +85,7 @@ def _panel(
     axes.tick_params(axis="y", length=0, labelsize=7)
     axes.set_ylim(max(1, len(rows)) - 0.45, -0.55)
     axes.set_xlim(-1.04 * reach, 1.04 * reach)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5 if room() >= WIDE else 3))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(round(value, 6))))
     axes.grid(axis="x")
     axes.set_title(panel["title"])
