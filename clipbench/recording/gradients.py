@@ -40,15 +40,6 @@ class Gradients:
         self._lists: dict[tuple[int, ...], frozenset[int]] = {}
 
     @property
-    def uniform(self) -> bool:
-        """Whether all parameters lie on one device, in real numbers, so that they fit into one
-        vector.
-        """
-        return len({param.device for param in self.params}) == 1 and not any(
-            param.is_complex() for param in self.params
-        )
-
-    @property
     def dtype(self) -> str:
         """In what the gradients are counted, ``float32`` or ``float64``: what is narrower is
         widened to be measured.
