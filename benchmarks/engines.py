@@ -246,7 +246,7 @@ def prepare(barrier, contender):
     global meeting  # noqa: PLW0603 - a barrier can only be handed to a process when it starts
     meeting = barrier
     if contender != "script":
-        execute.prepare(1)
+        execute.prepare(execute.Setting())
     torch.set_num_threads(1)
     registry.load_packaged()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -23,7 +23,7 @@ Batch = listing.Batch
 SPLITS = ("validation", "test")  # what a run is evaluated on
 EVALUATED = 256  # examples of a split that is sampled
 KEPT_BYTES = 2**29  # of splits that are held for another use: 38 seeds of origin
-AHEAD, AHEAD_BYTES = 16, 2**22  # batches looked up at once, at most
+AHEAD, AHEAD_BYTES = 16, 2**22  # batches looked up, or copied, at once, at most
 MIXED = "bfloat16-mixed"  # weights, update and loss in float32, the model's products under autocast
 DISTURBED = 1e-7  # relative, of the weights of a replica: the last digit of a float32
 DTYPES = {"float32": torch.float32, "float64": torch.float64, MIXED: torch.float32}
@@ -182,6 +182,9 @@ def batches(
     stream = trees.generator(workload.name, seed, "batches")
     if hasattr(workload, "sample"):
         draw = _sampler(workload, stream, batch)
+        if device == "cuda":
+            yield from _sent(draw, steps, dtype)
+            return
         for _ in range(steps):
             inputs, targets = draw()
             yield cast(inputs, dtype, device), cast(targets, dtype, device)
@@ -191,6 +194,27 @@ def batches(
     # Some batches at a time: looking one up costs a small model as much as a layer.
     for some in index.split(max(1, min(AHEAD, AHEAD_BYTES // max(1, inputs[0].nbytes * batch)))):
         yield from zip(_rows(inputs, some), _rows(targets, some), strict=True)
+
+
+def _sent(draw: Callable[[], Batch], steps: int, dtype: torch.dtype) -> Iterator[Batch]:
+    """Drawn batches on the CUDA device, some of them in one copy from pinned memory: the host
+    does not wait for it, as it would for each batch from memory that may move.
+    """
+    left = steps
+    while left:
+        drawn = [draw()]
+        size = max(1, sum(tensor.nbytes for tensor in drawn[0]))
+        drawn += [draw() for _ in range(min(AHEAD, max(1, AHEAD_BYTES // size), left) - 1)]
+        left -= len(drawn)
+        yield from zip(*(_copied(some, dtype) for some in zip(*drawn, strict=True)), strict=True)
+
+
+def _copied(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
+    """Tensors of the host on the CUDA device; together if they are of one shape."""
+    if len({(tensor.shape, tensor.dtype) for tensor in tensors}) > 1:
+        return [_copied([tensor], dtype)[0] for tensor in tensors]
+    together = cast(torch.stack(list(tensors)), dtype, "cpu").pin_memory()
+    return together.to("cuda", non_blocking=True).unbind()
 
 
 def _rows(split: Tensor, some: Tensor) -> tuple[Tensor, ...]:

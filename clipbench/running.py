@@ -21,7 +21,6 @@ from clipbench.study import Study
 from clipbench.study.writing import as_toml
 
 CHOICES: dict[str, Sequence[Any]] = {
-    "device": ("study", "cpu", "cuda", "auto"),
     "engine": (None, "auto", "loop", "batched"),
     "curves": CURVES,
 }
@@ -54,10 +53,10 @@ def run(  # noqa: PLR0913 - an option each, as of the command
     :param study: a path ending in ``.toml``, the name of a packaged study, or a page as a dict.
     :param out: the results folder; ``results/NAME`` if not given.
     :param name: the study's name if it is a dict; made from its title if not given.
-    :param device: ``cpu``, ``cuda`` or ``auto``; what the page says if not given.
-    :param workers: worker processes; one per core if not given.
+    :param device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``; what the page says if not given.
+    :param workers: worker processes; one per core, and one per CUDA device, if not given.
     :param engine: ``auto``, ``loop`` or ``batched``; what the page says if not given.
-    :param memory: bytes that the lanes of one worker may take; 2 GB if not given.
+    :param memory: bytes that the lanes of one worker may take; 2 GB on the CPU if not given.
     :param limit: seconds that a shard may take before it is ended.
     :param curves: curves to keep: ``all``, ``report`` (and diverged cells) or ``none``.
     :param throughput: whether every method is timed after the training.
@@ -68,7 +67,7 @@ def run(  # noqa: PLR0913 - an option each, as of the command
     options = Options(
         device="study" if device is None else device,
         engine=engine,
-        memory=Options.memory if memory is None else memory,
+        memory=memory,
         limit=limit,
         workers=workers,
         curves=curves,
@@ -76,7 +75,7 @@ def run(  # noqa: PLR0913 - an option each, as of the command
     )
     _refuse_unfit(options)
     page = _page(study, name)
-    protocol.runnable(page, options.device)
+    protocol.ready(protocol.runnable(page, options.device), options.device, workers)
     _refuse_homeless(page)
     folder = place.own_folder(page, _packaged(study), anew) if out is None else Path(out)
     if anew:

@@ -8,7 +8,7 @@ from collections import deque
 
 import torch
 
-from clipbench.execute import environment
+from clipbench.execute import Cards, environment
 from clipbench.execute.executor import Call, Died, Done, Portion
 from clipbench.execute.worker import answers, carried_out
 from clipbench.execute.world import World
@@ -17,7 +17,7 @@ from clipbench.execute.world import World
 class InProcess:
     """Runs work where it is submitted, one piece at each look for results."""
 
-    slots, seconds, patience = 3, 0.0, 60.0
+    slots, seconds, patience, cards = 3, 0.0, 60.0, Cards()
 
     def __init__(self):
         self.queue, self.tickets, self.stopped, self.here = (

@@ -104,6 +104,28 @@ WAITING = {
 }
 
 
+def test_a_copy_from_pinned_memory_waits_only_if_it_is_asked_to():
+    with pretended() as device:
+        held = torch.ones(3).pin_memory()
+        there = torch.zeros(3, device="cuda")
+        device.strict = True
+        assert held.is_pinned()
+        assert held.to("cuda", non_blocking=True).is_cuda
+        there.copy_(held, non_blocking=True)
+        device.strict = False
+        assert there.tolist() == [1.0] * 3
+        for waits in (
+            lambda: held.to("cuda"),
+            lambda: torch.ones(3).to("cuda", non_blocking=True),
+            lambda: there.copy_(torch.ones(3), non_blocking=True),
+            lambda: there.to("cpu", non_blocking=True),
+        ):
+            device.strict = True
+            with pytest.raises(Misplaced, match="waits"):
+                waits()
+            device.strict = False
+
+
 @pytest.mark.parametrize("name", WAITING)
 def test_what_waits_for_the_device_is_counted_and_refused_where_nothing_may(name):
     waits = WAITING[name]
@@ -151,6 +173,27 @@ def test_a_step_of_the_loop_waits_for_nothing(clip, optimizer):
         trainer.step(*batch)
         device.strict = False
         assert trainer.meter.rows().shape[0] == 2
+
+
+SAMPLED = ["temporal-order", "cosh", "heavy-tails", "cliff", "text", "phantom"]
+
+
+@pytest.mark.parametrize("workload", ["wdbc", *SAMPLED])
+def test_no_batch_is_waited_for_once_training_has_begun(workload):
+    """What is sampled is drawn ahead and copied from pinned memory, with the same numbers."""
+    one = registry.build("workload", workload, {})
+    wanted = [
+        [tensor.tolist() for tensor in batch]
+        for batch in feed.batches(one, 3, 4, 40, torch.float64, "cpu")
+    ]
+    with pretended() as device:
+        batches = feed.batches(one, 3, 4, 40, torch.float64, "cuda")
+        drawn = [next(batches)]
+        device.strict = True
+        drawn += list(batches)
+        device.strict = False
+        assert all(tensor.is_cuda for batch in drawn for tensor in batch)
+        assert [[tensor.tolist() for tensor in batch] for batch in drawn] == wanted
 
 
 CASES = {

@@ -324,7 +324,7 @@ def print_growth():
     """The bound on the lanes of every workload, and how much a process grew by them: a fork of
     one set up as a worker is.
     """
-    execute.prepare(1)
+    execute.prepare(execute.Setting())
     for late in ("sklearn.datasets", "torch._dynamo"):  # which every fork would import
         importlib.import_module(late)
     for problem, count in GROWING.items():

@@ -64,9 +64,10 @@ FOLDER = click.argument(
 )
 DEVICE = click.option(
     "--device",
-    type=click.Choice(["cpu", "cuda", "auto"]),
+    metavar="[cpu|cuda|cuda:N|auto]",
     default=None,
-    help="Run every cell there, whatever the page says.",
+    shell_complete=completion.devices,
+    help="Run every cell there, whatever the page says; cuda is all CUDA devices, cuda:N one.",
 )
 ENGINE = click.option(
     "--engine",
@@ -127,7 +128,6 @@ def plan(
 ) -> None:
     """Cells, what is stored already, and the predicted time; runs no cell."""
     from clipbench import protocol
-    from clipbench.execute import cores
     from clipbench.protocol import place
     from clipbench.study import read
     from clipbench.study.changes import changed
@@ -136,9 +136,10 @@ def plan(
     page = changed(read(study), changes)
     asked = protocol.plan(page, device or "study")
     asked = asked.part(only(parts, asked.templates))
+    spread = protocol.ready(asked, device or "study")
     folder = out or place.RESULTS / page.name
     store = place.opened(folder, page)
-    outlook = protocol.predict(page, asked, store, engine)
+    outlook = protocol.predict(page, asked, store, engine, spread)
     click.echo(f"{page.name}: {page.document.title}")
     width = max((len(row["task"]) for row in outlook), default=0)
     click.echo(f"  {'':<{width}}   select  stored   report at most  µs a step  engine")
@@ -155,11 +156,20 @@ def plan(
     )
     for entry in asked.not_run:
         click.echo(f"  {_not_run(entry)}")
-    workers = cores()
+    workers = {row["device"]: row["workers"] for row in outlook}
     time, longest = (
-        duration(sum(row[name] for row in outlook) / workers) for name in ("seconds", "at_most")
+        duration(
+            max(  # the devices work side by side
+                sum(row[name] for row in outlook if row["device"] == device) / number
+                for device, number in workers.items()
+            )
+        )
+        for name in ("seconds", "at_most")
     )
-    on = counted(workers, "worker")
+    on = " and ".join(
+        counted(number, "worker" if device == "cpu" else "CUDA worker")
+        for device, number in workers.items()
+    )
     click.echo(
         f"  predicted: about {time} on {on} for what is missing, besides timings and extended axes."
     )
@@ -184,14 +194,17 @@ def _not_run(entry: dict[str, Any]) -> str:
     "--workers",
     type=click.IntRange(1),
     default=None,
-    help="Worker processes; one per core if not given.",
+    help="Worker processes; one per core, and one per CUDA device, if not given.",
 )
 @ENGINE
 @click.option(
     "--memory",
-    default="2GB",
+    default=None,
     callback=in_bytes,
-    help="What the lanes of one worker may take, such as 2GB or 500MB.",
+    help=(
+        "What the lanes of one worker may take, such as 500MB; 2GB on the CPU and most of a CUDA "
+        "device if not given."
+    ),
 )
 @click.option(
     "--limit",
@@ -232,7 +245,7 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     device: str | None,
     workers: int | None,
     engine: str | None,
-    memory: int,
+    memory: int | None,
     limit: float | None,
     curves: str,
     anew: bool,
@@ -251,7 +264,9 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
 
         page = changed(study_.read(study), changes)
         # whatever is wrong with the page is said before a folder is touched
-        part = only(parts, protocol.runnable(page, device or "study").templates)
+        asked = protocol.runnable(page, device or "study")
+        part = only(parts, asked.templates)
+        protocol.ready(asked, device or "study", workers)
     folder = shown = out or place.own_folder(page, not study.endswith(".toml"), anew)
     if replica is not None:
         if place.opened(folder, page) is None:
@@ -370,7 +385,7 @@ def throughput(
     from clipbench.throughput import implementations_named, sizes_named
 
     page = read(study)
-    protocol.runnable(page, device or "study")
+    protocol.ready(protocol.runnable(page, device or "study"), device or "study", 1)
     asked = sizes_named(sizes), implementations_named(implementation)
     folder = out or place.own_folder(page, not study.endswith(".toml"))
     store = Store.create(folder, page.name, page.text)

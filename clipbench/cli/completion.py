@@ -28,6 +28,11 @@ def folders(_context: click.Context, _option: click.Parameter, begun: str) -> li
     return _fitting(found, begun, "dir")
 
 
+def devices(_context: click.Context, _option: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Where cells may run."""
+    return [CompletionItem(word) for word in ("cpu", "cuda", "auto") if word.startswith(begun)]
+
+
 def _beside(begun: str) -> list[Path]:
     """What lies in the folder of a path that is begun."""
     folder = Path(begun) if begun.endswith("/") else Path(begun).parent

@@ -66,11 +66,23 @@ class Marks:
     def __init__(self) -> None:
         # the weak reference keeps an address from being used again
         self._places: dict[int, tuple[StorageWeakRef, torch.device]] = {}
+        self._pinned: dict[int, StorageWeakRef] = {}
 
     def place(self, tensor: Tensor) -> torch.device | None:
         """The device of a tensor; None if nobody has said."""
         reference, place = self._places.get(_storage(tensor)._cdata, (None, None))
         return None if reference is None or reference.expired() else place
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        """``tensor``, which is now said to lie in memory of the host that does not move."""
+        storage = _storage(tensor)
+        self._pinned[storage._cdata] = StorageWeakRef(storage)
+        return self.put(tensor, CPU)
+
+    def pinned(self, tensor: Tensor) -> bool:
+        """Whether a device may copy it while the host goes on."""
+        reference = self._pinned.get(_storage(tensor)._cdata)
+        return reference is not None and not reference.expired()
 
     def put(self, tree: Any, place: torch.device) -> Any:
         """``tree``, whose tensors are now said to lie there."""
@@ -111,6 +123,7 @@ class Device(TorchDispatchMode):
         self.record: list[tuple[Any, ...]] | None = None
         self.undo: list[tuple[Tensor, Tensor]] = []
         self.asked = False  # torch reads "cpu" off a tensor and asks for it: that is no copy
+        self.free = False  # whether the copy under way lets the host go on
 
     def named(self, device: Any) -> torch.device:
         """A device as torch would have it, ``cuda`` with its index.
@@ -148,7 +161,8 @@ class Device(TorchDispatchMode):
             kwargs["device"] = CPU
         moved = self._moves(func, places, made)
         if moved:
-            self.wait(f"{func} between host and device")
+            if not (self.free or self._lets_go(func, given, kwargs, args)):
+                self.wait(f"{func} between host and device")
         elif there:
             self._check(func, args, given, places)
         if self.record is not None:
@@ -172,6 +186,11 @@ class Device(TorchDispatchMode):
         if func is _ops._to_copy.default:
             return self.asked or (made is not None and made.type == "cuda" and "cuda" not in kinds)
         return func is _ops.copy_.default and kinds == {"cpu", "cuda"}
+
+    def _lets_go(self, func: Any, given: list[Tensor], kwargs: Any, args: Any) -> bool:
+        """Whether a copy in place is one from pinned memory that the host does not wait for."""
+        asked = kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
+        return func is _ops.copy_.default and bool(asked) and self.marks.pinned(given[1])
 
     def _check(self, func: Any, args: Any, given: list[Tensor], places: list[Any]) -> None:
         """:raises Misplaced: tensors of two devices."""
@@ -241,6 +260,10 @@ class Front(TorchFunctionMode):
             if first is not None and self.marks.place(born) is not None:
                 return born
             return self.marks.put(born, CPU if asked is None else self.device.named(asked))
+        if first is not None and func is Tensor.pin_memory:
+            return self.marks.pin(first.clone())
+        if first is not None and func is Tensor.is_pinned:
+            return self.marks.pinned(first)
         if first is not None and func in (Tensor.cpu, Tensor.cuda, Tensor.to):
             return self._moved(func, first, place, args[1:], kwargs)
         return func(
@@ -263,12 +286,14 @@ class Front(TorchFunctionMode):
                 (one for one in rest if isinstance(one, torch.dtype)), None
             )
             self.device.asked = True
+            asked_to_go_on = bool(kwargs.get("non_blocking"))
+            self.device.free = asked_to_go_on and self.marks.pinned(tensor)
             try:
                 return self.marks.put(
                     _ops._to_copy.default(tensor, device=target, dtype=dtype), target
                 )
             finally:
-                self.device.asked = False
+                self.device.asked = self.device.free = False
         others = rest or any(one is not None for one in kwargs.values())
         return func(tensor, *rest, **kwargs) if func is Tensor.to and others else tensor
 

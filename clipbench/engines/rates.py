@@ -28,6 +28,8 @@ from clipbench.engines.record import CHUNK, Components, Job
 LOOP, BATCHED = "loop", "batched"
 MEMORY = 2 * 10**9  # bytes a worker may fill with lanes
 LADDER = (2, 8, 16, 32, 64, 128, 256)
+HIGHER = (512, 1024, 2048, 4096, 8192)  # on CUDA: a small model's lanes do not fill a device before
+FILLED = 0.8  # share of a device's free memory that lanes may take: pieces of it are lost
 MOMENT = 0.25  # seconds a rate is measured for
 STEPS = 200  # at most
 # a rung that leaves more than this of the best rate ends the climb: more lanes are more memory and
@@ -40,8 +42,8 @@ MEASURING = 10.0
 COMPILING = 15.0
 # share of a step's time that compiling saves at best; it is not tried if that is less than it costs
 PAYS = 0.5
-# a process grows by at most so many times the memory in use (4.4 seen): freed pieces do not fit the
-# next tensors
+# a process grows by at most so many times the memory in use (4.4 seen with glibc; CUDA was not
+# measured): freed pieces do not fit the next tensors
 HEADROOM = 5
 AGREEMENT = 1e-9
 
@@ -80,11 +82,18 @@ def _rung(count: int, compiled: bool = False) -> str:
     return f"{count} lanes, compiled" if compiled else f"{count} lanes"
 
 
-def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "auto") -> Choice:
+def measure(
+    jobs: Sequence[Job],
+    memory: int | None,
+    cell_steps: float,
+    wanted: str = "auto",
+    sharers: int = 1,
+) -> Choice:
     """The choice for some jobs of one `structure.shape`.
 
     :param jobs: one of every arm at least.
-    :param memory: bytes that lanes may take.
+    :param memory: bytes that lanes may take; if None, `MEMORY` on the CPU, and on CUDA most of what
+        is free there, a part for each of the ``sharers`` of the device.
     :param cell_steps: steps times cells that one worker has before it: measuring, and compiling,
         must pay within them.
     :param wanted: ``auto``, or ``batched``: lanes are measured even if that does not pay.
@@ -99,9 +108,10 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
     if able[0] is not jobs[0]:
         choice.rates[LOOP] = _loop(able[0])  # of the arm that is measured in lanes
     choice.lane_bytes = lane_bytes(able)
-    fits = memory // max(1, choice.lane_bytes)
+    device = able[0].cell.device
+    fits = (memory or _bound(device, sharers)) // max(1, choice.lane_bytes)
     best = float("inf")
-    for count in LADDER:
+    for count in (*LADDER, *(HIGHER if device == "cuda" else ())):
         if count > fits:
             break
         rate, taken = _lanes(_copies(able, count), compiled=False)
@@ -116,11 +126,19 @@ def measure(jobs: Sequence[Job], memory: int, cell_steps: float, wanted: str = "
         best = choice.rates[_rung(choice.lanes)]
     structures = len({structure.Structure.of(job) for job in able})
     compiling_pays = cell_steps * best * PAYS > COMPILING * structures
-    if compiling_pays and best < choice.rates[LOOP] and able[0].cell.device == "cpu":
+    if compiling_pays and best < choice.rates[LOOP] and device == "cpu":
         _try_compiling(choice, able, structures, cell_steps, fits)
     if (choice.rate(BATCHED) or float("inf")) < choice.rates[LOOP]:
         choice.engine = BATCHED
     return choice
+
+
+def _bound(device: str, sharers: int) -> int:
+    """Bytes that the lanes of one worker may take."""
+    if device != "cuda":
+        return MEMORY
+    free, _ = torch.cuda.mem_get_info()
+    return int(FILLED * free) // sharers
 
 
 def _copies(jobs: Sequence[Job], count: int) -> list[Job]:

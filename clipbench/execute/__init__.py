@@ -6,6 +6,7 @@ is `local`, worker processes of this machine. The supervisor's side alone writes
 """
 
 from clipbench.execute.archive import SHARD_CELLS, cell_row, curve_columns
+from clipbench.execute.cards import ONE_CARD, Cards
 from clipbench.execute.executor import (
     Broken,
     Call,
@@ -18,6 +19,7 @@ from clipbench.execute.executor import (
     Returned,
     Setting,
     Used,
+    abreast,
 )
 from clipbench.execute.local import Local, context
 from clipbench.execute.machine import cores, environment, key_of
@@ -29,11 +31,13 @@ from clipbench.execute.world import World
 __all__ = [
     "IN_HAND",
     "LIMIT",
+    "ONE_CARD",
     "SHARD_CELLS",
     "SLACK",
     "Broken",
     "Bug",
     "Call",
+    "Cards",
     "Died",
     "Done",
     "Executor",
@@ -46,6 +50,7 @@ __all__ = [
     "Shard",
     "Used",
     "World",
+    "abreast",
     "answers",
     "call",
     "calls",

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from clipbench.engines import Record
 from clipbench.engines.failures import Fault
+from clipbench.execute.cards import CUDA, Cards
 from clipbench.execute.shards import Shard
 
 NOTHING = Fault()
@@ -22,13 +23,14 @@ Used = tuple[Path, str]
 
 @dataclass(frozen=True)
 class Setting:
-    """How a process is prepared before it works: the files it loads, its torch threads, and the
-    device of its work.
+    """How a process is prepared before it works: the files it loads, its torch threads, the device
+    of its work, and which of several CUDA devices that is.
     """
 
     use: tuple[Used, ...] = ()
     threads: int = 1
     device: str = "cpu"
+    card: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,11 @@ class Portion:
     end: End | None = None
 
 
+def abreast(executor: Executor, device: str) -> int:
+    """How many pieces of work for a device are under way at a time."""
+    return min(executor.slots, executor.cards.processes) if device == CUDA else executor.slots
+
+
 class Executor(Protocol):
     """Runs shards and calls somewhere.
 
@@ -129,6 +136,8 @@ class Executor(Protocol):
     """How long a shard should last to hide what it costs to hand it over."""
     patience: float
     """Seconds that work may wait before it begins."""
+    cards: Cards
+    """The CUDA devices that its work is spread over."""
 
     def submit(self, work: Work, setting: Setting) -> int:
         """A ticket for a piece of work, unlike any before."""

@@ -20,6 +20,7 @@ from typing import Any, Self, cast
 
 from clipbench import registry
 from clipbench.errors import UsageError
+from clipbench.execute.cards import ONE_CARD, Cards
 from clipbench.execute.executor import (
     Broken,
     Call,
@@ -72,7 +73,7 @@ def serve(pipe: connection.Connection, setting: Setting, stop: Any) -> None:
     """
     heed_the_supervisor()
     try:
-        prepare(setting.threads, setting.use)
+        prepare(setting)
     except UsageError as error:
         pipe.send(error)
         return
@@ -111,8 +112,8 @@ class Local:
     seconds = 0.05
     patience = 600.0
 
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
+    def __init__(self, slots: int, cards: Cards = ONE_CARD) -> None:
+        self.slots, self.cards = slots, cards
         self.crew: list[Worker] = []
         self.queue: deque[tuple[int, Work, Setting]] = deque()
         self.tickets = itertools.count()
@@ -169,7 +170,7 @@ class Local:
                 waiting.append((ticket, work, setting))
                 continue
             worker.take(ticket, work)
-            begun.append(Portion(ticket))
+            begun.append(worker.portion(end=None))
         self.queue = waiting
         return begun
 

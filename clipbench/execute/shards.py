@@ -5,7 +5,8 @@ together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Any
@@ -14,6 +15,7 @@ from clipbench import engines
 from clipbench.cell import Cell
 from clipbench.engines import Job, Record, lanes, program, structure
 from clipbench.engines.rates import BATCHED, LOOP, Choice, versioned
+from clipbench.execute.cards import CUDA, ONE_CARD, Cards
 
 IN_HAND = 4  # cells of a shard for the loop: enough to hide the pipe, few enough to end together
 WORTH = 8  # lanes below which a shard is not split further for the sake of an idle worker
@@ -35,7 +37,7 @@ class Shard:
     """Some cells of one `structure.shape`, and how they are run.
 
     ``seconds`` are predicted for a cell, 0 if unknown; ``again`` says that a worker was already
-    killed while it ran this.
+    killed while it ran this, ``alone`` that memory ran out while another process used its device.
     """
 
     jobs: tuple[Job, ...]
@@ -44,6 +46,13 @@ class Shard:
     fewest: int = program.FEWEST_LANES
     seconds: float = 0.0
     again: bool = False
+    card: int = 0
+    alone: bool = False
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The device of its cells, and which of several."""
+        return self.jobs[0].cell.device, self.card
 
     def run(self) -> Iterator[list[Record]]:
         """The records, as soon as there are any."""
@@ -55,6 +64,10 @@ class Shard:
     def without(self, done: int) -> Shard:
         """The shard without its first ``done`` cells."""
         return replace(self, jobs=self.jobs[done:], again=False)
+
+    def in_loop(self) -> Shard:
+        """Its cells for the loop, one after the other."""
+        return Shard(self.jobs, seconds=self.seconds, card=self.card, alone=self.alone)
 
     def halves(self) -> list[Shard]:
         """Two shards for one, without the compiled program, which has the same lanes for any
@@ -68,14 +81,36 @@ class Shard:
 
 
 def pack(
-    jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int, lasting: float = 0.0
+    jobs: Sequence[Job],
+    choices: Mapping[Any, Choice],
+    workers: int,
+    lasting: float = 0.0,
+    cards: Cards = ONE_CARD,
 ) -> list[Shard]:
     """All jobs in shards, the longest first, so that the workers end together.
 
     :param choices: how the cells of a `structure.shape` are run; in the loop if nothing is said.
+    :param workers: processes for the cells of the CPU.
     :param lasting: seconds that a shard for the loop should last, as far as its cells' time is
         known.
+    :param cards: the CUDA devices: all cells of a seed are packed for one of them.
     """
+    here = [job for job in jobs if job.cell.device != CUDA]
+    there: dict[int, list[Job]] = {}
+    for job in jobs:
+        if job.cell.device == CUDA:
+            there.setdefault(cards.of_seed(job.cell.seed), []).append(job)
+    shards = _packed(here, choices, workers, lasting)
+    for card, members in there.items():
+        packed = _packed(members, choices, cards.sharers, lasting)
+        shards += [replace(shard, card=card) for shard in packed]
+    return sorted(shards, key=lambda shard: -shard.seconds * len(shard.jobs))
+
+
+def _packed(
+    jobs: Sequence[Job], choices: Mapping[Any, Choice], workers: int, lasting: float
+) -> list[Shard]:
+    """The shards of one place, whose cells so many workers share."""
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
         groups.setdefault(structure.shape(job.cell), []).append(job)
@@ -99,7 +134,41 @@ def pack(
             Shard(tuple(rest[at : at + share]), seconds=seconds)
             for at in range(0, len(rest), share)
         ]
-    return sorted(shards, key=lambda shard: -shard.seconds * len(shard.jobs))
+    return shards
+
+
+class Waiting:
+    """Shards that wait for their place: the CPU's slots, or a CUDA device."""
+
+    def __init__(self, shards: Iterable[Shard], cards: Cards) -> None:
+        self.cards = cards
+        self.at: dict[tuple[str, int], deque[Shard]] = {}
+        for shard in shards:
+            self.at.setdefault(shard.place, deque()).append(shard)
+
+    def __bool__(self) -> bool:
+        return any(self.at.values())
+
+    def first(self, *shards: Shard) -> None:
+        """Put shards of one place before all others of it."""
+        self.at.setdefault(shards[0].place, deque()).extendleft(reversed(shards))
+
+    def clear(self) -> None:
+        self.at.clear()
+
+    def next(self, under_way: Collection[Shard]) -> Shard | None:
+        """A shard that may begin beside those under way, one for a CUDA device before one for the
+        CPU; None if each waits.
+        """
+        for place, shards in sorted(self.at.items(), key=lambda item: item[0][0] != CUDA):
+            if not shards:
+                continue
+            beside = [one for one in under_way if one.place == place]
+            shy = shards[0].alone or any(one.alone for one in beside)
+            if place[0] == CUDA and len(beside) >= (1 if shy else self.cards.sharers):
+                continue
+            return shards.popleft()
+        return None
 
 
 def _for_lanes(jobs: Sequence[Job], choice: Choice, workers: int) -> list[Shard]:

@@ -22,10 +22,12 @@ from clipbench.engines.failures import Fault
 from clipbench.engines.rates import LOOP, Choice
 from clipbench.errors import UsageError
 from clipbench.execute.archive import Archive
+from clipbench.execute.cards import CUDA
 from clipbench.execute.executor import (
     Broken,
     Call,
     Died,
+    End,
     Executor,
     Left,
     Portion,
@@ -34,7 +36,7 @@ from clipbench.execute.executor import (
     Setting,
 )
 from clipbench.execute.machine import environment
-from clipbench.execute.shards import Shard, pack
+from clipbench.execute.shards import Shard, Waiting, pack
 from clipbench.store import Store
 
 # seconds that lanes, one cell of the loop, or a call may take if nothing longer was predicted
@@ -74,10 +76,10 @@ def run(  # noqa: PLR0913 - what a run may be told
         way included, has been committed.
     """
     if jobs:
-        shards = pack(jobs, choices or {}, executor.slots, executor.seconds)
+        shards = pack(jobs, choices or {}, executor.slots, executor.seconds, executor.cards)
         _Supervisor(
             shards,
-            Archive(store, role, environment(setting.device)),
+            Archive(store, role, environment("cpu")),
             executor,
             setting,
             limit,
@@ -95,6 +97,7 @@ class _UnderWay:
     shard: Shard
     submitted: float
     heard: float | None = None  # None before it has begun
+    environment: Mapping[str, Any] | None = None  # where it runs, once that has been said
     left: dict[str, Job] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,7 +122,7 @@ class _Supervisor:
         on_record: OnRecord | None,
         on_note: OnNote | None,
     ) -> None:
-        self.queue = deque(shards)
+        self.queue = Waiting(shards, executor.cards)
         self.archive, self.executor, self.setting, self.limit = archive, executor, setting, limit
         self.on_record, self.on_note = on_record, on_note
         self.under_way: dict[int, _UnderWay] = {}
@@ -147,8 +150,12 @@ class _Supervisor:
                 self._stop()
                 until = time.monotonic() + PATIENCE
             while self.queue and len(self.under_way) < self.executor.slots:
-                shard = self.queue.popleft()
-                self.under_way[self.executor.submit(shard, self.setting)] = _UnderWay(
+                shard = self.queue.next([one.shard for one in self.under_way.values()])
+                if shard is None:
+                    break
+                device, card = shard.place
+                setting = replace(self.setting, device=device, card=card)
+                self.under_way[self.executor.submit(shard, setting)] = _UnderWay(
                     shard, time.monotonic()
                 )
             for portion in self.executor.results(TICK):
@@ -172,12 +179,39 @@ class _Supervisor:
         if one is None:
             return
         one.heard = time.monotonic()
+        one.environment = portion.environment or one.environment
         for note in portion.notes:
             self._note(one.rest, note)
+        end = self._take_records(one, portion)
+        if end is None:
+            return
+        del self.under_way[portion.ticket]
+        if self.stopping or not one.left:
+            return
+        if isinstance(end, Broken) and self._starved(one, end.fault):
+            self.queue.first(replace(one.rest, alone=True))
+        elif isinstance(end, Broken):
+            self._give_back(one.rest, end, portion)
+        elif isinstance(end, Died):
+            self._bury(one.rest, end, portion)
+        elif isinstance(end, Left):
+            self.queue.first(one.rest)
+        else:
+            self._bury(
+                one.rest, Died("it ended without its record", lost=True, killed=True), portion
+            )
+
+    def _take_records(self, one: _UnderWay, portion: Portion) -> End | None:
+        """Keep the records of a portion; its end, or one of ours if it holds what nobody asked
+        for.
+        """
         end = portion.end
         for record in portion.records:
             if isinstance(record, Record) and one.left.pop(record.job.cell.id, None) is not None:
-                self._keep(record, portion)
+                if record.fault is not None and self._starved(one, record.fault):
+                    self.queue.first(replace(one.shard.in_loop(), jobs=(record.job,), alone=True))
+                else:
+                    self._keep(record, portion)
             else:
                 self.executor.cancel(portion.ticket)
                 end = Died(
@@ -185,21 +219,18 @@ class _Supervisor:
                     lost=True,
                     killed=True,
                 )
-        if end is None:
-            return
-        del self.under_way[portion.ticket]
-        if self.stopping:
-            return
-        if isinstance(end, Broken):
-            self._give_back(one.rest, end, portion)
-        elif isinstance(end, Died):
-            self._bury(one.rest, end, portion)
-        elif isinstance(end, Left) and one.left:
-            self.queue.appendleft(one.rest)
-        elif one.left:
-            self._bury(
-                one.rest, Died("it ended without its record", lost=True, killed=True), portion
-            )
+        return end
+
+    def _starved(self, one: _UnderWay, fault: Fault) -> bool:
+        """Whether a shard had too little memory and another process was on its CUDA device: it
+        has one more try alone.
+        """
+        beside = any(
+            other is not one and other.shard.place == one.shard.place
+            for other in self.under_way.values()
+        )
+        shares = beside and one.shard.place[0] == CUDA
+        return fault.lost and shares and not one.shard.alone and not self.stopping
 
     def _watch(self, ticket: int) -> None:
         """Cancel what takes too long."""
@@ -218,13 +249,14 @@ class _Supervisor:
             self.executor.cancel(ticket)
             del self.under_way[ticket]
             reason = f"it took longer than {limit:g} s"
-            self._bury(one.rest, Died(reason, lost=True), Portion(ticket))
+            portion = Portion(ticket, environment=one.environment)
+            self._bury(one.rest, Died(reason, lost=True), portion)
 
     def _give_back(self, shard: Shard, broken: Broken, portion: Portion) -> None:
         # else it may be one arm that has no lanes
         alike = len({job.cell.arm for job in shard.jobs}) == 1
         if broken.lanes and alike:
-            self.queue.appendleft(Shard(shard.jobs, seconds=shard.seconds))
+            self.queue.first(shard.in_loop())
         else:
             self._blame(shard, broken.reason, broken.fault, portion)
 
@@ -232,7 +264,7 @@ class _Supervisor:
         """Try the shard of a process that is gone once more, or blame it."""
         if died.killed and not shard.again:
             # somebody may have meant the process, and not the cell
-            self.queue.appendleft(replace(shard, again=True))
+            self.queue.first(replace(shard, again=True))
         else:
             self._blame(shard, died.reason, Fault(lost=died.lost), portion)
 
@@ -251,12 +283,12 @@ class _Supervisor:
                 portion,
             )
             if rest.jobs:
-                self.queue.appendleft(rest)
+                self.queue.first(rest)
         elif len(shard.jobs) == 1:
             # alone, the loop has the last word
-            self.queue.appendleft(Shard(shard.jobs, seconds=shard.seconds))
+            self.queue.first(shard.in_loop())
         else:
-            self.queue.extendleft(reversed(shard.halves()))
+            self.queue.first(*shard.halves())
 
     def _note(self, shard: Shard, note: str) -> None:
         arms = sorted({job.cell.arm for job in shard.jobs[: 1 if shard.engine == LOOP else None]})
@@ -298,7 +330,15 @@ def calls(
     try:
         while waiting or under_way:
             while waiting and len(under_way) < executor.slots:
-                name, work, setting, again = waiting.popleft()
+                name, work, setting, again = waiting[0]
+                if setting.device == CUDA:
+                    at_work = [
+                        one.card for _, _, one, *_ in under_way.values() if one.device == CUDA
+                    ]
+                    if (card := executor.cards.free(at_work)) is None:
+                        break
+                    setting = replace(setting, card=card)
+                waiting.popleft()
                 under_way[executor.submit(work, setting)] = (
                     name,
                     work,

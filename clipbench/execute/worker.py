@@ -12,10 +12,9 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -25,6 +24,7 @@ from clipbench.engines.failures import Fault, is_from_user_code, place, said, tr
 from clipbench.engines.program import NoLanes
 from clipbench.engines.rates import LOOP
 from clipbench.errors import UsageError
+from clipbench.execute.cards import CUDA
 from clipbench.execute.executor import Broken, Call, Raised, Returned, Setting
 from clipbench.execute.shards import Shard, has_user_component
 from clipbench.execute.world import Change, World
@@ -32,24 +32,26 @@ from clipbench.execute.world import Change, World
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
-def prepare(threads: int, use: Sequence[tuple[Path, str]] = ()) -> None:
+def prepare(setting: Setting) -> None:
     """What every process that trains does first, before any tensor is made.
 
     Denormals are flushed: decaying moments and dead networks fill memory with them, and arithmetic
     on them is many times slower. A CUDA device counts float32 as float32, and not in the ten bits
-    of TF32, as torch has it do in convolutions.
+    of TF32, as torch has it do in convolutions; ``cuda`` then is the setting's one of them.
 
-    :raises UsageError: a file of ``use`` is not what it was when the study was read.
+    :raises UsageError: a file of `Setting.use` is not what it was when the study was read.
     """
     _keep_memory()
     torch.set_flush_denormal(True)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(setting.threads)
+    if setting.device == CUDA:
+        torch.cuda.set_device(setting.card)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the supervisor has already warned of a broken entry point
         registry.load_packaged()
-    for path, digest in use:
+    for path, digest in setting.use:
         registry.load_file(path, digest=digest)
 
 
@@ -137,7 +139,7 @@ def _spoiled_result(
 def carried_out(call: Call, setting: Setting) -> Returned | Raised:
     """The outcome of a call, in a process that does nothing else."""
     try:
-        prepare(setting.threads, setting.use)
+        prepare(setting)
         return Returned(call.function(*call.arguments))
     except BaseException as error:  # noqa: BLE001 - a user-defined component may raise anything
         return _raised_for(error)

@@ -143,7 +143,7 @@ def _serve(
     _turn = turn
     os.dup2(2, 1)  # what a benchmark prints is no part of the verdict
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
-    execute.prepare(1)
+    execute.prepare(execute.Setting())
     # as a script has its folder there: files beside the page may import each other
     sys.path.insert(0, str(files))
     with suppress(BrokenPipeError):

@@ -13,7 +13,7 @@ from clipbench.protocol.campaign import PHASES, Counts, Options, begin
 from clipbench.protocol.choose import choose
 from clipbench.protocol.extend import extend
 from clipbench.protocol.failures import Reason
-from clipbench.protocol.plans import Plan, headline, plan, runnable, shards
+from clipbench.protocol.plans import Plan, headline, plan, ready, runnable, shards
 from clipbench.protocol.predict import predict
 from clipbench.protocol.report import report
 from clipbench.protocol.select import select
@@ -32,6 +32,7 @@ __all__ = [
     "headline",
     "plan",
     "predict",
+    "ready",
     "run",
     "runnable",
     "shards",
@@ -52,7 +53,10 @@ def run(
     """
     options, watcher = options or Options(), watcher or Silent()
     if executor is None:
-        with Local(options.workers or cores()) as here:
+        asked = runnable(study, options.device)
+        spread = ready(asked, options.device, options.workers)
+        slots = options.workers or max(cores(), len(spread.indices))
+        with Local(slots, spread) as here:
             return run(study, store, options, watcher, here)
     for moved in store.sweep():
         watcher.note(f"set aside: {moved}")
@@ -83,7 +87,7 @@ def survey(
     :raises UsageError: the study has no cell to run here.
     """
     options = Options(device=device, curves=store.page("environment").get("curves", "all"))
-    with Local(1) as executor:
+    with Local(1, ready(runnable(study, device), device, 1)) as executor:
         campaign = begin(study, store, options, executor, watcher)
         calibrate(campaign)
         return time_implementations(campaign, sizes, implementations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from clipbench import engines, execute, registry
@@ -34,7 +35,10 @@ def calibrate(campaign: Campaign) -> None:
     campaign.watcher.phase("calibrate", len(wanted))
     # In a worker of one thread, as the cells are: the thread count changes bits.
     works = {
-        pilot: (Call(_pilot, one, f"the pilot of {Task.of(one[0]).label}"), campaign.setting)
+        pilot: (
+            Call(_pilot, one, f"the pilot of {Task.of(one[0]).label}"),
+            replace(campaign.setting, device=one[0].device),
+        )
         for pilot, one in wanted.items()
     }
     for pilot, sizes in execute.calls(campaign.executor, works, campaign.options.patience):

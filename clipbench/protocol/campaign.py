@@ -11,9 +11,9 @@ from typing import Any
 
 from clipbench import execute, registry
 from clipbench.cell import Cell
-from clipbench.engines import Job, Record, rates
+from clipbench.engines import Job, Record
 from clipbench.engines.rates import Choice
-from clipbench.execute import Executor, Setting
+from clipbench.execute import Call, Executor, Setting
 from clipbench.protocol import pages
 from clipbench.protocol.failures import Failures, Reason
 from clipbench.protocol.plans import (
@@ -43,11 +43,12 @@ PHASES = ("select", "extend", "report")
 class Options:
     """The options of a run.
 
-    :param device: ``study`` (what the page says), ``cpu``, ``cuda`` or ``auto``.
+    :param device: ``study`` (what the page says), ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
     :param engine: ``auto``, ``loop`` or ``batched``; what the study says if not given.
-    :param memory: bytes that the lanes of one worker may take.
+    :param memory: bytes that the lanes of one worker may take; 2 GB on the CPU and most of a CUDA
+        device if not given.
     :param limit: seconds a shard may take; worked out from the measured rates if not given.
-    :param workers: processes on this machine; one a core if not given.
+    :param workers: processes on this machine; one a core, and one a CUDA device, if not given.
     :param curves: whose curves are kept, of `store.CURVES`.
     :param throughput: whether every method is timed after the training.
     :param only: which part of the study is run; the pages of the store tell of the whole.
@@ -55,7 +56,7 @@ class Options:
 
     device: str = "study"
     engine: str | None = None
-    memory: int = rates.MEMORY
+    memory: int | None = None
     limit: float | None = None
     workers: int | None = None
     curves: str = "all"
@@ -211,18 +212,24 @@ def begin(
     :raises UsageError: the study has no cell to run here.
     """
     plan = runnable(study, options.device)
-    setting = Setting(
-        tuple(study.used), 1, "cuda" if any(cell.device == "cuda" for cell in plan.cells) else "cpu"
+    on_cuda = any(cell.device == "cuda" for cell in plan.templates)
+    setting = Setting(tuple(study.used), 1, "cuda" if on_cuda else "cpu", executor.cards.indices[0])
+    # a look at a device takes memory on it for as long as the process lives that looks
+    here = (
+        execute.call(executor, Call(execute.environment, ("cuda",), "the look at CUDA"), setting)
+        if on_cuda
+        else execute.environment("cpu")
     )
-    environment_key = _write_pages(study, store, plan, setting.device, options.curves)
+    environment_key = _write_pages(study, store, plan, here, options.curves)
     return Campaign(study, store, plan, options, executor, setting, environment_key, watcher)
 
 
-def _write_pages(study: Study, store: Store, plan: Plan, device: str, curves: str) -> str:
+def _write_pages(
+    study: Study, store: Store, plan: Plan, here: Mapping[str, Any], curves: str
+) -> str:
     """The key of this machine's environment; the environment, components and plan pages are
     written.
     """
-    here = execute.environment(device)
     environment_key = execute.key_of(here)
     page = store.page("environment")
     page["environments"] = {**page.get("environments", {}), environment_key: here}

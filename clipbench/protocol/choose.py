@@ -19,12 +19,12 @@ from clipbench.protocol.plans import choice_key
 
 @dataclass(frozen=True)
 class Asked:
-    """The options of a choice: ``auto``, ``loop`` or ``batched``, bytes a worker, seconds a
-    measurement, and an executor.
+    """The options of a choice: ``auto``, ``loop`` or ``batched``, bytes a worker (None: what its
+    device has for it), seconds a measurement, and an executor.
     """
 
     engine: str
-    memory: int
+    memory: int | None
     limit: float
     executor: Executor
     setting: Setting
@@ -60,7 +60,7 @@ def choose(campaign: Campaign) -> None:
         campaign.store.write_page("calibration", page)
     for task, jobs in tasks.items():
         choice = new[task] if task in new else Choice(**page["engines"][task])
-        campaign.choices[structure.shape(jobs[0].cell)] = used(choice, asked)
+        campaign.choices[structure.shape(jobs[0].cell)] = used(choice, asked, jobs[0].cell.device)
 
 
 def missing(known: Mapping[str, Any], tasks: Mapping[str, Sequence[Job]], engine: str) -> list[str]:
@@ -93,12 +93,13 @@ def measured(
         arms = list({rates.versioned(job): job for job in reversed(jobs)}.values())
         # What one worker has to train, about: its share of the selection, and half as much again
         # for the phases after it.
-        cell_steps = 1.5 * steps[task] / asked.executor.slots
+        device = jobs[0].cell.device
+        cell_steps = 1.5 * steps[task] / execute.abreast(asked.executor, device)
         what = f"the choice of an engine for {jobs[0].cell.problem}"
-        setting = replace(asked.setting, device=jobs[0].cell.device)
+        sharers = asked.executor.cards.sharers
         works[task] = (
-            Call(rates.measure, (arms, asked.memory, cell_steps, asked.engine), what),
-            setting,
+            Call(rates.measure, (arms, asked.memory, cell_steps, asked.engine, sharers), what),
+            replace(asked.setting, device=device),
         )
     chosen = {}
     for task, outcome in execute.calls(asked.executor, works, asked.limit):
@@ -125,7 +126,7 @@ def _choice(outcome: Any, jobs: Sequence[Job]) -> Choice:
     return measured_choice
 
 
-def used(choice: Choice, asked: Asked) -> Choice:
+def used(choice: Choice, asked: Asked, device: str) -> Choice:
     """A choice as this run uses it: within its memory, with its engine.
 
     :raises UsageError: lanes are asked for, and there are none.
@@ -137,9 +138,11 @@ def used(choice: Choice, asked: Asked) -> Choice:
             f"--engine batched: {next(iter(choice.refusals.values()))}; leave --engine out, or "
             f"say loop."
         )
-    lanes = (
-        min(choice.lanes, asked.memory // choice.lane_bytes) if choice.lane_bytes else choice.lanes
-    )
+    lanes = choice.lanes
+    # what a CUDA device had was counted when the choice was measured
+    memory = asked.memory or (rates.MEMORY if device == "cpu" else None)
+    if choice.lane_bytes and memory is not None:
+        lanes = min(lanes, memory // choice.lane_bytes)
     if lanes < program.FEWEST_LANES:
         if asked.engine == BATCHED:
             raise UsageError(

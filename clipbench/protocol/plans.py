@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch
 from clipbench import execute, lr_schedules, registry
 from clipbench.cell import Cell
 from clipbench.errors import UsageError
+from clipbench.execute import Cards, cards
 from clipbench.schema import RULES, Status
 from clipbench.selection import METHODS
 from clipbench.study import Study
@@ -155,20 +156,17 @@ def gauge_key(cell: Cell, percentile: float | None) -> str:
 def plan(study: Study, device: str = "study") -> Plan:
     """The selection cells of a study; those for a device this machine lacks are listed as not run.
 
-    :param device: ``study`` (what the page says), ``cpu``, ``cuda``, or ``auto`` (CUDA if there is
-        one, the CPU otherwise).
-    :raises UsageError: anything is wrong with the study, or a workload is not ``ready``.
+    :param device: ``study`` (what the page says), ``cpu``, ``cuda``, ``cuda:1`` (one of several),
+        or ``auto`` (CUDA if there is one, the CPU otherwise).
+    :raises UsageError: anything is wrong with the study or the device, or a workload is not
+        ``ready``.
     """
     cells, not_run = study.templates(), []
     seeds = {name: study.seeds(name).select for name in {cell.workload.name for cell in cells}}
     for workload in {cell.problem: cell.workload for cell in cells}.values():
         registry.ready(workload.name, workload.own)
-    if device in ("cpu", "cuda", "auto"):
-        wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        if wanted == "cuda" and not torch.cuda.is_available():
-            raise UsageError(
-                "--device cuda: this machine has no CUDA device; leave --device out, or say cpu."
-            )
+    if device != "study":
+        wanted = _device_asked(device)
         cells = list(
             {cell.id: cell for cell in (replace(cell, device=wanted) for cell in cells)}.values()
         )
@@ -180,6 +178,48 @@ def plan(study: Study, device: str = "study") -> Plan:
             )
         cells = [cell for cell in cells if cell.device != "cuda"]
     return Plan(cells, seeds, not_run)
+
+
+def _device_asked(device: str) -> str:
+    """``cpu`` or ``cuda``, of the option.
+
+    :raises UsageError: there is no such device here.
+    """
+    word, index = cards.named(device)
+    there = torch.cuda.is_available()
+    if word == "auto":
+        return "cuda" if there else "cpu"
+    if word == "cuda" and not there:
+        raise UsageError(f"--device {device}: {cards.absent()}; {cards.HINT}.")
+    if index is not None:
+        cards.within(index, torch.cuda.device_count())
+    return word
+
+
+def ready(asked: Plan, device: str = "study", workers: int | None = None) -> Cards:
+    """The CUDA devices of a run, each of which can be used; looked at in a process of its own, if
+    any cell is for them.
+
+    :raises UsageError: one is too old for torch, or full.
+    """
+    spread = cards.spread(device, workers)
+    if any(cell.device == "cuda" for cell in asked.templates):
+        found, architectures = seen(spread.indices)
+        for card in found:
+            if reason := cards.unfit(card, architectures):
+                raise UsageError(reason)
+    return spread
+
+
+@lru_cache(maxsize=1)  # before a folder is touched, and again when the run begins
+def seen(indices: tuple[int, ...]) -> tuple[list[cards.Card], list[str]]:
+    """What `cards.look` finds."""
+    with execute.Local(1) as executor:
+        work = execute.Call(cards.look, (indices,), "the look at the CUDA devices")
+        found: tuple[list[cards.Card], list[str]] = execute.call(
+            executor, work, execute.Setting(device="cuda", card=indices[0])
+        )
+        return found
 
 
 def runnable(study: Study, device: str = "study") -> Plan:

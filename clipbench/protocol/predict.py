@@ -9,10 +9,10 @@ from typing import Any
 
 from clipbench import execute, selection
 from clipbench.cell import Cell
-from clipbench.engines import Job, rates
+from clipbench.engines import Job
 from clipbench.engines.rates import BATCHED, LOOP, Choice
 from clipbench.errors import UsageError
-from clipbench.execute import Local, Setting, cores
+from clipbench.execute import ONE_CARD, Cards, Local, Setting, cores
 from clipbench.protocol.choose import Asked, measured, missing, used
 from clipbench.protocol.plans import Plan, by_example, choice_key, finished, partners, untuned
 from clipbench.store import Store
@@ -21,13 +21,18 @@ from clipbench.task import Task
 
 
 def predict(
-    study: Study, asked: Plan, store: Store | None, engine: str | None = None
+    study: Study,
+    asked: Plan,
+    store: Store | None,
+    engine: str | None = None,
+    spread: Cards = ONE_CARD,
 ) -> list[dict[str, Any]]:
     """What a run will cost, a row per task.
 
     Cells to select, cells stored, cells of extended axes and of the report at most, seconds a step,
     seconds for what is missing (as planned, and ``at_most`` with extended axes). Seconds a step are
-    those of the stored choice of engine if there is one, of one measured here otherwise.
+    those of the stored choice of engine if there is one, of one measured here otherwise. ``device``
+    and ``workers`` say where its cells run, and how many at a time; ``spread`` has the devices.
     """
     stored = store.read("cells") if store is not None else None
     pages_ = {
@@ -38,21 +43,14 @@ def predict(
     for cell in asked.templates:
         tasks.setdefault(Task.of(cell).label + by_example(cell), []).append(cell)
     counts = {task: sum(map(asked.count, cells)) for task, cells in tasks.items()}
-    with Local(cores()) as executor:
-        asked_of = Asked(
-            engine or study.document.run.engine,
-            rates.MEMORY,
-            execute.LIMIT,
-            executor,
-            Setting(tuple(study.used)),
-        )
+    wanted = {
+        task: (choice_key(cells[0]), cells, counts[task] * cells[0].steps)
+        for task, cells in tasks.items()
+    }
+    known, engine = pages_["calibration"].get("engines", {}), engine or study.document.run.engine
+    with Local(max(cores(), len(spread.indices)), spread) as executor:
         outlook = _choices(
-            {
-                task: (choice_key(cells[0]), cells, counts[task] * cells[0].steps)
-                for task, cells in tasks.items()
-            },
-            pages_["calibration"].get("engines", {}),
-            asked_of,
+            wanted, known, Asked(engine, None, execute.LIMIT, executor, Setting(tuple(study.used)))
         )
     rows = []
     for task, cells in tasks.items():
@@ -74,6 +72,8 @@ def predict(
                 "extended": extended,
                 "report": report,
                 "engine": _engine_in_words(choice),
+                "device": cells[0].device,
+                "workers": execute.abreast(executor, cells[0].device),
                 "step_seconds": step_seconds,
                 "seconds": step_seconds * missing * cells[0].steps,
                 "at_most": step_seconds * (missing + extended) * cells[0].steps,
@@ -140,7 +140,10 @@ def _choices(
         if not choice.rates:
             raise UsageError(f"no rate could be measured: {next(iter(choice.refusals.values()))}.")
     return {
-        task: used(new[task] if task in new else Choice(**stored[task]), asked) for task in tasks
+        task: used(
+            new[task] if task in new else Choice(**stored[task]), asked, jobs[task][0].cell.device
+        )
+        for task in tasks
     }
 
 

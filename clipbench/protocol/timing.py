@@ -10,8 +10,9 @@ from typing import Any
 from clipbench import execute, throughput
 from clipbench.cell import Cell
 from clipbench.errors import UsageError
-from clipbench.execute import Call
+from clipbench.execute import Call, cards
 from clipbench.protocol.campaign import Campaign
+from clipbench.protocol.plans import seen
 from clipbench.schema import Status
 from clipbench.task import TASK, Task
 
@@ -35,6 +36,7 @@ def time_methods(campaign: Campaign) -> None:
     benches = [bench for bench in benches if not {_method(job.cell) for job in bench} <= timed]
     tasks = [list(group) for _, group in groupby(benches, key=lambda bench: Task.of(bench[0].cell))]
     campaign.watcher.phase("throughput", len(tasks))
+    _note_sharing(campaign)
     for task in tasks:
         work = Call(throughput.measure, (task,), f"the timing of {Task.of(task[0][0].cell).label}")
         try:
@@ -43,6 +45,14 @@ def time_methods(campaign: Campaign) -> None:
         except UsageError as error:  # the cells are there; the next run tries it again
             campaign.watcher.note(str(error))
         campaign.watcher.tick()
+
+
+def _note_sharing(campaign: Campaign) -> None:
+    """Tell of programs of others on the CUDA devices: ours run one at a time, alone."""
+    if campaign.setting.device == "cuda":
+        for card in seen(campaign.executor.cards.indices)[0]:
+            if remark := cards.shared(card):
+                campaign.watcher.note(remark)
 
 
 def _method(cell: Cell) -> tuple[Any, ...]:
@@ -62,6 +72,7 @@ def time_implementations(
     jobs = [campaign.job(cell) for cell in campaign.cells]
     surveys = throughput.surveys(jobs, sizes, implementations, execute.cores())
     campaign.watcher.phase("throughput", len(surveys))
+    _note_sharing(campaign)
     blocks, refused = 0, set[str]()
     for one in surveys:
         work = Call(throughput.carry_out, (one,), "the timing of implementations")
