@@ -389,6 +389,7 @@ def _card(device: Device) -> dict[str, Any]:
         "mem_get_info": lambda *_: (2**33, 2**34),
         "get_device_name": lambda *_: about.name,
         "get_device_properties": lambda *_: about,
+        "get_arch_list": lambda: ["sm_75", "sm_90", "compute_90"],
         "get_device_capability": lambda *_: (about.major, about.minor),
         "default_generators": (generator,) * count,
         "get_rng_state": lambda *_: generator.get_state(),

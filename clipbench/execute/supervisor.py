@@ -98,6 +98,7 @@ class _UnderWay:
     submitted: float
     heard: float | None = None  # None before it has begun
     environment: Mapping[str, Any] | None = None  # where it runs, once that has been said
+    shared: bool = False  # whether another shard was at its place at any time
     left: dict[str, Job] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -155,9 +156,11 @@ class _Supervisor:
                     break
                 device, card = shard.place
                 setting = replace(self.setting, device=device, card=card)
-                self.under_way[self.executor.submit(shard, setting)] = _UnderWay(
-                    shard, time.monotonic()
-                )
+                beside = [one for one in self.under_way.values() if one.shard.place == shard.place]
+                ticket = self.executor.submit(shard, setting)
+                self.under_way[ticket] = _UnderWay(shard, time.monotonic())
+                for one in (self.under_way[ticket], *beside):
+                    one.shared = one.shared or bool(beside)
             for portion in self.executor.results(TICK):
                 self._take(portion)
             for ticket in list(self.under_way):
@@ -222,15 +225,11 @@ class _Supervisor:
         return end
 
     def _starved(self, one: _UnderWay, fault: Fault) -> bool:
-        """Whether a shard had too little memory and another process was on its CUDA device: it
+        """Whether a shard had too little memory, and another was on its CUDA device meanwhile: it
         has one more try alone.
         """
-        beside = any(
-            other is not one and other.shard.place == one.shard.place
-            for other in self.under_way.values()
-        )
-        shares = beside and one.shard.place[0] == CUDA
-        return fault.lost and shares and not one.shard.alone and not self.stopping
+        shared = one.shared and one.shard.place[0] == CUDA
+        return fault.lost and shared and not one.shard.alone and not self.stopping
 
     def _watch(self, ticket: int) -> None:
         """Cancel what takes too long."""
