@@ -288,6 +288,21 @@ def test_a_step_of_lanes_waits_for_nothing(name):
         assert held.graph is not None
 
 
+def test_what_a_step_leaves_is_written_once_and_what_is_handed_on_first_kept():
+    """A second copy of weights and moments would be as much traffic as the step itself."""
+    with pretended():
+        held, _ = lanes.begin([job(optimizer="adam"), job(optimizer="adam", clip="none")])
+        for _ in range(5):
+            held.step(*held.draw())
+        taken = Counter(func for func, *_ in held.graph.record)
+        first, second = (torch.full((2,), one, device="cuda") for one in (1.0, 2.0))
+        program.write([first, second], [second, first])
+        assert (first.tolist(), second.tolist()) == ([2.0] * 2, [1.0] * 2)
+    remembered = sum(len(one.lane.remembered) for one in held.segments)
+    assert taken[torch.ops.aten.copy_.default] == 1 + remembered
+    assert taken[torch.ops.aten.clone.default] == 0
+
+
 def test_an_evaluation_waits_once_for_a_split_however_many_lanes_there_are():
     jobs = [replace(job(), cell=replace(job().cell, seed=seed)) for seed in (0, 0, 0, 1, 1, 1)]
     waits = {}

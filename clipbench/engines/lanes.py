@@ -215,17 +215,12 @@ class Lanes:
         tensors by their address.
         """
         if self.device == "cuda":
-            # Some may be the old ones, handed on.
-            news = [
-                weights.clone(),
-                *(tensor.clone() for lane in stepped for tensor in lane.remembered),
-            ]
             olds = [
                 self.weights,
                 *(tensor for segment in self.segments for tensor in segment.lane.remembered),
             ]
-            for old, new in zip(olds, news, strict=True):
-                old.copy_(new)
+            news = [weights, *(tensor for lane in stepped for tensor in lane.remembered)]
+            program.write(olds, news)
             return
         self.weights = weights
         for segment, lane in zip(self.segments, stepped, strict=True):

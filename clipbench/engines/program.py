@@ -112,6 +112,23 @@ def _why(error: Exception) -> str:
     return f"cannot be one program of many lanes, and runs in the loop ({said[:200]})"
 
 
+def write(olds: Sequence[Tensor], news: Sequence[Tensor]) -> None:
+    """Write new values into the memory of the old ones. A rule may hand on an old tensor as a new
+    one: that is copied before any is overwritten, and no other is.
+    """
+    held = {_memory(tensor) for tensor in olds}
+    apart = [tensor.clone() if _memory(tensor) in held else tensor for tensor in news]
+    for old, new in zip(olds, apart, strict=True):
+        old.copy_(new)
+
+
+def _memory(tensor: Tensor) -> int:
+    """A number for the memory that a tensor lies in, also for a tensor without data: equal for a
+    tensor and its views.
+    """
+    return tensor.untyped_storage()._cdata  # noqa: SLF001 - torch has no public word for it
+
+
 def grain(graph: GraphModule) -> int:
     """1 or `GRAIN`: the number of lanes must be a multiple of it, so that a lane has the same
     bits at every position.

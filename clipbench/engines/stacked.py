@@ -252,14 +252,7 @@ class Programs:
         ) -> tuple[Any, ...]:
             grads, losses = torch.vmap(self.model.gradient)(weights, inputs, targets, fixed)
             moved, products, new = stepped(weights, grads, lane)
-            # A rule may hand on an old tensor as part of its new state: copied before any is
-            # overwritten.
-            held = {_memory(tensor) for tensor in lane.remembered}
-            news = [
-                tensor.clone() if _memory(tensor) in held else tensor for tensor in new.remembered
-            ]
-            for before, after in zip(lane.remembered, news, strict=True):
-                before.copy_(after)
+            program.write(lane.remembered, new.remembered)
             return moved, losses, products
 
         key = (structure, *(tensor.shape for tensor in program.flat(arguments)))
@@ -357,13 +350,6 @@ class Programs:
         if (traced := self.traced.get(key)) is None:
             traced = self.traced[key] = program.trace(build(), arguments, what)
         return traced
-
-
-def _memory(tensor: Tensor) -> int:
-    """A number for the memory that a tensor lies in, also for a tensor without data: equal for a
-    tensor and its views.
-    """
-    return tensor.untyped_storage()._cdata  # noqa: SLF001 - torch has no public word for it
 
 
 @lru_cache(maxsize=16)
