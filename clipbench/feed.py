@@ -26,7 +26,13 @@ KEPT_BYTES = 2**29  # of splits that are held for another use: 38 seeds of origi
 AHEAD, AHEAD_BYTES = 16, 2**22  # batches looked up, or copied, at once, at most
 MIXED = "bfloat16-mixed"  # weights, update and loss in float32, the model's products under autocast
 DISTURBED = 1e-7  # relative, of the weights of a replica: the last digit of a float32
-DTYPES = {"float32": torch.float32, "float64": torch.float64, MIXED: torch.float32}
+TF32 = "tf32"  # float32, whose products CUDA takes in ten bits: a process is set up for it
+DTYPES = {
+    "float32": torch.float32,
+    TF32: torch.float32,
+    "float64": torch.float64,
+    MIXED: torch.float32,
+}
 
 
 def model(

@@ -66,7 +66,7 @@ def replay(store: Store, cell: str, engine: str | None = None, use: Sequence[Pat
         )
     work = execute.Call(_train, (job, with_engine), f"the replay of {asked.id}")
     with execute.Local(1) as executor:
-        setting = execute.Setting(tuple(used), 1, asked.device)
+        setting = execute.Setting(tuple(used)).of(asked)
         record = execute.call(
             executor, work, setting, max(execute.LIMIT, execute.SLACK * row["seconds"])
         )

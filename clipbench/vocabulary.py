@@ -67,7 +67,7 @@ class Word:
 
 _OPTIONAL: dict[str, Any] = {"workload": None, "optimizer": None, "clip": None}
 _DEVICE = Literal["cpu", "cuda"]
-_DTYPE = Literal["float32", "float64", "bfloat16-mixed"]
+_DTYPE = Literal["float32", "tf32", "float64", "bfloat16-mixed"]
 _ON: Any = Literal[GRADIENT, UPDATE, EXAMPLE]
 _RATES = Finite | list[Finite]
 _GIVEN = Finite | dict[str, Finite]
@@ -93,7 +93,7 @@ WORDS = (
     Word(
         "dtype",
         _DTYPE | list[_DTYPE],
-        '"float32", "float64", "bfloat16-mixed", or a list of them',
+        '"float32", "tf32", "float64", "bfloat16-mixed", or a list of them',
         {"run": "float32"},
     ),
     Word("lr", _RATES, "a positive number, or a list of them", {"run": None}),

@@ -40,8 +40,9 @@ def two_cards():
 
 
 def where(seconds=0.0):
-    """The device of a process, and when it was at work there."""
+    """The device of a process, when it was at work there, and whether it counts in TF32."""
     begin = time.monotonic()
+    short = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     index = torch.zeros(1, device="cuda").device.index
     time.sleep(seconds)
-    return index, begin, time.monotonic()
+    return index, begin, time.monotonic(), short

@@ -82,7 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "summary",
         "events",
     },
-    "execute": {*MEMORY, "measures", "registry", "events", "study", "engines"},
+    "execute": {*MEMORY, "measures", "registry", "events", "study", "feed", "engines"},
     # the sight
     "statistics": set(),
     "selection": {"vocabulary", "schema", "cell", "task", "store", "statistics"},

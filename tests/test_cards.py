@@ -33,12 +33,10 @@ SMALL = study_page("cosh", steps=4, lr=0.01)
 A_CARD = cards.Card(0, "H200", (9, 0), 139 * 2**30, 139 * 2**30)
 
 
-def job(seed=0, device="cuda", clip="none"):
+def job(seed=0, device="cuda", clip="none", dtype="float64"):
     settings = {"none": {}, "norm": {"max_norm": 0.1}}[clip]
     part = Part(clip, 1, settings, next(iter(settings), None))
-    cell = Cell(
-        Part("cosh", 1), Part("sgd", 1), part, 0.01, seed, 4, 4, device=device, dtype="float64"
-    )
+    cell = Cell(Part("cosh", 1), Part("sgd", 1), part, 0.01, seed, 4, 4, device=device, dtype=dtype)
     return Job(cell, settings)
 
 
@@ -149,13 +147,25 @@ def test_a_process_has_a_device_of_its_own_and_none_has_two():
     """Three calls on two devices, as pilots and rates are made."""
     with two_cards(), Local(4, Cards((0, 1))) as executor:
         works = {
-            str(one): (Call(where, (0.2,), "a look"), Setting(device="cuda")) for one in range(3)
+            str(one): (Call(where, (0.2,), "a look"), Setting().of(job(dtype=dtype).cell))
+            for one, dtype in enumerate(("float32", "tf32", "float32"))
         }
-        found = [value for _, value in execute.calls(executor, works)]
+        seen = dict(execute.calls(executor, works))
+        found = seen.values()
     assert Counter(index for index, *_ in found) == {0: 2, 1: 1}
+    assert [seen[name][-1] for name in "012"] == [(False,) * 2, (True,) * 2, (False,) * 2]
     for index in (0, 1):
-        ended = sorted((begin, end) for one, begin, end in found if one == index)
+        ended = sorted((begin, end) for one, begin, end, _ in found if one == index)
         assert all(before[1] <= after[0] for before, after in pairwise(ended))
+
+
+def test_tf32_is_a_dtype_of_cuda_alone():
+    page = SMALL.replace("[run]", '[run]\ndtype = "tf32"')
+    with pytest.raises(UsageError, match='dtype "tf32" is arithmetic of CUDA devices'):
+        protocol.plan(study.parse("tiny", page, Path()))
+    there = study.parse("tiny", page.replace("[run]", '[run]\ndevice = "cuda"'), Path())
+    with two_cards():
+        assert [cell.dtype for cell in protocol.plan(there).cells] == ["tf32"]
 
 
 def test_the_arms_of_a_seed_are_packed_for_one_device():

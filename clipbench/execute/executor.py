@@ -7,14 +7,16 @@ It must not know of processes, pipes, queues or the store.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from clipbench.cell import Cell
 from clipbench.engines import Record
 from clipbench.engines.failures import Fault
 from clipbench.execute.cards import CUDA, Cards
 from clipbench.execute.shards import Shard
+from clipbench.feed import TF32
 
 NOTHING = Fault()
 # a user's file of components, and the hash that it had when the study was read
@@ -24,13 +26,18 @@ Used = tuple[Path, str]
 @dataclass(frozen=True)
 class Setting:
     """How a process is prepared before it works: the files it loads, its torch threads, the device
-    of its work, and which of several CUDA devices that is.
+    of its work, which of several CUDA devices that is, and whether that may count in TF32.
     """
 
     use: tuple[Used, ...] = ()
     threads: int = 1
     device: str = "cpu"
     card: int = 0
+    tf32: bool = False
+
+    def of(self, cell: Cell) -> Setting:
+        """The setting for a cell: its device, and whether CUDA may count in TF32."""
+        return replace(self, device=cell.device, tf32=cell.dtype == TF32)
 
 
 @dataclass(frozen=True)

@@ -154,8 +154,7 @@ class _Supervisor:
                 shard = self.queue.next([one.shard for one in self.under_way.values()])
                 if shard is None:
                     break
-                device, card = shard.place
-                setting = replace(self.setting, device=device, card=card)
+                setting = replace(self.setting.of(shard.jobs[0].cell), card=shard.card)
                 beside = [one for one in self.under_way.values() if one.shard.place == shard.place]
                 ticket = self.executor.submit(shard, setting)
                 self.under_way[ticket] = _UnderWay(shard, time.monotonic())

@@ -37,7 +37,8 @@ def prepare(setting: Setting) -> None:
 
     Denormals are flushed: decaying moments and dead networks fill memory with them, and arithmetic
     on them is many times slower. A CUDA device counts float32 as float32, and not in the ten bits
-    of TF32, as torch has it do in convolutions; ``cuda`` then is the setting's one of them.
+    of TF32, as torch has it do in convolutions, unless the setting says so; ``cuda`` is the
+    setting's one of them.
 
     :raises UsageError: a file of `Setting.use` is not what it was when the study was read.
     """
@@ -46,7 +47,7 @@ def prepare(setting: Setting) -> None:
     torch.set_num_threads(setting.threads)
     if setting.device == CUDA:
         torch.cuda.set_device(setting.card)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = setting.tf32
     torch.backends.cudnn.benchmark = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the supervisor has already warned of a broken entry point

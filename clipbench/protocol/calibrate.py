@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from clipbench import engines, execute, registry
@@ -37,7 +36,7 @@ def calibrate(campaign: Campaign) -> None:
     works = {
         pilot: (
             Call(_pilot, one, f"the pilot of {Task.of(one[0]).label}"),
-            replace(campaign.setting, device=one[0].device),
+            campaign.setting.of(one[0]),
         )
         for pilot, one in wanted.items()
     }

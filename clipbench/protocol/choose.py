@@ -93,13 +93,13 @@ def measured(
         arms = list({rates.versioned(job): job for job in reversed(jobs)}.values())
         # What one worker has to train, about: its share of the selection, and half as much again
         # for the phases after it.
-        device = jobs[0].cell.device
-        cell_steps = 1.5 * steps[task] / execute.abreast(asked.executor, device)
+        abreast = execute.abreast(asked.executor, jobs[0].cell.device)
+        cell_steps = 1.5 * steps[task] / abreast
         what = f"the choice of an engine for {jobs[0].cell.problem}"
         sharers = asked.executor.cards.sharers
         works[task] = (
             Call(rates.measure, (arms, asked.memory, cell_steps, asked.engine, sharers), what),
-            replace(asked.setting, device=device),
+            asked.setting.of(jobs[0].cell),
         )
     chosen = {}
     for task, outcome in execute.calls(asked.executor, works, asked.limit):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from clipbench import execute, lr_schedules, registry
+from clipbench import execute, feed, lr_schedules, registry
 from clipbench.cell import Cell
 from clipbench.errors import UsageError
 from clipbench.execute import Cards, cards
@@ -169,6 +169,11 @@ def plan(study: Study, device: str = "study") -> Plan:
         wanted = _device_asked(device)
         cells = list(
             {cell.id: cell for cell in (replace(cell, device=wanted) for cell in cells)}.values()
+        )
+    if any(cell.dtype == feed.TF32 and cell.device == "cpu" for cell in cells):
+        raise UsageError(
+            f'{study.where}, [run]: dtype "tf32" is arithmetic of CUDA devices, and a CPU has none '
+            f'of it; give device = "cuda", or dtype = "float32".'
         )
     if not torch.cuda.is_available():
         absent = sum(seeds[cell.workload.name] for cell in cells if cell.device == "cuda")

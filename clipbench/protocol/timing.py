@@ -40,7 +40,8 @@ def time_methods(campaign: Campaign) -> None:
     for task in tasks:
         work = Call(throughput.measure, (task,), f"the timing of {Task.of(task[0][0].cell).label}")
         try:
-            _keep(campaign, execute.call(campaign.executor, work, campaign.setting, LONGEST))
+            setting = campaign.setting.of(task[0][0].cell)
+            _keep(campaign, execute.call(campaign.executor, work, setting, LONGEST))
             campaign.counts.timed += len(task)
         except UsageError as error:  # the cells are there; the next run tries it again
             campaign.watcher.note(str(error))

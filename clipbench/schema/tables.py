@@ -85,7 +85,7 @@ CELLS = (
     ),
     Column("batch", INT, "examples", "batch size"),
     Column("device", TEXT, "", "cpu or cuda"),
-    Column("dtype", TEXT, "", "float32, float64 or bfloat16-mixed"),
+    Column("dtype", TEXT, "", "float32, tf32, float64 or bfloat16-mixed"),
     Column("engine", TEXT, "", "which engine made the row"),
     Column("status", TEXT, "", one_of([*Status])),
     Column("outcome", TEXT, "", f"{one_of([*Outcome])}; null for a failed cell"),
