@@ -39,6 +39,8 @@ def along(before: np.ndarray, now: np.ndarray) -> np.ndarray:
     finite = np.isfinite(one), np.isfinite(other)
     largest = np.maximum.accumulate(np.where(finite[0], np.abs(one), 0.0))
     both = finite[0] & finite[1]
-    gap = np.abs(one - other, where=both, out=np.zeros(shared))
-    share[:shared] = np.where(finite[0] == finite[1], gap / np.maximum(largest, TINY), np.inf)
+    with np.errstate(over="ignore"):  # of two that are nearly as large as a float can be: ∞
+        gap = np.abs(np.subtract(one, other, where=both, out=np.zeros(shared)))
+        shares = gap / np.maximum(largest, TINY)
+    share[:shared] = np.where(finite[0] == finite[1], shares, np.inf)
     return share

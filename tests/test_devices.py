@@ -14,6 +14,7 @@ from clipbench.conformance import lanes
 from clipbench.engines import Job
 from clipbench.report import devices, evidence, parts
 from clipbench.schema import Verdict
+from clipbench.tolerance import along
 
 BOTH = ({"device": "cpu", "dtype": "float64"}, {"device": "cuda", "dtype": "float64"})
 CALM = np.linspace(2.0, 1.0, 60)  # a loss that falls
@@ -126,6 +127,18 @@ def test_what_rounding_does_is_told_from_what_it_does_not(kind):
 def test_a_loss_that_blows_up_may_part_in_one_step():
     hot = CALM * 100.0 ** np.arange(60)
     assert not analysis._judged(hot, jolted(3, 1e-3)(hot), "float64")["at_once"]
+
+
+def test_two_runs_that_leave_finite_numbers_at_the_same_step_are_not_apart():
+    ends = np.array([1.0, -1e308, np.inf, np.nan])
+    assert along(ends, ends).tolist() == [0, 0, 0, 0]
+    assert along(ends, np.array([1.0, 1e308, np.inf])).tolist() == [0, np.inf, 0, np.inf]
+
+
+def test_a_difference_is_a_share_of_the_largest_loss_until_then():
+    falling, rising = np.array([2.0, 1.0, 0.5]), np.array([1.0, 10.0, 1e6])
+    assert along(falling, falling + 0.2) == pytest.approx([0.1, 0.1, 0.1])
+    assert along(rising, rising + 0.2) == pytest.approx([0.2, 0.02, 2e-7])
 
 
 def test_rounding_made_on_purpose_parts_no_run_at_once(whole):
