@@ -6,14 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import synthetic
+from executors import InProcess
+from pages import study_page
 
-from clipbench import registry, report
+from clipbench import protocol, registry, report
+from clipbench import study as pages
 from clipbench.analysis import devices as analysis
 from clipbench.cell import Cell, Part
 from clipbench.conformance import lanes
+from clipbench.conformance.pretended import pretended
 from clipbench.engines import Job
+from clipbench.execute import machine
 from clipbench.report import devices, evidence, parts
 from clipbench.schema import Verdict
+from clipbench.store import Store
 from clipbench.tolerance import along
 
 BOTH = ({"device": "cpu", "dtype": "float64"}, {"device": "cuda", "dtype": "float64"})
@@ -315,6 +321,33 @@ def test_a_study_of_one_device_has_no_such_section(tmp_path, device):
     store = study(tmp_path / "s", variants=({"device": device},))
     assert store.page("plan")["not_run"]
     assert devices.section(evidence.read(store)).parts == []
+
+
+def test_devices_without_a_pair_are_said_to_have_none(tmp_path):
+    """Such as a study that has another dtype on each."""
+    variants = ({"device": "cpu", "dtype": "float64"}, {"device": "cuda", "dtype": "float32"})
+    words, tables = told(study(tmp_path / "s", variants=variants))
+    assert "0 pairs of cells are alike in everything but the device" in words
+    assert "84 cells of the CPU and 84 of CUDA have none like them on the other device" in words
+    assert not tables
+
+
+def test_a_study_run_on_a_pretended_device_agrees_with_the_cpu_to_the_last_digit(tmp_path):
+    registry.load_packaged()
+    about = {"steps": 4, "batch": 16, "evaluations": 1, "lr": [0.1], "dtype": "float64"}
+    text = study_page("wdbc", clips={"norm": {"percentile": 90}}, device=["cpu", "cuda"], **about)
+    with pretended(), InProcess() as executor:
+        executor.here = machine.environment("cuda")
+        page = pages.parse("both", text, tmp_path)
+        store = Store.create(tmp_path / "both", page.name, page.text)
+        options = protocol.Options(throughput=False, engine="loop")
+        with store.claim():
+            protocol.run(page, store, options, protocol.Silent(), executor)
+    words, tables = told(store)
+    assert "1 pair of cells is alike in everything but the device" in words
+    assert "In 1 of 1 the losses stay within 1e−8 at every step (0 at most)." in words
+    assert "1 of 1 pair end alike." not in words
+    assert "CUDA: pretended (environment " in tables["devices-curves"].caption
 
 
 @pytest.mark.usefixtures("undrawn")
