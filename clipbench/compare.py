@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from clipbench import tuning
-from clipbench.analysis import headline, replicas
+from clipbench.analysis import cost, headline, replicas
 from clipbench.analysis.cells import plain, table_of
-from clipbench.analysis.cost import TIMED, cost
+from clipbench.analysis.devices import BOTH
 from clipbench.analysis.headline import Axis, Comparisons
 from clipbench.cell import unversioned
 from clipbench.errors import UsageError
@@ -25,10 +25,8 @@ from clipbench.store import Store
 from clipbench.task import ARM, Task, Threshold
 
 RESULT = ["status", "outcome", "steps", "final_loss", "best_loss", "metric_value", "best_metric"]
-METHOD = [name for name in TIMED if name not in ("device", "environment")]
 ESTIMATES = [*ARM, "grade", "estimate", "estimate_b", "difference", "low", "high", "n", "paired"]
-TIMES = [*METHOD, "clip", "step", "step_b", "ratio", "cost", "cost_b"]
-BOTH = "both"  # devices, where one folder's are compared with another's
+TIMES = [*cost.METHOD, "step", "step_b", "ratio", "cost", "cost_b"]
 
 
 @dataclass(frozen=True)
@@ -255,21 +253,6 @@ def _runs(store: Store) -> dict[str, set[str]]:
 
 
 def _times(first: Store, second: Store) -> pd.DataFrame:
-    """The methods that both have timed. Of several environments the one with most blocks counts."""
-    sides = []
-    for store in (first, second):
-        timed = cost(store.read("throughput"))
-        timed = timed[timed["blocks"] > 0].sort_values("blocks", kind="stable")
-        sides.append(timed.drop_duplicates([*METHOD, "clip"], keep="last"))
-    both = sides[0].merge(sides[1], on=[*METHOD, "clip"], suffixes=("", "_b"))
-    return pd.DataFrame(
-        {
-            **{name: both[name] for name in (*METHOD, "clip")},
-            "step": both["step_50"],
-            "step_b": both["step_50_b"],
-            "ratio": both["step_50_b"] / both["step_50"],
-            "cost": both["ratio"],
-            "cost_b": both["ratio_b"],
-        },
-        columns=TIMES,
-    )
+    """The methods that both have timed."""
+    sides = [cost.cost(store.read("throughput")) for store in (first, second)]
+    return cost.side_by_side(*sides)[TIMES]

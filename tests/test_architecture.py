@@ -90,6 +90,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verdicts": {"schema"},
     "comparisons": {"task", "verdicts"},
     "analysis": {
+        "tolerance",
         "schema",
         "cell",
         "task",
@@ -237,6 +238,7 @@ FREE_OF_TORCH = {
     "report",
     "loading",
     "compare",
+    "tolerance",
 }
 FREE_OF_TORCH_WHEN_IMPORTED = {"__init__", "__main__", "cli"}  # their functions may import it
 

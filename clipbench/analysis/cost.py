@@ -23,6 +23,8 @@ MEASURES = [
     "samples_per_second",
     "peak_bytes",
 ]
+METHOD = [*(name for name in TIMED if name not in ("device", "environment")), "clip"]
+BESIDE = [*METHOD, "step", "step_b", "ratio", "cost", "cost_b", "blocks", "blocks_b"]
 
 
 def cost(throughput: pd.DataFrame) -> pd.DataFrame:
@@ -77,3 +79,26 @@ def cost(throughput: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return table_of(rows, [*timed, *MEASURES])
+
+
+def side_by_side(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """A row per method that both have timed, rows of `cost`: the median ``step`` in seconds, that
+    of the second (``_b``) and the ``ratio`` of the second to the first, and the ``cost`` of its
+    clip in each.
+
+    Of several environments on one side, the one with most blocks counts.
+    """
+    sides = [
+        side[side["blocks"] > 0]
+        .sort_values("blocks", kind="stable")
+        .drop_duplicates(METHOD, keep="last")
+        for side in (first, second)
+    ]
+    both = sides[0].merge(sides[1], on=METHOD, suffixes=("", "_b"))
+    return both.assign(
+        step=both["step_50"],
+        step_b=both["step_50_b"],
+        cost=both["ratio"],
+        cost_b=both["ratio_b"],
+        ratio=both["step_50_b"] / both["step_50"],
+    )[BESIDE]

@@ -1,4 +1,6 @@
-"""A study beside its replica: how far the estimates moved, and whether a verdict turned."""
+"""A study beside its replica, or on one device beside another: how far the estimates moved, and
+whether a verdict turned.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,12 @@ def beside(gaps: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     """
     columns = [*ARM, "difference", "error", "n", "margin", "verdict"]
     both = gaps[columns].merge(
-        again[[*ARM, "difference", "error", "verdict"]], on=ARM, suffixes=("", "_again")
+        again[[*ARM, "difference", "error", "n", "verdict"]], on=ARM, suffixes=("", "_again")
     )
+    freedom = both["n"].astype(float) + both.pop("n_again").astype(float) - 2
     moved = (both["difference_again"] - both["difference"]).astype(float)
     error = np.hypot(both["error"].astype(float), both["error_again"].astype(float))
-    quantile = special.stdtrit(2 * (both["n"].astype(float) - 1), (1 + CONFIDENCE) / 2)
+    quantile = special.stdtrit(freedom, (1 + CONFIDENCE) / 2)
     sides = [both[name].astype(str).map(WORDS) for name in ("verdict", "verdict_again")]
     decided = sides[0].notna() & sides[1].notna()
     turned = decided & (sides[0] != sides[1])
