@@ -132,6 +132,7 @@ def test_what_is_not_there_is_not_asked_for(judged):
         "no global random state",
         "no in-place change of its inputs",
         "update under vmap equals the loop",
+        "works on a device",
     ]
 
 
@@ -192,7 +193,7 @@ CLIPS = {
     ),
     "the tree alone": (
         "update returns a tree and a state",
-        "not a pair of a tree and a state, with limit=1.0; not judged for it: 13 claims",
+        "not a pair of a tree and a state, with limit=1.0; not judged for it: 14 claims",
         """
         limit: Positive
         def update(self, grads, state, params):
@@ -468,6 +469,31 @@ CLIPS = {
             return torch.stack([grad.norm() for grad in grads.values()])
     """,
     ),
+    "a state born on the CPU": (
+        "works on a device",
+        "tensors on cpu and cuda:0",
+        """
+        limit: Positive
+        def init(self, params):
+            return {name: torch.zeros(param.shape) for name, param in params.items()}
+        def update(self, grads, state, params):
+            cut = shortened(grads, self.limit)
+            return trees.map(lambda g, s: g + 0 * s.to(g.dtype), cut, state), state
+    """,
+    ),
+    "an in-place path with a number of the CPU": (
+        "works on a device",
+        "tensors on cpu and cuda:0",
+        """
+        limit: Positive
+        def update(self, grads, state, params):
+            return shortened(grads, self.limit), state
+        def clip_(self, params):
+            cut = shortened({str(n): p.grad for n, p in enumerate(params)}, self.limit)
+            for param, grad in zip(params, cut.values()):
+                param.grad = grad * torch.ones(param.shape)
+    """,
+    ),
 }
 
 OPTIMIZERS = {
@@ -575,6 +601,16 @@ OPTIMIZERS = {
             return torch.optim.SGD(params, lr=lr)
     """,
     ),
+    "a sign table of the CPU": (
+        "works on a device",
+        "tensors on cpu and cuda:0",
+        """
+        def init(self, params):
+            return {}
+        def update(self, grads, state, params):
+            return trees.map(lambda g: g * torch.ones(g.shape, dtype=g.dtype), grads), state
+    """,
+    ),
 }
 
 
@@ -676,7 +712,7 @@ def test_a_setting_without_an_example_is_asked_to_have_a_default(judged):
     broken = judged(source, "clip", "planted")
     assert broken == {
         "settings validate": "there is no example of `path` (text) to try; give it a default; "
-        "not judged for it: 14 claims"
+        "not judged for it: 15 claims"
     }
 
 
@@ -688,6 +724,20 @@ WARNED = {
         limit = 1.0
         def update(self, grads, state, params):
             return shortened(grads, self.limit), state
+    """,
+    ),
+    "a norm that the host reads": (
+        "works on a device",
+        "at every step the host waits for the device in aten._local_scalar_dense.default, at ",
+        """
+        limit: Positive
+        def update(self, grads, state, params):
+            return shortened(grads, self.limit), state
+        def clip_(self, params):
+            named = {str(n): p.grad for n, p in enumerate(params)}
+            if float(trees.norm(named)) > self.limit:
+                for param, grad in zip(params, shortened(named, self.limit).values()):
+                    param.grad = grad
     """,
     ),
     "a constant in the code": (
@@ -859,6 +909,12 @@ WORKLOADS = {
         "`target_metric` is 0.5, and must be a better",
         "target = 0.1",
         "chance, target_metric = 0.5, 0.5",
+    ),
+    "a loss with a tensor of the CPU": (
+        "works on a device",
+        "tensors on cpu and cuda:0 in aten.mul.Tensor, at stranger.py, line",
+        "mse_loss(output, target)",
+        "mse_loss(output, target * torch.ones(1))",
     ),
     "a target in words": (
         "reference_loss declared",

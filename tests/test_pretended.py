@@ -82,6 +82,8 @@ def test_tensors_of_two_devices_do_not_meet_but_for_scalars_of_the_cpu():
         for other in (torch.ones(3), torch.ones(3, device="cuda:1")):
             with pytest.raises(Misplaced, match="tensors on c"):
                 there + other
+        assert torch.ones(2, dtype=torch.float64).to(there).dtype == torch.float32
+        assert torch.ones(2).to(there).is_cuda
         assert (there.to("cuda:1") + torch.ones(3, device="cuda:1")).device.index == 1
         with pytest.raises(Misplaced, match="tensors on cpu and cuda:0"):
             torch.stack([there.sum(), torch.tensor(1.0)])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from clipbench import registry, trees
-from clipbench.conformance import clipping, lanes, rules, workloads
+from clipbench.conformance import clipping, device, lanes, rules, workloads
 from clipbench.conformance.findings import Doubt, Fault, one_thread, told
 from clipbench.conformance.settings import UNCLIPPED, settings_validate
 from clipbench.errors import counted
@@ -47,6 +47,7 @@ UNITS = "clips alike in another unit of the gradient"
 HOOKS = "hooks present"
 SPLITS = "splits present, inputs and targets alike in number"
 START = "loss and gradient finite at the start"
+DEVICE = "works on a device"
 # without one of these the claims after it have nothing to look at
 GROUND = (SETTINGS, ANSWERS, HOOKS, SPLITS, START)
 CLAIMS: dict[Kind, dict[str, Test]] = {
@@ -66,6 +67,7 @@ CLAIMS: dict[Kind, dict[str, Test]] = {
         **PURE,
         "clip_ equals update": rules.in_place_equals_update,
         "size is one number": rules.size_is_a_number,
+        DEVICE: device.works,
     },
     "optimizer": {
         SETTINGS: settings_validate,
@@ -74,6 +76,7 @@ CLAIMS: dict[Kind, dict[str, Test]] = {
         "finite on a zero gradient": rules.finite_on_zero,
         **PURE,
         "torch equals update": rules.torch_equals_update,
+        DEVICE: device.works,
     },
     "workload": {
         SETTINGS: settings_validate,
@@ -87,6 +90,7 @@ CLAIMS: dict[Kind, dict[str, Test]] = {
         "the metric is a number": workloads.metric_is_a_number,
         "reference_loss declared": workloads.reference_declared,
         "runs are judged by the metric, or it says why not": workloads.judged_by_metric,
+        DEVICE: device.works,
         "runs in lanes, or says why not": lanes.refused,
         "a step in lanes is the loop's": lanes.step_locked,
         "a run in lanes is the loop's": lanes.free_running,
@@ -102,16 +106,16 @@ OPTIONAL = {
 UNTESTED: dict[Kind, str] = {
     "clip": (
         "that the threshold is cut at exactly, that the rule is the one you mean, dtypes other "
-        "than float32 and float64, GPUs, torch.compile, sharded tensors, speed, and whether "
-        "training gets better"
+        "than float32 and float64, numbers of a GPU, torch.compile, sharded tensors, speed, and "
+        "whether training gets better"
     ),
     "optimizer": (
         "that the rule is the one you mean, that it learns, dtypes other than float32 and "
-        "float64, GPUs, torch.compile, sharded tensors, and speed"
+        "float64, numbers of a GPU, torch.compile, sharded tensors, and speed"
     ),
     "workload": (
         "that the data and its labels are right, that the model learns, dtypes other than float32 "
-        "and float64, GPUs, and speed"
+        "and float64, numbers of a GPU, and speed"
     ),
 }
 
@@ -136,7 +140,7 @@ def conform(kind: Kind, name: str) -> list[Check]:
         if name == UNCLIPPED:
             del asked[CLIPS]
     if kind == "optimizer" and hasattr(cls, "torch") and not hasattr(cls, "update"):
-        asked = {claim: asked[claim] for claim in (SETTINGS, "torch equals update")}
+        asked = {claim: asked[claim] for claim in (SETTINGS, "torch equals update", DEVICE)}
     # Seeded and put back: a component that draws from the global random state does not move the
     # caller's. In one thread, as the workers train.
     with trees.seeded("conformance", 0, name), one_thread():

@@ -48,7 +48,7 @@ def refused(cls: Any) -> str | None:
 @lru_cache(maxsize=1)  # three claims on one workload ask
 def _refusal(cls: Any) -> str | None:
     # in float32, as studies run: an operation may have lanes in one dtype only
-    job = _job(cls, "sgd", "none", {})
+    job = job_of(cls, "sgd", "none", {})
     reasons = rates.refusals([replace(job, cell=replace(job.cell, dtype="float32"))])
     return next(iter(reasons.values()), None)
 
@@ -122,7 +122,8 @@ def free_running(cls: type[Any]) -> str | None:
     return f"{agreeing} of {len(jobs)} arms agree after {STEPS} steps{parted}"
 
 
-def _job(cls: type[Any], optimizer: str, clip: str, settings: dict[str, Any]) -> Job:
+def job_of(cls: type[Any], optimizer: str, clip: str, settings: dict[str, Any]) -> Job:
+    """A training run of a workload at its first example settings, in float64."""
     workload_settings = examples(cls)[0]
     threshold = registry.threshold_field(registry.find("clip", clip))
     parts = (
@@ -137,8 +138,8 @@ def _arms(cls: type[Any]) -> list[Job]:
     """Every optimizer with a pure rule and every clip, each at least once; of a large model two
     pairs.
     """
-    first = _trainer(_job(cls, "sgd", "none", {}))
-    first.step(*next(_batches(_job(cls, "sgd", "none", {}), 1)))
+    first = _trainer(job_of(cls, "sgd", "none", {}))
+    first.step(*next(_batches(job_of(cls, "sgd", "none", {}), 1)))
     grads = {
         name: param.grad
         for name, param in first.module.named_parameters()
@@ -162,7 +163,7 @@ def _arms(cls: type[Any]) -> list[Job]:
     ]
     if elements >= LARGE:
         pairs = pairs[:: len(pairs) // 2][:2]
-    jobs = [_job(cls, optimizer, *clip) for optimizer, clip in pairs]
+    jobs = [job_of(cls, optimizer, *clip) for optimizer, clip in pairs]
     return sorted(jobs, key=lambda job: repr(structure.Structure.of(job)))
 
 

@@ -60,6 +60,10 @@ class Misplaced(RuntimeError):  # noqa: N818 - what a device says, in its own wo
     """What a device would have raised, or would have waited for."""
 
 
+class Waited(Misplaced):
+    """The host would have waited for the device, where it must not."""
+
+
 class Marks:
     """Where storages are said to lie."""
 
@@ -141,11 +145,11 @@ class Device(TorchDispatchMode):
     def wait(self, what: object) -> None:
         """Note that the host waits for the device.
 
-        :raises Misplaced: it must not, here.
+        :raises Waited: it must not, here.
         """
         self.waits.append(str(what))
         if self.strict or self.record is not None:
-            raise Misplaced(f"pretended CUDA: the host waits for the device in {what}")
+            raise Waited(f"pretended CUDA: the host waits for the device in {what}")
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -272,6 +276,10 @@ class Front(TorchFunctionMode):
 
     def _moved(self, func: Any, tensor: Tensor, place: Any, rest: Any, kwargs: Any) -> Any:
         """A tensor where it is asked for: itself if it is there already."""
+        alike = kwargs.pop("other", next((one for one in rest if isinstance(one, Tensor)), None))
+        if alike is not None:
+            kwargs |= {"device": self.marks.place(alike) or CPU, "dtype": alike.dtype}
+            rest = tuple(one for one in rest if one is not alike)
         asked = (
             CPU
             if func is Tensor.cpu
