@@ -459,9 +459,7 @@ def test_cells_for_an_absent_device_are_listed_with_the_reason(tmp_path):
 def test_a_study_for_absent_devices_alone_is_refused(tmp_path):
     with pytest.raises(UsageError, match="every cell is for an absent device"):
         carried_out(PAGE.replace('device = "cpu"', 'device = "cuda"'), tmp_path / "tiny")
-    with pytest.raises(
-        UsageError, match=r"--device cuda: torch .* is built without CUDA; leave --device out"
-    ):
+    with pytest.raises(UsageError, match=r"--device cuda: .*; leave --device out, or say cpu"):
         protocol.plan(parsed(PAGE, tmp_path), "cuda")
 
 

@@ -94,6 +94,8 @@ def answers(shard: Shard, world: World) -> Iterator[Answer]:
             if isinstance(said, Broken)
             else [record.fault for record in said if record.fault]
         )
+        if any(fault.lost for fault in faults) and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # what this process keeps in reserve is not the others'
         retires = bool(change.numbers or change.lasting or any(fault.spent for fault in faults))
         yield Answer(said, change.notes, retires)
         if retires or isinstance(said, Broken):
@@ -106,8 +108,6 @@ def _attempt(runs: Iterator[list[Record]], shard: Shard) -> list[Record] | Broke
     except NoLanes as refusal:
         return Broken(str(refusal), lanes=True)
     except torch.OutOfMemoryError as error:
-        if torch.cuda.is_initialized():  # what this process keeps in reserve is not the others'
-            torch.cuda.empty_cache()
         return Broken(f"out of memory on {shard.jobs[0].cell.device}", fault=Fault.of(error))
     except BaseException as error:  # noqa: BLE001 - a user-defined component may raise anything; the matrix goes on
         return Broken(said(error), fault=Fault.of(error))
