@@ -8,7 +8,6 @@ report and verify never wait for torch.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipbench import __version__
-from clipbench.cli import completion
 from clipbench.cli.compare import compare
 from clipbench.cli.components import conform, list_
 from clipbench.cli.data import data
@@ -25,19 +23,18 @@ from clipbench.cli.doctor import advise, doctor
 from clipbench.cli.export import export
 from clipbench.cli.gate import gate
 from clipbench.cli.leaving import FINDING, command, heed_signals, leave
-from clipbench.cli.pack import in_bytes, pack
+from clipbench.cli.merge import merge
+from clipbench.cli.options import CHANGES, DEVICE, ENGINE, FOLDER, ONLY, OUT, STUDY
+from clipbench.cli.pack import pack
 from clipbench.cli.replay import replay
 from clipbench.cli.report import report
+from clipbench.cli.run import not_run, run
 from clipbench.cli.watch import watch
-from clipbench.errors import UsageError, counted, duration
-from clipbench.progress import Bars, waiting
+from clipbench.errors import counted, duration
+from clipbench.progress import Bars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from clipbench.protocol import Reason
-
-SHOWN, WIDEST = 5, 200  # reasons of failed cells, and letters of each
 
 
 def main() -> None:
@@ -56,58 +53,6 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
 @click.version_option(__version__, prog_name="clipbench")
 def cli() -> None:
     """What gradient clipping does, compared with another optimizer or another learning rate."""
-
-
-STUDY = click.argument("study", metavar="STUDY", shell_complete=completion.studies)
-FOLDER = click.argument(
-    "folder", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completion.folders
-)
-DEVICE = click.option(
-    "--device",
-    metavar="[cpu|cuda|cuda:N|auto]",
-    default=None,
-    shell_complete=completion.devices,
-    help="Run every cell there, whatever the page says; cuda is all CUDA devices, cuda:N one.",
-)
-ENGINE = click.option(
-    "--engine",
-    type=click.Choice(["auto", "loop", "batched"]),
-    default=None,
-    help=(
-        "One cell at a time, many as lanes of one program, or whichever is faster here; what the "
-        "study says if not given."
-    ),
-)
-CHANGES = click.option(
-    "-o",
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="TABLE.KEY=VALUE",
-    help=(
-        "Change a value of the page, which the results folder then holds as it was run: "
-        "run.steps=100, 'clip.norm.relative=[1]' (all tables of that clip), "
-        "workload.digits.seeds.report=5. A value is TOML, or a bare word. May be given again."
-    ),
-)
-ONLY = click.option(
-    "--only",
-    "parts",
-    multiple=True,
-    metavar="KEY=NAME,…",
-    help=(
-        "A part of the study: problem=wdbc,optimizer=adam; names of the same key add up. Keys are "
-        "problem, optimizer and clip, for an arm is compared and tuned on all its learning rates, "
-        "thresholds and seeds; an optimizer without a clip stays beside those with one. The rest "
-        "of the study is left for another run."
-    ),
-)
-OUT = click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Results folder; results/NAME if not given.",
-)
 
 
 @cli.command()
@@ -155,21 +100,8 @@ def plan(
         f"  selection: {counted(cells, 'cell')} in about {files}; report settings: to be chosen."
     )
     for entry in asked.not_run:
-        click.echo(f"  {_not_run(entry)}")
-    workers = {row["device"]: row["workers"] for row in outlook}
-    time, longest = (
-        duration(
-            max(  # the devices work side by side
-                sum(row[name] for row in outlook if row["device"] == device) / number
-                for device, number in workers.items()
-            )
-        )
-        for name in ("seconds", "at_most")
-    )
-    on = " and ".join(
-        counted(number, "worker" if device == "cpu" else "CUDA worker")
-        for device, number in workers.items()
-    )
+        click.echo(f"  {not_run(entry)}")
+    time, longest, on = _duration(outlook)
     click.echo(
         f"  predicted: about {time} on {on} for what is missing, besides timings and extended axes."
     )
@@ -180,148 +112,24 @@ def plan(
     )
 
 
-def _not_run(entry: dict[str, Any]) -> str:
-    return (
-        f"not run: {counted(entry['cells'], entry['device'] + ' cell')}, because {entry['reason']}."
-    )
-
-
-@cli.command()
-@STUDY
-@OUT
-@DEVICE
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    default=None,
-    help="Worker processes; one per core, and one per CUDA device, if not given.",
-)
-@ENGINE
-@click.option(
-    "--memory",
-    default=None,
-    callback=in_bytes,
-    help=(
-        "What the lanes of one worker may take, such as 500MB; 2GB on the CPU and most of a CUDA "
-        "device if not given."
-    ),
-)
-@click.option(
-    "--limit",
-    type=click.FloatRange(0, min_open=True),
-    default=None,
-    help="Seconds a shard may take before it is ended.",
-)
-@click.option(
-    "--curves",
-    type=click.Choice(["all", "report", "first", "none"]),
-    default="all",
-    help="Curves to keep: all; those of report and diverged cells; of the first report seed and "
-    "diverged cells; or none.",
-)
-@click.option(
-    "--anew", is_flag=True, help="Start from nothing; the old folder is renamed, not deleted."
-)
-@click.option("--no-throughput", is_flag=True, help="Leave out the timing of the methods.")
-@click.option(
-    "--replica",
-    type=click.IntRange(1),
-    default=None,
-    help=(
-        "Run a stored study once more, from weights that differ in their last digits, into the "
-        "folder replica-N inside its own; its report then tells whether the answers hold."
-    ),
-)
-@CHANGES
-@ONLY
-@partial(
-    command,
-    kept="every cell that ended is kept, and `run` goes on from there",
-    needs="clipbench.protocol",
-)
-def run(  # noqa: PLR0913, PLR0917 - an option each
-    study: str,
-    out: Path | None,
-    device: str | None,
-    workers: int | None,
-    engine: str | None,
-    memory: int | None,
-    limit: float | None,
-    curves: str,
-    anew: bool,
-    no_throughput: bool,
-    replica: int | None,
-    changes: Sequence[str],
-    parts: Sequence[str],
-) -> None:
-    """Run what is missing of a study; a second run says that everything is stored."""
-    with waiting(f"reading {study}"):
-        from clipbench import protocol
-        from clipbench import study as study_
-        from clipbench.protocol import place
-        from clipbench.study.changes import changed
-        from clipbench.study.only import only
-
-        page = changed(study_.read(study), changes)
-        # whatever is wrong with the page is said before a folder is touched
-        asked = protocol.runnable(page, device or "study")
-        part = only(parts, asked.templates)
-        protocol.ready(asked, device or "study", workers)
-    folder = shown = out or place.own_folder(page, not study.endswith(".toml"), anew)
-    if replica is not None:
-        if place.opened(folder, page) is None:
-            raise UsageError(f"{folder}: there is no study to repeat; run it without --replica.")
-        page, folder = study_.replica(page, replica), folder / f"replica-{replica}"
-        no_throughput = True  # its report is that of the study, which has timings
-    if anew and (renamed := place.moved_aside(folder, page)) is not None:
-        click.echo(f"{folder}: the old results are now {renamed}.")
-    options = protocol.Options(
-        device or "study", engine, memory, limit, workers, curves, not no_throughput, part
-    )
-    with place.claimed(folder, page) as store, Bars() as bars:
-        counts = protocol.run(page, store, options, bars)
-    total = counts.kept + counts.ran
-    spoiled = f"{counts.diverged} diverged, {counts.collapsed} collapsed, {counts.failed} failed"
-    if counts.ran:
-        click.echo(
-            f"{folder}: {counted(total, 'cell')}, {counts.kept} kept, {counts.ran} run; {spoiled}."
-        )
-    else:
-        click.echo(f"{folder}: everything is stored, all {counted(total, 'cell')} kept; {spoiled}.")
-    if counts.timed:
-        were = "was timed on its workload" if counts.timed == 1 else "were timed on their workloads"
-        click.echo(f"{counted(counts.timed, 'optimizer')} {were}, with every clip.")
-    for entry in store.page("plan")["not_run"]:
-        click.echo(_not_run(entry))
-    if part:
-        click.echo(f"only {part}: without --only, `clipbench run` runs the rest of the study.")
-    click.echo(f"`clipbench report {shown}` draws the figures and tables.")
-    _say_why(counts.reasons)
-    if counts.failed:
-        sys.exit(FINDING)
-
-
-def _say_why(reasons: Sequence[Reason]) -> None:
-    """The first reasons why cells failed: how many, of what, where, and where the traceback
-    lies.
+def _duration(outlook: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
+    """How long what is missing takes, as planned and at most, and on which workers: devices work
+    side by side.
     """
-    for reason in reasons[:SHOWN]:
-        position = f" at {reason.place}" if reason.place else ""
-        trace = f" (traceback: {reason.file})" if reason.file is not None else ""
-        click.echo(
-            f"{counted(reason.cells, 'cell')} failed{position}: {_printable(reason.words)}{trace}."
+    workers = {row["device"]: row["workers"] for row in outlook}
+    seconds = {
+        name: max(
+            (
+                sum(row[name] for row in outlook if row["device"] == device) / number
+                for device, number in workers.items()
+            ),
+            default=0.0,
         )
-    if len(reasons) > SHOWN:
-        click.echo(
-            f"{counted(len(reasons) - SHOWN, 'other reason')}: the column `reason` of the cells "
-            f"table has them all."
-        )
-
-
-def _printable(words: str) -> str:
-    """An exception's words, which may be long and hold anything, for a terminal."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in words)
-    return shown if len(shown) <= WIDEST else f"{shown[:WIDEST]}…"
+        for name in ("seconds", "at_most")
+    }
+    names = {"cpu": "worker", "cuda": "CUDA worker"}
+    on = " and ".join(counted(number, names[device]) for device, number in workers.items())
+    return duration(seconds["seconds"]), duration(seconds["at_most"]), on or "no worker"
 
 
 @cli.command()
@@ -396,12 +204,14 @@ def throughput(
     )
 
 
+cli.add_command(run)
 cli.add_command(report)
 cli.add_command(list_)
 cli.add_command(conform)
 cli.add_command(replay)
 cli.add_command(gate)
 cli.add_command(pack)
+cli.add_command(merge)
 cli.add_command(data)
 cli.add_command(compare)
 cli.add_command(export)

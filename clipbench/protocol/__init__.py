@@ -13,6 +13,7 @@ from clipbench.protocol.campaign import PHASES, Counts, Options, begin
 from clipbench.protocol.choose import choose
 from clipbench.protocol.extend import extend
 from clipbench.protocol.failures import Reason
+from clipbench.protocol.part import part_named, shared_by_parts
 from clipbench.protocol.plans import Plan, headline, plan, ready, runnable, shards
 from clipbench.protocol.predict import predict
 from clipbench.protocol.report import report
@@ -30,12 +31,14 @@ __all__ = [
     "Reason",
     "Silent",
     "headline",
+    "part_named",
     "plan",
     "predict",
     "ready",
     "run",
     "runnable",
     "shards",
+    "shared_by_parts",
     "survey",
 ]
 
@@ -64,10 +67,11 @@ def run(
     campaign.failures.forget()
     calibrate(campaign)
     choose(campaign)
-    select(campaign)
-    extend(campaign)
-    report(campaign)
-    if options.throughput:
+    for phase in (select, extend, report) if options.part is None or options.part.number else ():
+        phase(campaign)
+        if campaign.counts.elsewhere:  # what comes after needs the cells of other parts
+            break
+    if options.throughput and options.part is None:
         time_methods(campaign)
     return campaign.finish()
 

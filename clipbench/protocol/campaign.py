@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from clipbench import execute, registry
@@ -16,6 +17,7 @@ from clipbench.engines.rates import Choice
 from clipbench.execute import Call, Executor, Setting
 from clipbench.protocol import pages
 from clipbench.protocol.failures import Failures, Reason
+from clipbench.protocol.part import Part, shared_by_parts
 from clipbench.protocol.plans import (
     Plan,
     finished,
@@ -29,7 +31,7 @@ from clipbench.protocol.plans import (
 from clipbench.protocol.preregister import preregister
 from clipbench.protocol.watcher import Watcher
 from clipbench.schema import Outcome, Status
-from clipbench.store import CURVES, Store
+from clipbench.store import CURVES, Store, cells_of
 from clipbench.study import Study
 from clipbench.study.component import part
 from clipbench.study.only import Only
@@ -37,6 +39,7 @@ from clipbench.task import Threshold, arm_of
 from clipbench.vocabulary import OF_PILOT
 
 PHASES = ("select", "extend", "report")
+CALIBRATED = ("pilots", "engines")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ class Options:
     :param workers: processes on this machine; one a core, and one a CUDA device, if not given.
     :param curves: whose curves are kept, of `store.CURVES`.
     :param throughput: whether every method is timed after the training.
-    :param only: which part of the study is run; the pages of the store tell of the whole.
+    :param only: which problems and arms are run; the pages of the store tell of the whole.
+    :param part: which part of each phase is run here.
+    :param after: the folder of what all parts share, or of what was merged of them.
     """
 
     device: str = "study"
@@ -62,6 +67,8 @@ class Options:
     curves: str = "all"
     throughput: bool = True
     only: Only = field(default_factory=Only)
+    part: Part | None = None
+    after: Path | None = None
 
     @property
     def patience(self) -> float:
@@ -74,7 +81,8 @@ class Counts:
     """How many cells a run ``kept`` and ``ran``, and how they ended.
 
     ``diverged``, ``collapsed`` and ``failed`` count among all cells; ``not_run`` those for an
-    absent device; ``timed`` counts methods; ``reasons`` say why cells failed.
+    absent device; ``timed`` counts methods; ``reasons`` say why cells failed. ``elsewhere`` are the
+    cells of a phase that other parts run.
     """
 
     kept: int = 0
@@ -84,6 +92,7 @@ class Counts:
     failed: int = 0
     not_run: int = 0
     timed: int = 0
+    elsewhere: int = 0
     reasons: list[Reason] = field(default_factory=list)
 
 
@@ -99,6 +108,7 @@ class Campaign:
     setting: Setting
     environment: str  # the key of this machine's
     watcher: Watcher
+    after: Store | None = None  # what was merged of other parts
     counts: Counts = field(default_factory=Counts)
     pilots: dict[str, dict[str, float]] = field(default_factory=dict)
     choices: dict[Any, Choice] = field(default_factory=dict)  # by `structure.shape`
@@ -164,9 +174,13 @@ class Campaign:
         cells = [cell for cell in cells if cell.id not in self.ids]
         cells = [cell for cell in cells if self.options.only.meets(cell)]
         self.ids.update(cell.id for cell in cells)
-        stored = self.store.read("cells")
-        done = finished(stored)
+        done = finished(self.stored())
         missing = [cell for cell in cells if cell.id not in done]
+        if (part := self.options.part) is not None:
+            mine = {cell.id for cell in part.cells(cells)}
+            self.counts.elsewhere = sum(cell.id not in mine for cell in missing)
+            cells = [cell for cell in cells if cell.id in mine]
+            missing = [cell for cell in missing if cell.id in mine]
         self.counts.kept += len(cells) - len(missing)
         self.counts.ran += len(missing)
         self.watcher.phase(phase, len(missing))
@@ -182,6 +196,10 @@ class Campaign:
             on_note=self.watcher.note,
         )
 
+    def stored(self) -> Any:
+        """The stored cells, a frame: those of the folder, and of other parts."""
+        return cells_of([self.store, *([] if self.after is None else [self.after])])
+
     def _note_end(self, record: Record) -> None:
         self.watcher.record(record)
         self.failures.note(record)
@@ -191,7 +209,7 @@ class Campaign:
 
     def finish(self) -> Counts:
         """The counts of the run; a finished store is compacted."""
-        if not self.store.missing():
+        if self.options.part is not None or not self.store.missing():
             self.store.compact()
         cells = self.store.read("cells")
         wanted = cells[cells["cell"].isin(self.ids)]
@@ -220,12 +238,17 @@ def begin(
         if on_cuda
         else execute.environment("cpu")
     )
-    environment_key = _write_pages(study, store, plan, here, options.curves)
-    return Campaign(study, store, plan, options, executor, setting, environment_key, watcher)
+    after = shared_by_parts(study, plan.templates, options.part, options.after)
+    environment_key = _write_pages(study, store, plan, here, options)
+    if after is not None:
+        own, shared = store.page("calibration"), after.page("calibration")
+        known = {name: {**own.get(name, {}), **shared.get(name, {})} for name in CALIBRATED}
+        store.write_page("calibration", known)
+    return Campaign(study, store, plan, options, executor, setting, environment_key, watcher, after)
 
 
 def _write_pages(
-    study: Study, store: Store, plan: Plan, here: Mapping[str, Any], curves: str
+    study: Study, store: Store, plan: Plan, here: Mapping[str, Any], options: Options
 ) -> str:
     """The key of this machine's environment; the environment, components and plan pages are
     written.
@@ -234,7 +257,7 @@ def _write_pages(
     page = store.page("environment")
     page["environments"] = {**page.get("environments", {}), environment_key: here}
     # the least that all of it keeps
-    page["curves"] = max(page.get("curves", curves), curves, key=CURVES.index)
+    page["curves"] = max(page.get("curves", options.curves), options.curves, key=CURVES.index)
     store.write_page("environment", page)
     store.write_page("components", pages.components(plan.cells))
     problems = {cell.problem: study.seeds(cell.workload.name).model_dump() for cell in plan.cells}
@@ -247,6 +270,8 @@ def _write_pages(
         **study.document.protocol.model_dump(),
     }
     plan_page["phases"] = list(PHASES)
+    if options.part is not None:
+        plan_page["part"] = str(options.part)
     plan_page["not_run"] = plan.not_run
     store.write_page("plan", plan_page)
     preregister(store, plan.cells, plan_page["protocol"])

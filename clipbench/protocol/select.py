@@ -19,7 +19,7 @@ def scores(campaign: Campaign) -> Any:
     from outside, or that lack one because this run leaves them out.
     """
     _say_lost(campaign)
-    cells = selection.planned(campaign.store.read("cells"), campaign.store.page("plan")["cells"])
+    cells = selection.planned(campaign.stored(), campaign.store.page("plan")["cells"])
     stored = set(cells["cell"])
     lacking = {arm for cell, arm in campaign.asked.items() if cell not in stored}
     unknown = {*campaign.lost, *lacking}

@@ -24,7 +24,7 @@ from clipbench.store import tidy, verify
 from clipbench.store.commits import COMMITS, CONTEXT, SHARD_TABLES
 from clipbench.store.files import TEMPORARY, Row, replace_text, write_table
 from clipbench.store.pages import CURVES, LIST, PAGES, STUDY, context, keeps_curve, watched_page
-from clipbench.store.reading import Contents
+from clipbench.store.reading import Contents, cells_of
 
 __all__ = [
     "CURVES",
@@ -33,6 +33,7 @@ __all__ = [
     "STUDY",
     "TEMPORARY",
     "Store",
+    "cells_of",
     "keeps_curve",
     "set_old_aside",
     "watched_page",

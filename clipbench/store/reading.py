@@ -285,6 +285,12 @@ class Contents:
         return rows if columns is None else rows.select([*columns])
 
 
+def cells_of(stores: Sequence[Contents]) -> pd.DataFrame:
+    """The stored cells of several folders, each cell once: the first folder that has it counts."""
+    found = pd.concat([store.read("cells") for store in stores], ignore_index=True)
+    return found.drop_duplicates("cell", ignore_index=True) if len(stores) > 1 else found
+
+
 def winners(commits: Sequence[Commit]) -> list[np.ndarray]:
     """For each commit, which of its rows count: a cell's last attempt; of two such rows one that
     did not fail, else the newest.
