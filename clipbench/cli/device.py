@@ -58,7 +58,8 @@ def device(minutes: float, out: Path, on: str) -> None:
             "--device cuda: this machine has no CUDA device; `--device cpu` is a trial of the "
             "command, in which no bound is judged."
         )
-    if hasattr(signal, "SIGHUP"):  # a line that breaks must not leave a process on a lent device
+    # A line that breaks must not leave a process on a lent device; under nohup it does nothing.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
     ending = device_.run(kind, out, 60 * minutes, click.echo, begun)
     click.echo(

@@ -102,8 +102,9 @@ def _waits(clipped: Sequence[Row], device: str) -> Bound:
         "the host does not wait for the device in a clip and a step",
         "0",
         None if worst is None else float(worst["synchronisations"]),
-        f"the most of {len(ours)} timings of {' and '.join(OURS)} in quick"
-        + ("" if worst is None else f": {_method(worst)}"),
+        "the step throughput"
+        if worst is None
+        else f"the most of {len(ours)} timings of {' and '.join(OURS)}: {_method(worst)}",
         lambda seen: seen == 0,
         device,
     )
@@ -151,8 +152,9 @@ def _floor(clipped: Sequence[Row], device: str) -> Bound:
         "time in which the least bytes can move",
         f"at least {FLOOR:g} of it",
         None if worst is None else float(worst["share"]),
-        f"the least of {len(best)} pairs of an optimizer and a clip in quick"
-        + ("" if worst is None else f": {_method(worst)}"),
+        "the step throughput"
+        if worst is None
+        else f"the least of {len(best)} pairs of an optimizer and a clip: {_method(worst)}",
         lambda seen: seen >= FLOOR,
         device,
     )

@@ -7,6 +7,7 @@ It knows nothing of what a step does.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -143,7 +144,7 @@ class Course:
             elif self.left < LEAST:
                 self._note(step.name, {**entry, "state": State.NOT_REACHED})
             else:
-                open_ = [one for one in planned[number:] if not self._is_done(one)]
+                open_ = [one for one in planned[number:] if self._is_to_come(one, step)]
                 self._begin(step, planned)
                 self._note(step.name, self._done(step, self._limit(open_)))
 
@@ -160,12 +161,19 @@ class Course:
         self.keep()
         replace_text(self.into / folder.PAGE, page.text(self.state))
 
-    def _is_done(self, step: Step) -> bool:
-        return bool(self.state["steps"].get(step.name, {}).get("state") == State.DONE)
+    def _is_to_come(self, step: Step, now: Step) -> bool:
+        """Whether a step will need time; whether there is anything to look at is known once only
+        looks are to come.
+        """
+        if self.state["steps"].get(step.name, {}).get("state") == State.DONE:
+            return False
+        return not (now.after and step.absent())
 
     def _limit(self, open_: Sequence[Step]) -> float:
         """Seconds that the first of these steps may take, which are all that are to come."""
-        return max(0.0, self.left) * open_[0].share / sum(one.share for one in open_)
+        each = max(0.0, self.left) / sum(one.share for one in open_)
+        besides = each * sum(one.share for one in open_ if not one.after)
+        return max(each * open_[0].share, min(open_[0].least, besides))
 
     def _begin(self, step: Step, planned: Sequence[Step]) -> None:
         """Note that a step begins, and that those which look at what it makes are not done."""
@@ -200,7 +208,7 @@ class Course:
             "began": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         with log.open("a", encoding="utf-8") as output:
-            output.write(f"$ {' '.join(step.words)}\n")
+            output.write(f"$ {shlex.join(step.words)}\n")
             output.flush()
             first = output.tell()
             try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 from typing import Any
 
@@ -28,11 +28,11 @@ WORKLOAD, OPTIMIZER, CLIP, MAX_NORM = "wdbc", "momentum", "norm", 0.5
 MANY = (256, 1024)  # lanes
 # of a cell of `quick`, on that workload
 STEPS, BATCH, EVALUATIONS = 300, 32, 10
-LONG = 10**6  # steps of a cell that does not end while it is measured
 BLOCK = 30  # steps between two readings of the rows: as many as between two evaluations
 WARM = 5  # steps: three before the step of lanes is one graph, and one in it
 # blocks of each in turn, at most, and seconds for all of them, about
 ROUNDS, SECONDS = 50, 6.0
+LONG = (ROUNDS + 10) * BLOCK  # steps of a cell that does not end while it is measured
 SMI = ("name", "driver_version", "memory.total", "clocks.max.sm", "power.limit", "ecc.mode.current")
 
 
@@ -40,6 +40,7 @@ def facts(device: str) -> Iterator[Found]:
     """The machine as every row of a store has it, its key there, and what the driver's own tool
     says.
     """
+    execute.prepare(1)  # as whoever trains is: the environment tells of what it sets
     environment = execute.environment(device)
     yield {
         "environment": environment,
@@ -70,9 +71,10 @@ def bounds(device: str) -> Iterator[Found]:
     execute.prepare(1)
     found: Found = {"kernels": kernels(device)}
     yield found
-    found |= speed(device)
+    made = {count: ready(device, count) for count in MANY}
+    found |= speed(device, made)
     yield found
-    found["evaluations"] = evaluations(device)
+    found["evaluations"] = evaluations(device, made[MANY[0]])
     yield found
 
 
@@ -99,16 +101,15 @@ def kernels(device: str) -> dict[str, dict[str, dict[str, int | None]]]:
     }
 
 
-def speed(device: str, many: Sequence[int] = MANY) -> Found:
-    """Steps of cells a second, of a plain script (``script``) and in so many ``lanes``.
+def speed(device: str, made: Mapping[int, lanes.Lanes]) -> Found:
+    """Steps of cells a second, of a plain script (``script``) and in ``lanes``, number → lanes.
 
     The script is the loop that a user writes, on batches that were made before, and reads no
     number; lanes draw their batches and record every measure. Blocks of both take turns.
     """
     script = throughput.Step(_jobs(device, 1)[0])
-    together = {str(count): _lanes(device, count) for count in many}
     blocks: dict[str, Callable[[], float]] = {
-        count: _block_of(one, device) for count, one in together.items()
+        str(count): _block_of(together, device) for count, together in made.items()
     }
     blocks["script"] = lambda: script.block(BLOCK)
     for block in blocks.values():
@@ -128,12 +129,11 @@ def speed(device: str, many: Sequence[int] = MANY) -> Found:
     }
 
 
-def evaluations(device: str, count: int = MANY[0]) -> Found:
-    """Seconds of an evaluation of so many lanes, of a step of them, and the share of a run of
+def evaluations(device: str, together: lanes.Lanes) -> Found:
+    """Seconds of an evaluation of some lanes, of a step of them, and the share of a run of
     `STEPS` steps that evaluations take.
     """
-    together = _lanes(device, count)
-    block = _block_of(together, device)
+    count, block = len(together.jobs), _block_of(together, device)
 
     def evaluation() -> float:
         return _timed(lambda: together.evaluate(range(count), 0), device)
@@ -178,7 +178,7 @@ def _jobs(device: str, count: int) -> list[Job]:
     ]
 
 
-def _lanes(device: str, count: int) -> lanes.Lanes:
+def ready(device: str, count: int) -> lanes.Lanes:
     """So many lanes, past the steps in which they are made ready."""
     together, _ = lanes.begin(_jobs(device, count))
     for _ in range(WARM):

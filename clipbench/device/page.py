@@ -4,6 +4,7 @@ folder.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def _steps(steps: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"{entry['seconds']:.0f} of {entry['limit']:.0f} s" if "seconds" in entry else "",
             entry.get("said", ""),
             f"[log]({entry['log']})" if "log" in entry else "",
-            f"`{' '.join(entry['words'])}`" if "words" in entry else "",
+            f"`{shlex.join(entry['words'])}`" if "words" in entry else "",
         )
         for name, entry in steps.items()
     ]

@@ -3,7 +3,9 @@
 A step may take its share of the time that is left, among the shares of those that are still to
 come: what an early step does not need goes to all later ones. So the share of an early step is a
 limit and costs nothing if the step is quick; only the last ones are a promise of time, and they are
-what turns everything before into something that can be read. Of eight minutes:
+what turns everything before into something that can be read. If the whole is short, the first steps
+have the seconds without which they would only start and end (``least``), except what is the last
+ones'. Of eight minutes:
 
 - ``facts`` need seconds and have `FACTS_LIMIT`, whatever the whole is: a cold disk may take long to
   load torch, and nothing else can begin without them.
@@ -13,7 +15,8 @@ what turns everything before into something that can be read. Of eight minutes:
   compiler is in it.
 - ``bounds`` are measured for half a minute.
 - ``full`` cannot end in minutes; it has what the others leave, and is the same study later.
-- ``verify`` and ``report`` take 3 and 15 seconds of ``quick`` on a slow core: a tenth is theirs.
+- ``verify`` and ``report`` take 3 and 15 seconds of ``quick`` on an idle core, and twice that on a
+  busy one: a sixth is theirs.
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ class Step:
 
     :param words: the command, ``DIR`` for the folder.
     :param share: of the time that is left, among the shares of the steps that are still to come.
-    :param after: names of steps: once one of them has run, this one is done again.
+    :param least: seconds that it has all the same, if the time of the looks allows it.
+    :param after: names of steps that make what it looks at: once one of them has begun again, so
+        must this one.
     :param absent: why it is left out, empty if it is not; asked right before it would begin.
     :param makes: a file in the folder that is its result, if it is not a results folder.
     :param in_tree: whether it runs in the source tree, and not in the folder.
@@ -49,6 +54,7 @@ class Step:
     name: str
     words: tuple[str, ...]
     share: float
+    least: float = 0.0
     after: tuple[str, ...] = ()
     absent: Callable[[], str] = str
     makes: str = ""
@@ -70,8 +76,8 @@ def planned(device: str, folder: Path) -> list[Step]:
     """The steps after the facts, in their order."""
     on = ("--device", device)
 
-    def study(name: str, share: float, *more: str) -> Step:
-        return Step(name, ("clipbench", "run", name, *on, *more, "--out", name), share)
+    def study(name: str, share: float, least: float, *more: str) -> Step:
+        return Step(name, ("clipbench", "run", name, *on, *more, "--out", name), share, least)
 
     def look(command: str, name: str, share: float) -> Step:
         made_by = (name, "throughput") if name == "quick" else (name,)
@@ -79,21 +85,21 @@ def planned(device: str, folder: Path) -> list[Step]:
             f"{command} {name}",
             ("clipbench", command, name),
             share,
-            made_by,
-            lambda: "" if has_cells(folder / name) else f"{name} has no cell yet",
+            after=made_by,
+            absent=lambda: "" if has_cells(folder / name) else f"{name} has no cell yet",
         )
 
     unmeasured, small = "--no-throughput", ("--curves", "report")
-    sizes = ("--sizes", "250k,11.7M")
+    sizes = ("--sizes", "250k,11.7M", "--out", "quick")
     return [
-        Step("tests", _tests(), 12, absent=_no_tests, makes=TESTS, in_tree=True),
-        study("smoke", 8),
-        study("quick", 22, unmeasured, *small),
-        Step("throughput", ("clipbench", "throughput", "quick", *on, *sizes, "--out", "quick"), 22),
-        Step("bounds", _own("bounds", device, BOUNDS), 8, makes=BOUNDS),
-        study("full", 16, unmeasured, *small),
-        *(look("verify", name, 1) for name in STUDIES),
-        *(look("report", name, share) for name, share in zip(STUDIES, (2, 4, 4), strict=True)),
+        Step("tests", _tests(), 12, 10, absent=_no_tests, makes=TESTS, in_tree=True),
+        study("smoke", 8, 15),
+        study("quick", 22, 15, unmeasured, *small),
+        Step("throughput", ("clipbench", "throughput", "quick", *on, *sizes), 22, 15),
+        Step("bounds", _own("bounds", device, BOUNDS), 8, 10, makes=BOUNDS),
+        study("full", 16, 0, unmeasured, *small),
+        *(look("verify", name, 2) for name in STUDIES),
+        *(look("report", name, share) for name, share in zip(STUDIES, (4, 5, 5), strict=True)),
     ]
 
 

@@ -6,15 +6,16 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from clipbench.device.folder import TESTS
-from clipbench.device.steps import Step
+from clipbench.device.steps import STUDIES, Step
 
 LONGEST = 160  # letters
+US = "clipbench: "  # how our sentences to a user begin
 NAMED = 3  # failed tests
 
 
 def said(step: Step, folder: Path, log: Path, first: int) -> str:
-    """The line: of the tests how many passed; else the first that begins with a name of the
-    folder, as commands begin their result, or the last of all. Empty if it said nothing.
+    """The line: of the tests how many passed; else the last that begins with the name of the
+    folder or of clipbench, as results and errors do, or the last of all. Empty if it said nothing.
 
     :param first: the byte of the log at which its output begins.
     """
@@ -22,8 +23,9 @@ def said(step: Step, folder: Path, log: Path, first: int) -> str:
         return counted
     text = log.read_bytes()[first:].decode(errors="replace")
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    results = [line for line in lines if line.startswith((f"{step.words[-1]}:", "clipbench: "))]
-    line = (results or lines[-1:] or [""])[0]
+    lines = [line for line in lines if line != KeyboardInterrupt.__name__]
+    results = [line for line in lines if line.startswith((*(f"{name}:" for name in STUDIES), US))]
+    line = (results or lines or [""])[-1]
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
