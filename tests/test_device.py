@@ -55,8 +55,8 @@ def bad(name, **more):
     return python(name, f"{NOTE}; print('no such thing'); sys.exit(1)", **more)
 
 
-def slow(name, code=HEEDS, **more):
-    return Step(name, ("python", "-c", code), 1.0, **more)
+def slow(name, code=HEEDS, share=1.0):
+    return Step(name, ("python", "-c", code), share)
 
 
 @pytest.fixture
@@ -138,10 +138,11 @@ def test_a_step_hears_an_interrupt_also_if_the_command_itself_ignores_it(tmp_pat
 
 
 def test_what_is_done_stays_done_and_the_rest_is_tried_again(done):
-    done(good("one"), bad("two"), slow("three"), seconds=4.0)
-    assert ran(done) == ["one", "two", "slow"]
-    done(good("one"), good("two"), good("three"))
-    assert ran(done) == ["one", "two", "slow", "two", "three"]
+    done(good("one"), bad("two"), slow("three", share=0.08), good("four"))
+    assert states(done)["three"] == State.AT_LIMIT
+    assert ran(done) == ["one", "two", "slow", "four"]
+    done(good("one"), good("two"), good("three"), good("four"))
+    assert ran(done) == ["one", "two", "slow", "four", "two", "three"]
     assert set(states(done).values()) == {"done"}
 
 
@@ -176,6 +177,12 @@ def test_without_time_nothing_is_begun(done):
     done(good("one"), seconds=1.5)
     assert states(done)["one"] == "not reached"
     assert not (done.folder / "ran").exists()
+
+
+def test_a_call_without_time_leaves_what_is_known(done):
+    done(bad("one"))
+    done(good("one"), seconds=1.5)
+    assert states(done)["one"] == "failed"
 
 
 def test_without_facts_nothing_is_begun(done, monkeypatch):

@@ -17,7 +17,7 @@ from clipbench.errors import UsageError, counted
 @click.command()
 @click.option(
     "--minutes",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0, 1440, min_open=True),
     required=True,
     help="The time for all of it; the last steps have a share that the others do not get.",
 )

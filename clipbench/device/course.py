@@ -136,17 +136,17 @@ class Course:
         :raises KeyboardInterrupt: one was interrupted.
         """
         for number, step in enumerate(planned):
-            entry = self.state["steps"].get(step.name, {})
-            if entry.get("state") == State.DONE:
+            before = self._state_of(step)
+            if before == State.DONE:
                 continue
             if reason := step.absent():
                 self._note(step.name, {"state": State.LEFT_OUT, "said": reason})
-            elif self.left < LEAST:
-                self._note(step.name, {**entry, "state": State.NOT_REACHED})
-            else:
-                open_ = [one for one in planned[number:] if self._is_to_come(one, step)]
+            elif self.left >= LEAST:
                 self._begin(step, planned)
+                open_ = [one for one in planned[number:] if self._is_to_come(one, step)]
                 self._note(step.name, self._done(step, self._limit(open_)))
+            elif before in (None, State.UNDER_WAY):  # else what it came to before is still true
+                self._note(step.name, {"state": State.NOT_REACHED})
 
     def end(self, names: Sequence[str]) -> None:
         """Write the page: of every step, in this order, what became of it, and of the bounds."""
@@ -165,9 +165,11 @@ class Course:
         """Whether a step will need time; whether there is anything to look at is known once only
         looks are to come.
         """
-        if self.state["steps"].get(step.name, {}).get("state") == State.DONE:
-            return False
-        return not (now.after and step.absent())
+        return self._state_of(step) != State.DONE and not (now.after and step.absent())
+
+    def _state_of(self, step: Step) -> str | None:
+        state: str | None = self.state["steps"].get(step.name, {}).get("state")
+        return state
 
     def _limit(self, open_: Sequence[Step]) -> float:
         """Seconds that the first of these steps may take, which are all that are to come."""
@@ -212,9 +214,8 @@ class Course:
             output.flush()
             first = output.tell()
             try:
-                code, cut = process(
-                    *(step.command(self.into), where, output.fileno(), limit, self.grace)
-                )
+                command = step.command(self.into)
+                code, cut = process(command, where, output.fileno(), limit, self.grace)
             except KeyboardInterrupt:
                 entry |= {"state": State.INTERRUPTED, "seconds": _since(start)}
                 self._note(step.name, entry)
