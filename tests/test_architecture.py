@@ -163,6 +163,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "execute",
         "throughput",
     },
+    "device": {
+        *("errors", "registry", "cell", "store", "analysis"),
+        *("engines", "execute", "throughput"),
+    },
     "progress": {"errors", "schema", "engines"},
     "export": {"errors", "schema", "task", "store"},
     "running": {"errors", "registry", "study", "store", "protocol", "progress", "loading"},

@@ -1,5 +1,5 @@
 """The command line: list, plan, run, report, verify, throughput, replay, conform, gate, data,
-compare, export.
+compare, export, device.
 
 Exit codes: 0 done, 1 a finding, 2 wrong use, 70 a bug of ours, 130 interrupted and 143 terminated,
 with everything finished kept. Commands import what they need when they are called, so that help,
@@ -19,6 +19,7 @@ from clipbench import __version__
 from clipbench.cli.compare import compare
 from clipbench.cli.components import conform, list_
 from clipbench.cli.data import data
+from clipbench.cli.device import device
 from clipbench.cli.doctor import advise, doctor
 from clipbench.cli.export import export
 from clipbench.cli.gate import gate
@@ -218,3 +219,4 @@ cli.add_command(export)
 cli.add_command(watch)
 cli.add_command(doctor)
 cli.add_command(advise)
+cli.add_command(device)
