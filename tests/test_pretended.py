@@ -330,6 +330,18 @@ def test_the_clock_of_either_engine_waits_for_the_device():
             assert waited.call_count > 3
 
 
+def test_lanes_take_what_the_device_has_free_and_share_it():
+    one = job(workload="cosh", steps=30, batch=2)
+    with pretended():
+        each = rates.lane_bytes([one])
+        with mock.patch.object(torch.cuda, "mem_get_info", return_value=(26 * each, 2**34)):
+            alone, shared = (
+                rates.measure([one], None, 1e9, "batched", sharers=count) for count in (1, 2)
+            )
+    # 0.8 of 26 lanes' memory
+    assert (alone.lanes, shared.lanes) == (16, 8)
+
+
 def test_no_lane_is_added_for_the_registers_of_a_cpu():
     with pretended():
         held, _ = lanes.begin(lanes_of("fixed clips"))

@@ -40,7 +40,8 @@ def facts(device: str) -> Iterator[Found]:
     """The machine as every row of a store has it, its key there, and what the driver's own tool
     says.
     """
-    execute.prepare(1)  # as whoever trains is: the environment tells of what it sets
+    # as whoever trains is: the environment tells of what it sets
+    execute.prepare(execute.Setting(device=device))
     environment = execute.environment(device)
     yield {
         "environment": environment,
@@ -68,7 +69,7 @@ def bounds(device: str) -> Iterator[Found]:
     """All that the bounds need beside timings, part after part: what was measured is kept if the
     time is over.
     """
-    execute.prepare(1)
+    execute.prepare(execute.Setting(device=device))
     found: Found = {"kernels": kernels(device)}
     yield found
     made = {count: ready(device, count) for count in MANY}
