@@ -75,7 +75,7 @@ def run(  # noqa: PLR0913 - an option each, as of the command
     )
     _refuse_unfit(options)
     page = _page(study, name)
-    protocol.ready(protocol.runnable(page, options.device), options.device, workers)
+    protocol.check(page, options)
     _refuse_homeless(page)
     folder = place.own_folder(page, _packaged(study), anew) if out is None else Path(out)
     if anew:

@@ -4,6 +4,8 @@ for a hostile one.
 Whatever an executor does, the study ends with the same rows, and what it loses is run again.
 """
 
+from dataclasses import replace
+
 import pytest
 from executors import Hostile, InProcess
 from pages import study_page
@@ -149,3 +151,66 @@ def test_cores_are_those_that_this_process_may_use(monkeypatch):
     assert execute.cores() == free
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3}, raising=False)
     assert execute.cores() == 1
+
+
+# -------------------------------------------------------------------------------- offered by a name
+
+
+class Point:
+    """An entry point of an installed package."""
+
+    def __init__(self, value):
+        self.name, self.value = "stranger", value
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """A function that installs an executor under the name ``stranger``."""
+
+    def install(value):
+        monkeypatch.setattr(
+            "importlib.metadata.entry_points",
+            lambda group: [Point(value)] if group == "clipbench.executors" else [],
+        )
+
+    return install
+
+
+def strange(request):
+    """The executor of another package; it has the option ``size``."""
+    request.known("stranger", ("size",))
+    return InProcess()
+
+
+def test_a_study_runs_on_the_executor_of_another_package(installed, tmp_path):
+    registry.load_packaged()
+    installed("test_executors:strange")
+    asked = study.parse("executors", PAGE, tmp_path)
+    store = Store.create(tmp_path / "out", asked.name, asked.text)
+    options = protocol.Options(engine="loop", throughput=False, executor="stranger")
+    with store.claim():
+        assert protocol.run(asked, store, options).failed == 0
+    assert Store(tmp_path / "out").missing() == []
+    with pytest.raises(UsageError, match=r"has no such option; it has size\. Did you mean size"):
+        protocol.run(asked, store, replace(options, executor_options={"sise": "1"}))
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (None, r'^--executor "stranger": there is no such executor'),
+        ("no_such_module:it", r"no_such_module:it cannot be imported \(ModuleNotFoundError"),
+        ("test_executors:absent", r"absent cannot be imported \(AttributeError"),
+    ],
+)
+def test_an_executor_that_is_not_there_is_one_sentence(value, sentence, installed):
+    if value is not None:
+        installed(value)
+    with pytest.raises(UsageError, match=sentence):
+        execute.offered("stranger")
+
+
+@pytest.mark.parametrize("text", ["size", "=3", ""])
+def test_an_option_of_an_executor_has_a_value(text):
+    with pytest.raises(UsageError, match="write KEY=VALUE"):
+        execute.options_named([text])

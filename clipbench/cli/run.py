@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,9 @@ from clipbench.progress import Bars, waiting
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from clipbench.protocol import Counts, Reason
+    from clipbench.protocol import Counts, Options, Reason
     from clipbench.protocol.part import Part
     from clipbench.study import Study
-    from clipbench.study.only import Only
 
 SHOWN, WIDEST = 5, 200  # reasons of failed cells, and letters of each
 
@@ -73,6 +73,19 @@ SHOWN, WIDEST = 5, 200  # reasons of failed cells, and letters of each
     ),
 )
 @click.option(
+    "--executor",
+    metavar="NAME",
+    default="local",
+    help="Who runs the cells: local, processes of this machine, or one of an installed package.",
+)
+@click.option(
+    "--executor-option",
+    "executor_options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the executor, such as an address. May be given again.",
+)
+@click.option(
     "--part",
     metavar="K/N",
     default=None,
@@ -106,6 +119,8 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     anew: bool,
     no_throughput: bool,
     replica: int | None,
+    executor: str,
+    executor_options: Sequence[str],
     part: str | None,
     after: Path | None,
     changes: Sequence[str],
@@ -113,32 +128,30 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
 ) -> None:
     """Run what is missing of a study; a second run says that everything is stored."""
     with waiting(f"reading {study}"):
-        from clipbench import protocol
+        from clipbench import execute, protocol
         from clipbench import study as study_
         from clipbench.protocol import place
         from clipbench.study.changes import changed
-        from clipbench.study.only import only
+        from clipbench.study.only import Only, only
 
         page = changed(study_.read(study), changes)
-        # whatever is wrong with the page is said before a folder is touched
-        asked = protocol.runnable(page, device or "study")
-        chosen = only(parts, asked.templates)
         one_of = None if part is None else protocol.part_named(part)
-        protocol.shared_by_parts(page, asked.templates, one_of, after)
-        protocol.ready(asked, device or "study", workers)
+        told = execute.options_named(executor_options)
+        asked_of = (device or "study", engine, memory, limit, workers, curves, not no_throughput)
+        options = protocol.Options(*asked_of, Only(), one_of, after, executor, told)
+        # whatever is wrong is said before a folder is touched
+        options = replace(options, only=only(parts, protocol.check(page, options).templates))
     folder = shown = out or _own_folder(page, study, anew, one_of)
     if replica is not None:
         if place.opened(folder, page) is None:
             raise UsageError(f"{folder}: there is no study to repeat; run it without --replica.")
         page, folder = study_.replica(page, replica), folder / f"replica-{replica}"
-        no_throughput = True  # its report is that of the study, which has timings
+        options = replace(options, throughput=False)  # its report is the study's, which has some
     if anew and (renamed := place.moved_aside(folder, page)) is not None:
         click.echo(f"{folder}: the old results are now {renamed}.")
-    asked_of = (device or "study", engine, memory, limit, workers, curves, not no_throughput)
-    options = protocol.Options(*asked_of, chosen, one_of, after)
     with place.claimed(folder, page) as store, Bars() as bars:
         counts = protocol.run(page, store, options, bars)
-    _say_counts(folder, counts, chosen, one_of)
+    _say_counts(folder, counts, options)
     for entry in store.page("plan")["not_run"]:
         click.echo(not_run(entry))
     if one_of is None:
@@ -162,21 +175,23 @@ def _own_folder(page: Study, named: str, anew: bool, one_of: Part | None) -> Pat
     return folder.with_name(f"{page.name}-part-{one_of.number}-of-{one_of.of}")
 
 
-def _say_counts(folder: Path, counts: Counts, chosen: Only, one_of: Part | None) -> None:
+def _say_counts(folder: Path, counts: Counts, options: Options) -> None:
     """What was run, and how it ended."""
     total = counted(counts.kept + counts.ran, "cell")
     spoiled = f"{counts.diverged} diverged, {counts.collapsed} collapsed, {counts.failed} failed"
     if counts.ran:
         click.echo(f"{folder}: {total}, {counts.kept} kept, {counts.ran} run; {spoiled}.")
-    elif one_of is not None and not one_of.number:
+    elif options.part is not None and not options.part.number:
         click.echo(f"{folder}: the pilots and the choice of engines are made, for `--after`.")
     else:
         click.echo(f"{folder}: everything is stored, all {total} kept; {spoiled}.")
     if counts.timed:
         were = "was timed on its workload" if counts.timed == 1 else "were timed on their workloads"
         click.echo(f"{counted(counts.timed, 'optimizer')} {were}, with every clip.")
-    if chosen:
-        click.echo(f"only {chosen}: without --only, `clipbench run` runs the rest of the study.")
+    if options.only:
+        click.echo(
+            f"only {options.only}: without --only, `clipbench run` runs the rest of the study."
+        )
 
 
 def _say_why(reasons: Sequence[Reason]) -> None:

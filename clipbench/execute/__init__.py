@@ -23,6 +23,7 @@ from clipbench.execute.executor import (
 )
 from clipbench.execute.local import Local, context
 from clipbench.execute.machine import cores, environment, key_of
+from clipbench.execute.offered import LOCAL, Request, offered, options_named
 from clipbench.execute.shards import IN_HAND, Shard, has_user_component, pack
 from clipbench.execute.supervisor import LIMIT, SLACK, Bug, call, calls, run
 from clipbench.execute.worker import answers, carried_out, prepare
@@ -31,6 +32,7 @@ from clipbench.execute.world import World
 __all__ = [
     "IN_HAND",
     "LIMIT",
+    "LOCAL",
     "ONE_CARD",
     "SHARD_CELLS",
     "SLACK",
@@ -45,6 +47,7 @@ __all__ = [
     "Local",
     "Portion",
     "Raised",
+    "Request",
     "Returned",
     "Setting",
     "Shard",
@@ -62,6 +65,8 @@ __all__ = [
     "environment",
     "has_user_component",
     "key_of",
+    "offered",
+    "options_named",
     "pack",
     "prepare",
     "run",

@@ -20,7 +20,7 @@ from typing import Any, Self, cast
 
 from clipbench import registry
 from clipbench.errors import UsageError
-from clipbench.execute.cards import ONE_CARD, Cards
+from clipbench.execute.cards import CUDA, ONE_CARD, Cards
 from clipbench.execute.executor import (
     Broken,
     Call,
@@ -34,7 +34,8 @@ from clipbench.execute.executor import (
     Setting,
     Work,
 )
-from clipbench.execute.machine import environment
+from clipbench.execute.machine import cores, environment
+from clipbench.execute.offered import Request
 from clipbench.execute.worker import Answer, answers, carried_out, heed_the_supervisor, prepare
 from clipbench.execute.world import World
 
@@ -245,6 +246,13 @@ class Local:
                 raise UsageError(f"{death} before its first cell; a `use` file may have ended it.")
             self.stillborn = True
         return []
+
+
+def local(request: Request) -> Local:
+    """Processes of this machine: one a core, and one a CUDA device, unless more are asked for."""
+    request.known("local", ())
+    devices = len(request.cards.indices) if request.device == CUDA else 0
+    return Local(request.workers or max(cores(), devices), request.cards)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipbench.execute import Executor, Local, cores
+from clipbench import execute
+from clipbench.execute import ONE_CARD, Executor, Local
 from clipbench.protocol.calibrate import calibrate
 from clipbench.protocol.campaign import PHASES, Counts, Options, begin
 from clipbench.protocol.choose import choose
@@ -30,6 +31,7 @@ __all__ = [
     "Plan",
     "Reason",
     "Silent",
+    "check",
     "headline",
     "part_named",
     "plan",
@@ -38,7 +40,6 @@ __all__ = [
     "run",
     "runnable",
     "shards",
-    "shared_by_parts",
     "survey",
 ]
 
@@ -52,15 +53,19 @@ def run(
 ) -> Counts:
     """The counts of a run: what is missing of a study is run into a claimed store.
 
-    :param executor: who runs the work; worker processes of this machine if not given.
+    :param executor: who runs the work; who the options name if not given.
     """
     options, watcher = options or Options(), watcher or Silent()
     if executor is None:
-        asked = runnable(study, options.device)
-        spread = ready(asked, options.device, options.workers)
-        slots = options.workers or max(cores(), len(spread.indices))
-        with Local(slots, spread) as here:
-            return run(study, store, options, watcher, here)
+        asked = check(study, options)
+        request = execute.Request(
+            options.workers,
+            ONE_CARD if options.elsewhere else ready(asked, options.device, options.workers),
+            "cuda" if any(cell.device == "cuda" for cell in asked.templates) else "cpu",
+            options.executor_options,
+        )
+        with execute.offered(options.executor)(request) as made:
+            return run(study, store, options, watcher, made)
     for moved in store.sweep():
         watcher.note(f"set aside: {moved}")
     campaign = begin(study, store, options, executor, watcher)
@@ -74,6 +79,19 @@ def run(
     if options.throughput and options.part is None:
         time_methods(campaign)
     return campaign.finish()
+
+
+def check(study: Study, options: Options) -> Plan:
+    """The plan of a run that can begin: nothing is touched for it.
+
+    :raises UsageError: the study, the device, the part or the executor cannot be had here.
+    """
+    execute.offered(options.executor)
+    asked = runnable(study, options.device, options.elsewhere)
+    shared_by_parts(study, asked.templates, options.part, options.after)
+    if not options.elsewhere:
+        ready(asked, options.device, options.workers)
+    return asked
 
 
 def survey(

@@ -57,6 +57,7 @@ class Options:
     :param only: which problems and arms are run; the pages of the store tell of the whole.
     :param part: which part of each phase is run here.
     :param after: the folder of what all parts share, or of what was merged of them.
+    :param executor: the name of who runs the work, and its options.
     """
 
     device: str = "study"
@@ -69,6 +70,13 @@ class Options:
     only: Only = field(default_factory=Only)
     part: Part | None = None
     after: Path | None = None
+    executor: str = execute.LOCAL
+    executor_options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether cells run on other machines than this one."""
+        return self.executor != execute.LOCAL
 
     @property
     def patience(self) -> float:
@@ -229,7 +237,7 @@ def begin(
 
     :raises UsageError: the study has no cell to run here.
     """
-    plan = runnable(study, options.device)
+    plan = runnable(study, options.device, options.elsewhere)
     on_cuda = any(cell.device == "cuda" for cell in plan.templates)
     setting = Setting(tuple(study.used), 1, "cuda" if on_cuda else "cpu", executor.cards.indices[0])
     # a look at a device takes memory on it for as long as the process lives that looks

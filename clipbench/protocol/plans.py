@@ -153,11 +153,12 @@ def gauge_key(cell: Cell, percentile: float | None) -> str:
     return f"{cell.clip.label}, version {cell.clip.version}{told}"
 
 
-def plan(study: Study, device: str = "study") -> Plan:
+def plan(study: Study, device: str = "study", elsewhere: bool = False) -> Plan:
     """The selection cells of a study; those for a device this machine lacks are listed as not run.
 
     :param device: ``study`` (what the page says), ``cpu``, ``cuda``, ``cuda:1`` (one of several),
         or ``auto`` (CUDA if there is one, the CPU otherwise).
+    :param elsewhere: whether cells run on other machines, whose devices are not known here.
     :raises UsageError: anything is wrong with the study or the device, or a workload is not
         ``ready``.
     """
@@ -166,7 +167,7 @@ def plan(study: Study, device: str = "study") -> Plan:
     for workload in {cell.problem: cell.workload for cell in cells}.values():
         registry.ready(workload.name, workload.own)
     if device != "study":
-        wanted = _device_asked(device)
+        wanted = _device_asked(device, elsewhere)
         cells = list(
             {cell.id: cell for cell in (replace(cell, device=wanted) for cell in cells)}.values()
         )
@@ -175,7 +176,7 @@ def plan(study: Study, device: str = "study") -> Plan:
             f'{study.where}, [run]: dtype "tf32" is arithmetic of CUDA devices, and a CPU has none '
             f'of it; give device = "cuda", or dtype = "float32".'
         )
-    if not torch.cuda.is_available():
+    if not elsewhere and not torch.cuda.is_available():
         absent = sum(seeds[cell.workload.name] for cell in cells if cell.device == "cuda")
         if absent:
             not_run.append(
@@ -185,12 +186,18 @@ def plan(study: Study, device: str = "study") -> Plan:
     return Plan(cells, seeds, not_run)
 
 
-def _device_asked(device: str) -> str:
+def _device_asked(device: str, elsewhere: bool) -> str:
     """``cpu`` or ``cuda``, of the option.
 
-    :raises UsageError: there is no such device here.
+    :raises UsageError: there is no such device here, or nobody can tell.
     """
     word, index = cards.named(device)
+    if elsewhere:
+        if word == "auto" or index is not None:
+            raise UsageError(
+                f"--device {device}: what other machines have is not known here; say cpu or cuda."
+            )
+        return word
     there = torch.cuda.is_available()
     if word == "auto":
         return "cuda" if there else "cpu"
@@ -227,12 +234,12 @@ def seen(indices: tuple[int, ...]) -> tuple[list[cards.Card], list[str]]:
         return found
 
 
-def runnable(study: Study, device: str = "study") -> Plan:
+def runnable(study: Study, device: str = "study", elsewhere: bool = False) -> Plan:
     """The plan of a study that has a cell to run here.
 
     :raises UsageError: it has none; or anything is wrong with the study.
     """
-    asked = plan(study, device)
+    asked = plan(study, device, elsewhere)
     if not asked.templates:
         raise UsageError(
             f"{study.where}: every cell is for an absent device ({asked.not_run[0]['reason']})."
