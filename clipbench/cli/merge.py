@@ -43,10 +43,8 @@ def merge(folders: tuple[Path, ...], out: Path) -> None:
         store.sweep()
         merging.merge(store.folder, store.write_page, parts)
         store.sweep()  # what a later folder of a part has replaced
-        missing = store.missing()
-        if not missing:
-            store.compact()
     store = Store(out)
+    missing = store.missing()
     cells, plan = len(store.read("cells", ["cell"])), store.page("plan")
     click.echo(f"{out}: {counted(cells, 'cell')} of {counted(len(parts), 'folder')}.")
     for sentence in [*merging.absent(plan.get("parts", [])), *missing]:

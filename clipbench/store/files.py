@@ -188,6 +188,16 @@ def damage_of(path: Path) -> str | None:
     return None
 
 
+def hash_damage(path: Path) -> str | None:
+    """What is wrong with a file by the hash in its name, without its rows; None if nothing is."""
+    try:
+        if _digest(content(path)) != path.stem.rpartition("-")[2]:
+            return "does not match the hash in its name"
+    except Damaged as wrong:
+        return str(wrong)
+    return None
+
+
 def _complete(rows: pa.Table, table: str) -> pa.Table:
     """A file's rows with the columns that came later than the file."""
     for column in schema.TABLES[table]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from clipbench.errors import UsageError, counted
-from clipbench.store.commits import SHARD_TABLES
-from clipbench.store.files import TEMPORARY, sync_folder
+from clipbench.store.files import TEMPORARY, hash_damage, sync_folder
 from clipbench.store.pages import CURVES
 from clipbench.store.reading import Contents
 
@@ -41,17 +40,36 @@ def refuse_others(folders: Sequence[Contents]) -> None:
                 f"{one.folder}: its study.toml is not that of {first.folder}; run this part again "
                 f"with the same page."
             )
-        tables = [one.arrow(table) for table in ("cells", *SHARD_TABLES, "throughput")]
-        del tables  # what is damaged is named by then
-        if one.bad:
-            file, why = min(one.bad.items())
+        for file, why in _damage(one):
             raise UsageError(f"{one.folder}/{file}: it {why}; run this part again.")
-    _refuse_differing(folders, "components", ("workloads", "optimizers", "clips"), "component")
-    _refuse_differing(folders, "calibration", ("pilots",), "pilot")
+    _refuse_differing(
+        folders,
+        "components",
+        ("workloads", "optimizers", "clips"),
+        "component",
+        "run all parts with one version of it",
+    )
+    _refuse_differing(
+        folders,
+        "calibration",
+        ("pilots",),
+        "pilot",
+        "part 0/N makes the pilots for all parts, and --after names it",
+    )
+
+
+def _damage(one: Contents) -> Iterator[tuple[str, str]]:
+    """The damaged files of a folder, each with what is wrong with it."""
+    commits = one.commits
+    yield from one.bad.items()
+    for commit in commits:
+        for path in commit.beside:
+            if why := hash_damage(path):
+                yield f"{path.parent.name}/{path.name}", why
 
 
 def _refuse_differing(
-    folders: Sequence[Contents], page: str, keys: Sequence[str], what: str
+    folders: Sequence[Contents], page: str, keys: Sequence[str], what: str, remedy: str
 ) -> None:
     met: dict[tuple[str, str], tuple[Any, Path]] = {}
     for one in folders:
@@ -61,8 +79,7 @@ def _refuse_differing(
                 shared = before.keys() & value.keys()
                 if any(before[field] != value[field] for field in shared):
                     raise UsageError(
-                        f'{one.folder}: its {what} "{name}" is not that of {folder}; the parts '
-                        f"of a study share both (--part 0/N makes the pilots, --after names them)."
+                        f'{one.folder}: its {what} "{name}" is not that of {folder}; {remedy}.'
                     )
 
 
