@@ -14,10 +14,13 @@ from clipbench.schema import Role
 from clipbench.vocabulary import (
     ACCUMULATE,
     DEFAULTS,
+    EXAMPLE,
     KEPT,
     OF_PILOT,
     ON,
     PERCENTILE,
+    RANK,
+    RANKS,
     RELATIVE,
     SCHEDULE,
 )
@@ -132,8 +135,24 @@ class Cell:
 
     @property
     def on(self) -> str:
-        """What the clip is applied to: ``gradient``, ``update`` or ``example``."""
+        """What the clip is applied to: ``gradient``, ``update``, ``example``, ``rank`` or
+        ``shard``.
+        """
         return str(self.clip.settings.get(ON, DEFAULTS[ON]))
+
+    @property
+    def ranks(self) -> int:
+        """The number of processes that the batch, or the weights, are spread over; 1 if `on` knows
+        none.
+        """
+        return int(self.clip.settings.get(RANKS, DEFAULTS[RANKS]))
+
+    @property
+    def pieces(self) -> int:
+        """The number of equal pieces of a batch whose gradients are clipped each by itself; 0 if
+        the batch's gradient is clipped.
+        """
+        return {EXAMPLE: self.batch, RANK: self.ranks}.get(self.on, 0)
 
     @property
     def schedule(self) -> str:

@@ -25,13 +25,16 @@ KINDS: tuple[Kind, ...] = ("workload", "optimizer", "clip")
 
 # Words that are kept among a component's settings, left out at their default: so labels and
 # identities know them, and a component is built without them.
-RELATIVE, PERCENTILE, ON = "relative", "percentile", "on"
+RELATIVE, PERCENTILE, ON, RANKS = "relative", "percentile", "on", "ranks"
 SCHEDULE, ACCUMULATE = "schedule", "accumulate"
-KEPT = (RELATIVE, PERCENTILE, ON, SCHEDULE, ACCUMULATE)
+KEPT = (RELATIVE, PERCENTILE, ON, RANKS, SCHEDULE, ACCUMULATE)
 # Words that give a threshold in the pilot's terms, and what they give. A clip may call its own
 # threshold a percentile.
 OF_PILOT = {RELATIVE: "multiple", PERCENTILE: "percentile"}
-GRADIENT, UPDATE, EXAMPLE = "gradient", "update", "example"  # what a clip is applied to
+# What a clip is applied to. The last two are mistakes of training on several processes: each clips
+# its own part of the batch's gradient, or takes the norm of its own shard of it.
+GRADIENT, UPDATE, EXAMPLE, RANK, SHARD = "gradient", "update", "example", "rank", "shard"
+APART = (EXAMPLE, RANK)  # what has a gradient for each piece of the batch
 CONSTANT = "constant"  # the schedule that changes nothing
 
 REQUIRED: Any = ...  # in place of a default: the word must be given
@@ -68,7 +71,7 @@ class Word:
 _OPTIONAL: dict[str, Any] = {"workload": None, "optimizer": None, "clip": None}
 _DEVICE = Literal["cpu", "cuda"]
 _DTYPE = Literal["float32", "tf32", "float64", "bfloat16-mixed"]
-_ON: Any = Literal[GRADIENT, UPDATE, EXAMPLE]
+_ON: Any = Literal[GRADIENT, UPDATE, EXAMPLE, RANK, SHARD]
 _RATES = Finite | list[Finite]
 _GIVEN = Finite | dict[str, Finite]
 _NONE, _NONES = Annotated[int, Field(ge=0)], "a whole number of at least 0"
@@ -131,9 +134,10 @@ WORDS = (
     Word(
         ON,
         _ON | list[_ON],
-        '"gradient", "update", "example", or a list of them',
+        '"gradient", "update", "example", "rank", "shard", or a list of them',
         {"clip": GRADIENT},
     ),
+    Word(RANKS, Count | list[Count], _COUNTS, {"clip": 1}),
     Word(
         "workloads",
         Annotated[list[str], Field(min_length=1)],

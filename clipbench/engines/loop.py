@@ -25,10 +25,11 @@ from clipbench.engines.record import (
     graded,
     stops,
 )
+from clipbench.engines.sharded import Sharded
 from clipbench.errors import UsageError
 from clipbench.events import Evaluation
 from clipbench.step import Meter, Unmeasured
-from clipbench.vocabulary import EXAMPLE, UPDATE
+from clipbench.vocabulary import APART, SHARD, UPDATE
 
 
 def run(job: Job) -> Record:
@@ -110,14 +111,14 @@ class Trainer:
             # The clip "none" must cost nothing: its rule would be handed a copy of the weights in
             # vain.
             clips = getattr(components.clip, "name", None) != "none"
-            self.clip = (
-                self._on_dense(clipper(components.clip, named), named) if clips else untouched
-            )
-        if cell.on == EXAMPLE:
+            rule = Sharded(components.clip, cell.ranks) if cell.on == SHARD else components.clip
+            self.clip = self._on_dense(clipper(rule, named), named) if clips else untouched
+        if cell.on in APART:
             if reason := feed.sparse_at_first(self.workload):
                 raise UsageError(f'workload "{self.workload.name}": {reason}')
-            examples = ByExample(self.workload, self.module, components.clip, named, self.parts)
-            self.backward, self.clip = examples.backward, examples.clip
+            size = cell.batch // cell.pieces
+            pieces = ByPiece(self.workload, self.module, components.clip, named, self.parts, size)
+            self.backward, self.clip = pieces.backward, pieces.clip
         # From the start again for a caller who takes more steps than the cell has, as a timing
         # does.
         lrs = [cell.lr * factor for factor in lr_schedules.factors(cell.schedule, cell.steps)]
@@ -175,13 +176,15 @@ def untouched() -> bool:
     return False
 
 
-class ByExample:
-    """Clips the gradient of every example by itself and takes the mean, as private training does,
-    without its noise.
+class ByPiece:
+    """Clips the gradient of every piece of a batch by itself and takes the mean: of every example,
+    as private training does without its noise, or of what each of several processes has.
 
-    The raw gradient is the mean of the examples' gradients. ``torch.func`` takes them, for one part
+    The raw gradient is the mean of the pieces' gradients. ``torch.func`` takes them, for one part
     of the batch at a time: a module that mixes the examples of a batch, as BatchNorm does, cannot
     be trained so. The number of parts changes the memory that this takes, and nothing else.
+
+    :param size: examples of a piece.
 
     **Source**: Abadi et al. 2016; Menon, Rawat, Reddi & Kumar 2020 against label noise.
     """
@@ -193,13 +196,15 @@ class ByExample:
         clip: Any,
         named: Mapping[str, nn.Parameter],
         parts: int,
+        size: int,
     ) -> None:
         self.workload, self.named, self.clipper, self.parts = workload, named, clip, parts
+        self.size = size
         self.clipped = dict[str, Tensor]()
 
         def loss(params: trees.Tree, inputs: Tensor, targets: Tensor) -> Tensor:
-            output = torch.func.functional_call(module, params, (inputs.unsqueeze(0),))
-            return feed.loss_of(workload, output, targets.unsqueeze(0))
+            output = torch.func.functional_call(module, params, (inputs,))
+            return feed.loss_of(workload, output, targets)
 
         self.each = torch.func.vmap(
             torch.func.grad_and_value(loss), in_dims=(None, 0, 0), randomness="different"
@@ -244,7 +249,8 @@ class ByExample:
         loss.
         """
         try:
-            grads, losses = self.each(params, inputs, targets)
+            apart = (tensor.unflatten(0, (-1, self.size)) for tensor in (inputs, targets))
+            grads, losses = self.each(params, *apart)
         # torch's own message is about transforms that the user did not write
         except RuntimeError as error:
             raise RuntimeError(

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clipbench import feed, trees
 from clipbench.cell import Cell
 from clipbench.errors import UsageError
-from clipbench.vocabulary import EXAMPLE
+from clipbench.vocabulary import APART, RANK
 
 BATCHES = 3  # looked at: a rare class, or a label that is left out, is not in every one
 SEED = 0
@@ -88,12 +88,22 @@ def refusal(workload: Any, cell: Cell) -> str | None:
     """Why a cell's batches cannot be taken in parts; None if they can, or if the cell takes them
     whole.
     """
-    if cell.accumulate == 1 and cell.on != EXAMPLE:
+    if cell.on == RANK and hasattr(workload, "weight"):
+        return (
+            f'`on = "rank"` is not for workload "{workload.name}", which weighs its examples: the '
+            f"mean of what several processes have is another loss"
+        )
+    if cell.on == RANK and (cell.accumulate > 1 or cell.batch % cell.ranks):
+        return (
+            f'`on = "rank"` takes a batch in {cell.ranks} equal pieces: with a batch of '
+            f"{cell.batch} and `accumulate` = {cell.accumulate} it cannot"
+        )
+    if cell.accumulate == 1 and cell.on not in APART:
         return None
-    number = cell.batch if cell.on == EXAMPLE else cell.accumulate
+    number = cell.pieces or cell.accumulate
     if (difference := apart(workload, cell.batch, number)) is None:
         return None
-    asked = '`on = "example"`' if cell.on == EXAMPLE else f"`accumulate` = {cell.accumulate}"
+    asked = f'`on = "{cell.on}"`' if cell.pieces else f"`accumulate` = {cell.accumulate}"
     return (
         f'{asked} is not for workload "{workload.name}": {difference}; leave it out, or '
         f"{remedy(difference)}"

@@ -22,7 +22,7 @@ from clipbench.engines.program import Nested, NoLanes
 from clipbench.engines.structure import PLAIN, Lane, Pass, Structure
 from clipbench.measures import REMEMBERED
 from clipbench.trees import Tree
-from clipbench.vocabulary import EXAMPLE, UPDATE
+from clipbench.vocabulary import APART, UPDATE
 
 
 class Model:
@@ -35,9 +35,9 @@ class Model:
         self.weighs = hasattr(workload, "weight")
         if reason := feed.sparse_at_first(workload):
             raise NoLanes(f'workload "{workload.name}": {reason}')
-        if how.examples and self.weighs:
+        if how.pieces and self.weighs:
             raise NoLanes(
-                f'workload "{workload.name}" weighs its examples, which a clip on each of them '
+                f'workload "{workload.name}" weighs its examples, which a clip on some of them '
                 f"knows in the loop only"
             )
         self.module = feed.model(workload, 0, dtype, device, how.mixed)
@@ -96,17 +96,16 @@ class Model:
     def gradient(
         self, flat: Tensor, inputs: Tensor, targets: Tensor, fixed: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor]:
-        """The gradient and the loss of a batch; examples × elements and the mean loss if every
-        example is taken by itself.
+        """The gradient and the loss of a batch; pieces × elements and the mean loss if every piece
+        is taken by itself.
         """
         one = torch.func.grad_and_value(self.loss)
         if self.how.parts > 1 and self.weighs:
             return self._weighed_gradient(flat, inputs, targets, fixed)
-        if not self.how.examples:
+        if not self.how.pieces:
             return one(flat, inputs, targets, fixed)
-        grads, losses = torch.vmap(
-            lambda some, wanted: one(flat, some.unsqueeze(0), wanted.unsqueeze(0), fixed)
-        )(inputs, targets)
+        apart = (tensor.unflatten(0, (self.how.pieces, -1)) for tensor in (inputs, targets))
+        grads, losses = torch.vmap(lambda some, wanted: one(flat, some, wanted, fixed))(*apart)
         return grads, losses.mean()
 
     def _weighed_gradient(
@@ -138,8 +137,8 @@ class Model:
         their inputs.
         """
         return (
-            weights.new_zeros(len(weights), inputs.shape[1], self.elements)
-            if self.how.examples
+            weights.new_zeros(len(weights), self.how.pieces, self.elements)
+            if self.how.pieces
             else torch.zeros_like(weights)
         )
 
@@ -289,10 +288,10 @@ class Programs:
                 raw, handed = grads, direction_of(grads)
                 clipped = direction = clipped_of(handed)
             else:
-                raw = handed = grads.mean(0) if structure.on == EXAMPLE else grads
+                raw = handed = grads.mean(0) if structure.on in APART else grads
                 clipped = (
                     torch.vmap(clipped_of)(grads).mean(0)
-                    if structure.on == EXAMPLE
+                    if structure.on in APART
                     else clipped_of(grads)
                 )
                 direction = direction_of(clipped)

@@ -15,7 +15,8 @@ from clipbench import feed, registry
 from clipbench.cell import Cell
 from clipbench.engines.program import FEWEST_LANES, NoLanes
 from clipbench.engines.record import Job
-from clipbench.vocabulary import EXAMPLE, GRADIENT
+from clipbench.engines.sharded import Sharded
+from clipbench.vocabulary import APART, GRADIENT, SHARD
 
 
 def shape(cell: Cell) -> tuple[Any, ...]:
@@ -33,22 +34,22 @@ def shape(cell: Cell) -> tuple[Any, ...]:
         cell.dtype,
         cell.replica,
     )
-    return (*shared, EXAMPLE) if cell.on == EXAMPLE else shared
+    return (*shared, cell.pieces) if cell.on in APART else shared
 
 
 @dataclass(frozen=True)
 class Pass:
-    """How the gradient of a batch is taken: under autocast, in how many parts, or of every
-    example by itself.
+    """How the gradient of a batch is taken: under autocast, in how many parts, or of how many
+    pieces each by itself (0: of the whole).
     """
 
     mixed: bool = False
     parts: int = 1
-    examples: bool = False
+    pieces: int = 0
 
     @classmethod
     def of(cls, cell: Cell) -> Pass:
-        return cls(cell.dtype == feed.MIXED, cell.accumulate, cell.on == EXAMPLE)
+        return cls(cell.dtype == feed.MIXED, cell.accumulate, cell.pieces)
 
 
 PLAIN = Pass()  # of the whole batch at once, all in one dtype
@@ -66,6 +67,7 @@ class Structure:
     clip_settings: tuple[tuple[str, Any], ...]
     versions: tuple[int | str, ...]  # of both: a program is not that of an edited file
     on: str = GRADIENT
+    ranks: int = 1
 
     @classmethod
     def of(cls, job: Job) -> Structure:
@@ -93,7 +95,7 @@ class Structure:
             )
         (optimizer, rest), (clip, others) = fixed
         versions = tuple(registry.find(kind, name).version for kind, name, _ in _components(job))
-        return cls(optimizer, rest, clip, others, versions, job.cell.on)
+        return cls(optimizer, rest, clip, others, versions, job.cell.on, job.cell.ranks)
 
     @property
     def label(self) -> str:
@@ -130,7 +132,8 @@ class Structure:
                     **dict(zip(registry.lane_fields(component), numbers, strict=True)),
                 )
             )
-        return built[0], built[1]
+        clip = Sharded(built[1], self.ranks) if self.on == SHARD else built[1]
+        return built[0], clip
 
 
 class Lane(NamedTuple):

@@ -21,7 +21,7 @@ from clipbench.selection import METHODS
 from clipbench.study import Study
 from clipbench.study.only import Only
 from clipbench.task import TASK, Task, arm_of
-from clipbench.vocabulary import EXAMPLE
+from clipbench.vocabulary import EXAMPLE, RANK
 
 
 @dataclass
@@ -141,7 +141,9 @@ def choice_key(cell: Cell) -> str:
 
 
 def by_example(cell: Cell) -> str:
-    """The end of a choice's key: the gradients of single examples have a program of their own."""
+    """The end of a choice's key: the gradients of pieces of a batch have a program of their own."""
+    if cell.on == RANK:
+        return f", by rank of {cell.ranks}"
     return ", by example" if cell.on == EXAMPLE else ""
 
 

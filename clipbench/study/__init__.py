@@ -26,6 +26,7 @@ from clipbench.vocabulary import (
     DEFAULTS,
     OF_PILOT,
     ON,
+    RANKS,
     RESERVED,
     SCHEDULE,
     UPDATE,
@@ -278,9 +279,8 @@ class Study:
             _refuse_unknown(
                 table.word("optimizers") or (), self.document.optimizer, f"{where}: `optimizers`"
             )
-            kept = {
-                word: said for word in (*OF_PILOT, ON) if (said := table.word(word)) is not None
-            }
+            words = (*OF_PILOT, ON, RANKS)
+            kept = {word: said for word in words if (said := table.word(word)) is not None}
             refuse_unfit(cls, kept, where)
             axes = {
                 name: _axis(value, f"{where}: `{name}`")

@@ -8,7 +8,21 @@ from typing import Any
 from clipbench import registry
 from clipbench.cell import Part
 from clipbench.errors import UsageError
-from clipbench.vocabulary import DEFAULTS, EXAMPLE, GRADIENT, KEPT, OF_PILOT, ON, words_of
+from clipbench.vocabulary import (
+    DEFAULTS,
+    GRADIENT,
+    KEPT,
+    OF_PILOT,
+    ON,
+    RANK,
+    RANKS,
+    SHARD,
+    UPDATE,
+    words_of,
+)
+
+PROCESSES = (RANK, SHARD)  # what a clip is applied to on several processes
+FEWEST_RANKS = 2
 
 
 def part(kind: registry.Kind, cls: Any, settings: Mapping[str, Any], where: str) -> Part:
@@ -20,21 +34,22 @@ def part(kind: registry.Kind, cls: Any, settings: Mapping[str, Any], where: str)
     others = {name: value for name, value in settings.items() if name not in words}
     of_pilot = next((word for word in OF_PILOT if word in words), None)
     on = words.get(ON, DEFAULTS[ON])
+    _refuse_ranks(words, on, where)
     if on == GRADIENT:
         words.pop(ON, None)
     elif threshold is None:
         raise UsageError(
             f'{where}: "{cls.name}" changes nothing, so `on = "{on}"` would; leave it out.'
         )
-    elif of_pilot is not None:
+    elif of_pilot is not None and on not in PROCESSES:
         raise UsageError(
             f"{where}: `{of_pilot}` is a {OF_PILOT[of_pilot]} of the size of a batch's gradient; "
             f'with `on = "{on}"` give `{threshold}`.'
         )
-    elif on == EXAMPLE and hasattr(cls, "init"):
+    elif on != UPDATE and hasattr(cls, "init"):
         raise UsageError(
-            f'{where}: "{cls.name}" remembers from step to step, which the gradient of one '
-            f"example cannot."
+            f'{where}: "{cls.name}" remembers from step to step, which with `on = "{on}"` it '
+            f"cannot."
         )
     if of_pilot is None:
         return Part(
@@ -54,13 +69,33 @@ def part(kind: registry.Kind, cls: Any, settings: Mapping[str, Any], where: str)
     )
 
 
+def _refuse_ranks(words: dict[str, Any], on: str, where: str) -> None:
+    """Refuse a number of processes that means nothing, or the lack of one; leave out the default.
+
+    :raises UsageError: ``ranks`` and ``on`` do not fit together.
+    """
+    ranks = words.get(RANKS, DEFAULTS[RANKS])
+    if on in PROCESSES and ranks < FEWEST_RANKS:
+        raise UsageError(
+            f'{where}: `on = "{on}"` is for several processes; give `ranks` as well, such as '
+            f"ranks = [2, 4]."
+        )
+    if on not in PROCESSES and ranks != DEFAULTS[RANKS]:
+        raise UsageError(
+            f'{where}: `ranks` is for `on = "rank"` and `on = "shard"`; clipped as it should be, '
+            f"the gradient is the same on any number of processes."
+        )
+    if ranks == DEFAULTS[RANKS]:
+        words.pop(RANKS, None)
+
+
 def _beside(kind: registry.Kind, cls: Any, threshold: str | None) -> list[str]:
     """The words of a study that may stand beside a component's settings: those of the pilot if a
     clip has a size, and what a clip is applied to if it has a threshold.
     """
     unfit = {
         *(OF_PILOT if not hasattr(cls, "size") or threshold is None else ()),
-        *((ON,) if threshold is None else ()),
+        *((ON, RANKS) if threshold is None else ()),
     }
     return [name for name in words_of(kind) if name not in {"name", "torch", threshold, *unfit}]
 
