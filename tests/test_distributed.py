@@ -4,12 +4,17 @@ import numpy as np
 import pytest
 import ranks as processes
 import torch
+from executors import InProcess
 
-from clipbench import engines, feed, registry, study
+from clipbench import engines, feed, protocol, registry, study
+from clipbench.analysis.distributed import mistaken
 from clipbench.cell import Cell, Part
 from clipbench.engines import Job, lanes
 from clipbench.engines.sharded import Sharded
 from clipbench.errors import UsageError
+from clipbench.report import distributed, evidence
+from clipbench.report.parts import Text
+from clipbench.store import Store
 
 registry.load_packaged()
 
@@ -169,3 +174,59 @@ def test_arms_are_named_by_the_mistake_and_relative_thresholds_hold_for_them(tmp
 def test_a_batch_that_no_such_processes_share_fails_with_a_sentence():
     record = engines.run(job("rank", "norm", "wdbc", 5))
     assert "takes a batch in 5 equal pieces" in record.failure
+
+
+MISTAKEN = """
+[run]
+steps = 30
+batch = 16
+lr = 0.3
+seeds = { select = 2, report = 3 }
+evaluations = 3
+engine = "loop"
+
+[protocol]
+grade = "last"
+
+[[workload]]
+name = "digits"
+
+[[optimizer]]
+name = "sgd"
+
+[[clip]]
+name = "none"
+
+[[clip]]
+name = "norm"
+max_norm = 0.1
+
+[[clip]]
+name = "norm"
+max_norm = 0.1
+on = ["rank", "shard"]
+ranks = 4
+"""
+
+
+def test_a_mistake_is_compared_with_the_same_clip_as_it_should_be(tmp_path):
+    """With one setting the difference is that of the means over all seeds."""
+    asked = study.parse("mine", MISTAKEN, tmp_path)
+    store = Store.create(tmp_path / "out", asked.name, asked.text)
+    with InProcess() as executor, store.claim():
+        options = protocol.Options(throughput=False)
+        assert protocol.run(asked, store, options, executor=executor).failed == 0
+    cells = Store(store.folder).read("cells").query("lr == 0.3 and threshold == 0.1")
+    pairs = evidence.read(Store(store.folder))
+    found = mistaken(pairs.axes, pairs.arms, pairs.grade).set_index("on")
+    assert list(found["partner"]) == ["sgd + norm"] * 2
+    assert list(found["ranks"]) == [4, 4]
+    values = cells.pivot_table(index="seed", columns="arm", values="metric_value").astype(float)
+    for on, row in found.iterrows():
+        gap = values[f"sgd + norm(on={on}, ranks=4)"] - values["sgd + norm"]
+        assert row["n"] == len(gap) == 5
+        assert row["difference"] == pytest.approx(gap.mean(), abs=1e-12)
+    section = distributed.section(pairs)
+    words = " ".join(part.words for part in section.parts if isinstance(part, Text))
+    assert "before the all-reduce" in words
+    assert "of 1 rows" in words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -28,22 +29,30 @@ def norm_over_value(
         named = dict(zip(arms["clip_label"], arms["arm"], strict=True))
         if not {"norm", "value"} <= set(named):
             continue
-        shown = grade if (task, named["norm"], grade) in found else "last"
-        sides = [found.get((task, named[one], shown)) for one in ("norm", "value")]
-        gap, error, seeds = gap_of(sides)
-        if not seeds:
-            continue
-        bounds = tuning.interval(gap, error, seeds)
-        rows.append(
-            {
-                **task._asdict(),
-                "arm": named["norm"],
-                "partner": named["value"],
-                "grade": shown,
-                "n": seeds,
-                "difference": gap,
-                "low": bounds.low,
-                "high": bounds.high,
-            }
-        )
+        rows += beside(found, task, named["norm"], named["value"], grade)
     return table_of(rows, COLUMNS)
+
+
+def beside(
+    found: Mapping[tuple[Task, str, str], Axis], task: Task, arm: str, partner: str, grade: str
+) -> list[dict[str, Any]]:
+    """The row of `COLUMNS` on two arms of a task, positive if the first is better; none if they
+    share no seeds.
+    """
+    shown = grade if (task, arm, grade) in found else "last"
+    gap, error, seeds = gap_of([found.get((task, one, shown)) for one in (arm, partner)])
+    if not seeds:
+        return []
+    bounds = tuning.interval(gap, error, seeds)
+    return [
+        {
+            **task._asdict(),
+            "arm": arm,
+            "partner": partner,
+            "grade": shown,
+            "n": seeds,
+            "difference": gap,
+            "low": bounds.low,
+            "high": bounds.high,
+        }
+    ]
