@@ -76,6 +76,14 @@ def test_real_processes_reach_the_weights_of_one(ranks, tmp_path):
         assert distance == 0 if how in ("ddp", "fsdp2") else distance > 1e-3
 
 
+@pytest.mark.parametrize(("how", "share"), [("rank", 0.012), ("shard", 0.037)])
+def test_how_far_a_mistake_leads_is_as_the_findings_say(how, share, checkout):
+    there, right = (one_process(job(one, "norm", "wdbc", 4)) for one in (how, "ddp"))
+    assert np.linalg.norm(there - right) / np.linalg.norm(right) == pytest.approx(share, abs=5e-4)
+    said = (checkout / "docs" / "findings.md").read_text(encoding="utf-8")
+    assert f"{100 * share:.1f} %" in said
+
+
 @pytest.mark.parametrize("workload", ["wdbc", "digits"])
 def test_lanes_make_the_mistakes_as_the_loop_does(workload):
     """Side by side with the right clip, whose lanes they do not touch."""

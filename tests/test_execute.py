@@ -432,9 +432,10 @@ def test_workers_killed_between_two_cells_are_replaced(tmp_path):
 
 
 def test_a_cell_is_committed_before_the_run_is_over(tmp_path, monkeypatch):
-    """A shard closes at 64 cells, here at two."""
+    """A shard closes at 64 cells if a second has passed, here at two and at once."""
     registry.load_packaged()
     monkeypatch.setattr(execute.archive, "SHARD_CELLS", 2)
+    monkeypatch.setattr(execute.archive, "LEAST_SECONDS", 0)
     asked, store = page(tmp_path, [1.0, 6.0, 7.0, 8.0, 9.0]), new_store(tmp_path / "out")
     seen = []
     supervise(

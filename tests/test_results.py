@@ -11,7 +11,10 @@ import torch
 from clipbench import registry, report, schema
 from clipbench.store import Store
 
-STUDIES = ("quick", "standard", "long", "origin", "full", "published", "nnunet", "transfer")
+STUDIES = (
+    *("quick", "standard", "long", "origin", "full", "published", "nnunet", "transfer"),
+    "distributed",
+)
 
 
 @pytest.fixture(params=STUDIES)

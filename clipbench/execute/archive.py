@@ -16,12 +16,15 @@ from clipbench.execute.machine import key_of
 from clipbench.schema import RULES, Status
 from clipbench.store import Store, keeps_curve
 
-SHARD_CELLS = 64
-SHARD_SECONDS = 30.0
+SHARD_CELLS, SHARD_SECONDS = 64, 30.0
+# A commit waits for the disk: cells that end faster than 64 a second share one.
+LEAST_SECONDS, MOST_CELLS = 1.0, 4096
 
 
 class Archive:
-    """Gathers records into shards of 64 cells or half a minute, and commits them."""
+    """Gathers records into shards of 64 cells and a second, or of half a minute, and commits
+    them.
+    """
 
     def __init__(self, store: Store, role: str, here: Mapping[str, Any]) -> None:
         """An empty archive of cells of one role.
@@ -41,7 +44,9 @@ class Archive:
         self.records.append(
             (record, portion.worker, self._environment_key(portion.environment or self.here))
         )
-        if len(self.records) >= SHARD_CELLS or time.monotonic() - self.since > SHARD_SECONDS:
+        waited, held = time.monotonic() - self.since, len(self.records)
+        enough = held >= SHARD_CELLS and waited >= LEAST_SECONDS
+        if enough or waited > SHARD_SECONDS or held >= MOST_CELLS:
             self.flush()
 
     def _environment_key(self, environment: Mapping[str, Any]) -> str:
