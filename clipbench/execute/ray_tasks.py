@@ -19,8 +19,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +29,7 @@ from ray import exceptions
 
 from clipbench.errors import UsageError, counted
 from clipbench.execute.cards import CUDA, ONE_CARD, Cards
-from clipbench.execute.executor import Call, Died, Portion, Setting, Work
+from clipbench.execute.executor import Died, Portion, Setting, Work
 from clipbench.execute.local import FAREWELL, Local
 from clipbench.execute.machine import cores
 from clipbench.execute.offered import Request
