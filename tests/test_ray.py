@@ -95,10 +95,10 @@ def test_only_the_guilty_cell_of_a_killed_process_fails(executor, once, above, t
 
 def test_a_file_that_was_edited_while_the_study_ran_is_one_sentence(executor, tmp_path):
     asked, _ = deadly(tmp_path, once=True, above=0)
-    asked.cells()
+    used = tuple(asked.used)
     (tmp_path / "deadly.py").write_text("# edited\n")
     with pytest.raises(UsageError, match=r"deadly\.py was edited while the study ran"):
-        execute.call(executor, Call(pow, (2, 5)), Setting(tuple(asked.used)))
+        execute.call(executor, Call(pow, (2, 5)), Setting(used))
 
 
 def test_cancelled_work_ends_and_its_slot_is_free(executor):
@@ -190,7 +190,8 @@ def command(named, folder):
 
 
 def stored(folder):
-    return sum(len(Store(folder).read("cells")) for _ in [0] if (folder / "study.toml").is_file())
+    """How many cells a folder has, which may not be there yet."""
+    return len(Store(folder).read("cells")) if (folder / "study.toml").is_file() else 0
 
 
 def test_a_run_whose_driver_was_killed_goes_on_and_ends_as_if_it_ran_here(tmp_path):

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import ray
 from ray import exceptions
@@ -50,6 +50,8 @@ class Host:
     def __init__(self, files: Files) -> None:
         """A host whose processes load these files of components, from a folder of its own."""
         self.folder = Path(tempfile.mkdtemp(prefix="clipbench-"))
+        # an actor is killed, and what multiprocessing keeps in files would stay
+        tempfile.tempdir = str(self.folder)
         self.paths = []
         for number, (name, content) in enumerate(files):
             path = self.folder / str(number) / name
@@ -142,7 +144,7 @@ class Actor:
     def portion(self, one: Portion) -> Portion:
         """A portion of its host, under the ticket that is known here; an end makes it idle."""
         self.environment = one.environment or self.environment
-        portion = replace(one, ticket=self.ticket, worker=self.number)
+        portion = replace(one, ticket=cast("int", self.ticket), worker=self.number)
         if one.end is not None:
             self.ticket = None
         return portion
@@ -386,7 +388,8 @@ def _start(address: str | None, request: Request) -> Path | None:
             ) from error
         return None
     folder = Path(tempfile.mkdtemp(prefix="clipbench-"))
-    with _environment(RAY_USAGE_STATS_ENABLED="0"):
+    # by default Ray tells its makers of each cluster, and its workers give way to all others
+    with _environment(RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0"):
         ray.init(
             address="local",
             num_cpus=request.workers or cores(),
