@@ -9,13 +9,9 @@ components travel as content, and records come back through Ray.
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import shutil
-import signal
-import socket
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,14 +27,10 @@ from clipbench.errors import UsageError, counted
 from clipbench.execute.cards import CUDA, ONE_CARD, Cards
 from clipbench.execute.executor import Died, Portion, Setting, Work
 from clipbench.execute.local import FAREWELL, Local
-from clipbench.execute.machine import cores
 from clipbench.execute.offered import Request
+from clipbench.execute.ray_cluster import connected, last_line
 
 OPTIONS = ("address", "gpus")
-CONNECTING = 3.0  # seconds an address may take to answer; Ray itself would try for minutes
-STORE_BYTES = 2**28  # of a cluster that is started here: records are small, and soon fetched
-# Ray takes 127.0.0.1 for the address that others reach this machine by
-LOOPBACK = "127.0.0.2"
 LOOK = 0.5  # seconds after which an actor looks whether its process still lives
 # name and content of each file of components
 Files = tuple[tuple[str, bytes], ...]
@@ -298,15 +290,10 @@ class RayTasks:
             if failed or self.stillborn or not isinstance(error, exceptions.RayActorError):
                 raise UsageError(
                     f"--executor ray: no process could be set up on the cluster "
-                    f"({_last_line(error)}); clipbench must be installed on each of its machines."
+                    f"({last_line(error)}); clipbench must be installed on each of its machines."
                 )
             self.stillborn = True
         return []
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else type(error).__name__
 
 
 # ------------------------------------------------------------------------------------- the cluster
@@ -324,7 +311,7 @@ def ray_tasks(request: Request) -> Iterator[RayTasks]:
     request.known("ray", OPTIONS)
     gpus = _count(request.options.get("gpus"))
     address = request.options.get("address") or os.environ.get("RAY_ADDRESS")
-    with _connected(address, request):
+    with connected(address, request):
         there = ray.cluster_resources()
         where = f"the cluster at {address}" if address else "this machine"
         slots = request.workers or max(1, int(there.get("CPU", 1)))
@@ -355,97 +342,3 @@ def _cards(request: Request, there: int, asked: int | None, where: str) -> Cards
             f"--device cpu."
         )
     return Cards(tuple(range(asked or there))) if there else ONE_CARD
-
-
-@contextmanager
-def _connected(address: str | None, request: Request) -> Iterator[None]:
-    """Ray, connected; if it was not before, it is not after."""
-    if ray.is_initialized():
-        yield
-        return
-    with _signals_kept():
-        folder = _start(address, request)
-    try:
-        yield
-    finally:
-        with _signals_kept():
-            ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _start(address: str | None, request: Request) -> Path | None:
-    """Connect to a cluster, or start one, whose folder this is."""
-    quiet: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR)
-    if address:
-        _reached(address)
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError, exceptions.RayError) as error:
-            raise UsageError(
-                f"--executor-option address={address}: Ray cannot use this cluster "
-                f"({_last_line(error)})."
-            ) from error
-        return None
-    folder = Path(tempfile.mkdtemp(prefix="clipbench-"))
-    # by default Ray tells its makers of each cluster, and its workers give way to all others
-    with _environment(RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0"):
-        ray.init(
-            address="local",
-            num_cpus=request.workers or cores(),
-            include_dashboard=False,
-            object_store_memory=STORE_BYTES,
-            _node_ip_address=LOOPBACK,
-            _temp_dir=str(folder),
-            **quiet,
-        )
-    return folder
-
-
-def _reached(address: str) -> None:
-    """:raises UsageError: the address has another form than ``HOST:PORT`` or ``auto``, or nothing
-    answers there.
-    """
-    host, _, port = address.rpartition(":")
-    if address == "auto":
-        return
-    if not host or not port.isdecimal() or "/" in host:
-        raise UsageError(
-            f'--executor-option address="{address}": write HOST:PORT, as `ray start` prints it, '
-            f"or auto for a cluster of this machine; work for another one is sent with "
-            f"`ray job submit`."
-        )
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECTING).close()
-    except (OSError, OverflowError) as error:
-        raise UsageError(
-            f"--executor-option address={address}: no cluster answers there "
-            f"({getattr(error, 'strerror', None) or error})."
-        ) from error
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray ends the process at SIGTERM once it is connected; a run keeps what is finished."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
