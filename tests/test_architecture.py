@@ -207,7 +207,8 @@ ONLY_IN = {
     "tqdm": {"cli", "progress"},
     "urllib": {"datasets"},
     "http": {"datasets"},
-    "socket": set(),
+    "ray": {"execute"},
+    "socket": {"execute"},  # whether a cluster answers at an address
 }
 NOTHING_BUT = {
     "measures": {"numpy"},

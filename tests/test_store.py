@@ -925,6 +925,37 @@ def test_one_study_of_two_machines_copied_together_is_their_union(tmp_path):
     assert len(list((here.folder / "aside" / "cells").iterdir())) == 1
 
 
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        ({"processor": "A", "python": "3.12"}, None),
+        ({"processor": "B"}, "A, B"),
+        ({"processor": "A", "cuda": {"device": "H200"}}, "A, A with H200"),
+    ],
+)
+def test_a_remark_counts_the_seeds_whose_cells_ran_on_unlike_machines(tmp_path, second, told):
+    store = settle(tmp_path / "here", seeds=(0, 1, 2))
+    pages = {"here": {"processor": "A"}, "there": second}
+    page = {"study": "tiny", "environments": pages, "curves": "all"}
+    store.write_page("environment", page)
+    rows = [
+        row_of(seed, cell=f"{seed}, {lr}", lr=lr, environment=where)
+        for seed, lr, where in (
+            (0, 0.1, "here"),
+            (1, 0.1, "here"),
+            (1, 0.2, "there"),
+            (2, 1.0, "here"),
+        )
+    ]
+    store.commit("select-0001", {"cells": rows})
+    wanted = (
+        f"cosh, 1, cpu, float32: on 1 of 3 seeds the arms that are compared ran on different "
+        f"processors or GPUs ({told})"
+    )
+    assert (wanted in store.remarks()) == (told is not None)
+    assert len(store.remarks()) == (1 if told is None else 2)
+
+
 @pytest.mark.parametrize("curves", [None, "report", "first", "none"])
 def test_packing_leaves_one_file_a_table_and_the_rows_that_count(filled, curves):
     for number, seed in enumerate((1000, 1001), start=2):

@@ -76,7 +76,8 @@ SHOWN, WIDEST = 5, 200  # reasons of failed cells, and letters of each
     "--executor",
     metavar="NAME",
     default="local",
-    help="Who runs the cells: local, processes of this machine, or one of an installed package.",
+    help="Who runs the cells: local, processes of this machine; ray, a cluster; or one of an "
+    "installed package.",
 )
 @click.option(
     "--executor-option",

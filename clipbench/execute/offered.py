@@ -21,7 +21,10 @@ from clipbench.execute.executor import Executor
 GROUP = "clipbench.executors"
 LOCAL = "local"
 # name → where it is, and the module that its extra installs
-PACKAGED = {LOCAL: ("clipbench.execute.local:local", None)}
+PACKAGED: dict[str, tuple[str, str | None]] = {
+    LOCAL: ("clipbench.execute.local:local", None),
+    "ray": ("clipbench.execute.ray_tasks:ray_tasks", "ray"),
+}
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,17 @@ class Campaign:
             arm = arm_of(record.job.cell)
             self.lost[arm] = self.lost.get(arm, 0) + 1
 
+    def environment_of(self, page: Mapping[str, Any] | None) -> str:
+        """The key of a machine's environment, which is filed; this machine's if none is given."""
+        if page is None:
+            return self.environment
+        key = execute.key_of(page)
+        filed = self.store.page("environment")
+        if key not in filed["environments"]:
+            filed["environments"][key] = dict(page)
+            self.store.write_page("environment", filed)
+        return key
+
     def finish(self) -> Counts:
         """The counts of the run; a finished store is compacted."""
         if self.options.part is not None or not self.store.missing():
@@ -240,10 +251,12 @@ def begin(
     plan = runnable(study, options.device, options.elsewhere)
     on_cuda = any(cell.device == "cuda" for cell in plan.templates)
     setting = Setting(tuple(study.used), 1, "cuda" if on_cuda else "cpu", executor.cards.indices[0])
-    # a look at a device takes memory on it for as long as the process lives that looks
+    # Where cells run: that may be another machine, and a look at a device takes memory on it for
+    # as long as the process lives that looks.
+    look = Call(execute.environment, (setting.device,), "the look at the machine")
     here = (
-        execute.call(executor, Call(execute.environment, ("cuda",), "the look at CUDA"), setting)
-        if on_cuda
+        execute.call(executor, look, setting)
+        if on_cuda or options.elsewhere
         else execute.environment("cpu")
     )
     after = shared_by_parts(study, plan.templates, options.part, options.after)

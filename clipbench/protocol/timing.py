@@ -9,6 +9,7 @@ from typing import Any
 
 from clipbench import execute, throughput
 from clipbench.cell import Cell
+from clipbench.engines import Job
 from clipbench.errors import UsageError
 from clipbench.execute import Call, cards
 from clipbench.protocol.campaign import Campaign
@@ -20,11 +21,13 @@ LONGEST = 3600.0  # seconds that the timings of one task may take
 
 
 def time_methods(campaign: Campaign) -> None:
-    """Time every method, unless this environment's timings are stored."""
+    """Time every method, unless this environment's timings are stored; if cells run on other
+    machines, those of any.
+    """
     stored = campaign.store.read("throughput")
-    same = (stored["environment"] == campaign.environment) & (
-        stored["implementation"] == throughput.DEFAULT
-    )
+    same = stored["implementation"] == throughput.DEFAULT
+    if not campaign.options.elsewhere:
+        same &= stored["environment"] == campaign.environment
     same &= (stored["part"].fillna(throughput.STEP) == throughput.STEP) & (
         stored["threads"].fillna(1) == 1
     )
@@ -38,19 +41,30 @@ def time_methods(campaign: Campaign) -> None:
     campaign.watcher.phase("throughput", len(tasks))
     _note_sharing(campaign)
     for task in tasks:
-        work = Call(throughput.measure, (task,), f"the timing of {Task.of(task[0][0].cell).label}")
+        told = campaign.setting.device if campaign.options.elsewhere else None
+        what = f"the timing of {Task.of(task[0][0].cell).label}"
         try:
             setting = campaign.setting.of(task[0][0].cell)
-            _keep(campaign, execute.call(campaign.executor, work, setting, LONGEST))
+            work = Call(_measured, (task, told), what)
+            _keep(campaign, *execute.call(campaign.executor, work, setting, LONGEST))
             campaign.counts.timed += len(task)
         except UsageError as error:  # the cells are there; the next run tries it again
             campaign.watcher.note(str(error))
         campaign.watcher.tick()
 
 
+def _measured(
+    benches: Sequence[Sequence[Job]], device: str | None
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """The timings of one task's methods, and the environment that they were taken in, if a device
+    says that it is asked for.
+    """
+    return throughput.measure(benches), None if device is None else execute.environment(device)
+
+
 def _note_sharing(campaign: Campaign) -> None:
-    """Tell of programs of others on the CUDA devices: ours run one at a time, alone."""
-    if campaign.setting.device == "cuda":
+    """Tell of programs of others on this machine's CUDA devices: ours run one at a time, alone."""
+    if campaign.setting.device == "cuda" and not campaign.options.elsewhere:
         for card in seen(campaign.executor.cards.indices)[0]:
             if remark := cards.shared(card):
                 campaign.watcher.note(remark)
@@ -89,15 +103,19 @@ def time_implementations(
     return blocks
 
 
-def _keep(campaign: Campaign, rows: Sequence[Mapping[str, Any]]) -> None:
+def _keep(
+    campaign: Campaign,
+    rows: Sequence[Mapping[str, Any]],
+    environment: Mapping[str, Any] | None = None,
+) -> None:
     """Store timings. Their block numbers go on from the stored ones: blocks with the same number
     ran side by side.
+
+    :param environment: in which they were taken; this run's if not given.
     """
     if rows:
+        key = campaign.environment_of(environment)
         stored = campaign.store.read("throughput")["block"]
         first = int(stored.max()) + 1 if len(stored) else 0
-        filed = [
-            {**row, "environment": campaign.environment, "block": first + row["block"]}
-            for row in rows
-        ]
+        filed = [{**row, "environment": key, "block": first + row["block"]} for row in rows]
         campaign.store.add_throughput(filed)

@@ -20,7 +20,7 @@ from typing import Any
 
 from clipbench import schema
 from clipbench.errors import UsageError
-from clipbench.store import tidy, verify
+from clipbench.store import remarks, tidy, verify
 from clipbench.store.commits import COMMITS, CONTEXT, SHARD_TABLES
 from clipbench.store.files import TEMPORARY, Row, replace_text, write_table
 from clipbench.store.pages import CURVES, LIST, PAGES, STUDY, context, keeps_curve, watched_page
@@ -194,7 +194,7 @@ class Store(Contents):
 
     def remarks(self) -> list[str]:
         """What a reader should know although no promise is broken, a sentence each."""
-        return [] if self.watched else verify.remarks(self)
+        return [] if self.watched else remarks.remarks(self)
 
 
 def set_old_aside(folder: Path) -> Path | None:

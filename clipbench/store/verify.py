@@ -27,7 +27,7 @@ from clipbench.store.commits import SHARD_TABLES
 from clipbench.store.files import TEMPORARY, damage_of
 from clipbench.store.pages import PAGES, keeps_curve, merged
 from clipbench.store.reading import Contents, Reader, winners
-from clipbench.task import ARM, TASK
+from clipbench.task import ARM
 from clipbench.vocabulary import ACCUMULATE, DEFAULTS, PERCENTILE, RELATIVE
 
 CLOSE = 1e-6  # relative: older columns were worked out before their curve was rounded to float32
@@ -74,30 +74,6 @@ def missing(store: Contents) -> list[str]:
         + [f"{path.parent.name}/{path.name} is an unfinished write" for path in sorted(left)]
         + _left_over(store)
     )
-
-
-def remarks(store: Contents) -> list[str]:
-    """What a reader should know although no promise is broken, a sentence each."""
-    cells, environments = store.read("cells"), store.page("environment").get("environments", {})
-    sentences = []
-    for task, rows in cells[cells["status"] != Status.FAILED].groupby(TASK, dropna=False):
-        keys = sorted(rows["environment"].dropna().unique())
-        if len(keys) > 1:
-            sentences.append(
-                f"{', '.join(map(str, task))}: its cells come from {len(keys)} environments "
-                f"({', '.join(keys)})"
-            )
-    sentences += [
-        f"environment {environment}: {page['lost']}"
-        for environment, page in environments.items()
-        if "lost" in page
-    ]
-    if store.pages.unlisted():
-        sentences.append(
-            "the pages have no hashes, as in every folder from before format 2; the next run gives "
-            "them some"
-        )
-    return sentences
 
 
 # -------------------------------------------------------------------------------------------- files
