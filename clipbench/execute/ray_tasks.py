@@ -9,6 +9,7 @@ components travel as content, and records come back through Ray.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import shutil
 import tempfile
@@ -157,7 +158,7 @@ class RayTasks:
     """
 
     seconds = 0.5
-    patience = 600.0
+    patience = math.inf  # work waits here, and a full cluster is no fault of it
 
     def __init__(self, slots: int, cards: Cards = ONE_CARD) -> None:
         self.slots, self.cards = slots, cards
