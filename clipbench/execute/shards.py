@@ -18,6 +18,9 @@ from clipbench.engines.rates import BATCHED, LOOP, Choice, versioned
 from clipbench.execute.cards import CUDA, ONE_CARD, Cards
 
 IN_HAND = 4  # cells of a shard for the loop: enough to hide the pipe, few enough to end together
+# the same if the time of a cell is not known and a shard costs seconds to hand over: a job that
+# takes too long gives back what is left of it
+IN_HAND_AFAR, AFAR = 32, 60.0
 WORTH = 8  # lanes below which a shard is not split further for the sake of an idle worker
 
 
@@ -128,7 +131,8 @@ def _packed(
             (able if looked_at else rest).append(job)
         shards += _for_lanes(able, choice, workers)
         seconds = (choice.rate(LOOP) or 0.0) * members[0].cell.steps
-        wanted = max(IN_HAND, math.ceil(lasting / seconds)) if seconds else IN_HAND
+        unknown = IN_HAND_AFAR if lasting >= AFAR else IN_HAND
+        wanted = max(IN_HAND, math.ceil(lasting / seconds)) if seconds else unknown
         share = max(1, min(wanted, len(rest) // workers))
         shards += [
             Shard(tuple(rest[at : at + share]), seconds=seconds)

@@ -63,6 +63,7 @@ def run(
             ONE_CARD if options.elsewhere else ready(asked, options.device, options.workers),
             "cuda" if any(cell.device == "cuda" for cell in asked.templates) else "cpu",
             options.executor_options,
+            store.folder,
         )
         with execute.offered(options.executor)(request) as made:
             return run(study, store, options, watcher, made)

@@ -49,8 +49,10 @@ def time_methods(campaign: Campaign) -> None:
 
 
 def _note_sharing(campaign: Campaign) -> None:
-    """Tell of programs of others on the CUDA devices: ours run one at a time, alone."""
-    if campaign.setting.device == "cuda":
+    """Tell of programs of others on the CUDA devices of this machine: ours run one at a time,
+    alone.
+    """
+    if campaign.setting.device == "cuda" and not campaign.options.elsewhere:
         for card in seen(campaign.executor.cards.indices)[0]:
             if remark := cards.shared(card):
                 campaign.watcher.note(remark)
