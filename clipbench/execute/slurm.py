@@ -22,7 +22,7 @@ import shutil
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -177,6 +177,14 @@ class Slurm:
         self.queue.clear()
         (self.session / STOP).touch()
         self.cluster.cancel("--state=PENDING", f"--name={self.name}")
+
+    def scripts(self, devices: Sequence[str]) -> list[str]:
+        """The batch script for the work of each device, with as many jobs as may run at a time."""
+        batch = self.session / "0000"
+        return [
+            self.wishes.script(self.name, batch, self.slots, 1, device == CUDA)
+            for device in devices
+        ]
 
     # ------------------------------------------------------------------------------------ to Slurm
 

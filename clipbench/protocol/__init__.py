@@ -17,6 +17,7 @@ from clipbench.protocol.failures import Reason
 from clipbench.protocol.part import part_named, shared_by_parts
 from clipbench.protocol.plans import Plan, headline, plan, ready, runnable, shards
 from clipbench.protocol.predict import predict
+from clipbench.protocol.rehearse import rehearse
 from clipbench.protocol.report import report
 from clipbench.protocol.select import select
 from clipbench.protocol.timing import time_implementations, time_methods
@@ -37,6 +38,7 @@ __all__ = [
     "plan",
     "predict",
     "ready",
+    "rehearse",
     "run",
     "runnable",
     "shards",
