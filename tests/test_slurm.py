@@ -1,5 +1,6 @@
 """Slurm: what is said to it, what is made of its answers, and a study on a real one."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -34,25 +35,23 @@ from clipbench.store import Store
 PAGE = study_page(
     "cosh", "sgd", {"norm": {"max_norm": 0.3}}, title="t", steps=6, lr=[0.01, 0.02, 0.1], report=1
 )
-# the first time that it clips with a high rate it waits to be ended
+# a cell waits to be ended with its job
 WAITS = """
-import pathlib, time
-from dataclasses import dataclass
-import clipbench
+import pathlib
+import time
 
-@clipbench.clip
-@dataclass(frozen=True)
-class waits:
-    '''Waits once.'''
-    max_norm: float
-    version = 1
+from clipbench import Positive, clip
 
-    def init(self, params):
-        return {}
+
+@clip("waits")
+class Waits:
+    'Waits once, if it is told to by its threshold.'
+
+    limit: Positive
 
     def update(self, grads, state, params):
         mark = pathlib.Path("MARK")
-        if self.max_norm > 1 and not mark.exists():
+        if self.limit > 1 and not mark.exists():
             mark.touch()
             time.sleep(600)
         return grads, state
@@ -316,7 +315,8 @@ def test_a_dry_run_submits_nothing(tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------------- a real cluster
 
 needs_slurm = pytest.mark.skipif(
-    not slurm_cluster.installed(), reason="needs root, and Debian's slurmctld, slurmd and munge"
+    "CLIPBENCH_CLUSTER" not in os.environ or not slurm_cluster.installed(),
+    reason="tox -e cluster, as root, with the Debian packages in .ci/packages-cluster",
 )
 
 
@@ -342,7 +342,7 @@ def text(folder):
     return study_page(
         "cosh",
         "sgd",
-        {"waits": {"max_norm": [0.3, 3.0]}},
+        {"waits": {"limit": [0.3, 3.0]}},
         use=["waits.py"],
         steps=6,
         lr=[0.01, 0.1],

@@ -14,6 +14,7 @@ lines.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import pickle
@@ -62,6 +63,7 @@ LOOK = 1.0  # seconds between looks into the folder, which may be far away
 ASK = 10.0  # seconds between questions to squeue, which all users of a cluster share
 GRACE = 30.0  # seconds until a file of another machine is seen here at the latest
 LAST_LINES = 3
+TRIES = 5
 
 
 @dataclass
@@ -123,7 +125,11 @@ class Slurm:
     ) -> None:
         if self.pieces:
             self.cluster.cancel(f"--name={self.name}")
-        shutil.rmtree(self.session, ignore_errors=True)
+        for _ in range(TRIES):  # a job may be about to write its last file
+            shutil.rmtree(self.session, ignore_errors=True)
+            if not self.session.exists():
+                break
+            time.sleep(LOOK)
         with suppress(OSError):  # somebody else keeps something there
             self.folder.rmdir()
 
@@ -367,4 +373,9 @@ def slurm(request: Request) -> Slurm:
     """Slurm jobs, with the options of `slurm_commands.Wishes`."""
     request.known("slurm", OPTIONS)
     wishes = Wishes.of(request.options, request.workers)
-    return Slurm(wishes, wishes.folder or (request.folder or Path()) / FOLDER)
+    results = (request.folder or Path()).absolute()
+    if wishes.folder is None:
+        return Slurm(wishes, results / FOLDER)
+    # studies that run at the same time may be given the same
+    own = hashlib.sha256(str(results).encode()).hexdigest()[:8]
+    return Slurm(wishes, wishes.folder / own)

@@ -10,6 +10,7 @@ from clipbench import execute
 from clipbench.engines import Job, structure
 from clipbench.engines.rates import Choice
 from clipbench.errors import UsageError, counted
+from clipbench.execute import Executor
 from clipbench.protocol.campaign import Options
 from clipbench.protocol.choose import Asked, used
 from clipbench.protocol.place import opened
@@ -18,11 +19,8 @@ from clipbench.study import Study
 
 
 @runtime_checkable
-class Submits(Protocol):
+class Submits(Executor, Protocol):
     """An executor that can show what it submits."""
-
-    slots: int
-    seconds: float
 
     def scripts(self, devices: Sequence[str]) -> list[str]:
         """A script for the work of each device."""
