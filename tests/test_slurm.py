@@ -350,10 +350,10 @@ def text(folder):
     )
 
 
-def run(folder, executor, page, **options):
+def run(where, executor, page, **options):
     registry.load_packaged()
-    asked = study.parse("t", page, folder)
-    store = Store.create(folder / executor, asked.name, asked.text)
+    asked = study.parse("t", page, where)
+    store = Store.create(where / executor, asked.name, asked.text)
     with store.claim():
         counts = protocol.run(
             asked,
