@@ -83,6 +83,7 @@ def started(folder, unseen):
             time.sleep(0.5)
         _wait_for_a_node(conf)
         yield conf
+        _empty(conf)
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()
@@ -102,16 +103,33 @@ def _free_ports():
 
 
 def _wait_for_a_node(conf):
+    if not _until(conf, "idle", "sinfo", "--noheader", "--format=%T"):
+        raise RuntimeError(f"the cluster did not start: see {conf.parent}")
+
+
+def _empty(conf):
+    """End every job: one outlives the daemons."""
+    _said(conf, "scancel", "--user=root")
+    _until(conf, "", "squeue", "--noheader")
+
+
+def _until(conf, wanted, *command):
+    """Whether a command says what is wanted before long."""
     until = time.monotonic() + STARTS
     while time.monotonic() < until:
-        told = subprocess.run(
-            ["sinfo", "--noheader", "--format=%T"],
-            env={**os.environ, "SLURM_CONF": str(conf)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if told.stdout.strip() == "idle":
-            return
+        if _said(conf, *command) == wanted:
+            return True
         time.sleep(0.2)
-    raise RuntimeError(f"the cluster did not start: see {conf.parent}")
+    return False
+
+
+def _said(conf, *command):
+    """What a command of Slurm prints; None if it fails."""
+    told = subprocess.run(
+        command,
+        env={**os.environ, "SLURM_CONF": str(conf)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return told.stdout.strip() if told.returncode == 0 else None

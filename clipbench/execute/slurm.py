@@ -57,7 +57,7 @@ from clipbench.execute.slurm_commands import (
 from clipbench.execute.slurm_job import PORTION, STOP, write_work
 
 FOLDER = ".slurm"
-LASTING = 300.0  # seconds of a shard: a job costs about 10, so 3 in 100
+LASTING = 300.0  # seconds of a shard: a job costs 3 to 8, so 3 in 100 at most
 SHARE = 4  # a shard lasts at most this part of a job's time: rates are only predicted
 LOOK = 1.0  # seconds between looks into the folder, which may be far away
 ASK = 10.0  # seconds between questions to squeue, which all users of a cluster share
