@@ -10,11 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from battery import rows
 from click.testing import CliRunner
 from executors import InProcess
 from hypothesis import given
 from hypothesis import strategies as some
-from test_executors import rows
 
 from clipbench import execute, protocol, registry, study
 from clipbench.cli import cli

@@ -76,15 +76,22 @@ SHOWN, WIDEST = 5, 200  # reasons of failed cells, and letters of each
     "--executor",
     metavar="NAME",
     default="local",
-    help="Who runs the cells: local, processes of this machine; ray, a cluster; or one of an "
-    "installed package.",
+    help=(
+        "Who runs the cells: local, processes of this machine; slurm, jobs of a cluster; ray, a "
+        "cluster; or one of an installed package."
+    ),
 )
 @click.option(
     "--executor-option",
     "executor_options",
     multiple=True,
     metavar="KEY=VALUE",
-    help="An option of the executor, such as an address. May be given again.",
+    help="An option of the executor, such as partition=NAME. May be given again.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print what the executor would submit, and how many jobs; nothing is run.",
 )
 @click.option(
     "--part",
@@ -122,6 +129,7 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     replica: int | None,
     executor: str,
     executor_options: Sequence[str],
+    dry_run: bool,
     part: str | None,
     after: Path | None,
     changes: Sequence[str],
@@ -148,6 +156,9 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
             raise UsageError(f"{folder}: there is no study to repeat; run it without --replica.")
         page, folder = study_.replica(page, replica), folder / f"replica-{replica}"
         options = replace(options, throughput=False)  # its report is the study's, which has some
+    if dry_run:
+        click.echo(protocol.rehearse(page, options, folder))
+        return
     if anew and (renamed := place.moved_aside(folder, page)) is not None:
         click.echo(f"{folder}: the old results are now {renamed}.")
     with place.claimed(folder, page) as store, Bars() as bars:
@@ -155,12 +166,7 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     _say_counts(folder, counts, options)
     for entry in store.page("plan")["not_run"]:
         click.echo(not_run(entry))
-    if one_of is None:
-        click.echo(f"`clipbench report {shown}` draws the figures and tables.")
-    elif one_of.number:
-        click.echo(
-            f"part {one_of}: `clipbench merge` brings the parts together, and says what is next."
-        )
+    _say_next(shown, one_of)
     _say_why(counts.reasons)
     if counts.failed:
         sys.exit(FINDING)
@@ -192,6 +198,16 @@ def _say_counts(folder: Path, counts: Counts, options: Options) -> None:
     if options.only:
         click.echo(
             f"only {options.only}: without --only, `clipbench run` runs the rest of the study."
+        )
+
+
+def _say_next(folder: Path, one_of: Part | None) -> None:
+    """What to do with what was run."""
+    if one_of is None:
+        click.echo(f"`clipbench report {folder}` draws the figures and tables.")
+    elif one_of.number:
+        click.echo(
+            f"part {one_of}: `clipbench merge` brings the parts together, and says what is next."
         )
 
 

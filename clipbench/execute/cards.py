@@ -28,10 +28,14 @@ HINT = "leave --device out, or say cpu"
 class Cards:
     """The CUDA devices that work is spread over, and how many processes share each of them: one,
     for lanes fill a device, and processes only take turns on it.
+
+    ``apart`` says that each process has a device of its own, as on a cluster: all of them call it
+    by the same index, and share nothing.
     """
 
     indices: tuple[int, ...] = (0,)
     sharers: int = 1
+    apart: bool = False
 
     def of_seed(self, seed: int) -> int:
         """The device for all cells of a seed: what is compared within a seed ran on one device."""
@@ -45,6 +49,11 @@ class Cards:
         at_work = Counter(taken)
         card = min(self.indices, key=lambda index: at_work[index])
         return card if at_work[card] < self.sharers else None
+
+    @property
+    def sharing(self) -> int:
+        """How many processes share the memory of a device."""
+        return 1 if self.apart else self.sharers
 
     @property
     def processes(self) -> int:

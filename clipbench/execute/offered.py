@@ -13,6 +13,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from clipbench.errors import UsageError, nearest, one_of
 from clipbench.execute.cards import ONE_CARD, Cards
@@ -24,6 +25,7 @@ LOCAL = "local"
 PACKAGED: dict[str, tuple[str, str | None]] = {
     LOCAL: ("clipbench.execute.local:local", None),
     "ray": ("clipbench.execute.ray_tasks:ray_tasks", "ray"),
+    "slurm": ("clipbench.execute.slurm:slurm", None),
 }
 
 
@@ -35,12 +37,14 @@ class Request:
     :param cards: the CUDA devices of this machine.
     :param device: ``cuda`` if any cell is for CUDA.
     :param options: ``--executor-option KEY=VALUE``, as text.
+    :param folder: the results folder, held for this run; None if there is none yet.
     """
 
     workers: int | None = None
     cards: Cards = ONE_CARD
     device: str = "cpu"
     options: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
 
     def known(self, name: str, options: Sequence[str]) -> None:
         """:raises UsageError: an option is none of the executor's."""

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -159,7 +159,7 @@ class _Supervisor:
                 ticket = self.executor.submit(shard, setting)
                 self.under_way[ticket] = _UnderWay(shard, time.monotonic())
                 for one in (self.under_way[ticket], *beside):
-                    one.shared = one.shared or bool(beside)
+                    one.shared = one.shared or (bool(beside) and not self.executor.cards.apart)
             for portion in self.executor.results(TICK):
                 self._take(portion)
             for ticket in list(self.under_way):
@@ -301,6 +301,23 @@ class _Supervisor:
             self.on_record(record)
 
 
+@dataclass
+class _Called:
+    """A call that was submitted; ``since`` is when it began, once it has begun."""
+
+    name: str
+    work: Call
+    setting: Setting
+    again: bool
+    since: float
+    begun: bool = False
+
+    def begin(self) -> None:
+        """Note that it has begun: what it waited before does not count."""
+        if not self.begun:
+            self.begun, self.since = True, time.monotonic()
+
+
 def call(executor: Executor, work: Call, setting: Setting, limit: float = LIMIT) -> Any:
     """The value of a call; see `calls`.
 
@@ -321,45 +338,50 @@ def calls(
     """Name and value of each call, as they come; as many run at a time as the executor has slots.
     An exception comes as a value.
 
-    :param limit: seconds one may take.
+    :param limit: seconds one may take once it has begun.
     """
     waiting = deque((name, work, setting, False) for name, (work, setting) in works.items())
-    under_way: dict[int, tuple[str, Call, Setting, bool, float]] = {}
+    under_way: dict[int, _Called] = {}
     try:
         while waiting or under_way:
             while waiting and len(under_way) < executor.slots:
                 name, work, setting, again = waiting[0]
-                if setting.device == CUDA:
-                    at_work = [
-                        one.card for _, _, one, *_ in under_way.values() if one.device == CUDA
-                    ]
-                    if (card := executor.cards.free(at_work)) is None:
-                        break
-                    setting = replace(setting, card=card)
+                placed = _placed(executor, setting, under_way.values())
+                if placed is None:
+                    break
                 waiting.popleft()
-                under_way[executor.submit(work, setting)] = (
-                    name,
-                    work,
-                    setting,
-                    again,
-                    time.monotonic(),
-                )
+                ticket = executor.submit(work, placed)
+                under_way[ticket] = _Called(name, work, placed, again, time.monotonic())
             for portion in executor.results(TICK):
-                if portion.ticket not in under_way or portion.end is None:
+                if portion.ticket not in under_way:
                     continue
-                name, work, setting, again, _ = under_way.pop(portion.ticket)
-                if isinstance(portion.end, Died) and portion.end.killed and not again:
-                    waiting.appendleft((name, work, setting, True))  # it may not have been to blame
+                if portion.end is None:
+                    under_way[portion.ticket].begin()
+                    continue
+                one = under_way.pop(portion.ticket)
+                if isinstance(portion.end, Died) and portion.end.killed and not one.again:
+                    # it may not have been to blame
+                    waiting.appendleft((one.name, one.work, one.setting, True))
                 else:
-                    yield name, _outcome(portion.end, work.what)
-            for ticket, (name, work, _, _, since) in list(under_way.items()):
-                if time.monotonic() - since > limit:
+                    yield one.name, _outcome(portion.end, one.work.what)
+            for ticket, one in list(under_way.items()):
+                longest = limit if one.begun else max(limit, executor.patience)
+                if time.monotonic() - one.since > longest:
                     executor.cancel(ticket)
                     del under_way[ticket]
-                    yield name, UsageError(f"{work.what} took longer than {limit:g} s.")
+                    yield one.name, UsageError(f"{one.work.what} took longer than {longest:g} s.")
     finally:
         for ticket in under_way:
             executor.cancel(ticket)
+
+
+def _placed(executor: Executor, setting: Setting, under_way: Iterable[_Called]) -> Setting | None:
+    """The setting on the CUDA device with least to do; None if each is taken."""
+    if setting.device != CUDA:
+        return setting
+    at_work = [one.setting.card for one in under_way if one.setting.device == CUDA]
+    card = executor.cards.free(at_work)
+    return None if card is None else replace(setting, card=card)
 
 
 def _outcome(end: Any, what: str) -> Any:

@@ -17,6 +17,7 @@ from clipbench.protocol.failures import Reason
 from clipbench.protocol.part import part_named, shared_by_parts
 from clipbench.protocol.plans import Plan, headline, plan, ready, runnable, shards
 from clipbench.protocol.predict import predict
+from clipbench.protocol.rehearse import rehearse
 from clipbench.protocol.report import report
 from clipbench.protocol.select import select
 from clipbench.protocol.timing import time_implementations, time_methods
@@ -37,6 +38,7 @@ __all__ = [
     "plan",
     "predict",
     "ready",
+    "rehearse",
     "run",
     "runnable",
     "shards",
@@ -63,6 +65,7 @@ def run(
             ONE_CARD if options.elsewhere else ready(asked, options.device, options.workers),
             "cuda" if any(cell.device == "cuda" for cell in asked.templates) else "cpu",
             options.executor_options,
+            store.folder,
         )
         with execute.offered(options.executor)(request) as made:
             return run(study, store, options, watcher, made)

@@ -96,7 +96,7 @@ def measured(
         abreast = execute.abreast(asked.executor, jobs[0].cell.device)
         cell_steps = 1.5 * steps[task] / abreast
         what = f"the choice of an engine for {jobs[0].cell.problem}"
-        sharers = asked.executor.cards.sharers
+        sharers = asked.executor.cards.sharing
         works[task] = (
             Call(rates.measure, (arms, asked.memory, cell_steps, asked.engine, sharers), what),
             asked.setting.of(jobs[0].cell),
