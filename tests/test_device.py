@@ -194,6 +194,15 @@ def test_without_facts_nothing_is_begun(done, monkeypatch):
     assert ending.judged == 0
 
 
+@pytest.fixture
+def heard():
+    """Interrupts are heard, also if whoever started the tests had them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_an_interrupt_ends_the_step_under_way_and_the_page_is_written(done, monkeypatch):
     done(good("one"))  # so that the command below finds stand-ins
     planned = [good("one"), slow("two", INTERRUPTS.format(parent=os.getpid())), good("three")]

@@ -274,7 +274,11 @@ def test_a_script_without_a_guard_runs_a_study(tmp_path):
 REFUSED = {
     "no name": (({**PAGE, "title": ""},), {}, "needs a name"),
     "a name for a page": (("quick",), dict(name="slow"), "a page has its file's name"),
-    "a device": ((PAGE,), dict(device="gpu"), "`device` is 'gpu', and must be cpu, cuda or auto"),
+    "a device": (
+        (PAGE,),
+        dict(device="gpu"),
+        "`device` is 'gpu', and must be cpu, cuda, cuda:0 (by its index) or auto",
+    ),
     "an engine": ((PAGE,), dict(engine="batch"), "Did you mean batched?"),
     "curves": ((PAGE,), dict(curves="some"), "all, report, first or none"),
     "workers": ((PAGE,), dict(workers=0), "`workers` is 0"),

@@ -353,6 +353,7 @@ def pretended(count: int = 1) -> Iterator[Device]:
         for name, stand in _card(device).items():
             held.enter_context(mock.patch.object(torch.cuda, name, stand))
         for place, name, stand in (
+            (torch.backends.cudnn, "is_acceptable", lambda _: False),
             (torch, "autocast", lambda _, *more, **others: autocast("cpu", *more, **others)),
             (torch._C, "_group_tensors_by_device_and_dtype", group),
             (program, "make_fx", functools.partial(_traced, make_fx)),

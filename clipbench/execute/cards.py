@@ -73,7 +73,9 @@ def named(device: str) -> tuple[str, int | None]:
         return device, None
     if found := NUMBERED.fullmatch(device):
         return "cuda", int(found[1])
-    raise UsageError(f'--device "{device}": it must be cpu, cuda, cuda:0 (by its index) or auto.')
+    raise UsageError(
+        f"`device` is {device!r}, and must be cpu, cuda, cuda:0 (by its index) or auto."
+    )
 
 
 def spread(device: str, workers: int | None) -> Cards:
