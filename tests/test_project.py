@@ -188,7 +188,7 @@ def test_contributing_lists_what_a_new_clip_owes_and_nothing_else(checkout):
 
 def test_the_readme_is_read_in_one_go(readme):
     """What more there is to say has a page of its own in docs."""
-    assert len(readme.splitlines()) <= 130
+    assert len(readme.splitlines()) <= 145
 
 
 def test_every_page_of_the_docs_is_in_the_table_of_contents(checkout):
