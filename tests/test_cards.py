@@ -152,7 +152,11 @@ def test_a_process_has_a_device_of_its_own_and_none_has_two():
         }
         seen = dict(execute.calls(executor, works))
         found = seen.values()
-    assert Counter(index for index, *_ in found) == {0: 2, 1: 1}
+    # the third call goes to whichever device is free first
+    assert sorted(Counter(index for index, *_ in found).items()) in (
+        [(0, 2), (1, 1)],
+        [(0, 1), (1, 2)],
+    )
     assert [seen[name][-1] for name in "012"] == [(False,) * 2, (True,) * 2, (False,) * 2]
     for index in (0, 1):
         ended = sorted((begin, end) for one, begin, end, _ in found if one == index)
