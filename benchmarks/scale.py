@@ -27,11 +27,11 @@ from clipbench.execute.shards import Shard
 from clipbench.store import Store
 
 COLUMNS = ["cells", "what", "seconds", "milliseconds a cell", "peak MB"]
-SEEDS = 20
+SEEDS, RATES, TASK = 20, 10, 1000  # a thousand cells a task
 PAGE = """
 [run]
 steps = 20
-batch = 8
+batch = [{batches}]
 lr = [{rates}]
 seeds = {{ select = {seeds}, report = 0 }}
 evaluations = 5
@@ -93,8 +93,8 @@ class Nothing:
 def measured(cells: int, pipe: Any) -> None:
     """The rows of one size."""
     registry.load_packaged()
-    arms = 5
-    rates = ", ".join(f"{1e-3 * 1.001**n:.6g}" for n in range(max(1, cells // (SEEDS * arms))))
+    rates = ", ".join(f"{1e-3 * 1.5**n:.3g}" for n in range(RATES))
+    batches = ", ".join(str(4 + n) for n in range(max(1, cells // TASK)))
     rows: list[list[Any]] = []
 
     def clock(what: str, work: Callable[[], object]) -> None:
@@ -105,7 +105,9 @@ def measured(cells: int, pipe: Any) -> None:
         rows.append([cells, what, f"{taken:.2f}", f"{1e3 * taken / cells:.3f}", f"{peak:.0f}"])
 
     with tempfile.TemporaryDirectory() as folder:
-        asked = study.parse("scale", PAGE.format(rates=rates, seeds=SEEDS), Path(folder))
+        asked = study.parse(
+            "scale", PAGE.format(rates=rates, batches=batches, seeds=SEEDS), Path(folder)
+        )
         store = Store.create(Path(folder) / "scale", asked.name, asked.text)
         plan = protocol.runnable(asked)
         executor = Nothing(Job(plan.cells[0], plan.cells[0].clip_settings()))
