@@ -1,5 +1,7 @@
 """What a clip does on several processes: one process gives the weights of real ones."""
 
+import csv
+
 import numpy as np
 import pytest
 import ranks as processes
@@ -82,6 +84,20 @@ def test_how_far_a_mistake_leads_is_as_the_findings_say(how, share, checkout):
     assert np.linalg.norm(there - right) / np.linalg.norm(right) == pytest.approx(share, abs=5e-4)
     said = (checkout / "docs" / "findings.md").read_text(encoding="utf-8")
     assert f"{100 * share:.1f} %" in said
+
+
+def test_the_findings_count_the_committed_rows(checkout):
+    table = checkout / "results" / "distributed" / "report" / "tables" / "distributed.csv"
+    with table.open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    worse, better = (
+        sum(float(row["high"]) < 0 for row in found),
+        sum(float(row["low"]) > 0 for row in found),
+    )
+    assert (len(found), worse, better) == (30, 0, 1)
+    assert min(float(row["difference"]) for row in found if row["problem"] == "digits") > -0.06
+    said = " ".join((checkout / "docs" / "findings.md").read_text(encoding="utf-8").split())
+    assert "Of 30 rows no mistake is worse at 95 %, and one is better" in said
 
 
 @pytest.mark.parametrize("workload", ["wdbc", "digits"])

@@ -51,10 +51,6 @@ class Part:
             ]
         return mine
 
-    def splits_arms(self, cells: Sequence[Cell]) -> bool:
-        """Whether there are too few units, so that arms of a comparison run on several machines."""
-        return 0 < len({(Task.of(cell).label, cell.seed) for cell in cells}) < self.of
-
 
 def shared_by_parts(
     study: Study, cells: Sequence[Cell], part: Part | None, folder: Path | None

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import numpy as np
 import pandas as pd
 
 from clipbench.analysis.distributed import mistaken
-from clipbench.figures.headline import draw
-from clipbench.figures.style import arm_colours
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import foldable, gap_panels, picture
+from clipbench.report.frames import foldable, pairs_picture
 from clipbench.report.parts import Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import gap_places, metric_words, signed_gap
-from clipbench.task import Task
 
 TITLE = "On several processes: what do mistakes cost?"
 MISTAKES = {"rank": "before the all-reduce", "shard": "by the norm of a shard"}
@@ -26,20 +20,10 @@ def section(evidence: Evidence) -> Section:
     pairs = mistaken(evidence.axes, evidence.arms, evidence.grade)
     if pairs.empty:
         return Section("distributed", TITLE, [])
-    drawn = pairs.assign(
-        label=[evidence.short(arm) for arm in pairs["arm"]],
-        margin=[
-            evidence.about(Task.of(row)).get("margin") or np.nan for row in pairs.to_dict("records")
-        ],
-        **dict.fromkeys(("family_low", "family_high", "last"), np.nan),
-    )
-    panels = gap_panels(evidence, pairs, "mistake over right, {}")
     caption = (
         "Each mistake against the same clip of the whole gradient, at the same threshold: negative "
         "if the mistake costs something, with a 95 % interval. The band is the margin."
     )
-    cells = evidence.behind(pairs)
-    figure = partial(draw, drawn, panels, arm_colours(evidence.arms), evidence.footer(cells))
     count = {
         on: {
             "pairs": int((pairs["on"] == on).sum()),
@@ -54,7 +38,7 @@ def section(evidence: Evidence) -> Section:
         TITLE,
         [
             *told,
-            picture(evidence, figure, caption, cells, "distributed"),
+            pairs_picture(evidence, pairs, "mistake over right, {}", caption, "distributed"),
             foldable(_table(evidence, pairs)),
         ],
     )

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import numpy as np
 import pandas as pd
 
 from clipbench.analysis.form import norm_over_value
-from clipbench.figures.headline import draw
-from clipbench.figures.style import arm_colours
 from clipbench.report.evidence import Evidence
-from clipbench.report.frames import foldable, gap_panels, picture
+from clipbench.report.frames import foldable, pairs_picture
 from clipbench.report.parts import Section, Table
 from clipbench.report.prose import paragraphs
 from clipbench.report.words import gap_places, metric_words, signed_gap
-from clipbench.task import Task
 
 TITLE = "Value or norm?"
 
@@ -25,20 +19,10 @@ def section(evidence: Evidence) -> Section:
     pairs = norm_over_value(evidence.axes, evidence.arms, evidence.grade)
     if pairs.empty:
         return Section("form", TITLE, [])
-    drawn = pairs.assign(
-        label=[evidence.short(arm) for arm in pairs["arm"]],
-        margin=[
-            evidence.about(Task.of(row)).get("margin") or np.nan for row in pairs.to_dict("records")
-        ],
-        **dict.fromkeys(("family_low", "family_high", "last"), np.nan),
-    )
-    panels = gap_panels(evidence, pairs, "norm over value, {}")
     caption = (
         "The norm clip against the value clip of the same optimizer, each at the threshold fixed "
         "in advance: positive if norm is better, with a 95 % interval. The band is the margin."
     )
-    cells = evidence.behind(pairs)
-    figure = partial(draw, drawn, panels, arm_colours(evidence.arms), evidence.footer(cells))
     return Section(
         "form",
         TITLE,
@@ -50,7 +34,7 @@ def section(evidence: Evidence) -> Section:
                 value=int((pairs["high"] < 0).sum()),
                 seeds=int(pairs["n"].max()),
             ),
-            picture(evidence, figure, caption, cells, "form"),
+            pairs_picture(evidence, pairs, "norm over value, {}", caption, "form"),
             foldable(_table(evidence, pairs)),
         ],
     )

@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from clipbench.analysis.cells import counts
-from clipbench.figures import Figure
+from clipbench.figures import Figure, headline
 from clipbench.figures.panels import draw
+from clipbench.figures.style import arm_colours
 from clipbench.report.evidence import Evidence
 from clipbench.report.parts import Fold, Heading, Part, Picture, Table
 from clipbench.report.words import census, metric_words
@@ -89,6 +91,26 @@ def gap_panels(evidence: Evidence, gaps: pd.DataFrame, words: str) -> list[dict[
         for task in evidence.tasks
         if len(evidence.of(gaps, task))
     ]
+
+
+def pairs_picture(
+    evidence: Evidence, pairs: pd.DataFrame, words: str, caption: str, name: str
+) -> Picture:
+    """The differences of pairs of arms that have no verdict, a panel for each task.
+
+    :param words: what a difference is, with ``{}`` for the metric.
+    """
+    drawn = pairs.assign(
+        label=[evidence.short(arm) for arm in pairs["arm"]],
+        margin=[
+            evidence.about(Task.of(row)).get("margin") or np.nan for row in pairs.to_dict("records")
+        ],
+        **dict.fromkeys(("family_low", "family_high", "last"), np.nan),
+    )
+    cells = evidence.behind(pairs)
+    panels, colours = gap_panels(evidence, pairs, words), arm_colours(evidence.arms)
+    figure = partial(headline.draw, drawn, panels, colours, evidence.footer(cells))
+    return picture(evidence, figure, caption, cells, name)
 
 
 def foldable(table: Table) -> Table | Fold:
