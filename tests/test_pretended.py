@@ -334,7 +334,12 @@ def test_lanes_take_what_the_device_has_free_and_share_it():
     one = job(workload="cosh", steps=30, batch=2)
     with pretended():
         each = rates.lane_bytes([one])
-        with mock.patch.object(torch.cuda, "mem_get_info", return_value=(26 * each, 2**34)):
+        with (
+            mock.patch.object(torch.cuda, "mem_get_info", return_value=(26 * each, 2**34)),
+            # More lanes are always faster here: memory alone ends the climb.
+            mock.patch.object(rates, "_lanes", lambda jobs, **_: (1 / len(jobs), len(jobs))),
+            mock.patch.object(rates, "_loop", return_value=1e3),
+        ):
             alone, shared = (
                 rates.measure([one], None, 1e9, "batched", sharers=count) for count in (1, 2)
             )
