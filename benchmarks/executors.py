@@ -65,7 +65,7 @@ def say(line):
     sys.stdout.flush()
 
 
-def measured(name, cells, named):
+def measured(name, cells, named, engine):
     """The row of one executor, in a process of its own."""
     registry.load_packaged()
     with execute.offered(name)(Request(SLOTS)) as executor:
@@ -74,7 +74,7 @@ def measured(name, cells, named):
         clock, page = Clock(), study.read(named)
         with tempfile.TemporaryDirectory() as folder:
             store = Store.create(Path(folder) / "out", page.name, page.text)
-            options = protocol.Options(engine="loop", throughput=False)
+            options = protocol.Options(engine=engine, throughput=False)
             with store.claim():
                 protocol.run(page, store, options, clock, executor)
     rate = (len(clock.times) - 1) / (clock.times[-1] - clock.times[0])
@@ -86,11 +86,12 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", default=["local", "ray"])
     parser.add_argument("--cells", type=int, default=10_000)
     parser.add_argument("--study", default="smoke")
+    parser.add_argument("--engine", default="loop")
     asked = parser.parse_args()
     say(f"| executor | ms a shard | MB of the driver | cells/s of {asked.study} |")
     say("|---|---|---|---|")
     # a process finds `Idle` by its module's name
     around = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{os.getenv('PYTHONPATH', '')}"}
     for one in asked.names:
-        row = f"import executors; executors.measured({one!r}, {asked.cells}, {asked.study!r})"
+        row = f"import executors; executors.measured({one!r}, {asked.cells}, {asked.study!r}, {asked.engine!r})"
         subprocess.run([sys.executable, "-c", row], env=around, check=True)

@@ -5,6 +5,7 @@ never loses a run.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import hashlib
 import html
@@ -348,6 +349,17 @@ def test_an_environment_that_only_timed_is_counted_beside_those_of_the_cells(tmp
     table = of_kind(provenance.section(evidence), Table)[0].data.set_index("environment")
     assert list(table.loc["e1", ["cells", "timed blocks"]]) == [len(evidence.cells), own]
     assert list(table.loc["e2", ["cells", "timed blocks"]]) == [0, 40]
+
+
+def test_the_page_says_where_the_arms_of_a_seed_were_split(small):
+    evidence = read(small)
+    merged = dataclasses.replace(evidence, plan={**evidence.plan, "parts": ["1/99"]})
+    plain, told = (
+        "".join(part.words for part in of_kind(provenance.section(one), parts.Text))
+        for one in (evidence, merged)
+    )
+    assert "Arms apart" not in plain
+    assert "**Arms apart.** The report cells were run in 99 parts" in told
 
 
 def test_every_number_of_the_answer_says_on_how_much_it_rests(small):

@@ -956,6 +956,16 @@ def test_a_remark_counts_the_seeds_whose_cells_ran_on_unlike_machines(tmp_path, 
     assert len(store.remarks()) == (1 if told is None else 2)
 
 
+@pytest.mark.parametrize(("of", "told"), [(3, False), (4, True)])
+def test_a_remark_tells_that_more_parts_than_seeds_split_the_arms(tmp_path, of, told):
+    store = settle(tmp_path / "here", seeds=(0, 1, 2))
+    store.commit("select-0001", {"cells": [row_of(seed, cell=f"{seed}") for seed in range(3)]})
+    store.write_page("plan", {**store.page("plan"), "parts": [f"1/{of}", f"2/{of}"]})
+    found = [remark for remark in store.remarks() if "split among machines" in remark]
+    assert len(found) == told
+    assert all(f"in {of} parts and have 3 pairs" in remark for remark in found)
+
+
 @pytest.mark.parametrize("curves", [None, "report", "first", "none"])
 def test_packing_leaves_one_file_a_table_and_the_rows_that_count(filled, curves):
     for number, seed in enumerate((1000, 1001), start=2):

@@ -10,6 +10,7 @@ from clipbench.report.evidence import Evidence, flat
 from clipbench.report.parts import Part, Section, Table, Text
 from clipbench.report.words import DASH, listed
 from clipbench.schema import RULES
+from clipbench.store import remarks
 
 OLDER = {
     1: "Outcomes were judged by the training loss of the last steps, and not, as today, by what "
@@ -48,6 +49,14 @@ def section(evidence: Evidence) -> Section:
     versions_said = evidence.store.page("preregistered").get("versions", [])
     if versions_said:
         parts.append(Text(_preregistered(versions_said)))
+    parts += [
+        Text(f"**Arms apart.** {sentence[0].upper()}{sentence[1:]}.")
+        for sentence in remarks.apart(
+            evidence.cells,
+            evidence.environment.get("environments", {}),
+            evidence.plan.get("parts", []),
+        )
+    ]
     if environments:
         parts.append(_environments(evidence, environments))
     versions = [

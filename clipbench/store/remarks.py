@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,15 +16,13 @@ def remarks(store: Contents) -> list[str]:
     """The remarks, a sentence each."""
     cells, environments = store.read("cells"), store.page("environment").get("environments", {})
     sentences = []
-    for task, rows in cells[cells["status"] != Status.FAILED].groupby(TASK, dropna=False):
-        label = ", ".join(map(str, task))
+    for label, rows in _tasks(cells):
         keys = sorted(rows["environment"].dropna().unique())
         if len(keys) > 1:
             sentences.append(
                 f"{label}: its cells come from {len(keys)} environments ({', '.join(keys)})"
             )
-            if (told := _between_machines(rows, environments)) is not None:
-                sentences.append(f"{label}: {told}")
+    sentences += apart(cells, environments, store.page("plan").get("parts", []))
     sentences += [
         f"environment {environment}: {page['lost']}"
         for environment, page in environments.items()
@@ -36,6 +34,33 @@ def remarks(store: Contents) -> list[str]:
             "them some"
         )
     return sentences
+
+
+def apart(cells: pd.DataFrame, environments: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
+    """Where arms of one seed, which are compared, did not run together, a sentence each.
+
+    :param environments: the machines' pages, by the key that cells name.
+    :param parts: the parts that the folder was merged of, such as ``3/20``.
+    """
+    sentences = []
+    for label, rows in _tasks(cells):
+        if (told := _between_machines(rows, environments)) is not None:
+            sentences.append(f"{label}: {told}")
+    asked = max((int(part.partition("/")[2]) for part in parts), default=0)
+    for role, rows in cells.groupby("role"):
+        units = len(rows.groupby([*TASK, "seed"], dropna=False))
+        if asked > units:
+            sentences.append(
+                f"the {role} cells were run in {asked} parts and have {units} pairs of a task and "
+                "a seed: the arms of one seed were split among machines"
+            )
+    return sentences
+
+
+def _tasks(cells: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The label and the cells of every task, without those that failed."""
+    for task, rows in cells[cells["status"] != Status.FAILED].groupby(TASK, dropna=False):
+        yield ", ".join(map(str, task)), rows
 
 
 def _between_machines(rows: pd.DataFrame, environments: Mapping[str, Any]) -> str | None:
