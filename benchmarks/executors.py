@@ -93,5 +93,6 @@ if __name__ == "__main__":
     # a process finds `Idle` by its module's name
     around = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{os.getenv('PYTHONPATH', '')}"}
     for one in asked.names:
-        row = f"import executors; executors.measured({one!r}, {asked.cells}, {asked.study!r}, {asked.engine!r})"
+        wanted = (one, asked.cells, asked.study, asked.engine)
+        row = f"import executors; executors.measured(*{wanted!r})"
         subprocess.run([sys.executable, "-c", row], env=around, check=True)
