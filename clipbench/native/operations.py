@@ -1,0 +1,342 @@
+"""The operations that move elements, or are made of others: how each becomes statements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from clipbench.native.elements import literal
+from clipbench.native.products import PRODUCTS
+from clipbench.native.translation import Operation, Translation, Untranslated
+from clipbench.native.values import Element, Value
+
+
+def copied(t: Translation, value: Value, tensor: Tensor) -> Value:
+    """A copy that lies as a tensor without data does."""
+    return t.element("convert_element_type", [value], tensor)
+
+
+def clone(t: Translation, node: Node) -> Value:
+    """The same value if it lies as it should, else a copy: nothing is changed in place."""
+    value, tensor = t.values[node.args[0]], node.meta["val"]
+    same = (
+        value.offset == 0
+        and value.elements == value.memory.elements
+        and value.strides == tuple(tensor.stride())
+    )
+    return value if same else copied(t, value, tensor)
+
+
+def convert(t: Translation, node: Node) -> Value:
+    value, tensor = t.values[node.args[0]], node.meta["val"]
+    if tensor.dtype == value.memory.dtype:
+        return clone(t, node)
+    if tensor.dtype is torch.bool:
+        return t.element("ne", [value, 0], tensor)
+    return t.element("convert_element_type", [value], tensor)
+
+
+def filled(position: int | None, otherwise: float = 0) -> Operation:
+    """The operation that makes a tensor of one number, the argument at ``position``."""
+
+    def fill(t: Translation, node: Node) -> Value:
+        tensor = node.meta["val"]
+        number = otherwise if position is None else node.args[position]
+        value = t.fresh(tensor)
+        text = literal(number, tensor.dtype)  # type: ignore[arg-type]
+        t.statements.append(Element([], [value], "convert_element_type", [text], tensor.dtype))
+        return value
+
+    return fill
+
+
+def unwritten(t: Translation, node: Node) -> Value:
+    """Memory that nothing is in: only its sizes are read."""
+    return t.fresh(node.meta["val"], register=False)
+
+
+def copy_to(t: Translation, node: Node) -> Value:
+    """A value with another written over a part of it; whoever reads it from now on reads this."""
+    target, source = (t.values[one] for one in node.args)
+    old = target.memory
+    new = t.memory(old.dtype, old.elements)
+    for one, value in list(t.values.items()):
+        if isinstance(value, Value) and value.memory is old:
+            t.values[one] = Value(new, value.sizes, value.strides, value.offset)
+    here = numbered(len(target.sizes))
+    written = Value(new, target.sizes, target.strides, target.offset)
+    whole = Value(old, (old.elements,), (1,))
+    copy = loops(whole.sizes, f"{new.name}[i0] = {at(whole, ['i0'])};")
+    body = loops(target.sizes, f"{at(written, here)} = {at(source, here)};")
+    t.call([whole, source], [Value(new, whole.sizes, (1,))], f"{copy} {body}")
+    return written
+
+
+def cat(t: Translation, node: Node) -> Value:
+    """The parts side by side. A part that is all of its memory is made in its place at once."""
+    sources, dim = list(node.args[0]), int(node.args[1])  # type: ignore[arg-type]
+    parts = [t.values[one] for one in sources]
+    result = t.fresh(node.meta["val"], register=False)
+    begin = 0
+    for part in parts:
+        spot = Value(result.memory, part.sizes, result.strides, begin * result.strides[dim])
+        begin += part.sizes[dim]
+        memory = part.memory
+        movable = (
+            spot.dense
+            and part.dense
+            and memory.elements == part.elements
+            and not memory.given
+            and memory.inside is None
+            and sum(one.memory is memory for one in parts) == 1
+        )
+        if movable:
+            memory.inside, memory.register = (result.memory, spot.offset), False
+        else:
+            t.statements.append(
+                Element(
+                    [part], [spot], "convert_element_type", [part], node.meta["val"].dtype
+                )
+            )
+    return result
+
+
+def variance(t: Translation, node: Node) -> Value:
+    """The mean of squares around the mean, as torch takes it."""
+    value, tensor = t.values[node.args[0]], node.meta["val"]
+    dims = range(len(value.sizes)) if node.args[1] is None else node.args[1]
+    folded = [int(dim) for dim in dims]  # type: ignore[union-attr]
+    correction = node.kwargs.get("correction", node.args[2] if len(node.args) > 2 else 1)
+    count = value.elements // max(1, tensor.numel())
+
+    def bare(sizes: Sequence[int]) -> Tensor:
+        return torch.empty(tuple(sizes), dtype=tensor.dtype, device="meta")
+
+    total = t.fold("sum", value, folded, bare(tensor.size()))
+    mean = t.element("div", [total, count], bare(tensor.size()))
+    strides = iter(mean.strides)
+    spread = Value(
+        mean.memory,
+        value.sizes,
+        tuple(0 if dim in folded else next(strides) for dim in range(len(value.sizes))),
+    )
+    apart = t.element("sub", [value, spread], bare(value.sizes))
+    squares = t.element("mul", [apart, apart], bare(value.sizes))
+    summed = t.fold("sum", squares, folded, bare(tensor.size()))
+    return t.element("div", [summed, count - float(correction)], tensor)  # type: ignore[arg-type]
+
+
+def loops(sizes: Sequence[int], body: str) -> str:
+    """Loops over some sizes around a statement, whose indices are ``i0``, ``i1``, …"""
+    heads = "".join(f"for (long i{n} = 0; i{n} < {size}; ++i{n}) " for n, size in enumerate(sizes))
+    return f"{heads}{{ {body} }}"
+
+
+def at(value: Value, indices: Sequence[str]) -> str:
+    """One element of a value, in C++."""
+    parts = [
+        f"({index}) * {stride}L"
+        for index, stride in zip(indices, value.strides, strict=True)
+        if stride
+    ]
+    return f"{value.memory.name}[{' + '.join([str(value.offset), *parts])}]"
+
+
+def numbered(count: int) -> list[str]:
+    return [f"i{number}" for number in range(count)]
+
+
+def wrapped(index: str, size: int) -> str:
+    """An index that may count from the end."""
+    return f"({index} < 0 ? {index} + {size} : {index})"
+
+
+def gather(t: Translation, node: Node) -> Value:
+    value, index = t.values[node.args[0]], t.values[node.args[2]]
+    dim = int(node.args[1]) % max(1, len(value.sizes))  # type: ignore[arg-type]
+    result = t.fresh(node.meta["val"], register=False)
+    here = numbered(len(index.sizes))
+    there = [*here]
+    there[dim] = at(index, here)
+    body = f"{at(result, here)} = {at(value, there)};"
+    t.call([value, index], [result], loops(index.sizes, body))
+    return result
+
+
+def scatter(t: Translation, node: Node) -> Value:
+    value, index, source = t.values[node.args[0]], t.values[node.args[2]], node.args[3]
+    dim = int(node.args[1]) % max(1, len(value.sizes))  # type: ignore[arg-type]
+    result = t.fresh(node.meta["val"], register=False)
+    here = numbered(len(index.sizes))
+    there = [*here]
+    there[dim] = at(index, here)
+    reads = [value, index]
+    if isinstance(source, Node):
+        reads.append(t.values[source])
+        written = at(t.values[source], here)
+    else:
+        written = literal(source, result.memory.dtype)  # type: ignore[arg-type]
+    sign = "+=" if "add" in str(node.target) else "="
+    every = numbered(len(value.sizes))
+    copy = loops(value.sizes, f"{at(result, every)} = {at(value, every)};")
+    t.call(reads, [result], f"{copy} {loops(index.sizes, f'{at(result, there)} {sign} {written};')}")
+    return result
+
+
+def _indexed(t: Translation, value: Value, given: Sequence[Any]) -> tuple[list[int], list[str], list[Value]]:
+    """The sizes of what is indexed by tensors, the index of every dimension, and those tensors.
+
+    :raises Untranslated: the tensors do not stand next to each other, or are truth values.
+    """
+    tensors = [(dim, t.values[one]) for dim, one in enumerate(given) if one is not None]
+    dims = [dim for dim, _ in tensors]
+    if dims != list(range(dims[0], dims[0] + len(dims))) or any(
+        one.memory.dtype is torch.bool for _, one in tensors
+    ):
+        raise Untranslated("an index of this form")
+    shape = torch.broadcast_shapes(*(one.sizes for _, one in tensors))
+    sizes = [*value.sizes[: dims[0]], *shape, *value.sizes[dims[-1] + 1 :]]
+    here = numbered(len(sizes))
+    middle = here[dims[0] : dims[0] + len(shape)]
+    indices = []
+    for dim in range(len(value.sizes)):
+        if dim < dims[0]:
+            indices.append(here[dim])
+        elif dim > dims[-1]:
+            indices.append(here[dim - len(dims) + len(shape)])
+        else:
+            index = dict(tensors)[dim]
+            own = [
+                "0" if size == 1 else spot
+                for size, spot in zip(
+                    index.sizes, middle[len(shape) - len(index.sizes) :], strict=True
+                )
+            ]
+            indices.append(wrapped(at(index, own), value.sizes[dim]))
+    return sizes, indices, [one for _, one in tensors]
+
+
+def index(t: Translation, node: Node) -> Value:
+    value = t.values[node.args[0]]
+    sizes, indices, tensors = _indexed(t, value, node.args[1])  # type: ignore[arg-type]
+    result = t.fresh(node.meta["val"], register=False)
+    body = f"{at(result, numbered(len(sizes)))} = {at(value, indices)};"
+    t.call([value, *tensors], [result], loops(sizes, body))
+    return result
+
+
+def index_put(t: Translation, node: Node) -> Value:
+    value, source = t.values[node.args[0]], t.values[node.args[2]]
+    sizes, indices, tensors = _indexed(t, value, node.args[1])  # type: ignore[arg-type]
+    result = t.fresh(node.meta["val"], register=False)
+    here, every = numbered(len(sizes)), numbered(len(value.sizes))
+    own = [
+        "0" if size == 1 else spot
+        for size, spot in zip(source.sizes, here[len(sizes) - len(source.sizes) :], strict=True)
+    ]
+    adds = len(node.args) > 3 and bool(node.args[3])
+    copy = loops(value.sizes, f"{at(result, every)} = {at(value, every)};")
+    body = f"{at(result, indices)} {'+=' if adds else '='} {at(source, own)};"
+    t.call([value, source, *tensors], [result], f"{copy} {loops(sizes, body)}")
+    return result
+
+
+def iota(t: Translation, node: Node) -> Value:
+    result = t.fresh(node.meta["val"], register=False)
+    start, step = node.kwargs.get("start", 0), node.kwargs.get("step", 1)
+    t.call([], [result], loops([result.elements], f"{result.address}[i0] = {start} + i0 * {step};"))
+    return result
+
+
+def sort(t: Translation, node: Node) -> list[Any]:
+    """The values of one row in order; who asks for their places is refused."""
+    value, tensor = t.values[node.args[0]], node.meta["val"][0]
+    descending = node.kwargs.get("descending", node.args[2] if len(node.args) > 2 else False)
+    if len(value.domain) > 1 or descending or not value.dense:
+        raise Untranslated("sort of this form")
+    result = t.fresh(tensor, register=False)
+    room = t.memory(tensor.dtype, value.elements)
+    code = (
+        f"memcpy({result.address}, {value.address}, sizeof({value.memory.type}) * {value.elements}); "
+        f"sorted({result.address}, {room.name}, {value.elements});"
+    )
+    t.call([value], [result], code)
+    return [result, None]
+
+
+def average(t: Translation, node: Node) -> Value:
+    """The mean of every window of an image, without padding."""
+    value, (high, wide), (down, right) = _windows(t, node, 0)
+    result = t.fresh(node.meta["val"], register=False)
+    sizes = (result.elements // (result.sizes[-1] * result.sizes[-2]), *result.sizes[-2:])
+    height, width = value.sizes[-2:]
+    body = (
+        f"{value.memory.type} sum = 0; for (int r = 0; r < {high}; ++r) "
+        f"for (int q = 0; q < {wide}; ++q) "
+        f"sum += {value.address}[(i0 * {height} + i1 * {down} + r) * {width} + i2 * {right} + q]; "
+        f"{result.address}[(i0 * {sizes[1]} + i1) * {sizes[2]} + i2] = sum / {high * wide};"
+    )
+    t.call([value], [result], loops(sizes, body))
+    return result
+
+
+def average_backward(t: Translation, node: Node) -> Value:
+    grad = t.values[node.args[0]]
+    value, (high, wide), (down, right) = _windows(t, node, 1)
+    result = t.fresh(node.meta["val"], register=False)
+    if not grad.dense:
+        raise Untranslated("avg_pool2d_backward of this form")
+    sizes = (grad.elements // (grad.sizes[-1] * grad.sizes[-2]), *grad.sizes[-2:])
+    height, width = value.sizes[-2:]
+    body = (
+        f"const {value.memory.type} part = {grad.address}[(i0 * {sizes[1]} + i1) * {sizes[2]} + i2]"
+        f" / {high * wide}; for (int r = 0; r < {high}; ++r) for (int q = 0; q < {wide}; ++q) "
+        f"{result.address}[(i0 * {height} + i1 * {down} + r) * {width} + i2 * {right} + q] += part;"
+    )
+    clear = f"memset({result.address}, 0, sizeof({value.memory.type}) * {result.elements}); "
+    t.call([grad], [result], clear + loops(sizes, body))
+    return result
+
+
+def _windows(t: Translation, node: Node, first: int) -> tuple[Value, list[int], list[int]]:
+    """The images of a pooling, and the size and the step of its windows.
+
+    :raises Untranslated: it is padded, rounds up, or divides by another number.
+    """
+    arguments = [*node.args[first:], *[None] * 7]
+    value, kernel = t.values[arguments[0]], [int(size) for size in arguments[1]]  # type: ignore[index,union-attr]
+    steps = [int(size) for size in arguments[2] or kernel]  # type: ignore[union-attr]
+    padded = any(arguments[3] or ())  # type: ignore[arg-type]
+    if padded or arguments[4] or arguments[6] is not None or not value.dense:
+        raise Untranslated(f"{node.target} of this form")
+    both = [kernel * 2 if len(kernel) == 1 else kernel, steps * 2 if len(steps) == 1 else steps]
+    return value, both[0], both[1]
+
+
+OPERATIONS: Mapping[str, Callable[[Translation, Node], Any]] = {
+    "avg_pool2d": average,
+    "avg_pool2d_backward": average_backward,
+    "cat": cat,
+    "clone": clone,
+    "convert_element_type": convert,
+    "copy_to": copy_to,
+    "empty": unwritten,
+    "empty_permuted": unwritten,
+    "empty_strided": unwritten,
+    "full": filled(1),
+    "full_like": filled(1),
+    "gather": gather,
+    "index": index,
+    "index_put": index_put,
+    "iota": iota,
+    "scalar_tensor": filled(0),
+    "scatter": scatter,
+    "scatter_add": scatter,
+    "sort": sort,
+    "var": variance,
+    **PRODUCTS,
+}
