@@ -21,7 +21,7 @@ from clipbench.tolerance import TOLERANCE, apart
 
 Pair = tuple[str, np.ndarray, np.ndarray]  # what is compared, as it is stored and as it came now
 CURVE = "the curve"
-ENGINES = ("loop", lanes.EAGER, lanes.COMPILED)
+ENGINES = ("loop", lanes.EAGER, lanes.NATIVE)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _train(job: Job, engine: str) -> Record:
     """The record of one cell, by one engine; called in a process of its own."""
     if engine == "loop":
         return engines.run(job)
-    (record,) = lanes.run([job], compiled=engine == lanes.COMPILED)
+    (record,) = lanes.run([job], compiled=engine == lanes.NATIVE)
     return record
 
 

@@ -82,7 +82,7 @@ def main(folder, page):
     said["lanes"] = [made.rows[:, -1].tolist() for made in lanes.run(jobs)]
     program.compiled = lambda graph: graph  # the program that would be compiled, without a compiler
     made = lanes.run(jobs, compiled=True)
-    assert {one.engine for one in made} == {lanes.COMPILED}
+    assert {one.engine for one in made} == {lanes.NATIVE}
     said["compiled"] = [one.rows[:, -1].tolist() for one in made]
     said["others"] = engines.run(job(0.01, "float32")).rows[:, :-1].tolist()
     asked = study.parse("measured", page, folder)

@@ -312,9 +312,9 @@ def test_an_evaluation_waits_once_for_a_split_however_many_lanes_there_are():
         for count in (3, 6):
             held, _ = lanes.begin(jobs[:count] if count == 6 else jobs[:3])
             held.step(*held.draw())
-            held.evaluate(range(count), 0)
+            evaluate(held, range(count), 0)
             before = len(device.waits)
-            held.evaluate(range(count), 1)
+            evaluate(held, range(count), 1)
             waits[count] = len(device.waits) - before
     # seeds, indices and outputs, of validation and of test
     assert waits[3] == waits[6] <= 5

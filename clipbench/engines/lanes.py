@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -25,13 +25,14 @@ from torch.utils import _pytree as pytree
 
 from clipbench import events, feed, lr_schedules, measures, metrics, registry, step
 from clipbench.engines import program, shares
-from clipbench.engines.program import FEWEST_LANES, Nested, NoLanes, flat
-from clipbench.engines.record import CHUNK, Job, Record, conclude, graded, stops
+from clipbench.engines.evaluating import evaluate
+from clipbench.engines.native import NotCompiled, Stepper, Untranslated, drawn
+from clipbench.engines.program import FEWEST_LANES, Nested, flat
+from clipbench.engines.record import Job, Record, conclude, stops
 from clipbench.engines.stacked import programs
 from clipbench.engines.structure import Lane, Pass, Segment, Structure, arranged
-from clipbench.events import Evaluation
 
-EAGER, COMPILED = "batched", "batched, compiled"
+EAGER, NATIVE = "batched", "batched, native"
 WARM_UP = 3  # steps on CUDA before one is recorded: libraries make room for themselves in the first
 
 
@@ -49,7 +50,7 @@ class Lanes:
         self.workload = registry.build("workload", cell.workload.name, cell.workload.own)
         shares.refuse(self.workload, cell)
         self.dtype, self.device = feed.DTYPES[cell.dtype], cell.device
-        self.programs = programs(self.workload, self.dtype, self.device, compiled, Pass.of(cell))
+        self.programs = programs(self.workload, self.dtype, self.device, Pass.of(cell))
         self.model = self.programs.model
         self.least = measures.least(step.precision(self.dtype), self.model.elements)
         self.seeds = list(dict.fromkeys(job.cell.seed for job in jobs))
@@ -72,7 +73,21 @@ class Lanes:
         self.segments = list(self._segments())
         self.taken = 0  # steps
         self.pending: list[list[Tensor]] = []
+        self.ended: set[int] = set()
+        self.measured: list[np.ndarray] = []  # by native steps: steps × lanes × loss and products
+        self.stepper = self._stepper() if compiled else None
         self._forget()
+
+    def _stepper(self) -> Stepper:
+        """What takes native steps, built for the shapes of these lanes."""
+        batch = tuple(tensor[None] for tensor in self._one_batch())
+        return Stepper(self.programs, self.weights, batch, self.fixed, self.segments)  # type: ignore[arg-type]
+
+    def _one_batch(self) -> tuple[Tensor, Tensor]:
+        """A batch as the lanes are given them, which none of them trains on."""
+        size = self.jobs[0].cell.batch
+        drawn = feed.batches(self.workload, self.seeds[0], size, 1, self.dtype, self.device)
+        return next(drawn)
 
     def _forget(self) -> None:
         """Drop the CUDA graph of a step: the tensors that it was recorded with are no longer in
@@ -134,6 +149,28 @@ class Lanes:
         )
         return inputs, targets
 
+    def advance(self, steps: int) -> None:
+        """Some training steps of every lane, measured."""
+        if self.stepper is None:
+            for _ in range(steps):
+                self.step(*self.draw())
+            return
+        while steps:
+            batch = drawn(self.batches, steps)
+            self.measured.append(
+                self.stepper.advance(
+                    batch,
+                    self.weights,
+                    self.segments,
+                    self.fixed,
+                    self.seed_index.tolist(),
+                    self.ended,
+                    self.taken,
+                )
+            )
+            self.taken += batch.steps
+            steps -= batch.steps
+
     def step(self, inputs: Tensor, targets: Tensor) -> None:
         """One training step of every lane, measured; nothing waits for the device."""
         for segment in self.segments:
@@ -167,13 +204,6 @@ class Lanes:
         """The losses of a step that is taken here, and its products in the order of
         ``measures.PRODUCTS``.
         """
-        if self.programs.compiled:
-            (segment,) = self.segments
-            whole = (self.weights, inputs, targets, segment.lane, self.fixed)
-            self.weights, losses, products = self.programs.whole(segment.structure, *whole)(
-                *flat(whole)
-            )
-            return [losses, *products]
         batch = (self.weights, inputs, targets, self.fixed)
         grads, losses = self.programs.gradient(*batch)(*flat(batch))
         moved, rows, stepped = [], [], []
@@ -235,10 +265,17 @@ class Lanes:
         """The rows of the steps since the last call, steps × lanes × measures: the one moment
         that waits for the device.
         """
+        if self.stepper is not None:
+            taken, self.measured = np.concatenate(self.measured), []
+            loss, *products = (taken[..., value] for value in range(taken.shape[-1]))
+            return self._measures(loss, products)
         loss, *products = (
             torch.stack(column).double().cpu().numpy() for column in zip(*self.pending, strict=True)
         )
         self.pending = []
+        return self._measures(loss, products)
+
+    def _measures(self, loss: np.ndarray, products: Sequence[np.ndarray]) -> np.ndarray:
         return measures.rows(loss, products, self.model.elements, step.precision(self.dtype))
 
     def look(self) -> None:
@@ -248,17 +285,7 @@ class Lanes:
             self.programs.grain.update(dict.fromkeys(met, 1))
             return
         inputs, targets = (
-            torch.stack([tensor] * len(self.jobs))
-            for tensor in next(
-                feed.batches(
-                    self.workload,
-                    self.seeds[0],
-                    self.jobs[0].cell.batch,
-                    1,
-                    self.dtype,
-                    self.device,
-                )
-            )
+            torch.stack([tensor] * len(self.jobs)) for tensor in self._one_batch()
         )
         grain = self.programs.grain
         if None not in grain:
@@ -276,6 +303,7 @@ class Lanes:
 
     def freeze(self, lanes: Sequence[int]) -> None:
         """Set ended lanes to zeros: arithmetic with NaN and denormals may be slow."""
+        self.ended |= set(lanes)
         for lane in lanes:
             segment = next(
                 segment for segment in self.segments if segment.begin <= lane < segment.end
@@ -292,6 +320,7 @@ class Lanes:
         """Go on with some of the lanes only, those of one segment together; one may be named
         twice.
         """
+        self.ended = {at for at, lane in enumerate(lanes) if lane in self.ended}
         self.jobs = [self.jobs[lane] for lane in lanes]
         self.structures = [self.structures[lane] for lane in lanes]
         index = torch.tensor(lanes, device=self.device)
@@ -310,45 +339,6 @@ class Lanes:
         self.segments = segments
         self._forget()
 
-    @torch.no_grad()
-    def evaluate(self, lanes: Iterable[int], updates: int) -> dict[int, list[Evaluation]]:
-        """Lane → loss and metrics over whole splits, graded by the host: a device is waited for
-        once a split, and not for each number.
-        """
-        splits, on_host = (
-            [feed.splits(self.workload, seed, self.dtype, device) for seed in self.seeds]
-            for device in (self.device, "cpu")
-        )
-        evaluations: dict[int, list[Evaluation]] = {lane: [] for lane in lanes}
-        last, seed_of = updates == self.jobs[0].cell.steps, self.seed_index.tolist()
-        for split in feed.SPLITS:
-            data = [splits[seed][split] for seed in seed_of]
-            # Seeds may draw splits of different sizes: lanes of one size go together.
-            sizes: dict[Any, list[int]] = {}
-            for lane, (inputs, _) in enumerate(data):
-                sizes.setdefault(inputs.shape, []).append(lane)
-            for group in sizes.values():
-                together = group + group[-1:] * (
-                    -len(group) % max(FEWEST_LANES, self.programs.grain.get(None, 1))
-                )
-                outputs = self._outputs(together, [data[lane][0] for lane in together]).cpu()
-                for lane, output in zip(group, outputs, strict=False):
-                    if lane in evaluations:
-                        _, targets = on_host[seed_of[lane]][split]
-                        evaluations[lane] += graded(
-                            self.workload, output, targets, updates, split, last
-                        )
-        return evaluations
-
-    def _outputs(self, lanes: Sequence[int], inputs: Sequence[Tensor]) -> Tensor:
-        index = torch.tensor(lanes, device=self.device)
-        weights, fixed = self.weights[index], tuple(tensor[index] for tensor in self.fixed)
-        outputs = []
-        for chunk in zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True):
-            arguments = (weights, torch.stack(chunk), fixed)
-            outputs.append(self.programs.output(*arguments)(*flat(arguments)))
-        return torch.cat(outputs, 1)
-
 
 def run(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST_LANES) -> list[Record]:
     """Train cells of one `structure.shape` as lanes; their records, in the order of ``jobs``.
@@ -360,12 +350,8 @@ def run(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST_LANES)
     try:
         records = _fresh(jobs, compiled)
         _train(records, *begin(jobs, compiled, fewest))
-    except NoLanes:
-        raise
-    except Exception:
-        if not compiled:
-            raise
-        # no compiler here, or one that fails: the programs run as they are
+    except (Untranslated, NotCompiled):
+        # an operation without a translation, or no compiler here: the programs run as they are
         records = _fresh(jobs, compiled=False)
         _train(records, *begin(jobs, compiled=False, fewest=fewest))
     for record in records:
@@ -374,7 +360,7 @@ def run(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST_LANES)
 
 
 def _fresh(jobs: Sequence[Job], compiled: bool) -> list[Record]:
-    engine = COMPILED if compiled else EAGER
+    engine = NATIVE if compiled else EAGER
     return [
         Record(job, threshold=job.threshold, threads=torch.get_num_threads(), engine=engine)
         for job in jobs
@@ -387,14 +373,16 @@ def begin(
     """The lanes of some jobs, and which job each lane has."""
     cell = jobs[0].cell
     workload = registry.build("workload", cell.workload.name, cell.workload.own)
-    grain = programs(workload, feed.DTYPES[cell.dtype], cell.device, compiled, Pass.of(cell)).grain
+    grain = programs(workload, feed.DTYPES[cell.dtype], cell.device, Pass.of(cell)).grain
     structures = [Structure.of(job) for job in jobs]
-    order = arranged(structures, grain, fewest)
-    together = Lanes([jobs[number] for number in order], compiled)
+    order = arranged(structures, {} if compiled else grain, fewest)
+    if compiled:
+        return Lanes([jobs[number] for number in order], compiled), order
+    together = Lanes([jobs[number] for number in order])
     together.look()
     # the programs were new, and ask for more
     if order != (again := arranged(structures, grain, fewest)):
-        return Lanes([jobs[number] for number in again], compiled), again
+        return Lanes([jobs[number] for number in again]), again
     return together, order
 
 
@@ -408,15 +396,14 @@ def _train(records: Sequence[Record], lanes: Lanes, cells: Sequence[int]) -> Non
     lane_of = {number: cells.index(number) for number in range(len(records))}
 
     def note(updates: int) -> None:
-        evaluations = lanes.evaluate(lane_of.values(), updates)
+        evaluations = evaluate(lanes, lane_of.values(), updates)
         for number, lane in lane_of.items():
             records[number].evaluations += evaluations[lane]
 
     note(0)
     done = 0
     for stop in stops(cell):
-        for _ in range(done, stop):
-            lanes.step(*lanes.draw())
+        lanes.advance(stop - done)
         done, rows = stop, lanes.rows()
         ended = {number: events.ends(rows[:, lane]) for number, lane in lane_of.items()}
         for number, last in ended.items():
@@ -434,7 +421,7 @@ def _train(records: Sequence[Record], lanes: Lanes, cells: Sequence[int]) -> Non
         again = arranged(
             [lanes.structures[lane_of[number]] for number in live], lanes.programs.grain
         )
-        if not lanes.programs.compiled and len(again) <= len(lanes.jobs) // 2:
+        if lanes.stepper is None and len(again) <= len(lanes.jobs) // 2:
             lanes.keep([lane_of[live[position]] for position in again])
             cells = [live[position] for position in again]
             lane_of = {number: cells.index(number) for number in live}

@@ -150,11 +150,6 @@ def _inexact(node: Node) -> bool:
     )
 
 
-def compiled(graph: GraphModule) -> Callable[..., Any]:
-    """The program through torch's compiler; the first call compiles, for the shapes it is given."""
-    return torch.compile(graph, fullgraph=True, dynamic=False)
-
-
 def peak_bytes(graph: GraphModule) -> int:
     """The most memory that the tensors made by a program take at one time; its inputs do not
     count.

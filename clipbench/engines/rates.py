@@ -240,7 +240,7 @@ def _lanes(jobs: Sequence[Job], *, compiled: bool) -> tuple[float, int]:
 
     seconds = _spread(
         lambda: together.step(*together.draw()),
-        lambda: together.evaluate(range(len(jobs)), 0),
+        lambda: evaluate(together, range(len(jobs)), 0),
         jobs[0],
     )
     return seconds / len(jobs), len(together.jobs)

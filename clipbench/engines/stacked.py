@@ -21,6 +21,7 @@ from clipbench.engines import program
 from clipbench.engines.program import Nested, NoLanes
 from clipbench.engines.structure import PLAIN, Lane, Pass, Structure
 from clipbench.measures import REMEMBERED
+from clipbench.native import Function
 from clipbench.trees import Tree
 from clipbench.vocabulary import APART, UPDATE
 
@@ -154,16 +155,15 @@ class Programs:
     """
 
     def __init__(
-        self, workload: Any, dtype: torch.dtype, device: str, compiled: bool, how: Pass = PLAIN
+        self, workload: Any, dtype: torch.dtype, device: str, how: Pass = PLAIN
     ) -> None:
         self.model = _model(workload, dtype, device, how)
         self.what = f'workload "{workload.name}"'
-        self.compiled = compiled
         self.grain: dict[Structure | None, int] = {}  # None is the model's own
         # how the leaves of a state hang together
         self.states: dict[Structure, pytree.TreeSpec] = {}
         self.traced: dict[tuple[Any, ...], GraphModule] = {}
-        self.built: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self.native: dict[Any, Function] = {}  # what is built for this machine
 
     def gradient(self, *arguments: Nested) -> GraphModule:
         """``(weights, inputs, targets, fixed) → (gradients, losses)``, of all lanes."""
@@ -229,42 +229,19 @@ class Programs:
         """
         return self._program(
             (structure, "update", wide),
-            lambda: self._step_function(structure, wide=wide),
+            lambda: self.step_function(structure, wide=wide),
             arguments,
             f'"{structure.label}"',
         )
 
-    def whole(self, structure: Structure, *arguments: Nested) -> Callable[..., Any]:
-        """Gradient and update in one: ``(weights, inputs, targets, lane, fixed) → (weights, losses,
-        products)``.
-
-        It is compiled, and changes in place what the lane remembers: the compiler then keeps no
-        second copy of it, which would not fit the cache. Weights are made anew, for they are read
-        once more to measure the update and would be copied at the end.
-        """
-        # In float64 at once: what the lane remembers is overwritten, and no step can be taken a
-        # second time to look closer.
-        stepped = self._step_function(structure, one_pass=True, wide=True)
-
-        def both(
-            weights: Tensor, inputs: Tensor, targets: Tensor, lane: Lane, fixed: Sequence[Tensor]
-        ) -> tuple[Any, ...]:
-            grads, losses = torch.vmap(self.model.gradient)(weights, inputs, targets, fixed)
-            moved, products, new = stepped(weights, grads, lane)
-            program.write(lane.remembered, new.remembered)
-            return moved, losses, products
-
-        key = (structure, *(tensor.shape for tensor in program.flat(arguments)))
-        if (built := self.built.get(key)) is None:
-            graph = program.trace(
-                both, arguments, f'{self.what} with "{structure.label}"', pure=False
-            )
-            built = self.built[key] = program.compiled(graph)
-        return built
-
-    def _step_function(
+    def step_function(
         self, structure: Structure, *, one_pass: bool = False, wide: bool = False
     ) -> Callable[..., tuple[Any, ...]]:
+        """``(weights, gradients, lane) → (weights, products, lane)``, to be traced.
+
+        :param one_pass: whether each product is a plain sum or maximum, for a compiler.
+        :param wide: whether the products are taken in float64.
+        """
         touched = True
 
         def one(flat: Tensor, grads: Tensor, lane: Lane) -> tuple[Any, ...]:
@@ -353,7 +330,7 @@ class Programs:
 
 @lru_cache(maxsize=16)
 def programs(
-    workload: Any, dtype: torch.dtype, device: str, compiled: bool, how: Pass = PLAIN
+    workload: Any, dtype: torch.dtype, device: str, how: Pass = PLAIN
 ) -> Programs:
     """The programs of this process."""
-    return Programs(workload, dtype, device, compiled, how)
+    return Programs(workload, dtype, device, how)

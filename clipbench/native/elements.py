@@ -11,6 +11,9 @@ C_TYPES: Mapping[torch.dtype, str] = {
     torch.float64: "double",
     torch.int64: "int64_t",
     torch.int32: "int32_t",
+    torch.int16: "int16_t",
+    torch.int8: "int8_t",
+    torch.uint8: "uint8_t",
     torch.bool: "bool",
 }
 # The name of an operation among torch's primitives → its expression of the operands {0}, {1}, …,

@@ -11,13 +11,16 @@ from typing import Any
 from clipbench.native.elements import C_TYPES, expression
 from clipbench.native.values import Call, Element, Fold, Memory, Statement, Value
 
-# name → where a fold begins, how two are one, the reduction of OpenMP
+# name → where a fold begins, how two are one, and the reduction of OpenMP
 FOLDS = {
-    "sum": ("0", "({0} + {1})", "+"),
-    "prod": ("1", "({0} * {1})", "*"),
-    "amax": ("-INFINITE", "larger({0}, {1})", "larger"),
-    "amin": ("INFINITE", "smaller({0}, {1})", "smaller"),
+    "sum": ("0", "{0} + {1}", "+"),
+    "prod": ("1", "{0} * {1}", "*"),
+    "amax": ("-INFINITE", "larger({0}, {1})", "max"),
+    "amin": ("INFINITE", "smaller({0}, {1})", "min"),
 }
+# Of an extreme along a register: the extreme of the numbers, and beside it whether any is NaN. A
+# comparison that asks for both at once is not always put into registers.
+EXTREMES = {"amax": "{1} > {0} ? {1} : {0}", "amin": "{1} < {0} ? {1} : {0}"}
 
 
 @dataclass(frozen=True)
@@ -33,32 +36,57 @@ class Place:
         return cls(value.memory, value.steps, value.offset)
 
 
-def written_by(statements: Sequence[Statement]) -> dict[Memory, list[Statement]]:
-    """Memory → the statements that write it or a part of it."""
-    writers: dict[Memory, list[Statement]] = {}
+@dataclass(frozen=True)
+class Need:
+    """One statement must not come before another."""
+
+    before: Statement
+    after: Statement
+    apart: int
+    """1 if both cannot be in one loop, else 0."""
+    reads: Value | None
+    """What the later one reads of the earlier one's results."""
+
+
+def needs(statements: Sequence[Statement]) -> list[Need]:
+    """What must come before what: who reads a memory comes after who wrote there before, and who
+    writes it again after both.
+    """
+    found: list[Need] = []
+    history: dict[Memory, list[tuple[Statement, Value, bool]]] = {}
     for statement in statements:
-        for value in statement.writes:
-            memory: Memory | None = value.memory
-            while memory is not None:
-                writers.setdefault(memory, []).append(statement)
-                memory = memory.inside[0] if memory.inside else None
-    return writers
+        accesses = [(value, False) for value in statement.reads]
+        accesses += [(value, True) for value in statement.writes]
+        for value, writes in accesses:
+            for before, other, wrote in history.get(value.memory.root, ()):
+                if (wrote or writes) and overlap(value, other):
+                    close = not writes and _together(before, statement, value)
+                    reads = None if writes else value
+                    found.append(Need(before, statement, 0 if close else 1, reads))
+        for value, writes in accesses:
+            history.setdefault(value.memory.root, []).append((statement, value, writes))
+    return found
 
 
-def scheduled(statements: Sequence[Statement]) -> list[list[Statement]]:
+def overlap(one: Value, other: Value) -> bool:
+    """Whether two values may share an element of one memory."""
+    (low, high), (least, most) = one.extent, other.extent
+    return low <= most and least <= high
+
+
+def scheduled(statements: Sequence[Statement], order: Sequence[Need]) -> list[list[Statement]]:
     """The statements in groups, each one loop or one call; a group needs earlier ones alone."""
-    writers = written_by(statements)
-    readers: dict[Statement, list[tuple[Statement, Value]]] = {one: [] for one in statements}
-    levels: dict[Statement, int] = {}
+    levels = dict.fromkeys(statements, 0)
+    before: dict[Statement, list[Need]] = {one: [] for one in statements}
+    after: dict[Statement, list[Need]] = {one: [] for one in statements}
+    for need in order:
+        before[need.after].append(need)
+        after[need.before].append(need)
     last: dict[tuple[int, ...], int] = {}
     for statement in statements:
-        levels[statement] = 0
-        for value in statement.reads:
-            for before in writers.get(value.memory, ()):
-                readers[before].append((statement, value))
-                levels[statement] = max(
-                    levels[statement], levels[before] + _apart(before, statement, value)
-                )
+        levels[statement] = max(
+            (levels[need.before] + need.apart for need in before[statement]), default=0
+        )
         domain = statement.domain
         last[domain] = max(last.get(domain, 0), levels[statement])
     # a single number may wait for every loop
@@ -66,41 +94,38 @@ def scheduled(statements: Sequence[Statement]) -> list[list[Statement]]:
     # As late as it can be: what is made earlier would have to be kept until it is read.
     for statement in reversed(statements):
         if not isinstance(statement, Call):
-            asked = [
-                levels[reader] - _apart(statement, reader, value)
-                for reader, value in readers[statement]
-            ]
-            levels[statement] = max(
-                levels[statement], min(asked, default=last[statement.domain])
+            bound = min(
+                (levels[need.after] - need.apart for need in after[statement]),
+                default=last[statement.domain],
             )
+            levels[statement] = max(levels[statement], bound)
     groups: dict[tuple[Any, ...], list[Statement]] = {}
-    for number, statement in enumerate(statements):
-        alone = isinstance(statement, Call) or not statement.domain
-        key = (levels[statement], number if alone else -1, statement.domain)
-        groups.setdefault(key, []).append(statement)
     position = {statement: number for number, statement in enumerate(statements)}
+    for statement in statements:
+        alone = isinstance(statement, Call) or not statement.domain
+        key = (levels[statement], position[statement] if alone else -1, statement.domain)
+        groups.setdefault(key, []).append(statement)
     return sorted(groups.values(), key=lambda group: (levels[group[0]], position[group[0]]))
 
 
-def _apart(before: Statement, after: Statement, value: Value) -> int:
-    """1 if a statement cannot be in the loop of one whose result it reads, else 0."""
-    together = (
+def _together(before: Statement, after: Statement, value: Value) -> bool:
+    """Whether a statement can be in the loop of one whose result it reads."""
+    return (
         isinstance(before, Element)
         and isinstance(after, Element | Fold)
         and before.domain == after.domain
         and bool(before.domain)
         and Place.of(before.result) == Place.of(value)
     )
-    return 0 if together else 1
 
 
 class Loop:
-    """The code of one group of element-wise statements and folds."""
+    """One group of element-wise statements and folds, which run over the same elements."""
 
     def __init__(self, group: Sequence[Element | Fold], needed: set[Memory]) -> None:
         self.group, self.domain, self.needed = group, group[0].domain, needed
         self.held: dict[Place, str] = {}
-        self.body: list[str] = []
+        self.body: list[str | Move] = []
         self.accesses: list[tuple[int, ...]] = []
         self.order = self._order()
 
@@ -121,17 +146,16 @@ class Loop:
         return sorted(range(len(self.domain)), key=lambda dim: (-strides[dim], dim))
 
     def code(self) -> str:
-        folds = [one for one in self.group if isinstance(one, Fold)]
+        """The loop, in C++."""
         for statement in self.group:
             if isinstance(statement, Element):
                 self._element(statement)
-        for number, fold in enumerate(folds):
-            found = self._read(fold.operand)
-            name = f"f{number}"
-            self.body.append(f"{name} = {FOLDS[fold.name][1].format(name, found)};")
-            self.accesses.append(fold.kept)
-        merged = self._merged()
-        return "\n".join(self._nest(merged, folds))
+        folds = [
+            Folding(f"f{number}", fold, self._read(fold.operand))
+            for number, fold in enumerate(one for one in self.group if isinstance(one, Fold))
+        ]
+        self.accesses += [one.fold.kept for one in folds]
+        return "\n".join(self._nest(self._merged(), folds))
 
     def _element(self, statement: Element) -> None:
         operands = [
@@ -145,7 +169,7 @@ class Loop:
         self.body.append(f"const {value.memory.type} {name} = {text};")
         if value.memory in self.needed:
             self.accesses.append(value.steps)
-            self.body.append((value, name))  # type: ignore[arg-type]
+            self.body.append(Move(name, value, writes=True))
 
     def _read(self, value: Value) -> str:
         if value.memory.register:
@@ -154,7 +178,7 @@ class Loop:
         if (name := self.held.get(place)) is None:
             name = self.held[place] = f"v{len(self.held)}"
             self.accesses.append(value.steps)
-            self.body.append((name, value))  # type: ignore[arg-type]
+            self.body.append(Move(name, value, writes=False))
         return name
 
     def _merged(self) -> list[list[int]]:
@@ -170,71 +194,115 @@ class Loop:
                 merged.append([dim])
         return merged
 
-    def _nest(self, merged: Sequence[Sequence[int]], folds: Sequence[Fold]) -> Iterator[str]:
+    def _nest(self, merged: Sequence[Sequence[int]], folds: Sequence[Folding]) -> Iterator[str]:
         sizes = [_product(self.domain[dim] for dim in dims) for dims in merged]
-        inner = merged[-1][-1]
+        leaders = [dims[-1] for dims in merged]
+        outer, whole, inner = len(merged) - 1, len(merged), leaders[-1]
 
-        def at(steps: Sequence[int], offset: int, levels: int) -> str:
+        def spot(value: Value, steps: Sequence[int], levels: int) -> str:
             parts = [
-                f"i{level} * {steps[dims[-1]]}L"
-                for level, dims in enumerate(merged[:levels])
-                if steps[dims[-1]]
+                f"i{level} * {steps[dim]}L"
+                for level, dim in enumerate(leaders[:levels])
+                if steps[dim]
             ]
-            return " + ".join([str(offset), *parts])
+            return f"{value.memory.name}[{' + '.join([str(value.offset), *parts])}]"
 
-        whole = len(merged)
+        along = [one for one in folds if one.fold.kept[inner] == 0]
+        across = [one for one in folds if one.fold.kept[inner] != 0]
         yield "{"
-        for number, fold in enumerate(folds):
-            if not fold.result.memory.register:
-                start = FOLDS[fold.name][0]
-                kept = fold.result.elements
-                yield (
-                    f"for (long i = 0; i < {kept}; ++i) "
-                    f"{fold.result.address}[i] = ({fold.result.memory.type}){start};"
-                )
-        for number, fold in enumerate(folds):
-            if fold.result.memory.register:
-                kind = fold.result.memory.type
-                yield f"{kind} f{number} = ({kind}){FOLDS[fold.name][0]};"
+        for one in folds:
+            yield from one.beginning()
         for level, size in enumerate(sizes[:-1]):
             yield f"for (long i{level} = 0; i{level} < {size}; ++i{level}) {{"
-        clauses, after = [], []
-        for number, fold in enumerate(folds):
-            along = fold.kept[inner] == 0
-            if along:
-                clauses.append(f"reduction({FOLDS[fold.name][2]} : f{number})")
-            if fold.result.memory.register:
-                continue
-            if along:
-                spot = f"{fold.result.address}[{at(fold.kept, 0, whole - 1)}]"
-                yield f"{fold.result.memory.type} f{number} = {spot};"
-                after.append(f"{spot} = f{number};")
-        yield f"#pragma omp simd {' '.join(clauses)}"
-        yield f"for (long i{whole - 1} = 0; i{whole - 1} < {sizes[-1]}; ++i{whole - 1}) {{"
-        for number, fold in enumerate(folds):
-            if fold.kept[inner] != 0:
-                yield (
-                    f"{fold.result.memory.type} &f{number} = "
-                    f"{fold.result.address}[{at(fold.kept, 0, whole)}];"
-                )
+        for one in along:
+            if not one.single:
+                held = spot(one.fold.result, one.fold.kept, outer)
+                yield f"{one.type} {one.name} = {held};"
+            if one.extreme:
+                yield f"int32_t {one.name}_nan = 0;"
+        clauses = " ".join(clause for one in along for clause in one.clauses())
+        yield f"#pragma omp simd {clauses}"
+        yield f"for (long i{outer} = 0; i{outer} < {sizes[-1]}; ++i{outer}) {{"
+        for one in across:
+            held = spot(one.fold.result, one.fold.kept, whole)
+            yield f"{one.type} &{one.name} = {held};"
         for line in self.body:
             if isinstance(line, str):
                 yield line
-            elif isinstance(line[0], str):
-                name, value = line
-                spot = at(value.steps, value.offset, whole)
-                yield f"const {value.memory.type} {name} = {value.memory.name}[{spot}];"
             else:
-                value, name = line
-                spot = at(value.steps, value.offset, whole)
-                yield f"{value.memory.name}[{spot}] = {name};"
+                held = spot(line.value, line.value.steps, whole)
+                kind = line.value.memory.type
+                yield f"{held} = {line.name};" if line.writes else f"const {kind} {line.name} = {held};"
+        for one in along:
+            yield from one.along()
+        for one in across:
+            yield f"{one.name} = {FOLDS[one.fold.name][1].format(one.name, one.operand)};"
         yield "}"
-        yield from after
-        yield "}" * (whole - 1)
-        for number, fold in enumerate(folds):
-            if fold.result.memory.register:
-                yield f"{fold.result.memory.name} = f{number};"
+        for one in along:
+            if one.extreme:
+                yield f"if ({one.name}_nan) {one.name} = ({one.type})__builtin_nan(\"\");"
+            if not one.single:
+                yield f"{spot(one.fold.result, one.fold.kept, outer)} = {one.name};"
+        yield "}" * outer
+        for one in folds:
+            if one.single:
+                yield f"{one.target} = {one.name};"
         yield "}"
+
+
+@dataclass(frozen=True)
+class Folding:
+    """A fold in a loop: the variable that holds it, and the one that it folds."""
+
+    name: str
+    fold: Fold
+    operand: str
+
+    @property
+    def type(self) -> str:
+        return self.fold.result.memory.type
+
+    @property
+    def single(self) -> bool:
+        """Whether its result is one number."""
+        return self.fold.result.elements == 1
+
+    @property
+    def target(self) -> str:
+        result = self.fold.result
+        return result.memory.name if result.memory.register else f"{result.address}[0]"
+
+    @property
+    def extreme(self) -> bool:
+        return self.fold.name in EXTREMES
+
+    def beginning(self) -> Iterator[str]:
+        start = f"({self.type}){FOLDS[self.fold.name][0]}"
+        if self.single:
+            yield f"{self.type} {self.name} = {start};"
+        else:
+            result = self.fold.result
+            yield f"for (long i = 0; i < {result.elements}; ++i) {result.address}[i] = {start};"
+
+    def clauses(self) -> Iterator[str]:
+        yield f"reduction({FOLDS[self.fold.name][2]} : {self.name})"
+        if self.extreme:
+            yield f"reduction(+ : {self.name}_nan)"
+
+    def along(self) -> Iterator[str]:
+        text = EXTREMES.get(self.fold.name, FOLDS[self.fold.name][1])
+        yield f"{self.name} = {text.format(self.name, self.operand)};"
+        if self.extreme:
+            yield f"{self.name}_nan += {self.operand} != {self.operand} ? 1 : 0;"
+
+
+@dataclass(frozen=True)
+class Move:
+    """A variable and the memory that it comes from or goes to."""
+
+    name: str
+    value: Value
+    writes: bool
 
 
 def _product(sizes: Iterable[int]) -> int:

@@ -15,18 +15,23 @@ from clipbench.native.translation import Operation, Translation, Untranslated
 from clipbench.native.values import Element, Value
 
 
+CONVERT = "convert_element_type"
+
+
 def copied(t: Translation, value: Value, tensor: Tensor) -> Value:
     """A copy that lies as a tensor without data does."""
-    return t.element("convert_element_type", [value], tensor)
+    return t.element(CONVERT, [value], tensor)
 
 
 def clone(t: Translation, node: Node) -> Value:
-    """The same value if it lies as it should, else a copy: nothing is changed in place."""
+    """The same value if it lies as it should and nothing is written over it, else a copy."""
     value, tensor = t.values[node.args[0]], node.meta["val"]
     same = (
         value.offset == 0
         and value.elements == value.memory.elements
         and value.strides == tuple(tensor.stride())
+        and not t.changes(node)
+        and not t.changes(node.args[0])
     )
     return value if same else copied(t, value, tensor)
 
@@ -37,7 +42,7 @@ def convert(t: Translation, node: Node) -> Value:
         return clone(t, node)
     if tensor.dtype is torch.bool:
         return t.element("ne", [value, 0], tensor)
-    return t.element("convert_element_type", [value], tensor)
+    return t.element(CONVERT, [value], tensor)
 
 
 def filled(position: int | None, otherwise: float = 0) -> Operation:
@@ -48,7 +53,7 @@ def filled(position: int | None, otherwise: float = 0) -> Operation:
         number = otherwise if position is None else node.args[position]
         value = t.fresh(tensor)
         text = literal(number, tensor.dtype)  # type: ignore[arg-type]
-        t.statements.append(Element([], [value], "convert_element_type", [text], tensor.dtype))
+        t.statements.append(Element([], [value], CONVERT, [text], tensor.dtype))
         return value
 
     return fill
@@ -60,20 +65,23 @@ def unwritten(t: Translation, node: Node) -> Value:
 
 
 def copy_to(t: Translation, node: Node) -> Value:
-    """A value with another written over a part of it; whoever reads it from now on reads this."""
-    target, source = (t.values[one] for one in node.args)
-    old = target.memory
-    new = t.memory(old.dtype, old.elements)
-    for one, value in list(t.values.items()):
-        if isinstance(value, Value) and value.memory is old:
-            t.values[one] = Value(new, value.sizes, value.strides, value.offset)
-    here = numbered(len(target.sizes))
-    written = Value(new, target.sizes, target.strides, target.offset)
-    whole = Value(old, (old.elements,), (1,))
-    copy = loops(whole.sizes, f"{new.name}[i0] = {at(whole, ['i0'])};")
-    body = loops(target.sizes, f"{at(written, here)} = {at(source, here)};")
-    t.call([whole, source], [Value(new, whole.sizes, (1,))], f"{copy} {body}")
-    return written
+    """A value written over another."""
+    target, source = t.values[node.args[0]], t.values[node.args[1]]
+    if target.memory.given:
+        raise Untranslated("a change of an argument")
+    target.memory.register = False
+    t.rewritten.add(target.memory)
+    missing = len(target.sizes) - len(source.sizes)
+    strides = (0,) * missing + tuple(
+        0 if size == 1 else stride
+        for size, stride in zip(source.sizes, source.strides, strict=True)
+    )
+    spread = Value(source.memory, target.sizes, strides, source.offset)
+    dtype = source.memory.dtype
+    name = "ne" if target.memory.dtype is torch.bool and dtype is not torch.bool else CONVERT
+    operands: list[Value | str] = [spread, literal(0, dtype)] if name == "ne" else [spread]
+    t.statements.append(Element([spread], [target], name, operands, dtype))
+    return target
 
 
 def cat(t: Translation, node: Node) -> Value:
@@ -82,7 +90,7 @@ def cat(t: Translation, node: Node) -> Value:
     parts = [t.values[one] for one in sources]
     result = t.fresh(node.meta["val"], register=False)
     begin = 0
-    for part in parts:
+    for source, part in zip(sources, parts, strict=True):
         spot = Value(result.memory, part.sizes, result.strides, begin * result.strides[dim])
         begin += part.sizes[dim]
         memory = part.memory
@@ -92,6 +100,8 @@ def cat(t: Translation, node: Node) -> Value:
             and memory.elements == part.elements
             and not memory.given
             and memory.inside is None
+            and not t.changes(source)
+            and not t.changes(node)
             and sum(one.memory is memory for one in parts) == 1
         )
         if movable:
@@ -99,7 +109,7 @@ def cat(t: Translation, node: Node) -> Value:
         else:
             t.statements.append(
                 Element(
-                    [part], [spot], "convert_element_type", [part], node.meta["val"].dtype
+                    [part], [spot], CONVERT, [part], node.meta["val"].dtype
                 )
             )
     return result
@@ -264,7 +274,7 @@ def sort(t: Translation, node: Node) -> list[Any]:
         f"memcpy({result.address}, {value.address}, sizeof({value.memory.type}) * {value.elements}); "
         f"sorted({result.address}, {room.name}, {value.elements});"
     )
-    t.call([value], [result], code)
+    t.call([value], [result, Value(room, (value.elements,), (1,))], code)
     return [result, None]
 
 
@@ -322,7 +332,8 @@ OPERATIONS: Mapping[str, Callable[[Translation, Node], Any]] = {
     "avg_pool2d_backward": average_backward,
     "cat": cat,
     "clone": clone,
-    "convert_element_type": convert,
+    CONVERT: convert,
+    "copy_": copy_to,
     "copy_to": copy_to,
     "empty": unwritten,
     "empty_permuted": unwritten,

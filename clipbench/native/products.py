@@ -46,7 +46,7 @@ def in_rows(t: Translation, value: Value) -> tuple[Value, int]:
     inner, columns = value.sizes[-2:]
     length = -(-columns // WIDEST) * WIDEST
     key = (value.memory, value.sizes, value.strides, value.offset)
-    if key not in t.packed:
+    if key not in t.packed or value.memory in t.rewritten:
         batch = value.sizes[:-2]
         count = batch[0] if batch else 1
         memory = t.memory(value.memory.dtype, count * inner * length)
@@ -118,7 +118,7 @@ class Convolution:
     def columns(self, t: Translation, images: Value) -> Value:
         """The patches of every example, taps × pixels, made once for both directions."""
         key = (images.memory, images.offset, self.patches)
-        if key not in t.packed:
+        if key not in t.packed or images.memory in t.rewritten:
             memory = t.memory(images.memory.dtype, self.examples * self.column)
             sizes = (self.examples, self.taps, self.pixels)
             made = Value(memory, sizes, (self.column, self.pixels, 1))
@@ -156,7 +156,7 @@ class Convolution:
         )
         back = f"{self.patches}::back({room.name}, {result.address} + b * {self.image});"
         code = f"for (long b = 0; b < {self.examples}; ++b) {{ {call} {back} }}"
-        t.call([maps, weight], [result], code)
+        t.call([maps, weight], [result, Value(room, (self.column,), (1,))], code)
 
     def to_weights(self, t: Translation, images: Value, maps: Value, result: Value) -> None:
         """The maps times the patches, turned, summed over the examples."""

@@ -9,18 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functionalize
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from clipbench.native.translation import Untranslated
 
-# what has a translation as it is, and would be made of many primitives
-WHOLE = ("convolution", "convolution_backward", "avg_pool2d", "avg_pool2d_backward", "tanh")
-
-
 def primitives(function: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphModule:
-    """The program of a function that takes and returns tensors, nothing in it changed in place.
+    """The program of a function that takes and returns tensors.
 
     :raises Untranslated: the function cannot be traced.
     """
@@ -29,14 +24,9 @@ def primitives(function: Callable[..., Any], arguments: Sequence[Tensor]) -> Gra
     except ImportError as error:
         raise Untranslated("no table of decompositions in this torch") from error
     with torch.no_grad():
-        # Twice: a rule of autograd that somebody wrote cannot be traced and freed of changes at
-        # once.
-        plain = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
-        graph = make_fx(
-            functionalize(plain, remove="mutations"),
+        return make_fx(
+            function,
             tracing_mode="fake",
             decomposition_table=decomposition_table,
             _allow_non_fake_inputs=True,
         )(*arguments)
-    graph.graph.eliminate_dead_code()
-    return graph

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from clipbench.native.elements import C_TYPES, EXPRESSIONS, expression, literal
-from clipbench.native.loops import FOLDS, Loop, number, scheduled, written_by
+from clipbench.native.loops import FOLDS, Loop, Need, needs, number, scheduled
 from clipbench.native.values import Call, Element, Fold, Memory, Statement, Value
 
 ALIGNED = 64  # bytes
@@ -47,6 +47,13 @@ def name_of(node: Node) -> str:
     return schema.name.partition("::")[2] if schema is not None else ""
 
 
+def _origin(node: Any) -> Node:
+    """The node whose memory a view shows."""
+    while name_of(node) in VIEWS or (name_of(node) in ("copy_", "copy_to")):
+        node = node.args[0]
+    return node
+
+
 class Translation:
     """The statements of one program.
 
@@ -61,6 +68,12 @@ class Translation:
         self.inputs: list[Value] = []
         self.results: list[Value] = []
         self.packed: dict[Any, Value] = {}
+        self.rewritten: set[Memory] = set()
+        self.changed = {
+            _origin(node.args[0])
+            for node in graph.graph.nodes
+            if name_of(node) in ("copy_", "copy_to")
+        }
         for node in graph.graph.nodes:
             self._node(node)
 
@@ -81,11 +94,13 @@ class Translation:
             (size - 1) * stride
             for size, stride in zip(tensor.size(), tensor.stride(), strict=True)
         )
-        if not tensor.numel():
-            raise Untranslated("a tensor of no elements")
         alone = tensor.numel() == 1 if register is None else register
-        memory = self.memory(tensor.dtype, span, alone)
+        memory = self.memory(tensor.dtype, max(1, span), alone)
         return Value(memory, tuple(tensor.size()), tuple(tensor.stride()))
+
+    def changes(self, node: Any) -> bool:
+        """Whether something is written over a node's memory after it is made."""
+        return _origin(node) in self.changed
 
     # --------------------------------------------------------------------------- the nodes
 
@@ -208,62 +223,105 @@ class Translation:
     def source(self, name: str) -> Source:
         """The function of this name."""
         results = {value.memory for value in self.results}
-        groups = scheduled(self.statements)
-        home = {statement: n for n, group in enumerate(groups) for statement in group}
-        writers = written_by(self.statements)
-        needed = set(results)
-        for statement in self.statements:
-            for value in statement.reads:
-                if any(home[one] != home[statement] for one in writers.get(value.memory, ())):
-                    needed.add(value.memory)
-        for memory in self.memories:
-            if memory.inside is not None:
-                needed.add(memory)
+        self._forget_unread(results)
+        order = needs(self.statements)
+        groups = scheduled(self.statements, order)
+        needed = self._needed(groups, order, results)
         lines = [self._code(group, needed) for group in groups]
-        own = [
-            memory
-            for memory in self.memories
-            if not (memory.given or memory.register or memory.inside or memory in results)
-            and (memory in needed or any(memory.name in line for line in lines))
-        ]
-        declared = [
+        spots, workspace = self._arranged(groups, needed, results)
+        given = [
             f"const {value.memory.type} *const {value.memory.name} = "
             f"(const {value.memory.type} *)in[{n}];"
             for n, value in enumerate(self.inputs)
         ]
-        declared += [
+        given += [
             f"{value.memory.type} *const {value.memory.name} = ({value.memory.type} *)out[{n}];"
             for n, value in enumerate(self.results)
         ]
+        own = [
+            f"{memory.type} *const {memory.name} = ({memory.type} *)(workspace + {spot});"
+            for memory, spot in spots.items()
+        ]
         # the whole before its parts, whatever was made first
-        parts = sorted(
-            (memory for memory in self.memories if memory.inside), key=lambda one: one.depth
-        )
-        declared += [
+        own += [
             f"{memory.type} *const {memory.name} = {memory.inside[0].name} + {memory.inside[1]};"
-            for memory in parts
+            for memory in sorted(self.memories, key=lambda one: one.depth)
+            if memory.inside
         ]
-        declared += [
-            f"{memory.type} {memory.name};" for memory in self.memories if memory.register
+        own += [f"{memory.type} {memory.name};" for memory in self.memories if memory.register]
+        text = [
+            f"alignas({ALIGNED}) static char workspace[{max(1, workspace)}];",
+            f'extern "C" void {name}(const void *const *in, void *const *out) {{',
+            *(given + own + lines),
+            "}",
         ]
-        fixed = [
-            f"alignas({ALIGNED}) static {memory.type} {memory.name}[{memory.elements + SPARE}];"
-            for memory in own
-        ]
-        return Source(
-            "\n".join(
-                [
-                    *fixed,
-                    f'extern "C" void {name}(const void *const *in, void *const *out) {{',
-                    *declared,
-                    *lines,
-                    "}",
-                ]
-            ),
-            tuple(value.elements * value.memory.dtype.itemsize for value in self.inputs),
-            tuple(value.elements * value.memory.dtype.itemsize for value in self.results),
-            sum((memory.elements + SPARE) * memory.dtype.itemsize for memory in own),
+        return Source("\n".join(text), *self._bytes(), workspace)
+
+    def _forget_unread(self, results: set[Memory]) -> None:
+        """Drop the statements that nobody reads."""
+        read = {memory.root for memory in results}
+        kept = []
+        for statement in reversed(self.statements):
+            if any(value.memory.root in read for value in statement.writes):
+                kept.append(statement)
+                read |= {value.memory.root for value in statement.reads}
+        self.statements = kept[::-1]
+
+    def _needed(
+        self, groups: Sequence[Sequence[Statement]], order: Sequence[Need], results: set[Memory]
+    ) -> set[Memory]:
+        """The memories that must be there: all but those of values that only their loop reads."""
+        home = {statement: number for number, group in enumerate(groups) for statement in group}
+        made = {need.reads.memory for need in order if need.reads is not None}
+        needed = results | {memory for memory in self.memories if memory.inside is not None}
+        needed |= {memory.inside[0] for memory in self.memories if memory.inside is not None}
+        for need in order:
+            if need.reads is not None and home[need.before] != home[need.after]:
+                needed |= {need.reads.memory, *(value.memory for value in need.before.writes)}
+        for statement in self.statements:
+            if isinstance(statement, Call):
+                needed |= {value.memory for value in (*statement.reads, *statement.writes)}
+            needed |= {value.memory for value in statement.reads if value.memory not in made}
+        return needed
+
+    def _bytes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        inputs, outputs = (
+            tuple(value.elements * value.memory.dtype.itemsize for value in values)
+            for values in (self.inputs, self.results)
         )
+        return inputs, outputs
+
+    def _arranged(
+        self, groups: Sequence[Sequence[Statement]], needed: set[Memory], results: set[Memory]
+    ) -> tuple[dict[Memory, int], int]:
+        """Where in the workspace every memory of its own begins, and the bytes of it all: memories
+        that are not needed at one time share a place, so that all of them stay in a cache.
+        """
+        life: dict[Memory, list[int]] = {}
+        for number, group in enumerate(groups):
+            for statement in group:
+                for value in (*statement.reads, *statement.writes):
+                    memory = value.memory.root
+                    elsewhere = memory.given or memory.register or memory in results
+                    if not elsewhere and (value.memory in needed or memory in needed):
+                        life.setdefault(memory, []).append(number)
+        spots: dict[Memory, int] = {}
+        placed: list[tuple[int, int, int, int]] = []  # first and last group, begin and end
+        most = 0
+        for memory in sorted(life, key=lambda one: (min(life[one]), -one.elements)):
+            first, last = min(life[memory]), max(life[memory])
+            size = -(-(memory.elements + SPARE) * memory.dtype.itemsize // ALIGNED) * ALIGNED
+            begin = 0
+            for _, _, low, high in sorted(
+                (one for one in placed if one[0] <= last and one[1] >= first),
+                key=lambda one: one[2],
+            ):
+                if low - begin >= size:
+                    break
+                begin = max(begin, high)
+            placed.append((first, last, begin, begin + size))
+            spots[memory], most = begin, max(most, begin + size)
+        return spots, most
 
     def _code(self, group: Sequence[Statement], needed: set[Memory]) -> str:
         first = group[0]

@@ -15,7 +15,7 @@ from clipbench.native.elements import C_TYPES
 
 @dataclass(eq=False)
 class Memory:
-    """A piece of memory that is written once in a step: an argument of the program, or its own."""
+    """A piece of memory: an argument of the program, a result, or its own."""
 
     name: str
     dtype: torch.dtype
@@ -26,6 +26,11 @@ class Memory:
     """The memory it is a part of, and from which element of it on."""
     register: bool = False
     """Whether it is one number that a variable holds."""
+
+    @property
+    def root(self) -> Memory:
+        """The memory that is set aside for it."""
+        return self if self.inside is None else self.inside[0].root
 
     @property
     def depth(self) -> int:
@@ -69,6 +74,15 @@ class Value:
         return tuple(
             stride for size, stride in zip(self.sizes, self.strides, strict=True) if size != 1
         )
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The first and the last element of the memory set aside that it may touch."""
+        begin, memory = self.offset, self.memory
+        while memory.inside is not None:
+            begin, memory = begin + memory.inside[1], memory.inside[0]
+        span = sum((n - 1) * stride for n, stride in zip(self.domain, self.steps, strict=True))
+        return begin, begin + span
 
     @property
     def dense(self) -> bool:

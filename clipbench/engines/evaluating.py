@@ -1,0 +1,69 @@
+"""How well lanes do: their outputs over whole splits, together, and the grades of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from clipbench import feed
+from clipbench.engines.program import FEWEST_LANES, flat
+from clipbench.engines.record import CHUNK, Job, graded
+from clipbench.engines.stacked import Programs
+from clipbench.events import Evaluation
+
+
+class Trained(Protocol):
+    """Lanes, as far as their evaluation needs them."""
+
+    workload: Any
+    jobs: list[Job]
+    seeds: list[int]
+    dtype: torch.dtype
+    device: str
+    programs: Programs
+    seed_index: Tensor
+    weights: Tensor
+    fixed: tuple[Tensor, ...]
+
+
+@torch.no_grad()
+def evaluate(lanes: Trained, which: Iterable[int], updates: int) -> dict[int, list[Evaluation]]:
+    """Lane → loss and metrics over whole splits, graded by the host: a device is waited for
+    once a split, and not for each number.
+    """
+    splits, on_host = (
+        [feed.splits(lanes.workload, seed, lanes.dtype, device) for seed in lanes.seeds]
+        for device in (lanes.device, "cpu")
+    )
+    evaluations: dict[int, list[Evaluation]] = {lane: [] for lane in which}
+    last, seed_of = updates == lanes.jobs[0].cell.steps, lanes.seed_index.tolist()
+    for split in feed.SPLITS:
+        data = [splits[seed][split] for seed in seed_of]
+        # Seeds may draw splits of different sizes: lanes of one size go together.
+        sizes: dict[Any, list[int]] = {}
+        for lane, (inputs, _) in enumerate(data):
+            sizes.setdefault(inputs.shape, []).append(lane)
+        for group in sizes.values():
+            together = group + group[-1:] * (
+                -len(group) % max(FEWEST_LANES, lanes.programs.grain.get(None, 1))
+            )
+            outputs = _outputs(lanes, together, [data[lane][0] for lane in together]).cpu()
+            for lane, output in zip(group, outputs, strict=False):
+                if lane in evaluations:
+                    _, targets = on_host[seed_of[lane]][split]
+                    evaluations[lane] += graded(
+                        lanes.workload, output, targets, updates, split, last
+                    )
+    return evaluations
+
+def _outputs(lanes: Trained, which: Sequence[int], inputs: Sequence[Tensor]) -> Tensor:
+    index = torch.tensor(which, device=lanes.device)
+    weights, fixed = lanes.weights[index], tuple(tensor[index] for tensor in lanes.fixed)
+    outputs = []
+    for chunk in zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True):
+        arguments = (weights, torch.stack(chunk), fixed)
+        outputs.append(lanes.programs.output(*arguments)(*flat(arguments)))
+    return torch.cat(outputs, 1)
