@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from clipbench import feed
-from clipbench.engines.program import FEWEST_LANES, flat
+from clipbench.engines.program import FEWEST_LANES, Nested, flat, grain
 from clipbench.engines.record import CHUNK, Job, graded
 from clipbench.engines.stacked import Programs
 from clipbench.events import Evaluation
@@ -47,10 +49,8 @@ def evaluate(lanes: Trained, which: Iterable[int], updates: int) -> dict[int, li
         for lane, (inputs, _) in enumerate(data):
             sizes.setdefault(inputs.shape, []).append(lane)
         for group in sizes.values():
-            together = group + group[-1:] * (
-                -len(group) % max(FEWEST_LANES, lanes.programs.grain.get(None, 1))
-            )
-            outputs = _outputs(lanes, together, [data[lane][0] for lane in together]).cpu()
+            inputs = [data[lane][0] for lane in group]
+            outputs = _outputs(lanes, group, inputs).cpu()
             for lane, output in zip(group, outputs, strict=False):
                 if lane in evaluations:
                     _, targets = on_host[seed_of[lane]][split]
@@ -59,11 +59,21 @@ def evaluate(lanes: Trained, which: Iterable[int], updates: int) -> dict[int, li
                     )
     return evaluations
 
+
 def _outputs(lanes: Trained, which: Sequence[int], inputs: Sequence[Tensor]) -> Tensor:
+    """What the models of some lanes make of the inputs of each; there may be more lanes than are
+    asked for, so that a lane has the same bits at every position.
+    """
     index = torch.tensor(which, device=lanes.device)
     weights, fixed = lanes.weights[index], tuple(tensor[index] for tensor in lanes.fixed)
     outputs = []
     for chunk in zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True):
-        arguments = (weights, torch.stack(chunk), fixed)
-        outputs.append(lanes.programs.output(*arguments)(*flat(arguments)))
+        arguments: tuple[Nested, ...] = (weights, torch.stack(chunk), fixed)
+        if more := -len(which) % max(FEWEST_LANES, grain(lanes.programs.output(*arguments))):
+            arguments = pytree.tree_map(partial(_filled_up, more=more), arguments)
+        outputs.append(lanes.programs.output(*arguments)(*flat(arguments))[: len(which)])
     return torch.cat(outputs, 1)
+
+
+def _filled_up(tensor: Tensor, more: int) -> Tensor:
+    return torch.cat([tensor, tensor[-1:].expand(more, *tensor.shape[1:])])

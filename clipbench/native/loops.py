@@ -172,8 +172,8 @@ class Loop:
             self.body.append(Move(name, value, writes=True))
 
     def _read(self, value: Value) -> str:
-        if value.memory.register:
-            return value.memory.name
+        if value.memory.register or value.elements == 1:
+            return _one(value)
         place = Place.of(value)
         if (name := self.held.get(place)) is None:
             name = self.held[place] = f"v{len(self.held)}"
