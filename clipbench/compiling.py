@@ -164,7 +164,7 @@ def _keep(made: bytes, kept: Path) -> None:
     for path, content in ((kept, made), (kept.with_suffix(".sha256"), digest.encode())):
         new = path.with_name(f"{path.name}.{os.getpid()}.new")
         new.write_bytes(content)
-        os.replace(new, path)
+        new.replace(path)
     _forget_oldest(kept.parent)
 
 

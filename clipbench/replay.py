@@ -186,7 +186,7 @@ def _train(job: Job, engine: str) -> Record:
     """The record of one cell, by one engine; called in a process of its own."""
     if engine == "loop":
         return engines.run(job)
-    (record,) = lanes.run([job], compiled=engine == lanes.NATIVE)
+    (record,) = lanes.run([job], native=engine == lanes.NATIVE)
     return record
 
 

@@ -16,6 +16,7 @@ import torch
 from clipbench import execute, registry, throughput
 from clipbench.cell import Cell, Part
 from clipbench.engines import Job, lanes
+from clipbench.engines.evaluating import evaluate
 from clipbench.engines.record import stops
 from clipbench.throughput.updates import Given, Update, Weights
 

@@ -27,7 +27,7 @@ from clipbench import events, feed, lr_schedules, measures, metrics, registry, s
 from clipbench.engines import program, shares
 from clipbench.engines.evaluating import evaluate
 from clipbench.engines.native import NotCompiled, Stepper, Untranslated, drawn
-from clipbench.engines.program import FEWEST_LANES, Nested, flat
+from clipbench.engines.program import Nested, flat
 from clipbench.engines.record import Job, Record, conclude, stops
 from clipbench.engines.stacked import programs
 from clipbench.engines.structure import Lane, Pass, Segment, Structure, arranged
@@ -41,9 +41,13 @@ class Lanes:
 
     :param jobs: cells of one `structure.shape`, those of one structure next to each other; at least
         `FEWEST_LANES`.
+    :param native: whether their steps are a program of this machine.
+    :raises NoLanes: the workload, or a rule, cannot have lanes.
+    :raises Untranslated: there is no program of this machine.
+    :raises NotCompiled: there is no compiler, or it fails.
     """
 
-    def __init__(self, jobs: Sequence[Job], compiled: bool = False) -> None:
+    def __init__(self, jobs: Sequence[Job], native: bool = False) -> None:
         cell = jobs[0].cell
         self.jobs = list(jobs)
         self.structures = [Structure.of(job) for job in jobs]
@@ -75,7 +79,7 @@ class Lanes:
         self.pending: list[list[Tensor]] = []
         self.ended: set[int] = set()
         self.measured: list[np.ndarray] = []  # by native steps: steps × lanes × loss and products
-        self.stepper = self._stepper() if compiled else None
+        self.stepper = self._stepper() if native else None
         self._forget()
 
     def _stepper(self) -> Stepper:
@@ -284,9 +288,7 @@ class Lanes:
             met = [None, *(segment.structure for segment in self.segments)]
             self.programs.grain.update(dict.fromkeys(met, 1))
             return
-        inputs, targets = (
-            torch.stack([tensor] * len(self.jobs)) for tensor in self._one_batch()
-        )
+        inputs, targets = (torch.stack([tensor] * len(self.jobs)) for tensor in self._one_batch())
         grain = self.programs.grain
         if None not in grain:
             grain[None] = program.grain(
@@ -340,48 +342,48 @@ class Lanes:
         self._forget()
 
 
-def run(jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST_LANES) -> list[Record]:
+def run(jobs: Sequence[Job], native: bool = False) -> list[Record]:
     """Train cells of one `structure.shape` as lanes; their records, in the order of ``jobs``.
 
-    :param fewest: how many lanes there are at least; a lane too many repeats another.
+    :param native: whether by a program of this machine; if there is none, as without.
     :raises NoLanes: the workload, or a rule, cannot have lanes.
     """
     start = time.perf_counter()
     try:
-        records = _fresh(jobs, compiled)
-        _train(records, *begin(jobs, compiled, fewest))
+        together, cells = begin(jobs, native)
     except (Untranslated, NotCompiled):
-        # an operation without a translation, or no compiler here: the programs run as they are
-        records = _fresh(jobs, compiled=False)
-        _train(records, *begin(jobs, compiled=False, fewest=fewest))
+        together, cells = begin(jobs)
+    engine = EAGER if together.stepper is None else NATIVE
+    records = [
+        Record(job, threshold=job.threshold, threads=torch.get_num_threads(), engine=engine)
+        for job in jobs
+    ]
+    _train(records, together, cells)
     for record in records:
         record.seconds = (time.perf_counter() - start) / len(jobs)
     return records
 
 
-def _fresh(jobs: Sequence[Job], compiled: bool) -> list[Record]:
-    engine = NATIVE if compiled else EAGER
-    return [
-        Record(job, threshold=job.threshold, threads=torch.get_num_threads(), engine=engine)
-        for job in jobs
-    ]
+def begin(jobs: Sequence[Job], native: bool = False) -> tuple[Lanes, list[int]]:
+    """The lanes of some jobs, and which job each lane has.
 
-
-def begin(
-    jobs: Sequence[Job], compiled: bool = False, fewest: int = FEWEST_LANES
-) -> tuple[Lanes, list[int]]:
-    """The lanes of some jobs, and which job each lane has."""
+    :param native: whether their steps are a program of this machine.
+    :raises NoLanes: the workload, or a rule, cannot have lanes.
+    :raises Untranslated: there is no such program.
+    :raises NotCompiled: there is no compiler, or it fails.
+    """
     cell = jobs[0].cell
     workload = registry.build("workload", cell.workload.name, cell.workload.own)
-    grain = programs(workload, feed.DTYPES[cell.dtype], cell.device, Pass.of(cell)).grain
     structures = [Structure.of(job) for job in jobs]
-    order = arranged(structures, {} if compiled else grain, fewest)
-    if compiled:
-        return Lanes([jobs[number] for number in order], compiled), order
+    if native:
+        order = arranged(structures, {})
+        return Lanes([jobs[number] for number in order], native), order
+    grain = programs(workload, feed.DTYPES[cell.dtype], cell.device, Pass.of(cell)).grain
+    order = arranged(structures, grain)
     together = Lanes([jobs[number] for number in order])
     together.look()
     # the programs were new, and ask for more
-    if order != (again := arranged(structures, grain, fewest)):
+    if order != (again := arranged(structures, grain)):
         return Lanes([jobs[number] for number in again]), again
     return together, order
 

@@ -35,10 +35,7 @@ class _Lane(ctypes.Structure):
     _fields_ = (
         ("update", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("seed", "numbers", "kept", "fixed")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("rates", "settings", "state", "bytes", "constants")
-        ),
+        *((name, ctypes.c_void_p) for name in ("rates", "settings", "state", "bytes", "constants")),
     )
 
 
@@ -100,9 +97,9 @@ class Stepper:
     ) -> None:
         one = tuple(tensor[0] for tensor in (weights, *batch, *fixed))
         self.gradient = _gradient(programs, *one)
+        grads = programs.model.like_gradient(weights, batch[0])
         self.updates = {
-            segment.structure: _update(programs, segment, weights, programs.model.like_gradient(weights, batch[0]))
-            for segment in segments
+            segment.structure: _update(programs, segment, weights, grads) for segment in segments
         }
         self.products = len(measures.PRODUCTS)
         self.run = driver()

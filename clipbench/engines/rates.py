@@ -5,8 +5,8 @@ follows from them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from statistics import median
 from typing import Any
 
@@ -14,7 +14,10 @@ import torch
 
 from clipbench import feed, trees
 from clipbench.engines import lanes, stacked, structure
-from clipbench.engines.loop import Trainer, evaluate
+from clipbench.engines.evaluating import evaluate
+from clipbench.engines.loop import Trainer
+from clipbench.engines.loop import evaluate as evaluate_one
+from clipbench.engines.native import NotCompiled, Untranslated
 from clipbench.engines.program import (
     CHANGES_BUFFERS,
     FEWEST_LANES,
@@ -23,7 +26,7 @@ from clipbench.engines.program import (
     peak_bytes,
     trace,
 )
-from clipbench.engines.record import CHUNK, Components, Job
+from clipbench.engines.record import CHUNK, Components, Job, stops
 
 LOOP, BATCHED = "loop", "batched"
 MEMORY = 2 * 10**9  # bytes a worker may fill with lanes
@@ -38,10 +41,13 @@ BETTER = 0.97
 CLOSE = 1.5  # rates whose ratio is below this are measured again
 # seconds: if the loop needs less, the search for a faster engine takes longer than it saves
 MEASURING = 10.0
-# seconds that the compiler needs for one structure, about; the measured time replaces it
-COMPILING = 15.0
-# share of a step's time that compiling saves at best; it is not tried if that is less than it costs
+# seconds that a program of this machine takes to build for one structure, about; the measured time
+# replaces it
+BUILDING = 1.0
+# share of a step's time that such a program saves; it is not tried if that is less than it costs
 PAYS = 0.5
+NATIVE_LANES = 32  # of a shard: more make it no faster, and fewer shards
+MOST_AT_ONCE = 40  # steps of a measurement
 # a process grows by at most so many times the memory in use (4.4 seen with glibc; CUDA was not
 # measured): freed pieces do not fit the next tensors
 HEADROOM = 5
@@ -54,20 +60,27 @@ class Choice:
     and step.
 
     A rate includes the step's share of the evaluations. ``refusals`` says why arms, or the whole
-    workload (``""``), have no lanes.
+    workload (``""``), have no lanes; ``untranslated`` why they are no program of this machine.
     """
 
     engine: str
     lanes: int = 0
-    compiled: bool = False
+    native: bool = False
     rates: dict[str, float] = field(default_factory=dict)
     lane_bytes: int = 0
     refusals: dict[str, str] = field(default_factory=dict)
+    untranslated: str = ""
     # that were looked at, with their components' versions
     arms: list[str] = field(default_factory=list)
 
     def page(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def of(cls, page: Mapping[str, Any]) -> Choice:
+        """The choice on a page, which an earlier version may have written."""
+        names = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in page.items() if name in names})
 
     def rate(self, engine: str) -> float | None:
         """Seconds that an engine, as it would be used, takes for a step of one cell; None if
@@ -75,11 +88,11 @@ class Choice:
         """
         if engine == LOOP:
             return self.rates.get(LOOP)
-        return self.rates.get(_rung(self.lanes, self.compiled))
+        return self.rates.get(_rung(self.lanes, self.native))
 
 
-def _rung(count: int, compiled: bool = False) -> str:
-    return f"{count} lanes, compiled" if compiled else f"{count} lanes"
+def _rung(count: int, native: bool = False) -> str:
+    return f"{count} lanes, native" if native else f"{count} lanes"
 
 
 def measure(
@@ -114,7 +127,7 @@ def measure(
     for count in (*LADDER, *(HIGHER if device == "cuda" else ())):
         if count > fits:
             break
-        rate, taken = _lanes(_copies(able, count), compiled=False)
+        rate, taken = _lanes(_copies(able, count))
         if taken > fits:  # with the lanes that fill up
             continue
         choice.rates[_rung(count)] = rate
@@ -124,10 +137,8 @@ def measure(
     if choice.lanes and 1 / CLOSE < best / choice.rates[LOOP] < CLOSE:
         _settle(choice, able[0], _copies(able, choice.lanes))
         best = choice.rates[_rung(choice.lanes)]
-    structures = len({structure.Structure.of(job) for job in able})
-    compiling_pays = cell_steps * best * PAYS > COMPILING * structures
-    if compiling_pays and best < choice.rates[LOOP] and device == "cpu":
-        _try_compiling(choice, able, structures, cell_steps, fits)
+    if choice.lanes and device == "cpu":
+        _try_native(choice, able, cell_steps)
     if (choice.rate(BATCHED) or float("inf")) < choice.rates[LOOP]:
         choice.engine = BATCHED
     return choice
@@ -156,37 +167,36 @@ def _settle(choice: Choice, job: Job, filled: Sequence[Job]) -> None:
     loops, rates = [choice.rates[LOOP]], [choice.rates[rung]]
     for _ in range(2):
         loops.append(_loop(job))
-        rates.append(_lanes(filled, compiled=False)[0])
+        rates.append(_lanes(filled)[0])
     choice.rates |= {LOOP: median(loops), rung: median(rates)}
 
 
-def _try_compiling(
-    choice: Choice, able: Sequence[Job], structures: int, cell_steps: float, fits: int
-) -> None:
-    """Compile the step at the best number of lanes and at twice as many, and keep what pays;
-    without a compiler do nothing.
-    """
-    eager, counts = (
-        choice.rates[_rung(choice.lanes)],
-        {choice.lanes, min(2 * choice.lanes, LADDER[-1])},
-    )
-    for count in sorted(count for count in counts if count <= fits):
-        start = time.perf_counter()
-        try:
-            rate, _ = _lanes(_copies(able, count), compiled=True)
-        except Exception:  # noqa: BLE001 - no compiler, or one that fails: the program runs as it is
-            return
-        compiling = time.perf_counter() - start
-        choice.rates[_rung(count, compiled=True)] = rate
-        if cell_steps * rate + structures * compiling < cell_steps * (
-            choice.rate(BATCHED) or eager
-        ):
-            choice.lanes, choice.compiled = count, True
+def _try_native(choice: Choice, able: Sequence[Job], cell_steps: float) -> None:
+    """Measure a program of this machine, if it can pay to build it, and keep it if it pays."""
+    structures = len({structure.Structure.of(job) for job in able})
+    best = min(choice.rates[LOOP], choice.rates[_rung(choice.lanes)])
+    if cell_steps * best * PAYS < BUILDING * structures:
+        return
+    start = time.perf_counter()
+    count = min(choice.lanes, NATIVE_LANES)
+    try:
+        rate, _ = _lanes(_copies(able, count), native=True)
+    except (Untranslated, NotCompiled) as error:
+        choice.untranslated = str(error)
+        return
+    building = time.perf_counter() - start
+    choice.rates[_rung(count, native=True)] = rate
+    if cell_steps * rate + structures * building < cell_steps * best:
+        choice.lanes, choice.native = count, True
 
 
-def _spread(step: Callable[[], None], evaluation: Callable[[], Any], job: Job) -> float:
+def _spread(
+    step: Callable[[], None], evaluation: Callable[[], Any], job: Job, steps: int = 1
+) -> float:
     """Seconds a step: the median, and the step's share of the evaluations. The clock waits for
     the device, whichever engine it is.
+
+    :param steps: that one call takes.
     """
     wait = torch.cuda.synchronize if job.cell.device == "cuda" else _nothing
     for _ in range(3):
@@ -194,7 +204,8 @@ def _spread(step: Callable[[], None], evaluation: Callable[[], Any], job: Job) -
     wait()
     times: list[float] = []
     start = time.perf_counter()
-    while (time.perf_counter() - start < MOMENT and len(times) < STEPS) or len(times) < 3:
+    most = STEPS // steps
+    while (time.perf_counter() - start < MOMENT and len(times) < most) or len(times) < 3:
         begin = time.perf_counter()
         step()
         wait()
@@ -202,9 +213,8 @@ def _spread(step: Callable[[], None], evaluation: Callable[[], Any], job: Job) -
     evaluation()
     begin = time.perf_counter()
     evaluation()
-    return (
-        median(times) + (time.perf_counter() - begin) * (job.cell.evaluations + 1) / job.cell.steps
-    )
+    evaluations = (time.perf_counter() - begin) * (job.cell.evaluations + 1)
+    return median(times) / steps + evaluations / job.cell.steps
 
 
 def _nothing() -> None:
@@ -227,21 +237,26 @@ def _loop(job: Job) -> float:
         )
         return _spread(
             lambda: trainer.step(*next(batches)),
-            lambda: evaluate(components.workload, trainer.module, long, 0),
+            lambda: evaluate_one(components.workload, trainer.module, long, 0),
             job,
         )
 
 
-def _lanes(jobs: Sequence[Job], *, compiled: bool) -> tuple[float, int]:
+def _lanes(jobs: Sequence[Job], *, native: bool = False) -> tuple[float, int]:
     """Seconds that one lane among these takes for a step, and the number of lanes, those that
     fill up included.
-    """
-    together, _ = lanes.begin([_long(job) for job in jobs], compiled)
 
+    :raises Untranslated: there is no program of this machine.
+    :raises NotCompiled: there is no compiler, or it fails.
+    """
+    together, _ = lanes.begin([_long(job) for job in jobs], native)
+    # as many at a time as between two evaluations
+    steps = min(MOST_AT_ONCE, stops(jobs[0].cell)[0]) if native else 1
     seconds = _spread(
-        lambda: together.step(*together.draw()),
+        lambda: together.advance(steps),
         lambda: evaluate(together, range(len(jobs)), 0),
         jobs[0],
+        steps,
     )
     return seconds / len(jobs), len(together.jobs)
 

@@ -154,9 +154,7 @@ class Programs:
     needed, and then remembered.
     """
 
-    def __init__(
-        self, workload: Any, dtype: torch.dtype, device: str, how: Pass = PLAIN
-    ) -> None:
+    def __init__(self, workload: Any, dtype: torch.dtype, device: str, how: Pass = PLAIN) -> None:
         self.model = _model(workload, dtype, device, how)
         self.what = f'workload "{workload.name}"'
         self.grain: dict[Structure | None, int] = {}  # None is the model's own
@@ -329,8 +327,6 @@ class Programs:
 
 
 @lru_cache(maxsize=16)
-def programs(
-    workload: Any, dtype: torch.dtype, device: str, how: Pass = PLAIN
-) -> Programs:
+def programs(workload: Any, dtype: torch.dtype, device: str, how: Pass = PLAIN) -> Programs:
     """The programs of this process."""
     return Programs(workload, dtype, device, how)

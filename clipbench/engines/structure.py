@@ -180,7 +180,6 @@ def _components(job: Job) -> tuple[tuple[registry.Kind, str, dict[str, Any]], ..
 def arranged(
     structures: Sequence[Structure],
     grain: Mapping[Structure | None, int],
-    fewest: int = FEWEST_LANES,
 ) -> list[int]:
     """Lanes for cells of these structures, by the cells' numbers: one structure after the other,
     some cells repeated.
@@ -197,6 +196,6 @@ def arranged(
     for _, group in groupby(sorted(range(len(structures)), key=rank), key=rank):
         mine = list(group)
         order += mine + mine[-1:] * (-len(mine) % grain.get(structures[mine[0]], 1))
-    total = max(len(order), fewest, FEWEST_LANES)
+    total = max(len(order), FEWEST_LANES)
     total += -total % grain.get(None, 1)
     return order + order[-1:] * (total - len(order))

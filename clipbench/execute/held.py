@@ -159,7 +159,6 @@ HELD = (
         else []
     ),
 )
-COMPILED = ("the depth of recursion", "the environment variables", "the path of imports")
 # variables of libraries
 COMPILERS = (b"TORCH", b"TRITON", b"INDUCTOR", b"KMP_", b"OMP_", b"CUDA_", b"CUBLAS_", b"PYTORCH_")
 

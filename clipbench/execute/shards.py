@@ -8,12 +8,12 @@ import math
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any
 
 from clipbench import engines
 from clipbench.cell import Cell
-from clipbench.engines import Job, Record, lanes, program, structure
+from clipbench.engines import Job, Record, lanes, structure
 from clipbench.engines.rates import BATCHED, LOOP, Choice, versioned
 from clipbench.execute.cards import CUDA, ONE_CARD, Cards
 
@@ -46,8 +46,7 @@ class Shard:
 
     jobs: tuple[Job, ...]
     engine: str = LOOP
-    compiled: bool = False
-    fewest: int = program.FEWEST_LANES
+    native: bool = False
     seconds: float = 0.0
     again: bool = False
     card: int = 0
@@ -63,7 +62,7 @@ class Shard:
         if self.engine == LOOP:
             yield from ([engines.run(job)] for job in self.jobs)
         else:
-            yield lanes.run(self.jobs, self.compiled, self.fewest)
+            yield lanes.run(self.jobs, self.native)
 
     def without(self, done: int) -> Shard:
         """The shard without its first ``done`` cells."""
@@ -74,13 +73,13 @@ class Shard:
         return Shard(self.jobs, seconds=self.seconds, card=self.card, alone=self.alone)
 
     def halves(self) -> list[Shard]:
-        """Two shards for one, without the compiled program, which has the same lanes for any
-        number of cells.
+        """Two shards for one; a program of this machine that ended its process is not tried
+        again.
         """
         middle = len(self.jobs) // 2
-        halves = self.jobs[:middle], self.jobs[middle:]
         return [
-            replace(self, jobs=jobs, compiled=False, fewest=program.FEWEST_LANES) for jobs in halves
+            replace(self, jobs=jobs, native=False)
+            for jobs in (self.jobs[:middle], self.jobs[middle:])
         ]
 
 
@@ -194,17 +193,9 @@ def _for_lanes(jobs: Sequence[Job], choice: Choice, workers: int) -> list[Shard]
             job.cell.seed,
         ),
     )
-    if not choice.compiled:
-        return [
-            Shard(jobs_of_shard, BATCHED, seconds=seconds)
-            for jobs_of_shard in _split(ordered, choice.lanes, workers)
-        ]
-    # A compiled program has one structure, and its lanes once and for all, however few cells are
-    # missing: a run that goes on after an interruption gives the same bits.
     return [
-        Shard(jobs_of_shard, BATCHED, compiled=True, fewest=choice.lanes, seconds=seconds)
-        for _, group in groupby(ordered, key=structure.Structure.of)
-        for jobs_of_shard in _split(list(group), choice.lanes, 1)
+        Shard(jobs_of_shard, BATCHED, choice.native, seconds)
+        for jobs_of_shard in _split(ordered, choice.lanes, workers)
     ]
 
 

@@ -86,7 +86,7 @@ def answers(shard: Shard, world: World) -> Iterator[Answer]:
     """
     runs, strange = shard.run(), any(has_user_component(job.cell) for job in shard.jobs)
     while (said := _attempt(runs, shard)) is not None:
-        change = world.compare(names=strange, by_compiler=shard.compiled)
+        change = world.compare(names=strange)
         if change.numbers:
             said = _spoiled_result(said, shard, change)
         faults = (

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from clipbench.engines.failures import said
-from clipbench.execute.held import COMPILED, COMPILERS, HELD, strict_filters
+from clipbench.execute.held import COMPILERS, HELD, strict_filters
 from clipbench.execute.left import (
     MANY,
     OF_DRIVERS,
@@ -63,28 +63,24 @@ class World:
         self.files, self.children, self.threads = open_files(), children_of(), threads()
         self.cuda = torch.cuda.is_initialized()
 
-    def compare(self, names: bool = True, by_compiler: bool = False) -> Change:
+    def compare(self, names: bool = True) -> Change:
         """What has changed since the start; it is put back if that is possible.
 
         :param names: whether names are compared, too: packaged components replace none, and there
             are thousands.
-        :param by_compiler: whether torch's compiler ran: it has files, threads and processes of its
-            own.
         """
         try:
-            return self._change(names, by_compiler)
+            return self._change(names)
         except Exception as error:  # noqa: BLE001 - what is compared, or compares, may have been replaced
             return Change(
                 numbers=(f"something by which it can no longer be compared ({said(error)})",)
             )
 
-    def _change(self, names: bool, by_compiler: bool) -> Change:
+    def _change(self, names: bool) -> Change:
         numbers = [*self._numbers(), *(self._names() if names else ())]
-        if by_compiler:
-            self._let_compiler()
         notes, lasting = self._put_back()
-        # either opens files and starts threads, once
-        if by_compiler or torch.cuda.is_initialized() != self.cuda:
+        # which opens files and starts threads, once
+        if torch.cuda.is_initialized() != self.cuda:
             self._accept()
         else:
             left = [
@@ -94,12 +90,6 @@ class World:
             ]
             notes, lasting = notes + left + self._left_children(), lasting or bool(left)
         return Change(tuple(numbers), tuple(notes), lasting)
-
-    def _let_compiler(self) -> None:
-        """Accept what torch's compiler has set up for itself."""
-        for number, one in enumerate(HELD):
-            if one.words in COMPILED:
-                self.held[number] = one.read()
 
     def _numbers(self) -> Iterator[str]:
         for words, then in self.numbers.items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 
+CONVERT = "convert_element_type"
 C_TYPES: Mapping[torch.dtype, str] = {
     torch.float32: "float",
     torch.float64: "double",
@@ -33,7 +35,7 @@ EXPRESSIONS: Mapping[str, str] = {
     "bitwise_or": "({type})({0} | {1})",
     "bitwise_xor": "({type})({0} ^ {1})",
     "ceil": "__builtin_ceil{f}({0})",
-    "convert_element_type": "({type})({0})",
+    CONVERT: "({type})({0})",
     "cos": "__builtin_cos{f}({0})",
     "cosh": "cosh_({0})",
     "div": "({0} / {1})",
@@ -89,42 +91,48 @@ WHOLE: Mapping[str, str] = {
     "sign": "(({0} > 0) - ({0} < 0))",
     "signbit": "({0} < 0)",
 }
-SAME_FOR_INTEGERS = frozenset(
-    "add bitwise_and bitwise_or bitwise_xor convert_element_type eq ge gt le lt mul ne neg sub "
-    "where".split()
+ALIKE = frozenset(
+    {
+        *("add", "sub", "mul", "neg", "eq", "ne", "ge", "gt", "le", "lt", "where"),
+        *("bitwise_and", "bitwise_or", "bitwise_xor", CONVERT),
+    }
 )
+"""The operations whose expression holds for whole numbers and truth values, too."""
 
 
-def expression(name: str, operands: list[str], given: torch.dtype, result: torch.dtype) -> str | None:
+def expression(
+    name: str, operands: Sequence[str], given: torch.dtype, result: torch.dtype
+) -> str | None:
     """An operation on its operands as an expression of C++; None if the table has none for this
     type.
 
     :param given: the type of the operands; of ``where`` that of what it chooses from.
     """
-    real = given.is_floating_point
-    if name == "convert_element_type" and given is torch.bool:
+    if {given, result} - C_TYPES.keys():
+        return None
+    if name == CONVERT and given is torch.bool:
         # as a choice: a conversion of truth values is not put into registers
         return f"({operands[0]} ? ({C_TYPES[result]})1 : ({C_TYPES[result]})0)"
-    found = EXPRESSIONS.get(name)
-    if not real and name not in SAME_FOR_INTEGERS:
-        found = WHOLE.get(name) if not (given is torch.bool and name != "bitwise_not") else found
-        found = EXPRESSIONS[name] if given is torch.bool and name == "bitwise_not" else found
-    if found is None or {given, result} - C_TYPES.keys():
+    if given.is_floating_point or name in ALIKE or (given is torch.bool and name == "bitwise_not"):
+        found = EXPRESSIONS.get(name)
+    else:
+        found = None if given is torch.bool else WHOLE.get(name)
+    if found is None:
         return None
-    return found.format(
-        *operands, type=C_TYPES[result], f="f" if given is torch.float32 else ""
-    )
+    suffix = "f" if given is torch.float32 else ""
+    return found.format(*operands, type=C_TYPES[result], f=suffix)
 
 
-def literal(value: float | bool | int, dtype: torch.dtype) -> str:
+def literal(value: float, dtype: torch.dtype) -> str:
     """A number as C++ has it, exactly."""
     if dtype is torch.bool:
         return "true" if value else "false"
+    kind = C_TYPES[dtype]
     if not dtype.is_floating_point:
-        return f"({C_TYPES[dtype]}){int(value)}"
+        return f"({kind}){int(value)}"
     number = float(torch.tensor(value, dtype=dtype))
-    if number != number:
-        return f"({C_TYPES[dtype]})__builtin_nan(\"\")"
-    if number in (float("inf"), float("-inf")):
-        return f"({C_TYPES[dtype]}){'-' if number < 0 else ''}INFINITE"
-    return f"({C_TYPES[dtype]}){number.hex()}"
+    if math.isnan(number):
+        return f'({kind})__builtin_nan("")'
+    if math.isinf(number):
+        return f"({kind}){'-' if number < 0 else ''}INFINITE"
+    return f"({kind}){number.hex()}"

@@ -195,59 +195,43 @@ class Loop:
         return merged
 
     def _nest(self, merged: Sequence[Sequence[int]], folds: Sequence[Folding]) -> Iterator[str]:
+        """The loops, around the body; only the innermost runs in registers."""
         sizes = [_product(self.domain[dim] for dim in dims) for dims in merged]
         leaders = [dims[-1] for dims in merged]
-        outer, whole, inner = len(merged) - 1, len(merged), leaders[-1]
-
-        def spot(value: Value, steps: Sequence[int], levels: int) -> str:
-            parts = [
-                f"i{level} * {steps[dim]}L"
-                for level, dim in enumerate(leaders[:levels])
-                if steps[dim]
-            ]
-            return f"{value.memory.name}[{' + '.join([str(value.offset), *parts])}]"
-
-        along = [one for one in folds if one.fold.kept[inner] == 0]
-        across = [one for one in folds if one.fold.kept[inner] != 0]
+        outer = len(merged) - 1
+        along = [one for one in folds if one.fold.kept[leaders[-1]] == 0]
+        across = [one for one in folds if one.fold.kept[leaders[-1]] != 0]
         yield "{"
         for one in folds:
             yield from one.beginning()
         for level, size in enumerate(sizes[:-1]):
             yield f"for (long i{level} = 0; i{level} < {size}; ++i{level}) {{"
         for one in along:
-            if not one.single:
-                held = spot(one.fold.result, one.fold.kept, outer)
-                yield f"{one.type} {one.name} = {held};"
-            if one.extreme:
-                yield f"int32_t {one.name}_nan = 0;"
-        clauses = " ".join(clause for one in along for clause in one.clauses())
-        yield f"#pragma omp simd {clauses}"
+            yield from one.before(_spot(one.fold.result, one.fold.kept, leaders[:-1]))
+        yield f"#pragma omp simd {' '.join(clause for one in along for clause in one.clauses())}"
         yield f"for (long i{outer} = 0; i{outer} < {sizes[-1]}; ++i{outer}) {{"
         for one in across:
-            held = spot(one.fold.result, one.fold.kept, whole)
-            yield f"{one.type} &{one.name} = {held};"
-        for line in self.body:
-            if isinstance(line, str):
-                yield line
-            else:
-                held = spot(line.value, line.value.steps, whole)
-                kind = line.value.memory.type
-                yield f"{held} = {line.name};" if line.writes else f"const {kind} {line.name} = {held};"
+            yield f"{one.type} &{one.name} = {_spot(one.fold.result, one.fold.kept, leaders)};"
+        yield from (line if isinstance(line, str) else line.code(leaders) for line in self.body)
         for one in along:
             yield from one.along()
-        for one in across:
-            yield f"{one.name} = {FOLDS[one.fold.name][1].format(one.name, one.operand)};"
+        yield from (one.across() for one in across)
         yield "}"
         for one in along:
-            if one.extreme:
-                yield f"if ({one.name}_nan) {one.name} = ({one.type})__builtin_nan(\"\");"
-            if not one.single:
-                yield f"{spot(one.fold.result, one.fold.kept, outer)} = {one.name};"
+            yield from one.after(_spot(one.fold.result, one.fold.kept, leaders[:-1]))
         yield "}" * outer
-        for one in folds:
-            if one.single:
-                yield f"{one.target} = {one.name};"
+        yield from (f"{one.target} = {one.name};" for one in folds if one.single)
         yield "}"
+
+
+def _spot(value: Value, steps: Sequence[int], leaders: Sequence[int]) -> str:
+    """An element of a value, in C++, by the indices of the loops.
+
+    :param steps: the strides of the dimensions of the domain.
+    :param leaders: of each loop the dimension whose stride it walks by.
+    """
+    parts = [f"i{level} * {steps[dim]}L" for level, dim in enumerate(leaders) if steps[dim]]
+    return f"{value.memory.name}[{' + '.join([str(value.offset), *parts])}]"
 
 
 @dataclass(frozen=True)
@@ -289,7 +273,26 @@ class Folding:
         if self.extreme:
             yield f"reduction(+ : {self.name}_nan)"
 
+    def before(self, held: str) -> Iterator[str]:
+        """What stands before the innermost loop, if the fold goes along it."""
+        if not self.single:
+            yield f"{self.type} {self.name} = {held};"
+        if self.extreme:
+            yield f"int32_t {self.name}_nan = 0;"
+
+    def after(self, held: str) -> Iterator[str]:
+        """What stands behind it."""
+        if self.extreme:
+            yield f'if ({self.name}_nan) {self.name} = ({self.type})__builtin_nan("");'
+        if not self.single:
+            yield f"{held} = {self.name};"
+
+    def across(self) -> str:
+        """What stands in the innermost loop, if the fold goes along another."""
+        return f"{self.name} = {FOLDS[self.fold.name][1].format(self.name, self.operand)};"
+
     def along(self) -> Iterator[str]:
+        """What stands in the innermost loop, if the fold goes along it."""
         text = EXTREMES.get(self.fold.name, FOLDS[self.fold.name][1])
         yield f"{self.name} = {text.format(self.name, self.operand)};"
         if self.extreme:
@@ -303,6 +306,13 @@ class Move:
     name: str
     value: Value
     writes: bool
+
+    def code(self, leaders: Sequence[int]) -> str:
+        """The statement, in C++."""
+        held = _spot(self.value, self.value.steps, leaders)
+        if self.writes:
+            return f"{held} = {self.name};"
+        return f"const {self.value.memory.type} {self.name} = {held};"
 
 
 def _product(sizes: Iterable[int]) -> int:
@@ -319,10 +329,10 @@ def number(statement: Element | Fold) -> str:
         text = _one(statement.operand)
     else:
         operands = [
-            operand if isinstance(operand, str) else _one(operand)
-            for operand in statement.operands
+            operand if isinstance(operand, str) else _one(operand) for operand in statement.operands
         ]
-        text = str(expression(statement.name, operands, statement.given, statement.result.memory.dtype))
+        result = statement.result.memory.dtype
+        text = str(expression(statement.name, operands, statement.given, result))
     target = statement.result
     left = target.memory.name if target.memory.register else f"{target.address}[0]"
     return f"{left} = ({kind})({text});"

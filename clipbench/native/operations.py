@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from clipbench.native.elements import literal
+from clipbench.native.elements import CONVERT, literal
 from clipbench.native.products import PRODUCTS
-from clipbench.native.translation import Operation, Translation, Untranslated
+from clipbench.native.translation import Operation, Translation, Untranslated, args
 from clipbench.native.values import Element, Value
-
-
-CONVERT = "convert_element_type"
 
 
 def copied(t: Translation, value: Value, tensor: Tensor) -> Value:
@@ -25,19 +22,20 @@ def copied(t: Translation, value: Value, tensor: Tensor) -> Value:
 
 def clone(t: Translation, node: Node) -> Value:
     """The same value if it lies as it should and nothing is written over it, else a copy."""
-    value, tensor = t.values[node.args[0]], node.meta["val"]
+    value, tensor = t.values[args(node)[0]], node.meta["val"]
     same = (
         value.offset == 0
         and value.elements == value.memory.elements
         and value.strides == tuple(tensor.stride())
         and not t.changes(node)
-        and not t.changes(node.args[0])
+        and not t.changes(args(node)[0])
     )
     return value if same else copied(t, value, tensor)
 
 
 def convert(t: Translation, node: Node) -> Value:
-    value, tensor = t.values[node.args[0]], node.meta["val"]
+    """A value in another type."""
+    value, tensor = t.values[args(node)[0]], node.meta["val"]
     if tensor.dtype == value.memory.dtype:
         return clone(t, node)
     if tensor.dtype is torch.bool:
@@ -50,9 +48,9 @@ def filled(position: int | None, otherwise: float = 0) -> Operation:
 
     def fill(t: Translation, node: Node) -> Value:
         tensor = node.meta["val"]
-        number = otherwise if position is None else node.args[position]
+        number = otherwise if position is None else args(node)[position]
         value = t.fresh(tensor)
-        text = literal(number, tensor.dtype)  # type: ignore[arg-type]
+        text = literal(number, tensor.dtype)
         t.statements.append(Element([], [value], CONVERT, [text], tensor.dtype))
         return value
 
@@ -66,7 +64,7 @@ def unwritten(t: Translation, node: Node) -> Value:
 
 def copy_to(t: Translation, node: Node) -> Value:
     """A value written over another."""
-    target, source = t.values[node.args[0]], t.values[node.args[1]]
+    target, source = t.values[args(node)[0]], t.values[args(node)[1]]
     if target.memory.given:
         raise Untranslated("a change of an argument")
     target.memory.register = False
@@ -86,7 +84,7 @@ def copy_to(t: Translation, node: Node) -> Value:
 
 def cat(t: Translation, node: Node) -> Value:
     """The parts side by side. A part that is all of its memory is made in its place at once."""
-    sources, dim = list(node.args[0]), int(node.args[1])  # type: ignore[arg-type]
+    sources, dim = list(args(node)[0]), int(args(node)[1])
     parts = [t.values[one] for one in sources]
     result = t.fresh(node.meta["val"], register=False)
     begin = 0
@@ -107,20 +105,16 @@ def cat(t: Translation, node: Node) -> Value:
         if movable:
             memory.inside, memory.register = (result.memory, spot.offset), False
         else:
-            t.statements.append(
-                Element(
-                    [part], [spot], CONVERT, [part], node.meta["val"].dtype
-                )
-            )
+            t.statements.append(Element([part], [spot], CONVERT, [part], node.meta["val"].dtype))
     return result
 
 
 def variance(t: Translation, node: Node) -> Value:
     """The mean of squares around the mean, as torch takes it."""
-    value, tensor = t.values[node.args[0]], node.meta["val"]
-    dims = range(len(value.sizes)) if node.args[1] is None else node.args[1]
-    folded = [int(dim) for dim in dims]  # type: ignore[union-attr]
-    correction = node.kwargs.get("correction", node.args[2] if len(node.args) > 2 else 1)
+    value, tensor = t.values[args(node)[0]], node.meta["val"]
+    dims = range(len(value.sizes)) if args(node)[1] is None else args(node)[1]
+    folded = [int(dim) for dim in dims]
+    correction: Any = node.kwargs.get("correction", args(node)[2] if len(args(node)) > 2 else 1)
     count = value.elements // max(1, tensor.numel())
 
     def bare(sizes: Sequence[int]) -> Tensor:
@@ -137,17 +131,17 @@ def variance(t: Translation, node: Node) -> Value:
     apart = t.element("sub", [value, spread], bare(value.sizes))
     squares = t.element("mul", [apart, apart], bare(value.sizes))
     summed = t.fold("sum", squares, folded, bare(tensor.size()))
-    return t.element("div", [summed, count - float(correction)], tensor)  # type: ignore[arg-type]
+    return t.element("div", [summed, count - float(correction)], tensor)
 
 
 def loops(sizes: Sequence[int], body: str) -> str:
-    """Loops over some sizes around a statement, whose indices are ``i0``, ``i1``, …"""
+    """Loops over some sizes around a statement, whose indices are ``i0``, ``i1`` and so on."""
     heads = "".join(f"for (long i{n} = 0; i{n} < {size}; ++i{n}) " for n, size in enumerate(sizes))
     return f"{heads}{{ {body} }}"
 
 
 def at(value: Value, indices: Sequence[str]) -> str:
-    """One element of a value, in C++."""
+    """One element of a value, in C++, by the indices of its dimensions."""
     parts = [
         f"({index}) * {stride}L"
         for index, stride in zip(indices, value.strides, strict=True)
@@ -157,6 +151,7 @@ def at(value: Value, indices: Sequence[str]) -> str:
 
 
 def numbered(count: int) -> list[str]:
+    """The names of so many indices."""
     return [f"i{number}" for number in range(count)]
 
 
@@ -166,8 +161,9 @@ def wrapped(index: str, size: int) -> str:
 
 
 def gather(t: Translation, node: Node) -> Value:
-    value, index = t.values[node.args[0]], t.values[node.args[2]]
-    dim = int(node.args[1]) % max(1, len(value.sizes))  # type: ignore[arg-type]
+    """The elements that an index names along one dimension."""
+    value, index = t.values[args(node)[0]], t.values[args(node)[2]]
+    dim = int(args(node)[1]) % max(1, len(value.sizes))
     result = t.fresh(node.meta["val"], register=False)
     here = numbered(len(index.sizes))
     there = [*here]
@@ -178,8 +174,13 @@ def gather(t: Translation, node: Node) -> Value:
 
 
 def scatter(t: Translation, node: Node) -> Value:
-    value, index, source = t.values[node.args[0]], t.values[node.args[2]], node.args[3]
-    dim = int(node.args[1]) % max(1, len(value.sizes))  # type: ignore[arg-type]
+    """A copy with other elements, or with more, where an index says."""
+    value, index, source = (
+        t.values[args(node)[0]],
+        t.values[args(node)[2]],
+        args(node)[3],
+    )
+    dim = int(args(node)[1]) % max(1, len(value.sizes))
     result = t.fresh(node.meta["val"], register=False)
     here = numbered(len(index.sizes))
     there = [*here]
@@ -189,15 +190,18 @@ def scatter(t: Translation, node: Node) -> Value:
         reads.append(t.values[source])
         written = at(t.values[source], here)
     else:
-        written = literal(source, result.memory.dtype)  # type: ignore[arg-type]
+        written = literal(source, result.memory.dtype)
     sign = "+=" if "add" in str(node.target) else "="
     every = numbered(len(value.sizes))
     copy = loops(value.sizes, f"{at(result, every)} = {at(value, every)};")
-    t.call(reads, [result], f"{copy} {loops(index.sizes, f'{at(result, there)} {sign} {written};')}")
+    body = f"{at(result, there)} {sign} {written};"
+    t.call(reads, [result], f"{copy} {loops(index.sizes, body)}")
     return result
 
 
-def _indexed(t: Translation, value: Value, given: Sequence[Any]) -> tuple[list[int], list[str], list[Value]]:
+def _indexed(
+    t: Translation, value: Value, given: Sequence[Any]
+) -> tuple[list[int], list[str], list[Value]]:
     """The sizes of what is indexed by tensors, the index of every dimension, and those tensors.
 
     :raises Untranslated: the tensors do not stand next to each other, or are truth values.
@@ -231,8 +235,9 @@ def _indexed(t: Translation, value: Value, given: Sequence[Any]) -> tuple[list[i
 
 
 def index(t: Translation, node: Node) -> Value:
-    value = t.values[node.args[0]]
-    sizes, indices, tensors = _indexed(t, value, node.args[1])  # type: ignore[arg-type]
+    """The elements that tensors of indices name."""
+    value = t.values[args(node)[0]]
+    sizes, indices, tensors = _indexed(t, value, args(node)[1])
     result = t.fresh(node.meta["val"], register=False)
     body = f"{at(result, numbered(len(sizes)))} = {at(value, indices)};"
     t.call([value, *tensors], [result], loops(sizes, body))
@@ -240,38 +245,43 @@ def index(t: Translation, node: Node) -> Value:
 
 
 def index_put(t: Translation, node: Node) -> Value:
-    value, source = t.values[node.args[0]], t.values[node.args[2]]
-    sizes, indices, tensors = _indexed(t, value, node.args[1])  # type: ignore[arg-type]
+    """A copy with other elements, or with more, where tensors of indices say."""
+    value, source = t.values[args(node)[0]], t.values[args(node)[2]]
+    sizes, indices, tensors = _indexed(t, value, args(node)[1])
     result = t.fresh(node.meta["val"], register=False)
     here, every = numbered(len(sizes)), numbered(len(value.sizes))
     own = [
         "0" if size == 1 else spot
         for size, spot in zip(source.sizes, here[len(sizes) - len(source.sizes) :], strict=True)
     ]
-    adds = len(node.args) > 3 and bool(node.args[3])
+    adds = len(args(node)) > 3 and bool(args(node)[3])
     copy = loops(value.sizes, f"{at(result, every)} = {at(value, every)};")
-    body = f"{at(result, indices)} {'+=' if adds else '='} {at(source, own)};"
+    sign = "+=" if adds else "="
+    body = f"{at(result, indices)} {sign} {at(source, own)};"
     t.call([value, source, *tensors], [result], f"{copy} {loops(sizes, body)}")
     return result
 
 
 def iota(t: Translation, node: Node) -> Value:
+    """Whole numbers in steps."""
     result = t.fresh(node.meta["val"], register=False)
     start, step = node.kwargs.get("start", 0), node.kwargs.get("step", 1)
-    t.call([], [result], loops([result.elements], f"{result.address}[i0] = {start} + i0 * {step};"))
+    body = f"{result.address}[i0] = {start} + i0 * {step};"
+    t.call([], [result], loops([result.elements], body))
     return result
 
 
 def sort(t: Translation, node: Node) -> list[Any]:
     """The values of one row in order; who asks for their places is refused."""
-    value, tensor = t.values[node.args[0]], node.meta["val"][0]
-    descending = node.kwargs.get("descending", node.args[2] if len(node.args) > 2 else False)
+    value, tensor = t.values[args(node)[0]], node.meta["val"][0]
+    descending = node.kwargs.get("descending", args(node)[2] if len(args(node)) > 2 else False)
     if len(value.domain) > 1 or descending or not value.dense:
         raise Untranslated("sort of this form")
     result = t.fresh(tensor, register=False)
     room = t.memory(tensor.dtype, value.elements)
+    size = value.elements * value.memory.dtype.itemsize
     code = (
-        f"memcpy({result.address}, {value.address}, sizeof({value.memory.type}) * {value.elements}); "
+        f"memcpy({result.address}, {value.address}, {size}); "
         f"sorted({result.address}, {room.name}, {value.elements});"
     )
     t.call([value], [result, Value(room, (value.elements,), (1,))], code)
@@ -295,7 +305,8 @@ def average(t: Translation, node: Node) -> Value:
 
 
 def average_backward(t: Translation, node: Node) -> Value:
-    grad = t.values[node.args[0]]
+    """The gradient of `average`: of each window a part for each of its elements."""
+    grad = t.values[args(node)[0]]
     value, (high, wide), (down, right) = _windows(t, node, 1)
     result = t.fresh(node.meta["val"], register=False)
     if not grad.dense:
@@ -317,11 +328,11 @@ def _windows(t: Translation, node: Node, first: int) -> tuple[Value, list[int], 
 
     :raises Untranslated: it is padded, rounds up, or divides by another number.
     """
-    arguments = [*node.args[first:], *[None] * 7]
-    value, kernel = t.values[arguments[0]], [int(size) for size in arguments[1]]  # type: ignore[index,union-attr]
-    steps = [int(size) for size in arguments[2] or kernel]  # type: ignore[union-attr]
-    padded = any(arguments[3] or ())  # type: ignore[arg-type]
-    if padded or arguments[4] or arguments[6] is not None or not value.dense:
+    given = [*args(node)[first:], *[None] * 7]
+    value, kernel = t.values[given[0]], [int(size) for size in given[1]]
+    steps = [int(size) for size in given[2] or kernel]
+    padded = any(given[3] or ())
+    if padded or given[4] or given[6] is not None or not value.dense:
         raise Untranslated(f"{node.target} of this form")
     both = [kernel * 2 if len(kernel) == 1 else kernel, steps * 2 if len(steps) == 1 else steps]
     return value, both[0], both[1]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from clipbench.native.translation import Translation, Untranslated, name_of
+from clipbench.native.translation import Translation, Untranslated, args, name_of
 from clipbench.native.values import Value
 
 WIDEST = 16  # elements in a register at most: rows are packed with room for one more
@@ -31,7 +31,7 @@ def multiply(
 
 
 def matrix(value: Value) -> tuple[int, int]:
-    """The strides of the last two dimensions; that of a dimension of one element does not matter."""
+    """The strides of the last two dimensions; that of a single column does not matter."""
     row, column = value.strides[-2:]
     return row, (1 if value.sizes[-1] == 1 else column)
 
@@ -66,7 +66,7 @@ def in_rows(t: Translation, value: Value) -> tuple[Value, int]:
 
 def mm(t: Translation, node: Node) -> Value:
     """The product of two matrices, or of many pairs."""
-    left, right = t.values[node.args[0]], t.values[node.args[1]]
+    left, right = t.values[args(node)[0]], t.values[args(node)[1]]
     result = t.fresh(node.meta["val"], register=False)
     if result.memory.dtype not in (torch.float32, torch.float64) or not result.dense:
         raise Untranslated(f"{node.target} of {result.memory.type}")
@@ -98,14 +98,14 @@ class Convolution:
 
     def __init__(self, given: Value, weight: Value, result: Sequence[int], node: Node) -> None:
         first = 3 if name_of(node) == "convolution" else 4
-        stride, padding, dilation, transposed, _, groups = node.args[first : first + 6]
+        stride, padding, dilation, transposed, _, groups = args(node)[first : first + 6]
         if not (len(given.sizes) == 4 and groups == 1 and weight.dense):
             raise Untranslated(f"{name_of(node)} of this form")
         self.transposed = bool(transposed)
         images, maps = (result, given.sizes) if self.transposed else (given.sizes, result)
         self.examples, self.channels, *extent = images
         self.outputs, _, *kernel = weight.sizes
-        moves = [(list(one) * 2)[:2] for one in (stride, padding, dilation)]  # type: ignore[arg-type]
+        moves = [(list(one) * 2)[:2] for one in (stride, padding, dilation)]
         numbers = [self.channels, *extent, *kernel, *moves[0], *moves[1], *moves[2]]
         self.kind = weight.memory.type
         self.patches = f"Patches<{self.kind}, {', '.join(map(str, numbers))}>"
@@ -181,29 +181,29 @@ class Convolution:
 
 def convolution(t: Translation, node: Node) -> Value:
     """A convolution of images, or a transposed one, and its bias."""
-    given, weight = (t.values[one] for one in node.args[:2])
+    given, weight = (t.values[one] for one in args(node)[:2])
     tensor = node.meta["val"]
     shape = Convolution(given, weight, tuple(tensor.shape), node)
     given, result = dense(t, given), t.fresh(tensor, register=False)
     if not result.dense:
         raise Untranslated("convolution of this form")
     (shape.to_images if shape.transposed else shape.to_maps)(t, given, weight, result)
-    if node.args[2] is None:
+    if args(node)[2] is None:
         return result
-    bias = t.values[node.args[2]]
+    bias = t.values[args(node)[2]]
     spread = Value(bias.memory, result.sizes, (0, bias.strides[0], 0, 0), bias.offset)
     return t.element("add", [result, spread], tensor)
 
 
 def convolution_backward(t: Translation, node: Node) -> list[Value | None]:
     """The gradients of what was given, of weights and of bias, those that are asked for."""
-    grad, given, weight = (t.values[one] for one in node.args[:3])
+    grad, given, weight = (t.values[one] for one in args(node)[:3])
     shape = Convolution(given, weight, grad.sizes, node)
     grad, given = dense(t, grad), dense(t, given)
-    wanted, tensors = node.args[10], node.meta["val"]
+    wanted, tensors = args(node)[10], node.meta["val"]
     results: list[Value | None] = [
         t.fresh(tensor, register=False) if asked else None
-        for asked, tensor in zip(wanted, tensors, strict=True)  # type: ignore[arg-type]
+        for asked, tensor in zip(wanted, tensors, strict=True)
     ]
     to_given, to_weights, to_bias = results
     if to_given is not None:

@@ -14,19 +14,21 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from clipbench.native.translation import Untranslated
 
+
 def primitives(function: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphModule:
     """The program of a function that takes and returns tensors.
 
     :raises Untranslated: the function cannot be traced.
     """
     try:
-        from torch._decomp import decomposition_table  # noqa: PLC0415, PLC2701 - the only table of all
+        from torch._decomp import decomposition_table
     except ImportError as error:
         raise Untranslated("no table of decompositions in this torch") from error
+    table: Any = decomposition_table
     with torch.no_grad():
         return make_fx(
             function,
             tracing_mode="fake",
-            decomposition_table=decomposition_table,
+            decomposition_table=table,
             _allow_non_fake_inputs=True,
         )(*arguments)

@@ -19,8 +19,10 @@ ALIGNED = 64  # bytes
 # a row of a product is read to the end of its last register
 SPARE = 64
 VIEWS = frozenset(
-    "as_strided broadcast_in_dim collapse_view select slice_in_dim split_dim squeeze transpose "
-    "view_of".split()
+    {
+        *("as_strided", "broadcast_in_dim", "collapse_view", "select", "slice_in_dim"),
+        *("split_dim", "squeeze", "transpose", "view_of"),
+    }
 )
 
 
@@ -41,6 +43,11 @@ class Source:
     """Bytes that it works in."""
 
 
+def args(node: Node) -> tuple[Any, ...]:
+    """The arguments of an operation: nodes, numbers, and lists of them."""
+    return node.args
+
+
 def name_of(node: Node) -> str:
     """The operation of a node: ``mul``; empty if it is none."""
     schema = getattr(node.target, "_schema", None)
@@ -50,7 +57,7 @@ def name_of(node: Node) -> str:
 def _origin(node: Any) -> Node:
     """The node whose memory a view shows."""
     while name_of(node) in VIEWS or (name_of(node) in ("copy_", "copy_to")):
-        node = node.args[0]
+        node = args(node)[0]
     return node
 
 
@@ -62,7 +69,7 @@ class Translation:
 
     def __init__(self, graph: GraphModule, others: Mapping[str, Operation]) -> None:
         self.graph, self.others = graph, others
-        self.values: dict[Node, Any] = {}
+        self.values: dict[Any, Any] = {}
         self.statements: list[Statement] = []
         self.memories: list[Memory] = []
         self.inputs: list[Value] = []
@@ -70,7 +77,7 @@ class Translation:
         self.packed: dict[Any, Value] = {}
         self.rewritten: set[Memory] = set()
         self.changed = {
-            _origin(node.args[0])
+            _origin(args(node)[0])
             for node in graph.graph.nodes
             if name_of(node) in ("copy_", "copy_to")
         }
@@ -91,8 +98,7 @@ class Translation:
     def fresh(self, tensor: Tensor, register: bool | None = None) -> Value:
         """A value in a memory of its own, for a tensor without data."""
         span = 1 + sum(
-            (size - 1) * stride
-            for size, stride in zip(tensor.size(), tensor.stride(), strict=True)
+            (size - 1) * stride for size, stride in zip(tensor.size(), tensor.stride(), strict=True)
         )
         alone = tensor.numel() == 1 if register is None else register
         memory = self.memory(tensor.dtype, max(1, span), alone)
@@ -116,20 +122,20 @@ class Translation:
         elif node.op == "output":
             self._output(node)
         elif node.target is operator.getitem:
-            source, index = node.args
-            self.values[node] = self.values[source][index]  # type: ignore[index]
+            source, index = args(node)
+            self.values[node] = self.values[source][index]
         else:
             self._operation(node, name_of(node))
 
     def _operation(self, node: Node, name: str) -> None:
         if name in VIEWS:
-            self.values[node] = Value.like(node.meta["val"], self.values[node.args[0]].memory)
+            self.values[node] = Value.like(node.meta["val"], self.values[args(node)[0]].memory)
         elif (other := self.others.get(name)) is not None:
             self.values[node] = other(self, node)
         elif name in FOLDS:
             self._fold(node, name)
         elif name in EXPRESSIONS:
-            self.values[node] = self.element(name, node.args, node.meta["val"])
+            self.values[node] = self.element(name, args(node), node.meta["val"])
         else:
             raise Untranslated(name or str(node.target))
 
@@ -163,8 +169,8 @@ class Translation:
         return tensor.dtype
 
     def _fold(self, node: Node, name: str) -> None:
-        operand, tensor = self.values[node.args[0]], node.meta["val"]
-        dims = node.args[1]
+        operand, tensor = self.values[args(node)[0]], node.meta["val"]
+        dims = args(node)[1]
         folded = range(len(operand.sizes)) if dims is None else dims
         self.values[node] = self.fold(name, operand, [int(dim) for dim in folded], tensor)
 
@@ -172,12 +178,8 @@ class Translation:
         """The value of a fold over some dimensions of another."""
         result = self.fresh(tensor)
         strides = iter(result.strides)
-        kept = [
-            0 if dim in dims else next(strides) for dim in range(len(operand.sizes))
-        ]
-        steps = tuple(
-            stride for stride, size in zip(kept, operand.sizes, strict=True) if size != 1
-        )
+        kept = [0 if dim in dims else next(strides) for dim in range(len(operand.sizes))]
+        steps = tuple(stride for stride, size in zip(kept, operand.sizes, strict=True) if size != 1)
         self.statements.append(Fold([operand], [result], name, steps))
         return result
 
@@ -199,7 +201,7 @@ class Translation:
         self.values[node] = value
 
     def _output(self, node: Node) -> None:
-        for one in _leaves(node.args[0]):
+        for one in _leaves(args(node)[0]):
             value, tensor = self.values[one], one.meta["val"]
             whole = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
             apart = (
@@ -298,13 +300,13 @@ class Translation:
         that are not needed at one time share a place, so that all of them stay in a cache.
         """
         life: dict[Memory, list[int]] = {}
-        for number, group in enumerate(groups):
+        for at, group in enumerate(groups):
             for statement in group:
                 for value in (*statement.reads, *statement.writes):
                     memory = value.memory.root
                     elsewhere = memory.given or memory.register or memory in results
                     if not elsewhere and (value.memory in needed or memory in needed):
-                        life.setdefault(memory, []).append(number)
+                        life.setdefault(memory, []).append(at)
         spots: dict[Memory, int] = {}
         placed: list[tuple[int, int, int, int]] = []  # first and last group, begin and end
         most = 0
@@ -327,9 +329,10 @@ class Translation:
         first = group[0]
         if isinstance(first, Call):
             return first.code
-        if not first.domain:  # type: ignore[attr-defined]
-            return "\n".join(number(one) for one in group)  # type: ignore[arg-type]
-        return Loop(group, needed).code()  # type: ignore[arg-type]
+        elementwise = [one for one in group if isinstance(one, Element | Fold)]
+        if not first.domain:
+            return "\n".join(number(one) for one in elementwise)
+        return Loop(elementwise, needed).code()
 
 
 def _leaves(given: Any) -> Iterable[Node]:

@@ -54,7 +54,9 @@ class Value:
     @classmethod
     def like(cls, tensor: Tensor, memory: Memory) -> Value:
         """A value with the sizes, strides and offset of a tensor without data."""
-        return cls(memory, tuple(tensor.size()), tuple(tensor.stride()), tensor.storage_offset())
+        return cls(
+            memory, tuple(tensor.size()), tuple(tensor.stride()), int(tensor.storage_offset())
+        )
 
     @property
     def elements(self) -> int:

@@ -59,7 +59,7 @@ def choose(campaign: Campaign) -> None:
     if new:
         campaign.store.write_page("calibration", page)
     for task, jobs in tasks.items():
-        choice = new[task] if task in new else Choice(**page["engines"][task])
+        choice = new[task] if task in new else Choice.of(page["engines"][task])
         campaign.choices[structure.shape(jobs[0].cell)] = used(choice, asked, jobs[0].cell.device)
 
 
@@ -150,10 +150,8 @@ def used(choice: Choice, asked: Asked, device: str) -> Choice:
                 f"--memory."
             )
         return replace(choice, engine=LOOP)
-    compiled = choice.compiled and lanes == choice.lanes
     return replace(
         choice,
         lanes=lanes,
-        compiled=compiled,
         engine=BATCHED if asked.engine == BATCHED else choice.engine,
     )

@@ -85,7 +85,7 @@ def predict(
 def _engine_in_words(choice: Choice) -> str:
     if choice.engine != BATCHED:
         return LOOP
-    return f"{choice.lanes} lanes{', compiled' if choice.compiled else ''}"
+    return f"{choice.lanes} lanes{', native' if choice.native else ''}"
 
 
 def _at_most(study: Study, asked: Plan, cells: Sequence[Cell]) -> tuple[int, int]:
@@ -141,7 +141,7 @@ def _choices(
             raise UsageError(f"no rate could be measured: {next(iter(choice.refusals.values()))}.")
     return {
         task: used(
-            new[task] if task in new else Choice(**stored[task]), asked, jobs[task][0].cell.device
+            new[task] if task in new else Choice.of(stored[task]), asked, jobs[task][0].cell.device
         )
         for task in tasks
     }

@@ -57,7 +57,7 @@ def rehearse(study: Study, options: Options, folder: Path) -> str:
     question = Asked(engine, options.memory, execute.LIMIT, made, execute.Setting())
     choices = {
         structure.shape(job.cell): used(
-            Choice(**known[choice_key(job.cell)]), question, job.cell.device
+            Choice.of(known[choice_key(job.cell)]), question, job.cell.device
         )
         for job in jobs
         if choice_key(job.cell) in known
