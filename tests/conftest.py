@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
+import os
 import pkgutil
 import random
 import sys
@@ -36,6 +37,17 @@ def pytest_addoption(parser):
         action="store_true",
         help="Run what `tox -e whole` runs: every seed and every rate of a claim.",
     )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory):
+    """A folder for what is compiled, which the processes of one run share."""
+    place = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        place = place.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPBENCH_CACHE", str(place / "cache"))
+        yield
 
 
 @pytest.fixture(scope="session")

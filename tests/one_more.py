@@ -15,7 +15,7 @@ import torch
 
 from clipbench import engines, feed, measures, protocol, registry, replay, study
 from clipbench.cell import Cell, Part
-from clipbench.engines import Components, Job, Trainer, lanes, program
+from clipbench.engines import Components, Job, Trainer, lanes
 from clipbench.store import Store
 
 STEPS, BATCH = 12, 8
@@ -80,10 +80,9 @@ def main(folder, page):
     said = {"columns": measures.COLUMNS, "by hand": [by_hand(one) for one in jobs]}
     said["loop"] = [engines.run(one).rows[:, -1].tolist() for one in jobs]
     said["lanes"] = [made.rows[:, -1].tolist() for made in lanes.run(jobs)]
-    program.compiled = lambda graph: graph  # the program that would be compiled, without a compiler
-    made = lanes.run(jobs, compiled=True)
+    made = lanes.run(jobs, native=True)
     assert {one.engine for one in made} == {lanes.NATIVE}
-    said["compiled"] = [one.rows[:, -1].tolist() for one in made]
+    said["native"] = [one.rows[:, -1].tolist() for one in made]
     said["others"] = engines.run(job(0.01, "float32")).rows[:, :-1].tolist()
     asked = study.parse("measured", page, folder)
     stores = {"older": Store(folder / "older")}

@@ -969,12 +969,12 @@ def given():
 
 
 def in_every_engine(one):
-    """The records of one cell: loop, lanes, and lanes compiled."""
+    """The records of one cell: loop, lanes, and native lanes."""
     settings = one.clip_settings()
     return [
         run(Job(one, settings)),
         *lanes.run([Job(one, settings)]),
-        *lanes.run([Job(one, settings)], compiled=True),
+        *lanes.run([Job(one, settings)], native=True),
     ]
 
 

@@ -4,7 +4,6 @@ trains beside it.
 
 import math
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -36,7 +35,7 @@ from clipbench import (
     workloads,
 )
 from clipbench.cell import Part
-from clipbench.engines import Job, lanes, program
+from clipbench.engines import Job, lanes
 from clipbench.engines.program import GRAIN, NoLanes
 from clipbench.engines.structure import Structure, arranged
 from clipbench.measures import CHANGED, GRAD_NORM, LOSS
@@ -357,13 +356,6 @@ def test_a_lane_of_odd_width_has_the_same_bits_at_every_place_where_mkl_is_told_
     assert done.stdout == "float32 True\nfloat64 True\n"
 
 
-def test_lanes_too_many_change_nothing():
-    asked = [job("wdbc", *EVERY[1], lr=lr) for lr in (0.01, 0.02, 0.03)]
-    few, many = lanes.run(asked), lanes.run(asked, fewest=11)
-    assert [bits(made) for made in many] == [bits(made) for made in few]
-    assert [made.job for made in many] == asked
-
-
 def test_a_lane_needs_no_company():
     (made,) = lanes.run([job(dtype="float64")])
     agree(made, engines.run(job(dtype="float64")))
@@ -593,15 +585,11 @@ KINDS = [Structure(name, (), "none", (), (1, 1)) for name in ("sgd", "momentum",
 GRAINS = st.dictionaries(st.sampled_from([None, *KINDS]), st.sampled_from([1, GRAIN]))
 
 
-@given(
-    structures=st.lists(st.sampled_from(KINDS), min_size=1, max_size=70),
-    grain=GRAINS,
-    fewest=st.integers(1, 40),
-)
-def test_lanes_are_arranged_by_structure_and_padded_to_what_each_wants(structures, grain, fewest):
-    order = arranged(structures, grain, fewest)
+@given(structures=st.lists(st.sampled_from(KINDS), min_size=1, max_size=70), grain=GRAINS)
+def test_lanes_are_arranged_by_structure_and_padded_to_what_each_wants(structures, grain):
+    order = arranged(structures, grain)
     assert set(order) == set(range(len(structures)))
-    assert len(order) >= max(fewest, lanes.FEWEST_LANES)
+    assert len(order) >= lanes.FEWEST_LANES
     assert len(order) % grain.get(None, 1) == 0
     found = [structures[number] for number in order]
     begins = [
@@ -653,60 +641,6 @@ def test_a_clip_with_an_exponential_has_whole_registers_to_itself():
     assert sorted(set(order)) == [*range(6)]
     for found, one in zip(made, asked, strict=True):
         assert bits(lanes.run([one])[0]) == bits(found)
-
-
-# ----------------------------------------------------------------------------------------- compiled
-
-
-def test_the_program_that_is_compiled_computes_what_its_parts_do(monkeypatch):
-    """Here left as it is, without a compiler; the first cells of a process and the next ones
-    alike.
-    """
-    monkeypatch.setattr(program, "compiled", lambda graph: graph)
-    problem = ("wdbc", {"width": 8})  # nobody else's: programs are remembered
-    asked = [
-        job(
-            problem,
-            "momentum",
-            ("norm", {"max_norm": 0.1}),
-            lr=0.01 * (1 + n),
-            seed=n % 2,
-            dtype="float64",
-        )
-        for n in range(3)
-    ]
-    first, second = (lanes.run(asked, compiled=True) for _ in range(2))
-    assert [bits(made) for made in second] == [bits(made) for made in first]
-    for made, expected in zip(first, lanes.run(asked), strict=True):
-        assert np.array_equal(made.rows[:, LOSS], expected.rows[:, LOSS])
-        # sums of squares, taken in another order
-        np.testing.assert_allclose(made.rows, expected.rows, rtol=1e-13)
-        assert bits(made)[1:] == bits(expected)[1:]
-
-
-def test_a_state_that_hands_on_what_was_is_not_overwritten_before_it_is_read(monkeypatch):
-    """The compiled program changes states in place: a clip that gives the gradient before the
-    last one.
-    """
-    monkeypatch.setattr(program, "compiled", lambda graph: graph)
-
-    @clip("late")
-    class Late:
-        limit: Positive = 1.0
-
-        def init(self, params):
-            return {"now": trees.zeros_like(params), "last": trees.zeros_like(params)}
-
-        def update(self, grads, state, params):
-            return state["last"], {"now": grads, "last": state["now"]}
-
-    asked = [
-        job(("wdbc", {"width": 9}), "sgd", "late", lr=0.1 * (1 + n), dtype="float64")
-        for n in range(2)
-    ]
-    for made, one in zip(lanes.run(asked, compiled=True), asked, strict=True):
-        assert made.engine == "batched, compiled"
-        agree(made, engines.run(one))
 
 
 @pytest.mark.parametrize(
@@ -809,59 +743,3 @@ def test_what_is_made_at_the_first_call_and_kept_is_no_part_of_a_trace():
     asked = [job("kept", seed=seed, dtype="float64") for seed in range(2)]
     for made, one in zip(lanes.run(asked), asked, strict=True):
         agree(made, engines.run(one))
-
-
-compiler = pytest.mark.skipif(
-    shutil.which("g++") is None,
-    reason="torch's compiler needs a C++ compiler, and there is no g++ here",
-)
-
-
-@compiler
-@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself
-def test_compiled_lanes_agree_with_those_as_they_are():
-    asked = [
-        job(
-            "wdbc",
-            "momentum",
-            ("norm", {"max_norm": 0.1}),
-            lr=0.01 * (1 + n),
-            seed=n % 2,
-            dtype="float64",
-        )
-        for n in range(4)
-    ]
-    for found, expected in zip(lanes.run(asked, compiled=True), lanes.run(asked), strict=True):
-        assert (found.engine, expected.engine) == ("batched, compiled", "batched")
-        np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-9, atol=1e-9)
-        assert [seen[:3] for seen in found.evaluations] == [
-            seen[:3] for seen in expected.evaluations
-        ]
-        values = [[one.value for one in made.evaluations] for made in (found, expected)]
-        np.testing.assert_allclose(*values, rtol=1e-9, atol=1e-9)
-        assert found.verdict == expected.verdict
-
-
-class Shift(nn.Module):
-    """The same output whatever the input: its gradient has one sign."""
-
-    def __init__(self):
-        super().__init__()
-        self.shift = nn.Parameter(torch.zeros(2))
-
-    def forward(self, inputs):
-        return self.shift.expand(len(inputs), 2)
-
-
-@compiler
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("scale", "norm"), [(1e20, math.nan), (1.0, math.inf)])
-def test_compiled_lanes_tell_an_infinite_gradient_from_one_whose_norm_overflows(scale, norm):
-    """In float32, as the loop does: NaN for the one, infinity for the other."""
-    on_cancer("steep", Shift, lambda output, _: output.mean() * 1e25 * scale)
-    asked = [job("steep", lr=0.1 * (1 + n), dtype="float32") for n in range(2)]
-    for made, one in zip(lanes.run(asked, compiled=True), asked, strict=True):
-        assert made.engine == "batched, compiled"
-        np.testing.assert_equal(made.rows[0, GRAD_NORM], norm)
-        np.testing.assert_equal(engines.run(one).rows[0, GRAD_NORM], norm)
-        assert made.verdict == engines.run(one).verdict

@@ -82,7 +82,7 @@ def test_one_entry_more_is_a_measure_with_memory_in_every_engine(said):
     expected = np.array(said["by hand"])
     assert np.isnan(expected[:, 0]).all()
     assert np.ptp(expected[:, 1:]) > 0.1
-    for engine in ("loop", "lanes", "compiled"):
+    for engine in ("loop", "lanes", "native"):
         np.testing.assert_allclose(said[engine], expected, rtol=1e-9, err_msg=engine)
 
 

@@ -25,6 +25,7 @@ from clipbench.cell import Cell, Part
 from clipbench.clips import fixed
 from clipbench.conformance.pretended import Misplaced, pretended
 from clipbench.engines import Job, lanes, program, rates
+from clipbench.engines.evaluating import evaluate
 from clipbench.engines.lanes import Lanes
 from clipbench.execute import machine
 from clipbench.store import Store
@@ -323,7 +324,7 @@ def test_an_evaluation_waits_once_for_a_split_however_many_lanes_there_are():
 def test_the_clock_of_either_engine_waits_for_the_device():
     """Else the loop's step is timed as long as it takes to launch it."""
     one = job(steps=300, dtype="float32")
-    for timed in (rates._loop, lambda one: rates._lanes([one, one], compiled=False)):
+    for timed in (rates._loop, lambda one: rates._lanes([one, one])):
         with pretended():
             with mock.patch.object(torch.cuda, "synchronize") as waited:
                 timed(one)

@@ -18,7 +18,9 @@ from torch import nn
 
 from clipbench import clips, execute, metrics, optimizers, workload, workloads
 from clipbench.cell import Part
+from clipbench.compiling import NotCompiled
 from clipbench.engines import Job, lanes, rates, structure
+from clipbench.engines.program import FEWEST_LANES
 from clipbench.engines.rates import BATCHED, LADDER, LOOP, Choice
 
 __all__ = ["clips", "optimizers", "workloads"]  # imported because that registers them
@@ -38,21 +40,21 @@ def nadam(one):
 
 @pytest.fixture
 def timed(monkeypatch):
-    """Put seconds into the place of measurements: by the number of lanes, compiled or not; None
+    """Put seconds into the place of measurements: by the number of lanes, native or not; None
     is a compiler that fails.
     """
 
-    def put(loop, eager, compiled=None, some_more=lambda count: count):
+    def put(loop, eager, native=None, some_more=lambda count: count):
         asked = []
 
-        def of_lanes(some, *, compiled):
-            asked.append((len(some), compiled))
-            rate = table[compiled](len(some))
+        def of_lanes(some, *, native=False):
+            asked.append((len(some), native))
+            rate = table[native](len(some))
             if rate is None:
-                raise RuntimeError("no compiler")
+                raise NotCompiled("no compiler")
             return rate, some_more(len(some))
 
-        table = {False: eager, True: compiled or (lambda _: None)}
+        table = {False: eager, True: native or (lambda _: None)}
         monkeypatch.setattr(rates, "_loop", lambda _: loop)
         monkeypatch.setattr(rates, "_lanes", of_lanes)
         return asked
@@ -66,7 +68,7 @@ def timed(monkeypatch):
 def test_nothing_is_measured_but_the_loop_where_little_is_to_be_done(monkeypatch):
     monkeypatch.setattr(rates, "refusals", None)
     choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=10)
-    assert (choice.engine, choice.lanes, choice.compiled, choice.refusals) == (LOOP, 0, False, {})
+    assert (choice.engine, choice.lanes, choice.native, choice.refusals) == (LOOP, 0, False, {})
     assert list(choice.rates) == [LOOP]
     assert choice.rate(LOOP) > 0
 
@@ -75,7 +77,7 @@ def test_lanes_are_measured_where_they_are_wanted_however_little_is_to_be_done()
     """Two that fit the memory: a real measurement, of the loop and of lanes."""
     asked = [job(SMALL), job(SMALL, "momentum", NORM)]
     choice = rates.measure(asked, memory=2 * rates.lane_bytes(asked), cell_steps=10, wanted=BATCHED)
-    assert choice.lanes == lanes.FEWEST_LANES == 2
+    assert choice.lanes == FEWEST_LANES == 2
     assert list(choice.rates) == [LOOP, "2 lanes"]
     assert choice.rate(BATCHED) == choice.rates["2 lanes"] > 0
     assert choice.engine == (BATCHED if choice.rates["2 lanes"] < choice.rates[LOOP] else LOOP)
@@ -96,7 +98,7 @@ def test_the_climb_ends_where_more_lanes_gain_nothing(timed):
     """Twice as fast each rung up to 32; 64 is a hundredth better, which is not worth its memory."""
     asked = timed(loop=1.0, eager=lambda count: 0.99 / 32 if count > 32 else 1 / count)
     choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=20)
-    assert [count for count, _ in asked] == [2, 8, 16, 32, 64]
+    assert [count for count, native in asked if not native] == [2, 8, 16, 32, 64]
     assert (choice.engine, choice.lanes, choice.rate(BATCHED)) == (BATCHED, 32, 1 / 32)
 
 
@@ -119,7 +121,7 @@ def test_close_rates_are_measured_again_and_their_medians_decide(
     choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=20)
     assert (choice.rates[LOOP], choice.rates["2 lanes"]) == medians
     assert choice.engine == (LOOP if medians[0] < medians[1] else BATCHED)
-    assert [count for count, _ in asked] == [2, 8, 2, 2]
+    assert [count for count, native in asked if not native] == [2, 8, 2, 2]
 
 
 @pytest.mark.parametrize("most", [2, 20, 64, 1000])
@@ -154,51 +156,52 @@ def test_every_measurement_is_of_one_structure_and_of_three_seeds():
     assert [one.cell.seed for one in found] == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
-# ---------------------------------------------------------------------------------------- compiling
+# ------------------------------------------------------------------------------------------- native
 
 
-def test_nothing_is_compiled_that_would_not_pay(timed):
-    """Halving the best rate saves less than a compilation takes."""
+def test_nothing_is_built_that_would_not_pay(timed):
+    """What it saves is less than it takes to build."""
     asked = timed(loop=1.0, eager=lambda count: 1 / count)
-    choice = rates.measure(
-        [job(SMALL)], rates.MEMORY, cell_steps=1.9 * rates.COMPILING * LADDER[-1]
-    )
-    assert not any(compiled for _, compiled in asked)
-    assert (choice.lanes, choice.compiled) == (LADDER[-1], False)
+    choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=1.9 * rates.BUILDING * LADDER[-1])
+    assert not any(native for _, native in asked)
+    assert (choice.lanes, choice.native) == (LADDER[-1], False)
 
 
-def test_what_compiles_and_pays_is_compiled(timed):
-    """At the best number of lanes and at twice as many: here twice as many are better still."""
+@pytest.mark.parametrize(("best", "native"), [(8, 8), (256, rates.NATIVE_LANES)])
+def test_what_is_built_and_pays_is_taken(timed, best, native):
+    """With as many lanes as are best in torch, but no more than serve it."""
     asked = timed(
         loop=1.0,
-        eager=lambda count: 1 / 8 if count > 8 else 1 / count,
-        compiled=lambda count: 0.1 / count,
+        eager=lambda count: 1 / best if count > best else 1 / count,
+        native=lambda _: 0.001,
     )
     choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=10**6)
-    assert [count for count, compiled in asked if compiled] == [8, 16]
-    assert (choice.engine, choice.lanes, choice.compiled) == (BATCHED, 16, True)
-    assert choice.rate(BATCHED) == choice.rates["16 lanes, compiled"] == 0.1 / 16
+    assert [count for count, built in asked if built] == [native]
+    assert (choice.engine, choice.lanes, choice.native) == (BATCHED, native, True)
+    assert choice.rate(BATCHED) == choice.rates[f"{native} lanes, native"] == 0.001
 
 
-def test_twice_as_many_compiled_lanes_must_fit_the_memory_too(timed):
-    asked = timed(loop=1.0, eager=lambda count: 1 / count, compiled=lambda count: 0.1 / count)
-    rates.measure([job(SMALL)], 10 * rates.lane_bytes([job(SMALL)]), cell_steps=10**6)
-    assert [count for count, compiled in asked if compiled] == [8]
-
-
-def test_lanes_stay_as_they_are_where_compiling_them_makes_them_slower_or_fails(timed):
-    for compiled in (lambda count: 2 / count, None):
+def test_lanes_stay_as_they_are_where_a_program_of_this_machine_is_slower_or_fails(timed):
+    for native in (lambda count: 2 / count, None):
         asked = timed(
-            loop=1.0, eager=lambda count: 1 / 8 if count > 8 else 1 / count, compiled=compiled
+            loop=1.0, eager=lambda count: 1 / 8 if count > 8 else 1 / count, native=native
         )
         choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=10**6)
         assert (8, True) in asked
-        assert (choice.engine, choice.lanes, choice.compiled, choice.rate(BATCHED)) == (
-            BATCHED,
-            8,
-            False,
-            1 / 8,
-        )
+        found = (choice.engine, choice.lanes, choice.native, choice.rate(BATCHED))
+        assert found == (BATCHED, 8, False, 1 / 8)
+        assert choice.untranslated == ("" if native else "no compiler")
+
+
+def test_a_program_of_this_machine_is_taken_where_torchs_lanes_are_slower_than_the_loop(timed):
+    timed(loop=1.0, eager=lambda _: 2.0, native=lambda _: 0.5)
+    choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=10**6)
+    assert (choice.engine, choice.native) == (BATCHED, True)
+
+
+def test_a_choice_of_an_earlier_version_is_read_as_far_as_it_goes():
+    page = {**Choice(BATCHED, lanes=8, rates={"8 lanes": 0.1}).page(), "compiled": True}
+    assert Choice.of(page) == Choice(BATCHED, lanes=8, rates={"8 lanes": 0.1})
 
 
 # ----------------------------------------------------------------------------------------- refusals
@@ -217,7 +220,7 @@ def test_an_arm_without_lanes_is_refused_and_the_others_are_measured(timed):
         )
     }
     assert (choice.engine, choice.lanes) == (BATCHED, 2)
-    assert asked == [(2, False)]
+    assert (2, False) in asked
 
 
 def test_a_task_whose_every_arm_is_refused_is_run_by_the_loop(timed):
@@ -403,9 +406,9 @@ def test_a_choice_comes_back_from_its_page(choice):
 
 
 def test_a_rate_is_of_the_engine_as_it_would_be_used():
-    known = {LOOP: 4.0, "8 lanes": 2.0, "8 lanes, compiled": 1.0, "16 lanes": 3.0}
+    known = {LOOP: 4.0, "8 lanes": 2.0, "8 lanes, native": 1.0, "16 lanes": 3.0}
     assert Choice(BATCHED, 8, rates=known).rate(BATCHED) == 2.0
-    assert Choice(BATCHED, 8, compiled=True, rates=known).rate(BATCHED) == 1.0
+    assert Choice(BATCHED, 8, native=True, rates=known).rate(BATCHED) == 1.0
     assert Choice(BATCHED, 8, rates=known).rate(LOOP) == 4.0
     assert Choice(BATCHED, 32, rates=known).rate(BATCHED) is None
 

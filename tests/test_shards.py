@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_engines import cell, record
 
 from clipbench import clips, optimizers, workloads
-from clipbench.engines import Job, lanes, structure
+from clipbench.engines import Job, structure
 from clipbench.engines.rates import BATCHED, LOOP, Choice, versioned
 from clipbench.execute import IN_HAND, Shard, pack
 from clipbench.execute.shards import WORTH
@@ -48,8 +48,8 @@ def batched(count, **others):
     )
 
 
-def compiled(count):
-    return batched(count, compiled=True, rates={LOOP: 4e-3, f"{count} lanes, compiled": 5e-4})
+def native(count):
+    return batched(count, native=True, rates={LOOP: 4e-3, f"{count} lanes, native": 5e-4})
 
 
 def packed(given, choice, workers=2):
@@ -68,7 +68,7 @@ CHOICES = st.one_of(
     st.just(None),
     st.just(Choice(LOOP, rates={LOOP: 1e-3})),
     st.sampled_from([2, 3, 8, 16]).map(batched),
-    st.sampled_from([2, 3, 8, 16]).map(compiled),
+    st.sampled_from([2, 3, 8, 16]).map(native),
     st.sampled_from([2, 8]).map(lambda count: batched(count, refusals={"sgd + norm": "no"})),
     st.sampled_from([2, 8]).map(
         lambda count: batched(
@@ -92,7 +92,7 @@ def test_every_job_is_in_one_shard_whatever_was_chosen(count, workers, choice, o
         assert len({structure.shape(one.cell) for one in shard.jobs}) == 1
         if shard.engine == LOOP:
             assert len(shard.jobs) <= IN_HAND
-            assert not shard.compiled
+            assert not shard.native
 
 
 @given(
@@ -102,9 +102,7 @@ def test_every_job_is_in_one_shard_whatever_was_chosen(count, workers, choice, o
 )
 def test_lanes_are_no_more_than_were_chosen_and_nearly_equal(count, workers, choice):
     shards = packed(jobs(count), choice, workers)
-    assert {(shard.engine, shard.compiled, shard.fewest) for shard in shards} == {
-        (BATCHED, False, lanes.FEWEST_LANES)
-    }
+    assert {(shard.engine, shard.native) for shard in shards} == {(BATCHED, choice.native)}
     found = sizes(shards)
     assert found[-1] <= choice.lanes
     assert found[-1] - found[0] <= 1
@@ -181,32 +179,6 @@ def test_lanes_of_one_structure_and_of_equal_rates_are_next_to_each_other():
     assert again.jobs == shard.jobs
 
 
-# ----------------------------------------------------------------------------------------- compiled
-
-
-def test_compiled_lanes_are_of_one_structure_and_always_as_many():
-    """Eight of each arm in lanes of six: two shards of four an arm, padded to six by whoever
-    runs them.
-    """
-    asked = jobs(24)
-    shards = packed(asked, compiled(6), workers=1)
-    assert ids(shards) == sorted(one.cell.id for one in asked)
-    assert {(shard.engine, shard.compiled, shard.fewest, len(shard.jobs)) for shard in shards} == {
-        (BATCHED, True, 6, 4)
-    }
-    assert all(len({structure.Structure.of(one) for one in shard.jobs}) == 1 for shard in shards)
-
-
-@pytest.mark.parametrize("cells", [1, 7, 17])
-def test_compiled_lanes_are_as_many_however_few_cells_are_missing(cells):
-    """A run that goes on after an interruption runs the same program, and an idle worker is
-    given no half of it.
-    """
-    shards = packed(jobs(cells, ARMS[:1]), compiled(16), workers=4)
-    assert {(shard.compiled, shard.fewest) for shard in shards} == {(True, 16)}
-    assert len(shards) == -(-cells // 16)
-
-
 # -------------------------------------------------------------------------------------- predictions
 
 
@@ -217,7 +189,7 @@ def test_a_shard_knows_how_long_a_cell_should_take():
         (BATCHED, 50e-3),
         (LOOP, 200e-3),
     }
-    (shard,) = packed(jobs(8, ARMS[:1], steps=50), compiled(16), workers=1)
+    (shard,) = packed(jobs(8, ARMS[:1], steps=50), native(16), workers=1)
     assert shard.seconds == pytest.approx(25e-3)
 
 
@@ -232,27 +204,17 @@ def test_the_longest_shards_come_first():
 # ------------------------------------------------------------------------------------------ a shard
 
 
-@given(count=st.integers(2, 9), done=st.integers(0, 9), is_compiled=st.booleans())
-def test_halves_and_what_is_left_of_a_shard_are_run_as_it_was_but_halves_are_not_compiled(
-    count, done, is_compiled
+@given(count=st.integers(2, 9), done=st.integers(0, 9), is_native=st.booleans())
+def test_halves_and_what_is_left_of_a_shard_are_run_as_it_was_but_halves_by_torch(
+    count, done, is_native
 ):
-    """A compiled program has the same lanes for any number of cells: its half would take as
-    long.
-    """
-    whole = Shard(
-        tuple(jobs(count)),
-        BATCHED,
-        compiled=is_compiled,
-        fewest=8 if is_compiled else lanes.FEWEST_LANES,
-        seconds=0.5,
-    )
+    """A shard is halved after it ended its worker: our own program is not trusted again."""
+    whole = Shard(tuple(jobs(count)), BATCHED, native=is_native, seconds=0.5)
     first, second = whole.halves()
     assert first.jobs + second.jobs == whole.jobs
     assert abs(len(first.jobs) - len(second.jobs)) <= 1
     for half in (first, second):
-        assert replace(half, jobs=whole.jobs) == replace(
-            whole, compiled=False, fewest=lanes.FEWEST_LANES
-        )
+        assert replace(half, jobs=whole.jobs) == replace(whole, native=False)
     left = whole.without(done)
     assert left.jobs == whole.jobs[done:]
     assert replace(left, jobs=whole.jobs) == whole

@@ -17,6 +17,7 @@ from clipbench import compiling
 from clipbench.native.operations import OPERATIONS
 from clipbench.native.tracing import primitives
 from clipbench.native.translation import Translation, Untranslated
+from clipbench.native.windows import WINDOWS
 
 __all__ = ["SPARE", "Function", "Untranslated", "driver", "translated"]
 
@@ -55,7 +56,7 @@ def translated(function: Callable[..., Any], arguments: Sequence[Tensor]) -> Fun
     :raises Untranslated: an operation has no translation.
     :raises NotCompiled: there is no compiler, or it fails.
     """
-    source = Translation(primitives(function, arguments), OPERATIONS).source("program")
+    source = Translation(primitives(function, arguments, WINDOWS), OPERATIONS).source("program")
     library = compiling.library(f"{_headers()}\n{source.text}\n", FLAGS, "program")
     address = ctypes.cast(library["program"], ctypes.c_void_p).value or 0
     return Function(address, source.outputs, source.workspace, library)

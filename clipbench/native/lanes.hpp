@@ -169,4 +169,9 @@ template <typename Real> INLINE Real sigmoid_(Real x) { return (Real)1 / ((Real)
 // As torch takes them: a NaN on either side is the result.
 template <typename Real> INLINE Real larger(Real left, Real right) { return right > left || right != right ? right : left; }
 template <typename Real> INLINE Real smaller(Real left, Real right) { return right < left || right != right ? right : left; }
-template <typename Real> INLINE Real sign_(Real x) { return x > (Real)0 ? (Real)1 : x < (Real)0 ? (Real)-1 : x != x ? x : (Real)0; }
+template <typename Real> INLINE Real sign_(Real x) { return (Real)((x > (Real)0) - (x < (Real)0)); }
+
+// With the sign of the divisor, as Python's.
+INLINE float remainder_(float x, float y) { const float r = __builtin_fmodf(x, y); return r != 0.0f && (r < 0.0f) != (y < 0.0f) ? r + y : r; }
+INLINE double remainder_(double x, double y) { const double r = __builtin_fmod(x, y); return r != 0.0 && (r < 0.0) != (y < 0.0) ? r + y : r; }
+INLINE int64_t remainder_(int64_t x, int64_t y) { const int64_t r = x % y; return r != 0 && (r < 0) != (y < 0) ? r + y : r; }

@@ -124,10 +124,15 @@ class Loop:
 
     def __init__(self, group: Sequence[Element | Fold], needed: set[Memory]) -> None:
         self.group, self.domain, self.needed = group, group[0].domain, needed
+        self.names = 0
         self.held: dict[Place, str] = {}
         self.body: list[str | Move] = []
         self.accesses: list[tuple[int, ...]] = []
         self.order = self._order()
+
+    def _name(self) -> str:
+        self.names += 1
+        return f"v{self.names}"
 
     def _order(self) -> list[int]:
         """The dimensions from the outermost loop to the innermost: neighbours in memory are
@@ -164,7 +169,7 @@ class Loop:
         ]
         value = statement.result
         text = expression(statement.name, operands, statement.given, value.memory.dtype)
-        name = f"v{len(self.held)}"
+        name = self._name()
         self.held[Place.of(value)] = name
         self.body.append(f"const {value.memory.type} {name} = {text};")
         if value.memory in self.needed:
@@ -176,7 +181,7 @@ class Loop:
             return _one(value)
         place = Place.of(value)
         if (name := self.held.get(place)) is None:
-            name = self.held[place] = f"v{len(self.held)}"
+            name = self.held[place] = self._name()
             self.accesses.append(value.steps)
             self.body.append(Move(name, value, writes=False))
         return name
@@ -278,7 +283,7 @@ class Folding:
         if not self.single:
             yield f"{self.type} {self.name} = {held};"
         if self.extreme:
-            yield f"int32_t {self.name}_nan = 0;"
+            yield f"int32_t {self.name}_nan = {self.name} != {self.name} ? 1 : 0;"
 
     def after(self, held: str) -> Iterator[str]:
         """What stands behind it."""

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from clipbench.native.elements import CONVERT, literal
+from clipbench.native.nests import at, loops, numbered
 from clipbench.native.products import PRODUCTS
 from clipbench.native.translation import Operation, Translation, Untranslated, args
 from clipbench.native.values import Element, Value
+from clipbench.native.windows import WINDOWS
 
 
 def copied(t: Translation, value: Value, tensor: Tensor) -> Value:
@@ -132,27 +134,6 @@ def variance(t: Translation, node: Node) -> Value:
     squares = t.element("mul", [apart, apart], bare(value.sizes))
     summed = t.fold("sum", squares, folded, bare(tensor.size()))
     return t.element("div", [summed, count - float(correction)], tensor)
-
-
-def loops(sizes: Sequence[int], body: str) -> str:
-    """Loops over some sizes around a statement, whose indices are ``i0``, ``i1`` and so on."""
-    heads = "".join(f"for (long i{n} = 0; i{n} < {size}; ++i{n}) " for n, size in enumerate(sizes))
-    return f"{heads}{{ {body} }}"
-
-
-def at(value: Value, indices: Sequence[str]) -> str:
-    """One element of a value, in C++, by the indices of its dimensions."""
-    parts = [
-        f"({index}) * {stride}L"
-        for index, stride in zip(indices, value.strides, strict=True)
-        if stride
-    ]
-    return f"{value.memory.name}[{' + '.join([str(value.offset), *parts])}]"
-
-
-def numbered(count: int) -> list[str]:
-    """The names of so many indices."""
-    return [f"i{number}" for number in range(count)]
 
 
 def wrapped(index: str, size: int) -> str:
@@ -288,59 +269,7 @@ def sort(t: Translation, node: Node) -> list[Any]:
     return [result, None]
 
 
-def average(t: Translation, node: Node) -> Value:
-    """The mean of every window of an image, without padding."""
-    value, (high, wide), (down, right) = _windows(t, node, 0)
-    result = t.fresh(node.meta["val"], register=False)
-    sizes = (result.elements // (result.sizes[-1] * result.sizes[-2]), *result.sizes[-2:])
-    height, width = value.sizes[-2:]
-    body = (
-        f"{value.memory.type} sum = 0; for (int r = 0; r < {high}; ++r) "
-        f"for (int q = 0; q < {wide}; ++q) "
-        f"sum += {value.address}[(i0 * {height} + i1 * {down} + r) * {width} + i2 * {right} + q]; "
-        f"{result.address}[(i0 * {sizes[1]} + i1) * {sizes[2]} + i2] = sum / {high * wide};"
-    )
-    t.call([value], [result], loops(sizes, body))
-    return result
-
-
-def average_backward(t: Translation, node: Node) -> Value:
-    """The gradient of `average`: of each window a part for each of its elements."""
-    grad = t.values[args(node)[0]]
-    value, (high, wide), (down, right) = _windows(t, node, 1)
-    result = t.fresh(node.meta["val"], register=False)
-    if not grad.dense:
-        raise Untranslated("avg_pool2d_backward of this form")
-    sizes = (grad.elements // (grad.sizes[-1] * grad.sizes[-2]), *grad.sizes[-2:])
-    height, width = value.sizes[-2:]
-    body = (
-        f"const {value.memory.type} part = {grad.address}[(i0 * {sizes[1]} + i1) * {sizes[2]} + i2]"
-        f" / {high * wide}; for (int r = 0; r < {high}; ++r) for (int q = 0; q < {wide}; ++q) "
-        f"{result.address}[(i0 * {height} + i1 * {down} + r) * {width} + i2 * {right} + q] += part;"
-    )
-    clear = f"memset({result.address}, 0, sizeof({value.memory.type}) * {result.elements}); "
-    t.call([grad], [result], clear + loops(sizes, body))
-    return result
-
-
-def _windows(t: Translation, node: Node, first: int) -> tuple[Value, list[int], list[int]]:
-    """The images of a pooling, and the size and the step of its windows.
-
-    :raises Untranslated: it is padded, rounds up, or divides by another number.
-    """
-    given = [*args(node)[first:], *[None] * 7]
-    value, kernel = t.values[given[0]], [int(size) for size in given[1]]
-    steps = [int(size) for size in given[2] or kernel]
-    padded = any(given[3] or ())
-    if padded or given[4] or given[6] is not None or not value.dense:
-        raise Untranslated(f"{node.target} of this form")
-    both = [kernel * 2 if len(kernel) == 1 else kernel, steps * 2 if len(steps) == 1 else steps]
-    return value, both[0], both[1]
-
-
 OPERATIONS: Mapping[str, Callable[[Translation, Node], Any]] = {
-    "avg_pool2d": average,
-    "avg_pool2d_backward": average_backward,
     "cat": cat,
     "clone": clone,
     CONVERT: convert,
@@ -361,4 +290,5 @@ OPERATIONS: Mapping[str, Callable[[Translation, Node], Any]] = {
     "sort": sort,
     "var": variance,
     **PRODUCTS,
+    **WINDOWS,
 }

@@ -4,7 +4,7 @@ views, products and moves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,20 +15,31 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from clipbench.native.translation import Untranslated
 
 
-def primitives(function: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphModule:
+def primitives(
+    function: Callable[..., Any], arguments: Sequence[Tensor], whole: Collection[str] = ()
+) -> GraphModule:
     """The program of a function that takes and returns tensors.
 
+    :param whole: the names of operations that are not taken apart.
     :raises Untranslated: the function cannot be traced.
     """
     try:
         from torch._decomp import decomposition_table
     except ImportError as error:
         raise Untranslated("no table of decompositions in this torch") from error
-    table: Any = decomposition_table
-    with torch.no_grad():
-        return make_fx(
-            function,
-            tracing_mode="fake",
-            decomposition_table=table,
-            _allow_non_fake_inputs=True,
-        )(*arguments)
+    table: Any = {
+        operation: apart
+        for operation, apart in decomposition_table.items()
+        if operation.name().partition("::")[2].partition(".")[0] not in whole
+    }
+    try:
+        with torch.no_grad():
+            return make_fx(
+                function,
+                tracing_mode="fake",
+                decomposition_table=table,
+                _allow_non_fake_inputs=True,
+            )(*arguments)
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Untranslated(f"a trace of it ({said[:200]})") from error

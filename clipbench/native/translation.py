@@ -21,7 +21,8 @@ SPARE = 64
 VIEWS = frozenset(
     {
         *("as_strided", "broadcast_in_dim", "collapse_view", "select", "slice_in_dim"),
-        *("split_dim", "squeeze", "transpose", "view_of"),
+        *("split_dim", "squeeze", "squeeze_", "transpose", "unsqueeze_"),
+        "view_of",
     }
 )
 
