@@ -53,8 +53,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "listing": {"errors"},
     "feed": {"errors", "trees", "listing"},
     "step": {"trees", "cell", "measures"},
+    "compiling": set(),
+    "native": {"compiling"},
     "engines": {
         *MATTER,
+        "compiling",
+        "native",
         "vocabulary",
         "clips",
         "optimizers",
@@ -118,7 +122,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loading": {"errors", "schema", "task", "store", "analysis", "figures", "report"},
     # what stands beside
     "recording": {*MEMORY, "trees", "measures", "events", "step", "execute"},
-    "fast": {"errors"},
+    "fast": {"errors", "compiling"},
     "throughput": {
         *MATTER,
         "vocabulary",

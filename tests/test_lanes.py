@@ -36,7 +36,7 @@ from clipbench import (
 )
 from clipbench.cell import Part
 from clipbench.engines import Job, lanes
-from clipbench.engines.program import GRAIN, NoLanes
+from clipbench.engines.program import FEWEST_LANES, GRAIN, NoLanes
 from clipbench.engines.structure import Structure, arranged
 from clipbench.measures import CHANGED, GRAD_NORM, LOSS
 
@@ -589,7 +589,7 @@ GRAINS = st.dictionaries(st.sampled_from([None, *KINDS]), st.sampled_from([1, GR
 def test_lanes_are_arranged_by_structure_and_padded_to_what_each_wants(structures, grain):
     order = arranged(structures, grain)
     assert set(order) == set(range(len(structures)))
-    assert len(order) >= lanes.FEWEST_LANES
+    assert len(order) >= FEWEST_LANES
     assert len(order) % grain.get(None, 1) == 0
     found = [structures[number] for number in order]
     begins = [

@@ -90,6 +90,7 @@ EDGES = [
 OTHERS = {
     "convert_element_type",
     "where",
+    "signbit",  # whose type as a primitive is not its own
     "bitwise_and",
     "bitwise_or",
     "bitwise_xor",

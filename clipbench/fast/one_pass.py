@@ -6,10 +6,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
-import shlex
-import shutil
-import subprocess
 import sys
 import warnings
 from array import array
@@ -17,20 +13,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from clipbench import compiling
+
 SOURCE = Path(__file__).with_suffix(".cpp")
 # Tried in turn. torch brings the OpenMP that g++ links to, and both share its threads; Apple's
 # compiler has none, but walks a sum in vectors all the same if it is told to.
-FLAGS: tuple[list[str], ...] = (
-    ["-march=native", "-fopenmp"],
-    ["-march=native", "-fopenmp-simd"],
-    ["-fopenmp-simd"],
-    [],
+FLAGS: tuple[tuple[str, ...], ...] = tuple(
+    ("-ffp-contract=off", *known)
+    for known in (
+        ("-march=native", "-fopenmp"),
+        ("-march=native", "-fopenmp-simd"),
+        ("-fopenmp-simd",),
+        (),
+    )
 )
 
 Row: TypeAlias = "array[int]"  # sizes or addresses, as C takes them
@@ -110,16 +110,14 @@ def kernels() -> dict[torch.dtype, Kernels]:
     warning.
     """
     try:
-        library = _built()
+        library = compiling.library(SOURCE.read_text(encoding="utf-8"), FLAGS, "one_pass")
         return {
             dtype: _declared_kernels(library, dtype) for dtype in (torch.float32, torch.float64)
         }
-    # the second of odd quotes in CXX, the third of a library that is something else
-    except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", "") or str(error)
-        reason = next((line for line in said.splitlines() if "error" in line), said).strip()
+    # the second of a library that is something else
+    except (compiling.NotCompiled, AttributeError) as error:
         warnings.warn(
-            f"clipbench.fast cannot compile its kernels ({reason}): torch's are used instead.",
+            f"clipbench.fast cannot compile its kernels ({error}): torch's are used instead.",
             stacklevel=_outside(),
         )
         return {}
@@ -148,29 +146,3 @@ def _declared_kernels(library: ctypes.CDLL, dtype: torch.dtype) -> Kernels:
     norm.restype, norm.argtypes = real, [number, pointer, pointer, threads]
     step.restype, step.argtypes = None, [number, *[pointer] * 4, *[real] * 6, flag, threads]
     return Kernels(dtype, norm, clamp, step)
-
-
-def _built() -> ctypes.CDLL:
-    """The compiled source as a library of this process; the library's file is removed again.
-
-    :raises OSError: there is no compiler, or what it made cannot be loaded.
-    :raises ValueError: ``CXX`` has a quote that does not end.
-    :raises subprocess.SubprocessError: the compiler fails.
-    """
-    compiler = os.environ.get("CXX", "").strip() or next(
-        filter(shutil.which, ("c++", "g++", "clang++")), None
-    )
-    if compiler is None:
-        raise FileNotFoundError("no C++ compiler was found; the variable CXX can name one")
-    with TemporaryDirectory(prefix="clipbench-") as folder:
-        made = Path(folder) / "one_pass.so"
-        flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC"]
-        command = [*shlex.split(compiler), *flags, str(SOURCE), "-o", str(made)]
-        for more in FLAGS:
-            done = subprocess.run(  # noqa: S603 - the user names the compiler
-                [*command, *more], capture_output=True, text=True, errors="replace", check=False
-            )
-            if done.returncode == 0:
-                break
-        done.check_returncode()
-        return ctypes.CDLL(str(made))
