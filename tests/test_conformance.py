@@ -39,6 +39,7 @@ IN_LANES = (
     "runs in lanes, or says why not",
     "a step in lanes is the loop's",
     "a run in lanes is the loop's",
+    "a program of this machine is the loop",
 )
 # One workload of each structure: a module whose output is the loss, a convolution, a recurrence,
 # attention, and a network with skip connections. The others have the structure of one of them.
@@ -809,6 +810,7 @@ WORKLOADS = {
     ),
     "tired after fifty steps": (
         "a run in lanes is the loop's",
+    "a program of this machine is the loop",
         "100 steps end",
         "return nn.Linear(2, 1)",
         TIRING.format(50),

@@ -94,6 +94,7 @@ CLAIMS: dict[Kind, dict[str, Test]] = {
         "runs in lanes, or says why not": lanes.refused,
         "a step in lanes is the loop's": lanes.step_locked,
         "a run in lanes is the loop's": lanes.free_running,
+        "a program of this machine is the loop": lanes.native_steps,
     },
 }
 OPTIONAL = {

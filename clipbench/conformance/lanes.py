@@ -5,7 +5,7 @@ registered optimizer and clip.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -20,6 +20,7 @@ from clipbench.conformance.settings import examples
 from clipbench.conformance.workloads import BATCH
 from clipbench.engines import Components, Job, Trainer, rates, structure
 from clipbench.engines.lanes import Lanes
+from clipbench.engines.native import NotCompiled, Untranslated
 
 # share of elements: where a gradient is nothing but rounding, it may be zero in one engine and not
 # in the other
@@ -55,11 +56,30 @@ def _refusal(cls: Any) -> str | None:
 
 def step_locked(cls: type[Any]) -> str | None:
     """Every step, begun with the loop's weights, ends with the loop's weights and measures."""
+    return IN_LOOP if refused(cls) else _locked(_arms(cls), native=False)
+
+
+def free_running(cls: type[Any]) -> str | None:
+    """After many steps on their own the engines agree, wherever rounding alone does not part the
+    loop from itself.
+    """
+    return IN_LOOP if refused(cls) else _free(_arms(cls), native=False)
+
+
+def native_steps(cls: type[Any]) -> str | None:
+    """The same two of a program of this machine."""
     if refused(cls):
         return IN_LOOP
     jobs = _arms(cls)
+    try:
+        return f"{_locked(jobs, native=True)}; {_free(jobs, native=True)}"
+    except (Untranslated, NotCompiled) as error:
+        return f"nothing to compare: no program of this machine ({error})"
+
+
+def _locked(jobs: Sequence[Job], *, native: bool) -> str:
     together, trainers, batches = (
-        Lanes(jobs),
+        Lanes(jobs, native),
         [_trainer(job) for job in jobs],
         _batches(jobs[0], LOCKED_STEPS),
     )
@@ -68,7 +88,7 @@ def step_locked(cls: type[Any]) -> str | None:
         together.weights = torch.stack(
             [together.model.flat(trainer.module) for trainer in trainers]
         )
-        together.step(*together.draw())
+        together.advance(1)
         rows = together.rows()[0]
         for lane, trainer in enumerate(trainers):
             trainer.step(*batch)
@@ -89,21 +109,14 @@ def step_locked(cls: type[Any]) -> str | None:
     return f"{len(jobs)} arms, {steps} steps"
 
 
-def free_running(cls: type[Any]) -> str | None:
-    """After many steps on their own the engines agree, wherever rounding alone does not part the
-    loop from itself.
-    """
-    if refused(cls):
-        return IN_LOOP
-    jobs = _arms(cls)
-    together = Lanes(jobs)
+def _free(jobs: Sequence[Job], *, native: bool) -> str:
+    together = Lanes(jobs, native)
     if together.model.elements >= LARGE:
         return "too large to run on; the steps alone are compared"
     if together.model.elements >= SMALL:
         jobs = jobs[::6]
-        together = Lanes(jobs)
-    for _ in range(STEPS):
-        together.step(*together.draw())
+        together = Lanes(jobs, native)
+    together.advance(STEPS)
     rows, agreeing = together.rows(), 0
     for lane, job in enumerate(jobs):
         alone = _curve(job)
