@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lr_schedules": {"errors", "vocabulary", "registry"},
     "study": {"errors", "vocabulary", "registry", "schema", "events", "cell", "lr_schedules"},
     # the motion
+    "forkserver": {"registry"},
     "listing": {"errors"},
     "feed": {"errors", "trees", "listing"},
     "step": {"trees", "cell", "measures"},
@@ -82,7 +83,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "summary",
         "events",
     },
-    "execute": {*MEMORY, "measures", "registry", "events", "study", "feed", "engines"},
+    "execute": {
+        *MEMORY,
+        *("measures", "registry", "forkserver", "events", "study", "feed", "engines"),
+    },
     # the sight
     "statistics": set(),
     "selection": {"vocabulary", "schema", "cell", "task", "store", "statistics"},
@@ -224,6 +228,7 @@ FREE_OF_TORCH = {
     "registry",
     "datasets",
     "measures",
+    "forkserver",
     "schema",
     "cell",
     "task",
