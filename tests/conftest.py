@@ -7,9 +7,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
+import os
 import pkgutil
 import random
+import shutil
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,12 +25,20 @@ from restored import registry_restored
 
 from clipbench import datasets
 
+# rates are measured, and nothing of a user's is read or written; processes inherit it
+os.environ["CLIPBENCH_CACHE"] = tempfile.mkdtemp(prefix="clipbench-cache-")
+os.environ["CLIPBENCH_RATES"] = "anew"
+
 torch.set_num_threads(1)  # the number of threads changes the last bits of a sum
 
 settings.register_profile(
     "clipbench", derandomize=True, deadline=None, database=None, print_blob=False
 )
 settings.load_profile("clipbench")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["CLIPBENCH_CACHE"], ignore_errors=True)
 
 
 def pytest_addoption(parser):
