@@ -3,6 +3,7 @@ and the bytes that must move.
 """
 
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -69,6 +70,11 @@ def timed(call, size):
     The first calls are not counted: they find the caches full of the other side's data.
     """
     count = max(1, min(40, 500_000 // sum(torch.Size(shape).numel() for shape in SIZES[size])))
+    return block_of(call, count)
+
+
+def block_of(call, count):
+    """As `timed`, of so many calls."""
 
     def block():
         for _ in range(min(3, count)):
@@ -200,6 +206,115 @@ def test_value_clip_alone_against_torchs(ratio, how, size):
     default = timed(lambda: clip_grad_value_(params, MAX_VALUE), size)
     bound = {"at_most": 0.5} if size in LARGE else {}
     assert ratio(f"value clip, {size}: {how} / default", quick, default, **bound) > 0
+
+
+CHANNELS_LAST = [(64, 64, 3, 3)] * 20
+OPTIMIZERS = {
+    "momentum": (torch.optim.SGD, {"momentum": MOMENTUM}),
+    "AdamW": (torch.optim.AdamW, {}),
+}
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+def test_channels_last_weights_against_the_default_pair(ratio, rule, form):
+    """The same tensors in both layouts: what is saved must not hang on it."""
+    drawn = torch.Generator().manual_seed(0)
+    params = [
+        nn.Parameter(torch.randn(shape, generator=drawn).to(memory_format=form))
+        for shape in CHANNELS_LAST
+    ]
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=drawn).to(memory_format=form)
+    cls, settings = OPTIMIZERS[rule]
+    optimizer = cls(params, lr=LR, **settings)
+    optimizer.step()
+    for name, quick, clip, limit in (
+        ("norm", fast.norm_clipped_step, clip_grad_norm_, MAX_NORM),
+        ("value", fast.value_clipped_step, clip_grad_value_, MAX_VALUE),
+    ):
+        ours = block_of(lambda quick=quick, limit=limit: quick(optimizer, limit), 5)
+        theirs = block_of(lambda clip=clip, limit=limit: (clip(params, limit), optimizer.step()), 5)
+        label = f"{name} clip + {rule}, 20 of (64, 64, 3, 3), {form}: fast / default pair"
+        assert ratio(label, ours, theirs, at_most=0.75) > 0
+
+
+class Encoder(nn.Module):
+    """Two layers of a transformer over 32 positions, and a linear one that reads their mean."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(192, 4, 576, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.last = nn.Linear(192, 10)
+
+    def forward(self, inputs):
+        return self.last(self.layers(inputs).mean(dim=1))
+
+
+def perceptron(inputs, width, depth):
+    widths = [inputs] + [width] * depth
+    rows = [(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
+    return nn.Sequential(*(layer for row in rows for layer in row), nn.Linear(width, 10))
+
+
+def convolutions():
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+
+
+# a model and the shape of a batch of 32
+MODELS = {
+    "perceptron, 7k": (lambda: perceptron(30, 64, 2), (32, 30)),
+    "conv net, 57k": (convolutions, (32, 3, 32, 32)),
+    "perceptron, 142k": (lambda: perceptron(64, 128, 9), (32, 64)),
+    "transformer, 740k": (Encoder, (32, 32, 192)),
+    "perceptron, 5.5M": (lambda: perceptron(256, 1600, 3), (32, 256)),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+def test_a_whole_step_of_training_against_both_pairs(ratio, rule, model):
+    """Forward, backward, clip and step, beside torch's pair as it is and with ``fused=True``; all
+    three train the same model.
+    """
+    make, shape = MODELS[model]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, inputs, targets = make(), torch.randn(shape), torch.randint(10, (32,))
+    cls, settings = OPTIMIZERS[rule]
+    ours, plain, fused = (
+        cls(net.parameters(), lr=LR, **settings, **more) for more in ({}, {}, {"fused": True})
+    )
+
+    def training(optimizer, clip_and_step):
+        def step():
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(inputs), targets).backward()
+            clip_and_step(optimizer)
+
+        return block_of(step, 5)
+
+    def torchs(optimizer):
+        clip_grad_norm_(net.parameters(), MAX_NORM)
+        optimizer.step()
+
+    quick = training(ours, lambda one: fast.norm_clipped_step(one, MAX_NORM))
+    for name, rival in (("default", plain), ("fused", fused)):
+        label = f"a whole step, {model}, {rule}: fast / {name} pair"
+        assert ratio(label, quick, training(rival, torchs), 25) > 0
 
 
 @pytest.mark.parametrize("size", LARGE)

@@ -21,7 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-FOLDER = "CLIPBENCH_CACHE"  # the variable that names another folder than the user's own cache
+from clipbench import cache
+
 LIMIT = 120.0  # seconds that a compiler may take
 KEPT_FILES, KEPT_BYTES = 2048, 2**28  # the oldest libraries go if there are more
 PLAIN = ("-std=c++17", "-O3", "-shared", "-fPIC")
@@ -42,7 +43,10 @@ def library(source: str, flags: Sequence[Sequence[str]], name: str) -> ctypes.CD
     key = hashlib.sha256(
         "\0".join([source, repr(flags), *compiler, _version(compiler), _processor()]).encode()
     ).hexdigest()
-    kept = folder() / f"{name}-{key[:32]}.so"
+    home = cache.folder()
+    if home is None:
+        return _loaded(_made(compiler, source, flags))
+    kept = home / "native" / f"{name}-{key[:32]}.so"
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with _locked(kept.with_suffix(".lock")):
@@ -52,14 +56,6 @@ def library(source: str, flags: Sequence[Sequence[str]], name: str) -> ctypes.CD
     except OSError:
         # a folder that cannot be written, or from which nothing may be loaded
         return _loaded(_made(compiler, source, flags))
-
-
-def folder() -> Path:
-    """The folder that libraries are kept in."""
-    if named := os.environ.get(FOLDER, "").strip():
-        return Path(named) / "native"
-    home = os.environ.get("XDG_CACHE_HOME", "").strip() or str(Path.home() / ".cache")
-    return Path(home) / "clipbench" / "native"
 
 
 def _compiler() -> tuple[str, ...]:

@@ -10,7 +10,9 @@ import logging
 import os
 import pkgutil
 import random
+import shutil
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +25,13 @@ from restored import registry_restored
 
 from clipbench import datasets
 
+# Rates are measured, and nothing of a user's is read or written. All processes of a run inherit one
+# folder: what one has compiled serves the others.
+AMONG_OTHERS = "PYTEST_XDIST_WORKER" in os.environ
+if not AMONG_OTHERS:
+    os.environ["CLIPBENCH_CACHE"] = tempfile.mkdtemp(prefix="clipbench-cache-")
+os.environ["CLIPBENCH_RATES"] = "anew"
+
 torch.set_num_threads(1)  # the number of threads changes the last bits of a sum
 
 settings.register_profile(
@@ -31,23 +40,17 @@ settings.register_profile(
 settings.load_profile("clipbench")
 
 
+def pytest_unconfigure():
+    if not AMONG_OTHERS:
+        shutil.rmtree(os.environ["CLIPBENCH_CACHE"], ignore_errors=True)
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--whole",
         action="store_true",
         help="Run what `tox -e whole` runs: every seed and every rate of a claim.",
     )
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _cache(tmp_path_factory):
-    """A folder for what is compiled, which the processes of one run share."""
-    place = tmp_path_factory.getbasetemp()
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        place = place.parent
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CLIPBENCH_CACHE", str(place / "cache"))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -50,10 +50,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lr_schedules": {"errors", "vocabulary", "registry"},
     "study": {"errors", "vocabulary", "registry", "schema", "events", "cell", "lr_schedules"},
     # the motion
+    "forkserver": {"registry"},
     "listing": {"errors"},
     "feed": {"errors", "trees", "listing"},
     "step": {"trees", "cell", "measures"},
-    "compiling": set(),
+    "cache": set(),
+    "compiling": {"cache"},
     "native": {"compiling"},
     "engines": {
         *MATTER,
@@ -86,7 +88,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "summary",
         "events",
     },
-    "execute": {*MEMORY, "measures", "registry", "events", "study", "feed", "engines"},
+    "execute": {
+        *MEMORY,
+        *("measures", "registry", "forkserver", "events", "study", "feed", "engines"),
+    },
     # the sight
     "statistics": set(),
     "selection": {"vocabulary", "schema", "cell", "task", "store", "statistics"},
@@ -152,6 +157,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # a run from end to end
     "protocol": {
         *MEMORY,
+        "cache",
         "vocabulary",
         "registry",
         "task",
@@ -228,6 +234,7 @@ FREE_OF_TORCH = {
     "registry",
     "datasets",
     "measures",
+    "forkserver",
     "schema",
     "cell",
     "task",

@@ -19,7 +19,7 @@ from pages import study_page
 from strangers import EMA, SIGNUM
 
 from clipbench import cli as cli_
-from clipbench import progress, registry, study
+from clipbench import forkserver, progress, registry, study
 from clipbench.store import Store
 
 PAGE = study_page(
@@ -157,6 +157,27 @@ def test_a_replica_lies_in_the_folder_of_its_study(done, tmp_path):
     assert len(Store(again).read("cells")) == len(Store(copy).read("cells"))
     assert not {*Store(again).read("cells")["cell"]} & {*Store(copy).read("cells")["cell"]}
     assert clipbench("verify", again).exit_code == clipbench("verify", copy).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        (("--out", "new"), ["awake", "import"]),
+        (("--out", "filled"), ["import"]),
+        (("--out", "new", "--executor", "slurm"), ["import"]),
+        (("--out", "new", "--dry-run"), ["import"]),
+    ],
+)
+def test_the_workers_server_loads_while_the_command_does(options, first, tmp_path, monkeypatch):
+    """Before anything slow is imported; but not where no worker may be needed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "filled").mkdir()
+    (tmp_path / "filled" / "study.toml").touch()
+    done = []
+    monkeypatch.setattr(forkserver, "wake", lambda: done.append("awake"))
+    monkeypatch.setattr("clipbench.cli.leaving._import", lambda _: done.append("import"))
+    refused(clipbench("run", "nowhere.toml", *options), "nowhere.toml")
+    assert done == first
 
 
 # ---------------------------------------------------------------------------------------- bad input

@@ -800,8 +800,23 @@ TIRING = """class Tiring(nn.Linear):
 
         return Tiring(2, 1)"""
 
+# A module that is another where it is traced alone, and not among other lanes.
+LONELY = """class Lonely(nn.Linear):
+            def forward(self, x):
+                among = torch._C._functorch.maybe_current_level() or 0
+                return super().forward(x) * (1.5 if among == 1 else 1.0)
+
+        return Lonely(2, 1)"""
+NATIVE = "a program of this machine is the loop"
+
 # fault: (claim, words, what to replace in LINE, by what)
 WORKLOADS = {
+    "another alone": (
+        NATIVE,
+        ", step 0 is ",
+        "return nn.Linear(2, 1)",
+        LONELY,
+    ),
     "tired after six steps": (
         "a step in lanes is the loop's",
         ", step 6 is ",
@@ -810,7 +825,6 @@ WORKLOADS = {
     ),
     "tired after fifty steps": (
         "a run in lanes is the loop's",
-    "a program of this machine is the loop",
         "100 steps end",
         "return nn.Linear(2, 1)",
         TIRING.format(50),
@@ -935,7 +949,8 @@ def test_a_fault_in_a_workload_breaks_its_claim(judged, claim, words, old, new):
     assert words in broken[claim]
     # without a model, a split or a finite loss other claims have nothing to look at, and a run is
     # made of steps
-    assert list(broken) == [claim] or claim.startswith(
+    alone = [claim, NATIVE] if claim.startswith("a run in lanes") else [claim]
+    assert list(broken) == alone or claim.startswith(
         ("hooks", "splits", "loss and gradient", "a step in lanes")
     ), broken
 

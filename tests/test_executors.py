@@ -18,7 +18,7 @@ from executors import Hostile, InProcess
 
 from clipbench import execute, protocol, registry, study
 from clipbench.errors import UsageError
-from clipbench.execute import Local
+from clipbench.execute import Call, Local, Setting
 from clipbench.store import Store
 
 EXECUTORS = {"processes": lambda: Local(2), "in-process": InProcess, "hostile": Hostile}
@@ -73,6 +73,23 @@ def test_pages_and_timings_of_a_run_elsewhere_know_nothing_of_this_machine(monke
     known = store.page("environment")["environments"]
     assert [page["processor"] for page in known.values()] == ["another"]
     assert set(store.read("throughput")["environment"]) == set(known)
+
+
+def test_as_many_calls_are_under_way_as_there_are_slots():
+    """Pilots and rates: one that is at work alone leaves the other processors idle."""
+
+    class Counting(InProcess):
+        most = 0
+
+        def submit(self, work, setting):
+            ticket = super().submit(work, setting)
+            self.most = max(self.most, len(self.queue))
+            return ticket
+
+    works = {str(number): (Call(abs, (-number,)), Setting()) for number in range(5)}
+    with Counting() as executor:
+        assert dict(execute.calls(executor, works)) == {str(number): number for number in range(5)}
+    assert executor.most == executor.slots == 3
 
 
 # -------------------------------------------------------------------------------------------- cores

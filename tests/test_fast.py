@@ -30,6 +30,7 @@ from torch.optim.optimizer import (
 
 from clipbench import UsageError, fast
 from clipbench.fast import one_pass
+from clipbench.fast import plan as plan_
 
 SGD, Adam, AdamW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 SHAPES = [(3,), (4, 5), (70, 80), (), (2, 3, 2, 2), (0, 4), (1, 7)]
@@ -677,6 +678,105 @@ def test_channels_last_weights_take_the_fast_way():
     torch.testing.assert_close(ours.weight, torchs.weight, rtol=1e-12, atol=1e-14)
     assert not ours.weight.is_contiguous()
     assert plan_of(quickly)
+
+
+LAST, LAST_3D, FIRST = torch.channels_last, torch.channels_last_3d, torch.contiguous_format
+# of small and of large tensors, of full vectors of the processor and of a few elements more
+LAID = {
+    "channels last": [((5, 3, 3, 3), LAST), ((31, 17, 3, 3), LAST)],
+    "channels last, 3d": [((3, 5, 2, 3, 3), LAST_3D), ((16, 16, 3, 3, 3), LAST_3D)],
+    "mixed": [((31, 17, 3, 3), LAST), ((31,), FIRST), ((70, 80), FIRST), ((5, 3, 3, 3), LAST)],
+    "contiguous": [((31, 17, 3, 3), FIRST), ((7, 5), FIRST)],
+    "empty and of no dimension": [((0, 4), FIRST), ((), FIRST), ((31, 17, 3, 3), LAST)],
+}
+
+
+def laid(laying, rule, grads_like=None):
+    """An optimizer of such weights; its gradients lie as they do, or all in ``grads_like``."""
+    drawn = torch.Generator().manual_seed(0)
+    params = [
+        nn.Parameter(torch.randn(shape, generator=drawn).to(memory_format=form))
+        for shape, form in LAID[laying]
+    ]
+
+    def backward():
+        for param, (shape, form) in zip(params, LAID[laying], strict=True):
+            grad = torch.randn(shape, generator=drawn)
+            param.grad = grad.to(memory_format=grads_like or form)
+
+    cls, settings = RULES[rule]
+    return cls(params, lr=0.05, **settings), params, backward
+
+
+def after_steps(clip, laying, rule, grads_like=None):
+    """All that four steps leave: norms, weights, gradients, state, and where they lie."""
+    optimizer, params, backward = laid(laying, rule, grads_like)
+    norms = []
+    for _ in range(4):
+        backward()
+        norms.append(quick(optimizer, clip, 0.7))
+    states = [
+        value for slot in optimizer.state.values() for value in slot.values() if value is not None
+    ]
+    left = [*params, *(param.grad for param in params), *states]
+    return norms, left, [tensor.stride() for tensor in left], plan_of(optimizer) is not None
+
+
+@pytest.mark.parametrize("clip", [NORM, VALUE])
+@pytest.mark.parametrize("rule", ["dampening", "nesterov", "adamw"])
+@pytest.mark.parametrize("laying", LAID)
+def test_weights_handed_over_as_vectors_come_out_with_the_same_bits(
+    laying, rule, clip, monkeypatch
+):
+    """The fused kernels see dense tensors as vectors, and leave what they leave of the tensors as
+    they lie: not one bit of weights, gradients, state and norms is another.
+    """
+    seen = []
+    fused = torch._fused_sgd_
+
+    def noted(params, grads, buffers, **settings):
+        seen.extend([*params, *grads, *buffers])
+        return fused(params, grads, buffers, **settings)
+
+    monkeypatch.setattr(torch, "_fused_sgd_", noted)
+    norms, left, strides, planned = after_steps(clip, laying, rule)
+    assert planned
+    assert all(tensor.is_contiguous() for tensor in seen)
+    monkeypatch.setattr(plan_, "_vector", lambda tensor: tensor)
+    norms_before, left_before, strides_before, _ = after_steps(clip, laying, rule)
+    assert norms == norms_before
+    assert all(map(torch.equal, left, left_before))
+    assert strides == strides_before
+
+
+@pytest.mark.parametrize("clip", [NORM, VALUE])
+def test_gradients_that_lie_otherwise_than_their_weights_go_to_the_pair(clip):
+    """One vector of a weight and one of its gradient would pair other elements."""
+    assert not after_steps(clip, "channels last", "momentum", grads_like=FIRST)[-1]
+
+
+@pytest.mark.parametrize("clip", [NORM, VALUE])
+def test_a_gradient_that_lies_elsewhere_is_read_where_it_lies(clip):
+    """Gradients are new tensors after ``zero_grad``, and a weight's ``data`` may be another."""
+    drawn = torch.Generator().manual_seed(9)
+    start = [
+        torch.randn(shape, generator=drawn).to(memory_format=form) for shape, form in LAID["mixed"]
+    ]
+    pairs = [[nn.Parameter(one.clone()) for one in start] for _ in range(2)]
+    optimizers = [SGD(params, lr=0.1, momentum=0.9) for params in pairs]
+    for step in range(6):
+        for params, optimizer, go in zip(pairs, optimizers, (quick, pair), strict=True):
+            optimizer.zero_grad(set_to_none=step % 2 == 0)
+            drawn = torch.Generator().manual_seed(step)
+            sum(
+                (param * torch.randn(param.shape, generator=drawn)).sum() for param in params
+            ).backward()
+            if step == 3:
+                params[0].data = params[0].data.clone() * 0.5
+            go(optimizer, clip, 0.7)
+    for mine, theirs in zip(*pairs, strict=True):
+        torch.testing.assert_close(mine, theirs, **TOLERANCE[torch.float32])
+    assert plan_of(optimizers[0])
 
 
 # --------------------------------------------------------------------------- where the pair does it

@@ -18,6 +18,7 @@ from strangers import EMA
 from clipbench import execute, protocol, registry, selection, store, study
 from clipbench.analysis.clips import against_lower_lr
 from clipbench.errors import UsageError
+from clipbench.execute import local
 from clipbench.protocol import plans
 from clipbench.protocol.preregister import preregister
 from clipbench.report import evidence
@@ -34,6 +35,7 @@ PAGE = study_page(
     lr=[0.01, 0.1],
     report=2,
 )
+WORKER = local.Worker
 PILOT = "cosh, batch 8, cpu, float32, version 1"
 
 
@@ -90,9 +92,21 @@ def rows(frame):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def started():
+    """The call of each process that `whole` started; None for one that is there for shards."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, started):
+    def noted(number, setting, call):
+        started.append(call)
+        return WORKER(number, setting, call)
+
     folder = tmp_path_factory.mktemp("protocol") / "tiny"
-    counts, done = carried_out(PAGE, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipbench.execute.local.Worker", noted)
+        counts, done = carried_out(PAGE, folder)
     assert counts.kept == 0
     return done
 
@@ -144,6 +158,14 @@ def test_every_phase_is_written_down_and_every_cell_of_it_stored(whole):
     assert {role[cell] for cell in phases["report"]} == {"report"}
     assert len(phases["select"]) == 6
     assert whole.problems() == []
+
+
+def test_workers_stay_from_one_phase_to_the_next(whole, started):
+    """What they have traced and compiled stays with them: three phases, and no more processes for
+    shards than there are workers.
+    """
+    assert whole.missing() == []
+    assert 0 < started.count(None) <= 2
 
 
 def test_report_cells_are_the_choices_on_seeds_of_their_own(whole):

@@ -95,6 +95,11 @@ def plan(
             f"  {row['task']:<{width}}  {counts} {1e6 * row['step_seconds']:>10.3g}  "
             f"{row['engine']}"
         )
+    if known := sum(row["remembered"] for row in outlook):
+        click.echo(
+            f"  {'rate' if known == 1 else 'rates'} of {counted(known, 'task')} remembered from "
+            f"another run; with CLIPBENCH_RATES=anew they are measured."
+        )
     cells = sum(row["select"] for row in outlook)
     files = counted(protocol.shards(cells), "shard")
     click.echo(

@@ -27,7 +27,10 @@ _importing: list[str] = []  # what is being imported, while nothing has been tou
 
 
 def command(
-    function: Callable[..., Any], kept: str = "nothing that was stored is lost", needs: str = ""
+    function: Callable[..., Any],
+    kept: str = "nothing that was stored is lost",
+    needs: str = "",
+    first: Callable[..., object] | None = None,
 ) -> Callable[..., Any]:
     """A command in which an error that a user can cause ends as one sentence and exit code 2; any
     other is a bug, with traceback.
@@ -35,11 +38,14 @@ def command(
     :param kept: what an interrupted command says has been kept.
     :param needs: a module that takes long to import: an interruption meanwhile ends the process at
         once.
+    :param first: is called with the command's options before that.
     """
 
     @wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
+            if first is not None:
+                first(**kwargs)
             _import(needs)
             function(*args, **kwargs)
         except UsageError as error:

@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 SHOWN, WIDEST = 5, 200  # reasons of failed cells, and letters of each
 
 
+def _wake_workers(study: str, out: Path | None, executor: str, dry_run: bool, **_: Any) -> None:
+    """Let the workers' server load while this process does; a folder that was filled before may
+    need no worker.
+    """
+    folder = out or Path("results", Path(study).stem)
+    if executor == "local" and not dry_run and not (folder / "study.toml").exists():
+        from clipbench import forkserver
+
+        forkserver.wake()
+
+
 @click.command()
 @STUDY
 @OUT
@@ -114,6 +125,7 @@ SHOWN, WIDEST = 5, 200  # reasons of failed cells, and letters of each
     command,
     kept="every cell that ended is kept, and `run` goes on from there",
     needs="clipbench.protocol",
+    first=_wake_workers,
 )
 def run(  # noqa: PLR0913, PLR0917 - an option each
     study: str,

@@ -18,7 +18,7 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from types import ModuleType, TracebackType
 from typing import Any, Self, cast
 
-from clipbench import registry
+from clipbench import forkserver
 from clipbench.errors import UsageError
 from clipbench.execute.cards import CUDA, ONE_CARD, Cards
 from clipbench.execute.executor import (
@@ -59,13 +59,7 @@ def context(device: str) -> ForkServerContext | SpawnContext:
     """
     if device == "cuda":
         return multiprocessing.get_context("spawn")
-    server = multiprocessing.get_context("forkserver")
-    # The first optimizer built in a process imports torch._dynamo, the first data set
-    # sklearn.datasets: 2 s together.
-    server.set_forkserver_preload(
-        ["torch._dynamo", "sklearn.datasets", "clipbench.execute", *registry.PACKAGED]
-    )
-    return server
+    return forkserver.server()
 
 
 def serve(pipe: connection.Connection, setting: Setting, stop: Any) -> None:

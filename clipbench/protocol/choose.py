@@ -4,6 +4,8 @@ the user's options.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,8 +15,12 @@ from clipbench.engines import Job, program, rates, structure
 from clipbench.engines.rates import BATCHED, LOOP, Choice
 from clipbench.errors import UsageError
 from clipbench.execute import Call, Executor, Setting
+from clipbench.protocol import remembered
 from clipbench.protocol.campaign import Campaign
 from clipbench.protocol.plans import choice_key
+
+PROBE = 0.1  # seconds of processor time
+DISTURBED = 1.15  # times that, until it is over
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,8 @@ class Asked:
 
 
 def choose(campaign: Campaign) -> None:
-    """Choose how each task is run: measured once, stored before the first shard, and used again by
-    later runs of the folder.
+    """Choose how each task is run: measured once on a machine, stored before the first shard, and
+    used again by later runs of the folder.
 
     :raises UsageError: lanes were asked for, and a task cannot have them.
     """
@@ -51,9 +57,11 @@ def choose(campaign: Campaign) -> None:
         campaign.setting,
     )
     wanted = missing(page.setdefault("engines", {}), tasks, engine)
-    campaign.watcher.phase("choose", len(wanted))
     steps = {task: sum(job.cell.steps for job in jobs) for task, jobs in tasks.items()}
-    new = measured({task: tasks[task] for task in wanted}, steps, asked, campaign.watcher.tick)
+    new = recalled({task: tasks[task] for task in wanted}, steps, asked)
+    unknown = {task: tasks[task] for task in wanted if task not in new}
+    campaign.watcher.phase("choose", len(unknown))
+    new |= measured(unknown, steps, asked, campaign.watcher.tick)
     # What failed is not remembered: the next run looks again.
     page["engines"] |= {task: choice.page() for task, choice in new.items() if choice.rates}
     if new:
@@ -77,35 +85,101 @@ def missing(known: Mapping[str, Any], tasks: Mapping[str, Sequence[Job]], engine
     return [task for task, jobs in tasks.items() if not is_known(known.get(task), jobs)]
 
 
+def recalled(
+    tasks: Mapping[str, Sequence[Job]], steps: Mapping[str, int], asked: Asked
+) -> dict[str, Choice]:
+    """The choices that this machine has measured before; takes what `measured` takes."""
+    known = {
+        task: remembered.recall(name)
+        for task, jobs in tasks.items()
+        if (name := remembered_as(jobs, steps[task], asked)) is not None
+    }
+    return {task: choice for task, choice in known.items() if choice is not None}
+
+
+def remembered_as(jobs: Sequence[Job], steps: int, asked: Asked) -> str | None:
+    """The key under which a task's choice is remembered; None if it is not: rates of other machines
+    and of CUDA devices, which are not looked at here, and of a user's components, whose files may
+    read others.
+    """
+    cell = jobs[0].cell
+    if (
+        not isinstance(asked.executor, execute.Local)
+        or cell.device != "cpu"
+        or any(execute.has_user_component(job.cell) for job in jobs)
+    ):
+        return None
+    question = {
+        "task": choice_key(cell),
+        "arms": [rates.versioned(job) for job in _an_arm_each(jobs)],
+        "steps": cell.steps,
+        "evaluations": cell.evaluations,
+        # what measuring must pay within: about as many decide the same
+        "work": round(math.log2(_before_a_worker(jobs, steps, asked))),
+        "engine": asked.engine,
+        "memory": asked.memory,
+        "workers": asked.executor.slots,
+    }
+    return remembered.key(question)
+
+
+def _an_arm_each(jobs: Sequence[Job]) -> list[Job]:
+    return list({rates.versioned(job): job for job in reversed(jobs)}.values())
+
+
+def _before_a_worker(jobs: Sequence[Job], steps: int, asked: Asked) -> float:
+    """The steps that one worker has to train, about: its share of the selection, and half as much
+    again for the phases after it.
+    """
+    return 1.5 * steps / execute.abreast(asked.executor, jobs[0].cell.device)
+
+
 def measured(
     tasks: Mapping[str, Sequence[Job]],
     steps: Mapping[str, int],
     asked: Asked,
     tick: Callable[[], object],
 ) -> dict[str, Choice]:
-    """A choice for each task. As many are measured at a time as will train at a time: they share
-    the memory's bandwidth then, too.
+    """A choice for each task, which is remembered if nothing disturbed its measurement. As many are
+    measured at a time as will train at a time: they share the memory's bandwidth then, too.
 
     :param steps: of all cells of a task's selection phase together.
     """
     works = {}
     for task, jobs in tasks.items():
-        arms = list({rates.versioned(job): job for job in reversed(jobs)}.values())
-        # What one worker has to train, about: its share of the selection, and half as much again
-        # for the phases after it.
-        abreast = execute.abreast(asked.executor, jobs[0].cell.device)
-        cell_steps = 1.5 * steps[task] / abreast
+        arms, cell_steps = _an_arm_each(jobs), _before_a_worker(jobs, steps[task], asked)
         what = f"the choice of an engine for {jobs[0].cell.problem}"
         sharers = asked.executor.cards.sharing
         works[task] = (
-            Call(rates.measure, (arms, asked.memory, cell_steps, asked.engine, sharers), what),
+            Call(_measure, (arms, asked.memory, cell_steps, asked.engine, sharers), what),
             asked.setting.of(jobs[0].cell),
         )
     chosen = {}
     for task, outcome in execute.calls(asked.executor, works, asked.limit):
-        chosen[task] = _choice(outcome, tasks[task])
+        choice, undisturbed = outcome if isinstance(outcome, tuple) else (outcome, False)
+        chosen[task] = _choice(choice, tasks[task])
+        name = remembered_as(tasks[task], steps[task], asked)
+        if name is not None and undisturbed and chosen[task].rates:
+            remembered.keep(name, chosen[task])
         tick()
     return {task: chosen[task] for task in tasks}
+
+
+def _measure(*arguments: Any) -> tuple[Choice, bool]:
+    """The choice that `rates.measure` makes, and whether other programs left this process its
+    processor: if not, the rates are good enough for this run, and for no other.
+    """
+    before = _is_undisturbed()
+    choice = rates.measure(*arguments)
+    return choice, before and _is_undisturbed()
+
+
+def _is_undisturbed() -> bool:
+    """Whether a tenth of a second of work takes about as long as its processor time."""
+    begin, used = time.perf_counter(), time.process_time()
+    while time.process_time() - used < PROBE:
+        pass
+    return time.perf_counter() - begin < DISTURBED * PROBE
 
 
 def _choice(outcome: Any, jobs: Sequence[Job]) -> Choice:

@@ -13,7 +13,7 @@ from clipbench.engines import Job
 from clipbench.engines.rates import BATCHED, LOOP, Choice
 from clipbench.errors import UsageError
 from clipbench.execute import ONE_CARD, Cards, Local, Setting, cores
-from clipbench.protocol.choose import Asked, measured, missing, used
+from clipbench.protocol.choose import Asked, measured, missing, recalled, used
 from clipbench.protocol.plans import Plan, by_example, choice_key, finished, partners, untuned
 from clipbench.store import Store
 from clipbench.study import Study
@@ -29,19 +29,18 @@ def predict(
 ) -> list[dict[str, Any]]:
     """What a run will cost, a row per task.
 
-    Cells to select, cells stored, cells of extended axes and of the report at most, seconds a step,
-    seconds for what is missing (as planned, and ``at_most`` with extended axes). Seconds a step are
-    those of the stored choice of engine if there is one, of one measured here otherwise. ``device``
-    and ``workers`` say where its cells run, and how many at a time; ``spread`` has the devices.
+    Cells to select, stored, of extended axes and of the report at most, seconds a step, seconds for
+    what is missing (as planned, and ``at_most`` with extended axes). Seconds a step are those of
+    the choice of engine that is stored, else of one ``remembered`` from another run, else of one
+    measured here. ``device`` and ``workers`` say where its cells run, and how many at a time;
+    ``spread`` has the devices.
     """
     stored = store.read("cells") if store is not None else None
     pages_ = {
         name: store.page(name) if store is not None else {} for name in ("plan", "calibration")
     }
     chosen = set(pages_["plan"].get("cells", {}).get("report", []))
-    tasks: dict[str, list[Cell]] = {}
-    for cell in asked.templates:
-        tasks.setdefault(Task.of(cell).label + by_example(cell), []).append(cell)
+    tasks = _tasks(asked)
     counts = {task: sum(map(asked.count, cells)) for task, cells in tasks.items()}
     wanted = {
         task: (choice_key(cells[0]), cells, counts[task] * cells[0].steps)
@@ -49,20 +48,19 @@ def predict(
     }
     known, engine = pages_["calibration"].get("engines", {}), engine or study.document.run.engine
     with Local(max(cores(), len(spread.indices)), spread) as executor:
-        outlook = _choices(
+        outlook, known_before = _choices(
             wanted, known, Asked(engine, None, execute.LIMIT, executor, Setting(tuple(study.used)))
         )
     rows = []
     for task, cells in tasks.items():
-        seeds = study.seeds(cells[0].workload.name)
         report, extended = _at_most(study, asked, cells)
         have, unreported = 0, report
         if stored is not None and len(stored):
-            ids = {replace(cell, seed=seed).id for cell in cells for seed in range(seeds.select)}
+            seeds = range(study.seeds(cells[0].workload.name).select)
+            ids = {replace(cell, seed=seed).id for cell in cells for seed in seeds}
             have = len(ids & finished(stored))
             unreported = 0 if chosen and chosen <= set(stored["cell"]) else report
-        choice = outlook[task]
-        step_seconds = choice.rate(choice.engine) or 0.0
+        step_seconds = outlook[task].rate(outlook[task].engine) or 0.0
         missing = counts[task] - have + unreported
         rows.append(
             {
@@ -71,15 +69,24 @@ def predict(
                 "stored": have,
                 "extended": extended,
                 "report": report,
-                "engine": _engine_in_words(choice),
+                "engine": _engine_in_words(outlook[task]),
                 "device": cells[0].device,
                 "workers": execute.abreast(executor, cells[0].device),
                 "step_seconds": step_seconds,
+                "remembered": task in known_before,
                 "seconds": step_seconds * missing * cells[0].steps,
                 "at_most": step_seconds * (missing + extended) * cells[0].steps,
             }
         )
     return rows
+
+
+def _tasks(asked: Plan) -> dict[str, list[Cell]]:
+    """Label → the cells of a task, on one seed."""
+    tasks: dict[str, list[Cell]] = {}
+    for cell in asked.templates:
+        tasks.setdefault(Task.of(cell).label + by_example(cell), []).append(cell)
+    return tasks
 
 
 def _engine_in_words(choice: Choice) -> str:
@@ -114,8 +121,9 @@ def _at_most(study: Study, asked: Plan, cells: Sequence[Cell]) -> tuple[int, int
 
 def _choices(
     tasks: Mapping[str, tuple[str, Sequence[Cell], int]], known: Mapping[str, Any], asked: Asked
-) -> dict[str, Choice]:
-    """How each task will be run: its stored choice, or one that is measured now.
+) -> tuple[dict[str, Choice], set[str]]:
+    """How each task will be run: its stored choice, one that is remembered, or one that is measured
+    now; and the tasks of the second kind.
 
     :param tasks: label → the key of its choice, its cells on one seed, and the number of steps of
         all its cells together. A relative threshold is any number here: no rate depends on it.
@@ -130,21 +138,18 @@ def _choices(
         for task, (choice_name, _, _) in tasks.items()
         if choice_name in known
     }
-    new = measured(
-        {task: jobs[task] for task in missing(stored, jobs, asked.engine)},
-        steps,
-        asked,
-        lambda: None,
-    )
+    wanted = {task: jobs[task] for task in missing(stored, jobs, asked.engine)}
+    new = recalled(wanted, steps, asked)
+    before = set(new)
+    unknown = {task: wanted[task] for task in wanted if task not in before}
+    new |= measured(unknown, steps, asked, lambda: None)
     for choice in new.values():
         if not choice.rates:
             raise UsageError(f"no rate could be measured: {next(iter(choice.refusals.values()))}.")
+    choices = {task: new[task] if task in new else Choice.of(stored[task]) for task in tasks}
     return {
-        task: used(
-            new[task] if task in new else Choice.of(stored[task]), asked, jobs[task][0].cell.device
-        )
-        for task in tasks
-    }
+        task: used(choice, asked, jobs[task][0].cell.device) for task, choice in choices.items()
+    }, before
 
 
 def _settings_beyond(cells: Sequence[Cell]) -> int:

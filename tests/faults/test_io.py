@@ -61,7 +61,7 @@ def command(*arguments, shim=None):
         os.dup2(told, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         # it runs, but a fork may not wait for its parent's children
-        forkserver._forkserver.ensure_running = int
+        forkserver.ensure_running = forkserver._forkserver.ensure_running = int
         code = 70
         try:
             if shim is not None:

@@ -1,0 +1,20 @@
+"""Where clipbench keeps what can be made again: what was compiled, and what was measured."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+PLACE = "CLIPBENCH_CACHE"
+
+
+def folder() -> Path | None:
+    """``CLIPBENCH_CACHE`` if it is set, else the user's cache folder; it need not exist. None if
+    the user has no home.
+    """
+    if path := os.environ.get(PLACE, "").strip():
+        return Path(path)
+    with suppress(RuntimeError):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipbench"
+    return None
