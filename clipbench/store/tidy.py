@@ -24,13 +24,13 @@ from clipbench.store.files import (
     DIGITS,
     TEMPORARY,
     Damaged,
-    damage_of,
+    outer_damage,
     set_aside,
     table_of,
     write_table,
 )
 from clipbench.store.pages import CURVES, LIST, STUDY, context, keeps_curve, merged, rebuilt
-from clipbench.store.reading import Contents, Reader, timings, winners
+from clipbench.store.reading import Contents, timings, winners
 
 WHOLE = "whole"  # the shard that holds everything
 LEVEL = 19  # of its compression: it is written once, and read and copied for years
@@ -133,12 +133,12 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 def _sweep_commits(store: Contents) -> list[str]:
-    reader, kept, shards = Reader(store.folder), set[Path](), set[str]()
+    reader, kept, shards = store.reader, set[Path](), set[str]()
     sound, bad = reader.all_commits(store.held)
     moved = dict(bad)
     for name in bad:
         shards.add(shard_of(Path(name)))
-    damage = {path: why for one in sound for path in one.beside if (why := damage_of(path))}
+    damage = {path: why for one in sound for path in one.beside if (why := outer_damage(path))}
     whole = [one for one in sound if not damage.keys() & set(one.beside)]
     for one in sound:
         if one not in whole:
@@ -180,12 +180,12 @@ def _is_left_over(path: Path) -> bool:
     """Whether a file is one of clipbench's that was written whole, and whose commit was never
     written.
     """
-    return bool(OURS.fullmatch(path.name)) and not path.is_symlink() and damage_of(path) is None
+    return bool(OURS.fullmatch(path.name)) and not path.is_symlink() and outer_damage(path) is None
 
 
 def _sweep_timings(store: Contents) -> list[str]:
     told, sound = [], []
-    for path in Reader(store.folder).files("throughput"):
+    for path in store.reader.files("throughput"):
         try:
             sound.append((path, table_of(path, "throughput")))
         except Damaged as wrong:
@@ -306,8 +306,8 @@ def _drop(store: Contents, commits: list[Commit], new: set[Path]) -> None:
 
 
 def _compact_timings(store: Contents) -> None:
-    rows, bad = Reader(store.folder).throughput()
-    files = Reader(store.folder).files("throughput")
+    rows, bad = store.reader.throughput()
+    files = store.reader.files("throughput")
     if bad or len(files) < 2:
         return
     whole = _write(

@@ -1,0 +1,87 @@
+"""The rows that belong to a cell, one cell after the other, of files that are read piece by piece.
+
+It must not know what the rows mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from clipbench.store.files import Damaged, pieces_of
+
+Columns = dict[str, np.ndarray]
+
+
+class ByCell:
+    """The rows of one table in a commit's files. Held are the rows that were read and not yet
+    taken: those of a piece or two, if cells are taken in the order in which they are stored.
+
+    ``bad`` is path → what is wrong with a file; its rows count no more from where that was met.
+    """
+
+    def __init__(self, table: str, paths: Sequence[Path], cells: Collection[str]) -> None:
+        """:param cells: those that are going to be taken."""
+        self.bad: dict[Path, str] = {}
+        self._table, self._cells = table, cells
+        self._held: dict[str, list[Columns]] = {}
+        self._ends, sound = dict[str, int](), []
+        count = 0
+        for path in paths:
+            names = self._names(path)
+            if path in self.bad:
+                continue
+            sound.append(path)
+            self._ends |= {cell: count + number for number, one in enumerate(names) for cell in one}
+            count += len(names)
+        self._pieces, self._next = self._read(sound), 0
+
+    def take(self, cell: str) -> Columns | None:
+        """The rows of a cell in the order of their steps, by column; None if there are none."""
+        while self._next <= self._ends.get(cell, -1):
+            self._hold()
+        parts = self._held.pop(cell, [])
+        if not parts:
+            return None
+        rows = {name: np.concatenate([one[name] for one in parts]) for name in parts[0]}
+        order = np.argsort(rows["step"], kind="stable")
+        return {name: column[order] for name, column in rows.items()}
+
+    def finish(self) -> None:
+        """Read what is left: afterwards ``bad`` is all that is wrong."""
+        for _ in self._pieces:
+            pass
+
+    def _names(self, path: Path) -> list[set[str]]:
+        """The cells of each piece of a file."""
+        try:
+            return [
+                set(rows["cell"].unique().to_pylist())
+                for rows in pieces_of(path, self._table, ["cell"])
+            ]
+        except Damaged as wrong:
+            self.bad[path] = str(wrong)
+            return []
+
+    def _read(self, paths: Sequence[Path]) -> Iterator[pa.Table]:
+        for path in paths:
+            try:
+                yield from pieces_of(path, self._table)
+            except Damaged as wrong:
+                self.bad[path] = str(wrong)
+
+    def _hold(self) -> None:
+        rows, self._next = next(self._pieces, None), self._next + 1
+        if rows is None or not len(rows):
+            return
+        columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in rows.column_names}
+        cells = columns.pop("cell")
+        edges = [0, *(np.flatnonzero(cells[1:] != cells[:-1]) + 1).tolist(), len(cells)]
+        for first, last in pairwise(edges):
+            if cells[first] in self._cells:
+                part = {name: column[first:last] for name, column in columns.items()}
+                self._held.setdefault(cells[first], []).append(part)
