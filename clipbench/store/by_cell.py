@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipbench.store.files import Damaged, pieces_of
 
@@ -78,10 +79,17 @@ class ByCell:
         rows, self._next = next(self._pieces, None), self._next + 1
         if rows is None or not len(rows):
             return
-        columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in rows.column_names}
-        cells = columns.pop("cell")
-        edges = [0, *(np.flatnonzero(cells[1:] != cells[:-1]) + 1).tolist(), len(cells)]
-        for first, last in pairwise(edges):
-            if cells[first] in self._cells:
+        cells = rows["cell"].combine_chunks()
+        turns = pc.not_equal(cells[1:], cells[:-1]).to_numpy(zero_copy_only=False)
+        edges = [0, *(np.flatnonzero(turns) + 1).tolist(), len(cells)]
+        columns = {
+            name: rows[name].to_numpy(zero_copy_only=False)
+            for name in rows.column_names
+            if name != "cell"
+        }
+        for cell, (first, last) in zip(
+            cells.take(edges[:-1]).to_pylist(), pairwise(edges), strict=True
+        ):
+            if cell in self._cells:
                 part = {name: column[first:last] for name, column in columns.items()}
-                self._held.setdefault(cells[first], []).append(part)
+                self._held.setdefault(cell, []).append(part)

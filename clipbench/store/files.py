@@ -9,7 +9,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,8 @@ from clipbench import schema
 TEMPORARY = ".writing-"
 DIGITS = 12  # of SHA-256, at the end of a file's name
 TICK = 2_000_000_000  # ns: no file system's clock is coarser; what is younger may change unseen
+GROUP = 1 << 20  # rows that are compressed together
+PIECE = 1 << 16  # rows that are taken apart at a time, where not all are held
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row] | Mapping[str, Any]
@@ -40,15 +42,28 @@ def write_table(
     shard: str,
     rows: Rows | pa.Table,
     metadata: Mapping[bytes, bytes],
-    level: int = 3,
 ) -> Path:
     """The immutable file ``SHARD-HASH.parquet`` of some rows or columns, synced to disk.
 
-    :param level: of zstd, 1 to 22.
     :raises OSError: it cannot be written; then nothing of it is left.
     """
-    arrow = _arrow(table, rows).replace_schema_metadata(dict(metadata))
-    temporary = folder / f"{TEMPORARY}{shard}-{os.getpid()}"
+    return write_groups(folder, table, shard, [_arrow(table, rows)], metadata)
+
+
+def write_groups(
+    folder: Path,
+    table: str,
+    shard: str,
+    groups: Iterable[pa.Table],
+    metadata: Mapping[bytes, bytes],
+    level: int = 3,
+) -> Path:
+    """The same of rows that come one group after the other, and are not held.
+
+    :param level: of zstd, 1 to 22.
+    """
+    temporary, count = folder / f"{TEMPORARY}{shard}-{os.getpid()}", 0
+    held = schema.arrow(table).with_metadata(dict(metadata))
     # A column of noise shrinks if its bytes are split into streams; the values of `changed`, which
     # counts elements, repeat.
     noise = [
@@ -59,9 +74,9 @@ def write_table(
     floats = noise if table == "curves" else []
     try:
         with temporary.open("wb") as file:
-            pq.write_table(
-                arrow,
+            with pq.ParquetWriter(
                 file,
+                held,
                 compression="zstd",
                 compression_level=level,
                 write_page_checksum=True,
@@ -69,12 +84,15 @@ def write_table(
                     column.name for column in schema.TABLES[table] if column.name not in floats
                 ],
                 use_byte_stream_split=floats or False,
-            )
+            ) as writer:
+                for rows in groups:
+                    writer.write_table(rows.cast(schema.arrow(table)).cast(held))
+                    count += len(rows)
             file.flush()
             os.fsync(file.fileno())
-        if pq.read_metadata(temporary).num_rows != arrow.num_rows:
+        if pq.read_metadata(temporary).num_rows != count:
             raise OSError(f"{temporary}: the file written does not read back")
-        final = folder / f"{shard}-{_digest(temporary.read_bytes())}.parquet"
+        final = folder / f"{shard}-{_digest(temporary)}.parquet"
         os.replace(temporary, final)
         sync_folder(folder)
     except BaseException:
@@ -84,9 +102,23 @@ def write_table(
     return final
 
 
+def grouped(pieces: Iterable[pa.Table], size: int = GROUP) -> Iterator[pa.Table]:
+    """The same rows, ``size`` at a time."""
+    held, count = list[pa.Table](), 0
+    for rows in pieces:
+        start = 0
+        while count + len(rows) - start > size:
+            yield pa.concat_tables([*held, rows.slice(start, size - count)])
+            start, held, count = start + size - count, [], 0
+        held.append(rows.slice(start))
+        count += len(rows) - start
+    if count:
+        yield pa.concat_tables(held)
+
+
 def _arrow(table: str, rows: Rows | pa.Table) -> pa.Table:
     if isinstance(rows, pa.Table):
-        return rows.cast(schema.arrow(table))
+        return rows
     if isinstance(rows, Mapping):
         # what came later need not be known to whoever writes
         size = len(next(iter(rows.values()), ()))
@@ -186,9 +218,8 @@ def _opened(path: Path) -> pa.NativeFile:
     """
     state, named = State.of(_regular(path)), path.stem.rpartition("-")[2]
     if (named, state) not in _sound:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS] != named:
-                raise Damaged("does not match the hash in its name")
+        if _digest(path) != named:
+            raise Damaged("does not match the hash in its name")
         if state.settled:
             _sound.add((named, state))
     return pa.OSFile(str(path))
@@ -218,15 +249,20 @@ def table_of(
 
 
 def pieces_of(path: Path, table: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The rows of a file as `table_of` gives them, of at most a million rows at a time.
+    """The rows of a file as `table_of` gives them, at most `PIECE` at a time.
 
     :raises Damaged: as `table_of` does, before the first piece or at any of them.
     """
     with _told(), _opened(path) as file:
         stored = pq.ParquetFile(file, page_checksum_verification=True)
-        wanted = None if columns is None else [one for one in columns if one in stored.schema.names]
-        for number in range(stored.num_row_groups):
-            yield _fitted(stored.read_row_group(number, wanted), table, columns)
+        held = stored.schema_arrow
+        if columns is not None:
+            held = pa.schema([one for one in held if one.name in columns], held.metadata)
+        if not stored.metadata.num_rows:
+            yield _fitted(held.empty_table(), table, columns)
+        for batch in stored.iter_batches(PIECE, columns=held.names):
+            rows = pa.Table.from_batches([batch], held)
+            yield _fitted(rows, table, columns)
 
 
 @contextmanager
@@ -293,8 +329,9 @@ def _complete(rows: pa.Table, table: str) -> pa.Table:
     return rows
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:DIGITS]
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
 
 
 def _short(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -18,7 +18,7 @@ from clipbench.errors import UsageError
 from clipbench.schema import Status
 from clipbench.store import commits as commits_
 from clipbench.store.commits import Commit, replaced_by
-from clipbench.store.files import Damaged, State, table_of
+from clipbench.store.files import Damaged, State, pieces_of, table_of
 from clipbench.store.pages import STUDY, Pages, merged, watched_page
 
 Content = TypeVar("Content")
@@ -87,6 +87,18 @@ class Reader:
         if columns is not None:
             tables = [table.select([*columns]) for table in tables]
         return pa.concat_tables([table.replace_schema_metadata(None) for table in tables]), bad
+
+    def pieces(self, name: str, commits: Sequence[Commit]) -> Iterator[pa.Table]:
+        """The rows of `table`, some of them at a time.
+
+        :raises Damaged: a companion is.
+        """
+        for commit, won in zip(commits, self.winners(commits), strict=True):
+            own = commit.rows.filter(pa.array(won))["cell"].combine_chunks()
+            for path in commit.companions.get(name, ()) if len(own) else ():
+                for rows in pieces_of(path, name):
+                    counted = rows.filter(pc.is_in(rows["cell"], value_set=own))
+                    yield counted.replace_schema_metadata(None)
 
     def winners(self, commits: Sequence[Commit]) -> list[np.ndarray]:
         """`winners` of these commits, worked out once for the same ones."""

@@ -98,7 +98,7 @@ def _copies(paths: Sequence[Path]) -> list[str]:
     again = pd.Series([path.stem.rpartition("-")[2] for path in paths], dtype=object).duplicated()
     return [
         f"{paths[number].parent.name}/{paths[number].name} is a copy of another file"
-        for number in np.flatnonzero(again)
+        for number in np.flatnonzero(again).tolist()
     ]
 
 
