@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # the matter
     "errors": set(),
+    "cores": set(),
     "vocabulary": {"errors"},
     "registry": {"errors", "vocabulary"},
     "trees": set(),
@@ -82,7 +83,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "summary",
         "events",
     },
-    "execute": {*MEMORY, "measures", "registry", "events", "study", "feed", "engines"},
+    "execute": {
+        *MEMORY,
+        *("cores", "measures", "registry", "events", "study", "feed", "engines"),
+    },
     # the sight
     "statistics": set(),
     "selection": {"vocabulary", "schema", "cell", "task", "store", "statistics"},
