@@ -76,10 +76,9 @@ class Evidence:
         chosen = self.drawn.loc[self.drawn["reading"] == Reading.ALL, "cell"]
         return self.curves_of(chosen.dropna(), ["loss", "grad_norm"])
 
-    @cached_property
-    def evals(self) -> pd.DataFrame:
-        """Every evaluation."""
-        return self.store.read("evals")
+    def evals_of(self, cells: Iterable[str]) -> pd.DataFrame:
+        """Every evaluation of these cells."""
+        return self.store.read("evals", cells=sorted(set(cells)))
 
     @cached_property
     def events(self) -> pd.DataFrame:
@@ -269,7 +268,7 @@ def read(store: Store) -> Evidence:
     compared = arms(cells, components)
     scores = selection.score(cells)
     choices = selection.choose(scores)
-    starts = headline.starts(store.read("evals"), cells, components)
+    starts = headline.starts(headline.evals_of_diverged(store, cells), cells, components)
     found = headline.axes(cells, components, protocol, starts)
     grade = str(protocol.get("grade", "best"))
     methods, named = protocol.get("headline", {}), protocol.get("schedule")
