@@ -6,7 +6,8 @@ It must not know what the rows mean.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from itertools import pairwise
+from contextlib import suppress
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +31,11 @@ class ByCell:
         self.bad: dict[Path, str] = {}
         self._table, self._cells = table, cells
         self._held: dict[str, list[Columns]] = {}
-        self._ends, sound = dict[str, int](), []
-        count = 0
-        for path in paths:
-            names = self._names(path)
-            if path in self.bad:
-                continue
-            sound.append(path)
-            self._ends |= {cell: count + number for number, one in enumerate(names) for cell in one}
-            count += len(names)
-        self._pieces, self._next = self._read(sound), 0
+        pieces = self._read(paths)
+        begun = [*islice(pieces, 2)]
+        self._pieces, self._next = chain(begun, pieces), 0
+        # cell → its last piece; of one piece nobody need know it
+        self._ends = self._last(paths) if len(begun) > 1 else dict.fromkeys(cells, 0)
 
     def take(self, cell: str) -> Columns | None:
         """The rows of a cell in the order of their steps, by column; None if there are none."""
@@ -48,8 +44,13 @@ class ByCell:
         parts = self._held.pop(cell, [])
         if not parts:
             return None
-        rows = {name: np.concatenate([one[name] for one in parts]) for name in parts[0]}
-        order = np.argsort(rows["step"], kind="stable")
+        rows = parts[0]
+        if len(parts) > 1:
+            rows = {name: np.concatenate([one[name] for one in parts]) for name in rows}
+        steps = rows["step"]
+        if (steps[1:] >= steps[:-1]).all():
+            return rows
+        order = np.argsort(steps, kind="stable")
         return {name: column[order] for name, column in rows.items()}
 
     def finish(self) -> None:
@@ -57,16 +58,14 @@ class ByCell:
         for _ in self._pieces:
             pass
 
-    def _names(self, path: Path) -> list[set[str]]:
-        """The cells of each piece of a file."""
-        try:
-            return [
-                set(rows["cell"].unique().to_pylist())
-                for rows in pieces_of(path, self._table, ["cell"])
-            ]
-        except Damaged as wrong:
-            self.bad[path] = str(wrong)
-            return []
+    def _last(self, paths: Sequence[Path]) -> dict[str, int]:
+        ends, count = dict[str, int](), 0
+        for path in paths:
+            with suppress(Damaged):  # told where its rows are read
+                for rows in pieces_of(path, self._table, ["cell"]):
+                    ends |= dict.fromkeys(rows["cell"].unique().to_pylist(), count)
+                    count += 1
+        return ends
 
     def _read(self, paths: Sequence[Path]) -> Iterator[pa.Table]:
         for path in paths:
