@@ -207,7 +207,7 @@ _sound = set[tuple[str, State]]()  # hash in the name and state of the files tha
 
 
 def forget() -> None:
-    """Take no file for sound because it was so before: each is hashed again."""
+    """Take no file for sound because it was so before."""
     _sound.clear()
 
 

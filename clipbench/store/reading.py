@@ -17,6 +17,7 @@ from clipbench import schema
 from clipbench.errors import UsageError
 from clipbench.schema import Status
 from clipbench.store import commits as commits_
+from clipbench.store import files
 from clipbench.store.commits import Commit, replaced_by
 from clipbench.store.files import Damaged, State, pieces_of, table_of
 from clipbench.store.pages import STUDY, Pages, merged, watched_page
@@ -34,6 +35,11 @@ class Reader:
         self.folder = folder
         self._known: dict[tuple[Path, Any], tuple[State, Any]] = {}
         self._winners: tuple[list[Commit], list[np.ndarray]] = [], []
+
+    def forget(self) -> None:
+        """Take no file for sound because it was so before."""
+        self._known.clear()
+        files.forget()
 
     def commits(self, study: str | None) -> tuple[list[Commit], Bad]:
         """The sound commits of the folder without those that another one replaces, and the

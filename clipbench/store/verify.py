@@ -26,7 +26,7 @@ from clipbench.schema import Outcome, Role, Status
 from clipbench.store import watched
 from clipbench.store.by_cell import ByCell, Columns
 from clipbench.store.commits import SHARD_TABLES, Commit
-from clipbench.store.files import TEMPORARY, damage_of, forget
+from clipbench.store.files import TEMPORARY, damage_of
 from clipbench.store.pages import PAGES, keeps_curve, merged
 from clipbench.store.reading import Contents, Reader, winners
 from clipbench.task import ARM
@@ -48,8 +48,8 @@ def problems(store: Contents) -> list[str]:
     ]
     if pages:
         return pages
-    forget()  # somebody asks whether files are sound: each is hashed again
-    reader = Reader(store.folder)
+    reader = store.reader
+    reader.forget()  # somebody asks whether files are sound: each is hashed again
     commits, bad = reader.all_commits(store.held)
     counted = reader.counted(commits)
     damage, of_rows = _row_problems(store, counted)
