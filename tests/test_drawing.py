@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from functools import partial
+from multiprocessing.context import SpawnProcess
 from types import SimpleNamespace
 
 import pytest
@@ -76,8 +78,15 @@ def test_a_process_that_dies_costs_no_figure():
         assert not any(process.is_alive() for process in drawers._processes)
 
 
-def test_without_processes_all_is_drawn_here():
-    with Drawers(PAGE, 0) as drawers:
+@pytest.mark.parametrize("count", [0, 2])
+def test_without_processes_all_is_drawn_here(count, monkeypatch):
+    """None is asked for, or the machine has no room for one."""
+
+    def full(_):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(SpawnProcess, "start", full)
+    with Drawers(PAGE, count) as drawers:
         assert [*drawers.files(pictures(good(0)), ("svg",))] == [
             pictures(good(0))[0].files(("svg",))
         ]

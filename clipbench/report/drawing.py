@@ -26,15 +26,21 @@ class Drawers:
     """Processes that draw beside this one; without any this one draws all."""
 
     def __init__(self, look: Look, count: int) -> None:
-        """They load what they need from now on, which takes each of them two seconds."""
+        """They load what they need from now on, which takes each of them two seconds; if the
+        machine has no room for all, there are fewer.
+        """
         spawn = multiprocessing.get_context("spawn")  # threads of Arrow do not survive a fork
         self._pipes: list[Connection] = []
         self._processes = []
         for _ in range(count):
             here, there = spawn.Pipe()
             process = spawn.Process(target=_serve, args=(there, look), daemon=True)
-            process.start()
-            there.close()
+            with there:
+                try:
+                    process.start()
+                except OSError:
+                    here.close()
+                    break
             self._pipes.append(here)
             self._processes.append(process)
 
