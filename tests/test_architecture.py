@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # the matter
     "errors": set(),
+    "cores": set(),
     "vocabulary": {"errors"},
     "registry": {"errors", "vocabulary"},
     "trees": set(),
@@ -90,7 +91,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "execute": {
         *MEMORY,
-        *("measures", "registry", "forkserver", "events", "study", "feed", "engines"),
+        *("cores", "measures", "registry", "forkserver", "events", "study", "feed", "engines"),
     },
     # the sight
     "statistics": set(),

@@ -196,6 +196,24 @@ def test_an_unknown_format_names_the_nearest(tiny):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_report_reads_the_curves_and_evaluations_that_it_shows_and_no_others(
+    small, tmp_path, monkeypatch
+):
+    """They are most of a folder, and would not fit into memory."""
+    asked, read_ = [], Store.read
+
+    def noted(store, table, columns=None, cells=None):
+        asked.append((table, cells))
+        return read_(store, table, columns, cells)
+
+    monkeypatch.setattr(Store, "read", noted)
+    report.write(small, ("html",), tmp_path / "again")
+    cells = [cells for table, cells in asked if table in ("curves", "evals")]
+    assert len(cells) >= 4
+    assert all(some is not None and len(some) < len(read_(small, "cells")) for some in cells)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_part_of_a_report_shows_less_and_says_the_same(small, tmp_path):
     """Its rows are those of the whole, verdicts and intervals included."""
     only = {"problem": {"digits"}, "optimizer": {"sgd"}, "clip": {"norm"}}

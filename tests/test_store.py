@@ -408,7 +408,12 @@ class Breaking:
     never reached.
     """
 
-    CALLS = ((pq, "write_table"), (pq, "read_metadata"), (os, "fsync"), (os, "replace"))
+    CALLS = (
+        (pq.ParquetWriter, "write_table"),
+        (pq, "read_metadata"),
+        (os, "fsync"),
+        (os, "replace"),
+    )
 
     def __init__(self, monkeypatch, at=None):
         self.calls, self.at = 0, at
@@ -421,7 +426,7 @@ class Breaking:
             if self.calls - 1 != self.at:
                 return function(*args, **kwargs)
             if function.__name__ == "write_table":
-                args[1].write(b"PAR1 and a part of a page")
+                function(*args, **kwargs)  # its part of a file is there
             raise FULL
 
         return call
@@ -528,8 +533,8 @@ for at in range(t.WRITES):
                 calls += 1
                 if calls - 1 == at:
                     if function.__name__ == "write_table":
-                        args[1].write(b"PAR1 and a part of a page")
-                        args[1].flush()
+                        function(*args, **kwargs)
+                        args[0].close()  # its file is there, without a name
                     os.kill(os.getpid(), signal.SIGKILL)
                 return function(*args, **kwargs)
             return call

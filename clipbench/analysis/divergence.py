@@ -60,14 +60,18 @@ def prevented(
     return table_of(rows, COLUMNS)
 
 
-def anatomy(curves: pd.DataFrame, cells: pd.DataFrame, most: int = 4) -> pd.DataFrame:
-    """The curves of the first diverged report run of up to ``most`` arms, from `AROUND` steps
-    before the event on: columns ``cell``, ``step``, ``loss``, ``grad_norm`` and those of the cell.
-    """
+def first_diverged(cells: pd.DataFrame) -> pd.DataFrame:
+    """The first diverged report run of every arm, by lr and seed."""
     reported = (cells["role"] == Role.REPORT) & (cells["status"] == Status.DIVERGED)
     frame = plain(cells[reported])
-    frame = frame.sort_values(["problem", "arm", "lr", "seed"]).drop_duplicates(["problem", "arm"])
-    shown = frame[frame["cell"].isin(set(curves["cell"]))].head(most)
+    return frame.sort_values(["problem", "arm", "lr", "seed"]).drop_duplicates(["problem", "arm"])
+
+
+def anatomy(curves: pd.DataFrame, first: pd.DataFrame, most: int = 4) -> pd.DataFrame:
+    """The curves of up to ``most`` of the runs of `first_diverged`, from `AROUND` steps before the
+    event on: columns ``cell``, ``step``, ``loss``, ``grad_norm`` and those of the cell.
+    """
+    shown = first[first["cell"].isin(set(curves["cell"]))].head(most)
     columns = [*ARM, "cell", "lr", "seed", "reason", "diverged_at"]
     mine = plain(curves[curves["cell"].isin(shown["cell"])])
     mine = mine[["cell", "step", "loss", "grad_norm"]].merge(shown[columns], on="cell")

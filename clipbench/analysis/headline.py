@@ -55,7 +55,9 @@ def of_store(store: Store) -> Comparisons:
     cells, _ = current(store)
     components, protocol = store.page("components"), store.page("plan").get("protocol", {})
     compared = arms(cells, components)
-    found = axes(cells, components, protocol, starts(store.read("evals"), cells, components))
+    found = axes(
+        cells, components, protocol, starts(evals_of_diverged(store, cells), cells, components)
+    )
     grade, named = str(protocol.get("grade", "best")), protocol.get("schedule")
     return Comparisons(
         compared,
@@ -180,6 +182,11 @@ def _grades(
     return (about["chance"] if about["judged_by_metric"] else about["reference_loss"]), about[
         "chance"
     ]
+
+
+def evals_of_diverged(store: Store, cells: pd.DataFrame) -> pd.DataFrame:
+    """The evaluations of the runs that diverged, as `starts` takes them."""
+    return store.read("evals", cells=list(cells.loc[cells["status"] == Status.DIVERGED, "cell"]))
 
 
 def starts(

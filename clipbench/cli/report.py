@@ -11,6 +11,7 @@ import click
 
 from clipbench.cli import completion
 from clipbench.cli.leaving import command
+from clipbench.cores import cores
 from clipbench.errors import UsageError
 from clipbench.progress import waiting
 
@@ -80,7 +81,8 @@ def report(
             "--only: a part must not replace the whole report; name a folder for it with --out."
         )
     wanted = None if formats is None else report_.formats_named(formats)
-    draw = partial(_drawn, folder, wanted, style, parts, out)
+    # of a folder that a run is filling, the cores are the run's
+    draw = partial(_drawn, folder, wanted, style, parts, out, 1 if follow else cores())
     if follow:
         _follow(folder, draw)
     else:
@@ -93,6 +95,7 @@ def _drawn(
     style: str,
     parts: Sequence[str],
     out: Path | None,
+    processes: int,
 ) -> str:
     """What was written, in a sentence; what is damaged is a warning."""
     with waiting(f"drawing the report of {folder}"):
@@ -103,7 +106,7 @@ def _drawn(
 
         store = Store(folder)
         only = chosen_of(parts, evidence.names(evidence.read(store))) if parts else None
-        written = report_.write(store, formats, out, style, only)
+        written = report_.write(store, formats, out, style, only, processes)
     for file, damage in sorted(store.bad.items()):
         click.echo(
             f"clipbench: warning: {folder}/{file} {damage}; its rows are left out.", err=True

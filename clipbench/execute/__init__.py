@@ -5,6 +5,7 @@ Cells are packed into *shards*: a few cells for the loop, or as many as are lane
 is `local`, worker processes of this machine. The supervisor's side alone writes into the store.
 """
 
+from clipbench.cores import cores
 from clipbench.execute.archive import SHARD_CELLS, cell_row, curve_columns
 from clipbench.execute.cards import ONE_CARD, Cards
 from clipbench.execute.executor import (
@@ -22,7 +23,7 @@ from clipbench.execute.executor import (
     abreast,
 )
 from clipbench.execute.local import Local, context
-from clipbench.execute.machine import cores, environment, key_of
+from clipbench.execute.machine import environment, key_of
 from clipbench.execute.offered import LOCAL, Request, offered, options_named
 from clipbench.execute.shards import IN_HAND, Shard, has_user_component, pack
 from clipbench.execute.supervisor import LIMIT, SLACK, Bug, call, calls, run

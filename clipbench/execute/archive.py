@@ -11,6 +11,7 @@ import numpy as np
 
 from clipbench import measures, summary
 from clipbench.engines import Record
+from clipbench.events import Evaluation
 from clipbench.execute.executor import Portion
 from clipbench.execute.machine import key_of
 from clipbench.schema import RULES, Status
@@ -38,6 +39,7 @@ class Archive:
         self.attempts = dict(zip(stored["cell"], stored["attempt"], strict=True))
         self.number = len(list((store.folder / "cells").glob("*.parquet")))
         self.records: list[tuple[Record, int, str]] = []
+        self.keys: list[tuple[Mapping[str, Any], str]] = []  # environments met, each with its key
         self.since = time.monotonic()
 
     def add(self, record: Record, portion: Portion) -> None:
@@ -51,7 +53,11 @@ class Archive:
 
     def _environment_key(self, environment: Mapping[str, Any]) -> str:
         """The key of an environment; it is written to the page before a row names it."""
+        for known, key in self.keys:
+            if known == environment:
+                return key
         key = key_of(environment)
+        self.keys.append((environment, key))
         if key not in self.page.setdefault("environments", {}):
             self.page["environments"][key] = dict(environment)
             self.store.write_page("environment", self.page)
@@ -65,7 +71,8 @@ class Archive:
         # Taken before they are written: if the disk fails after the commit, a second try would
         # store them twice.
         records, self.records = self.records, []
-        tables: dict[str, Any] = {"cells": [], "evals": [], "events": []}
+        tables: dict[str, Any] = {"cells": []}
+        ran: list[Record] = []
         curves: list[Record] = []
         for record, worker, environment in records:
             cell = record.job.cell
@@ -73,12 +80,13 @@ class Archive:
             tables["cells"].append(row)
             if record.failure is not None:
                 continue
-            tables["evals"] += [
-                {"cell": cell.id, **evaluation._asdict()} for evaluation in record.evaluations
-            ]
-            tables["events"] += [{"cell": cell.id, **vars(event)} for event in record.events]
+            ran.append(record)
             if keeps_curve(self.page, cell.role, row["status"], cell.seed):
                 curves.append(record)
+        tables["evals"] = eval_columns(ran)
+        tables["events"] = [
+            {"cell": record.job.cell.id, **vars(event)} for record in ran for event in record.events
+        ]
         if curves:
             tables["curves"] = curve_columns(curves)
         self.store.commit(f"{self.role}-{self.number:04d}", tables)
@@ -126,6 +134,14 @@ def cell_row(record: Record, worker: int, environment: str, attempt: int) -> dic
         "environment": environment,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def eval_columns(records: Sequence[Record]) -> dict[str, Any]:
+    """The ``evals`` table of some records, by column; empty if none was evaluated."""
+    columns = zip(*(one for record in records for one in record.evaluations), strict=True)
+    table = dict(zip(Evaluation._fields, columns, strict=False))
+    cells = [record.job.cell.id for record in records for _ in record.evaluations]
+    return {"cell": cells, **table} if cells else {}
 
 
 def curve_columns(records: Sequence[Record]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from types import ModuleType, TracebackType
 from typing import Any, Self, cast
 
 from clipbench import forkserver
+from clipbench.cores import cores
 from clipbench.errors import UsageError
 from clipbench.execute.cards import CUDA, ONE_CARD, Cards
 from clipbench.execute.executor import (
@@ -34,7 +35,7 @@ from clipbench.execute.executor import (
     Setting,
     Work,
 )
-from clipbench.execute.machine import cores, environment
+from clipbench.execute.machine import environment
 from clipbench.execute.offered import Request
 from clipbench.execute.worker import Answer, answers, carried_out, heed_the_supervisor, prepare
 from clipbench.execute.world import World

@@ -1,6 +1,4 @@
-"""The machine that cells are trained on: what is recorded of it, and how many cores this process
-may use.
-"""
+"""The machine that cells are trained on: what is recorded of it."""
 
 from __future__ import annotations
 
@@ -9,8 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,30 +74,3 @@ def processor() -> str:
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
         platform.processor(),
     )
-
-
-def cores() -> int:
-    """The cores that this process may use: the least of what the machine has, affinity, cgroup
-    and Slurm allow; at least 1.
-    """
-    return max(1, min(_core_limits()))
-
-
-def _core_limits() -> Iterator[int]:
-    yield os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        yield len(os.sched_getaffinity(0))
-    # cgroup 2: "200000 100000" is two cores, "max 100000" no limit
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        yield int(quota) // int(period)
-    with suppress(OSError, ValueError):  # cgroup 1: -1 is no limit
-        folder = Path("/sys/fs/cgroup/cpu")
-        quota, period = (
-            (folder / f"cpu.cfs_{word}_us").read_text(encoding="ascii")
-            for word in ("quota", "period")
-        )
-        if int(quota) > 0:
-            yield int(quota) // int(period)
-    with suppress(KeyError, ValueError):
-        yield int(os.environ["SLURM_CPUS_PER_TASK"])

@@ -17,8 +17,8 @@ from typing import Any
 import ray
 from ray import exceptions
 
+from clipbench.cores import cores
 from clipbench.errors import UsageError
-from clipbench.execute.machine import cores
 from clipbench.execute.offered import Request
 
 CONNECTING = 3.0  # seconds an address may take to answer; Ray itself would try for minutes

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec
 
 import matplotlib as mpl
@@ -91,14 +90,12 @@ class Look(NamedTuple):
 
     width: float = math.inf
     footer: bool = True
-    rc: Any = MappingProxyType({})
+    rc: Any = ()
 
 
-TRUE_TYPE = {"pdf.fonttype": 42, "ps.fonttype": 42}  # what publishers ask for: no Type 3 fonts
+TRUE_TYPE = (("pdf.fonttype", 42), ("ps.fonttype", 42))  # what publishers ask for: no Type 3 fonts
 PAGE = Look()
-COLUMN, COLUMNS = (
-    Look(width, footer=False, rc=MappingProxyType(TRUE_TYPE)) for width in (3.4, 7.0)
-)
+COLUMN, COLUMNS = (Look(width, footer=False, rc=TRUE_TYPE) for width in (3.4, 7.0))
 _look: ContextVar[Look] = ContextVar("look", default=PAGE)
 
 
@@ -247,7 +244,7 @@ def render(figure: Figure, forms: Iterable[str]) -> dict[str, bytes]:
     coordinates to a hundredth of a point.
     """
     made = {}
-    with mpl.rc_context({**STYLE, **_look.get().rc}):
+    with mpl.rc_context({**STYLE, **dict(_look.get().rc)}):
         # text is wider or narrower at another resolution: what is laid out must be what is drawn
         figure.set_dpi(DPI)
         if (engine := figure.get_layout_engine()) is not None:

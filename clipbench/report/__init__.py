@@ -8,16 +8,15 @@ and ``figures/``; the order of the page is in ``sections``. Nothing here draws: 
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from clipbench.errors import UsageError, nearest
 from clipbench.figures.style import COLUMN, COLUMNS, PAGE, looking
 from clipbench.report import advice, answer, latex, sections, viewer, watched
+from clipbench.report.drawing import Drawers, rarely_collecting
 from clipbench.report.evidence import Evidence, part, read
 from clipbench.report.folder import replace
 from clipbench.report.parts import Part, Picture, Table, flattened
@@ -39,6 +38,7 @@ def write(
     folder: Path | None = None,
     style: str = "page",
     only: Mapping[str, Collection[str]] | None = None,
+    processes: int = 1,
 ) -> list[Path]:
     """The files written, pages first: the report of ``store`` is rendered into ``folder``
     (``DIR/report``).
@@ -50,6 +50,8 @@ def write(
     :param style: one of `STYLES`: ``page``, or ``paper`` and ``column``, of figures without a
         footer, with embedded fonts, as wide as two columns or one of a paper at most.
     :param only: what is shown of the whole, as `evidence.part` takes it.
+    :param processes: how many draw at most. A script that names more than one needs a guard
+        ``if __name__ == "__main__"``.
     :raises UsageError: a format or a style that there is not, or a folder that cannot be written.
     """
     kept = {} if formats is not None else store.page("environment")
@@ -57,26 +59,23 @@ def write(
     _checked([style], STYLES, "style")
     folder = folder or store.folder / "report"
     largest = kept.get("largest", math.inf)
-    with _rarely_collecting(), looking(STYLES[style]):
+    look = STYLES[style]
+    with rarely_collecting(), looking(look):
         if store.watched:
-            files = _files(_of_loops(store), wanted, largest)
+            with Drawers(look, 0) as drawers:
+                files = _files(_of_loops(store), wanted, largest, drawers)
         else:
             seen = read(store) if only is None else part(read(store), only)
-            files = _files(_of_study(seen), wanted, largest, seen)
+            with Drawers(look, _helpers(seen, processes)) as drawers:
+                files = _files(_of_study(seen), wanted, largest, drawers, seen)
     return replace(folder, files)
 
 
-@contextmanager
-def _rarely_collecting() -> Iterator[None]:
-    """Look for unreachable objects after every 50,000th new one: figures and frames are hundreds of
-    thousands that live on, and to walk them at Python's own pace takes a tenth of a report's time.
+def _helpers(evidence: Evidence, processes: int) -> int:
+    """How many processes draw beside this one: none for a single task, whose five figures are drawn
+    before another process has loaded what it needs.
     """
-    usual = gc.get_threshold()
-    gc.set_threshold(50_000, *usual[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*usual)
+    return max(0, min(processes - 1, len(evidence.tasks) // 2))
 
 
 def _of_study(evidence: Evidence) -> dict[str, Any]:
@@ -103,7 +102,11 @@ def _of_loops(store: Store) -> dict[str, Any]:
 
 
 def _files(
-    told: Mapping[str, Any], wanted: list[str], largest: float, evidence: Evidence | None = None
+    told: Mapping[str, Any],
+    wanted: list[str],
+    largest: float,
+    drawers: Drawers,
+    evidence: Evidence | None = None,
 ) -> dict[str, bytes]:
     """Name → content, pages first.
 
@@ -114,7 +117,7 @@ def _files(
         *flattened(told["answer"]),
         *(part for one in told["sections"] for part in flattened(one.parts)),
     ]
-    files = dict(_beside(parts, wanted))
+    files = dict(_beside(parts, wanted, drawers))
     left_out = {name for name, content in files.items() if len(content) > largest}
     page = {**told, "csv": "csv" in wanted, "left_out": left_out}
     pages = {}
@@ -125,12 +128,14 @@ def _files(
     return pages | {name: content for name, content in files.items() if name not in left_out}
 
 
-def _beside(parts: Iterable[Part], wanted: list[str]) -> Iterator[tuple[str, bytes]]:
+def _beside(
+    parts: Sequence[Part], wanted: list[str], drawers: Drawers
+) -> Iterator[tuple[str, bytes]]:
     """The files beside the pages: figures and tables."""
-    parts = list(parts)
     forms = [form for form in FIGURES if form in wanted] or ["svg"]
-    for picture in _of_kind(parts, Picture):
-        for form, content in picture.files(forms).items():
+    pictures = _of_kind(parts, Picture)
+    for picture, made in zip(pictures, drawers.files(pictures, forms), strict=True):
+        for form, content in made.items():
             yield f"figures/{picture.name}.{form}", content
     for table in _of_kind(parts, Table):
         if "csv" in wanted:

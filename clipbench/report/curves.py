@@ -25,7 +25,7 @@ def section(evidence: Evidence) -> Section:
             "Loss curves",
             [Text(f"{lacking} `clipbench run` with `--curves report` in a new folder draws them.")],
         )
-    recorded = evidence.curves
+    recorded = evidence.chosen_curves
     lines = curves(recorded, evidence.drawn, evidence.components)
     parts: list[Part] = []
     for task in evidence.tasks:

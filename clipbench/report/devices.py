@@ -61,7 +61,8 @@ def _by_machines(evidence: Evidence, rows: pd.DataFrame) -> Iterator[tuple[str, 
 
 def _curves(evidence: Evidence, both: pd.DataFrame) -> list[Part]:
     asked = devices.comparable(both)
-    parting = devices.parting(both, evidence.curves)
+    recorded = evidence.curves_of([*asked["cell_cpu"], *asked["cell_cuda"]], ["loss"])
+    parting = devices.parting(both, recorded)
     failed = (both[["ended_cpu", "ended_cuda"]] == Status.FAILED).any(axis=1)
     parts: list[Part] = [
         Heading("Do the losses agree, step by step?"),

@@ -9,7 +9,7 @@ from functools import partial
 
 import pandas as pd
 
-from clipbench.analysis.divergence import AROUND, anatomy
+from clipbench.analysis.divergence import AROUND, anatomy, first_diverged
 from clipbench.figures.divergence import draw
 from clipbench.report import events
 from clipbench.report.evidence import Evidence
@@ -26,7 +26,8 @@ def section(evidence: Evidence) -> Section:
     """Whether fewer runs are lost with a clip."""
     pairs = evidence.prevented
     parts: list[Part] = [*_told(pairs)] if len(pairs) else []
-    shown = anatomy(evidence.curves, evidence.cells)
+    first = first_diverged(evidence.cells)
+    shown = anatomy(evidence.curves_of(first["cell"], ["loss", "grad_norm"]), first)
     if len(shown):
         cells = evidence.cells[evidence.cells["cell"].isin(shown["cell"])]
         panels = [

@@ -27,9 +27,8 @@ from clipbench.analysis.outcomes import compare, draws, lower_lr, results
 from clipbench.analysis.robust import robust
 from clipbench.errors import UsageError
 from clipbench.figures.style import ordered
-from clipbench.measures import COLUMNS
 from clipbench.report.words import census
-from clipbench.schema import RULES, Role
+from clipbench.schema import RULES, Reading, Role
 from clipbench.store import Store
 from clipbench.task import ARM, TASK, Task, labels, schedule_of, without_schedule
 from clipbench.vocabulary import CONSTANT
@@ -65,15 +64,21 @@ class Evidence:
     answers: pd.DataFrame
     names: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    @cached_property
-    def curves(self) -> pd.DataFrame:
-        """Every recorded step; empty if this copy of the results keeps none."""
-        return self.store.read("curves", ["cell", "step", *COLUMNS])
+    def curves_of(self, cells: Iterable[str], columns: Sequence[str]) -> pd.DataFrame:
+        """The recorded steps of these cells, ``cell``, ``step`` and ``columns``, in the order in
+        which they are stored; empty if this copy of the results keeps none.
+        """
+        return self.store.read("curves", ["cell", "step", *columns], sorted(set(cells)))
 
     @cached_property
-    def evals(self) -> pd.DataFrame:
-        """Every evaluation."""
-        return self.store.read("evals")
+    def chosen_curves(self) -> pd.DataFrame:
+        """Loss and norm at every step of the runs at the settings that were chosen."""
+        chosen = self.drawn.loc[self.drawn["reading"] == Reading.ALL, "cell"]
+        return self.curves_of(chosen.dropna(), ["loss", "grad_norm"])
+
+    def evals_of(self, cells: Iterable[str]) -> pd.DataFrame:
+        """Every evaluation of these cells."""
+        return self.store.read("evals", cells=sorted(set(cells)))
 
     @cached_property
     def events(self) -> pd.DataFrame:
@@ -263,7 +268,7 @@ def read(store: Store) -> Evidence:
     compared = arms(cells, components)
     scores = selection.score(cells)
     choices = selection.choose(scores)
-    starts = headline.starts(store.read("evals"), cells, components)
+    starts = headline.starts(headline.evals_of_diverged(store, cells), cells, components)
     found = headline.axes(cells, components, protocol, starts)
     grade = str(protocol.get("grade", "best"))
     methods, named = protocol.get("headline", {}), protocol.get("schedule")

@@ -25,7 +25,7 @@ def section(evidence: Evidence) -> Section:
     if pairs.empty:
         return Section("overfit", TITLE, [])
     chosen = going_on(evidence.drawn)
-    curves = validation(evidence.evals, chosen)
+    curves = validation(evidence.evals_of(chosen["cell"].dropna()), chosen)
 
     def line(task: Task, arm: str) -> dict[str, Any] | None:
         mine = evidence.of(curves, task)

@@ -124,7 +124,10 @@ class Picture:
 
     def files(self, forms: Sequence[str]) -> dict[str, bytes]:
         """The figure in each of ``forms``: ``svg``, ``png``, ``pdf``. It is drawn once for all."""
-        made = render(self.draw(), forms)
+        return self.keep(render(self.draw(), forms))
+
+    def keep(self, made: dict[str, bytes]) -> dict[str, bytes]:
+        """The same files; the SVG among them is not drawn again."""
         if "svg" in made:
             self.__dict__["svg"] = made["svg"].decode()  # a page has it inside
         return made

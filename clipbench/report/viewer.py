@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -30,6 +30,7 @@ from clipbench.schema import Role, Status
 from clipbench.task import Task, Threshold, arm_of
 
 BYTES = 1_800_000  # of points in one page
+AT_ONCE = 1000  # runs whose curves are read together; a page has room for some 700
 BUCKETS = 16  # stretches of a curve, of each of which the extremes are kept
 # A run at a setting that its arm chose is shown first: by the headline, else among all settings.
 HEADLINE, TUNED = 2, 1
@@ -91,13 +92,9 @@ def runs(evidence: Evidence) -> dict[str, Any]:
     ranked["turn"] = ranked["turn"].where((ranked["turn"] == 1) | ~ranked["diverged"], 1.5)
     ranked = ranked.sort_values(["turn", "problem", "arm", "lr", "seed", "cell"], kind="stable")
     events = dict(iter(plain(evidence.events).groupby("cell", sort=False)))
-    curves = dict(iter(evidence.curves.groupby("cell", sort=False)))
     settings = _chosen(evidence)
     shown, size = [], 0
-    for row in ranked.to_dict("records"):
-        curve = curves.get(row["cell"])
-        if curve is None or not len(curve):
-            continue
+    for row, curve in _with_curves(evidence, ranked):
         one = _run(evidence, row, curve, events.get(row["cell"]))
         if rank := settings.get((*arm_of(row), row["lr"], Threshold.of(row).setting)):
             one["chosen"] = rank
@@ -106,6 +103,19 @@ def runs(evidence: Evidence) -> dict[str, Any]:
             break
         shown.append(one)
     return {"cells": shown, "left": len(evidence.cells) - len(shown)}
+
+
+def _with_curves(
+    evidence: Evidence, ranked: pd.DataFrame
+) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """The runs whose curves are kept, in their order, each with its curve; `AT_ONCE` are held."""
+    for start in range(0, len(ranked), AT_ONCE):
+        some = ranked.iloc[start : start + AT_ONCE]
+        recorded = evidence.curves_of(some["cell"], MEASURES)
+        curves = dict(iter(recorded.groupby("cell", sort=False)))
+        for row in some.to_dict("records"):
+            if (curve := curves.get(row["cell"])) is not None:
+                yield row, curve
 
 
 def _chosen(evidence: Evidence) -> dict[tuple[Any, ...], int]:

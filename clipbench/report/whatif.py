@@ -15,7 +15,7 @@ TITLE = "What would another threshold have clipped?"
 
 def section(evidence: Evidence) -> Section:
     """Norms of the raw gradient without a clip, and the share of the steps above thresholds."""
-    rows = of_arms(evidence.curves, evidence.drawn, evidence.arms)
+    rows = of_arms(evidence.chosen_curves, evidence.drawn, evidence.arms)
     if rows.empty:
         return Section("whatif", TITLE, [])
     table = Table(

@@ -22,6 +22,7 @@ from clipbench.store.files import Damaged, table_of
 COMMITS = b"clipbench.commits"  # table → name of the file that belongs to the shard, or names
 CONTEXT = b"clipbench.context"  # what the pages say of these rows
 REPLACES = b"clipbench.replaces"  # names of the files whose rows this one holds
+PACKED = b"clipbench.packed"  # whose curves its folder kept when it was made of all others
 SHARD_TABLES = ("curves", "evals", "events")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.parquet")
 

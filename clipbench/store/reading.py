@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,8 +17,9 @@ from clipbench import schema
 from clipbench.errors import UsageError
 from clipbench.schema import Status
 from clipbench.store import commits as commits_
+from clipbench.store import files
 from clipbench.store.commits import Commit, replaced_by
-from clipbench.store.files import Damaged, table_of
+from clipbench.store.files import Damaged, State, pieces_of, table_of
 from clipbench.store.pages import STUDY, Pages, merged, watched_page
 
 Content = TypeVar("Content")
@@ -32,7 +33,13 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._known: dict[tuple[Path, Any], tuple[tuple[int, ...], Any]] = {}
+        self._known: dict[tuple[Path, Any], tuple[State, Any]] = {}
+        self._winners: tuple[list[Commit], list[np.ndarray]] = [], []
+
+    def forget(self) -> None:
+        """Take no file for sound because it was so before."""
+        self._known.clear()
+        files.forget()
 
     def commits(self, study: str | None) -> tuple[list[Commit], Bad]:
         """The sound commits of the folder without those that another one replaces, and the
@@ -67,7 +74,7 @@ class Reader:
         ``cells`` as `Contents.read` takes them, the column ``cell`` among them.
         """
         tables, bad = [schema.arrow(name).empty_table()], Bad()
-        for commit, won in zip(commits, winners(commits), strict=True):
+        for commit, won in zip(commits, self.winners(commits), strict=True):
             mine = commit.rows.filter(pa.array(won))
             if cells is not None:
                 mine = mine.filter(pc.is_in(mine["cell"], value_set=pa.array(cells, pa.string())))
@@ -86,6 +93,28 @@ class Reader:
         if columns is not None:
             tables = [table.select([*columns]) for table in tables]
         return pa.concat_tables([table.replace_schema_metadata(None) for table in tables]), bad
+
+    def pieces(self, name: str, commits: Sequence[Commit]) -> Iterator[pa.Table]:
+        """The rows of `table`, some of them at a time.
+
+        :raises Damaged: a companion is.
+        """
+        for commit, won in zip(commits, self.winners(commits), strict=True):
+            own = commit.rows.filter(pa.array(won))["cell"].combine_chunks()
+            for path in commit.companions.get(name, ()) if len(own) else ():
+                for rows in pieces_of(path, name):
+                    counted = rows.filter(pc.is_in(rows["cell"], value_set=own))
+                    yield counted.replace_schema_metadata(None)
+
+    def winners(self, commits: Sequence[Commit]) -> list[np.ndarray]:
+        """`winners` of these commits, worked out once for the same ones."""
+        known, won = self._winners
+        if len(known) != len(commits) or any(
+            one is not other for one, other in zip(known, commits, strict=True)
+        ):
+            won = winners(commits)
+            self._winners = list(commits), won
+        return won
 
     def throughput(self) -> tuple[pa.Table, Bad]:
         """The timings, each file once under whatever name it lies there, and the damaged files."""
@@ -122,12 +151,11 @@ class Reader:
 
     def _once(self, path: Path, read: Callable[[Path], Content], key: Any) -> Content:
         try:
-            about = path.stat()
+            state = State.of(path.stat())
         except OSError:
             return read(path)  # which says what is wrong
-        state = (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
         known = self._known.get((path, key))
-        if known is None or known[0] != state:
+        if known is None or known[0] != state or not state.settled:
             known = state, read(path)
             self._known[path, key] = known
         return known[1]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,27 @@ import pyarrow.compute as pc
 
 from clipbench import measures, summary
 from clipbench.schema import Status
-from clipbench.store.commits import COMMITS, CONTEXT, REPLACES, SHARD_TABLES, Commit, shard_of
+from clipbench.store.commits import (
+    COMMITS,
+    CONTEXT,
+    PACKED,
+    REPLACES,
+    SHARD_TABLES,
+    Commit,
+    shard_of,
+)
 from clipbench.store.files import (
     DIGITS,
     TEMPORARY,
     Damaged,
-    damage_of,
+    grouped,
+    outer_damage,
     set_aside,
     table_of,
-    write_table,
+    write_groups,
 )
 from clipbench.store.pages import CURVES, LIST, STUDY, context, keeps_curve, merged, rebuilt
-from clipbench.store.reading import Contents, Reader, timings, winners
+from clipbench.store.reading import Contents, timings
 
 WHOLE = "whole"  # the shard that holds everything
 LEVEL = 19  # of its compression: it is written once, and read and copied for years
@@ -133,12 +144,12 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 def _sweep_commits(store: Contents) -> list[str]:
-    reader, kept, shards = Reader(store.folder), set[Path](), set[str]()
+    reader, kept, shards = store.reader, set[Path](), set[str]()
     sound, bad = reader.all_commits(store.held)
     moved = dict(bad)
     for name in bad:
         shards.add(shard_of(Path(name)))
-    damage = {path: why for one in sound for path in one.beside if (why := damage_of(path))}
+    damage = {path: why for one in sound for path in one.beside if (why := outer_damage(path))}
     whole = [one for one in sound if not damage.keys() & set(one.beside)]
     for one in sound:
         if one not in whole:
@@ -180,12 +191,12 @@ def _is_left_over(path: Path) -> bool:
     """Whether a file is one of clipbench's that was written whole, and whose commit was never
     written.
     """
-    return bool(OURS.fullmatch(path.name)) and not path.is_symlink() and damage_of(path) is None
+    return bool(OURS.fullmatch(path.name)) and not path.is_symlink() and outer_damage(path) is None
 
 
 def _sweep_timings(store: Contents) -> list[str]:
     told, sound = [], []
-    for path in Reader(store.folder).files("throughput"):
+    for path in store.reader.files("throughput"):
         try:
             sound.append((path, table_of(path, "throughput")))
         except Damaged as wrong:
@@ -214,35 +225,53 @@ def compact(store: Contents, curves: str | None = None) -> None:
     """
     commits, before = store.commits, store.page("environment").get("curves", "all")
     kept = max(before, curves or before, key=CURVES.index)
-    tables = {name: store.arrow(name) for name in ("cells", *SHARD_TABLES)}
+    cells = store.arrow("cells")
+    store.bad |= {
+        f"{path.parent.name}/{path.name}": why
+        for one in commits
+        for path in one.beside
+        if (why := outer_damage(path))
+    }
     if store.bad:
         return
     if kept != before:  # first: a folder may hold more than it promises
         store.pages.write("environment", {**store.page("environment"), "curves": kept})
-    fewer = _of_kept(tables, kept)
-    if (
-        len(commits) > 1
-        or not _alike(fewer, tables["curves"])
-        or not all(won.all() for won in winners(commits))
-    ):
-        _make_whole(store, commits, {**tables, "curves": fewer})
+    with suppress(Damaged):  # in what no hash tells: then all stays as it is
+        if (
+            len(commits) > 1
+            or not all(won.all() for won in store.reader.winners(commits))
+            or not _is_packed(store, commits, cells, kept)
+        ):
+            _make_whole(store, commits, cells, kept)
     _compact_timings(store)
 
 
-def _of_kept(tables: Mapping[str, pa.Table], kept: str) -> pa.Table:
-    """The curves of the cells whose curve is kept, in the precision of their runs: older folders
-    have them in float64.
+def _is_packed(store: Contents, commits: Sequence[Commit], cells: pa.Table, kept: str) -> bool:
+    """Whether the curves of one commit at most are those that are kept, as they are kept; a commit
+    that was made here says so, and files do not change.
     """
-    rows = tables["cells"].select(["cell", "role", "status", "seed", "dtype"]).to_pylist()
+    if all((one.rows.schema.metadata or {}).get(PACKED) == kept.encode() for one in commits):
+        return True
+    curves = store.reader.pieces("curves", commits)
+    return all(_alike(_of_kept(some, cells, kept), some) for some in curves)
+
+
+def _of_kept(curves: pa.Table, of: pa.Table, kept: str) -> pa.Table:
+    """Of some rows of ``curves`` those of the cells whose curve is kept, in the precision of their
+    runs: older folders have them in float64.
+
+    :param of: the rows of ``cells``.
+    """
+    own = pc.unique(curves["cell"].combine_chunks())
+    mine = of.select(["cell", "role", "status", "seed", "dtype"])
+    rows = mine.filter(pc.is_in(mine["cell"], value_set=own)).to_pylist()
     cells = [
         row["cell"]
         for row in rows
         if keeps_curve({"curves": kept}, row["role"], row["status"], row["seed"])
     ]
     exact = pa.array([row["cell"] for row in rows if row["dtype"] == "float64"], pa.string())
-    curves = tables["curves"].filter(
-        pc.is_in(tables["curves"]["cell"], value_set=pa.array(cells, pa.string()))
-    )
+    curves = curves.filter(pc.is_in(curves["cell"], value_set=pa.array(cells, pa.string())))
     whole = pc.is_in(curves["cell"], value_set=exact)
     for number, name in enumerate(curves.column_names):
         if name in measures.COLUMNS:
@@ -264,36 +293,42 @@ def _alike(curves: pa.Table, others: pa.Table) -> bool:
     )
 
 
-def _make_whole(store: Contents, commits: list[Commit], tables: Mapping[str, pa.Table]) -> None:
-    companions = {
-        name: _write(store, name, tables[name], {}).name
-        for name in SHARD_TABLES
-        if len(tables[name])
-    }
+def _make_whole(store: Contents, commits: list[Commit], cells: pa.Table, kept: str) -> None:
+    companions = {}
+    for name in SHARD_TABLES:
+        pieces = store.reader.pieces(name, commits)
+        if name == "curves":
+            pieces = (_of_kept(some, cells, kept) for some in pieces)
+        groups = grouped(pieces)
+        if (first := next(groups, None)) is not None:
+            companions[name] = _write(store, name, chain([first], groups), {}).name
     pages = {name: store.page(name) for name in ("environment", "components", "calibration")}
-    about = context(pages, tables["cells"].select(["problem", "arm", "environment"]).to_pylist())
+    about = context(pages, cells.select(["problem", "arm", "environment"]).to_pylist())
     # by whose rules the oldest rows were judged
     about["schema"] = merged([one.context for one in commits])["schema"]
     metadata = {
         COMMITS: json.dumps(companions).encode(),
         CONTEXT: json.dumps(about, sort_keys=True).encode(),
         REPLACES: json.dumps([one.path.name for one in commits]).encode(),
+        PACKED: kept.encode(),
     }
-    whole = _write(store, "cells", tables["cells"], metadata)
+    whole = _write(store, "cells", [cells], metadata)
     _drop(
         store, commits, {whole, *(store.folder / name / file for name, file in companions.items())}
     )
 
 
-def _write(store: Contents, table: str, rows: pa.Table, metadata: Mapping[bytes, bytes]) -> Path:
-    return write_table(store.folder / table, table, WHOLE, rows, metadata, LEVEL)
+def _write(
+    store: Contents, table: str, groups: Iterable[pa.Table], metadata: Mapping[bytes, bytes]
+) -> Path:
+    return write_groups(store.folder / table, table, WHOLE, groups, metadata, LEVEL)
 
 
 def _drop(store: Contents, commits: list[Commit], new: set[Path]) -> None:
     """Remove what was replaced. If a commit has results that another one beat, its files are
     moved aside.
     """
-    for one, won in zip(commits, winners(commits), strict=True):
+    for one, won in zip(commits, store.reader.winners(commits), strict=True):
         lost = one.rows.filter(pa.array(~won))
         beaten = pc.any(pc.not_equal(lost["status"], Status.FAILED)).as_py()
         for path in (one.path, *one.beside):
@@ -306,12 +341,12 @@ def _drop(store: Contents, commits: list[Commit], new: set[Path]) -> None:
 
 
 def _compact_timings(store: Contents) -> None:
-    rows, bad = Reader(store.folder).throughput()
-    files = Reader(store.folder).files("throughput")
+    rows, bad = store.reader.throughput()
+    files = store.reader.files("throughput")
     if bad or len(files) < 2:
         return
     whole = _write(
-        store, "throughput", rows, {REPLACES: json.dumps([path.name for path in files]).encode()}
+        store, "throughput", [rows], {REPLACES: json.dumps([path.name for path in files]).encode()}
     )
     for path in files:
         if path != whole:

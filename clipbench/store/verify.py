@@ -11,19 +11,21 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipbench import events, measures, schema, skill, summary
 from clipbench.cell import Part, identity
 from clipbench.events import Evaluation
 from clipbench.schema import Outcome, Role, Status
 from clipbench.store import watched
-from clipbench.store.commits import SHARD_TABLES
+from clipbench.store.by_cell import ByCell, Columns
+from clipbench.store.commits import SHARD_TABLES, Commit
 from clipbench.store.files import TEMPORARY, damage_of
 from clipbench.store.pages import PAGES, keeps_curve, merged
 from clipbench.store.reading import Contents, Reader, winners
@@ -33,8 +35,9 @@ from clipbench.vocabulary import ACCUMULATE, DEFAULTS, PERCENTILE, RELATIVE
 CLOSE = 1e-6  # relative: older columns were worked out before their curve was rounded to float32
 LATER = {column.name for column in schema.CELLS if column.later}  # of older rows they are null
 VERDICT = ("status", "reason", "diverged_at")
-
-Columns = dict[str, np.ndarray]
+AT_ONCE = 4096  # rows
+BETWEEN = [*ARM, "relative", "percentile", "lr", "threshold", "seed", "role", "environment"]
+BETWEEN += ["settings", "status"]
 
 
 def problems(store: Contents) -> list[str]:
@@ -43,7 +46,19 @@ def problems(store: Contents) -> list[str]:
         f"{store.folder}/{file}: this page is damaged ({why})"
         for file, why in store.pages.damage().items()
     ]
-    return pages or [*_file_problems(store), *_row_problems(store)]
+    if pages:
+        return pages
+    reader = store.reader
+    reader.forget()  # somebody asks whether files are sound: each is hashed again
+    commits, bad = reader.all_commits(store.held)
+    counted = reader.counted(commits)
+    damage, of_rows = _row_problems(store, counted)
+    others = [one for one in commits if not any(one is other for other in counted)]
+    damage |= {path: why for one in others for path in one.beside if (why := damage_of(path))}
+    told = [f"{name} {why}" for name, why in bad.items()]
+    told += [f"{path.parent.name}/{path.name} {why}" for path, why in damage.items()]
+    told += _copies([one.path for one in commits])
+    return [*told, *_timing_problems(reader), *_doubles(counted), *of_rows]
 
 
 def missing(store: Contents) -> list[str]:
@@ -79,33 +94,18 @@ def missing(store: Contents) -> list[str]:
 # -------------------------------------------------------------------------------------------- files
 
 
-def _file_problems(store: Contents) -> list[str]:
-    reader = Reader(store.folder)
-    commits, bad = reader.all_commits(store.held)
-    problems = [f"{name} {why}" for name, why in bad.items()]
-    for one in commits:
-        problems += [
-            f"{path.parent.name}/{path.name} {why}"
-            for path in one.beside
-            if (why := damage_of(path))
-        ]
-    copies = pd.Series([one.path.stem.rpartition("-")[2] for one in commits], dtype=object)
-    problems += [
-        f"cells/{commits[number].path.name} is a copy of another file"
-        for number in np.flatnonzero(copies.duplicated())
+def _copies(paths: Sequence[Path]) -> list[str]:
+    again = pd.Series([path.stem.rpartition("-")[2] for path in paths], dtype=object).duplicated()
+    return [
+        f"{paths[number].parent.name}/{paths[number].name} is a copy of another file"
+        for number in np.flatnonzero(again).tolist()
     ]
-    return problems + _timing_problems(reader) + _doubles(reader.counted(commits))
 
 
 def _timing_problems(reader: Reader) -> list[str]:
     _, bad = reader.throughput()
     files = [path for path in reader.files("throughput") if f"throughput/{path.name}" not in bad]
-    copies = pd.Series([path.stem.rpartition("-")[2] for path in files], dtype=object).duplicated()
-    told = [
-        f"throughput/{files[number].name} is a copy of another file"
-        for number in np.flatnonzero(copies)
-    ]
-    return [f"{name} {why}" for name, why in bad.items()] + told
+    return [*(f"{name} {why}" for name, why in bad.items()), *_copies(files)]
 
 
 def _doubles(commits: Sequence[Any]) -> list[str]:
@@ -127,7 +127,7 @@ def _doubles(commits: Sequence[Any]) -> list[str]:
 
 
 def _left_over(store: Contents) -> list[str]:
-    reader = Reader(store.folder)
+    reader = store.reader
     commits, _ = reader.all_commits(store.held)
     named = {path for one in commits for path in one.beside}
     files = [path for table in SHARD_TABLES for path in reader.files(table) if path not in named]
@@ -139,54 +139,47 @@ def _left_over(store: Contents) -> list[str]:
 
 @dataclass(frozen=True)
 class _Context:
-    """What a row is held to: the pages, and the format of the commit that it lies in."""
+    """What a row is held to: the pages, and whether it was judged by today's rules, which the
+    format of its commit counts.
+    """
 
     environment: Mapping[str, Any]
     components: Mapping[str, Any]
     pilots: Mapping[str, Any]
-    current: Mapping[str, bool]
+    current: bool
 
 
-def _row_problems(store: Contents) -> list[str]:
-    cells = store.read("cells")
-    context = _Context(
-        store.page("environment"),
-        store.page("components"),
-        store.page("calibration").get("pilots", {}),
-        _current(store),
-    )
-    tables = {name: _by_cell(store.arrow(name)) for name in SHARD_TABLES}
-    problems = []
-    # pandas' NA cannot be asked whether it is a word
-    for row in cells.astype(object).where(cells.notna(), None).itertuples():
-        mine = {name: tables[name].get(row.cell) for name in SHARD_TABLES}
-        problems += [f"cell {row.cell}: {broken}" for broken in _broken(row, context, mine)]
-    return problems + _between(cells[cells["role"] != Role.WATCHED])
+def _row_problems(store: Contents, commits: Sequence[Commit]) -> tuple[dict[Path, str], list[str]]:
+    """The damaged files beside these commits, each with what is wrong with it, and what is wrong
+    with the rows that count, a sentence each.
+
+    One commit after the other: of its files no more than a few pieces are held.
+    """
+    environment, components = store.page("environment"), store.page("components")
+    pilots = store.page("calibration").get("pilots", {})
+    damage, told, rows = dict[Path, str](), list[str](), list[pa.Table]()
+    for one, won in zip(commits, winners(commits), strict=True):
+        current = merged([one.context])["schema"] == schema.VERSION
+        context = _Context(environment, components, pilots, current)
+        cells = one.rows.filter(pa.array(won))
+        ids = set(cells["cell"].to_pylist())
+        beside = {name: ByCell(name, one.companions.get(name, ()), ids) for name in SHARD_TABLES}
+        for row in _each(cells):
+            mine = {name: rows_of.take(row.cell) for name, rows_of in beside.items()}
+            told += [f"cell {row.cell}: {broken}" for broken in _broken(row, context, mine)]
+        for rows_of in beside.values():
+            rows_of.finish()
+            damage |= rows_of.bad
+        rows.append(cells.filter(pc.not_equal(cells["role"], Role.WATCHED)).select(BETWEEN))
+    return damage, told + _between(rows)
 
 
-def _current(store: Contents) -> dict[str, bool]:
-    """Cell → whether it was judged by today's rules, which the format's version counts."""
-    return {
-        cell: merged([one.context])["schema"] == schema.VERSION
-        for one, won in zip(store.commits, winners(store.commits), strict=True)
-        for cell in one.rows["cell"].to_pandas()[won]
-    }
-
-
-def _by_cell(rows: pa.Table) -> dict[str, Columns]:
-    """Cell → its rows in the order of their steps, by column."""
-    rows = rows.sort_by([("cell", "ascending"), ("step", "ascending")])
-    columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in rows.column_names}
-    cells = columns.pop("cell")
-    edges = (
-        [0, *(np.flatnonzero(cells[1:] != cells[:-1]) + 1).tolist(), len(cells)]
-        if len(cells)
-        else [0]
-    )
-    return {
-        cells[first]: {name: column[first:last] for name, column in columns.items()}
-        for first, last in pairwise(edges)
-    }
+def _each(rows: pa.Table) -> Iterator[Any]:
+    """The rows one by one, None for null; a few are objects of Python at the same time."""
+    for batch in rows.to_batches(max_chunksize=AT_ONCE):
+        frame = pa.Table.from_batches([batch]).to_pandas(types_mapper=pd.ArrowDtype)
+        # pandas' NA cannot be asked whether it is a word
+        yield from frame.astype(object).where(frame.notna(), None).itertuples()
 
 
 def _broken(row: Any, context: _Context, tables: Mapping[str, Columns | None]) -> Iterator[str]:
@@ -306,7 +299,7 @@ def _recorded(
         bool(about.get("unbounded")),
     )
     yield from _too_good(rows[:, measures.LOSS], about, "its curve")
-    if not about or not context.current.get(row.cell):
+    if not about or not context.current:
         return
     rules, evaluations = events.rules_from(document["events"]), _evaluations(tables["evals"])
     dtype = "float64" if row.dtype == "float64" else "float32"
@@ -360,30 +353,18 @@ def _too_good(losses: np.ndarray, about: Mapping[str, Any], what: str) -> Iterat
         yield f"{what} has a loss of {least:g}, below the least there is, {optimum:g}"
 
 
-def _between(cells: pd.DataFrame) -> list[str]:
+def _between(tables: Sequence[pa.Table]) -> list[str]:
     """What is wrong between rows: a seed must be of one phase, and a multiple must have one
     threshold.
+
+    :param tables: the rows of every commit, their columns `BETWEEN`.
     """
     roles: dict[tuple[Any, ...], set[str]] = {}
     thresholds: dict[tuple[Any, ...], set[float]] = {}
-    names = [
-        *ARM,
-        "relative",
-        "percentile",
-        "lr",
-        "threshold",
-        "seed",
-        "role",
-        "environment",
-        "settings",
-        "status",
-    ]
-    for row in (
-        cells[names].astype(object).where(cells[names].notna(), None).itertuples(index=False)
-    ):
+    for row in (row for cells in tables for row in _each(cells)):
         if row.status == Status.FAILED:
             continue
-        arm = (*row[: len(ARM)], row.relative, row.percentile, _versions(row.settings))
+        arm = (*row[1 : 1 + len(ARM)], row.relative, row.percentile, _versions(row.settings))
         roles.setdefault((*arm, row.lr, row.threshold, row.seed), set()).add(row.role)
         if row.relative is not None or row.percentile is not None:
             thresholds.setdefault((*arm, row.environment), set()).add(row.threshold)
