@@ -2,11 +2,11 @@
 workloads.
 
 ``python benchmarks/engines.py --out engines`` trains with momentum and the norm clip: in the script
-that a user writes, in the engines ``loop`` and ``batched`` with every measure recorded, and in
-lanes written in JAX (`jax_peer.py`). All run in processes of one thread, two of one contender at a
-time, as a study's workers do on two cores; the contenders take turns, three rounds of them. The
-table shows the median of the rounds, the least and the largest; of several numbers of lanes the
-best.
+that a user writes, in the engines ``loop`` and ``batched`` with every measure recorded, in
+native lanes, and in lanes written in JAX (`jax_peer.py`). All run in processes of one thread, two
+of one contender at a time, as a study's workers do on two cores; the contenders take turns, three
+rounds of them. The table shows the median of the rounds, the least and the largest; of several
+numbers of lanes the best.
 """
 
 import argparse
@@ -43,7 +43,7 @@ POOL = 2000  # sequences of which the script's batches are taken
 PATIENCE = 300.0  # seconds that one process waits for the other, which may be compiling
 LR, MAX_NORM, MOMENTUM = 0.01, 0.5, 0.9
 LADDER = (16, 32, 64, 128)
-COMPILED = (32, 64)  # lanes: each number takes the compiler a quarter of a minute
+NATIVE = (16, 64)  # lanes: more make a program of this machine no faster
 FIXED = 64  # lanes, where no ladder of them is climbed
 
 
@@ -57,6 +57,7 @@ class Problem:
     settings: dict = field(default_factory=dict)
     batch: int = 32
     ladder: tuple = LADDER
+    native: tuple = NATIVE
     in_jax: bool = True
 
     def build(self):
@@ -92,7 +93,7 @@ PROBLEMS = {
     "temporal-order": Problem("temporal-order", batch=20),
     "temporal-order-50": Problem("temporal-order", {"length": 50}, batch=20),
     "cosh": Problem("cosh", batch=1),
-    "origin": Problem("origin", ladder=(2,), in_jax=False),
+    "origin": Problem("origin", ladder=(2,), native=(2,), in_jax=False),
 }
 
 
@@ -160,54 +161,56 @@ def loop(problem, seconds, meet):
     return {1: timed(block, BLOCK, seconds, meet)}
 
 
-def together(problem, count, compiled):
+def together(problem, count, native):
     """So many lanes, with batches that do not end; and their block of steps, the rows read with
     ``read``.
     """
-    made = lanes.Lanes(problem.jobs(count), compiled)
+    made = lanes.Lanes(problem.jobs(count), native)
     made.batches = [problem.batches(made.workload, seed) for seed in made.seeds]
 
     def block(read=made.rows):
-        for _ in range(BLOCK):
-            made.step(*made.draw())
+        made.advance(BLOCK)
         return read()[-1, :, 0]
 
     return made, block
 
 
-def batched(problem, seconds, meet, compiled=False):
-    """The engine ``batched``, at each number of lanes; or at two of them, its step through
-    torch's compiler.
+def batched(problem, seconds, meet, native=False):
+    """The engine ``batched``, at each number of lanes; or at two of them as a program of this
+    machine.
     """
-    counts = COMPILED if compiled else problem.ladder
+    counts = problem.native if native else problem.ladder
     return {
-        count: timed(together(problem, count, compiled)[1], BLOCK * count, seconds, meet)
+        count: timed(together(problem, count, native)[1], BLOCK * count, seconds, meet)
         for count in counts
     }
 
 
-def recording(problem, seconds, meet, compiled=False):
+def recording(problem, seconds, meet, native=False):
     """The time of a step of lanes with every measure over that of one without any but the loss,
     blocks of both in turn.
     """
-    _, measured = together(problem, FIXED, compiled)
+    _, measured = together(problem, FIXED, native)
     stacked.programs.cache_clear()  # the bare step is another program under the same key
-    bare, block = together(problem, FIXED, compiled)
+    as_it_is = mock.patch.object(lanes.Lanes, "_exact", lambda _self, products, *_: products)
+
+    def lone(before, after, raw, handed, clipped, memory, **_how):
+        # each product is one number that is there already
+        return (clipped[:, 0].clone(),) * len(measures.PRODUCTS), ()
+
+    with mock.patch.object(measures, "products", lone):
+        bare, block = together(problem, FIXED, native)
 
     def losses():
-        found = torch.stack([losses for losses, _ in bare.pending]).double().numpy()
+        if native:
+            found, bare.measured = bare.measured, []
+            return found[-1]
+        found = torch.stack([losses for losses, *_ in bare.pending]).double().numpy()
         bare.pending = []
         return found[..., None]
 
-    def lone(before, after, raw, handed, clipped, memory, **_how):
-        return (clipped[:, 0].clone(),), ()
-
     def unmeasured():
-        # all products become one number: without any, torch 2.13 fails to compile the step
-        # (KeyError).
-        patch = mock.patch.object
-        as_it_is = patch(lanes.Lanes, "_exact", lambda _self, products, *_: products)
-        with patch(measures, "products", lone), as_it_is:
+        with mock.patch.object(measures, "products", lone), as_it_is:
             return block(losses)
 
     def taken(steps):
@@ -228,15 +231,15 @@ CONTENDERS = {
     "loop": loop,
     "batched": batched,
     "alone": batched,
-    "compiled": functools.partial(batched, compiled=True),
+    "native": functools.partial(batched, native=True),
     "recording": recording,
-    "recording, compiled": functools.partial(recording, compiled=True),
+    "recording, native": functools.partial(recording, native=True),
 }
 SHOWN = {
     "script": "#4d4d4d",
     "loop": style.SKY,
     "batched": style.BLUE,
-    "compiled": style.GREEN,
+    "native": style.GREEN,
     "jax": style.ORANGE,
 }
 
@@ -317,20 +320,20 @@ def jax_versions(python):
     return {} if run.returncode else json.loads(run.stdout)
 
 
-def contenders(name, compiling, python):
+def contenders(name, python):
     """Who runs on a problem, in the order of a round."""
     names = ["script", "loop", "batched"] + ["alone"] * (name == "temporal-order")
-    names += ["compiled"] * (name in compiling) + ["jax"] * bool(python and PROBLEMS[name].in_jax)
-    return names + ["recording", "recording, compiled"] * (name == "wdbc")
+    names += ["native"] + ["jax"] * bool(python and PROBLEMS[name].in_jax)
+    return names + ["recording", "recording, native"] * (name == "wdbc")
 
 
-def measure(names, seconds, compiling, python, rounds):
+def measure(names, seconds, python, rounds):
     """All rounds, ``{problem: {contender: [what each process measured, …]}}``; and what is
     missing, and why.
     """
     found, missing = {name: {} for name in names}, {}
     for number, name in itertools.product(range(rounds), names):
-        for contender in contenders(name, compiling, python):
+        for contender in contenders(name, python):
             if f"{name}, {contender}" in missing:
                 continue
             sys.stderr.write(f"round {number + 1} of {rounds}: {name}, {contender}\n")
@@ -377,7 +380,7 @@ def table(found, missing, footer):
         "script µs",
         "loop µs",
         "batched µs",
-        "compiled µs",
+        "native µs",
         "jax µs",
     ]
     columns += ["script / best of ours", "best of ours / jax"]
@@ -386,7 +389,7 @@ def table(found, missing, footer):
         top = {contender: best(by[contender]) for contender in SHOWN if contender in by}
         cells = [spread(*top[one]) if one in top else "–" for one in SHOWN]
         ours = min(
-            (top[one][1] for one in ("loop", "batched", "compiled") if one in top), default=math.nan
+            (top[one][1] for one in ("loop", "batched", "native") if one in top), default=math.nan
         )
         cells.append(number(top["script"][1] / ours) if "script" in top else "–")
         cells.append(number(ours / top["jax"][1]) if "jax" in top else "–")
@@ -403,7 +406,7 @@ def table(found, missing, footer):
                 "two workers against one: "
                 f"{spread(count, median(gains), min(gains), max(gains))}, {name}"
             )
-        for one, bound in (("recording", 1.5), ("recording, compiled", 1.1)):
+        for one, bound in (("recording", 1.5), ("recording, native", 1.1)):
             if one in by:
                 extra.append(f"{one}: {spread(*best(by[one], 'ratio'))}, at most {bound}, {name}")
     said = [f"- {line}" for line in extra] + [
@@ -462,9 +465,6 @@ def main():
         "--workloads", default=",".join(PROBLEMS), help=f"some of {','.join(PROBLEMS)}"
     )
     parser.add_argument(
-        "--compile", default="wdbc", help="workloads whose lanes are compiled as well"
-    )
-    parser.add_argument(
         "--jax",
         default=os.environ.get("CLIPBENCH_JAX_PYTHON", sys.executable),
         help="an interpreter that has jax",
@@ -484,9 +484,7 @@ def main():
         "processor": machine["processor"],
     }
     python = given.jax if peer else None
-    found, missing = measure(
-        given.workloads.split(","), given.seconds, given.compile.split(","), python, given.rounds
-    )
+    found, missing = measure(given.workloads.split(","), given.seconds, python, given.rounds)
     if not peer:
         missing["jax"] = (
             f"{given.jax} has no jax and optax; name another interpreter with --jax or "

@@ -40,16 +40,17 @@ def engines(program, monkeypatch):
         yield module
 
 
-@pytest.mark.parametrize("contender", ["script", "loop", "batched", "recording"])
+@pytest.mark.parametrize(
+    "contender", ["script", "loop", "batched", "native", "recording", "recording, native"]
+)
 def test_every_contender_of_engines_takes_its_steps(engines, contender):
-    """The compiled ones are these with a flag, and half a minute of torch's compiler."""
-    problem = replace(engines.PROBLEMS["wdbc"], ladder=(2,))
+    problem = replace(engines.PROBLEMS["wdbc"], ladder=(2,), native=(2,))
     met = []
     measured = engines.CONTENDERS[contender](problem, 0.0, lambda: met.append(contender))
     [(lanes, one)] = measured.items()
     assert met == [contender]
-    assert lanes == (2 if contender in ("batched", "recording") else 1)
-    assert one["ratio" if contender == "recording" else "microseconds"] > 0
+    assert lanes == (1 if contender in ("script", "loop") else 2)
+    assert one["ratio" if contender.startswith("recording") else "microseconds"] > 0
 
 
 def test_engines_writes_its_page_and_says_what_is_missing(engines, monkeypatch, tmp_path, capsys):
@@ -72,8 +73,6 @@ def test_engines_writes_its_page_and_says_what_is_missing(engines, monkeypatch, 
             "0",
             "--rounds",
             "1",
-            "--compile",
-            "",
         ],
     )
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--out", str(tmp_path)])
