@@ -318,10 +318,10 @@ def products(
     kept = tuple(vectors[name] for name in REMEMBERED)
     vectors |= {LAST + name: vector for name, vector in zip(REMEMBERED, memory, strict=True)}
     wanted = plan(handed is not None, clipped is not None)
-    if wide:
-        vectors = {name: vector.double() for name, vector in vectors.items()}
+    # Only sums need the range of float64: a largest element is what it is, and so is a difference.
+    factors = {name: vector.double() for name, vector in vectors.items()} if wide else vectors
     values = [
-        _inner(vectors[left], vectors[right], one_pass)
+        _inner(factors[left], factors[right], one_pass)
         if inner
         else _differing(vectors[left], vectors[right])
         for inner, left, right in wanted.taken

@@ -29,14 +29,16 @@ BLOCK_BYTES = 2**22  # of batches that are drawn at once, about
 __all__ = ["NotCompiled", "Stepper", "Untranslated"]
 
 
-class _Lane(ctypes.Structure):
-    """As in ``driver.cpp``."""
-
-    _fields_ = (
-        ("update", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("seed", "numbers", "kept", "fixed")),
-        *((name, ctypes.c_void_p) for name in ("rates", "settings", "state", "bytes", "constants")),
-    )
+LANE = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            *("update", "seed", "numbers", "kept", "fixed"),
+            *("rates", "settings", "state", "bytes", "constants"),
+        )
+    ]
+)
+"""A lane as ``driver.cpp`` has it, addresses among its numbers."""
 
 
 class _Batches(ctypes.Structure):
@@ -125,19 +127,16 @@ class Stepper:
         :param ended: lanes that take no step.
         :param taken: how many steps were taken before.
         """
-        table = (_Lane * len(weights))()
-        held: list[Any] = []  # what the table points to
+        table = np.zeros(len(weights), LANE)
+        table["seed"], table["fixed"] = seeds, len(fixed)
+        held = [_addresses(table["constants"], fixed)]  # what the table points to
         for segment in segments:
-            update = self.updates[segment.structure]
-            for lane in range(segment.begin, segment.end):
-                if lane not in ended:
-                    table[lane] = self._lane(
-                        update, segment, lane, weights, fixed, seeds, taken, held
-                    )
+            held += self._fill(table[segment.begin : segment.end], segment, weights, taken)
+        table["update"][list(ended)] = 0
         rows = np.zeros((batch.steps, len(weights), 1 + self.products))
         room, places = self._room(segments, weights)
         inputs, targets = batch.inputs, batch.targets
-        drawn = _Batches(
+        drawn_batches = _Batches(
             inputs.data_ptr(),
             targets.data_ptr(),
             inputs[0, 0].nbytes,
@@ -146,10 +145,10 @@ class Stepper:
         )
         self.run(
             self.gradient.address,
-            table,
+            table.ctypes.data,
             len(weights),
             batch.steps,
-            ctypes.byref(drawn),
+            ctypes.byref(drawn_batches),
             self.products,
             rows.ctypes.data,
             places,
@@ -157,40 +156,23 @@ class Stepper:
         del room, held
         return rows
 
-    def _lane(
-        self,
-        update: Function,
-        segment: Segment,
-        lane: int,
-        weights: Tensor,
-        fixed: Sequence[Tensor],
-        seeds: Sequence[int],
-        taken: int,
-        held: list[Any],
-    ) -> _Lane:
-        own, at = segment.lane, lane - segment.begin
-        numbers = [tensor[at] for tensor in (own.lr, *own.optimizer, *own.clip)]
-        state = [weights[lane], *(tensor[at] for tensor in own.remembered)]
-        rates = None if segment.course is None else segment.course[at, taken:]
-        columns = [
-            (ctypes.c_void_p * max(1, len(some)))(*(tensor.data_ptr() for tensor in some))
-            for some in (numbers, state, [tensor[lane] for tensor in fixed])
+    def _fill(
+        self, rows: np.ndarray, segment: Segment, weights: Tensor, taken: int
+    ) -> list[np.ndarray]:
+        """Fill the rows of a segment's lanes; what they point to."""
+        lane = segment.lane
+        numbers = [lane.lr, *lane.optimizer, *lane.clip]
+        state = [weights[segment.begin : segment.end], *lane.remembered]
+        sizes = np.array([tensor[0].nbytes for tensor in state])
+        rows["update"], rows["bytes"] = self.updates[segment.structure].address, sizes.ctypes.data
+        rows["numbers"], rows["kept"] = len(numbers), len(state)
+        if segment.course is not None:
+            rows["rates"] = _each(segment.course[:, taken:])
+        return [
+            sizes,
+            _addresses(rows["settings"], numbers),
+            _addresses(rows["state"], state),
         ]
-        sizes = (ctypes.c_int64 * len(state))(*(tensor.nbytes for tensor in state))
-        held += [*columns, sizes, rates]
-        settings, kept, constants = (ctypes.addressof(column) for column in columns)
-        return _Lane(
-            update.address,
-            seeds[lane],
-            len(numbers),
-            len(state),
-            len(fixed),
-            None if rates is None else rates.data_ptr(),
-            settings,
-            kept,
-            ctypes.addressof(sizes),
-            constants,
-        )
 
     def _room(self, segments: Sequence[Segment], weights: Tensor) -> tuple[Tensor, Any]:
         """Two places for every part of a lane's state, and one for its gradient, which all lanes
@@ -211,6 +193,22 @@ class Stepper:
         begin = -(-room.data_ptr() // SPARE) * SPARE
         places = (ctypes.c_void_p * len(sizes))(*(begin + one for one in begins))
         return room, places
+
+
+def _each(tensor: Tensor) -> np.ndarray:
+    """The address of each lane's part of a tensor, whose first dimension is the lane."""
+    begin, step = tensor.data_ptr(), tensor.stride(0) * tensor.element_size()
+    return begin + step * np.arange(len(tensor))
+
+
+def _addresses(rows: np.ndarray, tensors: Sequence[Tensor]) -> np.ndarray:
+    """The addresses of each lane's parts of some tensors, lanes × tensors; ``rows`` is filled
+    with where each lane's begin.
+    """
+    parts = [_each(tensor) for tensor in tensors]
+    found = np.stack(parts, 1) if parts else np.zeros((len(rows), 1), np.int64)
+    rows[:] = found.ctypes.data + found.strides[0] * np.arange(len(rows))
+    return found
 
 
 def _gradient(programs: Programs, *arguments: Tensor) -> Function:

@@ -6,31 +6,31 @@ template <typename Real> struct Vector;
 template <> struct Vector<float> { typedef float of __attribute__((vector_size(REGISTER), aligned(4), may_alias)); };
 template <> struct Vector<double> { typedef double of __attribute__((vector_size(REGISTER), aligned(8), may_alias)); };
 
-// ROWS × COLUMNS registers of C = A B, K terms each; of the last register of a row LAST elements are stored. A may lie in any order;
-// B is read to the end of its last register.
-template <typename Real, int ROWS, int COLUMNS, int LAST, bool MORE>
-static void __attribute__((noinline)) tile(const Real *a, long row, long column, const Real *b, long b_row, long K, Real *c, long c_row) {
+// ROWS × COLUMNS registers of C = A B; of the last register of a row LAST elements are stored. The terms of a sum come in blocks of K:
+// in B a row follows on the other, in A a block begins `jump` behind the one before. A may lie in any order; B is read to the end of its
+// last register.
+template <typename Real, int ROWS, int COLUMNS, int LAST>
+static void __attribute__((noinline)) tile(const Real *a, long row, long column, long jump, const Real *b, long b_row, long blocks, long K,
+                                           Real *c, long c_row) {
     typedef typename Vector<Real>::of V;
     constexpr int W = REGISTER / sizeof(Real);
     V sums[ROWS][COLUMNS];
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 4
-        for (int j = 0; j < COLUMNS; ++j) {
-            sums[i][j] = (V){};
-            if (MORE) memcpy(&sums[i][j], c + i * c_row + j * W, j == COLUMNS - 1 ? LAST * sizeof(Real) : sizeof(V));
-        }
-    for (long k = 0; k < K; ++k) {
-        V right[COLUMNS];
+        for (int j = 0; j < COLUMNS; ++j) sums[i][j] = (V){};
+    for (; blocks > 0; --blocks, a += jump)
+        for (long k = 0; k < K; ++k, b += b_row) {
+            V right[COLUMNS];
 #pragma GCC unroll 4
-        for (int j = 0; j < COLUMNS; ++j) right[j] = *(const V *)(b + k * b_row + j * W);
+            for (int j = 0; j < COLUMNS; ++j) right[j] = *(const V *)(b + j * W);
 #pragma GCC unroll 16
-        for (int i = 0; i < ROWS; ++i) {
-            const Real left = a[i * row + k * column];
+            for (int i = 0; i < ROWS; ++i) {
+                const Real left = a[i * row + k * column];
 #pragma GCC unroll 4
-            for (int j = 0; j < COLUMNS; ++j) sums[i][j] += left * right[j];
+                for (int j = 0; j < COLUMNS; ++j) sums[i][j] += left * right[j];
+            }
         }
-    }
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 4
@@ -43,25 +43,51 @@ constexpr int rows_of(int columns) {
 }
 constexpr int WIDEST = REGISTER == 64 ? 4 : 2;
 
-template <typename Real, int M, int COLUMNS, int LAST, bool MORE>
-INLINE void band(const Real *a, long row, long column, const Real *b, long b_row, long K, Real *c, long c_row) {
+template <typename Real, int M, int COLUMNS, int LAST>
+INLINE void band(const Real *a, long row, long column, long jump, const Real *b, long b_row, long blocks, long K, Real *c, long c_row) {
     constexpr int ROWS = rows_of(COLUMNS), REST = M % ROWS;
     for (int i = 0; i + ROWS <= M; i += ROWS)
-        tile<Real, ROWS, COLUMNS, LAST, MORE>(a + i * row, row, column, b, b_row, K, c + i * c_row, c_row);
+        tile<Real, ROWS, COLUMNS, LAST>(a + i * row, row, column, jump, b, b_row, blocks, K, c + i * c_row, c_row);
     if constexpr (REST > 0)
-        tile<Real, REST, COLUMNS, LAST, MORE>(a + (M - REST) * row, row, column, b, b_row, K, c + (M - REST) * c_row, c_row);
+        tile<Real, REST, COLUMNS, LAST>(a + (M - REST) * row, row, column, jump, b, b_row, blocks, K, c + (M - REST) * c_row, c_row);
 }
 
-// C = A B, or C += A B if MORE; A of M × K in any order, B of K × N with neighbouring elements in a row, C in rows of c_row.
-template <typename Real, int M, int N, int K, bool MORE>
-static void product(const Real *a, long row, long column, const Real *b, long b_row, Real *c, long c_row) {
+// C = A B; A of M × K in any order, B of K × N with neighbouring elements in a row, C in rows of c_row. Of several blocks the sum.
+template <typename Real, int M, int N, int K>
+static void product(const Real *a, long row, long column, const Real *b, long b_row, Real *c, long c_row, long blocks = 1, long jump = 0) {
     constexpr int W = REGISTER / sizeof(Real), BAND = WIDEST * W, WHOLE = N / BAND, REST = N % BAND;
     for (int n = 0; n < WHOLE; ++n)
-        band<Real, M, WIDEST, W, MORE>(a, row, column, b + n * BAND, b_row, K, c + n * BAND, c_row);
+        band<Real, M, WIDEST, W>(a, row, column, jump, b + n * BAND, b_row, blocks, K, c + n * BAND, c_row);
     if constexpr (REST > 0)
-        band<Real, M, (REST + W - 1) / W, REST % W == 0 ? W : REST % W, MORE>(
-            a, row, column, b + WHOLE * BAND, b_row, K, c + WHOLE * BAND, c_row);
+        band<Real, M, (REST + W - 1) / W, REST % W == 0 ? W : REST % W>(
+            a, row, column, jump, b + WHOLE * BAND, b_row, blocks, K, c + WHOLE * BAND, c_row);
 }
+
+// Sixteen bytes: four rows of four columns, or two of two.
+template <typename Real> struct Block;
+template <> struct Block<float> {
+    typedef float of __attribute__((vector_size(16), aligned(4), may_alias));
+    static constexpr int SIDE = 4;
+    INLINE void turn(const float *from, long from_row, float *to, long to_row) {
+        const of a = *(const of *)from, b = *(const of *)(from + from_row), c = *(const of *)(from + 2 * from_row),
+                 d = *(const of *)(from + 3 * from_row);
+        const of ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+        const of AB = __builtin_shufflevector(a, b, 2, 6, 3, 7), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+        *(of *)to = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+        *(of *)(to + to_row) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+        *(of *)(to + 2 * to_row) = __builtin_shufflevector(AB, CD, 0, 1, 4, 5);
+        *(of *)(to + 3 * to_row) = __builtin_shufflevector(AB, CD, 2, 3, 6, 7);
+    }
+};
+template <> struct Block<double> {
+    typedef double of __attribute__((vector_size(16), aligned(8), may_alias));
+    static constexpr int SIDE = 2;
+    INLINE void turn(const double *from, long from_row, double *to, long to_row) {
+        const of a = *(const of *)from, b = *(const of *)(from + from_row);
+        *(of *)to = __builtin_shufflevector(a, b, 0, 2);
+        *(of *)(to + to_row) = __builtin_shufflevector(a, b, 1, 3);
+    }
+};
 
 // A matrix in rows: of K × N in any order.
 template <typename Real, int K, int N>
@@ -70,62 +96,50 @@ static void packed(const Real *b, long row, long column, Real *to, long to_row) 
         for (int k = 0; k < K; ++k) memcpy(to + k * to_row, b + k * row, N * sizeof(Real));
         return;
     }
-    constexpr int BLOCK = 8;
-    int k = 0;
-    if (row == 1)
-        for (; k + BLOCK <= K; k += BLOCK) {
-            int n = 0;
-            for (; n + BLOCK <= N; n += BLOCK) {
-                Real block[BLOCK][BLOCK];
-                for (int i = 0; i < BLOCK; ++i) memcpy(block[i], b + (n + i) * column + k, sizeof block[i]);
-                for (int j = 0; j < BLOCK; ++j)
-                    for (int i = 0; i < BLOCK; ++i) to[(k + j) * to_row + n + i] = block[i][j];
-            }
-            for (; n < N; ++n)
-                for (int j = 0; j < BLOCK; ++j) to[(k + j) * to_row + n] = b[n * column + k + j];
-        }
-    for (; k < K; ++k)
-        for (int n = 0; n < N; ++n) to[k * to_row + n] = b[k * row + n * column];
+    constexpr int SIDE = Block<Real>::SIDE, WHOLE_K = K - K % SIDE, WHOLE_N = N - N % SIDE;
+    if (row != 1) {
+        for (int k = 0; k < K; ++k)
+            for (int n = 0; n < N; ++n) to[k * to_row + n] = b[k * row + n * column];
+        return;
+    }
+    for (int k = 0; k < WHOLE_K; k += SIDE)
+        for (int n = 0; n < WHOLE_N; n += SIDE) Block<Real>::turn(b + n * column + k, column, to + k * to_row + n, to_row);
+    for (int n = 0; n < N; ++n)
+        for (int k = n < WHOLE_N ? WHOLE_K : 0; k < K; ++k) to[k * to_row + n] = b[n * column + k];
 }
 
-// The patches of one example as columns, and their gradients added back to where they came from.
+// The patches of one example as columns, and their gradients added back to where they came from. In between stands an image with its
+// padding, of every row first the columns 0, S, 2 S, … of a stride S, then those behind them: so neighbours in a patch's row are
+// neighbours in memory.
 template <typename Real, int CHANNELS, int H, int WIDTH, int KH, int KW, int SH, int SW, int PH, int PW, int DH, int DW>
 struct Patches {
     static constexpr int OUT_H = (H + 2 * PH - DH * (KH - 1) - 1) / SH + 1, OUT_W = (WIDTH + 2 * PW - DW * (KW - 1) - 1) / SW + 1;
+    static constexpr int FULL_H = H + 2 * PH, APART = (WIDTH + 2 * PW + SW - 1) / SW, ROW = APART * SW;
+    static constexpr int column(int x) { return x % SW * APART + x / SW; }
     static void columns(const Real *image, Real *to) {
+        alignas(64) static Real padded[CHANNELS * FULL_H * ROW];  // the padding stays zero
+        for (int c = 0; c < CHANNELS; ++c)
+            for (int y = 0; y < H; ++y)
+                for (int x = 0; x < WIDTH; ++x) padded[(c * FULL_H + y + PH) * ROW + column(x + PW)] = image[(c * H + y) * WIDTH + x];
         for (int c = 0; c < CHANNELS; ++c)
             for (int r = 0; r < KH; ++r)
                 for (int q = 0; q < KW; ++q)
-                    for (int i = 0; i < OUT_H; ++i) {
-                        const int y = i * SH + r * DH - PH;
-                        if (y < 0 || y >= H) {
-                            memset(to, 0, OUT_W * sizeof(Real));
-                        } else {
-                            const Real *line = image + (c * H + y) * WIDTH + q * DW - PW;
-                            for (int j = 0; j < OUT_W; ++j) {
-                                const int x = j * SW + q * DW - PW;
-                                to[j] = x >= 0 && x < WIDTH ? line[j * SW] : (Real)0;
-                            }
-                        }
-                        to += OUT_W;
-                    }
+                    for (int i = 0; i < OUT_H; ++i, to += OUT_W)
+                        memcpy(to, padded + (c * FULL_H + i * SH + r * DH) * ROW + column(q * DW), OUT_W * sizeof(Real));
     }
     static void back(const Real *from, Real *image) {
-        memset(image, 0, CHANNELS * H * WIDTH * sizeof(Real));
+        alignas(64) static Real padded[CHANNELS * FULL_H * ROW];
+        memset(padded, 0, sizeof padded);
         for (int c = 0; c < CHANNELS; ++c)
             for (int r = 0; r < KH; ++r)
                 for (int q = 0; q < KW; ++q)
-                    for (int i = 0; i < OUT_H; ++i) {
-                        const int y = i * SH + r * DH - PH;
-                        if (y >= 0 && y < H) {
-                            Real *line = image + (c * H + y) * WIDTH + q * DW - PW;
-                            for (int j = 0; j < OUT_W; ++j) {
-                                const int x = j * SW + q * DW - PW;
-                                if (x >= 0 && x < WIDTH) line[j * SW] += from[j];
-                            }
-                        }
-                        from += OUT_W;
+                    for (int i = 0; i < OUT_H; ++i, from += OUT_W) {
+                        Real *line = padded + (c * FULL_H + i * SH + r * DH) * ROW + column(q * DW);
+                        for (int j = 0; j < OUT_W; ++j) line[j] += from[j];
                     }
+        for (int c = 0; c < CHANNELS; ++c)
+            for (int y = 0; y < H; ++y)
+                for (int x = 0; x < WIDTH; ++x) image[(c * H + y) * WIDTH + x] = padded[(c * FULL_H + y + PH) * ROW + column(x + PW)];
     }
 };
 

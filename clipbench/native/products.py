@@ -20,13 +20,17 @@ def multiply(
     left: tuple[str, int, int],
     right: tuple[str, int],
     result: tuple[str, int],
-    more: bool = False,
+    blocks: tuple[int, int] = (1, 0),
 ) -> str:
-    """The call for a product of M × K by K × N, whose right side lies in rows."""
+    """The call for a product of M × K by K × N, whose right side lies in rows.
+
+    :param blocks: how many such products are added, and how far the left sides are apart.
+    """
     rows, columns, inner = sizes
     return (
-        f"product<{kind}, {rows}, {columns}, {inner}, {str(more).lower()}>"
-        f"({left[0]}, {left[1]}, {left[2]}, {right[0]}, {right[1]}, {result[0]}, {result[1]});"
+        f"product<{kind}, {rows}, {columns}, {inner}>"
+        f"({left[0]}, {left[1]}, {left[2]}, {right[0]}, {right[1]}, {result[0]}, {result[1]}, "
+        f"{blocks[0]}, {blocks[1]});"
     )
 
 
@@ -163,20 +167,15 @@ class Convolution:
         columns = self.columns(t, images)
         sizes = (self.examples, self.pixels, self.taps)
         turned, length = in_rows(t, Value(columns.memory, sizes, (self.column, 1, self.pixels)))
-        step = self.pixels * length
-
-        def call(example: str, more: bool) -> str:
-            return multiply(
-                self.kind,
-                (self.outputs, self.taps, self.pixels),
-                (f"{maps.address} + {example} * {self.map}", self.pixels, 1),
-                (f"{turned.address} + {example} * {step}", length),
-                (result.address, self.taps),
-                more,
-            )
-
-        others = f"for (long b = 1; b < {self.examples}; ++b) {call('b', True)}"
-        t.call([maps, turned], [result], f"{call('0L', False)} {others}")
+        code = multiply(
+            self.kind,
+            (self.outputs, self.taps, self.pixels),
+            (maps.address, self.pixels, 1),
+            (turned.address, length),
+            (result.address, self.taps),
+            (self.examples, self.map),
+        )
+        t.call([maps, turned], [result], code)
 
 
 def convolution(t: Translation, node: Node) -> Value:
