@@ -123,6 +123,9 @@ def measure(
     choice.lane_bytes = lane_bytes(able)
     device = able[0].cell.device
     fits = (memory or _bound(device, sharers)) // max(1, choice.lane_bytes)
+    if device == "cpu" and _is_native(choice, able, cell_steps, fits):
+        choice.engine, choice.native = BATCHED, True
+        return choice
     best = float("inf")
     for count in (*LADDER, *(HIGHER if device == "cuda" else ())):
         if count > fits:
@@ -137,8 +140,6 @@ def measure(
     if choice.lanes and 1 / CLOSE < best / choice.rates[LOOP] < CLOSE:
         _settle(choice, able[0], _copies(able, choice.lanes))
         best = choice.rates[_rung(choice.lanes)]
-    if choice.lanes and device == "cpu":
-        _try_native(choice, able, cell_steps)
     if (choice.rate(BATCHED) or float("inf")) < choice.rates[LOOP]:
         choice.engine = BATCHED
     return choice
@@ -171,23 +172,29 @@ def _settle(choice: Choice, job: Job, filled: Sequence[Job]) -> None:
     choice.rates |= {LOOP: median(loops), rung: median(rates)}
 
 
-def _try_native(choice: Choice, able: Sequence[Job], cell_steps: float) -> None:
-    """Measure a program of this machine, if it can pay to build it, and keep it if it pays."""
-    structures = len({structure.Structure.of(job) for job in able})
-    best = min(choice.rates[LOOP], choice.rates[_rung(choice.lanes)])
-    if cell_steps * best * PAYS < BUILDING * structures:
-        return
+def _is_native(choice: Choice, able: Sequence[Job], cell_steps: float, fits: int) -> bool:
+    """Whether a program of this machine pays, building it included; it is measured if it can.
+
+    Then no more numbers of lanes are tried: as many lanes of torch are measured beside it, and
+    more of them would gain less than it does.
+    """
+    structures, count = len({structure.Structure.of(job) for job in able}), min(fits, NATIVE_LANES)
+    if count < FEWEST_LANES or cell_steps * choice.rates[LOOP] * PAYS < BUILDING * structures:
+        return False
     start = time.perf_counter()
-    count = min(choice.lanes, NATIVE_LANES)
     try:
         rate, _ = _lanes(_copies(able, count), native=True)
     except (Untranslated, NotCompiled) as error:
         choice.untranslated = str(error)
-        return
+        return False
     building = time.perf_counter() - start
-    choice.rates[_rung(count, native=True)] = rate
-    if cell_steps * rate + structures * building < cell_steps * best:
-        choice.lanes, choice.native = count, True
+    eager, taken = _lanes(_copies(able, count))
+    choice.rates |= {_rung(count, native=True): rate, _rung(count): eager}
+    best = min(choice.rates[LOOP], eager if taken <= fits else choice.rates[LOOP])
+    if cell_steps * rate + structures * building >= cell_steps * best:
+        return False
+    choice.lanes = count
+    return True
 
 
 def _spread(
@@ -225,7 +232,7 @@ def _long(job: Job) -> Job:
     """The job with enough steps for a measurement, at a learning rate at which training does not
     diverge.
     """
-    return replace(job, cell=replace(job.cell, lr=1e-4, steps=STEPS + 10))
+    return replace(job, cell=replace(job.cell, lr=1e-4, steps=STEPS + 10 * MOST_AT_ONCE))
 
 
 def _loop(job: Job) -> float:
