@@ -385,7 +385,7 @@ def test_a_process_does_not_grow_by_more_than_the_bound_on_its_lanes(growths, pr
             BATCHED,
             32,
             True,
-            {LOOP: 0.1 + 0.2, "32 lanes": 1 / 3, "32 lanes, compiled": 1e-7},
+            {LOOP: 0.1 + 0.2, "32 lanes": 1 / 3, "32 lanes, native": 1e-7},
             123456,
             {"sgd + norm": "no"},
             ["sgd, versions 1 and 1"],

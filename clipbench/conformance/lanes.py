@@ -74,7 +74,7 @@ def native_steps(cls: type[Any]) -> str | None:
     try:
         return f"{_locked(jobs, native=True)}; {_free(jobs, native=True)}"
     except (Untranslated, NotCompiled) as error:
-        return f"nothing to compare: no program of this machine ({error})"
+        return f"nothing to compare: it trains in torch's lanes ({error})"
 
 
 def _locked(jobs: Sequence[Job], *, native: bool) -> str:

@@ -26,7 +26,7 @@ def primitives(
     try:
         from torch._decomp import decomposition_table
     except ImportError as error:
-        raise Untranslated("no table of decompositions in this torch") from error
+        raise Untranslated("anything, for this torch has no table of decompositions") from error
     table: Any = {
         operation: apart
         for operation, apart in decomposition_table.items()
@@ -42,4 +42,4 @@ def primitives(
             )(*arguments)
     except Exception as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise Untranslated(f"a trace of it ({said[:200]})") from error
+        raise Untranslated(f"what torch cannot trace ({said[:200]})") from error

@@ -30,6 +30,9 @@ VIEWS = frozenset(
 class Untranslated(Exception):  # noqa: N818 - an answer, not an error
     """A program has an operation that has no translation; the message names it."""
 
+    def __str__(self) -> str:
+        return f"no translation of {super().__str__()}"
+
 
 @dataclass(frozen=True)
 class Source:

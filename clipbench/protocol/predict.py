@@ -92,7 +92,11 @@ def _tasks(asked: Plan) -> dict[str, list[Cell]]:
 def _engine_in_words(choice: Choice) -> str:
     if choice.engine != BATCHED:
         return LOOP
-    return f"{choice.lanes} lanes{', native' if choice.native else ''}"
+    if choice.native:
+        return f"{choice.lanes} lanes, native"
+    return f"{choice.lanes} lanes" + (
+        f" (not native: {choice.untranslated})" if choice.untranslated else ""
+    )
 
 
 def _at_most(study: Study, asked: Plan, cells: Sequence[Cell]) -> tuple[int, int]:
