@@ -41,9 +41,9 @@ BETTER = 0.97
 CLOSE = 1.5  # rates whose ratio is below this are measured again
 # seconds: if the loop needs less, the search for a faster engine takes longer than it saves
 MEASURING = 10.0
-# seconds that a program of this machine takes to build for one structure, about; the measured time
-# replaces it
-BUILDING = 1.0
+# seconds that a program of this machine takes to build for one more structure, about; the first is
+# measured
+BUILDING = 0.5
 # share of a step's time that such a program saves; it is not tried if that is less than it costs
 PAYS = 0.5
 NATIVE_LANES = 32  # of a shard: more make it no faster, and fewer shards
@@ -181,17 +181,18 @@ def _is_native(choice: Choice, able: Sequence[Job], cell_steps: float, fits: int
     structures, count = len({structure.Structure.of(job) for job in able}), min(fits, NATIVE_LANES)
     if count < FEWEST_LANES or cell_steps * choice.rates[LOOP] * PAYS < BUILDING * structures:
         return False
-    start = time.perf_counter()
+    filled, start = _copies(able, count), time.perf_counter()
     try:
-        rate, _ = _lanes(_copies(able, count), native=True)
+        lanes.begin([_long(job) for job in filled], native=True)
+        building = time.perf_counter() - start + (structures - 1) * BUILDING
+        rate, _ = _lanes(filled, native=True)
     except (Untranslated, NotCompiled) as error:
         choice.untranslated = str(error)
         return False
-    building = time.perf_counter() - start
-    eager, taken = _lanes(_copies(able, count))
+    eager, taken = _lanes(filled)
     choice.rates |= {_rung(count, native=True): rate, _rung(count): eager}
     best = min(choice.rates[LOOP], eager if taken <= fits else choice.rates[LOOP])
-    if cell_steps * rate + structures * building >= cell_steps * best:
+    if cell_steps * rate + building >= cell_steps * best:
         return False
     choice.lanes = count
     return True
