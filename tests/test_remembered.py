@@ -106,7 +106,7 @@ def question(text, folder, slots=2, executor=Local, **asked):
     page = study.parse("tiny", text, folder)
     jobs = [Job(cell, cell.clip_settings(1.0)) for cell in protocol.plan(page).cells]
     question = {"engine": "auto", "memory": None, **asked}
-    made = Asked(limit=600.0, executor=executor(slots), setting=Setting(), **question)
+    made = Asked(limit=600.0, executor=executor(slots), setting=Setting(), study=page, **question)
     return remembered_as(jobs, sum(job.cell.steps for job in jobs), made)
 
 
@@ -135,7 +135,7 @@ def test_rates_elsewhere_on_a_device_or_of_a_users_files_are_not_remembered(tmp_
     assert question(PAGE, tmp_path, executor=Elsewhere) is None
     page = study.parse("tiny", PAGE, tmp_path)
     [job, *_] = [Job(cell, cell.clip_settings(1.0)) for cell in protocol.plan(page).cells]
-    asked = Asked("auto", None, 600.0, Local(2), Setting())
+    asked = Asked("auto", None, 600.0, Local(2), Setting(), page)
     for cell in (
         replace(job.cell, device="cuda"),
         replace(job.cell, clip=replace(job.cell.clip, version="0123456789abcdef")),

@@ -18,6 +18,7 @@ from clipbench.execute import Call, Executor, Setting
 from clipbench.protocol import remembered
 from clipbench.protocol.campaign import Campaign
 from clipbench.protocol.plans import choice_key
+from clipbench.study import Study
 
 PROBE = 0.1  # seconds of processor time
 DISTURBED = 1.15  # times that, until it is over
@@ -34,6 +35,7 @@ class Asked:
     limit: float
     executor: Executor
     setting: Setting
+    study: Study
 
 
 def choose(campaign: Campaign) -> None:
@@ -55,6 +57,7 @@ def choose(campaign: Campaign) -> None:
         campaign.options.patience,
         campaign.executor,
         campaign.setting,
+        campaign.study,
     )
     wanted = missing(page.setdefault("engines", {}), tasks, engine)
     steps = {task: sum(job.cell.steps for job in jobs) for task, jobs in tasks.items()}
@@ -128,10 +131,12 @@ def _an_arm_each(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _before_a_worker(jobs: Sequence[Job], steps: int, asked: Asked) -> float:
-    """The steps that one worker has to train, about: its share of the selection, and half as much
-    again for the phases after it.
+    """The steps that one worker has to train, about: its share of the selection, half as much again
+    beyond its axes, and every arm twice on each seed of the report.
     """
-    return 1.5 * steps / execute.abreast(asked.executor, jobs[0].cell.device)
+    cell, arms = jobs[0].cell, {job.cell.arm for job in jobs}
+    report = 2 * len(arms) * asked.study.seeds(cell.workload.name).report * cell.steps
+    return (1.5 * steps + report) / execute.abreast(asked.executor, cell.device)
 
 
 def measured(

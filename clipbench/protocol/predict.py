@@ -49,7 +49,9 @@ def predict(
     known, engine = pages_["calibration"].get("engines", {}), engine or study.document.run.engine
     with Local(max(cores(), len(spread.indices)), spread) as executor:
         outlook, known_before = _choices(
-            wanted, known, Asked(engine, None, execute.LIMIT, executor, Setting(tuple(study.used)))
+            wanted,
+            known,
+            Asked(engine, None, execute.LIMIT, executor, Setting(tuple(study.used)), study),
         )
     rows = []
     for task, cells in tasks.items():

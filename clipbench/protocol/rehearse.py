@@ -54,7 +54,7 @@ def rehearse(study: Study, options: Options, folder: Path) -> str:
     jobs = [Job(cell, cell.clip_settings(1.0)) for cell in cells]
     known = {} if store is None else store.page("calibration").get("engines", {})
     engine = options.engine or study.document.run.engine
-    question = Asked(engine, options.memory, execute.LIMIT, made, execute.Setting())
+    question = Asked(engine, options.memory, execute.LIMIT, made, execute.Setting(), study)
     choices = {
         structure.shape(job.cell): used(
             Choice.of(known[choice_key(job.cell)]), question, job.cell.device
