@@ -58,6 +58,29 @@ def library(source: str, flags: Sequence[Sequence[str]], name: str) -> ctypes.CD
         return _loaded(_made(compiler, source, flags))
 
 
+def kept(path: Path) -> ctypes.CDLL | None:
+    """A library that was kept under this path; None if it is not there as it was, or another
+    compiler would make it now.
+    """
+    try:
+        return ctypes.CDLL(str(path)) if _sound(path) else None
+    except OSError:
+        return None
+
+
+def note(told: str) -> Path | None:
+    """The file for what is known of a library, named by what tells it from others, the compiler and
+    the processor; None if there is no place for it.
+
+    :raises NotCompiled: there is no compiler.
+    """
+    home, compiler = cache.folder(), _compiler()
+    if home is None:
+        return None
+    key = "\0".join([told, *compiler, _version(compiler), _processor()])
+    return home / "native" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
 def _compiler() -> tuple[str, ...]:
     """The command of the compiler: what ``CXX`` names, or the first that is found.
 
@@ -158,22 +181,33 @@ def _sound(kept: Path) -> bool:
 def _keep(made: bytes, kept: Path) -> None:
     digest = hashlib.sha256(made).hexdigest()
     for path, content in ((kept, made), (kept.with_suffix(".sha256"), digest.encode())):
-        new = path.with_name(f"{path.name}.{os.getpid()}.new")
-        new.write_bytes(content)
-        new.replace(path)
+        replace(path, content)
     _forget_oldest(kept.parent)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file whole, or leave it as it is."""
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    new.write_bytes(content)
+    new.replace(path)
 
 
 def _forget_oldest(place: Path) -> None:
     """Keep the cache within its bounds; what another process removes at the same time is gone."""
-    files = []
-    for path in place.glob("*.so"):
-        with contextlib.suppress(OSError):
-            files.append((path.stat().st_mtime, path.stat().st_size, path))
-    files.sort(reverse=True)
+    for path in sorted(place.glob("*.json"), key=_age)[KEPT_FILES:]:
+        path.unlink(missing_ok=True)
     total = 0
-    for number, (_, size, path) in enumerate(files):
+    for number, path in enumerate(sorted(place.glob("*.so"), key=_age)):
+        size = path.stat().st_size if path.exists() else 0
         total += size
         if number >= KEPT_FILES or total > KEPT_BYTES:
             for gone in (path, path.with_suffix(".sha256"), path.with_suffix(".lock")):
                 gone.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> float:
+    """What sorts the newest first; what is gone is the oldest."""
+    try:
+        return -path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "step": {"trees", "cell", "measures"},
     "cache": set(),
     "compiling": {"cache"},
-    "native": {"compiling"},
+    "native": {"cache", "compiling"},
     "engines": {
         *MATTER,
         "compiling",

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from clipbench import measures
 from clipbench.compiling import NotCompiled
 from clipbench.engines.stacked import Programs
-from clipbench.engines.structure import Lane, Segment
+from clipbench.engines.structure import Lane, Segment, Structure
 from clipbench.native import SPARE, Function, Untranslated, driver, translated
 
 MOST = 256  # arguments of one program, as the driver has room for
@@ -249,5 +249,16 @@ def _remembered(
     """The function, built once in this process."""
     if (found := programs.native.get(key)) is None:
         fresh = [tensor.detach().clone() for tensor in arguments]
-        found = programs.native[key] = translated(function, fresh)
+        found = programs.native[key] = translated(function, fresh, _known(programs, key))
     return found
+
+
+def _known(programs: Programs, key: Any) -> str | None:
+    """What tells a program of packaged components from all others; None if a component is not
+    packaged, for its file may read others.
+    """
+    workload, (first, *_) = programs.model.workload, key
+    versions = [workload.version, *(first.versions if isinstance(first, Structure) else ())]
+    if not all(isinstance(version, int) for version in versions):
+        return None
+    return repr((workload, workload.version, programs.model.how, programs.model.dtype, key))

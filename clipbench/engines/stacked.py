@@ -32,7 +32,7 @@ class Model:
     """
 
     def __init__(self, workload: Any, dtype: torch.dtype, device: str, how: Pass = PLAIN) -> None:
-        self.workload, self.how = workload, how
+        self.workload, self.how, self.dtype = workload, how, dtype
         self.weighs = hasattr(workload, "weight")
         if reason := feed.sparse_at_first(workload):
             raise NoLanes(f'workload "{workload.name}": {reason}')

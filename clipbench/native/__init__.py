@@ -5,15 +5,18 @@ compiled, and kept.
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from clipbench import compiling
+from clipbench import cache, compiling
 from clipbench.native.operations import OPERATIONS
 from clipbench.native.tracing import primitives
 from clipbench.native.translation import Translation, Untranslated
@@ -50,16 +53,45 @@ class Function:
     """What must live as long."""
 
 
-def translated(function: Callable[..., Any], arguments: Sequence[Tensor]) -> Function:
+def translated(
+    function: Callable[..., Any], arguments: Sequence[Tensor], known: str | None = None
+) -> Function:
     """A function of tensors as a function of this machine.
 
+    :param known: what tells the function from all others of this version of clipbench; if it was
+        translated before, it is not traced again. None if nothing does.
     :raises Untranslated: an operation has no translation.
     :raises NotCompiled: there is no compiler, or it fails.
     """
+    note = (
+        None
+        if known is None
+        else compiling.note(f"{cache.sources()}\0{torch.__version__}\0{known}")
+    )
+    if note is not None and (found := _recalled(note)) is not None:
+        return found
     source = Translation(primitives(function, arguments, WINDOWS), OPERATIONS).source("program")
     library = compiling.library(f"{_headers()}\n{source.text}\n", FLAGS, "program")
+    if note is not None:
+        told = {"library": library._name, "outputs": source.outputs, "workspace": source.workspace}  # noqa: SLF001 - ctypes has no public word for it
+        with suppress(OSError):
+            compiling.replace(note, json.dumps(told).encode())
+    return _function(library, source.outputs, source.workspace)
+
+
+def _recalled(note: Path) -> Function | None:
+    """The function that a note tells of, if its library is as it was."""
+    try:
+        told = json.loads(note.read_text(encoding="utf-8"))
+        library = compiling.kept(Path(told["library"]))
+        return None if library is None else _function(library, told["outputs"], told["workspace"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _function(library: ctypes.CDLL, outputs: Sequence[int], workspace: int) -> Function:
     address = ctypes.cast(library["program"], ctypes.c_void_p).value or 0
-    return Function(address, source.outputs, source.workspace, library)
+    return Function(address, tuple(outputs), workspace, library)
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,6 @@ import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +28,9 @@ def key(question: Mapping[str, Any]) -> str:
     """The name under which the choice that answers a question is kept: a hash of the question, this
     machine, its libraries and all of clipbench's files.
     """
-    here = {**execute.environment("cpu"), "usable": execute.cores(), "files": _files()}
+    here = {**execute.environment("cpu"), "usable": execute.cores(), "files": cache.sources()}
     told = json.dumps({"question": question, "here": here}, sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:32]
-
-
-@lru_cache(maxsize=1)
-def _files() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(execute.__file__).parents[1].rglob("*")):
-        if path.suffix in (".py", ".cpp", ".hpp"):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def recall(name: str) -> Choice | None:
