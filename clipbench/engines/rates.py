@@ -30,8 +30,7 @@ from clipbench.engines.record import CHUNK, Components, Job, stops
 
 LOOP, BATCHED = "loop", "batched"
 MEMORY = 2 * 10**9  # bytes a worker may fill with lanes
-LADDER = (2, 8, 16, 32, 64, 128, 256)
-HIGHER = (512, 1024, 2048, 4096, 8192)  # on CUDA: a small model's lanes do not fill a device before
+LADDER = (2, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 FILLED = 0.8  # share of a device's free memory that lanes may take: pieces of it are lost
 MOMENT = 0.25  # seconds a rate is measured for
 STEPS = 200  # at most
@@ -127,7 +126,7 @@ def measure(
         choice.engine, choice.native = BATCHED, True
         return choice
     best = float("inf")
-    for count in (*LADDER, *(HIGHER if device == "cuda" else ())):
+    for count in LADDER:
         if count > fits:
             break
         rate, taken = _lanes(_copies(able, count))
