@@ -131,16 +131,18 @@ def _made(compiler: Sequence[str], source: str, flags: Sequence[Sequence[str]]) 
 
     :raises NotCompiled: the compiler fails with every set of flags, or hangs.
     """
-    with TemporaryDirectory(prefix="clipbench-") as place:
-        text, made = Path(place) / "source.cpp", Path(place) / "made.so"
-        text.write_text(source)
-        for more in flags:
-            done = _run([*compiler, *PLAIN, *more, str(text), "-o", str(made)])
-            if done.returncode == 0:
-                try:
+    try:
+        with TemporaryDirectory(prefix="clipbench-") as place:
+            text, made = Path(place) / "source.cpp", Path(place) / "made.so"
+            text.write_text(source)
+            for more in flags:
+                done = _run([*compiler, *PLAIN, *more, str(text), "-o", str(made)])
+                if done.returncode == 0:
+                    if not made.exists():
+                        raise NotCompiled(f"{compiler[0]}: it made no library")
                     return made.read_bytes()
-                except OSError as error:
-                    raise NotCompiled(f"{compiler[0]}: it made no library") from error
+    except OSError as error:
+        raise NotCompiled(f"there is no room to compile ({error.strerror})") from error
     said = done.stderr or f"it ended with {done.returncode}"
     reason = next((line for line in said.splitlines() if "error" in line), said.strip())
     raise NotCompiled(f"{compiler[0]}: {reason.strip()[:300]}")
@@ -148,13 +150,13 @@ def _made(compiler: Sequence[str], source: str, flags: Sequence[Sequence[str]]) 
 
 def _loaded(made: bytes) -> ctypes.CDLL:
     """A library that is not kept: its file is removed as soon as it is loaded."""
-    with TemporaryDirectory(prefix="clipbench-") as place:
-        file = Path(place) / "made.so"
-        file.write_bytes(made)
-        try:
+    try:
+        with TemporaryDirectory(prefix="clipbench-") as place:
+            file = Path(place) / "made.so"
+            file.write_bytes(made)
             return ctypes.CDLL(str(file))
-        except OSError as error:
-            raise NotCompiled(f"the library cannot be loaded ({error})") from error
+    except OSError as error:
+        raise NotCompiled(f"the library cannot be loaded ({error})") from error
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def timed(monkeypatch):
     is a compiler that fails.
     """
 
-    def put(loop, eager, native=None, some_more=lambda count: count):
+    def put(loop, eager, native=None, some_more=lambda count: count, apart=None):
         asked = []
 
         def of_lanes(some, *, native=False):
@@ -57,7 +57,8 @@ def timed(monkeypatch):
         table = {False: eager, True: native or (lambda _: None)}
         monkeypatch.setattr(rates, "_loop", lambda _: loop)
         monkeypatch.setattr(rates, "_lanes", of_lanes)
-        monkeypatch.setattr(rates.lanes, "begin", lambda *_, **__: None)
+        monkeypatch.setattr(rates.lanes, "begin", lambda *_, **__: (None, []))
+        monkeypatch.setattr(rates, "_parted", lambda *_: apart)
         return asked
 
     return put
@@ -189,6 +190,12 @@ def test_lanes_stay_as_they_are_where_a_program_of_this_machine_is_slower_or_fai
         found = (choice.engine, choice.lanes, choice.native, choice.rate(BATCHED))
         assert found == (BATCHED, 8, False, 1 / 8)
         assert choice.untranslated == ("" if native else "no compiler")
+
+
+def test_a_program_of_this_machine_whose_numbers_are_others_is_not_taken(timed):
+    timed(loop=1.0, eager=lambda count: 1 / count, native=lambda _: 1e-6, apart="they are not")
+    choice = rates.measure([job(SMALL)], rates.MEMORY, cell_steps=10**6)
+    assert (choice.native, choice.untranslated) == (False, "they are not")
 
 
 def test_a_program_of_this_machine_is_taken_where_torchs_lanes_are_slower_than_the_loop(timed):

@@ -166,7 +166,6 @@ class Lanes:
                     batch,
                     self.weights,
                     self.segments,
-                    self.fixed,
                     self.seed_index.tolist(),
                     self.ended,
                     self.taken,

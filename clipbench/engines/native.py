@@ -97,6 +97,13 @@ class Stepper:
         fixed: Sequence[Tensor],
         segments: Sequence[Segment],
     ) -> None:
+        most = max(
+            3 + len(fixed),
+            *(2 + len(pytree.tree_leaves(segment.lane)) for segment in segments),
+            *(1 + len(segment.lane.remembered) + len(measures.PRODUCTS) for segment in segments),
+        )
+        if most > MOST:
+            raise Untranslated(f"a program of {most} arguments, more than {MOST}")
         one = tuple(tensor[0] for tensor in (weights, *batch, *fixed))
         self.gradient = _gradient(programs, *one)
         grads = programs.model.like_gradient(weights, batch[0])
@@ -104,6 +111,8 @@ class Stepper:
             segment.structure: _update(programs, segment, weights, grads) for segment in segments
         }
         self.products = len(measures.PRODUCTS)
+        # a program may read a little behind each
+        self.fixed = [_with_room(tensor.unbind(), (len(tensor), 1)).squeeze(1) for tensor in fixed]
         self.run = driver()
 
     @property
@@ -116,7 +125,6 @@ class Stepper:
         batch: Batch,
         weights: Tensor,
         segments: Sequence[Segment],
-        fixed: Sequence[Tensor],
         seeds: Sequence[int],
         ended: set[int],
         taken: int,
@@ -128,8 +136,8 @@ class Stepper:
         :param taken: how many steps were taken before.
         """
         table = np.zeros(len(weights), LANE)
-        table["seed"], table["fixed"] = seeds, len(fixed)
-        held = [_addresses(table["constants"], fixed)]  # what the table points to
+        table["seed"], table["fixed"] = seeds, len(self.fixed)
+        held = [_addresses(table["constants"], self.fixed)]  # what the table points to
         for segment in segments:
             held += self._fill(table[segment.begin : segment.end], segment, weights, taken)
         table["update"][list(ended)] = 0
@@ -154,6 +162,8 @@ class Stepper:
             places,
         )
         del room, held
+        for one in (self.gradient, *self.updates.values()):
+            one.check()
         return rows
 
     def _fill(

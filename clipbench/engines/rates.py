@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
-from clipbench import feed, trees
+from clipbench import feed, measures, trees
 from clipbench.engines import lanes, stacked, structure
 from clipbench.engines.evaluating import evaluate
 from clipbench.engines.loop import Trainer
@@ -40,8 +41,8 @@ BETTER = 0.97
 CLOSE = 1.5  # rates whose ratio is below this are measured again
 # seconds: if the loop needs less, the search for a faster engine takes longer than it saves
 MEASURING = 10.0
-# seconds that a program of this machine takes to build for one more structure, about; the first is
-# measured
+# seconds that a program of this machine takes to build for one structure, about; the measured time
+# replaces it
 BUILDING = 0.5
 # share of a step's time that such a program saves; it is not tried if that is less than it costs
 PAYS = 0.5
@@ -51,6 +52,10 @@ MOST_AT_ONCE = 40  # steps of a measurement
 # measured): freed pieces do not fit the next tensors
 HEADROOM = 5
 AGREEMENT = 1e-9
+# Steps of native lanes that are compared with those of torch before they are trusted, relative to
+# the number: float32, summed in another order. An update is a small difference of large weights.
+COMPARED, ALIKE = 3, 0.02
+SEEN = [measures.LOSS, measures.GRAD_NORM, measures.KEPT]
 
 
 @dataclass
@@ -181,9 +186,13 @@ def _is_native(choice: Choice, able: Sequence[Job], cell_steps: float, fits: int
     if count < FEWEST_LANES or cell_steps * choice.rates[LOOP] * PAYS < BUILDING * structures:
         return False
     filled, start = _copies(able, count), time.perf_counter()
+    arms = list({structure.Structure.of(job): job for job in able}.values())
     try:
-        lanes.begin([_long(job) for job in filled], native=True)
-        building = time.perf_counter() - start + (structures - 1) * BUILDING
+        together = lanes.begin([_long(job) for job in arms], native=True)
+        building = time.perf_counter() - start
+        if reason := _parted(*together):
+            choice.untranslated = reason
+            return False
         rate, _ = _lanes(filled, native=True)
     except (Untranslated, NotCompiled) as error:
         choice.untranslated = str(error)
@@ -195,6 +204,21 @@ def _is_native(choice: Choice, able: Sequence[Job], cell_steps: float, fits: int
         return False
     choice.lanes = count
     return True
+
+
+def _parted(native: lanes.Lanes, cells: Sequence[int]) -> str | None:
+    """How some steps of native lanes differ from those of torch's lanes, in words; None if they do
+    not. Whatever was translated wrongly trains nothing.
+    """
+    other, others = lanes.begin([native.jobs[cells.index(cell)] for cell in sorted(set(cells))])
+    for made in (native, other):
+        made.advance(COMPARED)
+    rows, expected = native.rows(), other.rows()
+    for cell in sorted(set(cells)):
+        one, two = rows[:, cells.index(cell), SEEN], expected[:, others.index(cell), SEEN]
+        if not np.allclose(one, two, rtol=ALIKE, atol=0, equal_nan=True):
+            return f"its numbers with {native.jobs[cells.index(cell)].cell.arm} are not torch's"
+    return None
 
 
 def _spread(

@@ -213,7 +213,8 @@ class Programs:
             ) from error
         leaves, self.states[structure] = pytree.tree_flatten(state)
         state = tuple(
-            leaf.to(dtype=one.dtype, copy=True) for leaf, one in zip(leaves, plain, strict=True)
+            leaf.to(dtype=one.dtype, copy=True, memory_format=torch.contiguous_format)
+            for leaf, one in zip(leaves, plain, strict=True)
         )
         return lane._replace(
             state=state, memory=tuple(torch.full_like(weights, math.nan) for _ in REMEMBERED)

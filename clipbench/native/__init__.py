@@ -52,6 +52,19 @@ class Function:
     library: ctypes.CDLL
     """What must live as long."""
 
+    def check(self) -> None:
+        """Forget what went wrong since the last call, where C++ has no exception of its own.
+
+        :raises IndexError: an index was out of range.
+        :raises ZeroDivisionError: a whole number was divided by zero.
+        """
+        wrong = ctypes.c_int.in_dll(self.library, "wrong")
+        found, wrong.value = wrong.value, 0
+        if found == 1:
+            raise IndexError("index out of range in a native lane")
+        if found:
+            raise ZeroDivisionError("a whole number is divided by zero in a native lane")
+
 
 def translated(
     function: Callable[..., Any], arguments: Sequence[Tensor], known: str | None = None

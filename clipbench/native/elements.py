@@ -85,8 +85,8 @@ EXPRESSIONS: Mapping[str, str] = {
 WHOLE: Mapping[str, str] = {
     "abs": "({0} < 0 ? -{0} : {0})",
     "bitwise_not": "(~{0})",
-    "div": "({0} / {1})",
-    "fmod": "({0} % {1})",
+    "div": "({type})quotient({0}, {1})",
+    "fmod": "({type})rest({0}, {1})",
     "maximum": "({0} > {1} ? {0} : {1})",
     "minimum": "({0} < {1} ? {0} : {1})",
     "remainder": "({type})remainder_((int64_t)({0}), (int64_t)({1}))",

@@ -14,6 +14,19 @@
 #define INFINITE __builtin_inf()
 #define INLINE static inline __attribute__((always_inline))
 
+// What went wrong, for whoever calls: 1 is an index out of range, 2 a whole number divided by zero.
+extern "C" {
+__attribute__((visibility("default"))) int wrong = 0;
+}
+
+// An index that may count from the end; 0 if it is out of range.
+INLINE int64_t within(int64_t index, int64_t size) {
+    const int64_t found = index < 0 ? index + size : index;
+    if (found >= 0 && found < size) return found;
+    wrong = 1;
+    return 0;
+}
+
 // ------------------------------------------------------------------------------------------------ element-wise functions
 
 INLINE float as_real(int32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
@@ -174,4 +187,14 @@ template <typename Real> INLINE Real sign_(Real x) { return (Real)((x > (Real)0)
 // With the sign of the divisor, as Python's.
 INLINE float remainder_(float x, float y) { const float r = __builtin_fmodf(x, y); return r != 0.0f && (r < 0.0f) != (y < 0.0f) ? r + y : r; }
 INLINE double remainder_(double x, double y) { const double r = __builtin_fmod(x, y); return r != 0.0 && (r < 0.0) != (y < 0.0) ? r + y : r; }
-INLINE int64_t remainder_(int64_t x, int64_t y) { const int64_t r = x % y; return r != 0 && (r < 0) != (y < 0) ? r + y : r; }
+
+// Of whole numbers. The least number by -1 leaves the range, where x86 would end the process.
+INLINE int64_t quotient(int64_t x, int64_t y) {
+    if (y == 0) wrong = 2;
+    return y == 0 ? 0 : y == -1 ? (int64_t)(0 - (uint64_t)x) : x / y;
+}
+INLINE int64_t rest(int64_t x, int64_t y) {
+    if (y == 0) wrong = 2;
+    return y == 0 || y == -1 ? 0 : x % y;
+}
+INLINE int64_t remainder_(int64_t x, int64_t y) { const int64_t r = rest(x, y); return r != 0 && (r < 0) != (y < 0) ? r + y : r; }

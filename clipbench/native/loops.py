@@ -20,6 +20,7 @@ FOLDS = {
 }
 # Of an extreme along a register: the extreme of the numbers, and beside it whether any is NaN. A
 # comparison that asks for both at once is not always put into registers.
+LONG = 256  # numbers of one sum
 EXTREMES = {"amax": "{1} > {0} ? {1} : {0}", "amin": "{1} < {0} ? {1} : {0}"}
 
 
@@ -212,31 +213,22 @@ class Loop:
         for level, size in enumerate(sizes[:-1]):
             yield f"for (long i{level} = 0; i{level} < {size}; ++i{level}) {{"
         for one in along:
-            yield from one.before(_spot(one.fold.result, one.fold.kept, leaders[:-1]))
+            yield from one.before(leaders[:-1])
         yield f"#pragma omp simd {' '.join(clause for one in along for clause in one.clauses())}"
         yield f"for (long i{outer} = 0; i{outer} < {sizes[-1]}; ++i{outer}) {{"
         for one in across:
-            yield f"{one.type} &{one.name} = {_spot(one.fold.result, one.fold.kept, leaders)};"
+            yield f"{one.type} &{one.name} = {one.spot(leaders)};"
         yield from (line if isinstance(line, str) else line.code(leaders) for line in self.body)
         for one in along:
             yield from one.along()
         yield from (one.across() for one in across)
         yield "}"
         for one in along:
-            yield from one.after(_spot(one.fold.result, one.fold.kept, leaders[:-1]))
+            yield from one.after(leaders[:-1])
         yield "}" * outer
-        yield from (f"{one.target} = {one.name};" for one in folds if one.single)
+        for one in folds:
+            yield from one.end()
         yield "}"
-
-
-def _spot(value: Value, steps: Sequence[int], leaders: Sequence[int]) -> str:
-    """An element of a value, in C++, by the indices of the loops.
-
-    :param steps: the strides of the dimensions of the domain.
-    :param leaders: of each loop the dimension whose stride it walks by.
-    """
-    parts = [f"i{level} * {steps[dim]}L" for level, dim in enumerate(leaders) if steps[dim]]
-    return f"{value.memory.name}[{' + '.join([str(value.offset), *parts])}]"
 
 
 @dataclass(frozen=True)
@@ -249,7 +241,8 @@ class Folding:
 
     @property
     def type(self) -> str:
-        return self.fold.result.memory.type
+        """The type of what holds it."""
+        return "double" if self.wide else self.fold.result.memory.type
 
     @property
     def single(self) -> bool:
@@ -257,44 +250,51 @@ class Folding:
         return self.fold.result.elements == 1
 
     @property
-    def target(self) -> str:
-        result = self.fold.result
-        return result.memory.name if result.memory.register else f"{result.address}[0]"
+    def wide(self) -> bool:
+        """Whether it is a sum of so many numbers, one after the other, that float32 would lose
+        digits: torch adds them in blocks.
+        """
+        folded = self.fold.operand.elements // max(1, self.fold.result.elements)
+        plain = self.fold.name == "sum" and self.fold.result.memory.type == "float"
+        return plain and folded >= LONG and not self.single and self.fold.result.dense
 
     @property
     def extreme(self) -> bool:
         return self.fold.name in EXTREMES
 
+    @property
+    def held(self) -> str:
+        """The address of what holds the results, if there are several."""
+        return f"{self.name}_wide" if self.wide else self.fold.result.address
+
+    def spot(self, leaders: Sequence[int]) -> str:
+        """The result that belongs to the indices of the loops."""
+        steps = self.fold.kept
+        parts = [f"i{level} * {steps[dim]}L" for level, dim in enumerate(leaders) if steps[dim]]
+        return f"{self.held}[{' + '.join(['0', *parts])}]"
+
     def beginning(self) -> Iterator[str]:
-        start = f"({self.type}){FOLDS[self.fold.name][0]}"
+        """What stands before all loops."""
+        start, count = f"({self.type}){FOLDS[self.fold.name][0]}", self.fold.result.elements
         if self.single:
             yield f"{self.type} {self.name} = {start};"
-        else:
-            result = self.fold.result
-            yield f"for (long i = 0; i < {result.elements}; ++i) {result.address}[i] = {start};"
+            return
+        if self.wide:
+            yield f"alignas(64) static double {self.held}[{count}];"
+        yield f"for (long i = 0; i < {count}; ++i) {self.held}[i] = {start};"
 
     def clauses(self) -> Iterator[str]:
+        """What OpenMP must know of it, if it goes along the innermost loop."""
         yield f"reduction({FOLDS[self.fold.name][2]} : {self.name})"
         if self.extreme:
             yield f"reduction(+ : {self.name}_nan)"
 
-    def before(self, held: str) -> Iterator[str]:
+    def before(self, leaders: Sequence[int]) -> Iterator[str]:
         """What stands before the innermost loop, if the fold goes along it."""
         if not self.single:
-            yield f"{self.type} {self.name} = {held};"
+            yield f"{self.type} {self.name} = {self.spot(leaders)};"
         if self.extreme:
             yield f"int32_t {self.name}_nan = {self.name} != {self.name} ? 1 : 0;"
-
-    def after(self, held: str) -> Iterator[str]:
-        """What stands behind it."""
-        if self.extreme:
-            yield f'if ({self.name}_nan) {self.name} = ({self.type})__builtin_nan("");'
-        if not self.single:
-            yield f"{held} = {self.name};"
-
-    def across(self) -> str:
-        """What stands in the innermost loop, if the fold goes along another."""
-        return f"{self.name} = {FOLDS[self.fold.name][1].format(self.name, self.operand)};"
 
     def along(self) -> Iterator[str]:
         """What stands in the innermost loop, if the fold goes along it."""
@@ -302,6 +302,29 @@ class Folding:
         yield f"{self.name} = {text.format(self.name, self.operand)};"
         if self.extreme:
             yield f"{self.name}_nan += {self.operand} != {self.operand} ? 1 : 0;"
+
+    def across(self) -> str:
+        """What stands in the innermost loop, if the fold goes along another."""
+        return f"{self.name} = {FOLDS[self.fold.name][1].format(self.name, self.operand)};"
+
+    def after(self, leaders: Sequence[int]) -> Iterator[str]:
+        """What stands behind the innermost loop, if the fold goes along it."""
+        if self.extreme:
+            yield f'if ({self.name}_nan) {self.name} = ({self.type})__builtin_nan("");'
+        if not self.single:
+            yield f"{self.spot(leaders)} = {self.name};"
+
+    def end(self) -> Iterator[str]:
+        """What stands behind all loops."""
+        result = self.fold.result
+        if self.single:
+            target = result.memory.name if result.memory.register else f"{result.address}[0]"
+            yield f"{target} = {self.name};"
+        if self.wide:
+            yield (
+                f"for (long i = 0; i < {result.elements}; ++i) "
+                f"{result.address}[i] = (float){self.held}[i];"
+            )
 
 
 @dataclass(frozen=True)
@@ -313,8 +336,13 @@ class Move:
     writes: bool
 
     def code(self, leaders: Sequence[int]) -> str:
-        """The statement, in C++."""
-        held = _spot(self.value, self.value.steps, leaders)
+        """The statement, in C++.
+
+        :param leaders: of each loop the dimension whose stride it walks by.
+        """
+        steps = self.value.steps
+        parts = [f"i{level} * {steps[dim]}L" for level, dim in enumerate(leaders) if steps[dim]]
+        held = f"{self.value.memory.name}[{' + '.join([str(self.value.offset), *parts])}]"
         if self.writes:
             return f"{held} = {self.name};"
         return f"const {self.value.memory.type} {self.name} = {held};"

@@ -59,6 +59,14 @@ def filled(position: int | None, otherwise: float = 0) -> Operation:
     return fill
 
 
+def written(t: Translation, node: Node) -> Value:
+    """One value in the place and the type of another."""
+    source, tensor = t.values[args(node)[1]], node.meta["val"]
+    if tuple(source.sizes) != tuple(tensor.shape):
+        raise Untranslated("copy of this form")
+    return copied(t, source, tensor)
+
+
 def unwritten(t: Translation, node: Node) -> Value:
     """Memory that nothing is in: only its sizes are read."""
     return t.fresh(node.meta["val"], register=False)
@@ -133,22 +141,24 @@ def variance(t: Translation, node: Node) -> Value:
     apart = t.element("sub", [value, spread], bare(value.sizes))
     squares = t.element("mul", [apart, apart], bare(value.sizes))
     summed = t.fold("sum", squares, folded, bare(tensor.size()))
-    return t.element("div", [summed, count - float(correction)], tensor)
+    return t.element("div", [summed, max(0.0, count - float(correction))], tensor)
 
 
 def wrapped(index: str, size: int) -> str:
-    """An index that may count from the end."""
-    return f"({index} < 0 ? {index} + {size} : {index})"
+    """An index, held within a dimension; what is out of range is noted."""
+    return f"within({index}, {size})"
 
 
 def gather(t: Translation, node: Node) -> Value:
     """The elements that an index names along one dimension."""
     value, index = t.values[args(node)[0]], t.values[args(node)[2]]
+    if not value.sizes:
+        raise Untranslated("gather of a single number")
     dim = int(args(node)[1]) % max(1, len(value.sizes))
     result = t.fresh(node.meta["val"], register=False)
     here = numbered(len(index.sizes))
     there = [*here]
-    there[dim] = at(index, here)
+    there[dim] = wrapped(at(index, here), value.sizes[dim])
     body = f"{at(result, here)} = {at(value, there)};"
     t.call([value, index], [result], loops(index.sizes, body))
     return result
@@ -161,11 +171,13 @@ def scatter(t: Translation, node: Node) -> Value:
         t.values[args(node)[2]],
         args(node)[3],
     )
+    if not value.sizes:
+        raise Untranslated("scatter of a single number")
     dim = int(args(node)[1]) % max(1, len(value.sizes))
     result = t.fresh(node.meta["val"], register=False)
     here = numbered(len(index.sizes))
     there = [*here]
-    there[dim] = at(index, here)
+    there[dim] = wrapped(at(index, here), value.sizes[dim])
     reads = [value, index]
     if isinstance(source, Node):
         reads.append(t.values[source])
@@ -255,9 +267,16 @@ def iota(t: Translation, node: Node) -> Value:
 def sort(t: Translation, node: Node) -> list[Any]:
     """The values of one row in order; who asks for their places is refused."""
     value, tensor = t.values[args(node)[0]], node.meta["val"][0]
-    descending = node.kwargs.get("descending", args(node)[2] if len(args(node)) > 2 else False)
-    if len(value.domain) > 1 or descending or not value.dense:
+    given = [*args(node)[1:], None, None]
+    dim = int(node.kwargs.get("dim", -1 if given[0] is None else given[0]))  # type: ignore[arg-type]
+    descending = node.kwargs.get("descending", given[1])
+    places = any(args(user)[1] == 1 and user.users for user in node.users)
+    of_one = not value.sizes or value.sizes[dim] == 1
+    row = len(value.domain) == 1 and value.dense
+    if places or descending or not (of_one or row):
         raise Untranslated("sort of this form")
+    if of_one:
+        return [copied(t, value, tensor), None]
     result = t.fresh(tensor, register=False)
     room = t.memory(tensor.dtype, value.elements)
     size = value.elements * value.memory.dtype.itemsize
@@ -273,6 +292,7 @@ OPERATIONS: Mapping[str, Callable[[Translation, Node], Any]] = {
     "cat": cat,
     "clone": clone,
     CONVERT: convert,
+    "copy": written,
     "copy_": copy_to,
     "copy_to": copy_to,
     "empty": unwritten,

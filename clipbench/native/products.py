@@ -115,6 +115,11 @@ class Convolution:
         self.patches = f"Patches<{self.kind}, {', '.join(map(str, numbers))}>"
         self.taps = self.channels * kernel[0] * kernel[1]
         self.pixels = maps[2] * maps[3]
+        for size, width, step, padding, gap, found in zip(
+            extent, kernel, *moves, maps[2:], strict=True
+        ):
+            if (size + 2 * padding - gap * (width - 1) - 1) // step + 1 != found:
+                raise Untranslated(f"{name_of(node)} of this form")
         self.image = self.channels * extent[0] * extent[1]  # elements
         self.map = self.outputs * self.pixels
         self.column = self.taps * self.pixels

@@ -12,12 +12,20 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from clipbench.native.elements import C_TYPES, EXPRESSIONS, expression, literal
-from clipbench.native.loops import FOLDS, Loop, Need, needs, number, scheduled
+from clipbench.native.loops import EXTREMES, FOLDS, Loop, Need, needs, number, scheduled
 from clipbench.native.values import Call, Element, Fold, Memory, Statement, Value
 
 ALIGNED = 64  # bytes
 # a row of a product is read to the end of its last register
 SPARE = 64
+MOST_CONSTANTS = 2**14  # more make the compiler slow
+# settings that say where a result lies, and those that an operation reads
+KEYWORDS = frozenset(
+    {
+        *("dtype", "device", "layout", "pin_memory", "memory_format", "requires_grad"),
+        *("correction", "start", "step", "descending", "stable", "dim", "output_dtype"),
+    }
+)
 VIEWS = frozenset(
     {
         *("as_strided", "broadcast_in_dim", "collapse_view", "select", "slice_in_dim"),
@@ -133,7 +141,9 @@ class Translation:
 
     def _operation(self, node: Node, name: str) -> None:
         if name in VIEWS:
-            self.values[node] = Value.like(node.meta["val"], self.values[args(node)[0]].memory)
+            self.values[node] = self._view(node)
+        elif unread := node.kwargs.keys() - KEYWORDS:
+            raise Untranslated(f"{name} with {', '.join(sorted(unread))}")
         elif (other := self.others.get(name)) is not None:
             self.values[node] = other(self, node)
         elif name in FOLDS:
@@ -142,6 +152,15 @@ class Translation:
             self.values[node] = self.element(name, args(node), node.meta["val"])
         else:
             raise Untranslated(name or str(node.target))
+
+    def _view(self, node: Node) -> Value:
+        memory = self.values[args(node)[0]].memory
+        view = Value.like(node.meta["val"], memory)
+        inside = Value(memory, view.sizes, view.strides, view.offset).extent[1]
+        first = Value(memory, (), ()).extent[0]
+        if view.elements and inside - first >= memory.elements:
+            raise Untranslated("a view that shows more than its memory")
+        return view
 
     def element(self, name: str, arguments: Sequence[Any], tensor: Tensor) -> Value:
         """The value of an element-wise operation."""
@@ -180,6 +199,8 @@ class Translation:
 
     def fold(self, name: str, operand: Value, dims: Sequence[int], tensor: Tensor) -> Value:
         """The value of a fold over some dimensions of another."""
+        if name in EXTREMES and not tensor.dtype.is_floating_point:
+            raise Untranslated(f"{name} of {str(tensor.dtype).removeprefix('torch.')}")
         result = self.fresh(tensor)
         strides = iter(result.strides)
         kept = [0 if dim in dims else next(strides) for dim in range(len(operand.sizes))]
@@ -194,15 +215,24 @@ class Translation:
         self.statements.append(Call(list(reads), list(writes), code))
 
     def _constant(self, node: Node, tensor: Tensor) -> None:
-        value = self.fresh(tensor.contiguous(), register=False)
-        numbers = ", ".join(literal(one, tensor.dtype) for one in tensor.reshape(-1).tolist())
+        """A tensor that the function found outside: all of its memory, for a view may show another
+        part of it.
+        """
+        kind = tensor.dtype
+        elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+        if elements > MOST_CONSTANTS:
+            raise Untranslated(f"a constant of {elements} numbers")
+        memory = self.memory(kind, max(1, elements))
+        whole = Value(memory, (elements,), (1,))
+        held = tensor.as_strided((elements,), (1,), 0).tolist()
+        numbers = ", ".join(literal(one, kind) for one in held)
         self.call(
             [],
-            [value],
-            f"{{ static const {value.memory.type} given[] = {{{numbers}}}; "
-            f"memcpy({value.address}, given, sizeof given); }}",
+            [whole],
+            f"{{ static const {memory.type} given[] = {{{numbers}}}; "
+            f"memcpy({memory.name}, given, sizeof given); }}",
         )
-        self.values[node] = value
+        self.values[node] = Value.like(tensor, memory)
 
     def _output(self, node: Node) -> None:
         for one in _leaves(args(node)[0]):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from clipbench.native.nests import loops
 from clipbench.native.translation import Operation, Translation, Untranslated, args, name_of
@@ -107,19 +109,41 @@ def largest_backward(t: Translation, node: Node) -> Value:
     return result
 
 
-def enlarged_backward(t: Translation, node: Node) -> Value:
-    """The gradient of an image whose every element was repeated a whole number of times."""
-    grad, result = t.values[args(node)[0]], t.fresh(node.meta["val"], register=False)
-    (high, wide), (height, width) = grad.sizes[-2:], result.sizes[-2:]
-    if high % height or wide % width or not grad.dense:
-        raise Untranslated(f"{name_of(node)} of this form")
-    body = (
-        f"{result.address}[(i0 * {height} + i1 / {high // height}) * {width} + "
-        f"i2 / {wide // width}] += {grad.address}[(i0 * {high} + i1) * {wide} + i2];"
-    )
-    sizes = (grad.elements // (high * wide), high, wide)
-    t.call([grad], [result], _cleared(result) + loops(sizes, body))
+def enlarged(t: Translation, node: Node) -> Value:
+    """An image whose every element is repeated a whole number of times."""
+    value, result = t.values[args(node)[0]], t.fresh(node.meta["val"], register=False)
+    body = _repeated(value, result, args(node)[2:], node)
+    t.call([value], [result], loops(*body("{large} = {small};")))
     return result
+
+
+def enlarged_backward(t: Translation, node: Node) -> Value:
+    """The gradient of `enlarged`: the sum over the repeats of an element."""
+    grad, result = t.values[args(node)[0]], t.fresh(node.meta["val"], register=False)
+    body = _repeated(result, grad, args(node)[3:], node)
+    t.call([grad], [result], _cleared(result) + loops(*body("{small} += {large};")))
+    return result
+
+
+def _repeated(
+    small: Value, large: Value, scales: Sequence[Any], node: Node
+) -> Callable[[str], tuple[tuple[int, ...], str]]:
+    """The loops over an image and over another in which its elements are repeated.
+
+    :raises Untranslated: the sizes, or the scales that are given, are no whole multiples.
+    """
+    (high, wide), (height, width) = large.sizes[-2:], small.sizes[-2:]
+    down, right = high // height, wide // width
+    given = [one for one in pytree.tree_leaves(list(scales)) if one is not None]
+    alike = given in ([], [down, right])
+    if high % height or wide % width or not (alike and large.dense and small.dense):
+        raise Untranslated(f"{name_of(node)} of this form")
+    spots = {
+        "large": f"{large.address}[(i0 * {high} + i1) * {wide} + i2]",
+        "small": f"{small.address}[(i0 * {height} + i1 / {down}) * {width} + i2 / {right}]",
+    }
+    sizes = (large.elements // (high * wide), high, wide)
+    return lambda text: (sizes, text.format(**spots))
 
 
 def _cleared(value: Value) -> str:
@@ -132,5 +156,6 @@ WINDOWS: Mapping[str, Operation] = {
     "avg_pool2d_backward": average_backward,
     "max_pool2d_with_indices": largest,
     "max_pool2d_with_indices_backward": largest_backward,
+    "upsample_nearest2d": enlarged,
     "upsample_nearest2d_backward": enlarged_backward,
 }
