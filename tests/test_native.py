@@ -16,7 +16,18 @@ from test_lanes import agree, bits, job
 from torch import nn
 from torch.nn import functional
 
-from clipbench import Positive, clip, clips, engines, native, optimizers, registry, trees, workloads
+from clipbench import (
+    Positive,
+    clip,
+    clips,
+    engines,
+    native,
+    optimizer,
+    optimizers,
+    registry,
+    trees,
+    workloads,
+)
 from clipbench.engines import lanes
 from clipbench.engines.lanes import NATIVE
 from clipbench.measures import GRAD_NORM
@@ -273,6 +284,75 @@ def test_an_operation_without_a_translation_is_named(function, named):
         native.translated(function, [numbers(torch.float64, 4, 4)])
 
 
+TABLE = torch.arange(12.0, dtype=torch.float64)
+LARGE = torch.ones(2**15, dtype=torch.float64)
+
+
+def test_a_view_of_a_constant_shows_what_torchs_does():
+    """Turned, and a part of a longer tensor."""
+    turned, part = TABLE.view(3, 4).T, TABLE[6:]
+    functions = {
+        "turned": lambda x: turned[1] * 2 + x,
+        "part": lambda x: part[1:4] + x,
+        "looked up": lambda x: turned[(x > 0).long(), 1] + x,
+    }
+    same(functions, numbers(torch.float64, 3), limits=lambda _: (1e-13, 0))
+
+
+def test_a_sum_of_many_rows_keeps_the_digits_that_torch_keeps():
+    given = 100 + numbers(torch.float32, 20_000, 4)
+    functions = {"sum": lambda x: x.sum(0), "variance": lambda x: x.var(0)}
+    same(functions, given, limits=lambda _: (1e-5, 0))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.zeros_like(x).scatter(1, (x > 0).long(), x, reduce="add"),
+        lambda x: (x > 5).amax(1).double(),
+        lambda x: x.flatten()[x.flatten().argsort()],
+        lambda x: x[0, 0].gather(0, torch.tensor(0)),
+        lambda x: functional.interpolate(x[None, None], scale_factor=2.1),
+        lambda x: functional.conv_transpose2d(
+            x[None, None], x[None, None, :2, :2], dilation=2, output_padding=1
+        ),
+        lambda x: x + LARGE[0],
+    ],
+    ids=["reduce", "truth", "places", "a number", "scales", "padding", "a large constant"],
+)
+def test_what_would_be_another_operation_is_refused(function):
+    with pytest.raises(Untranslated):
+        native.translated(lambda x: [function(x)], [numbers(torch.float64, 4, 4)])
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        (lambda x, at: x[at], IndexError),
+        (lambda x, at: x.gather(0, at), IndexError),
+        (lambda x, at: x.scatter(0, at, 1.0), IndexError),
+        (lambda x, at: x.index_put((at,), x[:1]), IndexError),
+        (lambda x, at: x * (7 // (at - at)), ZeroDivisionError),
+        (lambda x, at: x * (7 % (at - at)), ZeroDivisionError),
+    ],
+    ids=["index", "gather", "scatter", "index_put", "quotient", "rest"],
+)
+@pytest.mark.parametrize("place", [4, -5, 10**12])
+def test_what_has_no_result_raises_as_torch_does_and_leaves_the_process_alive(
+    function, error, place
+):
+    made = native.translated(lambda *given: [function(*given)], [torch.ones(4), torch.tensor([1])])
+    given = [torch.ones(4 + SPARE), torch.tensor([place, *[0] * SPARE])]
+    out = [torch.zeros(made.outputs[0] + SPARE, dtype=torch.uint8)]
+    inputs, outputs = (
+        (ctypes.c_void_p * len(some))(*map(torch.Tensor.data_ptr, some)) for some in (given, out)
+    )
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(made.address)(inputs, outputs)
+    with pytest.raises(error):
+        made.check()
+    made.check()  # it is told once
+
+
 # -------------------------------------------------------------------------------------------- lanes
 
 RULES = [
@@ -409,6 +489,54 @@ def test_a_state_that_hands_on_what_was_is_read_before_it_is_overwritten():
     ]
     for made, one in zip(lanes.run(asked, native=True), asked, strict=True):
         assert made.engine == NATIVE
+        agree(made, engines.run(one))
+
+
+def turned(tensor):
+    return tensor.permute(*reversed(range(tensor.dim())))
+
+
+def test_a_state_that_lies_in_another_order_is_the_loops():
+    @optimizer("turned")
+    class Turned:
+        flat = False
+        share: Positive = 0.5
+
+        def init(self, params):
+            return {name: torch.zeros_like(turned(param)) for name, param in params.items()}
+
+        def update(self, grads, state, params):
+            state = {
+                name: self.share * held + turned(grads[name]) * (1 + torch.arange(len(grads[name])))
+                for name, held in state.items()
+            }
+            return {name: turned(held).clone() for name, held in state.items()}, state
+
+    asked = [job("wdbc", "turned", lr=0.001 * (1 + n), dtype="float64") for n in range(2)]
+    for made, one in zip(lanes.run(asked, native=True), asked, strict=True):
+        assert made.engine == NATIVE
+        agree(made, engines.run(one))
+
+
+@pytest.mark.parametrize(("tensors", "engine"), [(253, NATIVE), (254, lanes.EAGER)])
+def test_a_program_of_more_arguments_than_there_is_room_for_is_not_native(tensors, engine):
+    """Of 256 the weights, the inputs and the targets are three."""
+
+    class Many(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen = nn.ParameterList(
+                nn.Parameter(torch.full((2,), 0.01), requires_grad=False) for _ in range(tensors)
+            )
+            self.last = nn.Linear(30, 2)
+
+        def forward(self, inputs):
+            return self.last(inputs) + sum(self.frozen)
+
+    on_cancer("many", Many)
+    asked = [job("many", lr=0.1 * (1 + n), dtype="float64", steps=4) for n in range(2)]
+    for made, one in zip(lanes.run(asked, native=True), asked, strict=True):
+        assert made.engine == engine
         agree(made, engines.run(one))
 
 
