@@ -5,7 +5,9 @@ beside it.
 
 import ctypes
 import math
+import platform
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,6 +215,19 @@ MOVES = {
 def test_folds_moves_and_products_are_torchs(dtype):
     limit = 1e-12 if dtype is torch.float64 else 5e-6
     same(MOVES, numbers(dtype, 3, 5, 37), limits=lambda _: (limit, limit))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these widths are of other processors")
+@pytest.mark.parametrize("machine", ["x86-64", "x86-64-v3", "native"])
+def test_every_width_of_registers_gives_what_torch_gives(monkeypatch, machine):
+    """Of 16, of 32 bytes, and what this processor has: products and sums in whole registers and
+    in what is left of one.
+    """
+    if machine == "x86-64-v3" and "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor has no registers of 32 bytes")
+    monkeypatch.setattr(native, "FLAGS", ((f"-march={machine}", *native.FLAGS[0][1:]),))
+    same(MOVES, numbers(torch.float64, 3, 5, 37), limits=lambda _: (1e-12, 1e-12))
+    same(ONE, torch.linspace(-20, 20, 99, dtype=torch.float64), limits=lambda _: (1e-12, 1e-300))
 
 
 @pytest.mark.parametrize("place", [0, 17, 36])
