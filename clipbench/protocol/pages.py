@@ -28,14 +28,15 @@ def components(cells: Iterable[Cell]) -> dict[str, Any]:
                 "success": getattr(workload, "success", None),
                 "deterministic": bool(getattr(workload, "deterministic", False)),
             }
-        page["optimizers"].setdefault(
-            cell.optimizer.label, _component_entry(registry.find("optimizer", cell.optimizer.name))
-        )
-        page["clips"].setdefault(
-            cell.clip.label,
-            _component_entry(registry.find("clip", cell.clip.name))
-            | {"threshold": cell.clip.threshold},
-        )
+        if cell.optimizer.label not in page["optimizers"]:
+            rule = registry.find("optimizer", cell.optimizer.name)
+            page["optimizers"][cell.optimizer.label] = _component_entry(rule)
+        if cell.clip.label not in page["clips"]:
+            rule = registry.find("clip", cell.clip.name)
+            page["clips"][cell.clip.label] = {
+                **_component_entry(rule),
+                "threshold": cell.clip.threshold,
+            }
     return page
 
 
