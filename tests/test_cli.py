@@ -419,7 +419,9 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(written):
 @pytest.mark.parametrize(
     "number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EIO]
 )
-@pytest.mark.parametrize("what", ["os.fsync", "os.replace", "pyarrow.parquet.write_table"])
+@pytest.mark.parametrize(
+    "what", ["os.fsync", "os.replace", "pyarrow.parquet.ParquetWriter.write_table"]
+)
 def test_a_disk_that_takes_nothing_more_is_one_sentence_and_loses_nothing(
     written, done, tmp_path, monkeypatch, number, what
 ):

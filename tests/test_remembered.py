@@ -96,7 +96,7 @@ def test_another_machine_library_or_version_of_clipbench_has_another_key(monkeyp
         patch.setattr("importlib.metadata.version", lambda _: "another")
         keys.add(remembered.key({"task": "cosh"}))
     with monkeypatch.context() as patch:
-        patch.setattr(remembered, "_files", lambda: "another")
+        patch.setattr(remembered.cache, "sources", lambda: "another")
         keys.add(remembered.key({"task": "cosh"}))
     assert len(keys) == 5
 

@@ -282,7 +282,7 @@ def test_lanes_have_the_gradients_that_the_loop_has(name):
     """Traced for two lanes of two seeds, in float64; and no operation asks for more of them."""
     work = built(name, width=4)
     assert work.lanes
-    programs = stacked.Programs(work, torch.float64, "cpu", compiled=False)
+    programs = stacked.Programs(work, torch.float64, "cpu")
     modules = [feed.model(work, seed, torch.float64) for seed in (0, 1)]
     batches = [next(iter(feed.batches(work, seed, 2, 1, torch.float64))) for seed in (0, 1)]
     arguments = (

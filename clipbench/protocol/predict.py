@@ -35,10 +35,9 @@ def predict(
     measured here. ``device`` and ``workers`` say where its cells run, and how many at a time;
     ``spread`` has the devices.
     """
-    stored = store.read("cells") if store is not None else None
-    pages_ = {
-        name: store.page(name) if store is not None else {} for name in ("plan", "calibration")
-    }
+    stored = None if store is None else store.read("cells")
+    names = ("plan", "calibration")
+    pages_ = {name: {} if store is None else store.page(name) for name in names}
     chosen = set(pages_["plan"].get("cells", {}).get("report", []))
     tasks = _tasks(asked)
     counts = {task: sum(map(asked.count, cells)) for task, cells in tasks.items()}
