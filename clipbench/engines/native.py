@@ -115,11 +115,6 @@ class Stepper:
         self.fixed = [_with_room(tensor.unbind(), (len(tensor), 1)).squeeze(1) for tensor in fixed]
         self.run = driver()
 
-    @property
-    def lane_bytes(self) -> int:
-        """Bytes that all lanes share: what the programs work in, and two places for a state."""
-        return sum(one.workspace for one in (self.gradient, *self.updates.values()))
-
     def advance(
         self,
         batch: Batch,
@@ -134,6 +129,8 @@ class Stepper:
         :param seeds: of every lane, the index of its seed in the batch.
         :param ended: lanes that take no step.
         :param taken: how many steps were taken before.
+        :raises IndexError: an index was out of range in a lane.
+        :raises ZeroDivisionError: a lane divided a whole number by zero.
         """
         table = np.zeros(len(weights), LANE)
         table["seed"], table["fixed"] = seeds, len(self.fixed)

@@ -12,7 +12,7 @@ from torch.fx import Node
 from clipbench.native.elements import CONVERT, literal
 from clipbench.native.nests import at, loops, numbered
 from clipbench.native.products import PRODUCTS
-from clipbench.native.translation import Operation, Translation, Untranslated, args
+from clipbench.native.translation import Operation, Translation, Untranslated, args, name_of
 from clipbench.native.values import Element, Value
 from clipbench.native.windows import WINDOWS
 
@@ -149,16 +149,26 @@ def wrapped(index: str, size: int) -> str:
     return f"within({index}, {size})"
 
 
-def gather(t: Translation, node: Node) -> Value:
-    """The elements that an index names along one dimension."""
+def _along(t: Translation, node: Node) -> tuple[Value, Value, list[str], list[str]]:
+    """A value and the tensor that indexes it along one dimension; the indices of an element of that
+    tensor, and of the element that it names.
+
+    :raises Untranslated: the value is a single number.
+    """
     value, index = t.values[args(node)[0]], t.values[args(node)[2]]
     if not value.sizes:
-        raise Untranslated("gather of a single number")
-    dim = int(args(node)[1]) % max(1, len(value.sizes))
-    result = t.fresh(node.meta["val"], register=False)
+        raise Untranslated(f"{name_of(node)} of a single number")
+    dim = int(args(node)[1]) % len(value.sizes)
     here = numbered(len(index.sizes))
     there = [*here]
     there[dim] = wrapped(at(index, here), value.sizes[dim])
+    return value, index, here, there
+
+
+def gather(t: Translation, node: Node) -> Value:
+    """The elements that an index names along one dimension."""
+    value, index, here, there = _along(t, node)
+    result = t.fresh(node.meta["val"], register=False)
     body = f"{at(result, here)} = {at(value, there)};"
     t.call([value, index], [result], loops(index.sizes, body))
     return result
@@ -166,18 +176,8 @@ def gather(t: Translation, node: Node) -> Value:
 
 def scatter(t: Translation, node: Node) -> Value:
     """A copy with other elements, or with more, where an index says."""
-    value, index, source = (
-        t.values[args(node)[0]],
-        t.values[args(node)[2]],
-        args(node)[3],
-    )
-    if not value.sizes:
-        raise Untranslated("scatter of a single number")
-    dim = int(args(node)[1]) % max(1, len(value.sizes))
+    (value, index, here, there), source = _along(t, node), args(node)[3]
     result = t.fresh(node.meta["val"], register=False)
-    here = numbered(len(index.sizes))
-    there = [*here]
-    there[dim] = wrapped(at(index, here), value.sizes[dim])
     reads = [value, index]
     if isinstance(source, Node):
         reads.append(t.values[source])

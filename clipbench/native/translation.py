@@ -47,8 +47,6 @@ class Source:
     """A function of C++ for one lane: ``void NAME(const void *const *in, void *const *out)``."""
 
     text: str
-    inputs: tuple[int, ...]
-    """Bytes of every argument."""
     outputs: tuple[int, ...]
     """Bytes of every result."""
     workspace: int
@@ -291,7 +289,8 @@ class Translation:
             *(given + own + lines),
             "}",
         ]
-        return Source("\n".join(text), *self._bytes(), workspace)
+        outputs = tuple(value.elements * value.memory.dtype.itemsize for value in self.results)
+        return Source("\n".join(text), outputs, workspace)
 
     def _forget_unread(self, results: set[Memory]) -> None:
         """Drop the statements that nobody reads."""
@@ -319,13 +318,6 @@ class Translation:
                 needed |= {value.memory for value in (*statement.reads, *statement.writes)}
             needed |= {value.memory for value in statement.reads if value.memory not in made}
         return needed
-
-    def _bytes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        inputs, outputs = (
-            tuple(value.elements * value.memory.dtype.itemsize for value in values)
-            for values in (self.inputs, self.results)
-        )
-        return inputs, outputs
 
     def _arranged(
         self, groups: Sequence[Sequence[Statement]], needed: set[Memory], results: set[Memory]

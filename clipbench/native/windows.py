@@ -17,7 +17,7 @@ def average(t: Translation, node: Node) -> Value:
     """The mean of every window of an image, without padding."""
     value, (high, wide), (down, right) = _windows(t, node, 0)
     result = t.fresh(node.meta["val"], register=False)
-    sizes = (result.elements // (result.sizes[-1] * result.sizes[-2]), *result.sizes[-2:])
+    sizes = _images(result)
     height, width = value.sizes[-2:]
     body = (
         f"{value.memory.type} sum = 0; for (int r = 0; r < {high}; ++r) "
@@ -36,7 +36,7 @@ def average_backward(t: Translation, node: Node) -> Value:
     result = t.fresh(node.meta["val"], register=False)
     if not grad.dense:
         raise Untranslated("avg_pool2d_backward of this form")
-    sizes = (grad.elements // (grad.sizes[-1] * grad.sizes[-2]), *grad.sizes[-2:])
+    sizes = _images(grad)
     height, width = value.sizes[-2:]
     body = (
         f"const {value.memory.type} part = {grad.address}[(i0 * {sizes[1]} + i1) * {sizes[2]} + i2]"
@@ -88,8 +88,7 @@ def largest(t: Translation, node: Node) -> list[Value]:
         f"{found.address}[(i0 * {rows} + i1) * {columns} + i2] = most; "
         f"{where.address}[(i0 * {rows} + i1) * {columns} + i2] = place;"
     )
-    sizes = (found.elements // (rows * columns), rows, columns)
-    t.call([value], [found, where], loops(sizes, body))
+    t.call([value], [found, where], loops(_images(found), body))
     return [found, where]
 
 
@@ -142,8 +141,13 @@ def _repeated(
         "large": f"{large.address}[(i0 * {high} + i1) * {wide} + i2]",
         "small": f"{small.address}[(i0 * {height} + i1 / {down}) * {width} + i2 / {right}]",
     }
-    sizes = (large.elements // (high * wide), high, wide)
-    return lambda text: (sizes, text.format(**spots))
+    return lambda text: (_images(large), text.format(**spots))
+
+
+def _images(value: Value) -> tuple[int, ...]:
+    """How many images there are, and the height and the width of one."""
+    height, width = value.sizes[-2:]
+    return value.elements // (height * width), height, width
 
 
 def _cleared(value: Value) -> str:
