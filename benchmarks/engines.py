@@ -83,8 +83,26 @@ class Problem:
 
     def batches(self, workload, seed):
         """A cell's batches, over and over."""
-        while True:
-            yield from feed.batches(workload, seed, self.batch, STEPS)
+        return Endless(lambda: feed.batches(workload, seed, self.batch, STEPS))
+
+
+class Endless:
+    """Batches that begin anew when they end."""
+
+    def __init__(self, begin):
+        self.begin, self.batches, self.left = begin, begin(), STEPS
+
+    def take(self, steps):
+        if self.left < steps:
+            self.batches, self.left = self.begin(), STEPS
+        self.left -= steps
+        return self.batches.take(steps)
+
+    def __next__(self):
+        if not self.left:
+            self.batches, self.left = self.begin(), STEPS
+        self.left -= 1
+        return next(self.batches)
 
 
 PROBLEMS = {

@@ -7,10 +7,9 @@ the same weights and the same batches, in every process and in every engine.
 
 from __future__ import annotations
 
-import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,12 +17,11 @@ from torch import Tensor, nn
 
 from clipbench import listing, trees
 from clipbench.errors import UsageError
+from clipbench.streams import Batch, Batches, Sampled, Shuffled, cast, drawing, takes
 
-Batch = listing.Batch
 SPLITS = ("validation", "test")  # what a run is evaluated on
 EVALUATED = 256  # examples of a split that is sampled
 KEPT_BYTES = 2**29  # of splits that are held for another use: 38 seeds of origin
-AHEAD, AHEAD_BYTES = 16, 2**22  # batches looked up, or copied, at once, at most
 MIXED = "bfloat16-mixed"  # weights, update and loss in float32, the model's products under autocast
 DISTURBED = 1e-7  # relative, of the weights of a replica: the last digit of a float32
 TF32 = "tf32"  # float32, whose products CUDA takes in ten bits: a process is set up for it
@@ -54,7 +52,7 @@ def model(
         on another processor would make them differ after a step.
     :raises UsageError: a parameter or a buffer is complex: in ``dtype`` it would be another model.
     """
-    arguments = {"seed": seed} if _takes(workload.model, "seed") else {}
+    arguments = {"seed": seed} if takes(workload.model, "seed") else {}
     with trees.seeded(workload.name, seed, "weights"), trees.AlikeEverywhere():
         module = workload.model(**arguments)
     for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
@@ -131,10 +129,12 @@ def splits(
 def _drawn(workload: Any, seed: int, dtype: torch.dtype, device: str) -> dict[str, Batch]:
     if not hasattr(workload, "data"):
         drawn = {
-            name: _sampler(workload, trees.generator(workload.name, seed, name), EVALUATED)()
+            name: drawing(
+                workload, "sample", trees.generator(workload.name, seed, name), EVALUATED
+            )()
             for name in SPLITS
         }
-    elif _takes(workload.data, "generator"):
+    elif takes(workload.data, "generator"):
         drawn = listed(workload, workload.data(trees.generator(workload.name, seed, "split")))
     else:
         drawn = _once(workload)
@@ -177,7 +177,7 @@ def batches(
     steps: int,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
-) -> Iterator[Batch]:
+) -> Batches:
     """The ``steps`` training batches of one seed, in order.
 
     Data is visited in shuffled epochs without the last, short batch; a workload with ``sample``
@@ -187,60 +187,10 @@ def batches(
     """
     stream = trees.generator(workload.name, seed, "batches")
     if hasattr(workload, "sample"):
-        draw = _sampler(workload, stream, batch)
-        if device == "cuda":
-            yield from _sent(draw, steps, dtype)
-            return
-        for _ in range(steps):
-            inputs, targets = draw()
-            yield cast(inputs, dtype, device), cast(targets, dtype, device)
-        return
-    inputs, targets = splits(workload, seed, dtype, device)["train"]
-    index = order(len(inputs), batch, steps, stream, workload.name).to(device)
-    # Some batches at a time: looking one up costs a small model as much as a layer.
-    for some in index.split(max(1, min(AHEAD, AHEAD_BYTES // max(1, inputs[0].nbytes * batch)))):
-        yield from zip(_rows(inputs, some), _rows(targets, some), strict=True)
-
-
-def _sent(draw: Callable[[], Batch], steps: int, dtype: torch.dtype) -> Iterator[Batch]:
-    """Drawn batches on the CUDA device, some of them in one copy from pinned memory: the host
-    does not wait for it, as it would for each batch from memory that may move.
-    """
-    left = steps
-    while left:
-        drawn = [draw()]
-        size = max(1, sum(tensor.nbytes for tensor in drawn[0]))
-        drawn += [draw() for _ in range(min(AHEAD, max(1, AHEAD_BYTES // size), left) - 1)]
-        left -= len(drawn)
-        yield from zip(*(_copied(some, dtype) for some in zip(*drawn, strict=True)), strict=True)
-
-
-def _copied(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
-    """Tensors of the host on the CUDA device; together if they are of one shape."""
-    if len({(tensor.shape, tensor.dtype) for tensor in tensors}) > 1:
-        return [_copied([tensor], dtype)[0] for tensor in tensors]
-    together = cast(torch.stack(list(tensors)), dtype, "cpu").pin_memory()
-    return together.to("cuda", non_blocking=True).unbind()
-
-
-def _rows(split: Tensor, some: Tensor) -> tuple[Tensor, ...]:
-    """The batches with these numbers of examples, of shape ``(batches, batch)``: the same as
-    ``split[some]``, in half of its time.
-    """
-    return split.index_select(0, some.flatten()).unflatten(0, some.shape).unbind()
-
-
-def _sampler(workload: Any, stream: torch.Generator, batch: int) -> Callable[[], Batch]:
-    """``sample`` with its arguments: to look its signature up at every draw takes longer than
-    some draws.
-    """
-    draw = (
-        partial(workload.sample, stream, batch)
-        if _takes(workload.sample, "batch")
-        else partial(workload.sample, stream)
-    )
-    where = f'workload "{workload.name}": `sample`'
-    return lambda: listing.pair(draw(), where)
+        return Batches(Sampled(workload, stream, batch, dtype, device), steps)
+    split = splits(workload, seed, dtype, device)["train"]
+    numbers = order(len(split[0]), batch, steps, stream, workload.name).to(device)
+    return Batches(Shuffled(split, numbers), steps)
 
 
 def order(examples: int, batch: int, steps: int, stream: torch.Generator, name: str) -> Tensor:
@@ -333,14 +283,3 @@ def sparse_at_first(workload: Any) -> str | None:
     except Exception:  # noqa: BLE001 - a user-defined model may raise anything; training will tell
         return None
     return sparse(module.named_parameters())
-
-
-def cast(tensor: Tensor, dtype: torch.dtype, device: str) -> Tensor:
-    """``tensor`` on ``device``, in ``dtype`` if it is floating (labels and token numbers stay
-    whole numbers).
-    """
-    return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-
-
-def _takes(function: Any, name: str) -> bool:
-    return name in inspect.signature(function).parameters

@@ -78,13 +78,14 @@ class Lanes:
         self.taken = 0  # steps
         self.pending: list[list[Tensor]] = []
         self.ended: set[int] = set()
-        self.measured: list[np.ndarray] = []  # by native steps: steps × lanes × loss and products
+        self.measured: list[np.ndarray] = []  # by native steps: loss and products × steps × lanes
         self.stepper = self._stepper() if native else None
         self._forget()
 
     def _stepper(self) -> Stepper:
         """What takes native steps, built for the shapes of these lanes."""
         batch = tuple(tensor[None] for tensor in self._one_batch())
+        self.batch_bytes = sum(tensor.nbytes for tensor in batch)
         return Stepper(self.programs, self.weights, batch, self.fixed, self.segments)  # type: ignore[arg-type]
 
     def _one_batch(self) -> tuple[Tensor, Tensor]:
@@ -160,7 +161,7 @@ class Lanes:
                 self.step(*self.draw())
             return
         while steps:
-            batch = drawn(self.batches, steps)
+            batch = drawn(self.batches, steps, self.batch_bytes)
             self.measured.append(
                 self.stepper.advance(
                     batch,
@@ -269,8 +270,7 @@ class Lanes:
         that waits for the device.
         """
         if self.stepper is not None:
-            taken, self.measured = np.concatenate(self.measured), []
-            loss, *products = (taken[..., value] for value in range(taken.shape[-1]))
+            (loss, *products), self.measured = np.concatenate(self.measured, 1), []
             return self._measures(loss, products)
         loss, *products = (
             torch.stack(column).double().cpu().numpy() for column in zip(*self.pending, strict=True)

@@ -2,13 +2,16 @@
 for each lane before the next one begins.
 
 A lane's arithmetic is its own: its bits do not depend on its companions, and lanes of all
-structures train together without one too many.
+structures train together without one too many. A model of a few numbers leaves a register nearly
+empty: such lanes stand abreast, each in a part of every register.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +23,13 @@ from torch.utils import _pytree as pytree
 from clipbench import measures
 from clipbench.compiling import NotCompiled
 from clipbench.engines.stacked import Programs
-from clipbench.engines.structure import Lane, Segment, Structure
+from clipbench.engines.structure import Segment, Structure
 from clipbench.native import SPARE, Function, Untranslated, driver, translated
+from clipbench.streams import Batches
 
 MOST = 256  # arguments of one program, as the driver has room for
+ABREAST = 16  # lanes, as the driver has room for: a register of AVX-512 in float32
+FEW = 128  # trained numbers of a model whose lanes may stand abreast
 BLOCK_BYTES = 2**22  # of batches that are drawn at once, about
 
 __all__ = ["NotCompiled", "Stepper", "Untranslated"]
@@ -33,21 +39,27 @@ LANE = np.dtype(
     [
         (name, np.int64)
         for name in (
-            *("update", "seed", "numbers", "kept", "fixed"),
-            *("rates", "settings", "state", "bytes", "constants"),
+            *("update", "numbers", "kept", "fixed"),
+            *("seeds", "rates", "settings", "state", "bytes", "constants"),
         )
     ]
 )
-"""A lane as ``driver.cpp`` has it, addresses among its numbers."""
+"""A lane as ``driver.cpp`` has it, or lanes that stand abreast; addresses among its numbers."""
 
 
 class _Batches(ctypes.Structure):
     """As in ``driver.cpp``."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("inputs", "targets")),
-        *((name, ctypes.c_int64) for name in ("input_bytes", "target_bytes", "seeds")),
+        ("begin", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("bytes", "item", "seeds")),
     )
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Batches:
+        """Of steps × seeds × …."""
+        one = tensor[0, 0]
+        return cls(tensor.data_ptr(), one.nbytes, one.element_size(), tensor.shape[1])
 
 
 @dataclass(frozen=True)
@@ -59,26 +71,27 @@ class Batch:
     steps: int
 
 
-def drawn(streams: Sequence[Iterator[tuple[Tensor, Tensor]]], steps: int) -> Batch:
-    """The next batches of every seed: of so many steps, or of as many as are held at once."""
-    pairs = [[next(stream) for stream in streams]]
-    size = sum(tensor.nbytes for pair in pairs[0] for tensor in pair)
-    steps = min(steps, max(1, BLOCK_BYTES // max(1, size)))
-    pairs += [[next(stream) for stream in streams] for _ in range(steps - 1)]
+def drawn(streams: Sequence[Batches], steps: int, size: int) -> Batch:
+    """The next batches of every seed: of so many steps, or of as many as are held at once.
+
+    :param size: bytes of one batch.
+    """
+    steps = min(steps, max(1, BLOCK_BYTES // max(1, size * len(streams))))
+    parts = zip(*(stream.take(steps) for stream in streams), strict=True)
     inputs, targets = (
-        _with_room([pair[part] for row in pairs for pair in row], (steps, len(streams)))
-        for part in (0, 1)
+        torch.stack(tensors, 1, out=_with_room(tensors[0], (steps, len(streams))))
+        for tensors in parts
     )
     return Batch(inputs, targets, steps)
 
 
-def _with_room(tensors: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
-    """Tensors stacked to this shape, with room behind them that a register may read."""
-    first = tensors[0]
-    room = first.new_empty(len(tensors) * first.numel() + SPARE)
-    stacked = room[: len(tensors) * first.numel()].view(len(tensors), *first.shape)
-    torch.stack(list(tensors), out=stacked)
-    return stacked.view(*shape, *first.shape)
+def _with_room(like: Tensor, leading: Sequence[int]) -> Tensor:
+    """An empty tensor of these sizes and those of the parts of another, with room behind it that a
+    register may read.
+    """
+    shape = (*leading, *like.shape[1:])
+    elements = math.prod(shape)
+    return like.new_empty(elements + SPARE)[:elements].view(shape)
 
 
 class Stepper:
@@ -104,16 +117,47 @@ class Stepper:
         )
         if most > MOST:
             raise Untranslated(f"a program of {most} arguments, more than {MOST}")
-        one = tuple(tensor[0] for tensor in (weights, *batch, *fixed))
-        self.gradient = _gradient(programs, *one)
-        grads = programs.model.like_gradient(weights, batch[0])
-        self.updates = {
-            segment.structure: _update(programs, segment, weights, grads) for segment in segments
-        }
         self.products = len(measures.PRODUCTS)
-        # a program may read a little behind each
-        self.fixed = [_with_room(tensor.unbind(), (len(tensor), 1)).squeeze(1) for tensor in fixed]
+        self.gradients: dict[int, Function] = {}  # by how many lanes stand abreast
+        self.updates: dict[Structure, Function] = {}
+        self.abreast: dict[Structure, int] = {}
+        self.fixed: dict[Structure, list[Tensor]] = {}
+        one = tuple(tensor[:1] for tensor in (weights, *batch, *fixed))
+        grads = programs.model.like_gradient(*one[:2])
+        widths = [ABREAST, 1] if programs.model.elements <= FEW else [1]
+        for segment in segments:
+            width, self.updates[segment.structure] = self._built(
+                programs, segment, one, grads, widths
+            )
+            self.abreast[segment.structure] = width
+            # a program may read a little behind each
+            packed = [abreast(tensor[segment.begin : segment.end], width) for tensor in fixed]
+            self.fixed[segment.structure] = [
+                _with_room(tensor, tensor.shape[:1]).copy_(tensor) for tensor in packed
+            ]
         self.run = driver()
+
+    def _built(
+        self,
+        programs: Programs,
+        segment: Segment,
+        one: Sequence[Tensor],
+        grads: Tensor,
+        widths: Sequence[int],
+    ) -> tuple[int, Function]:
+        """How many lanes of a segment stand abreast, the first of ``widths`` that can be, and their
+        update; the gradient is kept.
+        """
+        *wider, width = widths
+        for more in wider:
+            # What calls functions for whole matrices has no use for lanes side by side.
+            with suppress(Untranslated):
+                gradient = _gradient(programs, one, more)
+                update = _update(programs, segment, one[0], grads, more)
+                self.gradients[more] = gradient
+                return more, update
+        self.gradients[width] = _gradient(programs, one, width)
+        return width, _update(programs, segment, one[0], grads, width)
 
     def advance(
         self,
@@ -124,7 +168,7 @@ class Stepper:
         ended: set[int],
         taken: int,
     ) -> np.ndarray:
-        """Take the steps of a batch; their losses and products, steps × lanes × values.
+        """Take the steps of a batch; their losses and products, values × steps × lanes.
 
         :param seeds: of every lane, the index of its seed in the batch.
         :param ended: lanes that take no step.
@@ -132,66 +176,54 @@ class Stepper:
         :raises IndexError: an index was out of range in a lane.
         :raises ZeroDivisionError: a lane divided a whole number by zero.
         """
-        table = np.zeros(len(weights), LANE)
-        table["seed"], table["fixed"] = seeds, len(self.fixed)
-        held = [_addresses(table["constants"], self.fixed)]  # what the table points to
-        for segment in segments:
-            held += self._fill(table[segment.begin : segment.end], segment, weights, taken)
-        table["update"][list(ended)] = 0
-        rows = np.zeros((batch.steps, len(weights), 1 + self.products))
-        room, places = self._room(segments, weights)
-        inputs, targets = batch.inputs, batch.targets
-        drawn_batches = _Batches(
-            inputs.data_ptr(),
-            targets.data_ptr(),
-            inputs[0, 0].nbytes,
-            targets[0, 0].nbytes,
-            inputs.shape[1],
-        )
-        self.run(
-            self.gradient.address,
-            table.ctypes.data,
-            len(weights),
-            batch.steps,
-            ctypes.byref(drawn_batches),
-            self.products,
-            rows.ctypes.data,
-            places,
-        )
-        del room, held
-        for one in (self.gradient, *self.updates.values()):
+        rows = np.empty((1 + self.products, batch.steps, len(weights)))
+        for width, gradient in self.gradients.items():
+            mine = [one for one in segments if self.abreast[one.structure] == width]
+            blocks = [
+                _Block(segment, width, weights, self.fixed[segment.structure]) for segment in mine
+            ]
+            tables = [
+                block.table(self.updates[block.segment.structure], seeds, ended, taken)
+                for block in blocks
+            ]
+            table = np.concatenate(tables)
+            found = np.zeros((1 + self.products, batch.steps, len(table) * width))
+            room, places = self._room(blocks, gradient, batch)
+            self.run(
+                gradient.address,
+                table.ctypes.data,
+                len(table),
+                width,
+                batch.steps,
+                ctypes.byref((_Batches * 2)(*map(_Batches.of, (batch.inputs, batch.targets)))),
+                self.products,
+                found.ctypes.data,
+                places,
+            )
+            del room
+            begin = 0
+            for block, own in zip(blocks, tables, strict=True):
+                block.hand_back()
+                segment = block.segment
+                lanes = slice(segment.begin, segment.end)
+                rows[..., lanes] = found[..., begin : begin + segment.end - segment.begin]
+                begin += len(own) * width
+        for one in (*self.gradients.values(), *self.updates.values()):
             one.check()
         return rows
 
-    def _fill(
-        self, rows: np.ndarray, segment: Segment, weights: Tensor, taken: int
-    ) -> list[np.ndarray]:
-        """Fill the rows of a segment's lanes; what they point to."""
-        lane = segment.lane
-        numbers = [lane.lr, *lane.optimizer, *lane.clip]
-        state = [weights[segment.begin : segment.end], *lane.remembered]
-        sizes = np.array([tensor[0].nbytes for tensor in state])
-        rows["update"], rows["bytes"] = self.updates[segment.structure].address, sizes.ctypes.data
-        rows["numbers"], rows["kept"] = len(numbers), len(state)
-        if segment.course is not None:
-            rows["rates"] = _each(segment.course[:, taken:])
-        return [
-            sizes,
-            _addresses(rows["settings"], numbers),
-            _addresses(rows["state"], state),
-        ]
-
-    def _room(self, segments: Sequence[Segment], weights: Tensor) -> tuple[Tensor, Any]:
-        """Two places for every part of a lane's state, and one for its gradient, which all lanes
-        use in turn.
+    def _room(
+        self, blocks: Sequence[_Block], gradient: Function, batch: Batch
+    ) -> tuple[Tensor, Any]:
+        """Two places for every part of a state, one for a gradient and for a batch, which all
+        lanes use in turn.
         """
         most = [0] * MOST
-        for segment in segments:
-            state = [weights, *segment.lane.remembered]
-            for number, tensor in enumerate(state):
+        for block in blocks:
+            for number, tensor in enumerate(block.state):
                 most[number] = max(most[number], tensor[0].nbytes)
-        gradient = self.gradient.outputs[0]
-        sizes = [size for size in most for _ in range(2)] + [gradient]
+        sizes = [size for size in most for _ in range(2)] + [gradient.outputs[0]]
+        sizes += [ABREAST * tensor[0, 0].nbytes for tensor in (batch.inputs, batch.targets)]
         begins, total = [], 0
         for size in sizes:
             begins.append(total)
@@ -202,9 +234,69 @@ class Stepper:
         return room, places
 
 
-def _each(tensor: Tensor) -> np.ndarray:
-    """The address of each lane's part of a tensor, whose first dimension is the lane."""
-    begin, step = tensor.data_ptr(), tensor.stride(0) * tensor.element_size()
+class _Block:
+    """The lanes of a segment for some steps, so many of them abreast."""
+
+    def __init__(
+        self, segment: Segment, width: int, weights: Tensor, fixed: Sequence[Tensor]
+    ) -> None:
+        self.segment, self.width, self.fixed = segment, width, fixed
+        lane = segment.lane
+        self.kept = [weights[segment.begin : segment.end], *lane.remembered]
+        self.state = [abreast(tensor, width) for tensor in self.kept]
+        self.numbers = [abreast(tensor, width) for tensor in (lane.lr, *lane.optimizer, *lane.clip)]
+        self.held: list[np.ndarray] = []  # what the table points to
+
+    def table(
+        self, update: Function, seeds: Sequence[int], ended: set[int], taken: int
+    ) -> np.ndarray:
+        """The lanes as the driver has them."""
+        segment, count = self.segment, len(self.state[0])
+        table = np.zeros(count, LANE)
+        lanes = np.arange(segment.begin, segment.begin + count * self.width)
+        lanes = lanes.clip(max=segment.end - 1).reshape(count, self.width)
+        sizes = np.array([tensor[0].nbytes for tensor in self.state])
+        own = np.asarray(seeds, np.int64)[lanes]
+        live = ~np.isin(lanes, list(ended)).all(1)
+        table["update"] = np.where(live, update.address, 0)
+        table["numbers"], table["kept"], table["fixed"] = (
+            len(some) for some in (self.numbers, self.state, self.fixed)
+        )
+        table["seeds"], table["bytes"] = _each(own), sizes.ctypes.data
+        self.held = [
+            *(own, sizes),
+            _addresses(table["settings"], self.numbers),
+            _addresses(table["state"], self.state),
+            _addresses(table["constants"], self.fixed),
+        ]
+        if segment.course is not None:
+            course = abreast(segment.course[:, taken:], self.width).numpy()
+            table["rates"] = _each(course)
+            self.held.append(course)
+        return table
+
+    def hand_back(self) -> None:
+        """Write what the steps left where the lanes have it."""
+        for tensor, packed in zip(self.kept, self.state, strict=True):
+            if packed.data_ptr() != tensor.data_ptr():
+                tensor.copy_(packed.movedim(-1, 1).flatten(0, 1)[: len(tensor)])
+
+
+def abreast(tensor: Tensor, width: int) -> Tensor:
+    """Lanes × … as blocks × … × width, in rows; the last lane fills the last block up. Of a width
+    of 1 the same memory, if it lies in rows.
+    """
+    if more := -len(tensor) % width:
+        tensor = torch.cat([tensor, tensor[-1:].expand(more, *tensor.shape[1:])])
+    return tensor.unflatten(0, (-1, width)).movedim(1, -1).contiguous()
+
+
+def _each(tensor: Tensor | np.ndarray) -> np.ndarray:
+    """The address of each part of a tensor along its first dimension."""
+    if isinstance(tensor, Tensor):
+        begin, step = tensor.data_ptr(), tensor.stride(0) * tensor.element_size()
+    else:
+        begin, step = tensor.ctypes.data, tensor.strides[0]
     return begin + step * np.arange(len(tensor))
 
 
@@ -214,49 +306,75 @@ def _addresses(rows: np.ndarray, tensors: Sequence[Tensor]) -> np.ndarray:
     """
     parts = [_each(tensor) for tensor in tensors]
     found = np.stack(parts, 1) if parts else np.zeros((len(rows), 1), np.int64)
-    rows[:] = found.ctypes.data + found.strides[0] * np.arange(len(rows))
+    rows[:] = _each(found)
     return found
 
 
-def _gradient(programs: Programs, *arguments: Tensor) -> Function:
-    """``(weights, inputs, targets, *fixed) → (gradient, loss)`` of one lane."""
+def _gradient(programs: Programs, one: Sequence[Tensor], width: int) -> Function:
+    """``(weights, inputs, targets, *fixed) → (gradient, loss)`` of lanes that stand abreast, from
+    tensors of one lane.
+    """
 
-    def one(weights: Tensor, inputs: Tensor, targets: Tensor, *fixed: Tensor) -> Any:
+    def gradient(weights: Tensor, inputs: Tensor, targets: Tensor, *fixed: Tensor) -> Any:
         grads, loss = programs.model.gradient(weights, inputs, targets, fixed)
         return grads, loss.double()
 
-    return _remembered(programs, ("gradient", *_shapes(arguments)), one, arguments)
+    def of_one(*given: Tensor) -> Any:
+        return gradient(*(tensor[..., 0] for tensor in given))
+
+    many = width > 1
+    function = _abreast(torch.vmap(gradient)) if many else of_one
+    return _remembered(programs, ("gradient",), function, _filled(one, width), many)
 
 
-def _update(programs: Programs, segment: Segment, weights: Tensor, grads: Tensor) -> Function:
-    """``(weights, gradient, lane) → (products, weights, state, memory)`` of one lane."""
+def _update(
+    programs: Programs, segment: Segment, weights: Tensor, grads: Tensor, width: int
+) -> Function:
+    """``(weights, gradient, lane) → (products, weights, state, memory)`` of lanes that stand
+    abreast, from tensors of one lane.
+    """
     stepped = programs.step_function(segment.structure, one_pass=True, wide=True)
-    arguments = (weights[:1], grads[:1], _first(segment.lane))
-    tensors, nesting = pytree.tree_flatten(arguments)
+    first = pytree.tree_map(lambda tensor: tensor[:1], segment.lane)
+    tensors, nesting = pytree.tree_flatten((weights, grads, first))
 
-    def one(*inputs: Tensor) -> Any:
+    def update(*inputs: Tensor) -> Any:
         moved, products, lane = stepped(*pytree.tree_unflatten(inputs, nesting))
         return [product.double() for product in products], moved, list(lane.remembered)
 
-    key = (segment.structure, *_shapes(tensors))
-    return _remembered(programs, key, one, tensors)
+    key = (segment.structure,)
+    return _remembered(programs, key, _abreast(update), _filled(tensors, width), width > 1)
 
 
-def _first(lane: Lane) -> Lane:
-    return pytree.tree_map(lambda tensor: tensor[:1], lane)
+def _abreast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of lanes, the lane first, as one of lanes that stand abreast, the lane last."""
+
+    def turned(*inputs: Tensor) -> Any:
+        found = function(*(tensor.movedim(-1, 0) for tensor in inputs))
+        return pytree.tree_map(lambda tensor: tensor.movedim(0, -1), found)
+
+    return turned
 
 
-def _shapes(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    return tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+def _filled(tensors: Sequence[Tensor], width: int) -> list[Tensor]:
+    """Tensors of one lane, the lane first, as one block of lanes that stand abreast."""
+    return [abreast(tensor.detach(), width)[0].clone() for tensor in tensors]
 
 
 def _remembered(
-    programs: Programs, key: Any, function: Callable[..., Any], arguments: Sequence[Tensor]
+    programs: Programs,
+    key: tuple[Any, ...],
+    function: Callable[..., Any],
+    arguments: Sequence[Tensor],
+    plain: bool,
 ) -> Function:
-    """The function, built once in this process."""
+    """The function, built once in this process.
+
+    :param plain: whether it must be made of loops alone.
+    """
+    key = (*key, *((tensor.shape, tensor.dtype) for tensor in arguments))
     if (found := programs.native.get(key)) is None:
-        fresh = [tensor.detach().clone() for tensor in arguments]
-        found = programs.native[key] = translated(function, fresh, _known(programs, key))
+        found = translated(function, arguments, _known(programs, key), plain)
+        programs.native[key] = found
     return found
 
 

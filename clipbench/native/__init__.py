@@ -67,13 +67,17 @@ class Function:
 
 
 def translated(
-    function: Callable[..., Any], arguments: Sequence[Tensor], known: str | None = None
+    function: Callable[..., Any],
+    arguments: Sequence[Tensor],
+    known: str | None = None,
+    plain: bool = False,
 ) -> Function:
     """A function of tensors as a function of this machine.
 
     :param known: what tells the function from all others of this version of clipbench; if it was
         translated before, it is not traced again. None if nothing does.
-    :raises Untranslated: an operation has no translation.
+    :param plain: whether it must be made of loops alone.
+    :raises Untranslated: an operation has no translation, or is not a loop where it must be.
     :raises NotCompiled: there is no compiler, or it fails.
     """
     note = (
@@ -83,7 +87,10 @@ def translated(
     )
     if note is not None and (found := _recalled(note)) is not None:
         return found
-    source = Translation(primitives(function, arguments, WINDOWS), OPERATIONS).source("program")
+    translation = Translation(primitives(function, arguments, WINDOWS), OPERATIONS)
+    if plain and not translation.plain:
+        raise Untranslated("what is not made of loops alone")
+    source = translation.source("program")
     library = compiling.library(f"{_headers()}\n{source.text}\n", FLAGS, "program")
     if note is not None:
         told = {"library": library._name, "outputs": source.outputs, "workspace": source.workspace}  # noqa: SLF001 - ctypes has no public word for it
@@ -119,5 +126,5 @@ def driver() -> Callable[..., None]:
     train = library["train"]
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     train.restype = None
-    train.argtypes = [pointer, pointer, number, number, pointer, number, pointer, pointer]
+    train.argtypes = [pointer, pointer, number, number, number, pointer, number, pointer, pointer]
     return train

@@ -254,6 +254,11 @@ class Translation:
 
     # ------------------------------------------------------------------------- the function
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is made of loops alone."""
+        return not any(isinstance(statement, Call) for statement in self.statements)
+
     def source(self, name: str) -> Source:
         """The function of this name."""
         results = {value.memory for value in self.results}

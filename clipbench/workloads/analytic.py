@@ -67,10 +67,12 @@ class Cosh:
         still = torch.zeros(1, self.dimension), torch.tensor([self.optimum])
         return {"validation": still, "test": still}
 
-    def sample(self, generator: Generator, batch: int) -> tuple[Tensor, Tensor]:
-        return self.noise * torch.randn(1, self.dimension, generator=generator), torch.tensor(
-            [self.optimum]
-        )
+    def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        return _first(self.samples(generator, 1))
+
+    def samples(self, generator: Generator, count: int) -> tuple[Tensor, Tensor]:
+        noise = _normal(torch.empty(count, 1, self.dimension), generator)
+        return noise.mul_(self.noise), torch.full((count, 1), self.optimum)
 
     def model(self) -> nn.Module:
         even = self.start == "even"
@@ -132,7 +134,10 @@ class Cliff:
         return {split: (torch.empty(1, 0), torch.zeros(1)) for split in ("validation", "test")}
 
     def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
-        return torch.empty(1, 0), torch.zeros(1)
+        return _first(self.samples(generator, 1))
+
+    def samples(self, generator: Generator, count: int) -> tuple[Tensor, Tensor]:
+        return torch.empty(count, 1, 0), torch.zeros(count, 1)
 
     def model(self, seed: int) -> nn.Module:
         row, column = divmod(seed % SIDE**2, SIDE)
@@ -202,17 +207,19 @@ class HeavyTails:
         }
 
     def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        return _first(self.samples(generator, 1))
+
+    def samples(self, generator: Generator, count: int) -> tuple[Tensor, Tensor]:
+        shape, wide = (count, 1, self.dimension), torch.float64
         if self.noise == "normal":
-            return torch.randn(
-                1, self.dimension, generator=generator, dtype=torch.float64
-            ), torch.zeros(1)
+            return _normal(torch.empty(shape, dtype=wide), generator), torch.zeros(count, 1)
         # In float32 a uniform number is never closer to 1 than 6e-8: the tail would end there.
-        survival = 1 - torch.rand(1, self.dimension, generator=generator, dtype=torch.float64)
+        survival = 1 - torch.rand(shape, generator=generator, dtype=wide)
         if self.noise == "weibull":
             raw, mean, variance = survival.log().neg() ** 5, 120.0, math.factorial(10) - 120.0**2
         else:
             raw, mean, variance = survival ** (-1 / 2.3) - 1, 1 / 1.3, 2.3 / (1.3**2 * 0.3)
-        return raw.sub_(mean).div_(math.sqrt(variance)).float(), torch.zeros(1)
+        return raw.sub_(mean).div_(math.sqrt(variance)).float(), torch.zeros(count, 1)
 
     def model(self) -> nn.Module:
         return HalfSquare(0.01 * torch.arange(1, self.dimension + 1))
@@ -282,6 +289,10 @@ class ClippingBias:
     def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
         return self.data()["test"]
 
+    def samples(self, generator: Generator, count: int) -> tuple[Tensor, Tensor]:
+        numbers, optimum = self.data()["test"]
+        return numbers.expand(count, -1, -1), optimum.expand(count, -1)
+
     def model(self) -> nn.Module:
         return HalfSquaredDistance()
 
@@ -335,8 +346,11 @@ class SignBias:
         return {"validation": still, "test": still}
 
     def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
-        rare = torch.rand(1, 1, generator=generator) < 0.25
-        return torch.where(rare, 4.0, -1.0) - 0.25, torch.tensor([self.optimum])
+        return _first(self.samples(generator, 1))
+
+    def samples(self, generator: Generator, count: int) -> tuple[Tensor, Tensor]:
+        rare = torch.rand(count, 1, 1, generator=generator) < 0.25
+        return torch.where(rare, 4.0, -1.0) - 0.25, torch.full((count, 1), self.optimum)
 
     def model(self) -> nn.Module:
         return Quarter()
@@ -394,7 +408,10 @@ class NonSmooth:
         return {split: (torch.empty(1, 0), torch.zeros(1)) for split in ("validation", "test")}
 
     def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
-        return torch.empty(1, 0), torch.zeros(1)
+        return _first(self.samples(generator, 1))
+
+    def samples(self, generator: Generator, count: int) -> tuple[Tensor, Tensor]:
+        return torch.empty(count, 1, 0), torch.zeros(count, 1)
 
     def model(self) -> nn.Module:
         return Valley(self.epsilon)
@@ -411,3 +428,16 @@ class Valley(nn.Module):
         along, across = self.x.sum(), self.x[0] - self.x[1]
         # not `across.abs()`, whose slope at 0 is 0
         return self.epsilon * along.abs() + torch.where(across >= 0, across, -across)
+
+
+def _first(batches: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The first of some batches."""
+    inputs, targets = batches
+    return inputs[0], targets[0]
+
+
+def _normal(batches: Tensor, generator: Generator) -> Tensor:
+    """Batches filled with normal numbers, one after the other: all at once they would be others."""
+    for batch in batches:
+        batch.normal_(generator=generator)
+    return batches

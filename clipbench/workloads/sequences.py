@@ -66,6 +66,10 @@ class TemporalOrder:
         symbols = (draw[:, :-1] % 4).add_(2).scatter_(1, places[plan], informative[plan])
         return nn.functional.embedding(symbols, one_hot), plan % CLASSES
 
+    def samples(self, generator: Generator, batch: int, count: int) -> tuple[Tensor, Tensor]:
+        inputs, targets = self.sample(generator, count * batch)
+        return inputs.unflatten(0, (count, batch)), targets.unflatten(0, (count, batch))
+
     def model(self) -> nn.Module:
         return TanhRnn(self.width)
 

@@ -148,6 +148,10 @@ class Text:
         window = text[start + torch.arange(self.context + 1)]
         return window[:, :-1], window[:, 1:]
 
+    def samples(self, generator: Generator, batch: int, count: int) -> tuple[Tensor, Tensor]:
+        inputs, targets = self.sample(generator, count * batch)
+        return inputs.unflatten(0, (count, batch)), targets.unflatten(0, (count, batch))
+
     def model(self) -> nn.Module:
         self.ready()
         return Decoder(self.width, self.depth, self.heads, self.context)
