@@ -12,12 +12,15 @@ Nothing here knows of torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, wraps
 from typing import NamedTuple
 
 import numpy as np
+
+AT_ONCE = 8192  # values that are worked out at once
 
 # The vectors of a step, as long as all trained parameters together.
 RAW = "raw"  # the gradient before any clip
@@ -79,12 +82,26 @@ class Taken:
     """The number of trained parameters."""
     dtype: str
     """Of the gradients: ``float32`` or ``float64``."""
+    known: dict[str, np.ndarray] = field(default_factory=dict)
+    """What several measures are made of, by its name."""
 
     def __getitem__(self, product: Product) -> np.ndarray:
         return self.products[product]
 
     def norm(self, vector: str) -> np.ndarray:
         return np.sqrt(self[square(vector)])
+
+
+def _shared(derive: Callable[[Taken], np.ndarray]) -> Callable[[Taken], np.ndarray]:
+    """Work out once what several measures are made of."""
+
+    @wraps(derive)
+    def once(taken: Taken) -> np.ndarray:
+        if (found := taken.known.get(derive.__name__)) is None:
+            found = taken.known[derive.__name__] = derive(taken)
+        return found
+
+    return once
 
 
 @dataclass(frozen=True)
@@ -125,12 +142,14 @@ def _grad_norm(taken: Taken) -> np.ndarray:
     return np.where(raw > float(np.finfo(taken.dtype).max), np.inf, norm) + 0 * largest
 
 
+@_shared
 def _changed_elements(taken: Taken) -> np.ndarray:
     # A NaN differs from itself, so that a clip that was handed one has always changed something.
     count = taken[differing(HANDED, CLIPPED)]
     return np.where(np.isnan(taken[square(HANDED)]) & (count > 0), np.nan, count / taken.elements)
 
 
+@_shared
 def _comparable(taken: Taken) -> np.ndarray:
     """Whether the squares of what the clip was handed, and of what it returned, stayed in range:
     a truth value for each step.
@@ -139,17 +158,23 @@ def _comparable(taken: Taken) -> np.ndarray:
     return (handed >= least("float64", taken.elements)) & ((handed < np.inf) | (clipped == 0))
 
 
+@_shared
 def _handed_norm(taken: Taken) -> np.ndarray:
     return taken.norm(HANDED) + 0 * taken[peak(RAW)]
 
 
+@_shared
+def _clipped_norm(taken: Taken) -> np.ndarray:
+    return taken.norm(CLIPPED)
+
+
 def _kept_share(taken: Taken) -> np.ndarray:
-    ratio = np.where(_comparable(taken), taken.norm(CLIPPED) / _handed_norm(taken), np.nan)
+    ratio = np.where(_comparable(taken), _clipped_norm(taken) / _handed_norm(taken), np.nan)
     return np.where(_changed_elements(taken) == 0, 1.0, ratio)
 
 
 def _cosine(taken: Taken) -> np.ndarray:
-    both = _handed_norm(taken) * taken.norm(CLIPPED)
+    both = _handed_norm(taken) * _clipped_norm(taken)
     cosine = np.where(_comparable(taken) & (both > 0), taken[inner(HANDED, CLIPPED)] / both, np.nan)
     return np.where(_changed_elements(taken) == 0, 1.0, np.clip(cosine, -1.0, 1.0))
 
@@ -236,6 +261,14 @@ def rows(loss: np.ndarray, products: Sequence[np.ndarray], elements: int, dtype:
 
     :param products: in the order of ``PRODUCTS``, each of one value a step, or of steps × lanes.
     """
-    taken = Taken(loss, dict(zip(PRODUCTS, products, strict=True)), elements, dtype)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return np.stack([measure.derive(taken) for measure in MEASURES], axis=-1)
+    found = np.empty((*loss.shape, len(MEASURES)))
+    # some steps at a time, so that what is worked out stays in a cache
+    some = max(1, AT_ONCE // max(1, math.prod(loss.shape[1:])))
+    for begin in range(0, len(loss), some):
+        part = slice(begin, begin + some)
+        products_of = {one: values[part] for one, values in zip(PRODUCTS, products, strict=True)}
+        taken = Taken(loss[part], products_of, elements, dtype)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            for column, measure in enumerate(MEASURES):
+                found[part, ..., column] = measure.derive(taken)
+    return found

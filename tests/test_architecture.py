@@ -53,12 +53,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the motion
     "forkserver": {"registry"},
     "listing": {"errors"},
-    "feed": {"errors", "trees", "listing"},
+    "streams": {"errors", "listing"},
+    "feed": {"errors", "trees", "listing", "streams"},
     "step": {"trees", "cell", "measures"},
     "cache": set(),
     "compiling": {"cache"},
     "native": {"cache", "compiling"},
     "engines": {
+        "streams",
         *MATTER,
         "compiling",
         "native",

@@ -33,6 +33,7 @@ from clipbench.engines.stacked import programs
 from clipbench.engines.structure import Lane, Pass, Segment, Structure, arranged
 
 EAGER, NATIVE = "batched", "batched, native"
+AT_ONCE = 2**15  # native steps, of all lanes together, whose products stay in a cache
 WARM_UP = 3  # steps on CUDA before one is recorded: libraries make room for themselves in the first
 
 
@@ -161,7 +162,8 @@ class Lanes:
                 self.step(*self.draw())
             return
         while steps:
-            batch = drawn(self.batches, steps, self.batch_bytes)
+            most = min(steps, max(1, AT_ONCE // len(self.jobs)))
+            batch = drawn(self.batches, most, self.batch_bytes)
             self.measured.append(
                 self.stepper.advance(
                     batch,

@@ -135,6 +135,7 @@ class Stepper:
             self.fixed[segment.structure] = [
                 _with_room(tensor, tensor.shape[:1]).copy_(tensor) for tensor in packed
             ]
+        self.held = np.zeros(0)
         self.run = driver()
 
     def _built(
@@ -187,8 +188,8 @@ class Stepper:
                 for block in blocks
             ]
             table = np.concatenate(tables)
-            found = np.zeros((1 + self.products, batch.steps, len(table) * width))
-            room, places = self._room(blocks, gradient, batch)
+            found = self._found((1 + self.products, batch.steps, len(table) * width))
+            room, places = self._room(blocks, width, gradient, batch)
             self.run(
                 gradient.address,
                 table.ctypes.data,
@@ -198,7 +199,7 @@ class Stepper:
                 ctypes.byref((_Batches * 2)(*map(_Batches.of, (batch.inputs, batch.targets)))),
                 self.products,
                 found.ctypes.data,
-                places,
+                places.ctypes.data,
             )
             del room
             begin = 0
@@ -212,26 +213,35 @@ class Stepper:
             one.check()
         return rows
 
+    def _found(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Memory for what steps give, the same from call to call: to be handed new pages takes a
+        tiny model as long as its steps. Of lanes that take none it keeps what was there.
+        """
+        size = math.prod(shape)
+        if size > len(self.held):
+            self.held = np.zeros(size)
+        return self.held[:size].reshape(shape)
+
     def _room(
-        self, blocks: Sequence[_Block], gradient: Function, batch: Batch
-    ) -> tuple[Tensor, Any]:
+        self, blocks: Sequence[_Block], width: int, gradient: Function, batch: Batch
+    ) -> tuple[Tensor, np.ndarray]:
         """Two places for every part of a state, one for a gradient and for a batch, which all
         lanes use in turn.
         """
-        most = [0] * MOST
+        sizes = np.zeros(2 * MOST + 3, np.int64)
         for block in blocks:
             for number, tensor in enumerate(block.state):
-                most[number] = max(most[number], tensor[0].nbytes)
-        sizes = [size for size in most for _ in range(2)] + [gradient.outputs[0]]
-        sizes += [ABREAST * tensor[0, 0].nbytes for tensor in (batch.inputs, batch.targets)]
-        begins, total = [], 0
-        for size in sizes:
-            begins.append(total)
-            total += -(-(size + SPARE) // SPARE) * SPARE if size else 0
-        room = torch.empty(total + SPARE, dtype=torch.uint8)
+                both = slice(2 * number, 2 * number + 2)
+                sizes[both] = max(sizes[2 * number], tensor[0].nbytes)
+        sizes[2 * MOST] = gradient.outputs[0]
+        if width > 1:
+            sizes[2 * MOST + 1 :] = [
+                width * one[0, 0].nbytes for one in (batch.inputs, batch.targets)
+            ]
+        taken = np.where(sizes > 0, -(-(sizes + SPARE) // SPARE) * SPARE, 0)
+        room = torch.empty(int(taken.sum()) + SPARE, dtype=torch.uint8)
         begin = -(-room.data_ptr() // SPARE) * SPARE
-        places = (ctypes.c_void_p * len(sizes))(*(begin + one for one in begins))
-        return room, places
+        return room, begin + np.cumsum(taken) - taken
 
 
 class _Block:

@@ -67,7 +67,7 @@ class Cosh:
         still = torch.zeros(1, self.dimension), torch.tensor([self.optimum])
         return {"validation": still, "test": still}
 
-    def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, generator: Generator, batch: int) -> tuple[Tensor, Tensor]:
         return _first(self.samples(generator, 1))
 
     def samples(self, generator: Generator, count: int) -> tuple[Tensor, Tensor]:
