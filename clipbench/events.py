@@ -255,9 +255,14 @@ def _spikes(level: np.ndarray, base: float, rules: Rules) -> list[Event]:
     window = rules.spike_window
     if len(level) <= window or not base > 0:
         return []
-    before = np.median(np.lib.stride_tricks.sliding_window_view(level, window)[:-1], axis=1)
     now = level[window:]
-    high = np.isfinite(now) & (now > rules.spike * before) & (now - before > base)
+    # A median is no less than the least level: only where even that is far enough below is it
+    # worked out.
+    far = np.flatnonzero(np.isfinite(now) & (now - np.fmin.reduce(level) > base))
+    windows = np.lib.stride_tricks.sliding_window_view(level, window)
+    before = np.full(len(now), np.nan)
+    before[far] = np.median(windows[far], axis=1)
+    high = (now > rules.spike * before) & (now - before > base)
     return [
         Event(
             window + first,

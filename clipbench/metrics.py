@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,24 +109,29 @@ def _delong(output: Tensor, target: Tensor) -> float:
     """The standard error of `roc_auc`: of its means over either class, which are independent
     (DeLong et al. 1988).
     """
-    scores, positive = _scores(output), target.flatten().bool()
-    ranks, positives = _midranks(scores), int(positive.sum())
+    scores, positive = _scores(output), _positive(target)
+    ranks, positives = _midranks(scores), positive.sum()
     if not 1 < positives < len(scores) - 1:
         return math.nan
     above = [(ranks[one] - _midranks(scores[one])) / (~one).sum() for one in (positive, ~positive)]
-    return math.hypot(*map(of_mean, above))
+    return math.hypot(*(of_mean(torch.from_numpy(one)) for one in above))
 
 
-def _scores(output: Tensor) -> Tensor:
+def _scores(output: Tensor) -> np.ndarray:
     # a difference of float32 logits would be rounded into ties that are none
-    wide = output.double()
-    return wide[:, 1] - wide[:, 0] if wide.shape[1:] == (2,) else wide.flatten()
+    wide = output.detach().double().cpu().numpy()
+    return wide[:, 1] - wide[:, 0] if wide.shape[1:] == (2,) else wide.ravel()
 
 
-def _midranks(scores: Tensor) -> Tensor:
+def _positive(target: Tensor) -> np.ndarray:
+    return target.flatten().bool().cpu().numpy()
+
+
+def _midranks(scores: np.ndarray) -> np.ndarray:
     """The rank of each score, from 1, of equal ones the mean of theirs."""
-    _, level, ties = torch.unique(scores, return_inverse=True, return_counts=True)
-    return (ties.cumsum(0) - (ties.double() - 1) / 2)[level]
+    ordered = np.sort(scores)
+    below, at_most = (np.searchsorted(ordered, scores, side) for side in ("left", "right"))
+    return (below + at_most + 1) / 2
 
 
 @_metric(higher_is_better=True, standard_error=_delong)
@@ -151,14 +157,14 @@ def roc_auc(output: Tensor, target: Tensor) -> float:
             f"roc_auc: the output has the shape {tuple(output.shape)}, and must be N, N×1 or N×2 "
             f"(two classes)."
         )
-    scores, positive = _scores(output), target.flatten().bool()
+    scores, positive = _scores(output), _positive(target)
     if len(positive) != len(scores):
         raise UsageError(f"roc_auc: {len(scores)} scores came with {len(positive)} labels.")
     positives = int(positive.sum())
     negatives = len(positive) - positives
     if positives == 0 or negatives == 0:
         return math.nan
-    rank_sum = _midranks(scores)[positive].sum().item()
+    rank_sum = float(_midranks(scores)[positive].sum())
     return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
 
 

@@ -128,6 +128,13 @@ class AlikeEverywhere(TorchDispatchMode):
     and only its result is rounded.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch would load its compiler, which takes a second, to leave this mode out of it; what
+        is drawn within it is never compiled.
+        """
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,
