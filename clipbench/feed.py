@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from clipbench import listing, trees
 from clipbench.errors import UsageError
-from clipbench.streams import Batch, Batches, Sampled, Shuffled, cast, drawing, takes
+from clipbench.streams import Batches, Sampled, Shuffled, cast, drawing, takes
 
+Batch = listing.Batch
 SPLITS = ("validation", "test")  # what a run is evaluated on
 EVALUATED = 256  # examples of a split that is sampled
 KEPT_BYTES = 2**29  # of splits that are held for another use: 38 seeds of origin

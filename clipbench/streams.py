@@ -41,6 +41,10 @@ class Batches(Iterator[Batch]):
             self._left -= len(self._ahead)
         return self._ahead.popleft()
 
+    def one_by_one(self) -> None:
+        """Draw from now on as a workload without ``samples``."""
+        self._source.many = None
+
     def take(self, steps: int) -> Batch:
         """The next batches, steps × batch × …; ``steps`` is no more than are left."""
         if self._ahead:
@@ -55,6 +59,7 @@ class Shuffled:
 
     def __init__(self, split: Batch, numbers: Tensor) -> None:
         self.split, self.numbers, self.taken = split, numbers, 0
+        self.many = None
         size = split[0][0].nbytes * numbers.shape[1]
         self.ahead = max(1, min(AHEAD, AHEAD_BYTES // max(1, size)))
 

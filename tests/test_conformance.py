@@ -779,6 +779,15 @@ def test_a_threshold_may_be_a_square_if_its_size_is_one(judged):
     assert not any(check.doubtful for check in conform("clip", "planted"))
 
 
+MANY_OTHERS = """def sample(self, generator, batch):
+        points = torch.randn(batch, 2, generator=generator)
+        return points, points.sum(1, keepdim=True)
+
+    def samples(self, generator, batch, count):
+        points = torch.rand(count, batch, 2, generator=generator)
+        return points, points.sum(-1, keepdim=True)
+
+    def model"""
 OWN_LUCK = """net = nn.Linear(2, 1)
         own = torch.Generator()
         own.seed()
@@ -877,6 +886,12 @@ WORKLOADS = {
         "no mean over examples by its `weight`",
         "def model",
         "def weight(self, targets):\n        return targets.abs().sum()\n\n    def model",
+    ),
+    "other batches if many are drawn": (
+        "batches drawn together are those drawn one by one",
+        "`samples` draws other inputs than `sample`",
+        "def model",
+        MANY_OTHERS,
     ),
     "luck of its own": (
         "the seed decides weights and batches",

@@ -250,3 +250,52 @@ def test_the_weights_of_a_replica_differ_in_their_last_digits_only(dtype):
     assert moved.max() < 1e-6
     assert torch.equal(once, again)
     assert not torch.equal(once, other)
+
+
+class Drawn:
+    """A workload that draws its batches, many at once if asked."""
+
+    name = "drawn"
+
+    def sample(self, generator, batch):
+        return torch.rand(batch, 2, generator=generator), torch.zeros(batch)
+
+    def samples(self, generator, batch, count):
+        inputs, targets = self.sample(generator, count * batch)
+        return inputs.unflatten(0, (count, batch)), targets.unflatten(0, (count, batch))
+
+
+class Again(Drawn):
+    """Draws otherwise, and says so of one batch only."""
+
+    name = "again"
+
+    def sample(self, generator, batch):
+        return -torch.rand(batch, 2, generator=generator), torch.ones(batch)
+
+
+class Few(Drawn):
+    def samples(self, generator, batch, count):
+        return super().samples(generator, batch, count - 1)
+
+
+@pytest.mark.parametrize(
+    "work", [*(built(name) for name in NAMES), Drawn(), Again()], ids=lambda work: work.name
+)
+def test_batches_taken_together_are_those_taken_one_by_one(work):
+    """A class that draws one batch otherwise does not inherit how many are drawn."""
+    alone, together, both = (feed.batches(work, 1, 4, 9) for _ in range(3))
+    alone.one_by_one()
+    expected = list(alone)
+    first = next(both)
+    parts = [together.take(2), together.take(7)]
+    rest = [next(both), *zip(*both.take(7), strict=True)]
+    for column in (0, 1):
+        wanted = torch.stack([batch[column] for batch in expected])
+        assert torch.equal(wanted, torch.cat([part[column] for part in parts]))
+        assert torch.equal(wanted, torch.stack([batch[column] for batch in [first, *rest]]))
+
+
+def test_samples_that_are_not_as_many_as_were_asked_for_are_refused():
+    with pytest.raises(UsageError, match="asked for 3 batches, and returned 2 of inputs and 2 of"):
+        feed.batches(Few(), 0, 4, 3).take(3)

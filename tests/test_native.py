@@ -434,12 +434,15 @@ def test_clips_of_examples_and_schedules_are_the_loops(arm):
         agree(made, engines.run(one))
 
 
+@pytest.mark.parametrize("problem", ["wdbc", "cosh"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_lane_has_the_same_bits_whoever_trains_beside_it(dtype):
+def test_a_lane_has_the_same_bits_whoever_trains_beside_it(problem, dtype):
+    """Of `cosh`, sixteen stand abreast."""
+    count = 7 if problem == "wdbc" else 20
     asked = [
-        job("wdbc", *ARMS[n % 3], lr=0.01 * (1 + n), seed=n % 3, dtype=dtype) for n in range(7)
+        job(problem, *ARMS[n % 3], lr=0.01 * (1 + n), seed=n % 3, dtype=dtype) for n in range(count)
     ]
-    asked.append(job("wdbc", *ARMS[0], lr=1e30, seed=1, dtype=dtype))  # which ends at once
+    asked.append(job(problem, *ARMS[0], lr=1e30, seed=1, dtype=dtype))  # which ends at once
     together = lanes.run(asked, native=True)
     backwards = lanes.run(asked[::-1], native=True)[::-1]
     for made, other, one in zip(together, backwards, asked, strict=True):
@@ -553,6 +556,30 @@ def test_a_program_of_more_arguments_than_there_is_room_for_is_not_native(tensor
     for made, one in zip(lanes.run(asked, native=True), asked, strict=True):
         assert made.engine == engine
         agree(made, engines.run(one))
+
+
+def test_lanes_of_a_model_of_a_few_numbers_stand_abreast_and_follow_their_schedules():
+    """Whatever can: an update that sorts its elements keeps a lane to itself."""
+    arms = [
+        (("momentum", {"schedule": "cosine"}), ("norm", CLIPS["norm"])),
+        ("adam", ("none", {})),
+        ("sgd", ("quantile", CLIPS["quantile"])),
+    ]
+    asked = [
+        job("cosh", *arms[n % 3], lr=0.01 / (1 + n), seed=n % 4, dtype="float64") for n in range(21)
+    ]
+    together, _ = lanes.begin(asked, native=True)
+    widths = {one.clip: width for one, width in together.stepper.abreast.items()}
+    assert widths == {"norm": 16, "none": 16, "quantile": 1}
+    for made, one in zip(lanes.run(asked, native=True), asked, strict=True):
+        agree(made, engines.run(one))
+
+
+def test_what_multiplies_matrices_is_not_made_of_loops_alone():
+    square = numbers(torch.float64, 4, 4)
+    native.translated(lambda x: [x * x], [square], plain=True)
+    with pytest.raises(Untranslated, match="loops alone"):
+        native.translated(lambda x: [x @ x], [square], plain=True)
 
 
 def test_a_rule_without_a_translation_runs_in_lanes_of_torch():

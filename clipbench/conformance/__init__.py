@@ -87,6 +87,7 @@ CLAIMS: dict[Kind, dict[str, Test]] = {
         "every split finite, and the first loss on it": workloads.splits_finite,
         "a batch in parts adds up to the whole, or says why not": workloads.parts_add_up,
         "the seed decides weights and batches": workloads.seeds_decide,
+        "batches drawn together are those drawn one by one": workloads.draws_alike,
         "the metric is a number": workloads.metric_is_a_number,
         "reference_loss declared": workloads.reference_declared,
         "runs are judged by the metric, or it says why not": workloads.judged_by_metric,

@@ -18,6 +18,7 @@ from clipbench.engines.record import CHUNK
 
 DTYPES = (torch.float32, torch.float64)
 BATCH = 4  # examples: more cost a large model more and tell no more
+DRAWN = 3  # batches drawn together
 
 
 def _built(cls: type[Any]) -> Any:
@@ -114,6 +115,23 @@ def seeds_decide(cls: type[Any]) -> str | None:
             raise Fault(f"the same seed gave another {name}")
     same = all(distance(tensor, other[name]) == 0 for name, tensor in first.items())
     return "no randomness: every seed is the same run, n = 1" if same else None
+
+
+def draws_alike(cls: type[Any]) -> str | None:
+    """What ``samples`` draws is what as many calls of ``sample`` draw."""
+    workload = _built(cls)
+    if not hasattr(workload, "samples"):
+        return "it has no `samples`"
+    one, many = (feed.batches(workload, 0, BATCH, 2 * DRAWN) for _ in range(2))
+    one.one_by_one()
+    for _ in range(2):
+        alone = [torch.stack(part) for part in zip(*(next(one) for _ in range(DRAWN)), strict=True)]
+        for what, apart, together in zip(
+            ("inputs", "targets"), alone, many.take(DRAWN), strict=True
+        ):
+            if apart.shape != together.shape or distance(apart, together) > 0:
+                raise Fault(f"`samples` draws other {what} than `sample`")
+    return None
 
 
 def splits_finite(cls: type[Any]) -> None:

@@ -263,8 +263,8 @@ class _Block:
         """The lanes as the driver has them."""
         segment, count = self.segment, len(self.state[0])
         table = np.zeros(count, LANE)
-        lanes = np.arange(segment.begin, segment.begin + count * self.width)
-        lanes = lanes.clip(max=segment.end - 1).reshape(count, self.width)
+        every = np.arange(segment.begin, segment.begin + count * self.width)
+        lanes = every.clip(max=segment.end - 1).reshape(count, self.width)
         sizes = np.array([tensor[0].nbytes for tensor in self.state])
         own = np.asarray(seeds, np.int64)[lanes]
         live = ~np.isin(lanes, list(ended)).all(1)
