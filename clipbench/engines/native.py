@@ -177,25 +177,28 @@ class Stepper:
         :raises IndexError: an index was out of range in a lane.
         :raises ZeroDivisionError: a lane divided a whole number by zero.
         """
-        rows = np.empty((1 + self.products, batch.steps, len(weights)))
+        steps = batch.steps
+        rows = np.empty((1 + self.products, steps, len(weights)))
         for width, gradient in self.gradients.items():
             mine = [one for one in segments if self.abreast[one.structure] == width]
             blocks = [
                 _Block(segment, width, weights, self.fixed[segment.structure]) for segment in mine
             ]
             tables = [
-                block.table(self.updates[block.segment.structure], seeds, ended, taken)
+                block.table(
+                    self.updates[block.segment.structure], seeds, ended, slice(taken, taken + steps)
+                )
                 for block in blocks
             ]
             table = np.concatenate(tables)
-            found = self._found((1 + self.products, batch.steps, len(table) * width))
+            found = self._found((1 + self.products, steps, len(table) * width))
             room, places = self._room(blocks, width, gradient, batch)
             self.run(
                 gradient.address,
                 table.ctypes.data,
                 len(table),
                 width,
-                batch.steps,
+                steps,
                 ctypes.byref((_Batches * 2)(*map(_Batches.of, (batch.inputs, batch.targets)))),
                 self.products,
                 found.ctypes.data,
@@ -258,9 +261,9 @@ class _Block:
         self.held: list[np.ndarray] = []  # what the table points to
 
     def table(
-        self, update: Function, seeds: Sequence[int], ended: set[int], taken: int
+        self, update: Function, seeds: Sequence[int], ended: set[int], steps: slice
     ) -> np.ndarray:
-        """The lanes as the driver has them."""
+        """The lanes as the driver has them, for these of all steps."""
         segment, count = self.segment, len(self.state[0])
         table = np.zeros(count, LANE)
         every = np.arange(segment.begin, segment.begin + count * self.width)
@@ -280,7 +283,7 @@ class _Block:
             _addresses(table["constants"], self.fixed),
         ]
         if segment.course is not None:
-            course = abreast(segment.course[:, taken:], self.width).numpy()
+            course = abreast(segment.course[:, steps], self.width).numpy()
             table["rates"] = _each(course)
             self.held.append(course)
         return table
