@@ -83,26 +83,21 @@ class Problem:
 
     def batches(self, workload, seed):
         """A cell's batches, over and over."""
-        return Endless(lambda: feed.batches(workload, seed, self.batch, STEPS))
+        while True:
+            yield from feed.batches(workload, seed, self.batch, STEPS)
 
 
 class Endless:
-    """Batches that begin anew when they end."""
+    """A source of batches that begins anew when it ends."""
 
-    def __init__(self, begin):
-        self.begin, self.batches, self.left = begin, begin(), STEPS
+    def __init__(self, *asked):
+        self.asked, self.left = asked, 0
 
     def take(self, steps):
         if self.left < steps:
-            self.batches, self.left = self.begin(), STEPS
+            self.source, self.left = feed.source(*self.asked, STEPS), STEPS
         self.left -= steps
-        return self.batches.take(steps)
-
-    def __next__(self):
-        if not self.left:
-            self.batches, self.left = self.begin(), STEPS
-        self.left -= 1
-        return next(self.batches)
+        return self.source.take(steps)
 
 
 PROBLEMS = {
@@ -185,6 +180,7 @@ def together(problem, count, native):
     """
     made = lanes.Lanes(problem.jobs(count), native)
     made.batches = [problem.batches(made.workload, seed) for seed in made.seeds]
+    made.sources = [Endless(made.workload, seed, problem.batch) for seed in made.seeds]
 
     def block(read=made.rows):
         made.advance(BLOCK)

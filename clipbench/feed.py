@@ -8,16 +8,16 @@ the same weights and the same batches, in every process and in every engine.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clipbench import listing, trees
+from clipbench import listing, streams, trees
 from clipbench.errors import UsageError
-from clipbench.streams import Batches, Sampled, Shuffled, cast, drawing, takes
+from clipbench.streams import Sampled, Shuffled, cast, drawing, takes
 
 Batch = listing.Batch
 SPLITS = ("validation", "test")  # what a run is evaluated on
@@ -178,8 +178,23 @@ def batches(
     steps: int,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
-) -> Batches:
+) -> Iterator[Batch]:
     """The ``steps`` training batches of one seed, in order.
+
+    :raises UsageError: the training split is smaller than one batch.
+    """
+    return streams.each(source(workload, seed, batch, steps, dtype, device), steps)
+
+
+def source(
+    workload: Any,
+    seed: int,
+    batch: int,
+    steps: int,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Shuffled | Sampled:
+    """Where the ``steps`` training batches of one seed come from, in order.
 
     Data is visited in shuffled epochs without the last, short batch; a workload with ``sample``
     draws every batch anew.
@@ -188,10 +203,10 @@ def batches(
     """
     stream = trees.generator(workload.name, seed, "batches")
     if hasattr(workload, "sample"):
-        return Batches(Sampled(workload, stream, batch, dtype, device), steps)
+        return Sampled(workload, stream, batch, dtype, device)
     split = splits(workload, seed, dtype, device)["train"]
     numbers = order(len(split[0]), batch, steps, stream, workload.name).to(device)
-    return Batches(Shuffled(split, numbers), steps)
+    return Shuffled(split, numbers)
 
 
 def order(examples: int, batch: int, steps: int, stream: torch.Generator, name: str) -> Tensor:

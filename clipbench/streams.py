@@ -5,8 +5,6 @@ one after the other, or many at once.
 from __future__ import annotations
 
 import inspect
-import itertools
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -21,58 +19,38 @@ Batch = listing.Batch
 AHEAD, AHEAD_BYTES = 16, 2**22  # batches looked up, or copied, at once, at most
 
 
-class Batches(Iterator[Batch]):
-    """The training batches of one seed, in order.
-
-    :param source: where they come from.
-    :param steps: how many there are.
+def each(source: Shuffled | Sampled, steps: int) -> Iterator[Batch]:
+    """The next batches of a source, one after the other. Some are looked up at a time: one costs a
+    small model as much as a layer.
     """
-
-    def __init__(self, source: Shuffled | Sampled, steps: int) -> None:
-        self._source, self._left = source, steps
-        self._ahead: deque[Batch] = deque()
-
-    def __next__(self) -> Batch:
-        if not self._ahead:
-            if not self._left:
-                raise StopIteration
-            # Some at a time: looking one up costs a small model as much as a layer.
-            self._ahead += self._source.some(min(self._source.ahead, self._left))
-            self._left -= len(self._ahead)
-        return self._ahead.popleft()
-
-    def one_by_one(self) -> None:
-        """Draw from now on as a workload without ``samples``."""
-        self._source.many = None
-
-    def take(self, steps: int) -> Batch:
-        """The next batches, steps × batch × …; ``steps`` is no more than are left."""
-        if self._ahead:
-            inputs, targets = zip(*itertools.islice(self, steps), strict=True)
-            return torch.stack(inputs), torch.stack(targets)
-        self._left -= steps
-        return self._source.take(steps)
+    while steps:
+        some = min(source.ahead, steps)
+        yield from source.some(some)
+        steps -= some
 
 
 class Shuffled:
     """The batches of a split, by the numbers of their examples, steps × batch."""
 
     def __init__(self, split: Batch, numbers: Tensor) -> None:
-        self.split, self.numbers, self.taken = split, numbers, 0
-        self.many = None
-        size = split[0][0].nbytes * numbers.shape[1]
+        self.split, self.numbers, self.taken = split, numbers.flatten(), 0
+        self.batch = numbers.shape[1]
+        size = split[0][0].nbytes * self.batch
         self.ahead = max(1, min(AHEAD, AHEAD_BYTES // max(1, size)))
 
     def take(self, steps: int) -> Batch:
-        some = self.numbers[self.taken : self.taken + steps]
-        self.taken += steps
+        """The next batches together, steps × batch × …; no more than are left."""
+        begin, self.taken = self.taken, self.taken + steps * self.batch
+        some = self.numbers[begin : self.taken]
         # the same as ``tensor[some]``, in half of its time
         inputs, targets = (
-            tensor.index_select(0, some.flatten()).unflatten(0, some.shape) for tensor in self.split
+            tensor.index_select(0, some).view(steps, self.batch, *tensor.shape[1:])
+            for tensor in self.split
         )
         return inputs, targets
 
     def some(self, steps: int) -> Iterable[Batch]:
+        """The next batches, each by itself."""
         return _apart(self.take(steps))
 
 
@@ -88,6 +66,7 @@ class Sampled:
         self.ahead = 1  # until the size of a batch is known
 
     def take(self, steps: int) -> Batch:
+        """The next batches together, steps × batch × …."""
         if self.many is None:
             drawn = zip(*(self.one() for _ in range(steps)), strict=True)
             inputs, targets = (torch.stack(tensors) for tensors in drawn)
@@ -101,6 +80,7 @@ class Sampled:
         return self._moved(inputs), self._moved(targets)
 
     def some(self, steps: int) -> Iterable[Batch]:
+        """The next batches, each by itself."""
         if self.many is None:
             drawn = [self.one() for _ in range(steps)]
             inputs, targets = (self._each_moved(tensors) for tensors in zip(*drawn, strict=True))

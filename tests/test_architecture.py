@@ -143,7 +143,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         "step",
         "engines",
     },
-    "conformance": {*MATTER, "optimizers", "measures", "events", "cell", "feed", "step", "engines"},
+    "conformance": {
+        *MATTER,
+        "streams",
+        "optimizers",
+        "measures",
+        "events",
+        "cell",
+        "feed",
+        "step",
+        "engines",
+    },
     "gate": {
         *MATTER,
         *MEMORY,

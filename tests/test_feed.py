@@ -284,18 +284,16 @@ class Few(Drawn):
 )
 def test_batches_taken_together_are_those_taken_one_by_one(work):
     """A class that draws one batch otherwise does not inherit how many are drawn."""
-    alone, together, both = (feed.batches(work, 1, 4, 9) for _ in range(3))
-    alone.one_by_one()
-    expected = list(alone)
-    first = next(both)
+    alone, together = (feed.source(work, 1, 4, 9) for _ in range(2))
+    alone.many = None
+    expected, each = list(alone.some(9)), list(feed.batches(work, 1, 4, 9))
     parts = [together.take(2), together.take(7)]
-    rest = [next(both), *zip(*both.take(7), strict=True)]
     for column in (0, 1):
         wanted = torch.stack([batch[column] for batch in expected])
         assert torch.equal(wanted, torch.cat([part[column] for part in parts]))
-        assert torch.equal(wanted, torch.stack([batch[column] for batch in [first, *rest]]))
+        assert torch.equal(wanted, torch.stack([batch[column] for batch in each]))
 
 
 def test_samples_that_are_not_as_many_as_were_asked_for_are_refused():
     with pytest.raises(UsageError, match="asked for 3 batches, and returned 2 of inputs and 2 of"):
-        feed.batches(Few(), 0, 4, 3).take(3)
+        feed.source(Few(), 0, 4, 3).take(3)

@@ -15,6 +15,7 @@ from clipbench.conformance.findings import Doubt, Fault, distance, no_draw
 from clipbench.conformance.settings import examples
 from clipbench.engines import shares
 from clipbench.engines.record import CHUNK
+from clipbench.streams import Shuffled
 
 DTYPES = (torch.float32, torch.float64)
 BATCH = 4  # examples: more cost a large model more and tell no more
@@ -120,12 +121,12 @@ def seeds_decide(cls: type[Any]) -> str | None:
 def draws_alike(cls: type[Any]) -> str | None:
     """What ``samples`` draws is what as many calls of ``sample`` draw."""
     workload = _built(cls)
-    if not hasattr(workload, "samples"):
-        return "it has no `samples`"
-    one, many = (feed.batches(workload, 0, BATCH, 2 * DRAWN) for _ in range(2))
-    one.one_by_one()
+    one, many = (feed.source(workload, 0, BATCH, 2 * DRAWN) for _ in range(2))
+    if isinstance(one, Shuffled) or one.many is None:
+        return "each is drawn by itself"
+    one.many = None
     for _ in range(2):
-        alone = [torch.stack(part) for part in zip(*(next(one) for _ in range(DRAWN)), strict=True)]
+        alone = [torch.stack(part) for part in zip(*one.some(DRAWN), strict=True)]
         for what, apart, together in zip(
             ("inputs", "targets"), alone, many.take(DRAWN), strict=True
         ):

@@ -31,6 +31,7 @@ from clipbench.engines.program import Nested, flat
 from clipbench.engines.record import Job, Record, conclude, stops
 from clipbench.engines.stacked import programs
 from clipbench.engines.structure import Lane, Pass, Segment, Structure, arranged
+from clipbench.streams import each
 
 EAGER, NATIVE = "batched", "batched, native"
 AT_ONCE = 2**15  # native steps, of all lanes together, whose products stay in a cache
@@ -59,10 +60,11 @@ class Lanes:
         self.model = self.programs.model
         self.least = measures.least(step.precision(self.dtype), self.model.elements)
         self.seeds = list(dict.fromkeys(job.cell.seed for job in jobs))
-        self.batches = [
-            feed.batches(self.workload, seed, cell.batch, cell.steps, self.dtype, self.device)
+        self.sources = [
+            feed.source(self.workload, seed, cell.batch, cell.steps, self.dtype, self.device)
             for seed in self.seeds
         ]
+        self.batches = [each(source, cell.steps) for source in self.sources]
         modules = [
             feed.model(
                 self.workload, seed, self.dtype, self.device, self.model.how.mixed, cell.replica
@@ -163,7 +165,7 @@ class Lanes:
             return
         while steps:
             most = min(steps, max(1, AT_ONCE // len(self.jobs)))
-            batch = drawn(self.batches, most, self.batch_bytes)
+            batch = drawn(self.sources, most, self.batch_bytes)
             self.measured.append(
                 self.stepper.advance(
                     batch,

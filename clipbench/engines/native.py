@@ -25,7 +25,7 @@ from clipbench.compiling import NotCompiled
 from clipbench.engines.stacked import Programs
 from clipbench.engines.structure import Segment, Structure
 from clipbench.native import SPARE, Function, Untranslated, driver, translated
-from clipbench.streams import Batches
+from clipbench.streams import Sampled, Shuffled
 
 MOST = 256  # arguments of one program, as the driver has room for
 ABREAST = 16  # lanes, as the driver has room for: a register of AVX-512 in float32
@@ -71,15 +71,15 @@ class Batch:
     steps: int
 
 
-def drawn(streams: Sequence[Batches], steps: int, size: int) -> Batch:
+def drawn(sources: Sequence[Shuffled | Sampled], steps: int, size: int) -> Batch:
     """The next batches of every seed: of so many steps, or of as many as are held at once.
 
     :param size: bytes of one batch.
     """
-    steps = min(steps, max(1, BLOCK_BYTES // max(1, size * len(streams))))
-    parts = zip(*(stream.take(steps) for stream in streams), strict=True)
+    steps = min(steps, max(1, BLOCK_BYTES // max(1, size * len(sources))))
+    parts = zip(*(source.take(steps) for source in sources), strict=True)
     inputs, targets = (
-        torch.stack(tensors, 1, out=_with_room(tensors[0], (steps, len(streams))))
+        torch.stack(tensors, 1, out=_with_room(tensors[0], (steps, len(sources))))
         for tensors in parts
     )
     return Batch(inputs, targets, steps)
