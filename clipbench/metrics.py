@@ -8,6 +8,7 @@ value counts as better unless it carries ``higher_is_better = False``. One that 
 
 from __future__ import annotations
 
+import cmath
 import functools
 import math
 from collections.abc import Callable
@@ -58,10 +59,16 @@ def standard_error(metric: Metric, output: Tensor, target: Tensor) -> float:
     >>> round(standard_error(accuracy, outputs, targets), 4)
     0.0435
     """
-    if not torch.isfinite(output).all():
+    if not _is_finite(output):
         return math.nan
     own = getattr(metric, "standard_error", None)
     return float(own(output, target)) if own is not None else jackknife(metric, output, target)
+
+
+def _is_finite(output: Tensor) -> bool:
+    # a sum is finite only if all its terms are, and is found in a quarter of the time; it may
+    # overflow
+    return cmath.isfinite(output.sum().item()) or bool(output.isfinite().all())
 
 
 def jackknife(metric: Metric, output: Tensor, target: Tensor) -> float:
@@ -92,7 +99,7 @@ def _metric(
     def mark(function: Metric) -> Metric:
         @functools.wraps(function)
         def guarded(output: Tensor, target: Tensor) -> float:
-            return function(output, target) if torch.isfinite(output).all() else math.nan
+            return function(output, target) if _is_finite(output) else math.nan
 
         guarded.name, guarded.higher_is_better = name_of(function), higher_is_better  # type: ignore[attr-defined]
         if standard_error is not None:

@@ -47,6 +47,29 @@ def test_a_row_names_the_machine_that_made_it(tmp_path):
     assert store.problems() == []
 
 
+def test_the_next_shard_is_handed_out_before_the_last_one_is_archived(monkeypatch, tmp_path):
+    """No worker waits for the disk."""
+    steps, add = [], execute.archive.Archive.add
+
+    class Watched(InProcess):
+        slots = 1
+
+        def results(self, timeout):
+            if self.queue and not isinstance(self.queue[0][1], Call):
+                steps.append("handed out")
+            return super().results(timeout)
+
+    def noted(self, *record):
+        steps.append("archived")
+        add(self, *record)
+
+    monkeypatch.setattr(execute.archive.Archive, "add", noted)
+    with Watched() as executor:
+        carried_out(tmp_path / "out", executor)
+    assert steps[: steps.index("archived")] == ["handed out"] * 2
+    assert steps[-1] == "archived"
+
+
 def test_pages_and_timings_of_a_run_elsewhere_know_nothing_of_this_machine(monkeypatch, tmp_path):
     """They are asked for where cells run."""
     asked = study.parse("executors", PAGE, tmp_path)

@@ -106,7 +106,14 @@ def test_lanes_are_no_more_than_were_chosen_and_nearly_equal(count, workers, cho
     found = sizes(shards)
     assert found[-1] <= choice.lanes
     assert found[-1] - found[0] <= 1
-    assert len(found) == max(-(-count // choice.lanes), min(workers, count // WORTH), 1)
+    fewest = -(-count // choice.lanes)
+    assert len(found) >= fewest
+    if len(found) != fewest:
+        assert found[0] >= WORTH
+        assert len(found) % workers == 0 or len(found) == count // WORTH
+    elif len(found) % workers:
+        # one more group would be too small
+        assert count // (fewest + 1) < WORTH
 
 
 def test_a_task_that_nobody_measured_goes_to_the_loop():
@@ -177,6 +184,20 @@ def test_lanes_of_one_structure_and_of_equal_rates_are_next_to_each_other():
     ) * len(ARMS)
     (again,) = packed(asked[::-1], batched(64), workers=1)
     assert again.jobs == shard.jobs
+
+
+def test_native_lanes_of_one_seed_are_next_to_each_other_in_each_structure():
+    """A shard of theirs then draws the batches of few seeds."""
+    asked = [
+        job("wdbc", *arm, lr=lr, seed=seed)
+        for seed, lr, arm in product(range(4), (0.1, 0.03, 0.01), ARMS)
+    ]
+    (shard,) = packed(asked, native(64), workers=1)
+    assert [(one.cell.seed, one.cell.lr) for one in shard.jobs] == sorted(
+        product(range(4), (0.01, 0.03, 0.1))
+    ) * len(ARMS)
+    halves = packed([one for one in asked if one.cell.arm == asked[0].cell.arm], native(6))
+    assert [{one.cell.seed for one in each.jobs} for each in halves] == [{0, 1}, {2, 3}]
 
 
 # -------------------------------------------------------------------------------------- predictions

@@ -182,17 +182,18 @@ def _for_lanes(jobs: Sequence[Job], choice: Choice, workers: int) -> list[Shard]
     if not jobs:
         return []
     seconds = (choice.rate(BATCHED) or 0.0) * jobs[0].cell.steps
-    # Equal structures next to each other are one update; equal rates next to each other tend to end
-    # together.
-    ordered = sorted(
-        jobs,
-        key=lambda job: (
-            repr(structure.Structure.of(job)),
-            job.cell.lr,
-            job.threshold or 0.0,
-            job.cell.seed,
-        ),
-    )
+
+    def place(job: Job) -> tuple[Any, ...]:
+        """Equal structures next to each other are one update. Lanes of a program of this machine
+        that share a seed share its batches; of torch's lanes, those of equal rates tend to end
+        together.
+        """
+        update, cell, threshold = repr(structure.Structure.of(job)), job.cell, job.threshold or 0.0
+        if choice.native:
+            return update, cell.seed, cell.lr, threshold
+        return update, cell.lr, threshold, cell.seed
+
+    ordered = sorted(jobs, key=place)
     return [
         Shard(jobs_of_shard, BATCHED, choice.native, seconds)
         for jobs_of_shard in _split(ordered, choice.lanes, workers)
@@ -200,9 +201,11 @@ def _for_lanes(jobs: Sequence[Job], choice: Choice, workers: int) -> list[Shard]
 
 
 def _split(jobs: Sequence[Job], most: int, workers: int) -> list[tuple[Job, ...]]:
-    """``jobs`` in groups of nearly equal size: as few as ``most`` allows, or one for each worker
-    if each has enough of them.
+    """``jobs`` in groups of nearly equal size: as few as ``most`` allows, but as many for each
+    worker, so that none waits for another at the end, if each group has enough of them.
     """
-    number = max(-(-len(jobs) // most), min(workers, len(jobs) // WORTH), 1)
+    fewest = -(-len(jobs) // most)
+    even = -(-fewest // workers) * workers
+    number = max(fewest, min(even, len(jobs) // WORTH), 1)
     cuts = [round(len(jobs) * cut / number) for cut in range(number + 1)]
     return [tuple(jobs[begin:end]) for begin, end in pairwise(cuts) if end > begin]

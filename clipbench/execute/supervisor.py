@@ -128,6 +128,7 @@ class _Supervisor:
         self.on_record, self.on_note = on_record, on_note
         self.under_way: dict[int, _UnderWay] = {}
         self.noted, self.stopping = set[str](), False
+        self.ended: list[tuple[Record, Portion]] = []  # not yet archived
 
     def run(self) -> None:
         """Return after every job has ended, or after an interrupt has been served.
@@ -140,6 +141,7 @@ class _Supervisor:
             finally:
                 for ticket in self.under_way:
                     self.executor.cancel(ticket)
+                self._archive_ended()
                 self.archive.flush()
         if interrupts:
             raise KeyboardInterrupt(interrupts[0])
@@ -160,7 +162,10 @@ class _Supervisor:
                 self.under_way[ticket] = _UnderWay(shard, time.monotonic())
                 for one in (self.under_way[ticket], *beside):
                     one.shared = one.shared or (bool(beside) and not self.executor.cards.apart)
-            for portion in self.executor.results(TICK):
+            portions = self.executor.results(0 if self.ended else TICK)
+            # now that each worker has its next shard: the disk may take longer than it does
+            self._archive_ended()
+            for portion in portions:
                 self._take(portion)
             for ticket in list(self.under_way):
                 self._watch(ticket)
@@ -296,9 +301,14 @@ class _Supervisor:
             self.on_note(sentence)
 
     def _keep(self, record: Record, portion: Portion) -> None:
-        self.archive.add(record, portion)
-        if self.on_record is not None:
-            self.on_record(record)
+        self.ended.append((record, portion))
+
+    def _archive_ended(self) -> None:
+        ended, self.ended = self.ended, []
+        for record, portion in ended:
+            self.archive.add(record, portion)
+            if self.on_record is not None:
+                self.on_record(record)
 
 
 @dataclass
