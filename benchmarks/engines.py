@@ -291,7 +291,7 @@ def workers(contender, problem, seconds):
 
 
 def peers(python, problem, seconds):
-    """As `workers`, of the peer in JAX; they are told to go on when all are ready."""
+    """As `workers`, of the peer in JAX."""
     command = [
         python,
         str(Path(__file__).with_name("jax_peer.py")),
@@ -306,6 +306,16 @@ def peers(python, problem, seconds):
         "--length",
         str(problem.settings.get("length", 20)),
     ]
+    said = pair(command)
+    if isinstance(said, str):
+        return said
+    return [{int(count): value for count, value in one["lanes"].items()} for one in said]
+
+
+def pair(command):
+    """What a program prints as JSON, of each of two processes that run it; they are told to go on
+    when both are ready. Or the reason, a string, why there is nothing.
+    """
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, **pipes) for _ in range(PAIR)]
     while (said := [process.stdout.readline() for process in processes]) == ["ready\n"] * PAIR:
@@ -315,13 +325,9 @@ def peers(python, problem, seconds):
     for process in processes:
         process.communicate()
     if any(process.returncode for process in processes):
-        return (
-            f"jax_peer.py {problem.workload} ended with "
-            f"{[process.returncode for process in processes]}"
-        )
-    return [
-        {int(count): value for count, value in json.loads(line)["lanes"].items()} for line in said
-    ]
+        named = " ".join(Path(one).name for one in command[1:3])
+        return f"{named} ended with {[process.returncode for process in processes]}"
+    return [json.loads(line) for line in said]
 
 
 def jax_versions(python):

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from timing import timed
+from timing import ready, timed
 
 STEPS = 100  # of one call: one scan
 SEEDS = 3
@@ -198,13 +198,6 @@ def measure(model, lanes, seconds, meet):
     return timed(block, STEPS * lanes, seconds, meet) | {"parameters": parameters}
 
 
-def together():
-    """Say that this process is ready, and wait until the one that started it says go on."""
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    sys.stdin.readline()
-
-
 def main():
     models = {"wdbc": Wdbc, "digits": Digits, "temporal-order": TemporalOrder, "cosh": Cosh}
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -226,7 +219,7 @@ def main():
         else models[given.workload]()
     )
     counts = [int(count) for count in given.lanes.split(",")]
-    meet = together if given.together else lambda: None
+    meet = ready if given.together else lambda: None
     found = {count: measure(model, count, given.seconds, meet) for count in counts}
     versions = {"jax": jax.__version__, "jaxlib": jax.lib.__version__, "optax": optax.__version__}
     sys.stdout.write(json.dumps({"lanes": found, "versions": versions}) + "\n")

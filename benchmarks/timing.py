@@ -3,6 +3,7 @@ either.
 """
 
 import math
+import sys
 import time
 from statistics import median
 
@@ -36,3 +37,10 @@ def timed(block, count, seconds, meet):
         "cores": cores,
         "first": first,
     }
+
+
+def ready():
+    """Say that this process is ready, and wait until the one that started it says go on."""
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.readline()

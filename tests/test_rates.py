@@ -152,10 +152,32 @@ def test_lanes_that_fill_up_must_fit_the_memory_too(timed):
     assert (none.engine, none.lanes, list(none.rates)) == (LOOP, 0, [LOOP])
 
 
-def test_every_measurement_is_of_one_structure_and_of_three_seeds():
-    found = rates._copies([job(SMALL, "adam", NORM)], 8)
-    assert len({structure.Structure.of(one) for one in found}) == 1
-    assert [one.cell.seed for one in found] == [0, 1, 2, 0, 1, 2, 0, 1]
+@pytest.mark.parametrize(("seeds", "by_torch", "by_program"), [(1, 1, 1), (2, 2, 2), (14, 14, 3)])
+def test_a_measurement_is_of_one_structure_and_of_as_many_seeds_as_a_shard_has(
+    monkeypatch, seeds, by_torch, by_program
+):
+    """Those of lanes of torch stand in any order, those of a seed that are native together."""
+    met = {False: set(), True: set()}
+
+    def noted(filled, native=False):
+        met[native].add(
+            (
+                len({structure.Structure.of(one) for one in filled}),
+                len({one.cell.seed for one in filled}),
+            )
+        )
+        return 1.0, len(filled)
+
+    monkeypatch.setattr(rates, "_loop", lambda _: 1.0)
+    monkeypatch.setattr(rates, "_lanes", noted)
+    monkeypatch.setattr(rates, "_parted", lambda *_: None)
+    monkeypatch.setattr(rates.lanes, "begin", lambda *_, **__: (None, []))
+    monkeypatch.setattr(rates, "LADDER", (32,))
+    for native in (False, True):
+        steps = 10**6 if native else 10
+        rates.measure([job(SMALL, "adam", NORM)], rates.MEMORY, steps, BATCHED, seeds=seeds)
+    assert met[True] == {(1, by_program)}
+    assert met[False] == {(1, by_torch), (1, by_program)}
 
 
 # ------------------------------------------------------------------------------------------- native

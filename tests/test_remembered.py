@@ -121,8 +121,9 @@ def test_another_question_has_another_key(tmp_path):
         question(PAGE.replace("batch = 8", "batch = 9"), tmp_path),
         question(PAGE.replace("evaluations = 2", "evaluations = 3"), tmp_path),
         question(PAGE.replace('"cosh"', '"wdbc"'), tmp_path),
+        question(PAGE.replace("select = 1", "select = 2"), tmp_path),
     }
-    assert len(others | {first}) == 8
+    assert len(others | {first}) == 9
 
 
 def test_rates_elsewhere_on_a_device_or_of_a_users_files_are_not_remembered(tmp_path):

@@ -47,6 +47,7 @@ BUILDING = 0.5
 # share of a step's time that such a program saves; it is not tried if that is less than it costs
 PAYS = 0.5
 NATIVE_LANES = 32  # of a shard: more make it no faster, and fewer shards
+FEW_SEEDS = 3  # of such a shard: its lanes of one seed stand together
 MOST_AT_ONCE = 40  # steps of a measurement
 # a process grows by at most so many times the memory in use (4.4 seen with glibc; CUDA was not
 # measured): freed pieces do not fit the next tensors
@@ -105,6 +106,7 @@ def measure(
     cell_steps: float,
     wanted: str = "auto",
     sharers: int = 1,
+    seeds: int = FEW_SEEDS,
 ) -> Choice:
     """The choice for some jobs of one `structure.shape`.
 
@@ -114,6 +116,7 @@ def measure(
     :param cell_steps: steps times cells that one worker has before it: measuring, and compiling,
         must pay within them.
     :param wanted: ``auto``, or ``batched``: lanes are measured even if that does not pay.
+    :param seeds: of the task: lanes draw the batches, and hold the splits, of each.
     """
     choice = Choice(LOOP, rates={LOOP: _loop(jobs[0])})
     if wanted != BATCHED and cell_steps * choice.rates[LOOP] < MEASURING:
@@ -127,14 +130,14 @@ def measure(
     choice.lane_bytes = lane_bytes(able)
     device = able[0].cell.device
     fits = (memory or _bound(device, sharers)) // max(1, choice.lane_bytes)
-    if device == "cpu" and _is_native(choice, able, cell_steps, fits):
+    if device == "cpu" and _is_native(choice, able, cell_steps, fits, min(seeds, FEW_SEEDS)):
         choice.engine, choice.native = BATCHED, True
         return choice
     best = float("inf")
     for count in LADDER:
         if count > fits:
             break
-        rate, taken = _lanes(_copies(able, count))
+        rate, taken = _lanes(_copies(able, count, seeds))
         if taken > fits:  # with the lanes that fill up
             continue
         choice.rates[_rung(count)] = rate
@@ -142,7 +145,7 @@ def measure(
             break
         best, choice.lanes = rate, count
     if choice.lanes and 1 / CLOSE < best / choice.rates[LOOP] < CLOSE:
-        _settle(choice, able[0], _copies(able, choice.lanes))
+        _settle(choice, able[0], _copies(able, choice.lanes, seeds))
         best = choice.rates[_rung(choice.lanes)]
     if (choice.rate(BATCHED) or float("inf")) < choice.rates[LOOP]:
         choice.engine = BATCHED
@@ -157,10 +160,10 @@ def _bound(device: str, sharers: int) -> int:
     return int(FILLED * free) // sharers
 
 
-def _copies(jobs: Sequence[Job], count: int) -> list[Job]:
-    """``count`` jobs of the first one's structure, with its seed and the next two."""
+def _copies(jobs: Sequence[Job], count: int, seeds: int) -> list[Job]:
+    """``count`` jobs of the first one's structure, of so many seeds in turn."""
     return [
-        replace(jobs[0], cell=replace(jobs[0].cell, seed=number % 3)) for number in range(count)
+        replace(jobs[0], cell=replace(jobs[0].cell, seed=number % seeds)) for number in range(count)
     ]
 
 
@@ -176,7 +179,9 @@ def _settle(choice: Choice, job: Job, filled: Sequence[Job]) -> None:
     choice.rates |= {LOOP: median(loops), rung: median(rates)}
 
 
-def _is_native(choice: Choice, able: Sequence[Job], cell_steps: float, fits: int) -> bool:
+def _is_native(
+    choice: Choice, able: Sequence[Job], cell_steps: float, fits: int, seeds: int
+) -> bool:
     """Whether a program of this machine pays, building it included; it is measured if it can.
 
     Then no more numbers of lanes are tried: as many lanes of torch are measured beside it, and
@@ -185,7 +190,7 @@ def _is_native(choice: Choice, able: Sequence[Job], cell_steps: float, fits: int
     structures, count = len({structure.Structure.of(job) for job in able}), min(fits, NATIVE_LANES)
     if count < FEWEST_LANES or cell_steps * choice.rates[LOOP] * PAYS < BUILDING * structures:
         return False
-    filled, start = _copies(able, count), time.perf_counter()
+    filled, start = _copies(able, count, seeds), time.perf_counter()
     arms = list({structure.Structure.of(job): job for job in able}.values())
     try:
         together = lanes.begin([_long(job) for job in arms], native=True)

@@ -119,6 +119,7 @@ def remembered_as(jobs: Sequence[Job], steps: int, asked: Asked) -> str | None:
         "evaluations": cell.evaluations,
         # what measuring must pay within: about as many decide the same
         "work": round(math.log2(_before_a_worker(jobs, steps, asked))),
+        "seeds": _seeds(jobs),
         "engine": asked.engine,
         "memory": asked.memory,
         "workers": asked.executor.slots,
@@ -128,6 +129,10 @@ def remembered_as(jobs: Sequence[Job], steps: int, asked: Asked) -> str | None:
 
 def _an_arm_each(jobs: Sequence[Job]) -> list[Job]:
     return list({rates.versioned(job): job for job in reversed(jobs)}.values())
+
+
+def _seeds(jobs: Sequence[Job]) -> int:
+    return len({job.cell.seed for job in jobs})
 
 
 def _before_a_worker(jobs: Sequence[Job], steps: int, asked: Asked) -> float:
@@ -156,7 +161,11 @@ def measured(
         what = f"the choice of an engine for {jobs[0].cell.problem}"
         sharers = asked.executor.cards.sharing
         works[task] = (
-            Call(_measure, (arms, asked.memory, cell_steps, asked.engine, sharers), what),
+            Call(
+                _measure,
+                (arms, asked.memory, cell_steps, asked.engine, sharers, _seeds(jobs)),
+                what,
+            ),
             asked.setting.of(jobs[0].cell),
         )
     chosen = {}
