@@ -15,9 +15,8 @@ from multiprocessing.context import ForkServerContext
 
 from clipbench import registry
 
-# The first optimizer built in a process imports torch._dynamo, the first data set
-# sklearn.datasets: 2 s together.
-LOADED = ["torch._dynamo", "sklearn.datasets", "clipbench.execute", *registry.PACKAGED]
+# The first optimizer or trace of a process imports torch._dynamo: a second.
+LOADED = ["torch._dynamo", "clipbench.execute", *registry.PACKAGED]
 
 
 def server() -> ForkServerContext:

@@ -10,8 +10,8 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its stats come where they are used first: every worker would wait half a second
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 CONFIDENCE = 0.95
 ROUNDING = 1e-9  # a spread below this share of the values is rounding
@@ -62,7 +62,7 @@ def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval
     if alike(sample):
         return Interval(mean, np.nan, np.nan)
     half = float(
-        stats.t.ppf((1 + confidence) / 2, sample.size - 1)
+        scipy.stats.t.ppf((1 + confidence) / 2, sample.size - 1)
         * sample.std(ddof=1)
         / np.sqrt(sample.size)
     )
@@ -89,7 +89,7 @@ def median_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interv
 @cache  # a report asks for thousands of medians, of a few sizes
 def _rank(size: int, confidence: float) -> int:
     """How many values lie below the interval of a median of ``size``, and as many above it."""
-    return int(np.sum(stats.binom.cdf(np.arange(size), size, 0.5) <= (1 - confidence) / 2))
+    return int(np.sum(scipy.stats.binom.cdf(np.arange(size), size, 0.5) <= (1 - confidence) / 2))
 
 
 def _median(ordered: Array) -> float:
@@ -105,7 +105,7 @@ def share_interval(successes: float, trials: int, confidence: float = CONFIDENCE
         raise ValueError(f"{successes} of {trials} is no share")
     if trials == 0:
         return NOTHING
-    z = float(stats.norm.ppf((1 + confidence) / 2))
+    z = float(scipy.stats.norm.ppf((1 + confidence) / 2))
     share, z2 = successes / trials, z * z
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = z / (1 + z2 / trials) * np.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
@@ -171,7 +171,7 @@ def paired_p(gaps: ArrayLike) -> float:
     if np.isfinite(sample).all():
         if alike(sample):
             return np.nan
-        return float(stats.ttest_1samp(sample, 0.0).pvalue)
+        return float(scipy.stats.ttest_1samp(sample, 0.0).pvalue)
     return signed_rank_p(sample)
 
 
@@ -184,7 +184,7 @@ def signed_rank_p(gaps: ArrayLike) -> float:
     """
     sample = np.asarray(gaps, dtype=float)
     moved = sample[sample != 0.0]
-    signs, ranks = np.sign(moved), stats.rankdata(np.abs(moved))
+    signs, ranks = np.sign(moved), scipy.stats.rankdata(np.abs(moved))
     doubled = np.rint(2 * ranks).astype(int)  # ranks are halves
     ways = np.zeros(int(doubled.sum()) + 1)
     ways[0] = 1.0
@@ -206,7 +206,7 @@ def discordant_p(
     gained, lost = int((a & ~b).sum()), int((~a & b).sum())
     if a.size < 2:
         return np.nan
-    return 1.0 if gained + lost == 0 else float(stats.binomtest(gained, gained + lost).pvalue)
+    return 1.0 if gained + lost == 0 else float(scipy.stats.binomtest(gained, gained + lost).pvalue)
 
 
 def holm(p_values: ArrayLike) -> Array:

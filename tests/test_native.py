@@ -30,8 +30,9 @@ from clipbench import (
     trees,
     workloads,
 )
-from clipbench.engines import lanes
+from clipbench.engines import lanes, stacked
 from clipbench.engines.lanes import NATIVE
+from clipbench.engines.native import of_this_run
 from clipbench.measures import GRAD_NORM
 from clipbench.native import SPARE, Untranslated
 from clipbench.native.elements import EXPRESSIONS
@@ -595,3 +596,46 @@ def test_a_rule_without_a_translation_runs_in_lanes_of_torch():
     for made, one in zip(lanes.run(asked, native=True), asked, strict=True):
         assert made.engine == lanes.EAGER
         agree(made, engines.run(one))
+
+
+@pytest.fixture
+def halving(tmp_path):
+    """The name of a user's clip, from a file of its own."""
+    registry.load_packaged()
+    file = tmp_path / "halving.py"
+    file.write_text(
+        "from clipbench import Positive, clip, trees\n\n\n"
+        '@clip("halving")\nclass Halving:\n    limit: Positive = 1.0\n\n'
+        "    def update(self, grads, state, params):\n"
+        "        return trees.scale(grads, self.limit / 2), state\n"
+    )
+    registry.load_file(file)
+    return "halving"
+
+
+def test_programs_of_a_users_component_are_traced_once_a_run(halving, monkeypatch):
+    """Of a packaged one once for all runs; another process is as one whose memory is empty."""
+    traced, primitives = [], native.primitives
+
+    def noted(*given):
+        traced.append(given)
+        return primitives(*given)
+
+    monkeypatch.setattr(native, "primitives", noted)
+    asked = [job("cosh", "sgd", halving, lr=0.01, seed=seed) for seed in (0, 1)]
+
+    def records(word):
+        stacked.programs.cache_clear()
+        traced.clear()
+        of_this_run(word)
+        return lanes.run(asked, native=True)
+
+    try:
+        first = records("one run")
+        assert len(traced) in (1, 2)  # the update; the gradient too if nobody has asked for it yet
+        for word, times in (("one run", 0), ("another run", 1), ("", 1), ("", 1)):
+            for made, one in zip(records(word), first, strict=True):
+                assert bits(made) == bits(one)
+            assert len(traced) == times
+    finally:
+        of_this_run("")

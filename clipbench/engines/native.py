@@ -12,7 +12,7 @@ import ctypes
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ MOST = 256  # arguments of one program, as the driver has room for
 ABREAST = 16  # lanes, as the driver has room for: a register of AVX-512 in float32
 FEW = 128  # trained numbers of a model whose lanes may stand abreast
 BLOCK_BYTES = 2**22  # of batches that are drawn at once, about
+_run = ""
 
 __all__ = ["NotCompiled", "Stepper", "Untranslated"]
 
@@ -391,12 +392,23 @@ def _remembered(
     return found
 
 
+def of_this_run(word: str) -> None:
+    """Let this process share the programs of a user's components with those that were told the same
+    word; with none if it is empty.
+    """
+    global _run  # noqa: PLW0603 - of the whole process, as its threads are
+    _run = word
+
+
 def _known(programs: Programs, key: Any) -> str | None:
-    """What tells a program of packaged components from all others; None if a component is not
-    packaged, for its file may read others.
+    """What tells a program from all others; None if a component is not packaged, for its file may
+    read others, which stay as they are in one run at most.
     """
     workload, (first, *_) = programs.model.workload, key
     versions = [workload.version, *(first.versions if isinstance(first, Structure) else ())]
-    if not all(isinstance(version, int) for version in versions):
+    packaged = all(isinstance(version, int) for version in versions)
+    if not (packaged or _run):
         return None
-    return repr((workload, workload.version, programs.model.how, programs.model.dtype, key))
+    settings = {one.name: getattr(workload, one.name) for one in fields(workload)}
+    named = (type(workload).__qualname__, workload.version, settings)
+    return repr((named, programs.model.how, programs.model.dtype, key, "" if packaged else _run))

@@ -26,7 +26,8 @@ Used = tuple[Path, str]
 @dataclass(frozen=True)
 class Setting:
     """How a process is prepared before it works: the files it loads, its torch threads, the device
-    of its work, which of several CUDA devices that is, and whether that may count in TF32.
+    of its work, which of several CUDA devices that is, whether that may count in TF32, and the word
+    of its run, unlike that of any other, by which it knows programs that were made in it.
     """
 
     use: tuple[Used, ...] = ()
@@ -34,6 +35,7 @@ class Setting:
     device: str = "cpu"
     card: int = 0
     tf32: bool = False
+    run: str = ""
 
     def of(self, cell: Cell) -> Setting:
         """The setting for a cell: its device, and whether CUDA may count in TF32."""

@@ -4,6 +4,7 @@ so far.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -250,7 +251,13 @@ def begin(
     """
     plan = runnable(study, options.device, options.elsewhere)
     on_cuda = any(cell.device == "cuda" for cell in plan.templates)
-    setting = Setting(tuple(study.used), 1, "cuda" if on_cuda else "cpu", executor.cards.indices[0])
+    setting = Setting(
+        tuple(study.used),
+        1,
+        "cuda" if on_cuda else "cpu",
+        executor.cards.indices[0],
+        run=secrets.token_hex(8),
+    )
     # Where cells run: that may be another machine, and a look at a device takes memory on it for
     # as long as the process lives that looks.
     look = Call(execute.environment, (setting.device,), "the look at the machine")

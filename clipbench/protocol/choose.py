@@ -155,31 +155,27 @@ def measured(
 
     :param steps: of all cells of a task's selection phase together.
     """
-    works = {}
+    works, names = {}, {}
     for task, jobs in tasks.items():
         arms, cell_steps = _an_arm_each(jobs), _before_a_worker(jobs, steps[task], asked)
         what = f"the choice of an engine for {jobs[0].cell.problem}"
         sharers = asked.executor.cards.sharing
-        works[task] = (
-            Call(
-                _measure,
-                (arms, asked.memory, cell_steps, asked.engine, sharers, _seeds(jobs)),
-                what,
-            ),
-            asked.setting.of(jobs[0].cell),
-        )
+        names[task] = remembered_as(jobs, steps[task], asked)
+        work = rates.measure if names[task] is None else _measured_undisturbed
+        arguments = (arms, asked.memory, cell_steps, asked.engine, sharers, _seeds(jobs))
+        works[task] = Call(work, arguments, what), asked.setting.of(jobs[0].cell)
     chosen = {}
     for task, outcome in execute.calls(asked.executor, works, asked.limit):
         choice, undisturbed = outcome if isinstance(outcome, tuple) else (outcome, False)
         chosen[task] = _choice(choice, tasks[task])
-        name = remembered_as(tasks[task], steps[task], asked)
+        name = names[task]
         if name is not None and undisturbed and chosen[task].rates:
             remembered.keep(name, chosen[task])
         tick()
     return {task: chosen[task] for task in tasks}
 
 
-def _measure(*arguments: Any) -> tuple[Choice, bool]:
+def _measured_undisturbed(*arguments: Any) -> tuple[Choice, bool]:
     """The choice that `rates.measure` makes, and whether other programs left this process its
     processor: if not, the rates are good enough for this run, and for no other.
     """

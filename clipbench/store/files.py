@@ -22,6 +22,7 @@ from clipbench import schema
 TEMPORARY = ".writing-"
 DIGITS = 12  # of SHA-256, at the end of a file's name
 TICK = 2_000_000_000  # ns: no file system's clock is coarser; what is younger may change unseen
+LEVEL = 3  # of zstd: 9 takes twice as long for a hundredth of the bytes
 GROUP = 1 << 20  # rows that are compressed together
 PIECE = 1 << 16  # rows that are taken apart at a time, where not all are held
 
@@ -56,12 +57,8 @@ def write_groups(
     shard: str,
     groups: Iterable[pa.Table],
     metadata: Mapping[bytes, bytes],
-    level: int = 3,
 ) -> Path:
-    """The same of rows that come one group after the other, and are not held.
-
-    :param level: of zstd, 1 to 22.
-    """
+    """The same of rows that come one group after the other, and are not held."""
     temporary, count = folder / f"{TEMPORARY}{shard}-{os.getpid()}", 0
     held = schema.arrow(table).with_metadata(dict(metadata))
     # A column of noise shrinks if its bytes are split into streams; the values of `changed`, which
@@ -78,7 +75,7 @@ def write_groups(
                 file,
                 held,
                 compression="zstd",
-                compression_level=level,
+                compression_level=LEVEL,
                 write_page_checksum=True,
                 use_dictionary=[
                     column.name for column in schema.TABLES[table] if column.name not in floats

@@ -44,7 +44,6 @@ from clipbench.store.pages import CURVES, LIST, STUDY, context, keeps_curve, mer
 from clipbench.store.reading import Contents, timings
 
 WHOLE = "whole"  # the shard that holds everything
-LEVEL = 9  # of its compression; 19 takes eight times as long for two percent of the bytes
 OURS = re.compile(rf"[a-z]+(-\d+)?-[0-9a-f]{{{DIGITS}}}\.parquet")
 TABLES = (*SHARD_TABLES, "cells", "throughput")
 
@@ -271,8 +270,10 @@ def _of_kept(curves: pa.Table, of: pa.Table, kept: str) -> pa.Table:
         if keeps_curve({"curves": kept}, row["role"], row["status"], row["seed"])
     ]
     exact = pa.array([row["cell"] for row in rows if row["dtype"] == "float64"], pa.string())
-    curves = curves.filter(pc.is_in(curves["cell"], value_set=pa.array(cells, pa.string())))
-    whole = pc.is_in(curves["cell"], value_set=exact)
+    # a million names are looked at only if some are of the others
+    if len(cells) < len(own):
+        curves = curves.filter(pc.is_in(curves["cell"], value_set=pa.array(cells, pa.string())))
+    whole = pc.is_in(curves["cell"], value_set=exact) if len(exact) else pa.scalar(False)
     for number, name in enumerate(curves.column_names):
         if name in measures.COLUMNS:
             rounded = summary.as_stored(curves[name].to_numpy(), "float32")
@@ -321,7 +322,7 @@ def _make_whole(store: Contents, commits: list[Commit], cells: pa.Table, kept: s
 def _write(
     store: Contents, table: str, groups: Iterable[pa.Table], metadata: Mapping[bytes, bytes]
 ) -> Path:
-    return write_groups(store.folder / table, table, WHOLE, groups, metadata, LEVEL)
+    return write_groups(store.folder / table, table, WHOLE, groups, metadata)
 
 
 def _drop(store: Contents, commits: list[Commit], new: set[Path]) -> None:
