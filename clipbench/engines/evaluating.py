@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -68,12 +67,17 @@ def _outputs(lanes: Trained, which: Sequence[int], inputs: Sequence[Tensor]) -> 
     weights, fixed = lanes.weights[index], tuple(tensor[index] for tensor in lanes.fixed)
     outputs = []
     for chunk in zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True):
-        arguments: tuple[Nested, ...] = (weights, torch.stack(chunk), fixed)
-        if more := -len(which) % max(FEWEST_LANES, grain(lanes.programs.output(*arguments))):
-            arguments = pytree.tree_map(partial(_filled_up, more=more), arguments)
+        arguments = _filled_up((weights, torch.stack(chunk), fixed), FEWEST_LANES)
+        arguments = _filled_up(arguments, grain(lanes.programs.output(*arguments)))
         outputs.append(lanes.programs.output(*arguments)(*flat(arguments))[: len(which)])
     return torch.cat(outputs, 1)
 
 
-def _filled_up(tensor: Tensor, more: int) -> Tensor:
-    return torch.cat([tensor, tensor[-1:].expand(more, *tensor.shape[1:])])
+def _filled_up(arguments: tuple[Nested, ...], grain: int) -> tuple[Nested, ...]:
+    """Arguments of a multiple of so many lanes, the last of them once more for each that lacks."""
+    more = -len(flat(arguments)[0]) % grain
+    if not more:
+        return arguments
+    return pytree.tree_map(
+        lambda tensor: torch.cat([tensor, tensor[-1:].expand(more, *tensor.shape[1:])]), arguments
+    )
