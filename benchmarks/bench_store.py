@@ -6,7 +6,8 @@ import pytest
 from clipbench import execute
 from clipbench.cell import Cell, Part
 from clipbench.engines import Job, Record
-from clipbench.events import Verdict
+from clipbench.events import Evaluation, Verdict
+from clipbench.execute.archive import eval_columns
 from clipbench.measures import COLUMNS
 from clipbench.store import Store
 
@@ -20,7 +21,7 @@ def shard():
     for seed in range(64):
         cell = Cell(Part("wdbc", 1), Part("sgd", 1), Part("none", 1), 0.1, seed, 300, 32)
         rows = drawn.lognormal(size=(300, len(COLUMNS))).astype(np.float32).astype(np.float64)
-        evaluations = [(step, "validation", "loss", 1.0) for step in range(0, 301, 15)]
+        evaluations = [Evaluation(step, "validation", "loss", 1.0) for step in range(0, 301, 15)]
         records.append(
             Record(
                 Job(cell, {}),
@@ -32,17 +33,7 @@ def shard():
         )
     return {
         "cells": [execute.cell_row(record, 0, "machine", 1) for record in records],
-        "evals": [
-            {
-                "cell": record.job.cell.id,
-                "step": step,
-                "split": split,
-                "metric": metric,
-                "value": value,
-            }
-            for record in records
-            for step, split, metric, value in record.evaluations
-        ],
+        "evals": eval_columns(records),
         "curves": execute.curve_columns(records),
     }
 

@@ -134,6 +134,75 @@ class TemporalOrder:
         return cross_entropy(state @ weight + bias, targets)
 
 
+class Text:
+    """A causal transformer over 96 characters: width 32, two layers of four heads, T = 32."""
+
+    WIDTH, DEPTH, HEADS, CONTEXT, CHARACTERS = 32, 2, 4, 32, 96
+
+    def init(self, key):
+        width, keys = self.WIDTH, iter(jax.random.split(key, 3 + 4 * self.DEPTH))
+
+        def drawn(*shape):
+            return 0.02 * jax.random.normal(next(keys), shape)
+
+        def normed():
+            return jnp.ones(width), jnp.zeros(width)
+
+        return {
+            "characters": drawn(self.CHARACTERS, width),
+            "positions": drawn(self.CONTEXT, width),
+            "blocks": [
+                {
+                    "before attention": normed(),
+                    "before hidden": normed(),
+                    "attended": drawn(width, 3 * width),
+                    "joined": (drawn(width, width), jnp.zeros(width)),
+                    "hidden": (drawn(width, 4 * width), jnp.zeros(4 * width)),
+                    "folded": (drawn(4 * width, width), jnp.zeros(width)),
+                }
+                for _ in range(self.DEPTH)
+            ],
+            "norm": normed(),
+            "output": (drawn(width, self.CHARACTERS), jnp.zeros(self.CHARACTERS)),
+        }
+
+    def batches(self, drawn, shape):
+        # as characters that follow each other in a text do, one is likely to come again
+        characters = drawn.zipf(1.5, (*shape, 32, self.CONTEXT + 1)) % self.CHARACTERS
+        return characters[..., :-1], characters[..., 1:]
+
+    def loss(self, params, inputs, targets):
+        # products with ones and zeros: to gather from a table and to scatter into its gradient
+        # takes JAX a tenth longer
+        given, wanted = (jax.nn.one_hot(one, self.CHARACTERS) for one in (inputs, targets))
+        ahead = jnp.triu(jnp.full((self.CONTEXT, self.CONTEXT), -jnp.inf), 1)
+        x = given @ params["characters"] + params["positions"]
+        for block in params["blocks"]:
+            x = x + self.attention(block, x, ahead)
+            (across, shift), (back, last) = block["hidden"], block["folded"]
+            x = x + jax.nn.relu(standardised(x, *block["before hidden"]) @ across + shift) @ back
+            x = x + last
+        weight, bias = params["output"]
+        logits = standardised(x, *params["norm"]) @ weight + bias
+        return (jax.nn.logsumexp(logits, -1) - (logits * wanted).sum(-1)).mean()
+
+    def attention(self, block, x, ahead):
+        split = standardised(x, *block["before attention"]) @ block["attended"]
+        query, key, value = jnp.moveaxis(split.reshape(*x.shape[:2], 3, self.HEADS, -1), 2, 0)
+        scores = jnp.einsum("nthw,nshw->nhts", query, key) / key.shape[-1] ** 0.5 + ahead
+        seen = jnp.einsum("nhts,nshw->nthw", jax.nn.softmax(scores), value)
+        across, shift = block["joined"]
+        return seen.reshape(x.shape) @ across + shift
+
+
+def standardised(x, weight, bias):
+    """A layer norm over the last axis."""
+    mean = x.mean(-1, keepdims=True)
+    return (x - mean) * lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + 1e-5) * weight + (
+        bias
+    )
+
+
 class Cosh:
     """The sum of cosh over ten numbers, with noise on the gradient alone."""
 
@@ -200,6 +269,7 @@ def measure(model, lanes, seconds, meet):
 
 def main():
     models = {"wdbc": Wdbc, "digits": Digits, "temporal-order": TemporalOrder, "cosh": Cosh}
+    models |= {"text": Text}
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("workload", choices=models)
     parser.add_argument("--length", type=int, default=20, help="T of temporal-order")

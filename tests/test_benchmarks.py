@@ -24,7 +24,7 @@ registry.load_packaged()
 def program(checkout, monkeypatch):
     """``program(name)`` imports one of them, as Python does that runs it: beside its neighbours."""
     monkeypatch.syspath_prepend(str(checkout / "benchmarks"))
-    names = ("timing", "engines", "targets", "jax_peer")
+    names = ("timing", "engines", "targets", "jax_peer", "whole_run", "held_out")
     yield importlib.import_module
     for name in names:
         sys.modules.pop(name, None)
@@ -41,7 +41,11 @@ def engines(program, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "contender", ["script", "loop", "batched", "native", "recording", "recording, native"]
+    "contender",
+    [
+        *("script", "loop", "batched", "native", "native, drawn before"),
+        *("recording", "recording, native"),
+    ],
 )
 def test_every_contender_of_engines_takes_its_steps(engines, contender):
     problem = replace(engines.PROBLEMS["wdbc"], ladder=(2,), native=(2,))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,13 +39,18 @@ def nadam(one):
     return replace(one, cell=replace(one.cell, optimizer=Part("torch.optim.NAdam", 1, {})))
 
 
+def beside(abreast):
+    """Lanes of which so many share a register."""
+    return SimpleNamespace(stepper=SimpleNamespace(abreast={"a structure": abreast}))
+
+
 @pytest.fixture
 def timed(monkeypatch):
     """Put seconds into the place of measurements: by the number of lanes, native or not; None
     is a compiler that fails.
     """
 
-    def put(loop, eager, native=None, some_more=lambda count: count, apart=None):
+    def put(loop, eager, native=None, some_more=lambda count: count, apart=None, abreast=1):
         asked = []
 
         def of_lanes(some, *, native=False):
@@ -57,7 +63,7 @@ def timed(monkeypatch):
         table = {False: eager, True: native or (lambda _: None)}
         monkeypatch.setattr(rates, "_loop", lambda _: loop)
         monkeypatch.setattr(rates, "_lanes", of_lanes)
-        monkeypatch.setattr(rates.lanes, "begin", lambda *_, **__: (None, []))
+        monkeypatch.setattr(rates.lanes, "begin", lambda *_, **__: (beside(abreast), []))
         monkeypatch.setattr(rates, "_parted", lambda *_: apart)
         return asked
 
@@ -171,7 +177,7 @@ def test_a_measurement_is_of_one_structure_and_of_as_many_seeds_as_a_shard_has(
     monkeypatch.setattr(rates, "_loop", lambda _: 1.0)
     monkeypatch.setattr(rates, "_lanes", noted)
     monkeypatch.setattr(rates, "_parted", lambda *_: None)
-    monkeypatch.setattr(rates.lanes, "begin", lambda *_, **__: (None, []))
+    monkeypatch.setattr(rates.lanes, "begin", lambda *_, **__: (beside(1), []))
     monkeypatch.setattr(rates, "LADDER", (32,))
     for native in (False, True):
         steps = 10**6 if native else 10
@@ -191,11 +197,11 @@ def test_nothing_is_built_that_would_not_pay(timed):
     assert not choice.native
 
 
-@pytest.mark.parametrize("fitting", [8, 1000])
-def test_what_is_built_and_pays_is_taken(timed, fitting):
+@pytest.mark.parametrize(("fitting", "abreast"), [(8, 1), (1000, 1), (1000, 16), (40, 16)])
+def test_what_is_built_and_pays_is_taken(timed, fitting, abreast):
     """With as many lanes as serve it, or as fit, and without a search for more."""
-    asked = timed(loop=1.0, eager=lambda count: 1 / count, native=lambda _: 0.001)
-    one, count = rates.lane_bytes([job(SMALL)]), min(fitting, rates.NATIVE_LANES)
+    asked = timed(loop=1.0, eager=lambda count: 1 / count, native=lambda _: 0.001, abreast=abreast)
+    one, count = rates.lane_bytes([job(SMALL)]), min(fitting, abreast * rates.NATIVE_LANES)
     choice = rates.measure([job(SMALL)], fitting * one, cell_steps=10**6)
     assert asked == [(count, True), (count, False)]
     assert (choice.engine, choice.lanes, choice.native) == (BATCHED, count, True)

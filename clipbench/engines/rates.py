@@ -46,12 +46,14 @@ MEASURING = 10.0
 BUILDING = 0.5
 # share of a step's time that such a program saves; it is not tried if that is less than it costs
 PAYS = 0.5
-NATIVE_LANES = 32  # of a shard: more make it no faster, and fewer shards
+# of a shard, times those that stand abreast: more make it no faster, and fewer shards
+NATIVE_LANES = 32
 FEW_SEEDS = 3  # of such a shard: its lanes of one seed stand together
 MOST_AT_ONCE = 40  # steps of a measurement
 # a process grows by at most so many times the memory in use (4.4 seen with glibc; CUDA was not
 # measured): freed pieces do not fit the next tensors
 HEADROOM = 5
+CURVES = 3  # that a lane has at its end: in stretches, as one, and as bytes that are handed over
 AGREEMENT = 1e-9
 # Steps of native lanes that are compared with those of torch before they are trusted, relative to
 # the number: float32, summed in another order. An update is a small difference of large weights.
@@ -187,17 +189,18 @@ def _is_native(
     Then no more numbers of lanes are tried: as many lanes of torch are measured beside it, and
     more of them would gain less than it does.
     """
-    structures, count = len({structure.Structure.of(job) for job in able}), min(fits, NATIVE_LANES)
-    if count < FEWEST_LANES or cell_steps * choice.rates[LOOP] * PAYS < BUILDING * structures:
-        return False
-    filled, start = _copies(able, count, seeds), time.perf_counter()
     arms = list({structure.Structure.of(job): job for job in able}.values())
+    if fits < FEWEST_LANES or cell_steps * choice.rates[LOOP] * PAYS < BUILDING * len(arms):
+        return False
+    start = time.perf_counter()
     try:
         together = lanes.begin([_long(job) for job in arms], native=True)
         building = time.perf_counter() - start
         if reason := _parted(*together):
             choice.untranslated = reason
             return False
+        count = min(fits, NATIVE_LANES * _abreast(together[0]))
+        filled = _copies(able, count, seeds)
         rate, _ = _lanes(filled, native=True)
     except (Untranslated, NotCompiled) as error:
         choice.untranslated = str(error)
@@ -209,6 +212,11 @@ def _is_native(
         return False
     choice.lanes = count
     return True
+
+
+def _abreast(together: lanes.Lanes) -> int:
+    """How many lanes share a register, of the structure in which they are most; 1 if none do."""
+    return max(together.stepper.abreast.values()) if together.stepper is not None else 1
 
 
 def _parted(native: lanes.Lanes, cells: Sequence[int]) -> str | None:
@@ -299,7 +307,7 @@ def _lanes(jobs: Sequence[Job], *, native: bool = False) -> tuple[float, int]:
 
 def lane_bytes(jobs: Sequence[Job]) -> int:
     """Memory that one lane takes at its peak, in a step or in an evaluation, from its traced
-    programs; of these arms the most.
+    programs, and with its curve; of these arms the most.
     """
     return max(
         _lane_bytes(job) for job in {structure.Structure.of(job): job for job in jobs}.values()
@@ -325,7 +333,8 @@ def _lane_bytes(job: Job) -> int:
     )
     held = sum(tensor.nbytes for tensor in (*flat(batch), *segment.lane.remembered))
     step = max(peak_bytes(programs.gradient(*batch)), grads.nbytes + peak_bytes(update))
-    return HEADROOM * (held + max(step, evaluation)) // FEWEST_LANES
+    curve = CURVES * job.cell.steps * len(measures.COLUMNS) * np.dtype(float).itemsize
+    return HEADROOM * (held + max(step, evaluation)) // FEWEST_LANES + curve
 
 
 def versioned(job: Job) -> str:
