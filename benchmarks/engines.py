@@ -130,15 +130,18 @@ def pieces(problem):
         x = nn.Parameter(4 + 4 * torch.rand(10))
         return [x], lambda: x.cosh().sum()
     workload = problem.build()
-    if problem.workload == "temporal-order":
+    if hasattr(workload, "sample"):
         inputs, targets = workload.sample(torch.Generator().manual_seed(0), POOL)
+    if problem.workload == "temporal-order":
         rnn, last = nn.RNN(6, 50, batch_first=True), nn.Linear(50, 4)
         params, model = (
             [*rnn.parameters(), *last.parameters()],
             lambda given: last(rnn(given)[1][0]),
         )
     else:
-        (inputs, targets), model = feed.splits(workload, 0)["train"], workload.model()
+        if not hasattr(workload, "sample"):
+            inputs, targets = feed.splits(workload, 0)["train"]
+        model = workload.model()
         params = list(model.parameters())
     whole = len(inputs) // problem.batch * problem.batch
     index = (
@@ -149,7 +152,7 @@ def pieces(problem):
 
     def loss():
         batch = next(index)
-        return nn.functional.cross_entropy(model(inputs[batch]), targets[batch])
+        return workload.loss(model(inputs[batch]), targets[batch])
 
     return params, loss
 

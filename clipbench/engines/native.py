@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,16 +22,16 @@ from torch.utils import _pytree as pytree
 
 from clipbench import measures
 from clipbench.compiling import NotCompiled
+from clipbench.engines.building import Building, abreast
 from clipbench.engines.stacked import Programs
 from clipbench.engines.structure import Segment, Structure
-from clipbench.native import SPARE, Function, Untranslated, driver, translated
+from clipbench.native import SPARE, Function, Untranslated, driver
 from clipbench.streams import Sampled, Shuffled
 
 MOST = 256  # arguments of one program, as the driver has room for
 ABREAST = 16  # lanes, as the driver has room for: a register of AVX-512 in float32
 FEW = 128  # trained numbers of a model whose lanes may stand abreast
 BLOCK_BYTES = 2**22  # of batches that are drawn at once, about
-_run = ""
 
 __all__ = ["NotCompiled", "Stepper", "Untranslated"]
 
@@ -126,11 +126,14 @@ class Stepper:
         one = tuple(tensor[:1] for tensor in (weights, *batch, *fixed))
         grads = programs.model.like_gradient(*one[:2])
         widths = [ABREAST, 1] if programs.model.elements <= FEW else [1]
+        with Building(programs) as building:
+            keys = [_begun(building, segment, one, grads, widths) for segment in segments]
+            for segment, (width, gradient, update) in zip(segments, keys, strict=True):
+                self.gradients[width] = building.function(gradient)
+                self.updates[segment.structure] = building.function(update)
+                self.abreast[segment.structure] = width
         for segment in segments:
-            width, self.updates[segment.structure] = self._built(
-                programs, segment, one, grads, widths
-            )
-            self.abreast[segment.structure] = width
+            width = self.abreast[segment.structure]
             # a program may read a little behind each
             packed = [abreast(tensor[segment.begin : segment.end], width) for tensor in fixed]
             self.fixed[segment.structure] = [
@@ -138,28 +141,6 @@ class Stepper:
             ]
         self.held = np.zeros(0)
         self.run = driver()
-
-    def _built(
-        self,
-        programs: Programs,
-        segment: Segment,
-        one: Sequence[Tensor],
-        grads: Tensor,
-        widths: Sequence[int],
-    ) -> tuple[int, Function]:
-        """How many lanes of a segment stand abreast, the first of ``widths`` that can be, and their
-        update; the gradient is kept.
-        """
-        *wider, width = widths
-        for more in wider:
-            # What calls functions for whole matrices has no use for lanes side by side.
-            with suppress(Untranslated):
-                gradient = _gradient(programs, one, more)
-                update = _update(programs, segment, one[0], grads, more)
-                self.gradients[more] = gradient
-                return more, update
-        self.gradients[width] = _gradient(programs, one, width)
-        return width, _update(programs, segment, one[0], grads, width)
 
     def advance(
         self,
@@ -296,15 +277,6 @@ class _Block:
                 tensor.copy_(packed.movedim(-1, 1).flatten(0, 1)[: len(tensor)])
 
 
-def abreast(tensor: Tensor, width: int) -> Tensor:
-    """Lanes × … as blocks × … × width, in rows; the last lane fills the last block up. Of a width
-    of 1 the same memory, if it lies in rows.
-    """
-    if more := -len(tensor) % width:
-        tensor = torch.cat([tensor, tensor[-1:].expand(more, *tensor.shape[1:])])
-    return tensor.unflatten(0, (-1, width)).movedim(1, -1).contiguous()
-
-
 def _each(tensor: Tensor | np.ndarray) -> np.ndarray:
     """The address of each part of a tensor along its first dimension."""
     if isinstance(tensor, Tensor):
@@ -324,91 +296,21 @@ def _addresses(rows: np.ndarray, tensors: Sequence[Tensor]) -> np.ndarray:
     return found
 
 
-def _gradient(programs: Programs, one: Sequence[Tensor], width: int) -> Function:
-    """``(weights, inputs, targets, *fixed) → (gradient, loss)`` of lanes that stand abreast, from
-    tensors of one lane.
+def _begun(
+    building: Building,
+    segment: Segment,
+    one: Sequence[Tensor],
+    grads: Tensor,
+    widths: Sequence[int],
+) -> tuple[int, Any, Any]:
+    """How many lanes of a segment stand abreast, the first of ``widths`` that can be, and the keys
+    of their gradient and update.
     """
-
-    def gradient(weights: Tensor, inputs: Tensor, targets: Tensor, *fixed: Tensor) -> Any:
-        grads, loss = programs.model.gradient(weights, inputs, targets, fixed)
-        return grads, loss.double()
-
-    def of_one(*given: Tensor) -> Any:
-        return gradient(*(tensor[..., 0] for tensor in given))
-
-    many = width > 1
-    function = _abreast(torch.vmap(gradient)) if many else of_one
-    return _remembered(programs, ("gradient",), function, _filled(one, width), many)
-
-
-def _update(
-    programs: Programs, segment: Segment, weights: Tensor, grads: Tensor, width: int
-) -> Function:
-    """``(weights, gradient, lane) → (products, weights, state, memory)`` of lanes that stand
-    abreast, from tensors of one lane.
-    """
-    stepped = programs.step_function(segment.structure, one_pass=True, wide=True)
-    first = pytree.tree_map(lambda tensor: tensor[:1], segment.lane)
-    tensors, nesting = pytree.tree_flatten((weights, grads, first))
-
-    def update(*inputs: Tensor) -> Any:
-        moved, products, lane = stepped(*pytree.tree_unflatten(inputs, nesting))
-        return [product.double() for product in products], moved, list(lane.remembered)
-
-    key = (segment.structure,)
-    return _remembered(programs, key, _abreast(update), _filled(tensors, width), width > 1)
-
-
-def _abreast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of lanes, the lane first, as one of lanes that stand abreast, the lane last."""
-
-    def turned(*inputs: Tensor) -> Any:
-        found = function(*(tensor.movedim(-1, 0) for tensor in inputs))
-        return pytree.tree_map(lambda tensor: tensor.movedim(0, -1), found)
-
-    return turned
-
-
-def _filled(tensors: Sequence[Tensor], width: int) -> list[Tensor]:
-    """Tensors of one lane, the lane first, as one block of lanes that stand abreast."""
-    return [abreast(tensor.detach(), width)[0].clone() for tensor in tensors]
-
-
-def _remembered(
-    programs: Programs,
-    key: tuple[Any, ...],
-    function: Callable[..., Any],
-    arguments: Sequence[Tensor],
-    plain: bool,
-) -> Function:
-    """The function, built once in this process.
-
-    :param plain: whether it must be made of loops alone.
-    """
-    key = (*key, *((tensor.shape, tensor.dtype) for tensor in arguments))
-    if (found := programs.native.get(key)) is None:
-        found = translated(function, arguments, _known(programs, key), plain)
-        programs.native[key] = found
-    return found
-
-
-def of_this_run(word: str) -> None:
-    """Let this process share the programs of a user's components with those that were told the same
-    word; with none if it is empty.
-    """
-    global _run  # noqa: PLW0603 - of the whole process, as its threads are
-    _run = word
-
-
-def _known(programs: Programs, key: Any) -> str | None:
-    """What tells a program from all others; None if a component is not packaged, for its file may
-    read others, which stay as they are in one run at most.
-    """
-    workload, (first, *_) = programs.model.workload, key
-    versions = [workload.version, *(first.versions if isinstance(first, Structure) else ())]
-    packaged = all(isinstance(version, int) for version in versions)
-    if not (packaged or _run):
-        return None
-    settings = {one.name: getattr(workload, one.name) for one in fields(workload)}
-    named = (type(workload).__qualname__, workload.version, settings)
-    return repr((named, programs.model.how, programs.model.dtype, key, "" if packaged else _run))
+    *wider, width = widths
+    for more in wider:
+        # What calls functions for whole matrices has no use for lanes side by side.
+        with suppress(Untranslated):
+            gradient = building.gradient(one, more)
+            return more, gradient, building.update(segment, one[0], grads, more)
+    gradient = building.gradient(one, width)
+    return width, gradient, building.update(segment, one[0], grads, width)

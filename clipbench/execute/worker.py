@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 
 from clipbench import registry
-from clipbench.engines import Record, native
+from clipbench.engines import Record
+from clipbench.engines.building import of_this_run
 from clipbench.engines.failures import Fault, is_from_user_code, place, said, trace
 from clipbench.engines.program import NoLanes
 from clipbench.engines.rates import LOOP
@@ -45,7 +46,7 @@ def prepare(setting: Setting) -> None:
     _keep_memory()
     torch.set_flush_denormal(True)
     torch.set_num_threads(setting.threads)
-    native.of_this_run(setting.run)
+    of_this_run(setting.run)
     if setting.device == CUDA:
         torch.cuda.set_device(setting.card)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = setting.tf32

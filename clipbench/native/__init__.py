@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +22,7 @@ from clipbench.native.tracing import primitives
 from clipbench.native.translation import Translation, Untranslated
 from clipbench.native.windows import WINDOWS
 
-__all__ = ["SPARE", "Function", "Untranslated", "driver", "translated"]
+__all__ = ["SPARE", "Function", "Untranslated", "Written", "driver", "translated", "written"]
 
 SPARE = 512  # bytes behind a tensor that a program may read, and never uses
 HERE = Path(__file__).parent
@@ -66,43 +66,88 @@ class Function:
             raise ZeroDivisionError("a whole number is divided by zero in a native lane")
 
 
-def translated(
+@dataclass(frozen=True)
+class Written:
+    """A function of this machine that is not compiled yet."""
+
+    text: str
+    outputs: tuple[int, ...]
+    workspace: int
+    note: Path | None
+    """Where it is noted when it is."""
+
+    def compiled(self) -> Function:
+        """The function; nothing of torch is asked, so that any thread may wait for the compiler.
+
+        :raises NotCompiled: there is no compiler, or it fails.
+        """
+        library = compiling.library(self.text, FLAGS, "program")
+        _keep(
+            self.note,
+            {"library": library._name, "outputs": self.outputs, "workspace": self.workspace},  # noqa: SLF001 - ctypes has no public word for it
+        )
+        return _function(library, self.outputs, self.workspace)
+
+
+def translated(function: Callable[..., Any], arguments: Sequence[Tensor]) -> Function:
+    """A function of tensors as a function of this machine.
+
+    :raises Untranslated: an operation has no translation.
+    :raises NotCompiled: there is no compiler, or it fails.
+    """
+    found = written(function, arguments)
+    return found.compiled() if isinstance(found, Written) else found
+
+
+def written(
     function: Callable[..., Any],
     arguments: Sequence[Tensor],
     known: str | None = None,
     plain: bool = False,
-) -> Function:
-    """A function of tensors as a function of this machine.
+) -> Function | Written:
+    """A function of tensors as one of this machine, or as its source.
 
     :param known: what tells the function from all others of this version of clipbench; if it was
         translated before, it is not traced again. None if nothing does.
     :param plain: whether it must be made of loops alone.
     :raises Untranslated: an operation has no translation, or is not a loop where it must be.
-    :raises NotCompiled: there is no compiler, or it fails.
+    :raises NotCompiled: there is no compiler.
     """
     note = (
         None
         if known is None
-        else compiling.note(f"{cache.sources()}\0{torch.__version__}\0{known}")
+        else compiling.note(f"{cache.sources()}\0{torch.__version__}\0{known}\0{plain}")
     )
     if note is not None and (found := _recalled(note)) is not None:
         return found
-    translation = Translation(primitives(function, arguments, WINDOWS), OPERATIONS)
-    if plain and not translation.plain:
-        raise Untranslated("what is not made of loops alone")
+    graph = primitives(function, arguments, WINDOWS)
+    try:
+        translation = Translation(graph, OPERATIONS)
+        if plain and not translation.plain:
+            raise Untranslated("what is not made of loops alone")
+    except Untranslated as refusal:
+        _keep(note, {"untranslated": str(refusal)})
+        raise
     source = translation.source("program")
-    library = compiling.library(f"{_headers()}\n{source.text}\n", FLAGS, "program")
+    text = f"{_headers()}\n{source.text}\n"
+    return Written(text, tuple(source.outputs), source.workspace, note)
+
+
+def _keep(note: Path | None, told: Mapping[str, Any]) -> None:
     if note is not None:
-        told = {"library": library._name, "outputs": source.outputs, "workspace": source.workspace}  # noqa: SLF001 - ctypes has no public word for it
         with suppress(OSError):
             compiling.replace(note, json.dumps(told).encode())
-    return _function(library, source.outputs, source.workspace)
 
 
 def _recalled(note: Path) -> Function | None:
-    """The function that a note tells of, if its library is as it was."""
+    """The function that a note tells of, if its library is as it was.
+
+    :raises Untranslated: the note says so.
+    """
     try:
         told = json.loads(note.read_text(encoding="utf-8"))
+        if "untranslated" in told:
+            raise Untranslated(told["untranslated"])
         library = compiling.kept(Path(told["library"]))
         return None if library is None else _function(library, told["outputs"], told["workspace"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
