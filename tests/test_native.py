@@ -430,9 +430,8 @@ def test_workloads_are_the_loops(problem):
 def test_every_packaged_arm_of_every_packaged_workload_is_the_loops(problem, monkeypatch):
     """Step by step, as `conform` compares a few of them; but where the data is not here."""
     if problem == "tissue":
-        # Adam divides a gradient that is hardly more than rounding by itself: torch's lanes part
-        # from the loop by 3.5e-11, and these by 1.03e-10
-        monkeypatch.setattr("clipbench.conformance.lanes.LOCKED", 2e-10)
+        # some of its gradients are nothing but rounding, or zero
+        monkeypatch.setattr("clipbench.conformance.lanes.COUNTED", 1e-3)
     made = registry.find("workload", problem)
     workload = registry.build("workload", problem, examples(made)[0])
     try:
