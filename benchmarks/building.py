@@ -7,6 +7,7 @@ lanes' weights to their programs; what a process loads is loaded before.
 """
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -17,8 +18,6 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-import torch
-import torch._dynamo
 from engines import number
 
 from clipbench import execute, registry
@@ -95,7 +94,8 @@ def main():
     parser.add_argument("--one", help="build this workload here, and print seconds as JSON")
     given = parser.parse_args()
     if given.one:
-        torch.set_num_threads(1)
+        importlib.import_module("torch._dynamo")  # as the processes have it of which workers fork
+        execute.prepare(execute.Setting())
         sys.stdout.write(json.dumps(built(given.one)))
         return
     names = given.workloads.split(",")

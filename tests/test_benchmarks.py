@@ -15,7 +15,7 @@ import pytest
 import torch
 from pages import study_page
 
-from clipbench import registry
+from clipbench import registry, study
 
 registry.load_packaged()
 
@@ -24,7 +24,7 @@ registry.load_packaged()
 def program(checkout, monkeypatch):
     """``program(name)`` imports one of them, as Python does that runs it: beside its neighbours."""
     monkeypatch.syspath_prepend(str(checkout / "benchmarks"))
-    names = ("timing", "engines", "targets", "jax_peer", "whole_run", "held_out")
+    names = ("timing", "engines", "targets", "jax_peer", "whole_run", "held_out", "building")
     yield importlib.import_module
     for name in names:
         sys.modules.pop(name, None)
@@ -96,6 +96,31 @@ def test_engines_hands_a_pair_of_processes_what_they_measure(engines):
     found = engines.workers("loop", engines.PROBLEMS["cosh"], 0.0)
     assert [one[1]["microseconds"] > 0 for one in found] == [True, True]
     assert multiprocessing.active_children() == []
+
+
+def test_the_study_of_a_whole_run_has_the_cells_it_says(program, tmp_path):
+    text, cells = program("whole_run").page(13, 3000)
+    assert len(study.parse("whole", text, tmp_path).cells()) == cells == 520
+
+
+@pytest.mark.usefixtures("costly")
+def test_a_whole_run_is_measured_beside_its_script(program):
+    """Real commands, and real pairs of processes, for a moment."""
+    found = program("whole_run").measure(1, 0.0, seeds=1, steps=4)
+    (one,) = found["rounds"]
+    assert len(one["script"]) == 3
+    assert all(ratio > 0 for ratio in one["ratios"].values())
+    assert "| once more |" in program("whole_run").table(found)
+
+
+def test_building_is_measured_for_every_packaged_arm(program, monkeypatch):
+    """Two of the sixty."""
+    module = program("building")
+    asked = module.jobs("cosh")
+    assert len({job.cell.arm for job in asked}) == len(asked) == 60
+    monkeypatch.setattr(module, "jobs", lambda _: asked[:2])
+    seconds, arms = module.built("cosh")
+    assert (seconds > 0, arms) == (True, 2)
 
 
 def test_targets_prints_the_target_of_every_workload(program, monkeypatch, tmp_path, capsys):

@@ -5,6 +5,7 @@ there is none.
 import importlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -353,7 +354,13 @@ def test_a_number_of_eight_bytes_takes_twice_the_memory_of_four():
     assert double == pytest.approx(2 * single, rel=0.05)
 
 
-GROWING = {"wdbc": 256, "digits": 96, "temporal-order": 64}  # workload → lanes
+GROWING = {  # workload, lanes, whether native, steps
+    "wdbc": ("wdbc", 256, False, 6),
+    "digits": ("digits", 96, False, 6),
+    "temporal-order": ("temporal-order", 64, False, 6),
+    "digits-native": ("digits", 96, True, 6),
+    "curves": ("cosh", 512, True, 2000),
+}
 
 
 def print_growth():
@@ -363,17 +370,22 @@ def print_growth():
     execute.prepare(execute.Setting())
     for late in ("sklearn.datasets", "torch._dynamo"):  # which every fork would import
         importlib.import_module(late)
-    for problem, count in GROWING.items():
+    for name, (problem, count, native, steps) in GROWING.items():
         sys.stdout.flush()
         if os.fork() == 0:
-            asked = [job(problem, "adam", NORM, seed=seed, steps=6, batch=32) for seed in range(3)]
+            asked = [
+                job(problem, "adam", NORM, lr=1e-4, seed=seed, steps=steps, batch=32)
+                for seed in range(3)
+            ]
             bound = rates.lane_bytes(asked[:1])
-            lanes.run(asked)
+            lanes.run(asked, native)
             # the peak counts from here
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
             before = peak()
-            lanes.run([asked[number % 3] for number in range(count)])
-            sys.stdout.write(f"{problem} {bound * count} {peak() - before}\n")
+            records = lanes.run([asked[number % 3] for number in range(count)], native)
+            handed_over = pickle.dumps(records)
+            sys.stdout.write(f"{name} {bound * count} {peak() - before}\n")
+            assert handed_over
             sys.stdout.flush()
             os._exit(0)
         os.wait()
@@ -397,16 +409,16 @@ def growths(whole):
     command = [sys.executable, "-c", "import test_rates; test_rates.print_growth()"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     rows = (line.split() for line in done.stdout.splitlines())
-    return {problem: (int(bound), int(growth)) for problem, bound, growth in rows}
+    return {name: (int(bound), int(growth)) for name, bound, growth in rows}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux tells it")
-@pytest.mark.parametrize("problem", GROWING)
-def test_a_process_does_not_grow_by_more_than_the_bound_on_its_lanes(growths, problem):
+@pytest.mark.parametrize("name", GROWING)
+def test_a_process_does_not_grow_by_more_than_the_bound_on_its_lanes(growths, name):
     """A process of its own, as a worker is set up: what the allocator keeps counts, not only
     what is alive.
     """
-    bound, growth = growths[problem]
+    bound, growth = growths[name]
     assert 0 < growth <= bound
 
 

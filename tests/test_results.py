@@ -4,6 +4,7 @@ import filecmp
 import json
 import re
 import runpy
+import sys
 
 import pytest
 import torch
@@ -156,3 +157,17 @@ def test_the_table_of_engines_is_that_of_the_numbers_beside_it_and_the_docs(chec
         f"costs lanes of torch {eager} times the time of a step without, and native lanes {native} "
         f"times"
     ) in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("name", ["whole_run", "building"])
+def test_tables_beside_that_of_engines_are_those_of_their_numbers_and_the_docs(
+    checkout, monkeypatch, name
+):
+    monkeypatch.syspath_prepend(checkout / "benchmarks")
+    folder = checkout / "results" / "engines"
+    stored = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    page = runpy.run_path(str(checkout / "benchmarks" / f"{name}.py"))["table"](stored)
+    for beside in ("engines", "held_out", "timing"):
+        sys.modules.pop(beside, None)
+    assert (folder / f"{name}.md").read_text(encoding="utf-8") == page
+    assert page.strip() in (checkout / "docs" / "engines.md").read_text(encoding="utf-8")

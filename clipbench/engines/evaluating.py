@@ -7,10 +7,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from clipbench import feed
-from clipbench.engines.program import FEWEST_LANES, Nested, flat, grain
+from clipbench.engines.program import FEWEST_LANES, flat, grain
 from clipbench.engines.record import CHUNK, Job, graded
 from clipbench.engines.stacked import Programs
 from clipbench.events import Evaluation
@@ -63,21 +62,24 @@ def _outputs(lanes: Trained, which: Sequence[int], inputs: Sequence[Tensor]) -> 
     """What the models of some lanes make of the inputs of each; there may be more lanes than are
     asked for, so that a lane has the same bits at every position.
     """
-    index = torch.tensor(which, device=lanes.device)
-    weights, fixed = lanes.weights[index], tuple(tensor[index] for tensor in lanes.fixed)
     outputs = []
     for chunk in zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True):
-        arguments = _filled_up((weights, torch.stack(chunk), fixed), FEWEST_LANES)
-        arguments = _filled_up(arguments, grain(lanes.programs.output(*arguments)))
-        outputs.append(lanes.programs.output(*arguments)(*flat(arguments))[: len(which)])
+        arguments = _arguments(lanes, which, chunk, FEWEST_LANES)
+        program = lanes.programs.output(*arguments)
+        if len(arguments[1]) % (wanted := grain(program)):
+            arguments = _arguments(lanes, which, chunk, wanted)
+            program = lanes.programs.output(*arguments)
+        outputs.append(program(*flat(arguments))[: len(which)])
     return torch.cat(outputs, 1)
 
 
-def _filled_up(arguments: tuple[Nested, ...], grain: int) -> tuple[Nested, ...]:
-    """Arguments of a multiple of so many lanes, the last of them once more for each that lacks."""
-    more = -len(flat(arguments)[0]) % grain
-    if not more:
-        return arguments
-    return pytree.tree_map(
-        lambda tensor: torch.cat([tensor, tensor[-1:].expand(more, *tensor.shape[1:])]), arguments
-    )
+def _arguments(
+    lanes: Trained, which: Sequence[int], inputs: Sequence[Tensor], grain: int
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Weights, inputs and what is not trained of a multiple of so many lanes, the last of them once
+    more for each that lacks.
+    """
+    more = -len(which) % grain
+    index = torch.tensor([*which, *[which[-1]] * more], device=lanes.device)
+    fixed = tuple(tensor[index] for tensor in lanes.fixed)
+    return lanes.weights[index], torch.stack([*inputs, *[inputs[-1]] * more]), fixed
