@@ -53,7 +53,9 @@ MOST_AT_ONCE = 40  # steps of a measurement
 # a process grows by at most so many times the memory in use (4.4 seen with glibc; CUDA was not
 # measured): freed pieces do not fit the next tensors
 HEADROOM = 5
-CURVES = 3  # that a lane has at its end: in stretches, as one, and as bytes that are handed over
+# that a lane has at its end: in stretches, as one, and as bytes that are handed over; one for what
+# is held besides
+CURVES = 4
 AGREEMENT = 1e-9
 # Steps of native lanes that are compared with those of torch before they are trusted, relative to
 # the number: float32, summed in another order. An update is a small difference of large weights.
