@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-from engines import number
+from engines import number, written
 
 from clipbench import execute, registry
 from clipbench.cell import Cell, Part
@@ -107,10 +107,7 @@ def main():
     whole = {"environment": execute.environment("cpu"), "workloads": found}
     sys.stdout.write(table(whole))
     if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
-        texts = {"json": json.dumps(whole, indent=1) + "\n", "md": table(whole)}
-        for ending, text in texts.items():
-            (given.out / f"building.{ending}").write_text(text, encoding="utf-8")
+        written(given.out, "building", whole, table(whole))
 
 
 if __name__ == "__main__":

@@ -505,6 +505,13 @@ def chart(found, footer):
     return figure
 
 
+def written(folder, name, found, page):
+    """``NAME.json`` and ``NAME.md`` in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending, text in {"json": json.dumps(found, indent=1) + "\n", "md": page}.items():
+        (folder / f"{name}.{ending}").write_text(text, encoding="utf-8")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
@@ -547,7 +554,6 @@ def main():
     page = table(found, missing, footer)
     sys.stdout.write(page)
     if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
         whole = {
             "seconds": given.seconds,
             "environment": machine,
@@ -555,10 +561,8 @@ def main():
             "missing": missing,
             "rounds": found,
         }
-        texts = {"json": json.dumps(whole, indent=1) + "\n", "md": page}
-        written = {ending: text.encode() for ending, text in texts.items()}
-        written |= style.render(chart(found, footer), ("svg", "png"))
-        for ending, content in written.items():
+        written(given.out, "engines", whole, page)
+        for ending, content in style.render(chart(found, footer), ("svg", "png")).items():
             (given.out / f"engines.{ending}").write_bytes(content)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from engines import PAIR, number, pair
+from engines import PAIR, number, pair, written
 from held_out import TRAIN, examples, network
 from timing import ready, timed
 from torch import nn
@@ -152,10 +152,7 @@ def main():
     found["environment"] = execute.environment("cpu")
     sys.stdout.write(table(found))
     if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
-        texts = {"json": json.dumps(found, indent=1) + "\n", "md": table(found)}
-        for ending, text in texts.items():
-            (given.out / f"whole_run.{ending}").write_text(text, encoding="utf-8")
+        written(given.out, "whole_run", found, table(found))
 
 
 if __name__ == "__main__":
